@@ -1,0 +1,80 @@
+# Each target sets up what it needs, in .venv; a second call starts at once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+ABI_TORCH ?= 2.13.0
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: help demo test test-abi bench carry gpu lint format clean
+
+help:
+	@echo "make demo    train on 8x8 digits, probe every layer, show the learning phases (runs/demo)"
+	@echo "make test    run the tests"
+	@echo "make bench   benchmark the ops against plain ATen"
+	@echo "make gpu     build, test and benchmark on this machine's GPU with the Python at hand; no network needed"
+	@echo "make lint    check style and types;  make format  mend style"
+	@echo "make test-abi  run the op tests of this build under torch $(ABI_TORCH)"
+
+$(VENV)/created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# torch first: the extension is compiled against the installed one, not against one of a build environment.
+$(VENV)/torch: $(VENV)/created constraints.txt
+	@echo "installing torch (the download takes a minute or two) ..."
+	$(PIP) 'torch>=2.11' 'setuptools>=77' wheel 'pybind11>=2.13' ninja numpy
+	@touch $@
+
+$(VENV)/demo: $(VENV)/torch pyproject.toml setup.py $(SOURCES)
+	$(PIP) --no-build-isolation --editable '.[demo]'
+	@touch $@
+
+$(VENV)/dev: $(VENV)/demo
+	$(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/demo
+	$(BIN)/phasefast demo
+
+test: $(VENV)/dev
+	$(BIN)/python -m pytest --durations=10
+
+bench: $(VENV)/dev
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+# One build serves every torch from 2.11 on: the binary that .venv has built, under another torch.
+$(VENV)-abi/$(ABI_TORCH): $(VENV)/created
+	$(PYTHON) -m venv $(VENV)-abi
+	$(VENV)-abi/bin/python -m pip install --quiet --disable-pip-version-check torch==$(ABI_TORCH) numpy pyarrow typer rich \
+	    scikit-learn pytest pytest-benchmark pytest-timeout
+	@touch $@
+
+test-abi: $(VENV)/dev $(VENV)-abi/$(ABI_TORCH)
+	PYTHONPATH=. $(VENV)-abi/bin/python -m pytest tests/ops tests/stages/test_decode.py
+
+# What a GPU machine without a network may lack: pure-Python wheels, fetched beforehand where there is one.
+carry:
+	$(PYTHON) -m pip download --quiet --disable-pip-version-check --dest .carry typer rich pytest-timeout
+
+gpu:
+	if [ -d .carry ]; then $(PYTHON) -m pip install --quiet --no-index --find-links .carry typer rich pytest-timeout; fi
+	PHASEFAST_REQUIRE_EXTENSION=1 $(PYTHON) setup.py --quiet build_ext --inplace
+	PYTHONPATH=. $(PYTHON) -m pytest -m cuda
+	mkdir -p benchmarks/results
+	PYTHONPATH=. $(PYTHON) -m pytest benchmarks --benchmark-only --benchmark-json=benchmarks/results/gpu.json
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
+
+format: $(VENV)/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(SOURCES)
+
+clean:
+	rm -rf $(VENV) $(VENV)-abi build *.egg-info phasefast/*.so

@@ -1,0 +1,228 @@
+// Equilibrated blocked Cholesky with inverted diagonal blocks: the substitution is products of matrices only.
+#include "ridge_solve.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <cmath>
+#include <limits>
+
+#include "cpu/cpu.h"
+
+namespace phasefast {
+namespace {
+
+constexpr int64_t kBlock = 128;  // columns of a diagonal block
+constexpr int64_t kStrip = 256;  // right-hand sides of one task
+constexpr int64_t kPad = 16;     // keeps the rows of a strip off the same cache sets
+
+// The lower Cholesky factor of a block, by LAPACK, in place; 0, or the order of the minor that failed.
+template <typename T>
+int32_t factor_block(const Matrix<T>& block) {
+  AtenTensorHandle handle = nullptr;
+  const Tensor view = block.tensor();
+  TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(view.get(), &handle));
+  StableIValue stack[] = {torch::stable::detail::from(handle), torch::stable::detail::from(false),
+                          torch::stable::detail::from(false)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linalg_cholesky_ex", "", stack, TORCH_ABI_VERSION));
+  const Tensor factor = torch::stable::detail::to<Tensor>(stack[0]);
+  const Tensor info = torch::stable::detail::to<Tensor>(stack[1]);
+  if (const int32_t failed = *static_cast<const int32_t*>(info.data_ptr())) return failed;
+  const Matrix<T> from = matrix<T>(factor);
+  for (int64_t r = 0; r < block.rows; ++r) {
+    for (int64_t c = 0; c <= r; ++c) {
+      block.data[r * block.row_stride + c] = from.data[r * from.row_stride + c * from.col_stride];
+    }
+    // Some LAPACKs let NaN pass.
+    if (!std::isfinite(block.data[r * block.row_stride + r])) return static_cast<int32_t>(r + 1);
+  }
+  return 0;
+}
+
+// out = factor^-1, both lower triangular and row-major; in float64, row by row.
+template <typename T>
+PHASEFAST_INLINE void invert(const T* factor, int64_t stride, double* work, T* out, int64_t size) {
+  for (int64_t r = 0; r < size; ++r) {
+    double* row = work + r * size;
+    for (int64_t c = 0; c < size; ++c) row[c] = 0;
+    for (int64_t k = 0; k < r; ++k) {
+      const double scale = factor[r * stride + k];
+      const double* above = work + k * size;
+      for (int64_t c = 0; c <= k; ++c) row[c] -= scale * above[c];
+    }
+    row[r] = 1;
+    const double pivot = 1 / static_cast<double>(factor[r * stride + r]);
+    for (int64_t c = 0; c <= r; ++c) row[c] *= pivot;
+    for (int64_t c = 0; c < size; ++c) out[r * size + c] = static_cast<T>(row[c]);
+  }
+}
+
+PHASEFAST_CLONES void invert_block(const float* f, int64_t stride, double* work, float* out, int64_t size) {
+  invert(f, stride, work, out, size);
+}
+PHASEFAST_CLONES void invert_block(const double* f, int64_t stride, double* work, double* out, int64_t size) {
+  invert(f, stride, work, out, size);
+}
+
+// Rows of a matrix in parallel, some 32k elements at least to a thread.
+template <typename F>
+void each_row(int64_t rows, int64_t cols, const F& body) {
+  torch::stable::parallel_for(0, rows, std::max<int64_t>(1, 32768 / std::max<int64_t>(cols, 1)),
+                              [&](int64_t begin, int64_t end) {
+                                for (int64_t r = begin; r < end; ++r) body(r);
+                              });
+}
+
+// Left-looking factorisation in place; inverses [d, kBlock] take the inverted diagonal blocks, row-major, tight.
+template <typename T>
+int32_t factorise(const Matrix<T>& a, const Scratch<T>& inverses, const Scratch<T>& panel, double* work) {
+  for (int64_t start = 0; start < a.rows; start += kBlock) {
+    const int64_t size = std::min(kBlock, a.rows - start);
+    const int64_t below = a.rows - start - size;
+    if (start) {
+      multiply_add(a.block(start, start, a.rows - start, size), a.block(start, 0, a.rows - start, start),
+                   a.block(start, 0, size, start).transposed(), -1);
+    }
+    const Matrix<T> diagonal = a.block(start, start, size, size);
+    if (const int32_t failed = factor_block(diagonal)) return static_cast<int32_t>(start) + failed;
+    T* inverse = inverses.data() + start * kBlock;
+    invert_block(diagonal.data, diagonal.row_stride, work, inverse, size);
+    if (!below) break;
+    const Matrix<T> solved = panel.matrix(below, size);
+    const Matrix<T> lower = a.block(start + size, start, below, size);
+    multiply(solved, lower, Matrix<T>{inverse, size, size, 1, size});
+    each_row(below, size, [&](int64_t r) {
+      std::memcpy(lower.data + r * lower.row_stride, solved.data + r * size, size * sizeof(T));
+    });
+  }
+  return 0;
+}
+
+// Some right-hand sides at a time: weights = scale (factor factor')^-1 scale cross, with scale 1 / root of the diagonal.
+// Two buffers take turns, so that no product has to be copied back.
+template <typename T>
+void substitute(const Matrix<T>& factor, const T* inverses, const T* inverse_scale, const Matrix<T>& cross,
+                const Matrix<T>& weights, const Matrix<T>& x, const Matrix<T>& y) {
+  const int64_t width = factor.rows;
+  const int64_t cols = cross.cols;
+  for (int64_t r = 0; r < width; ++r) {
+    for (int64_t c = 0; c < cols; ++c) {
+      x.data[r * x.row_stride + c] = cross.data[r * cross.row_stride + c * cross.col_stride] * inverse_scale[r];
+    }
+  }
+  for (int64_t start = 0; start < width; start += kBlock) {
+    const int64_t size = std::min(kBlock, width - start);
+    const Matrix<T> part = x.block(start, 0, size, cols);
+    if (start) multiply_add(part, factor.block(start, 0, size, start), y.block(0, 0, start, cols), -1);
+    multiply(y.block(start, 0, size, cols), Matrix<T>{const_cast<T*>(inverses) + start * kBlock, size, size, size, 1},
+             part);
+  }
+  for (int64_t start = (width - 1) / kBlock * kBlock; start >= 0; start -= kBlock) {
+    const int64_t size = std::min(kBlock, width - start);
+    const int64_t below = width - start - size;
+    const Matrix<T> part = y.block(start, 0, size, cols);
+    if (below) {
+      multiply_add(part, factor.block(start + size, start, below, size).transposed(),
+                   x.block(start + size, 0, below, cols), -1);
+    }
+    multiply(x.block(start, 0, size, cols), Matrix<T>{const_cast<T*>(inverses) + start * kBlock, size, size, 1, size},
+             part);
+  }
+  for (int64_t r = 0; r < width; ++r) {
+    for (int64_t c = 0; c < cols; ++c) {
+      weights.data[r * weights.row_stride + c] = x.data[r * x.row_stride + c] * inverse_scale[r];
+    }
+  }
+}
+
+template <typename T>
+struct Workspace {
+  Scratch<T> matrix, inverses, panel;
+  std::vector<T> scale, inverse_scale;
+  std::vector<double> work;
+
+  explicit Workspace(int64_t width)
+      : matrix(width, width),
+        inverses(width, kBlock),
+        panel(width, kBlock),
+        scale(width),
+        inverse_scale(width),
+        work(kBlock * kBlock) {}
+};
+
+// One system. The scale is the root of the diagonal: NaN where that is negative, which LAPACK then reports; 0 where dead.
+template <typename T>
+int32_t solve(const Matrix<T>& gram, const Matrix<T>& cross, T penalty, const Matrix<T>& weights,
+              const Matrix<T>* factor, Workspace<T>& space) {
+  const int64_t width = gram.rows;
+  const auto at = [](const Matrix<T>& m, int64_t r, int64_t c) -> T& {
+    return m.data[r * m.row_stride + c * m.col_stride];
+  };
+  T* scale = space.scale.data();
+  T* inverse = space.inverse_scale.data();
+  for (int64_t r = 0; r < width; ++r) {
+    scale[r] = std::sqrt(at(gram, r, r) + penalty);
+    inverse[r] = scale[r] == 0 ? T(0) : 1 / scale[r];
+  }
+  const Matrix<T> a = space.matrix.matrix();
+  each_row(width, width, [&](int64_t r) {
+    for (int64_t c = 0; c < r; ++c) at(a, r, c) = at(gram, r, c) * inverse[r] * inverse[c];
+    at(a, r, r) = scale[r] == 0 ? T(1) : (at(gram, r, r) + penalty) * inverse[r] * inverse[r];
+  });
+  const int32_t failed = factorise(a, space.inverses, space.panel, space.work.data());
+  const T nan = std::numeric_limits<T>::quiet_NaN();
+  if (factor) {
+    each_row(width, width, [&](int64_t r) {
+      const T own = scale[r] == 0 ? T(1) : scale[r];
+      for (int64_t c = 0; c < width; ++c) at(*factor, r, c) = failed ? nan : c <= r ? at(a, r, c) * own : T(0);
+    });
+  }
+  if (failed) {
+    each_row(width, cross.cols, [&](int64_t r) { std::fill_n(&at(weights, r, 0), cross.cols, nan); });
+  }
+  if (failed || !width) return failed;
+  const int64_t strips = (cross.cols + kStrip - 1) / kStrip;
+  torch::stable::parallel_for(0, strips, 1, [&](int64_t begin, int64_t end) {
+    const Scratch<T> x(width, kStrip + kPad);
+    const Scratch<T> y(width, kStrip + kPad);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t cols = std::min(kStrip, cross.cols - i * kStrip);
+      substitute(a, space.inverses.data(), inverse, cross.block(0, i * kStrip, width, cols),
+                 weights.block(0, i * kStrip, width, cols), x.matrix().block(0, 0, width, cols),
+                 y.matrix().block(0, 0, width, cols));
+    }
+  });
+  return 0;
+}
+
+template <typename T>
+void solve_cell(const Tensor& gram, const Tensor& cross, const Tensor& penalties, const Tensor& weights,
+                const Tensor* factors, int32_t* info, int64_t info_stride) {
+  Workspace<T> space(gram.size(0));
+  const double* penalty = static_cast<const double*>(penalties.data_ptr());
+  for (int64_t l = 0; l < penalties.size(0); ++l) {
+    Matrix<T> factor{};
+    if (factors) factor = slice<T>(*factors, l);
+    info[l * info_stride] =
+        solve(matrix<T>(gram), matrix<T>(cross), static_cast<T>(penalty[l * penalties.stride(0)]), slice<T>(weights, l),
+              factors ? &factor : nullptr, space);
+  }
+}
+
+void ridge_solve(const Tensors& grams, const Tensors& crosses, const Tensors& penalties, const Tensors& weights,
+                 const Tensors& factors, const Tensor& info) {
+  check_ridge_solve(grams, crosses, penalties, weights, factors, info);
+  for (size_t i = 0; i < grams.size(); ++i) {
+    int32_t* out = static_cast<int32_t*>(info.data_ptr()) + static_cast<int64_t>(i) * info.stride(0);
+    const Tensor* factor = factors.empty() ? nullptr : &factors[i];
+    if (grams[i].scalar_type() == ScalarType::Double) {
+      solve_cell<double>(grams[i], crosses[i], penalties[i], weights[i], factor, out, info.stride(1));
+    } else {
+      solve_cell<float>(grams[i], crosses[i], penalties[i], weights[i], factor, out, info.stride(1));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace phasefast
+
+STABLE_TORCH_LIBRARY_IMPL(phasefast, CPU, m) { m.impl("ridge_solve", TORCH_BOX(&phasefast::ridge_solve)); }

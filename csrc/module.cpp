@@ -1,0 +1,32 @@
+// The Python module: only build_info(). pybind11 cannot be included beside the stable headers, so it lives here alone.
+#include <pybind11/pybind11.h>
+
+namespace py = pybind11;
+
+namespace {
+
+py::dict build_info() {
+  py::dict info;
+  info["torch"] = PHASEFAST_TORCH_VERSION;
+#if defined(__clang__)
+  info["compiler"] = "clang " __clang_version__;
+#elif defined(__GNUC__)
+  info["compiler"] = "gcc " __VERSION__;
+#else
+  info["compiler"] = "unknown";
+#endif
+  info["cuda"] = false;
+  info["cuda_version"] = py::none();
+  info["archs"] = py::tuple();
+  info["flags"] = PHASEFAST_FLAGS;
+  const unsigned long long target = TORCH_TARGET_VERSION;
+  info["abi_target"] = py::str(std::to_string(target >> 56) + "." + std::to_string((target >> 48) & 0xff));
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Loading this module registers the ops torch.ops.phasefast.*";
+  m.def("build_info", &build_info, "How this module was built.");
+}

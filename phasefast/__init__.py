@@ -1,0 +1,28 @@
+"""See, for every layer at every checkpoint, what can still be decoded linearly and which learning phase it is in."""
+
+from .engine import VERSION as __version__
+from .engine import ProbeOptions
+from .ops._extension import build_info
+from .probe import probe
+from .scores import Scores, read_scores
+from .stages.phases import detect_phases
+from .stages.probe_set import ProbeSet
+from .stages.targets import Function, Input, Label
+from .sweep import sweep
+from .track import PhaseTracker
+
+__all__ = [
+    "Function",
+    "Input",
+    "Label",
+    "PhaseTracker",
+    "ProbeOptions",
+    "ProbeSet",
+    "Scores",
+    "__version__",
+    "build_info",
+    "detect_phases",
+    "probe",
+    "read_scores",
+    "sweep",
+]

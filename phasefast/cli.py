@@ -1,0 +1,205 @@
+"""The command line: ``phasefast demo | info | layers | phases | report``."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import nn
+from typer.core import TyperGroup
+
+from .engine import VERSION
+from .errors import ArgumentError, PhasefastError
+from .experiments.demo import run_demo
+from .ops._extension import build_info
+from .report import print_report, write_phases, write_report
+from .stages.layers import select_layers
+
+_EXTRAS = {"torchvision": "vision", "matplotlib": "report", "pandas": "report", "scikit-learn": "demo"}
+_Directory = Annotated[Path, typer.Argument(help="Run directory: the one that holds scores/.", show_default=False)]
+
+
+class _Group(TyperGroup):
+    """Shows phasefast's own errors as one line; whatever else goes wrong is a fault and keeps its traceback."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        try:
+            return super().invoke(ctx)
+        except PhasefastError as error:
+            if ctx.params.get("debug"):
+                raise
+            message = " ".join(f"error: {error}".split())
+            Console(stderr=True).print(Text(message, style="red"), soft_wrap=True)
+            raise typer.Exit(1) from error
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="For every layer at every checkpoint: how much of the input can still be decoded, and in which phase it is.",
+)
+
+
+@app.callback()
+def _options(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error, not only its message.")
+    ] = False,
+) -> None:
+    """Options of all commands; read by the group where an error arrives."""
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Directory for scores, phases.json and phases.png.")] = Path("runs/demo"),
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Of the data split, the weights and the order of the batches.")
+    ] = 0,
+    steps: Annotated[int, typer.Option(help="Training steps; probed at 0, 1, 2, 4, ... and the last.")] = 4096,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.002,
+    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:0; CUDA if there is any.")] = None,
+) -> None:
+    """Train a small network on the 8x8 digits and show its three learning phases."""
+    run_demo(out, seed=seed, steps=steps, device=device, lr=lr)
+
+
+@app.command()
+def info() -> None:
+    """Versions, how the extension was built or why it is not used, and what there is to compute on."""
+    table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    for name, value in _facts():
+        table.add_row(name, Text(value))
+    Console().print(table)
+
+
+@app.command()
+def layers(
+    model: Annotated[
+        str,
+        typer.Argument(help="package.module:callable that makes a model, or a torchvision name.", show_default=False),
+    ],
+    pattern: Annotated[
+        list[str] | None, typer.Option("--pattern", help="Glob of names; may be given more than once.")
+    ] = None,
+) -> None:
+    """List the modules of a model that can be probed; * marks those that are probed by default, or match."""
+    network = _load_model(model)
+    chosen = set(select_layers(network, pattern))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("")
+    table.add_column("layer", overflow="fold")
+    table.add_column("class", overflow="fold")
+    for name, module in network.named_modules():
+        if name and (pattern is None or name in chosen):
+            table.add_row("*" if name in chosen else "", Text(name), Text(type(module).__name__))
+    console = Console()
+    console.print(table)
+    marked = "match" if pattern else "are probed by default"
+    console.print(
+        f"{len(chosen)} of {sum(1 for name, _ in network.named_modules() if name)} modules {marked}", highlight=False
+    )
+
+
+@app.command()
+def phases(
+    directory: _Directory,
+    json: Annotated[bool, typer.Option("--json", help="Print phases.json instead of tables.")] = False,
+) -> None:
+    """Detect the phases of a run: write phases.json into its directory and print the tables."""
+    scores, found = write_phases(directory)
+    if json:
+        typer.echo(found.to_json())
+    else:
+        print_report(scores, found, Console())
+
+
+@app.command()
+def report(directory: _Directory) -> None:
+    """Like phases, and draw phases.png."""
+    write_report(directory)
+
+
+def main() -> None:
+    """Entry point of the command ``phasefast``."""
+    app(prog_name="phasefast")
+
+
+def _facts() -> list[tuple[str, str]]:
+    """What ``info`` shows: (name, value)."""
+    build = build_info()
+    facts = [("phasefast", VERSION), ("Python", platform.python_version()), ("torch", torch.__version__)]
+    facts.append(("extension", "compiled" if build["compiled"] else f"not used: {build['problem']}"))
+    for key, value in build.items():
+        if key not in ("compiled", "problem"):
+            text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+            facts.append((f"  {key.replace('_', ' ')}", "none" if text in ("", "None") else text))
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    facts.append(("CUDA devices", ", ".join(devices) or "none"))
+    facts.append(
+        ("CPU", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
+    )
+    return facts + [(package, _version(package, extra)) for package, extra in _EXTRAS.items()]
+
+
+def _version(package: str, extra: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return f"missing: pip install 'phasefast[{extra}]'"
+
+
+def _load_model(name: str) -> nn.Module:
+    """The model that ``package.module:callable`` or a torchvision name stands for; ArgumentError if there is none."""
+    made = _call(name) if ":" in name else _torchvision(name)
+    if not isinstance(made, nn.Module):
+        raise ArgumentError(f"model {name!r}: expected a torch.nn.Module, got {type(made).__name__}")
+    return made
+
+
+def _call(name: str) -> object:
+    module_name, _, attribute = name.partition(":")
+    # An installed command, unlike `python -m`, does not look for modules where it is called.
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ArgumentError(f"model {name!r}: expected package.module:callable; {error}") from error
+    if isinstance(found, nn.Module) or not callable(found):
+        return found
+    try:
+        return found()
+    except TypeError as error:
+        raise ArgumentError(f"model {name!r}: expected a callable without required arguments; {error}") from error
+
+
+def _torchvision(name: str) -> nn.Module:
+    try:
+        from torchvision.models import get_model, list_models
+    except ImportError as error:
+        raise ArgumentError(
+            f"model {name!r}: expected package.module:callable; names of torchvision models need torchvision: "
+            "pip install 'phasefast[vision]'"
+        ) from error
+    known = list_models()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "no torchvision model has such a name"
+        raise ArgumentError(f"model {name!r}: expected package.module:callable or a torchvision name; {hint}")
+    model: nn.Module = get_model(name, weights=None)
+    return model

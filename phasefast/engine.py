@@ -1,0 +1,223 @@
+"""The one composer that knows all stages: measure a model's layers on a probe set. Everything else calls it."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal, TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from .errors import ArgumentError
+from .scores import Scores
+from .stages.capture import RowOptions, capture, chunk_bounds, discover_layers, model_inputs
+from .stages.evaluate import evaluate, evaluate_model
+from .stages.layers import select_layers, unwrap
+from .stages.plan import Problem, group_layers, memory_budget
+from .stages.preserve import BATCHNORM_MODES, batchnorm_mode, preserved
+from .stages.probe_set import ProbeSet
+from .stages.solve import DEFAULT_ALPHAS, Penalties, select, solve
+from .stages.statistics import accumulate
+from .stages.targets import Input, Label, Target, build_targets, targets_digest
+from .types import Activations, BatchNormMode, Decoder, Layer, Score, TargetMatrix, TokenMode
+
+FOLDS = 5
+ERROR_TOLERANCE = 1e-5  # relative, of the held-out squared error: above it, float32 is not enough
+_AUTHORS_BATCH = 128  # arXiv 2312.06887 measures with the batch statistics of 128 images
+_BATCH = 256
+try:
+    VERSION = version("phasefast")
+except PackageNotFoundError:  # run from a source tree that was never installed
+    VERSION = "0+unknown"
+
+
+class ProbeOptions(TypedDict, total=False):
+    """What :func:`phasefast.probe`, :func:`phasefast.sweep` and :class:`phasefast.PhaseTracker` have in common.
+
+    Attributes:
+        layers: globs over ``named_modules()``; the model's direct children by default.
+        targets: what is decoded; the input, and the label where the probe set has labels, by default.
+        alphas: ridge penalties relative to the mean diagonal of the Gram matrix; 5-fold cross-validation on the fit
+            rows chooses one per target, ``[a]`` forces one. A grid from 1e-7 to 10 by default.
+        noise: instead of ``alphas``, the standard deviation of noise on the activations (penalty = n noise^2).
+        batchnorm: ``"recompute"`` statistics on the fit rows (default), of each ``"batch"``, or ``"running"``.
+        device: where to compute; the model's own device by default.
+        precision: ``"exact"`` (default): float32, and float64 for cells where it is not enough; ``"fast"``: float32,
+            and float64 only where it fails; ``"double"``: float64 throughout.
+        tokens: for outputs [b, t, f]: ``"flatten"`` (default), ``"mean"`` over t, or ``"cls"``, the first.
+        pool: average spatial dimensions to this size; 0 (default) keeps every position.
+        batch_size: of the forward passes; 256, or 128 for ``batchnorm="batch"``, by default.
+        memory: budget, such as ``"8GB"``; most of what is free by default.
+    """
+
+    layers: Sequence[str] | str | None
+    targets: Sequence[Target] | None
+    alphas: Sequence[float] | None
+    noise: float | None
+    batchnorm: BatchNormMode
+    device: str | torch.device | None
+    precision: Literal["exact", "fast", "double"]
+    tokens: TokenMode
+    pool: int
+    batch_size: int | None
+    memory: str | int | None
+
+
+class Engine:
+    """Measures one model on one probe set, again and again; targets, layers and plan are made once.
+
+    Raises:
+        ArgumentError, DataError, LayerError: options, targets or layers that cannot be used, before any work is done.
+    """
+
+    def __init__(self, model: nn.Module, probe_set: ProbeSet, run: str = "run", **options: Any) -> None:
+        _check_options(options)
+        self.model, self.probe_set, self.run = unwrap(model), probe_set, run
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        given = options.get("device")
+        self.device = (
+            torch.device(given) if given is not None else next((t.device for t in tensors), torch.device("cpu"))
+        )
+        self.batchnorm: BatchNormMode = options.get("batchnorm", "recompute")
+        self.precision: str = options.get("precision", "exact")
+        self.rows = RowOptions(options.get("tokens", "flatten"), options.get("pool", 0))
+        self.batch_size = options.get("batch_size") or (_AUTHORS_BATCH if self.batchnorm == "batch" else _BATCH)
+        alphas = options.get("alphas")
+        self.penalties = Penalties(
+            DEFAULT_ALPHAS if alphas is None else tuple(map(float, alphas)), options.get("noise")
+        )
+        self.memory = options.get("memory")
+        self.names = select_layers(self.model, options.get("layers"))
+        targets = options.get("targets")
+        chosen = _default_targets(probe_set) if targets is None else list(targets)
+        self.label = next((target.name for target in chosen if isinstance(target, Label)), None)
+        fit = (probe_set.fit_inputs, probe_set.fit_labels)
+        heldout = (probe_set.heldout_inputs, probe_set.heldout_labels)
+        self.targets = build_targets(chosen, fit, heldout, self.device)
+        count = min(FOLDS, probe_set.n_fit) if self.penalties.selects else 1
+        self.folds = [probe_set.n_fit * i // count for i in range(count + 1)]
+        self.config_hash = self._hash()
+        self._layers: list[Layer] | None = None
+
+    def measure(self, step: int) -> Scores:
+        """Scores of the model as it is now, labelled ``step``. The model is left exactly as it was found."""
+        start = time.perf_counter()
+        scores: list[Score] = []
+        with preserved(self.model, self.device):
+            fit_bounds = chunk_bounds(0, self.probe_set.n_fit, self.batch_size)
+            batches = model_inputs(self.probe_set.fit_inputs, fit_bounds, self.model, self.device)
+            if self._layers is None:
+                first = next(model_inputs(self.probe_set.fit_inputs, [(0, 2)], self.model, self.device))
+                self._layers = discover_layers(self.model, self.names, first, self.rows)
+            with batchnorm_mode(self.model, self.batchnorm, batches):
+                for index, group in enumerate(self._plan(self._layers)):
+                    scores += self._measure_group(group, with_model=index == 0)
+        seconds = time.perf_counter() - start
+        return Scores.from_rows(self._row(score, step, seconds) for score in scores)
+
+    def _plan(self, layers: Sequence[Layer]) -> list[list[Layer]]:
+        p, q = self.targets.fit.shape[1], self.targets.sketch_blocks[-1].stop
+        sizes = self.probe_set.n_fit, self.probe_set.n_heldout, p, q, len(self.folds) - 1, len(self.penalties.alphas)
+        return group_layers(layers, Problem(*sizes), memory_budget(self.memory, self.device))
+
+    def _measure_group(self, group: Sequence[Layer], with_model: bool) -> list[Score]:
+        data = self.probe_set
+        arguments = (data.fit_inputs, data.heldout_inputs, self.folds, self.batch_size, self.rows, self.device)
+        cells, fit_outputs, heldout_outputs = capture(self.model, group, *arguments)
+        scores: list[Score] = []
+        if with_model and self.label is not None:
+            width = next(block.stop - block.start for block in self.targets.blocks if block.name == self.label)
+            outputs = {"fit": fit_outputs, "heldout": heldout_outputs}
+            usable = {
+                split: out if out is not None and out.shape[1] == width else None for split, out in outputs.items()
+            }
+            scores += evaluate_model(usable, {"fit": data.fit_labels, "heldout": data.heldout_labels}, self.label)
+        for cell, decoder in zip(cells, decode(cells, self.targets, self.penalties, self.precision), strict=True):
+            scores += evaluate(cell, decoder, self.targets)
+        return scores
+
+    def _row(self, score: Score, step: int, seconds: float) -> dict[str, Any]:
+        row: dict[str, Any] = {
+            "run": self.run,
+            "step": step,
+            "layer": score.layer,
+            "dim": score.dim,
+            "target": score.target,
+            "split": score.split,
+            "metric": score.metric,
+            "value": score.value,
+            "n": score.n,
+            "batchnorm": self.batchnorm,
+            "seconds": seconds,
+            "config_hash": self.config_hash,
+            "version": VERSION,
+        }
+        if score.fit is not None:
+            for name in ("alpha", "route", "jitter", "rank", "dof", "condition", "error_estimate"):
+                row[name] = getattr(score.fit, name)
+            row["dtype"] = str(score.dtype).removeprefix("torch.")
+        if score.samples is not None:
+            row["samples"] = score.samples.numpy()
+        return row
+
+    def _hash(self) -> str:
+        settings = {
+            "names": self.names,
+            "targets": targets_digest(self.targets),
+            "data": self.probe_set.digest,
+            "penalties": [self.penalties.alphas, self.penalties.noise],
+            "batchnorm": [self.batchnorm, self.batch_size],
+            "precision": self.precision,
+            "rows": [self.rows.tokens, self.rows.pool],
+            "folds": self.folds,
+        }
+        return hashlib.blake2b(json.dumps(settings).encode(), digest_size=8).hexdigest()
+
+
+def decode(
+    cells: Sequence[Activations], targets: TargetMatrix, penalties: Penalties, precision: str = "exact"
+) -> Iterator[Decoder]:
+    """The decoders of captured cells: in float32 where its estimated error allows, else in float64."""
+    wide = precision == "double" or any(cell.fit.dtype == torch.float64 for cell in cells)
+    tolerance = ERROR_TOLERANCE if precision == "exact" else torch.finfo(torch.float64).max
+    statistics = accumulate(cells, targets, torch.float64 if wide else torch.float32)
+    for cell, moments in zip(cells, statistics, strict=True):
+        choice = select(cell, moments, targets, penalties)
+        decoder = solve(cell, moments, targets, penalties, choice)
+        if not wide and decoder.error_estimate > tolerance:
+            moments = accumulate([cell], targets, torch.float64, with_folds=not choice.reliable)[0]
+            choice = choice if choice.reliable else select(cell, moments, targets, penalties)
+            decoder = solve(cell, moments, targets, penalties, choice)
+        yield decoder
+
+
+def _default_targets(probe_set: ProbeSet) -> list[Target]:
+    targets: list[Target] = [Input()] if probe_set.fit_inputs.is_floating_point() else []
+    labels: list[Tensor] = [x for x in (probe_set.fit_labels, probe_set.heldout_labels) if x is not None]
+    if labels:
+        targets.append(Label(int(torch.cat(labels).max()) + 1))
+    return targets
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    for name in options:
+        if name not in ProbeOptions.__annotations__:
+            near = difflib.get_close_matches(name, ProbeOptions.__annotations__, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {sorted(ProbeOptions.__annotations__)}"
+            raise ArgumentError(f"unknown option {name!r}{hint}")
+    choices = {"batchnorm": BATCHNORM_MODES, "precision": ("exact", "fast", "double")}
+    for name, allowed in choices.items():
+        if options.get(name, allowed[0]) not in allowed:
+            raise ArgumentError(f"{name}: expected one of {allowed}, got {options[name]!r}")
+    if options.get("alphas") is not None and options.get("noise") is not None:
+        raise ArgumentError(
+            "alphas and noise exclude each other: a relative and an absolute penalty cannot share a curve"
+        )
+    batch_size = options.get("batch_size")
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        raise ArgumentError(f"batch_size: expected a positive integer, got {batch_size!r}")

@@ -1,0 +1,51 @@
+"""Every error phasefast raises on purpose; each message names the culprit, what was expected, what came, the mend."""
+
+from __future__ import annotations
+
+
+class PhasefastError(Exception):
+    """Base class of all errors raised by phasefast."""
+
+
+class ArgumentError(PhasefastError, ValueError):
+    """An argument has a value or a shape that cannot be used."""
+
+
+class DataError(PhasefastError, ValueError):
+    """A probe set or a target is empty, too small, mismatched, out of range or not finite."""
+
+
+class LayerError(PhasefastError, LookupError):
+    """A layer pattern matches nothing, a hook never fires, or an output is not a tensor of rows."""
+
+
+class NonFiniteError(PhasefastError, ArithmeticError):
+    """Activations hold NaN or Inf."""
+
+
+class SolveError(PhasefastError, ArithmeticError):
+    """No factorisation of a cell's Gram matrix succeeded."""
+
+
+class MemoryBudgetError(PhasefastError, MemoryError):
+    """The plan for a cell does not fit the memory budget."""
+
+
+class CheckpointError(PhasefastError, ValueError):
+    """A checkpoint is unreadable, untrusted, or does not fit the model."""
+
+
+class StoreError(PhasefastError, OSError):
+    """Scores cannot be written or read, or belong to another configuration."""
+
+
+class SweepError(PhasefastError, RuntimeError):
+    """Some checkpoints of a sweep failed; the others are stored."""
+
+
+class ExtensionError(PhasefastError, ImportError):
+    """The compiled extension was asked for and cannot be loaded."""
+
+
+class DependencyError(PhasefastError, ImportError):
+    """An optional dependency is missing; the message says which extra brings it."""

@@ -1,0 +1,9 @@
+"""The four ops of the core: compiled kernels where they are built, readable PyTorch everywhere else."""
+
+from . import reference
+from .capture import capture
+from .gram import gram
+from .residual import residual
+from .ridge_solve import ridge_solve
+
+__all__ = ["capture", "gram", "reference", "residual", "ridge_solve"]

@@ -1,0 +1,78 @@
+"""The compiled extension: loaded once, on first use; where it cannot be, the reason is kept as a message with its mend."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from . import reference
+
+OPS = ("capture", "gram", "ridge_solve", "residual")
+_MEND = "install phasefast again with this Python and this torch: pip install --no-build-isolation -e ."
+
+
+@functools.cache
+def _load() -> tuple[ModuleType | None, str | None]:
+    """The module and None, or None and why there is none."""
+    if os.environ.get("PHASEFAST_REFERENCE") == "1":
+        return None, "PHASEFAST_REFERENCE=1 asks for the PyTorch reference; unset it to use the compiled ops"
+    try:
+        module = importlib.import_module("phasefast._C")
+    except ModuleNotFoundError as error:
+        if error.name != "phasefast._C":
+            raise
+        return None, f"phasefast._C is not built for this Python; {_MEND}"
+    except (ImportError, OSError, RuntimeError) as error:
+        return None, f"phasefast._C does not load under torch {torch.__version__}: {error}; {_MEND}"
+    for op in OPS:
+        torch.library.register_fake(f"phasefast::{op}", _fake)
+    if not module.build_info()["cuda"]:
+        library = _cuda_library()
+        for op in OPS:
+            library.impl(op, getattr(reference, op), "CUDA")
+    return module, None
+
+
+@functools.cache
+def _cuda_library() -> torch.library.Library:
+    """Holds the registrations for CUDA tensors: they live as long as this object."""
+    return torch.library.Library("phasefast", "IMPL")
+
+
+def _fake(*_: object) -> None:
+    """All four ops write into tensors that the caller gives, so a fake has nothing to make."""
+
+
+def available() -> bool:
+    """Whether the compiled ops are there and wanted."""
+    return _load()[0] is not None
+
+
+def problem() -> str | None:
+    """Why the compiled ops are not used, and the mend; None where they are."""
+    return _load()[1]
+
+
+@functools.cache
+def compiled(op: str) -> Callable[..., None] | None:
+    """The compiled op of that name, or None where the reference has to do."""
+    return getattr(torch.ops.phasefast, op).default if available() else None
+
+
+def build_info() -> dict[str, Any]:
+    """How the extension was built, or why there is none.
+
+    Keys: ``compiled`` and ``problem``; with an extension also ``torch`` (built with), ``compiler``, ``cuda``,
+    ``cuda_version``, ``archs``, ``flags``, ``abi_target``.
+    """
+    module, reason = _load()
+    info: dict[str, Any] = {"compiled": module is not None, "problem": reason}
+    if module is not None:
+        info.update(module.build_info())
+    return info

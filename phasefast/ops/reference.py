@@ -1,0 +1,95 @@
+"""Readable PyTorch definitions of the four ops: the oracle of every kernel, and what runs where there is no kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def capture(
+    activations: Sequence[Tensor],
+    shifts: Sequence[Tensor],
+    pools: Sequence[int],
+    rows: Sequence[Tensor],
+    sums: Sequence[Tensor],
+    squares: Sequence[Tensor],
+) -> None:
+    """Activations [b, ...] become rows [b, d]; sums and squares [d] float64 of the stored rows are added up."""
+    for x, shift, pool, row, total, square in zip(activations, shifts, pools, rows, sums, squares, strict=True):
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        if pool:
+            spatial = wide.flatten(2) if wide.dim() > 5 else wide
+            pooling = (torch.nn.functional.adaptive_avg_pool1d, torch.nn.functional.adaptive_avg_pool2d,
+                       torch.nn.functional.adaptive_avg_pool3d)[spatial.dim() - 3]
+            wide = pooling(spatial, pool)
+        row.copy_(wide.flatten(1) - shift)
+        stored = row.double()
+        total += stored.sum(0)
+        square += stored.square().sum(0)
+
+
+def gram(rows: Sequence[Tensor], targets: Tensor, grams: Sequence[Tensor], crosses: Sequence[Tensor]) -> None:
+    """grams[i] [d, d] += rows' rows, lower triangle only; crosses[i] [d, p] += rows' targets."""
+    for a, g, c in zip(rows, grams, crosses, strict=True):
+        wide = a.to(torch.promote_types(a.dtype, torch.float32))
+        g += torch.tril(wide.mT @ wide)
+        c += wide.mT @ targets.to(wide.dtype)
+
+
+def ridge_solve(
+    grams: Sequence[Tensor],
+    crosses: Sequence[Tensor],
+    penalties: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    factors: Sequence[Tensor],
+    info: Tensor,
+) -> None:
+    """weights[i][l] [d, p] = (grams[i] + penalties[i][l] I)^-1 crosses[i], by Cholesky of the equilibrated matrix.
+
+    Columns whose diagonal plus penalty is zero get zero weights. Where the matrix is not positive definite, info[i, l] > 0 and
+    the weights are NaN. factors is empty, or factors[i][l] [d, d] becomes the lower Cholesky factor of grams[i] + penalty I.
+    """
+    for i, (g, c, path) in enumerate(zip(grams, crosses, penalties, strict=True)):
+        for step, penalty in enumerate(path.to(g)):
+            matrix = torch.tril(g) + torch.tril(g, -1).mT
+            matrix.diagonal().add_(penalty)
+            scale = matrix.diagonal().clamp_min(0).sqrt()
+            dead = scale == 0
+            inverse = torch.where(dead, 0, 1 / scale)
+            matrix = matrix * inverse[:, None] * inverse[None, :]
+            matrix.diagonal()[dead] = 1
+            factor, failed = torch.linalg.cholesky_ex(matrix)
+            solved = torch.cholesky_solve(c * inverse[:, None], factor) * inverse[:, None]
+            weights[i][step] = torch.where(failed > 0, torch.nan, solved)
+            info[i, step] = failed
+            if factors:
+                factors[i][step] = torch.tril(factor) * torch.where(dead, 1, scale)[:, None]
+
+
+def residual(
+    rows: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    offsets: Sequence[Tensor],
+    targets: Tensor,
+    blocks: Sequence[int],
+    classes: Sequence[bool],
+    errors: Sequence[Tensor],
+    hits: Sequence[Tensor],
+) -> None:
+    """errors[i] [k, m] float64 = squared error of rows @ weights + offset per block of target columns and per sample.
+
+    Block j spans columns blocks[j]:blocks[j + 1]. hits[i] [k, m] bool: in a block of classes, whether the first largest
+    prediction stands where the first largest target does; False in other blocks.
+    """
+    for a, w, offset, error, hit in zip(rows, weights, offsets, errors, hits, strict=True):
+        prediction = a.to(w.dtype) @ w + offset
+        expected = targets.to(w.dtype)
+        for j, (start, stop) in enumerate(zip(blocks[:-1], blocks[1:], strict=True)):
+            miss = prediction[:, start:stop] - expected[:, start:stop]
+            error[j] = miss.double().square().sum(1)
+            if classes[j]:
+                hit[j] = prediction[:, start:stop].argmax(1) == expected[:, start:stop].argmax(1)
+            else:
+                hit[j] = False

@@ -1,0 +1,42 @@
+"""Progress of long work: a bar with an ETA on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Update = Callable[[int, str], None]
+
+
+@contextmanager
+def progress(what: str, total: int, unit: str, console: Console | None = None) -> Iterator[Update]:
+    """Show how far work has come; yields ``update(done, note)``.
+
+    Args:
+        what: such as ``"training"``. unit: plural of what is counted. console: standard error by default.
+    """
+    console = console or Console(stderr=True)
+    if console.is_terminal:
+        columns = (
+            TextColumn(what),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(), console=console) as bar:
+            task = bar.add_task(what, total=total, note="")
+            yield lambda done, note: bar.update(task, completed=done, note=note)
+        return
+    start = time.perf_counter()
+
+    def line(done: int, note: str) -> None:
+        left = (time.perf_counter() - start) / max(done, 1) * (total - done)
+        text = ", ".join(part for part in (f"{what} {done}/{total} {unit}", note, f"ETA {left:.0f} s") if part)
+        console.print(text, highlight=False, soft_wrap=True)
+
+    yield line

@@ -1,0 +1,51 @@
+"""What a run directory's scores say: ``phases.json``, ``phases.png`` and tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from ..errors import StoreError
+from ..scores import Scores, read_scores
+from ..stages.phases import detect_phases
+from ..types import PhaseReport
+from .plot import plot_phases
+from .table import print_report
+
+__all__ = ["plot_phases", "print_report", "write_phases", "write_report"]
+
+
+def write_phases(directory: str | Path) -> tuple[Scores, PhaseReport]:
+    """Read a run's scores, detect the phases and write them as ``phases.json`` into the directory.
+
+    Raises:
+        StoreError: there are no scores, or the directory cannot be written.
+        DataError: fewer than two steps, or scores that cannot be analysed.
+    """
+    scores = read_scores(directory)
+    report = detect_phases(scores)
+    path = Path(directory) / "phases.json"
+    try:
+        report.write(path)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error}; free some space or choose another directory") from error
+    return scores, report
+
+
+def write_report(directory: str | Path, console: Console | None = None) -> PhaseReport:
+    """``write_phases``, then the tables on ``console`` and ``phases.png`` in the directory.
+
+    Raises:
+        DependencyError: matplotlib is missing; all else is written and printed by then.
+        StoreError, DataError: as for ``write_phases``.
+    """
+    console = console or Console()
+    scores, report = write_phases(directory)
+    print_report(scores, report, console)
+    runs = scores.to_arrow().column("run").unique().to_pylist()
+    picture = plot_phases(
+        scores, report, Path(directory) / "phases.png", title=f"Learning phases: {', '.join(map(str, runs))}"
+    )
+    console.print(f"wrote {Path(directory) / 'phases.json'} and {picture}", highlight=False, soft_wrap=True)
+    return report

@@ -1,0 +1,124 @@
+"""Tables for a terminal or a pipe: the phases of all layers, and the curves they were read from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..scores import MODEL_LAYER, Scores
+from ..types import CellPhases, Phase, PhaseKind, PhaseReport
+
+_KINDS: tuple[PhaseKind, ...] = ("constant", "decrease", "increase")
+_COLOURS: dict[PhaseKind, str] = {"constant": "", "decrease": "green", "increase": "yellow"}
+_NOT_THERE = "-"
+_LONGEST, _WIDE = 28, 1000
+
+
+def print_report(scores: Scores, report: PhaseReport, console: Console) -> None:
+    """Per target: the phases of its layers, then their curves, in as many parts as the console's width asks for."""
+    for target, metric in dict.fromkeys((cell.target, cell.metric) for cell in report):
+        cells = [cell for cell in report if (cell.target, cell.metric) == (target, metric)]
+        console.print()
+        title = f"Phases of target {target}: steps, and change of the held-out {metric}"
+        table = phase_table(cells, title)
+        if console.measure(table, options=console.options.update(max_width=_WIDE)).maximum > console.width:
+            table = phase_table(cells, title, two_lines=True)
+        console.print(table)
+        shown = "accuracy" if metric == "error" else metric
+        curves = {cell.layer: _curve(scores, cell.layer, target, shown) for cell in cells}
+        if own := _curve(scores, MODEL_LAYER, target, shown):
+            curves["(network)"] = own
+        for table in curve_tables(curves, f"Held-out {shown} of target {target}, by step", console.width):
+            console.print()
+            console.print(table)
+
+
+def phase_table(cells: Sequence[CellPhases], title: str, two_lines: bool = False) -> Table:
+    """One row per layer: its phases and their changes, the minimum with its interval, the stop window; ``-`` is none.
+
+    Args:
+        two_lines: changes and intervals stand below their steps instead of beside them.
+    """
+    between = "\n" if two_lines else " "
+    table = _table(title, padding=1)
+    table.add_column("layer", overflow="fold")
+    for heading in (*_KINDS, "minimum\n[interval]", f"stop{between}window"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for cell in cells:
+        phases = [_phase(cell.phase(kind), between) for kind in _KINDS]
+        minimum = Text(f"{cell.minimum_step}{between}[{_span(*cell.minimum_ci)}]")
+        window = _span(*cell.stop_window) if cell.stop_window else Text(_NOT_THERE, style="dim")
+        table.add_row(short(cell.layer), *phases, minimum, window)
+    return table
+
+
+def curve_tables(curves: Mapping[str, Mapping[int, float]], title: str, width: int) -> Iterator[Table]:
+    """One row per curve ``{step: value}``, one column per step; as many tables as it takes to stay within ``width``."""
+    steps = sorted({step for curve in curves.values() for step in curve})
+    first = max([len("step"), *(len(short(name)) for name in curves)])
+    while steps:
+        table, used, count = _table(title, padding=0), first, 0
+        table.add_column("step", no_wrap=True)
+        for step in steps:
+            cells = [number(curve[step]) if step in curve else "" for curve in curves.values()]
+            used += 1 + max(len(text) for text in [str(step), *cells])
+            if count and used > width:
+                break
+            table.add_column(str(step), justify="right", no_wrap=True)
+            count += 1
+        for name, curve in curves.items():
+            table.add_row(short(name), *(number(curve[step]) if step in curve else "" for step in steps[:count]))
+        yield table
+        steps, title = steps[count:], ""
+
+
+def number(value: float) -> str:
+    """Three digits in few letters: ``.359``, ``1.41``, ``2e-6``."""
+    size = abs(value)
+    if not math.isfinite(value) or size == 0:
+        return f"{value:g}"
+    if size < 5e-4 or size >= 9999.5:
+        mantissa, exponent = f"{value:.0e}".split("e")
+        return f"{mantissa}e{int(exponent)}"
+    if size < 0.9995:
+        return f"{value:.3f}".replace("0.", ".", 1)
+    return f"{value:.{max(0, 2 - math.floor(math.log10(1.0005 * size)))}f}"  # so that 9.996 is 10.0
+
+
+def short(name: str) -> str:
+    """A long name's end, which tells modules apart."""
+    return name if len(name) <= _LONGEST else "..." + name[3 - _LONGEST :]
+
+
+def _table(title: str, padding: int) -> Table:
+    # Without edges and with few lines it stays readable in a log; the title is a heading, so it stands on the left.
+    return Table(
+        title=title or None,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, padding, 0, 0),
+    )
+
+
+def _phase(phase: Phase | None, between: str) -> Text:
+    if phase is None:
+        return Text(_NOT_THERE, style="dim")
+    change = ("+" if phase.change > 0 else "") + number(phase.change)
+    return Text(f"{_span(phase.start_step, phase.end_step)}{between}{change}", style=_COLOURS[phase.kind])
+
+
+def _span(start: int, end: int) -> str:
+    return f"{start}-{end}" if start < end else str(start)
+
+
+def _curve(scores: Scores, layer: str, target: str, metric: str) -> dict[int, float]:
+    steps, values = scores.curve(layer, target, metric)
+    return dict(zip(steps.tolist(), values.tolist()))

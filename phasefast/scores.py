@@ -1,0 +1,204 @@
+"""The table of results: one row per number, Parquet shards on disk, one atomic shard per (run, step)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from .errors import ArgumentError, DependencyError, StoreError
+
+if TYPE_CHECKING:
+    import pandas
+
+SCHEMA = pa.schema(
+    [
+        ("run", pa.string()),
+        ("step", pa.int64()),
+        ("layer", pa.string()),
+        ("dim", pa.int64()),
+        ("target", pa.string()),
+        ("split", pa.string()),
+        ("metric", pa.string()),
+        ("value", pa.float64()),
+        ("alpha", pa.float64()),
+        ("n", pa.int64()),
+        ("route", pa.string()),
+        ("dtype", pa.string()),
+        ("batchnorm", pa.string()),
+        ("jitter", pa.float64()),
+        ("rank", pa.int64()),
+        ("dof", pa.float64()),
+        ("condition", pa.float64()),
+        ("error_estimate", pa.float64()),
+        ("seconds", pa.float64()),
+        ("config_hash", pa.string()),
+        ("version", pa.string()),
+        ("samples", pa.list_(pa.float32())),
+    ]
+)
+MODEL_LAYER = "model"
+_SHARD = re.compile(r"step-(\d+)\.parquet$")
+
+
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Sort key under which ``layer2`` comes before ``layer10``."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)]
+
+
+class Scores:
+    """A long, tidy table of metrics; columns are ``phasefast.scores.SCHEMA``.
+
+    ``samples`` of held-out ``fvu`` and ``accuracy`` rows holds one number per held-out sample; their mean is ``value``.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        if missing := [name for name in SCHEMA.names if name not in table.column_names]:
+            raise StoreError(f"table of scores lacks the columns {missing}; it has {table.column_names}")
+        order = [("step", "ascending")]
+        self._table = table.select(SCHEMA.names).cast(SCHEMA).sort_by(order) if len(table) else SCHEMA.empty_table()
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[dict[str, Any]]) -> Scores:
+        """Scores from dictionaries with the schema's columns; absent ones are null."""
+        return cls(pa.Table.from_pylist(list(rows), schema=SCHEMA))
+
+    @classmethod
+    def concat(cls, parts: Sequence[Scores]) -> Scores:
+        """All rows of ``parts``, in the order of their steps."""
+        return cls(pa.concat_tables([SCHEMA.empty_table(), *(part.to_arrow() for part in parts)]))
+
+    def to_arrow(self) -> pa.Table:
+        """The table, as an Arrow table with all columns."""
+        return self._table
+
+    def to_pandas(self, samples: bool = False) -> pandas.DataFrame:
+        """The table as a pandas DataFrame, without the per-sample column unless ``samples``."""
+        try:
+            return (self._table if samples else self._table.drop_columns(["samples"])).to_pandas()
+        except ImportError as error:
+            raise DependencyError("to_pandas needs pandas: pip install 'phasefast[report]'") from error
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __repr__(self) -> str:
+        return f"Scores({len(self)} rows, layers {self.layers}, targets {self.targets}, steps {self.steps})"
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps in ascending order."""
+        return sorted(self._table.column("step").unique().to_pylist())
+
+    @property
+    def layers(self) -> list[str]:
+        """Probed layers, in the order in which they were probed (natural order)."""
+        return [name for name in self._table.column("layer").unique().to_pylist() if name != MODEL_LAYER]
+
+    @property
+    def targets(self) -> list[str]:
+        """Names of the targets; the model's own metrics are not among them."""
+        probed = self._table.filter(pc.field("layer") != MODEL_LAYER)
+        return list(probed.column("target").unique().to_pylist())
+
+    def filter(self, **equal: str | int | float) -> Scores:
+        """Rows whose columns equal the given values: ``scores.filter(layer="fc", metric="fvu", split="heldout")``."""
+        table = self._table
+        for column, value in equal.items():
+            if column not in SCHEMA.names:
+                raise ArgumentError(f"scores have no column {column!r}; they have {SCHEMA.names}")
+            table = table.filter(pc.field(column) == value)
+        return Scores(table)
+
+    def value(self, **equal: str | int | float) -> float:
+        """The one value that the given columns select; LookupError where there is none or more than one."""
+        values = self.filter(**equal).to_arrow().column("value").to_pylist()
+        if len(values) != 1:
+            raise LookupError(f"{equal} selects {len(values)} rows of the scores, expected one")
+        return float(values[0])
+
+    def curve(self, layer: str, target: str, metric: str, split: str = "heldout") -> tuple[np.ndarray, np.ndarray]:
+        """Steps [K] int64 and values [K] float64 of one metric."""
+        rows = self.filter(layer=layer, target=target, metric=metric, split=split).to_arrow()
+        return rows.column("step").to_numpy(), rows.column("value").to_numpy()
+
+    def samples(self, layer: str, target: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
+        """Steps [K] int64 and per-sample held-out values [K, m] float32 of one metric."""
+        rows = self.filter(layer=layer, target=target, metric=metric, split="heldout").to_arrow()
+        lists = rows.column("samples")
+        if len(rows) == 0 or lists.null_count:
+            raise LookupError(f"no per-sample {metric!r} is stored for layer {layer!r}, target {target!r}")
+        flat = pc.list_flatten(lists).to_numpy()
+        if len(flat) % len(rows) or len(set(pc.list_value_length(lists).to_pylist())) != 1:
+            raise StoreError(
+                f"layer {layer!r}, target {target!r}: steps were measured on held-out sets of different sizes"
+            )
+        return rows.column("step").to_numpy(), flat.reshape(len(rows), -1)
+
+    def write_shard(self, directory: str | Path) -> Path:
+        """Write these rows (of one step) as ``directory/step-*.parquet``, atomically: whole or not at all."""
+        folder = prepare_store(directory)
+        if len(self.steps) != 1:
+            raise ArgumentError(f"a shard holds one step, these scores hold {self.steps}")
+        path = folder / f"step-{self.steps[0]:012d}.parquet"
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        try:
+            pq.write_table(self._table, partial, compression="zstd")
+            os.replace(partial, path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise StoreError(f"cannot write the scores of step {self.steps[0]} to {path}: {error}") from error
+        return path
+
+
+def store_folder(directory: str | Path) -> Path:
+    """Where the shards of a run directory lie: its ``scores/``."""
+    return Path(directory) / "scores"
+
+
+def prepare_store(directory: str | Path) -> Path:
+    """Make a run directory's ``scores/`` and check that it can be written to; StoreError names the directory."""
+    folder = store_folder(directory)
+    probe = folder / f".writable-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise StoreError(f"cannot write to the output directory {directory}: {error}; choose another one") from error
+    return folder
+
+
+def list_shards(directory: str | Path) -> dict[int, Path]:
+    """Finished shards of a run directory by step; partial files are not among them."""
+    found = (
+        (match, path) for path in store_folder(directory).glob("step-*.parquet") if (match := _SHARD.search(path.name))
+    )
+    return dict(sorted((int(match[1]), path) for match, path in found))
+
+
+def read_shard(path: Path) -> Scores:
+    """One shard; StoreError names a file that is not one."""
+    try:
+        return Scores(pq.read_table(path))
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(f"cannot read the shard {path}: {error}; delete it and sweep again") from error
+
+
+def read_scores(directory: str | Path) -> Scores:
+    """All scores of a run directory, merged over its shards; StoreError where there are none."""
+    shards = list_shards(directory)
+    if not shards:
+        raise StoreError(
+            f"no scores in {directory}: expected {store_folder(directory)}/step-*.parquet; sweep or run the demo first"
+        )
+    return Scores.concat([read_shard(path) for path in shards.values()])

@@ -1,0 +1,224 @@
+"""Run the model over the probe set and keep the activations of the chosen layers as rows."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..errors import ArgumentError, LayerError, NonFiniteError
+from ..types import Activations, Layer, TokenMode
+
+TOKEN_MODES: tuple[TokenMode, ...] = ("flatten", "mean", "cls")
+
+
+@dataclass(frozen=True)
+class RowOptions:
+    """How an output becomes rows: ``tokens`` for [b, t, f]; ``pool`` > 0 averages spatial dims to that size."""
+
+    tokens: TokenMode = "flatten"
+    pool: int = 0
+
+    def __post_init__(self) -> None:
+        if self.tokens not in TOKEN_MODES:
+            raise ArgumentError(f"tokens: expected one of {TOKEN_MODES}, got {self.tokens!r}")
+        if self.pool < 0:
+            raise ArgumentError(f"pool: expected 0 (keep every position) or a positive size, got {self.pool}")
+
+
+def chunk_bounds(start: int, stop: int, size: int) -> list[tuple[int, int]]:
+    """Cut ``start:stop`` into ranges of nearly equal length, at most ``size``: no small last batch for BatchNorm."""
+    count = max(1, -(-(stop - start) // size))
+    edges = [start + (stop - start) * i // count for i in range(count + 1)]
+    return list(itertools.pairwise(edges))
+
+
+def model_inputs(
+    inputs: Tensor, bounds: Sequence[tuple[int, int]], model: nn.Module, device: torch.device
+) -> Iterator[Tensor]:
+    """Batches of ``inputs`` on the model's device, floating-point ones in the model's dtype."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), inputs.dtype)
+    for start, stop in bounds:
+        batch = inputs[start:stop].to(device, non_blocking=True)
+        yield batch.to(dtype) if batch.is_floating_point() else batch
+
+
+def discover_layers(model: nn.Module, names: Sequence[str], batch: Tensor, options: RowOptions) -> list[Layer]:
+    """Run one small batch and learn which layers fire, how often, and how wide their rows are.
+
+    Args:
+        names: names of modules. batch: [b, ...]. A module called k times gives k layers: ``relu``, ``relu:1``, ...
+
+    Raises:
+        LayerError: a hook never fires, or an output cannot be made into rows.
+    """
+    found: dict[str, list[Layer]] = {name: [] for name in names}
+
+    def record(name: str, call: int, output: Any) -> None:
+        x, pool = _as_cell(name, output, len(batch), options)
+        shape = (x.shape[1], *(pool for _ in x.shape[2:])) if pool else x.shape[1:]
+        dim = int(torch.Size(shape).numel())
+        found[name].append(Layer(name if call == 0 else f"{name}:{call}", name, call, dim))
+
+    with _hooks(model, names, record) as reset:
+        reset()
+        model(batch)
+    for name, layers in found.items():
+        if not layers:
+            raise LayerError(
+                f"layer {name!r}: its forward hook never fired; the model does not call this module itself "
+                "(unused, or called through a function); probe the module around it"
+            )
+        if layers[0].dim == 0:
+            raise LayerError(f"layer {name!r}: expected at least one feature per row, got an empty output")
+    return [layer for name in names for layer in found[name]]
+
+
+def capture(
+    model: nn.Module,
+    layers: Sequence[Layer],
+    fit_inputs: Tensor,
+    heldout_inputs: Tensor,
+    folds: Sequence[int],
+    batch_size: int,
+    options: RowOptions,
+    device: torch.device,
+) -> tuple[list[Activations], Tensor | None, Tensor | None]:
+    """Activations of all layers in one pass over the fit and one over the held-out inputs.
+
+    Args:
+        fit_inputs: [n, ...]. heldout_inputs: [m, ...]. folds: k + 1 row offsets; no batch crosses one.
+
+    Returns:
+        Activations per layer, and the model's outputs [n, c] and [m, c] where they are one float tensor of that shape.
+
+    Raises:
+        NonFiniteError: NaN or Inf in a layer's activations. LayerError: a layer fires less often than it did at first.
+    """
+    fit_bounds = [b for start, stop in itertools.pairwise(folds) for b in chunk_bounds(start, stop, batch_size)]
+    heldout_bounds = chunk_bounds(0, len(heldout_inputs), batch_size)
+    dtype = torch.float64 if any(p.dtype == torch.float64 for p in model.parameters()) else torch.float32
+    spools = {
+        (layer.module, layer.call): _Spool(layer, len(fit_inputs), len(heldout_inputs), folds, device, dtype)
+        for layer in layers
+    }
+    current: dict[str, Any] = {}
+
+    def record(name: str, call: int, output: Any) -> None:
+        if (spool := spools.get((name, call))) is not None:
+            spool.write(*_as_cell(name, output, current["stop"] - current["start"], options), **current)
+
+    outputs: dict[str, list[Tensor]] = {"fit": [], "heldout": []}
+    with _hooks(model, sorted({layer.module for layer in layers}), record) as reset:
+        for split, inputs, bounds in (("fit", fit_inputs, fit_bounds), ("heldout", heldout_inputs, heldout_bounds)):
+            for (start, stop), batch in zip(bounds, model_inputs(inputs, bounds, model, device), strict=True):
+                current.update(split=split, start=start, stop=stop)
+                reset()
+                output = model(batch)
+                if isinstance(output, Tensor) and output.dim() == 2 and output.is_floating_point():
+                    outputs[split].append(output.float())
+            for spool in spools.values():
+                spool.check(split)
+    logits = [torch.cat(parts) if parts else None for parts in outputs.values()]
+    return [spool.finish() for spool in spools.values()], logits[0], logits[1]
+
+
+class _Spool:
+    """The rows of one layer while they arrive."""
+
+    def __init__(
+        self, layer: Layer, n: int, m: int, folds: Sequence[int], device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.layer, self.folds = layer, tuple(folds)
+        self.rows = {
+            split: torch.empty(count, layer.dim, dtype=dtype, device=device)
+            for split, count in (("fit", n), ("heldout", m))
+        }
+        self.written = {"fit": 0, "heldout": 0}
+        self.shift: Tensor | None = None
+        self.sums = torch.zeros(len(folds) - 1, layer.dim, dtype=torch.float64, device=device)
+        self.heldout_sum = torch.zeros(layer.dim, dtype=torch.float64, device=device)
+
+    def write(self, x: Tensor, pool: int, split: str, start: int, stop: int) -> None:
+        """Append one batch; the first one's mean becomes the shift, so that sums of squares do not cancel."""
+        rows = self.rows[split][start:stop]
+        if self.shift is None:
+            zero = torch.zeros(self.layer.dim, device=rows.device)
+            first = torch.zeros_like(self.heldout_sum)
+            ops.capture([x], [zero], [pool], [rows], [first], [torch.zeros_like(first)])
+            self.shift = torch.nan_to_num(first / (stop - start), 0, 0, 0).float()
+        fold = sum(edge <= start for edge in self.folds[1:-1])
+        total = self.sums[fold] if split == "fit" else self.heldout_sum
+        ops.capture([x], [self.shift], [pool], [rows], [total], [torch.zeros_like(total)])
+        self.written[split] += stop - start
+
+    def check(self, split: str) -> None:
+        rows = self.rows[split]
+        if self.written[split] != len(rows):
+            raise LayerError(
+                f"layer {self.layer.name!r}: its hook fired for {self.written[split]} of {len(rows)} {split} rows; "
+                "the model does not call it on every batch"
+            )
+        total = self.sums.sum(0) if split == "fit" else self.heldout_sum
+        if not bool(torch.isfinite(total).all()):
+            bad = int((~torch.isfinite(rows)).any(0).sum())
+            raise NonFiniteError(
+                f"layer {self.layer.name!r}: NaN or Inf in {bad} of {self.layer.dim} features on the {split} rows; "
+                "the weights have diverged or overflow in their dtype"
+            )
+
+    def finish(self) -> Activations:
+        assert self.shift is not None
+        return Activations(self.layer, self.rows["fit"], self.rows["heldout"], self.shift, self.sums, self.folds)
+
+
+@contextmanager
+def _hooks(
+    model: nn.Module, names: Sequence[str], record: Callable[[str, int, Any], None]
+) -> Iterator[Callable[[], None]]:
+    """Call ``record(name, call, output)`` after each forward of the named modules; yields what restarts the count."""
+    calls = dict.fromkeys(names, 0)
+    modules = dict(model.named_modules())
+
+    def hook_for(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            calls[name] += 1
+            record(name, calls[name] - 1, output)
+
+        return hook
+
+    def reset() -> None:
+        calls.update(dict.fromkeys(names, 0))
+
+    handles = [modules[name].register_forward_hook(hook_for(name)) for name in names]
+    try:
+        yield reset
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _as_cell(name: str, output: Any, batch: int, options: RowOptions) -> tuple[Tensor, int]:
+    """The tensor [b, ...] that the capture op flattens, and the pool size it applies."""
+    if isinstance(output, dict):  # Hugging Face outputs are dictionaries
+        output = tuple(output.values())
+    while isinstance(output, (tuple, list)) and output:
+        output = output[0]
+    if not isinstance(output, Tensor) or not output.is_floating_point():
+        kind = output.dtype if isinstance(output, Tensor) else type(output).__name__
+        raise LayerError(f"layer {name!r}: expected a floating-point tensor as output, got {kind}")
+    if output.dim() < 2 or len(output) != batch:
+        raise LayerError(
+            f"layer {name!r}: expected an output of {batch} rows (one per sample), got shape {tuple(output.shape)}"
+        )
+    if output.dim() == 3 and options.tokens == "cls":
+        return output[:, 0], 0
+    if output.dim() == 3 and options.tokens == "mean":
+        return output.transpose(1, 2), 1
+    return output, options.pool if 3 <= output.dim() <= 5 else 0

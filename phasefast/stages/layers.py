@@ -1,0 +1,59 @@
+"""Which modules are probed: names of ``named_modules()``, by glob, in natural order."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from ..errors import LayerError
+from ..scores import natural_key
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside ``torch.compile``, DataParallel and DistributedDataParallel, whose hooks always fire."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def select_layers(model: nn.Module, patterns: Sequence[str] | str | None = None) -> list[str]:
+    """Names of the modules to probe, in natural order.
+
+    Args:
+        patterns: fnmatch globs over ``named_modules()``; by default the model's direct children, with the members of a
+            ModuleList or ModuleDict in its place.
+
+    Raises:
+        LayerError: a pattern matches nothing; the message lists near misses.
+    """
+    if patterns is None:
+        names = _default_names(unwrap(model))
+        if not names:
+            raise LayerError(f"{type(model).__name__} has no submodules to probe")
+        return names
+    available = [name for name, _ in unwrap(model).named_modules() if name]
+    chosen: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        matched = [name for name in available if fnmatchcase(name, pattern)]
+        if not matched:
+            near = difflib.get_close_matches(pattern, available, n=5, cutoff=0.4) or available[:10]
+            raise LayerError(f"no layer matches {pattern!r}; the closest of {len(available)} module names: {near}")
+        chosen.update(matched)
+    if not chosen:
+        raise LayerError("layers: expected at least one pattern, got none")
+    return sorted(chosen, key=natural_key)
+
+
+def _default_names(model: nn.Module, prefix: str = "") -> list[str]:
+    names: list[str] = []
+    for name, child in model.named_children():
+        containers = isinstance(child, (nn.ModuleList, nn.ModuleDict))
+        names += _default_names(child, f"{prefix}{name}.") if containers else [f"{prefix}{name}"]
+    return names

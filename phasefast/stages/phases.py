@@ -1,0 +1,398 @@
+"""Which learning phases a loss curve shows: nearly constant, decrease, increase, and when to stop.
+
+A curve is the mean held-out loss at each probed step. What is asked of it, in this order:
+
+* *Where is the valley?* The least-squares fit that first never rises and then never falls (two isotonic regressions,
+  Barlow et al. 1972, over all places to split) says where the minimum is; a single odd checkpoint does not move it.
+* *Is there an order at all?* The residual of that fit and the von Neumann ratio (1941) are compared with those of the
+  same values in random order (a permutation test): a curve that is neither a better valley nor smoother is noise.
+* *Is a change large enough?* It must be at least 2 % of the loss before it, 0.001, and three times the step noise, and
+  its bootstrap interval must exclude 0. The step noise is what neighbouring steps scatter, by the median absolute
+  second difference (Gasser et al. 1986); with fewer than seven steps, by the residual of the valley fit.
+* *Is there a plateau before it?* The longest beginning of three or more probed steps whose losses stay within 20 % of
+  the following change of their mean, with at most a third of its slope (per probed step). A straight line has none.
+
+Intervals are percentiles of a bootstrap over held-out samples (Efron 1979), the same samples at all steps. They say
+what other held-out samples would have given *for these checkpoints*, not what another training run would give.
+
+What this cannot do: a random walk is as smooth as a trend, and is often reported as one. With fewer than seven steps
+there are too few orders to test (``order_p`` is None), so that checkpoints that scatter by more than 2 % are often
+reported as a change. A straight fall with step noise of 5 % of its size may get a plateau at its beginning; a valley
+may lose its plateau, or with fewer than ten steps pass for noise, where the step noise is a tenth of its depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from ..errors import ArgumentError, DataError, LayerError, PhasefastError
+from ..scores import Scores
+from ..types import CellPhases, Phase, PhaseKind, PhaseReport
+
+_GROUPS = 1_000
+_CHUNK = 4_000_000
+
+
+@dataclass(frozen=True)
+class PhaseRules:
+    """When a change counts, what near-constant means, and how wide the stop window is."""
+
+    change: float = 0.02  # a change is at least this fraction of the loss before it,
+    absolute: float = 1e-3  # and at least this much,
+    noise: float = 3.0  # and at least this many standard deviations of the step noise
+    plateau: float = 0.20  # a plateau's losses differ from their mean by at most this fraction of the change after it,
+    slope: float = 1 / 3  # and its slope is at most this fraction of the slope after it
+    window: float = 0.25  # the stop window's losses exceed the minimum by at most this fraction of the decrease
+    order_level: float = 0.03  # p-value above which the order of the steps explains nothing
+    order_steps: int = 7  # fewer steps than this have too few orders to test
+    permutations: int = 2_000  # random orders that the test draws
+
+
+DEFAULT_RULES = PhaseRules()
+
+
+def detect_phases(
+    scores: Scores,
+    *,
+    layers: Sequence[str] | None = None,
+    targets: Sequence[str] | None = None,
+    seed: int = 0,
+    confidence: float = 0.95,
+    replicates: int = 1_000,
+    rules: PhaseRules = DEFAULT_RULES,
+) -> PhaseReport:
+    """The phases of every probed layer and target of one run.
+
+    Args:
+        scores: rows of at least two steps with per-sample held-out ``fvu``, or ``accuracy`` (analysed as ``error``).
+        layers, targets: names or globs; None for all.
+        seed: of the bootstrap and the permutations; the same for every cell.
+        confidence, replicates: of the bootstrap's intervals.
+        rules: thresholds.
+
+    Raises:
+        DataError: there is nothing to analyse, fewer than two steps, a step twice, or a loss that is not finite.
+        LayerError, ArgumentError: a pattern matches no layer or no target.
+    """
+    wanted_layers = _select(scores.layers, layers, "layer", LayerError)
+    wanted_targets = _select(scores.targets, targets, "target", ArgumentError)
+    options: dict[str, Any] = {"seed": seed, "confidence": confidence, "replicates": replicates, "rules": rules}
+    cells = tuple(
+        detect_curve(*_losses(scores, layer, target, name), layer=layer, target=target, metric=metric, **options)
+        for layer, target, name, metric in _cells(scores, wanted_layers, wanted_targets)
+    )
+    if not cells:
+        raise DataError(f"no phases to detect: expected held-out 'fvu' or 'accuracy', got {scores!r}; probe first")
+    return PhaseReport(cells)
+
+
+def detect_curve(
+    steps: np.ndarray,
+    samples: np.ndarray,
+    *,
+    layer: str = "curve",
+    target: str = "input",
+    metric: str = "fvu",
+    seed: int = 0,
+    confidence: float = 0.95,
+    replicates: int = 1_000,
+    rules: PhaseRules = DEFAULT_RULES,
+) -> CellPhases:
+    """The phases of one loss curve (lower is better).
+
+    At most one phase of each kind is named, in the order constant, decrease, increase. A decrease ends at the minimum,
+    below the loss of the first step; an increase starts there and is still there at the last step. Phases share their
+    boundary steps. There may be no phase at all, where the curve changes but neither falls below its start nor ends
+    above its minimum.
+
+    Args:
+        steps: [K] training steps, in any order.
+        samples: [K, m] loss of each held-out sample at each step.
+        layer, target, metric: what the result is labelled with.
+        seed, confidence, replicates, rules: as for ``detect_phases``.
+
+    Returns:
+        Phases with signed changes, the minimum, and the stop window: the probed steps around the minimum whose loss is
+        at most 25 % of the decrease above it. It is None where nothing decreases.
+    """
+    if not 0 < confidence < 1 or replicates < 100:
+        got = f"confidence={confidence}, replicates={replicates}"
+        raise ArgumentError(f"{got}: expected a confidence between 0 and 1 and at least 100 replicates")
+    steps, samples = _checked(steps, samples, f"layer {layer!r}, target {target!r}")
+    rng = np.random.default_rng(seed)
+    loss = samples.mean(axis=1)
+    fits, places = _valley(loss[None])
+    curve = _Curve(
+        loss=loss,
+        fit=fits[0],
+        minimum=int(places[0]),
+        replicates=_bootstrap(samples, replicates, rng),
+        tails=(50 * (1 - confidence), 50 * (1 + confidence)),
+        noise=_step_noise(loss, fits[0], rules),
+        order_p=_order_test(loss, rules.permutations, rng) if len(loss) >= rules.order_steps else None,
+        rules=rules,
+    )
+    spans = curve.spans()
+    window = curve.stop_window(spans)
+    # A percentile that is a probed step, not a number between two of them.
+    low, high = np.percentile(steps[_valley(curve.replicates)[1]], curve.tails, method="inverted_cdf")
+    return CellPhases(
+        layer=layer,
+        target=target,
+        metric=metric,
+        phases=tuple(Phase(s.kind, int(steps[s.first]), int(steps[s.last]), *curve.change(s)) for s in spans),
+        minimum_step=int(steps[curve.minimum]),
+        minimum_ci=(int(low), int(high)),
+        stop_window=(int(steps[window[0]]), int(steps[window[1]])) if window else None,
+        evidence={
+            **curve.evidence(spans),
+            "steps": steps.tolist(),
+            "samples": samples.shape[1],
+            "confidence": confidence,
+        },
+    )
+
+
+def _select(names: list[str], patterns: Sequence[str] | None, what: str, error: type[PhasefastError]) -> list[str]:
+    """Those of ``names`` that match a pattern; ``error`` names a pattern that matches none."""
+    for pattern in patterns or ():
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise error(f"{what} pattern {pattern!r} matches nothing in the scores; they have {names}")
+    return [name for name in names if patterns is None or any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def _cells(scores: Scores, layers: list[str], targets: list[str]) -> Iterator[tuple[str, str, str, str]]:
+    """Layer, target, stored metric and its loss: the error where the target has an accuracy, else the FVU."""
+    table = scores.filter(split="heldout").to_arrow()
+    found = set(zip(*(table.column(name).to_pylist() for name in ("layer", "target", "metric"))))
+    for layer, target in product(layers, targets):
+        if (layer, target, "accuracy") in found:
+            yield layer, target, "accuracy", "error"
+        elif (layer, target, "fvu") in found:
+            yield layer, target, "fvu", "fvu"
+
+
+def _losses(scores: Scores, layer: str, target: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps [K] and losses [K, m] of one cell; a classifier's loss is 1 where it errs."""
+    try:
+        steps, samples = scores.samples(layer, target, metric)
+    except LookupError as error:
+        raise DataError(f"{error}; the intervals need it, so probe these checkpoints again") from error
+    return steps, 1 - samples if metric == "accuracy" else samples
+
+
+def _checked(steps: np.ndarray, samples: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps [K] int64 in ascending order and their samples [K, m] float64."""
+    given, samples = np.asarray(steps), np.asarray(samples, dtype=np.float64)
+    if given.ndim != 1 or samples.ndim != 2 or len(given) != len(samples):
+        raise DataError(f"{where}: expected steps [K] and samples [K, m], got {given.shape} and {samples.shape}")
+    if samples.shape[0] < 2 or samples.shape[1] < 2:
+        got = f"{samples.shape[0]} steps and {samples.shape[1]} samples"
+        raise DataError(f"{where}: expected at least 2 steps and 2 held-out samples, got {got}; probe more of them")
+    with np.errstate(invalid="ignore"):
+        whole = given.astype(np.int64)
+    if not np.array_equal(whole, given):
+        raise DataError(f"{where}: expected whole numbers as steps, got {given.tolist()}")
+    order = np.argsort(whole, kind="stable")
+    whole, samples = whole[order], samples[order]
+    if (twice := whole[1:][np.diff(whole) == 0]).size:
+        raise DataError(f"{where}: step {twice[0]} is there more than once; pass one run's scores: filter(run=...)")
+    if (bad := ~np.isfinite(samples).all(axis=1)).any():
+        raise DataError(
+            f"{where}: the loss of step {whole[bad][0]} is not finite in {(~np.isfinite(samples[bad][0])).sum()} of "
+            f"{samples.shape[1]} samples; leave that step out or probe it again"
+        )
+    return whole, samples
+
+
+def _valley(curves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Least-squares fits [R, K] of curves [R, K] that fall, then rise; and the index of each curve's minimum [R].
+
+    The minimum is the smallest value among those steps that the fit pools into its lowest level.
+    """
+    size = curves.shape[1]
+    chunk = max(1, _CHUNK // size**2)
+    if len(curves) > chunk:
+        parts = [_valley(curves[i : i + chunk]) for i in range(0, len(curves), chunk)]
+        return np.concatenate([fit for fit, _ in parts]), np.concatenate([place for _, place in parts])
+    rising = _rising(curves)  # [R, s, K]: rises from step s on
+    falling = _rising(curves[:, ::-1])[:, ::-1, ::-1]  # [R, k, K]: falls up to step k
+    error = ((falling - curves[:, None]) ** 2).sum(axis=2)
+    error[:, :-1] += ((rising - curves[:, None]) ** 2).sum(axis=2)[:, 1:]
+    row, split = np.arange(len(curves)), error.argmin(axis=1)
+    fit = np.where(np.arange(size) <= split[:, None], falling[row, split], rising[row, np.minimum(split + 1, size - 1)])
+    bottom = fit <= fit.min(axis=1, keepdims=True)
+    return fit, np.where(bottom, curves, np.inf).argmin(axis=1)
+
+
+def _rising(curves: np.ndarray) -> np.ndarray:
+    """[R, s, i]: the isotonic regression of steps s and after, and the curve itself before s.
+
+    By the max-min formula: the fit at i is the largest over j <= i of the smallest over l >= i of the mean of j..l.
+    """
+    rows, size = curves.shape
+    level = curves.mean(axis=1, keepdims=True)
+    ends = np.concatenate([np.zeros((rows, 1)), np.cumsum(curves - level, axis=1)], axis=1)
+    count = np.arange(size) - np.arange(size)[:, None] + 1  # [j, l]
+    means = np.where(count > 0, (ends[:, None, 1:] - ends[:, :-1, None]) / np.maximum(count, 1), np.inf)
+    least = np.minimum.accumulate(means[:, :, ::-1], axis=2)[:, :, ::-1]
+    most = np.maximum.accumulate(np.where(count > 0, least, -np.inf)[:, ::-1], axis=1)[:, ::-1]
+    return np.where(count > 0, most + level[:, None], curves[:, None])
+
+
+def _bootstrap(samples: np.ndarray, replicates: int, rng: np.random.Generator) -> np.ndarray:
+    """Mean curves [R, K] of resampled held-out samples, the same ones at every step.
+
+    Many samples are first put into 1,000 random groups, and groups are drawn: as good a spread, and much cheaper.
+    """
+    groups = min(samples.shape[1], _GROUPS)
+    starts = np.arange(groups) * samples.shape[1] // groups
+    sums = np.add.reduceat(samples[:, rng.permutation(samples.shape[1])], starts, axis=1)  # [K, g]
+    sizes = np.diff(starts, append=samples.shape[1])
+    drawn = rng.integers(groups, size=(replicates, groups)) + groups * np.arange(replicates)[:, None]
+    weights = np.bincount(drawn.ravel(), minlength=replicates * groups).reshape(replicates, groups).astype(np.float64)
+    means: np.ndarray = (weights @ sums.T) / (weights @ sizes)[:, None]
+    return means
+
+
+def _order_test(curve: np.ndarray, permutations: int, rng: np.random.Generator) -> float:
+    """Twice (Bonferroni) the smaller p-value of being a better valley and of being smoother than in random order."""
+    curves = np.concatenate([curve[None], rng.permuted(np.tile(curve, (permutations, 1)), axis=1)])
+    residual = ((curves - _valley(curves)[0]) ** 2).sum(axis=1)
+    rough = (np.diff(curves, axis=1) ** 2).sum(axis=1)
+    slack = 1e-9 * ((curve - curve.mean()) ** 2).sum()  # a permutation that ties with the curve counts against it
+    p = min((values <= values[0] + slack).mean() for values in (residual, rough))
+    return min(1.0, 2 * float(p))
+
+
+def _step_noise(curve: np.ndarray, fit: np.ndarray, rules: PhaseRules) -> float:
+    """Standard deviation of what neighbouring steps scatter; with few steps only what no valley explains."""
+    if len(curve) < rules.order_steps:
+        free = len(curve) - len(np.unique(fit))  # a fitted level costs one degree of freedom
+        return float(np.sqrt(((curve - fit) ** 2).sum() / max(free, 1)))
+    # 0.6745 sqrt(6): the median absolute second difference of white noise with standard deviation 1.
+    return float(np.median(np.abs(np.diff(curve, 2))) / (0.6745 * np.sqrt(6)))
+
+
+@dataclass(frozen=True)
+class _Span:
+    """A phase by the indices of its steps; ``before`` are those whose mean its change is counted from."""
+
+    kind: PhaseKind
+    first: int
+    last: int
+    before: slice
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """A curve with all that its phases are read from.
+
+    Attributes:
+        loss, fit: [K] the mean losses and their valley fit. minimum: index of the lowest step.
+        replicates: [R, K] bootstrapped curves. tails: the percentiles that bound an interval.
+        noise: standard deviation between neighbouring steps. order_p: None where there are too few steps.
+    """
+
+    loss: np.ndarray
+    fit: np.ndarray
+    minimum: int
+    replicates: np.ndarray
+    tails: tuple[float, float]
+    noise: float
+    order_p: float | None
+    rules: PhaseRules
+
+    def spans(self) -> list[_Span]:
+        """The phases, by index."""
+        last, low = len(self.loss) - 1, self.minimum
+        start, end = _Span("constant", 0, last, slice(0, 1)), _Span("increase", low, last, slice(low, low + 1))
+        if self.order_p is not None and self.order_p > self.rules.order_level:
+            return [start]
+        falls, rises = self._fall(), self._counts(end)
+        if not falls and not rises:
+            level = self.loss.mean()
+            return [start] if np.abs(self.loss - level).max() <= self._needed(level) else []
+        if rises:
+            top = low + int(self.loss[low:].argmax())
+            # The rise ends at its top where the curve comes down again by an amount that counts.
+            end = replace(end, last=top if self.loss[top] - self.loss[last] >= self._needed(self.loss[low]) else last)
+        if falls:
+            return [*falls, end] if rises else falls
+        if (plateau := self._plateau(end.last)) is None:
+            return [end]
+        return [replace(start, last=plateau), replace(end, first=plateau, before=slice(0, plateau + 1))]
+
+    def _fall(self) -> list[_Span]:
+        """The decrease to the minimum, after its plateau if it has one; empty where none counts."""
+        plateau = self._plateau(self.minimum)
+        before = slice(0, 1 if plateau is None else plateau + 1)
+        fall = _Span("decrease", before.stop - 1, self.minimum, before)
+        if not self._counts(fall):
+            return []
+        if plateau is not None:
+            return [_Span("constant", 0, plateau, slice(0, 1)), fall]
+        top = int(self.loss[: self.minimum].argmax())
+        if self.loss[top] - self.loss[0] >= self._needed(self.loss[0]):  # it first rises: that part has no name
+            return [replace(fall, first=top, before=slice(top, top + 1))]
+        return [fall]
+
+    def change(self, span: _Span) -> tuple[float, tuple[float, float]]:
+        """Change of the loss over a phase, and its interval."""
+        changes = self.replicates[:, span.last] - self.replicates[:, span.before].mean(axis=1)
+        low, high = np.percentile(changes, self.tails)
+        return float(self.loss[span.last] - self.loss[span.before].mean()), (float(low), float(high))
+
+    def _counts(self, span: _Span) -> bool:
+        """Whether a decrease or an increase is large enough and its interval excludes 0."""
+        change, (low, high) = self.change(span)
+        sign = -1 if span.kind == "decrease" else 1
+        return sign * change >= self._needed(self.loss[span.before].mean()) and min(sign * low, sign * high) > 0
+
+    def _needed(self, level: float) -> float:
+        """The smallest change that counts where the loss before it is ``level``."""
+        return float(max(self.rules.change * level, self.rules.absolute, self.rules.noise * self.noise))
+
+    def _plateau(self, stop: int) -> int | None:
+        """Last index of the plateau before the change that ends at index ``stop``; None where there is none."""
+        for end in range(stop - 1, 1, -1):
+            part = self.loss[: end + 1]
+            place = np.arange(end + 1) - end / 2
+            slope = float(place @ part / (place @ place))
+            after = abs(self.loss[stop] - self.loss[end]) / (stop - end)
+            change = abs(self.loss[stop] - part.mean())
+            near = np.abs(part - part.mean()).max() <= self.rules.plateau * change
+            if near and abs(slope) <= self.rules.slope * after:
+                return end
+        return None
+
+    def stop_window(self, spans: Sequence[_Span]) -> tuple[int, int] | None:
+        """Indices of the first and last step around the minimum about as good as it; None without a decrease."""
+        # Read from the valley fit, so that one odd step does not close it; nor does a rise too small to count.
+        kinds = [span.kind for span in spans]
+        if "decrease" not in kinds:
+            return None
+        bottom = self.fit.min()
+        margin = self.rules.window * abs(self.change(spans[kinds.index("decrease")])[0])
+        later = margin if "increase" in kinds else max(margin, self._needed(bottom))
+        near = np.flatnonzero(self.fit <= bottom + np.where(np.arange(len(self.fit)) < self.minimum, margin, later))
+        return int(near[0]), int(near[-1])
+
+    def evidence(self, spans: Sequence[_Span]) -> dict[str, Any]:
+        """What the decision rests on, ready for JSON."""
+        kinds = [span.kind for span in spans]
+        places = {"first": 0, "minimum": self.minimum, "last": -1}
+        return {
+            "decrease": "decrease" in kinds,
+            "increase": "increase" in kinds,
+            "order_p": self.order_p,
+            "step_noise": self.noise,
+            "needed": {"decrease": self._needed(self.loss[0]), "increase": self._needed(self.loss[self.minimum])},
+            "loss": {name: float(self.loss[place]) for name, place in places.items()},
+        }

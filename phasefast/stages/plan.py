@@ -1,0 +1,91 @@
+"""What a measurement will cost, before anything is allocated."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import ArgumentError, MemoryBudgetError
+from ..types import Layer
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_SHARE_OF_FREE_MEMORY = 0.7
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Sizes that all cells share: fit rows, held-out rows, target columns, sketched columns, folds, penalties."""
+
+    n: int
+    m: int
+    p: int
+    q: int
+    folds: int
+    penalties: int
+
+
+def cell_bytes(dim: int, problem: Problem) -> int:
+    """Peak bytes of one primal cell: rows, a Gram matrix per fold and the sum, cross moments, factors and weights."""
+    rows = 4 * (problem.n + problem.m) * dim
+    grams = 8 * dim * dim * (problem.folds + 1)
+    crosses = 8 * dim * (problem.p + problem.folds * problem.q)
+    solving = 8 * dim * (4 * dim + 3 * problem.p + (problem.penalties + 2) * problem.q)
+    return rows + grams + crosses + solving
+
+
+def group_layers(layers: Sequence[Layer], problem: Problem, budget: int) -> list[list[Layer]]:
+    """Layers measured together, in as few forward passes as the budget allows, in the given order.
+
+    Args:
+        budget: bytes.
+
+    Raises:
+        MemoryBudgetError: one layer alone does not fit; the message says what would.
+    """
+    groups: list[list[Layer]] = []
+    used = 0
+    for layer in layers:
+        need = cell_bytes(layer.dim, problem)
+        if need > budget:
+            raise MemoryBudgetError(
+                f"layer {layer.name!r}: its {layer.dim} features need {need / 1e9:.2f} GB, "
+                f"the budget is {budget / 1e9:.2f} GB; pool it (pool=), give one penalty (alphas=[a] needs no folds), "
+                "fewer rows, or a larger memory="
+            )
+        if not groups or used + need > budget:
+            groups.append([])
+            used = 0
+        groups[-1].append(layer)
+        used += need
+    return groups
+
+
+def memory_budget(memory: str | int | None, device: torch.device) -> int:
+    """Bytes a measurement may take: ``"8GB"``, bytes, or by default most of what is free on the device.
+
+    Raises:
+        ArgumentError: a text that is no size.
+    """
+    if memory is None:
+        return int(_SHARE_OF_FREE_MEMORY * _free_memory(device))
+    if isinstance(memory, int):
+        return memory
+    match = re.fullmatch(r"\s*([\d.]+)\s*([KMGT]?B?)\s*", memory.upper())
+    if match is None:
+        raise ArgumentError(f"memory: expected bytes or a text such as '8GB', got {memory!r}")
+    unit = match[2] if match[2].endswith("B") or not match[2] else f"{match[2]}B"
+    return int(float(match[1]) * _UNITS[unit])
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

@@ -1,0 +1,147 @@
+"""The fixed samples on which every cell of a sweep is measured."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sized
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+
+
+@dataclass(frozen=True)
+class ProbeSet:
+    """Fit rows, on which decoders are solved, and held-out rows, on which they are scored.
+
+    Make one with :meth:`from_tensors` or :meth:`from_dataset`. Fit rows are in random order, so that contiguous ranges
+    of them can serve as folds.
+
+    Attributes:
+        fit_inputs: [n, ...]. heldout_inputs: [m, ...]. fit_labels: [n], heldout_labels: [m], int64, or None.
+    """
+
+    fit_inputs: Tensor
+    fit_labels: Tensor | None
+    heldout_inputs: Tensor
+    heldout_labels: Tensor | None
+
+    @classmethod
+    def from_tensors(
+        cls,
+        fit_inputs: Tensor,
+        fit_labels: Tensor | None,
+        heldout_inputs: Tensor,
+        heldout_labels: Tensor | None,
+        *,
+        seed: int = 0,
+    ) -> ProbeSet:
+        """A probe set from tensors; fit rows are shuffled by ``seed``.
+
+        Args:
+            fit_inputs: [n, ...] as the model takes them, n >= 2. heldout_inputs: [m, ...], m >= 1.
+            fit_labels: [n] integers or None. heldout_labels: [m] integers or None.
+
+        Raises:
+            DataError: too few rows, shapes or lengths that do not match, NaN or Inf, labels that are not integers.
+        """
+        fit_labels = _check_split("fit", fit_inputs, fit_labels, minimum=2)
+        heldout_labels = _check_split("heldout", heldout_inputs, heldout_labels, minimum=1)
+        if fit_inputs.shape[1:] != heldout_inputs.shape[1:]:
+            raise DataError(
+                f"heldout_inputs: expected samples of shape {tuple(fit_inputs.shape[1:])} as in fit_inputs, "
+                f"got {tuple(heldout_inputs.shape[1:])}"
+            )
+        if (fit_labels is None) != (heldout_labels is None):
+            raise DataError("labels: expected for both splits or for none, got them for one")
+        order = torch.randperm(len(fit_inputs), generator=torch.Generator().manual_seed(seed))
+        order = order.to(fit_inputs.device)
+        labels = None if fit_labels is None else fit_labels[order.to(fit_labels.device)]
+        return cls(fit_inputs[order], labels, heldout_inputs.contiguous(), heldout_labels)
+
+    @classmethod
+    def from_dataset(
+        cls,
+        fit: Any,
+        heldout: Any,
+        *,
+        n_fit: int | None = None,
+        n_heldout: int | None = None,
+        seed: int = 0,
+    ) -> ProbeSet:
+        """A probe set of randomly chosen samples of two map-style datasets that yield ``(input, label)``.
+
+        Args:
+            fit: dataset with ``len`` and ``[i]``. heldout: likewise, disjoint from ``fit``.
+            n_fit: how many samples of ``fit``; all by default. n_heldout: likewise.
+
+        Raises:
+            DataError: fewer samples than asked for, or what ``from_tensors`` raises.
+        """
+        inputs, labels = _draw("fit", fit, n_fit, seed)
+        held_inputs, held_labels = _draw("heldout", heldout, n_heldout, seed + 1)
+        return cls.from_tensors(inputs, labels, held_inputs, held_labels, seed=seed)
+
+    @property
+    def n_fit(self) -> int:
+        """Number of fit rows."""
+        return len(self.fit_inputs)
+
+    @property
+    def n_heldout(self) -> int:
+        """Number of held-out rows."""
+        return len(self.heldout_inputs)
+
+    @cached_property
+    def digest(self) -> str:
+        """Content hash of all inputs and labels, in hexadecimal."""
+        digest = hashlib.blake2b(digest_size=16)
+        for tensor in (self.fit_inputs, self.fit_labels, self.heldout_inputs, self.heldout_labels):
+            if tensor is not None:
+                digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
+                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def __repr__(self) -> str:
+        shape, labels = tuple(self.fit_inputs.shape[1:]), "with" if self.fit_labels is not None else "without"
+        return f"ProbeSet(n_fit={self.n_fit}, n_heldout={self.n_heldout}, sample shape {shape}, {labels} labels)"
+
+
+def _check_split(split: str, inputs: Tensor, labels: Tensor | None, minimum: int) -> Tensor | None:
+    if not isinstance(inputs, Tensor) or inputs.dim() < 2:
+        got = f"shape {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else type(inputs).__name__
+        raise DataError(f"{split}_inputs: expected a tensor [rows, ...] with at least 2 dimensions, got {got}")
+    if len(inputs) < minimum or inputs.numel() == 0:
+        raise DataError(f"{split}_inputs: expected at least {minimum} non-empty rows, got shape {tuple(inputs.shape)}")
+    if inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):
+        row = int((~torch.isfinite(inputs.flatten(1))).any(1).nonzero()[0])
+        raise DataError(f"{split}_inputs: expected finite values, got NaN or Inf, first in row {row}")
+    if labels is None:
+        return None
+    labels = torch.as_tensor(labels)
+    if labels.shape != (len(inputs),):
+        raise DataError(f"{split}_labels: expected shape ({len(inputs)},) like the inputs, got {tuple(labels.shape)}")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise DataError(f"{split}_labels: expected integers, got {labels.dtype}")
+    return labels.long()
+
+
+def _draw(split: str, dataset: Sized, count: int | None, seed: int) -> tuple[Tensor, Tensor]:
+    size = len(dataset)
+    count = size if count is None else count
+    if not 0 < count <= size:
+        raise DataError(f"n_{split}: expected between 1 and the {size} samples of the dataset, got {count}")
+    chosen = torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:count].tolist()
+    samples = [dataset[i] for i in chosen]  # type: ignore[index]
+    if not all(isinstance(sample, (tuple, list)) and len(sample) >= 2 for sample in samples):
+        raise DataError(
+            f"{split}: expected a dataset of (input, label) pairs, got items of {type(samples[0]).__name__}"
+        )
+    if not isinstance(samples[0][0], Tensor):
+        kind = type(samples[0][0]).__name__
+        raise DataError(f"{split}: expected inputs that are tensors, got {kind}; add a transform such as ToTensor()")
+    return torch.stack([sample[0] for sample in samples]), torch.tensor([int(sample[1]) for sample in samples])

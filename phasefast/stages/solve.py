@@ -1,0 +1,316 @@
+"""Moments become decoders: the penalty from folds of the fit rows, the solution with its certificates."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..errors import ArgumentError, SolveError
+from ..types import Activations, BlockFit, Decoder, Moments, PenaltyChoice, Statistics, TargetBlock, TargetMatrix
+
+DEFAULT_ALPHAS = tuple(10.0**k for k in range(-7, 2))
+_CHUNK = 4096
+_PROBES = 8
+# Rounding of a float32 Gram matrix acts like a penalty of about the first size, and adds an error to weak penalties that
+# only matters where hardly anything else is left unexplained.
+_FLOAT32_ALPHA, _FLOAT32_SMALL_ALPHA, _FLOAT32_FVU = 1e-5, 1e-2, 1e-3
+_REFINE_ABOVE = 1e-8  # error estimate of a float64 solution that one step of refinement still mends
+_CANCELLED = 1e-4  # below this share of the deviation, the fit error is measured row by row
+_JITTERS = (1e-14, 1e-13, 1e-12, 1e-11)
+
+
+@dataclass(frozen=True)
+class Penalties:
+    """Which ridge penalties are tried.
+
+    Attributes:
+        alphas: relative to the mean diagonal of the centred Gram matrix: what is linearly there.
+        noise: instead, a standard deviation of noise on the activations, penalty = n noise^2: what survives it.
+    """
+
+    alphas: tuple[float, ...] = DEFAULT_ALPHAS
+    noise: float | None = None
+
+    def __post_init__(self) -> None:
+        values = self.alphas if self.noise is None else (self.noise,)
+        if not values or not all(math.isfinite(value) and value >= 0 for value in values):
+            raise ArgumentError(f"penalties: expected finite numbers >= 0, got {values}")
+
+    @property
+    def selects(self) -> bool:
+        """Whether there is a choice to make, and so a need for folds."""
+        return self.noise is None and len(self.alphas) > 1
+
+    def absolute(self, gram: Tensor, count: int) -> Tensor:
+        """Penalties [L] float64 for a centred Gram matrix of ``count`` rows."""
+        if self.noise is not None:
+            return torch.tensor([count * self.noise**2], dtype=torch.float64, device=gram.device)
+        return torch.tensor(self.alphas, dtype=torch.float64, device=gram.device) * gram.diagonal().mean()
+
+
+@dataclass(frozen=True)
+class _System:
+    """Centred normal equations of some fit rows: (gram + penalty I) weights = cross; gram's lower triangle counts."""
+
+    gram: Tensor
+    cross: Tensor
+    row_mean: Tensor
+    target_mean: Tensor
+    count: int
+
+
+def select(cell: Activations, statistics: Statistics, targets: TargetMatrix, penalties: Penalties) -> PenaltyChoice:
+    """The penalty of least squared error on held-out folds of the fit rows, per target block."""
+    if not penalties.selects:
+        return PenaltyChoice((0,) * len(targets.blocks), True)
+    errors = torch.zeros(len(penalties.alphas), len(targets.blocks), dtype=torch.float64)
+    for (start, stop), fold in zip(itertools.pairwise(cell.folds), statistics.folds, strict=True):
+        train = _centre(_without(statistics.total, fold, targets.sketch))
+        expected = targets.fit[start:stop] if targets.sketch is None else targets.fit[start:stop] @ targets.sketch
+        errors += _fold_errors(
+            cell.fit[start:stop], expected, train, targets.sketch_blocks, penalties, statistics.dtype
+        )
+    # The largest of equally good penalties is the steadiest; a failed factorisation is never the best.
+    errors = torch.nan_to_num(errors, math.inf, math.inf)
+    strongest_first = sorted(range(len(penalties.alphas)), key=lambda i: -penalties.alphas[i])
+    indices = tuple(min(strongest_first, key=lambda i: float(errors[i, j])) for j in range(len(targets.blocks)))
+    unexplained = [float(errors[i, j]) / targets.deviation["fit"][j] for j, i in enumerate(indices) if errors[i, j] > 0]
+    weakest = min(penalties.alphas[i] for i in indices)
+    doubtful = weakest < _FLOAT32_ALPHA or (
+        weakest < _FLOAT32_SMALL_ALPHA and min(unexplained, default=1) < _FLOAT32_FVU
+    )
+    return PenaltyChoice(indices, statistics.dtype == torch.float64 or not doubtful)
+
+
+def solve(
+    cell: Activations, statistics: Statistics, targets: TargetMatrix, penalties: Penalties, choice: PenaltyChoice
+) -> Decoder:
+    """The ridge decoder of one cell: each target with its chosen penalty.
+
+    Args:
+        statistics: of ``cell``; the systems are solved in ``statistics.dtype``.
+
+    Raises:
+        SolveError: no factorisation succeeded (float64 only; in float32 the error estimate is infinite instead).
+    """
+    system = _centre(statistics.total)
+    path = penalties.absolute(system.gram, system.count)
+    weights = torch.zeros(system.cross.shape, dtype=statistics.dtype, device=system.cross.device)
+    fits: dict[TargetBlock, BlockFit] = {}
+    for index in sorted(set(choice.indices)):
+        blocks = [block for block, chosen in zip(targets.blocks, choice.indices, strict=True) if chosen == index]
+        columns = torch.cat([torch.arange(b.start, b.stop, device=weights.device) for b in blocks])
+        part = replace(system, cross=system.cross[:, columns])
+        solution = _solve_one(part, float(path[index]), statistics.dtype, cell.layer.name)
+        weights[:, columns] = solution.weights
+        for block in blocks:
+            part_weights = weights[:, block.start : block.stop]
+            fits[block] = _certify(cell, system, targets, block, solution, part_weights)
+            if statistics.dtype == torch.float64 and fits[block].error_estimate > _REFINE_ABOVE:
+                part_targets, part_mean = (
+                    targets.fit[:, block.start : block.stop],
+                    system.target_mean[block.start : block.stop],
+                )
+                identity = torch.eye(block.stop - block.start, dtype=torch.float64, device=weights.device)
+                part_weights += _missing(cell, system, part_targets, part_mean, identity, part_weights, solution)
+                fits[block] = _certify(cell, system, targets, block, solution, part_weights)
+    offset = (system.target_mean - system.row_mean @ weights.double()).to(statistics.dtype)
+    return Decoder(cell.layer, weights, offset, tuple(fits[block] for block in targets.blocks))
+
+
+def _centre(moments: Moments) -> _System:
+    # Rows and targets are already shifted to nearly zero mean: this rank-one correction in float64 does not cancel.
+    row_mean, target_mean = moments.row_sum / moments.count, moments.target_sum / moments.count
+    gram = torch.addr(moments.gram, moments.row_sum, row_mean, alpha=-1)
+    gram.diagonal().clamp_(min=0)
+    cross = torch.addr(moments.cross, moments.row_sum, target_mean, alpha=-1)
+    return _System(gram, cross, row_mean, target_mean, moments.count)
+
+
+def _without(total: Moments, fold: Moments, columns: Tensor | None) -> Moments:
+    cross, target_sum = total.cross, total.target_sum
+    if columns is not None:
+        cross, target_sum = cross @ columns.double(), target_sum @ columns.double()
+    return Moments(
+        total.count - fold.count,
+        total.row_sum - fold.row_sum,
+        target_sum - fold.target_sum,
+        total.gram - fold.gram,
+        cross - fold.cross,
+    )
+
+
+def _fold_errors(
+    rows: Tensor,
+    expected: Tensor,
+    train: _System,
+    blocks: Sequence[TargetBlock],
+    penalties: Penalties,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Squared errors [L, k] float64 on one fold of decoders solved without it."""
+    path = penalties.absolute(train.gram, train.count)
+    weights, _, _ = _ridge(train, path, dtype, keep_factors=False)
+    offsets = (train.target_mean - train.row_mean @ weights.double()).to(dtype)
+    errors = torch.empty(len(path), len(blocks), len(rows), dtype=torch.float64, device=path.device)
+    hits = torch.empty(errors.shape, dtype=torch.bool, device=path.device)
+    edges = [0, *(block.stop for block in blocks)]
+    cells = [list(part) for part in (weights, offsets, errors, hits)]
+    flags = [False] * len(blocks)
+    ops.residual([rows] * len(path), cells[0], cells[1], expected, edges, flags, cells[2], cells[3])
+    return errors.sum(2).cpu()
+
+
+def _ridge(
+    system: _System, path: Tensor, dtype: torch.dtype, keep_factors: bool
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Weights [L, d, p], factors [L, d, d] or None, info [L] for one system and a path of absolute penalties."""
+    (d, p), count, device = system.cross.shape, len(path), system.cross.device
+    weights = torch.empty(count, d, p, dtype=dtype, device=device)
+    factors = torch.empty(count, d, d, dtype=dtype, device=device) if keep_factors else None
+    info = torch.empty(1, count, dtype=torch.int32, device=device)
+    ops.ridge_solve(
+        [system.gram.to(dtype)],
+        [system.cross.to(dtype)],
+        [path],
+        [weights],
+        [] if factors is None else [factors],
+        info,
+    )
+    return weights, factors, info[0]
+
+
+@dataclass(frozen=True)
+class _Solution:
+    """Weights [d, p] of one penalty, and a function's worth of factors to solve further right-hand sides with."""
+
+    weights: Tensor
+    alpha: float
+    penalty: float
+    jitter: float
+    rank: int
+    dof: float
+    condition: float
+    route: str
+    inverse_root: Tensor | None
+
+    def apply_inverse(self, rhs: Tensor) -> Tensor:
+        """(G + penalty I)^-1 rhs in float64."""
+        if self.inverse_root is None:
+            return torch.full_like(rhs, math.nan)
+        return self.inverse_root.mT @ (self.inverse_root @ rhs)
+
+
+def _solve_one(system: _System, penalty: float, dtype: torch.dtype, layer: str) -> _Solution:
+    """Solve with one penalty: Cholesky, then (float64) with jitter, then by eigendecomposition with a rank cut."""
+    diagonal = system.gram.diagonal()
+    mean_diagonal, largest = float(diagonal.mean()), float(diagonal.max())
+    alive = int((diagonal > 0).sum())
+    alpha = penalty / mean_diagonal if mean_diagonal > 0 else 0.0
+    final = dtype == torch.float64
+    if not math.isfinite(largest):
+        if final:
+            raise SolveError(f"layer {layer!r}: its Gram matrix overflows float64; scale the activations down")
+        return _failed(system, alpha, penalty, dtype)
+    jitters = (0.0, *(j * largest for j in _JITTERS)) if final and penalty > 0 else (0.0,)
+    for jitter in jitters if penalty > 0 else ():
+        path = torch.tensor([penalty + jitter], dtype=torch.float64, device=diagonal.device)
+        weights, factors, info = _ridge(system, path, dtype, keep_factors=True)
+        if int(info[0]) == 0 and factors is not None:
+            root = factors[0].diagonal().double()
+            eye = torch.eye(len(root), dtype=dtype, device=root.device)
+            inverse_root = torch.linalg.solve_triangular(factors[0], eye, upper=False).double()
+            dof = len(root) - (penalty + jitter) * float(inverse_root.square().sum())
+            live = root[diagonal > 0] if alive else root
+            condition = float((live.max() / live.min()) ** 2)
+            return _Solution(weights[0], alpha, penalty + jitter, jitter, alive, dof, condition, "primal", inverse_root)
+    if not final:
+        return _failed(system, alpha, penalty, dtype)
+    return _eigen_solution(system, alpha, penalty, layer)
+
+
+def _failed(system: _System, alpha: float, penalty: float, dtype: torch.dtype) -> _Solution:
+    weights = torch.full_like(system.cross, math.nan, dtype=dtype)
+    return _Solution(weights, alpha, penalty, 0.0, 0, math.nan, math.inf, "primal", None)
+
+
+def _eigen_solution(system: _System, alpha: float, penalty: float, layer: str) -> _Solution:
+    """Weights of least norm on the numerical range of the Gram matrix: where Cholesky fails, or penalty = 0."""
+    symmetric = torch.tril(system.gram) + torch.tril(system.gram, -1).mT
+    try:
+        values, vectors = torch.linalg.eigh(symmetric)
+    except RuntimeError as error:
+        raise SolveError(f"layer {layer!r}: neither Cholesky nor the eigendecomposition succeeded: {error}") from error
+    keep = values > len(values) * torch.finfo(torch.float64).eps * values[-1].clamp_min(0)
+    kept, basis = values[keep], vectors[:, keep]
+    inverse_root = (basis / (kept + penalty).sqrt()).mT
+    weights = inverse_root.mT @ (inverse_root @ system.cross)
+    dof = float((kept / (kept + penalty)).sum())
+    condition = float((kept[-1] + penalty) / (kept[0] + penalty)) if len(kept) else 1.0
+    return _Solution(weights, alpha, penalty, 0.0, len(kept), dof, condition, "primal-eigen", inverse_root)
+
+
+def _missing(
+    cell: Activations,
+    system: _System,
+    fit_targets: Tensor,
+    target_mean: Tensor,
+    z: Tensor,
+    weights: Tensor,
+    solution: _Solution,
+) -> Tensor:
+    """What ``weights`` [d, k] lack, to first order, of the exact decoder of ``fit_targets @ z``: one step of refinement.
+
+    The residual of the normal equations, A'(T z - A W) - penalty W, is zero for the exact W; in float64 and from the
+    rows themselves, (G + penalty I)^-1 of it is the correction (Higham, Accuracy and Stability of Numerical
+    Algorithms, ch. 12).
+    """
+    offset = target_mean @ z - system.row_mean @ weights
+    gradient = -solution.penalty * weights
+    for start in range(0, len(cell.fit), _CHUNK):
+        rows = cell.fit[start : start + _CHUNK].double()
+        miss = fit_targets[start : start + _CHUNK].double() @ z - rows @ weights - offset
+        gradient += rows.mT @ miss - torch.outer(system.row_mean, miss.sum(0))
+    return solution.apply_inverse(gradient)
+
+
+def _certify(
+    cell: Activations, system: _System, targets: TargetMatrix, block: TargetBlock, solution: _Solution, weights: Tensor
+) -> BlockFit:
+    """Estimate what rounding did to the held-out squared error of random combinations z of the block's columns."""
+    columns = slice(block.start, block.stop)
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(block.stop - block.start, _PROBES, generator=generator, dtype=torch.float64).to(weights.device)
+    wz, target_mean = weights.double() @ z, system.target_mean[columns]
+    correction = _missing(cell, system, targets.fit[:, columns], target_mean, z, wz, solution)
+    offset = target_mean @ z - system.row_mean @ wz
+    lost, kept = torch.zeros_like(z[0]), torch.zeros_like(z[0])
+    for start in range(0, len(cell.heldout), _CHUNK):
+        rows = cell.heldout[start : start + _CHUNK].double()
+        miss = targets.heldout[start : start + _CHUNK, columns].double() @ z - rows @ wz - offset
+        moved = rows @ correction - system.row_mean @ correction
+        lost += (moved.square() - 2 * miss * moved).sum(0)
+        kept += miss.square().sum(0)
+    estimate = float((lost.abs() / kept.clamp_min(torch.finfo(torch.float64).tiny)).max())
+    deviation = targets.deviation["fit"][targets.blocks.index(block)]
+    cross, wide = system.cross[:, columns], weights.double()
+    # With G W = C - penalty W, the fit error is tr T'T - tr W'C - penalty tr W'W: no second pass over the rows.
+    fit_error = deviation - float((wide * cross).sum()) - solution.penalty * float(wide.square().sum())
+    return BlockFit(
+        block=block,
+        alpha=solution.alpha,
+        penalty=solution.penalty,
+        jitter=solution.jitter,
+        rank=solution.rank,
+        dof=solution.dof,
+        condition=solution.condition,
+        error_estimate=math.inf if math.isnan(estimate) else estimate,
+        fit_error=fit_error if fit_error > _CANCELLED * deviation else None,
+        route=solution.route,
+    )

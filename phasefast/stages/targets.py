@@ -1,0 +1,188 @@
+"""What is decoded from the activations: the input, the label, or any function of the input."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError, DataError
+from ..types import TargetBlock, TargetKind, TargetMatrix
+
+SKETCH_COLUMNS = 128
+_CHUNK = 1024
+Split = tuple[Tensor, Tensor | None]
+
+
+class Target(Protocol):
+    """Anything with a name, a kind and columns for the two splits."""
+
+    @property
+    def name(self) -> str:
+        """Name in the scores, unique in a run."""
+
+    @property
+    def kind(self) -> TargetKind:
+        """Regression, or classes as one-hot columns scored by accuracy."""
+
+    def columns(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
+        """Target columns [n, p] and [m, p] for (inputs, labels) of the fit and the held-out split."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """The network's own input, flattened: its error is the reconstruction loss (arXiv 2312.06887, section 3)."""
+
+    name: str = "input"
+    kind: TargetKind = "regression"
+
+    def columns(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
+        """Inputs [n, p] and [m, p] float32; DataError for inputs that are not floating point."""
+        if not fit[0].is_floating_point():
+            raise DataError(f"target {self.name!r}: expected floating-point inputs to reconstruct, got {fit[0].dtype}")
+        return fit[0].flatten(1).float(), heldout[0].flatten(1).float()
+
+
+@dataclass(frozen=True)
+class Label:
+    """The labels of the probe set, one-hot over ``num_classes`` columns, scored by accuracy."""
+
+    num_classes: int
+    name: str = "label"
+    kind: TargetKind = "classes"
+
+    def columns(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
+        """One-hot columns [n, k] and [m, k]; DataError where labels are missing or out of range."""
+        if fit[1] is None or heldout[1] is None:
+            raise DataError(f"target {self.name!r}: the probe set has no labels; give labels or leave this target out")
+        return _one_hot(self.name, fit[1], self.num_classes), _one_hot(self.name, heldout[1], self.num_classes)
+
+
+@dataclass(frozen=True)
+class Function:
+    """Any function of a batch of inputs, such as a transfer task.
+
+    Args:
+        fn: takes inputs [b, ...]; gives [b] or [b, q] numbers (``regression``) or [b] integers (``classes``).
+        kind: ``"regression"`` or ``"classes"``.
+        name: name in the scores; the function's own by default.
+        num_classes: for ``classes``; one more than the largest value by default.
+    """
+
+    fn: Callable[[Tensor], Tensor]
+    kind: TargetKind = "regression"
+    name: str = ""
+    num_classes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("regression", "classes"):
+            raise ArgumentError(f"Function: expected kind 'regression' or 'classes', got {self.kind!r}")
+        if not self.name:
+            object.__setattr__(self, "name", getattr(self.fn, "__name__", "function").strip("<>"))
+
+    def columns(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
+        """Values [n, q] and [m, q], or one-hot columns; DataError for values of the wrong shape or kind."""
+        values, held = self._values(fit[0]), self._values(heldout[0])
+        if self.kind == "regression":
+            return values.flatten(1).float(), held.flatten(1).float()
+        if values.dim() != 2 or values.shape[1] != 1 or values.is_floating_point():
+            raise DataError(f"target {self.name!r}: expected [b] integers, got {values.dtype} {tuple(values.shape)}")
+        labels, held_labels = values[:, 0].long(), held[:, 0].long()
+        count = self.num_classes or int(max(labels.max(), held_labels.max())) + 1
+        return _one_hot(self.name, labels, count), _one_hot(self.name, held_labels, count)
+
+    def _values(self, inputs: Tensor) -> Tensor:
+        parts = []
+        for batch in inputs.split(_CHUNK):
+            value = torch.as_tensor(self.fn(batch))
+            if value.dim() == 0 or len(value) != len(batch):
+                raise DataError(
+                    f"target {self.name!r}: expected one row per input of {len(batch)}, got {tuple(value.shape)}"
+                )
+            parts.append(value.reshape(len(batch), -1))
+        return torch.cat(parts)
+
+
+def build_targets(targets: Sequence[Target], fit: Split, heldout: Split, device: torch.device) -> TargetMatrix:
+    """All targets side by side, regression columns minus their fit means, on ``device``.
+
+    Args:
+        targets: at least one, with different names. fit: (inputs [n, ...], labels [n] or None). heldout: likewise.
+
+    Raises:
+        ArgumentError: no target, or two of one name.
+        DataError: a target that cannot be made of the inputs, or is not finite.
+    """
+    names = [target.name for target in targets]
+    if not names or len(set(names)) != len(names):
+        raise ArgumentError(f"targets: expected at least one, with different names, got {names}")
+    blocks, fit_parts, heldout_parts, start = [], [], [], 0
+    for target in targets:
+        columns, held = target.columns(fit, heldout)
+        for split, values in (("fit", columns), ("heldout", held)):
+            if not bool(torch.isfinite(values).all()):
+                raise DataError(f"target {target.name!r}: expected finite values, got NaN or Inf on the {split} split")
+        if columns.shape[1] == 0 or columns.shape[1] != held.shape[1]:
+            raise DataError(
+                f"target {target.name!r}: expected the same number of columns on both splits, at least one, "
+                f"got {columns.shape[1]} and {held.shape[1]}"
+            )
+        blocks.append(TargetBlock(target.name, target.kind, start, start + columns.shape[1]))
+        start = blocks[-1].stop
+        fit_parts.append(columns)
+        heldout_parts.append(held)
+    fit_columns, heldout_columns = torch.cat(fit_parts, 1).to(device), torch.cat(heldout_parts, 1).to(device)
+    mean = fit_columns.mean(0, dtype=torch.float64)
+    deviation = {"fit": _deviation(fit_columns, mean, blocks), "heldout": _deviation(heldout_columns, mean, blocks)}
+    for block in blocks:
+        if block.kind == "classes":
+            mean[block.start : block.stop] = 0  # the largest prediction names the class only with the means in it
+    for matrix in (fit_columns, heldout_columns):
+        for rows in matrix.split(_CHUNK):
+            rows.copy_(rows.double() - mean)
+    sketch, sketch_blocks = _sketch(blocks, device)
+    return TargetMatrix(tuple(blocks), fit_columns, heldout_columns, mean, deviation, sketch, sketch_blocks)
+
+
+def targets_digest(matrix: TargetMatrix) -> str:
+    """Content hash of names, means and deviations: changes when a target's definition does."""
+    digest = hashlib.blake2b(repr((matrix.blocks, matrix.deviation)).encode(), digest_size=16)
+    digest.update(matrix.mean.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _deviation(matrix: Tensor, mean: Tensor, blocks: Sequence[TargetBlock]) -> tuple[float, ...]:
+    """Squared deviation of each block's columns from ``mean``."""
+    total = torch.zeros_like(mean)
+    for rows in matrix.split(_CHUNK):
+        total += (rows.double() - mean).square().sum(0)
+    return tuple(float(total[block.start : block.stop].sum()) for block in blocks)
+
+
+def _sketch(blocks: Sequence[TargetBlock], device: torch.device) -> tuple[Tensor | None, tuple[TargetBlock, ...]]:
+    # A Gaussian sketch keeps squared errors in the mean (Johnson-Lindenstrauss), the same one for every penalty,
+    # so that penalties are compared on the same random directions at a fraction of the price.
+    if all(block.stop - block.start <= SKETCH_COLUMNS for block in blocks):
+        return None, tuple(blocks)
+    generator = torch.Generator().manual_seed(0)
+    parts, sketched, start = [], [], 0
+    for block in blocks:
+        width = block.stop - block.start
+        part = torch.eye(width)
+        if width > SKETCH_COLUMNS:
+            part = torch.randn(width, SKETCH_COLUMNS, generator=generator) / SKETCH_COLUMNS**0.5
+        parts.append(part)
+        sketched.append(TargetBlock(block.name, block.kind, start, start + part.shape[1]))
+        start = sketched[-1].stop
+    return torch.block_diag(*parts).to(device), tuple(sketched)
+
+
+def _one_hot(name: str, labels: Tensor, count: int) -> Tensor:
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= count:
+        raise DataError(f"target {name!r}: expected labels from 0 to {count - 1}, got {low} to {high}")
+    return torch.nn.functional.one_hot(labels, count).float()

@@ -1,0 +1,79 @@
+"""Measure every checkpoint of a training run, once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Unpack
+
+from torch import nn
+
+from .checkpoints import load_into, order_checkpoints, read_state_dict
+from .checkpoints.steps import Source
+from .engine import Engine, ProbeOptions
+from .errors import PhasefastError, StoreError, SweepError
+from .progress import progress
+from .scores import Scores, prepare_store
+from .stages.probe_set import ProbeSet
+from .store import reusable_shards
+
+
+def sweep(
+    model: nn.Module,
+    checkpoints: Mapping[int, Source] | Sequence[Source] | str | os.PathLike[str],
+    probe_set: ProbeSet,
+    *,
+    out: str | Path,
+    run: str = "run",
+    overwrite: bool = False,
+    weights_only: bool = True,
+    **options: Unpack[ProbeOptions],
+) -> Scores:
+    """Probe the model with the weights of each checkpoint; steps that ``out`` holds already are not measured again.
+
+    Args:
+        model: gives the architecture; left exactly as it was found.
+        checkpoints: ``{step: state dict or file}``, a list of state dicts or of files, or a folder.
+        out: directory whose ``scores/`` gets one Parquet shard per step, whole or not at all.
+        run: label of the rows. overwrite: measure steps again that are there. weights_only: see ``torch.load``.
+        **options: see :class:`phasefast.ProbeOptions`.
+
+    Returns:
+        The scores of all given checkpoints, those of earlier calls included.
+
+    Raises:
+        SweepError: some checkpoints failed; names them, after all others were measured and stored.
+        StoreError: ``out`` cannot be written, or holds scores of another configuration.
+    """
+    ordered = order_checkpoints(checkpoints)
+    engine = Engine(model, probe_set, run, **options)
+    prepare_store(out)
+    stored = reusable_shards(out, engine.config_hash, overwrite)
+    done = {step: scores for step, scores in stored.items() if step in ordered}
+    todo = {step: source for step, source in ordered.items() if step not in done}
+    failures: dict[int, PhasefastError] = {}
+    before = {name: tensor.detach().clone() for name, tensor in engine.model.state_dict().items()}
+    try:
+        with progress("sweeping", len(todo), "checkpoints") as update:
+            for index, (step, source) in enumerate(todo.items()):
+                try:
+                    name = f"step {step}" if isinstance(source, Mapping) else os.fspath(source)
+                    load_into(engine.model, read_state_dict(source, weights_only=weights_only), name)
+                    scores = engine.measure(step)
+                    scores.write_shard(out)
+                    done[step] = scores
+                except StoreError:
+                    raise
+                except PhasefastError as error:
+                    failures[step] = error
+                update(index + 1, f"step {step}" + (" failed" if step in failures else ""))
+    finally:
+        engine.model.load_state_dict(before)
+    if failures:
+        listed = "\n".join(f"  step {step}: {error}" for step, error in failures.items())
+        kept = f"the other {len(done)} are stored in {out}" if done else "none was measured"
+        raise SweepError(
+            f"{len(failures)} of {len(ordered)} checkpoints failed, {kept}; sweep again to retry:\n{listed}"
+        )
+    return Scores.concat([done[step] for step in ordered])

@@ -1,0 +1,82 @@
+"""Measure a model inside any training loop."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection
+from pathlib import Path
+from typing import Literal, Unpack
+
+from torch import nn
+
+from .engine import Engine, ProbeOptions
+from .errors import ArgumentError, PhasefastError
+from .scores import Scores, prepare_store
+from .stages.probe_set import ProbeSet
+from .store import reusable_shards
+
+
+def is_log2_step(step: int) -> bool:
+    """Whether ``step`` is 0, 1, 2, 4, 8, ..."""
+    return step & (step - 1) == 0
+
+
+class PhaseTracker:
+    """Call ``step(i)`` once per training step, with ``i`` updates done; it measures at some of them.
+
+    Args:
+        model: the model in training; left exactly as found by each measurement.
+        probe_set: the samples. steps: ``"log2"`` (0, 1, 2, 4, ...) or the steps to measure at.
+        out: directory whose ``scores/`` gets one Parquet shard per step; None keeps scores in memory only.
+        run: label of the rows. on_error: ``"warn"`` lets the training go on when a measurement fails; ``"raise"``.
+        **options: see :class:`phasefast.ProbeOptions`.
+
+    Attributes:
+        scores: everything measured so far, steps stored by an earlier run of the same configuration included.
+        seconds: time spent measuring.
+
+    Raises:
+        StoreError: ``out`` cannot be written, or holds scores of another configuration.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        probe_set: ProbeSet,
+        *,
+        steps: Literal["log2"] | Collection[int] = "log2",
+        out: str | Path | None = "runs/live",
+        run: str = "run",
+        on_error: Literal["warn", "raise"] = "warn",
+        **options: Unpack[ProbeOptions],
+    ) -> None:
+        if isinstance(steps, str) and steps != "log2":
+            raise ArgumentError(f"steps: expected 'log2' or a collection of integers, got {steps!r}")
+        if on_error not in ("warn", "raise"):
+            raise ArgumentError(f"on_error: expected 'warn' or 'raise', got {on_error!r}")
+        self._engine = Engine(model, probe_set, run, **options)
+        self._steps = None if isinstance(steps, str) else frozenset(steps)
+        self._out, self._on_error = out, on_error
+        self.seconds = 0.0
+        self.scores = Scores.from_rows([])
+        if out is not None:
+            prepare_store(out)
+            self.scores = Scores.concat(list(reusable_shards(out, self._engine.config_hash).values()))
+
+    def step(self, step: int) -> Scores | None:
+        """Measure if ``step`` is one to measure at and not measured yet; the new scores, or None."""
+        wanted = is_log2_step(step) if self._steps is None else step in self._steps
+        if step < 0 or not wanted or step in self.scores.steps:
+            return None
+        try:
+            scores = self._engine.measure(step)
+            if self._out is not None:
+                scores.write_shard(self._out)
+        except PhasefastError as error:
+            if self._on_error == "raise":
+                raise
+            warnings.warn(f"step {step} was not measured: {error}", RuntimeWarning, stacklevel=2)
+            return None
+        self.seconds += float(scores.to_arrow().column("seconds")[0].as_py())
+        self.scores = Scores.concat([self.scores, scores])
+        return scores

@@ -1,0 +1,225 @@
+"""The frozen records that flow between the stages: capture -> statistics -> solve -> evaluate -> phases."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+TargetKind = Literal["regression", "classes"]
+PhaseKind = Literal["constant", "decrease", "increase"]
+BatchNormMode = Literal["recompute", "batch", "running"]
+TokenMode = Literal["flatten", "mean", "cls"]
+
+
+@dataclass(frozen=True)
+class TargetBlock:
+    """Columns ``start:stop`` of the target matrix that belong to one target."""
+
+    name: str
+    kind: TargetKind
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class TargetMatrix:
+    """All targets side by side, regression columns minus their fit means; the same for every cell of a sweep.
+
+    Attributes:
+        blocks: one entry per target, in column order.
+        fit: [n, p] float32. heldout: [m, p] float32.
+        mean: [p] float64, what was subtracted: means over the fit rows; zero for classes.
+        deviation: squared deviation from the fit mean, per split and block: {"fit": [...], "heldout": [...]}.
+        sketch: [p, q] float32 columns that the choice of a penalty looks at, or None where p is small.
+        sketch_blocks: the blocks of the sketched columns (those of ``blocks`` where ``sketch`` is None).
+    """
+
+    blocks: tuple[TargetBlock, ...]
+    fit: torch.Tensor
+    heldout: torch.Tensor
+    mean: torch.Tensor
+    deviation: dict[str, tuple[float, ...]]
+    sketch: torch.Tensor | None
+    sketch_blocks: tuple[TargetBlock, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One place whose activations are probed: the ``call``-th call of module ``module``, ``dim`` features per row."""
+
+    name: str
+    module: str
+    call: int
+    dim: int
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Captured rows of one layer, minus ``shift``.
+
+    Attributes:
+        fit: [n, d], heldout: [m, d], float32 (float64 for a float64 model). shift: [d] float32.
+        sums: [k, d] float64 sums of the stored fit rows, per fold.
+        folds: k + 1 row offsets of the folds in ``fit``.
+    """
+
+    layer: Layer
+    fit: torch.Tensor
+    heldout: torch.Tensor
+    shift: torch.Tensor
+    sums: torch.Tensor
+    folds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Uncentred sums over some fit rows: count, sum a, sum t, lower triangle of sum a a', sum a t' (all float64)."""
+
+    count: int
+    row_sum: torch.Tensor
+    target_sum: torch.Tensor
+    gram: torch.Tensor
+    cross: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Everything the solver needs of one cell: moments of all fit rows and of each fold.
+
+    The cross moments of ``total`` see all target columns, those of ``folds`` the sketched ones.
+    """
+
+    layer: Layer
+    dtype: torch.dtype
+    total: Moments
+    folds: tuple[Moments, ...]
+
+
+@dataclass(frozen=True)
+class PenaltyChoice:
+    """Index of the chosen penalty per target block, and whether the precision of the statistics could rank them."""
+
+    indices: tuple[int, ...]
+    reliable: bool
+
+
+@dataclass(frozen=True)
+class BlockFit:
+    """How one target's columns were solved, with the certificates of the solve.
+
+    Attributes:
+        alpha: penalty over the mean diagonal of the centred Gram matrix. penalty: absolute, jitter included.
+        dof: effective degrees of freedom, tr (G + penalty I)^-1 G. condition: estimate for G + penalty I.
+        error_estimate: relative error of the held-out squared error that rounding is estimated to have made.
+        fit_error: squared error on the fit rows, or None where cancellation would spoil it.
+    """
+
+    block: TargetBlock
+    alpha: float
+    penalty: float
+    jitter: float
+    rank: int
+    dof: float
+    condition: float
+    error_estimate: float
+    fit_error: float | None
+    route: str
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The linear decoder of one cell, all targets side by side: prediction = (row - shift) @ weights + offset.
+
+    Attributes:
+        weights: [d, p], offset: [p], float32 or float64; predicts the columns of the target matrix.
+        fits: one entry per target block.
+    """
+
+    layer: Layer
+    weights: torch.Tensor
+    offset: torch.Tensor
+    fits: tuple[BlockFit, ...]
+
+    @property
+    def error_estimate(self) -> float:
+        """The largest error estimate of the blocks."""
+        return max(fit.error_estimate for fit in self.fits)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number: a metric of one target of one layer on one split; ``samples`` [m] average to ``value``."""
+
+    layer: str
+    dim: int
+    target: str
+    split: str
+    metric: str
+    value: float
+    n: int
+    fit: BlockFit | None = None
+    dtype: torch.dtype | None = None
+    samples: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One learning phase of a curve: kind, probed steps it spans, change of the loss over it and its 95 % interval."""
+
+    kind: PhaseKind
+    start_step: int
+    end_step: int
+    change: float
+    ci: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class CellPhases:
+    """The phases of one layer and target; ``stop_window`` is None where the curve gives no advice."""
+
+    layer: str
+    target: str
+    metric: str
+    phases: tuple[Phase, ...]
+    minimum_step: int
+    minimum_ci: tuple[int, int]
+    stop_window: tuple[int, int] | None
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+    def phase(self, kind: PhaseKind) -> Phase | None:
+        """The phase of that kind, or None where it is not there."""
+        return next((phase for phase in self.phases if phase.kind == kind), None)
+
+
+@dataclass(frozen=True)
+class PhaseReport:
+    """The phases of all cells of a run; iterable, and written as ``phases.json``."""
+
+    cells: tuple[CellPhases, ...]
+
+    def __iter__(self) -> Iterator[CellPhases]:
+        return iter(self.cells)
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def cell(self, layer: str, target: str = "input") -> CellPhases:
+        """The phases of one layer and target; KeyError names what there is."""
+        for cell in self.cells:
+            if (cell.layer, cell.target) == (layer, target):
+                return cell
+        there = [(cell.layer, cell.target) for cell in self.cells]
+        raise KeyError(f"no phases for layer {layer!r}, target {target!r}; there are {there}")
+
+    def to_json(self) -> str:
+        """``{"cells": [...]}`` as documented in the README."""
+        return json.dumps({"cells": [asdict(cell) for cell in self.cells]}, indent=2)
+
+    def write(self, path: str | Path) -> None:
+        """Write ``to_json()`` to ``path``."""
+        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")

@@ -1,0 +1,67 @@
+"""Scores of imagined runs, with the three phases in the last layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from phasefast.scores import Scores
+
+SAMPLES = 200
+
+
+def log2_steps(count: int) -> list[int]:
+    return [0, *(2**k for k in range(count - 1))]
+
+
+def make_scores(
+    layers: Sequence[str],
+    steps: Sequence[int],
+    *,
+    scale: float = 0.4,
+    fvu: bool = True,
+    accuracy: bool = True,
+    network: bool = True,
+) -> Scores:
+    """Layers of growing FVU, from ``1e-6 scale`` to ``scale``: flat, then down by a fifth, then up by a half."""
+    rng = np.random.default_rng(0)
+    hard = rng.gamma(20.0, 1 / 20.0, SAMPLES)
+    luck = rng.random(SAMPLES)
+    rows = []
+    for index, step in enumerate(steps):
+        place = index / max(1, len(steps) - 1)
+        shape = 1 - 0.2 * np.exp(-(((place - 0.5) / 0.12) ** 2)) + max(0.0, place - 0.5)
+        for depth, layer in enumerate(layers):
+            level = scale * 10 ** (-6 * (len(layers) - 1 - depth) / len(layers))
+            if fvu:
+                samples = level * shape * hard / hard.mean() * rng.normal(1, 0.02, SAMPLES)
+                rows.append(row(step, layer, "input", "fvu", samples))
+            if accuracy:
+                rows.append(row(step, layer, "label", "accuracy", luck < 0.6 + 0.3 * place - 0.01 * depth))
+        if network:
+            rows.append(row(step, "model", "label", "accuracy", luck < 0.1 + 0.8 * place))
+    return Scores.from_rows(rows)
+
+
+def row(step: int, layer: str, target: str, metric: str, samples: np.ndarray) -> dict[str, object]:
+    values = np.asarray(samples, dtype=np.float32)
+    return {
+        "run": "imagined",
+        "step": step,
+        "layer": layer,
+        "dim": 8,
+        "target": target,
+        "split": "heldout",
+        "metric": metric,
+        "value": float(values.mean()),
+        "n": len(values),
+        "samples": values,
+    }
+
+
+def write_run(directory: Path, scores: Scores) -> Path:
+    for step in scores.steps:
+        scores.filter(step=step).write_shard(directory)
+    return directory

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from phasefast.errors import DataError, DependencyError, StoreError
+from phasefast.report import write_phases, write_report
+
+from .synthetic import log2_steps, make_scores, write_run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "run", make_scores(["stage1", "features"], log2_steps(12)))
+
+
+def test_report_writes_json_picture_and_table(run: Path) -> None:
+    console = Console(width=100, file=io.StringIO())
+    report = write_report(run, console)
+    stored = json.loads((run / "phases.json").read_text())
+    assert [cell["layer"] for cell in stored["cells"]] == [cell.layer for cell in report]
+    assert {phase["kind"] for phase in stored["cells"][-2]["phases"]} == {"constant", "decrease", "increase"}
+    assert (run / "phases.png").stat().st_size > 10_000
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "features" in text
+    assert str(run / "phases.png") in text
+
+
+def test_missing_directory_and_single_step_are_typed_errors(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no scores in"):
+        write_phases(tmp_path / "absent")
+    single = write_run(tmp_path / "single", make_scores(["a"], [0]))
+    with pytest.raises(DataError, match="at least 2 steps"):
+        write_phases(single)
+
+
+def test_json_that_cannot_be_written_is_a_store_error(run: Path) -> None:
+    (run / "phases.json").mkdir()
+    with pytest.raises(StoreError, match=r"cannot write .*phases\.json"):
+        write_phases(run)
+
+
+def test_without_matplotlib_all_but_the_picture_is_done(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    console = Console(width=100, file=io.StringIO())
+    with pytest.raises(DependencyError, match=r"phasefast\[report\]"):
+        write_report(run, console)
+    assert (run / "phases.json").exists()
+    assert "Phases of target input" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert not (run / "phases.png").exists()

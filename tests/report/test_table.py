@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import io
+import math
+
+import pytest
+from rich.console import Console
+
+from phasefast.report.table import curve_tables, number, phase_table, print_report, short
+from phasefast.scores import Scores
+from phasefast.stages.phases import detect_phases
+from phasefast.types import CellPhases, Phase
+
+from .synthetic import log2_steps, make_scores
+
+LONG = [f"module.encoder.blocks.{i}.feed_forward.down_projection" for i in range(4)]
+
+
+def cell(layer: str, *phases: Phase, window: tuple[int, int] | None = None) -> CellPhases:
+    return CellPhases(layer, "input", "fvu", phases, 64, (32, 128), window)
+
+
+def printed(scores: Scores, width: int) -> str:
+    console = Console(width=width, file=io.StringIO())
+    print_report(scores, detect_phases(scores), console)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.3594, ".359"),
+        (-0.0108, "-.011"),
+        (0.99951, "1.00"),
+        (1.414, "1.41"),
+        (9.996, "10.0"),
+        (12.34, "12.3"),
+        (999.9, "1000"),
+        (2.4e-6, "2e-6"),
+        (12345.0, "1e4"),
+        (0.0, "0"),
+        (math.nan, "nan"),
+        (math.inf, "inf"),
+    ],
+)
+def test_number(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+def test_phases_changes_minimum_and_window_are_in_the_table() -> None:
+    all_three = cell(
+        "deep",
+        Phase("constant", 0, 8, -0.0004, (-0.001, 0.001)),
+        Phase("decrease", 8, 64, -0.068, (-0.07, -0.06)),
+        Phase("increase", 64, 4096, 0.14, (0.13, 0.15)),
+        window=(32, 128),
+    )
+    console = Console(width=100, file=io.StringIO())
+    console.print(phase_table([all_three, cell("early")], "title"))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert lines[0].split() == ["title"]
+    deep = next(line for line in lines if line.startswith("deep")).split()
+    assert deep == ["deep", "0-8", "-4e-4", "8-64", "-.068", "64-4096", "+.140", "64", "[32-128]", "32-128"]
+    early = next(line for line in lines if line.startswith("early")).split()
+    assert early == ["early", "-", "-", "-", "64", "[32-128]", "-"]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("layers", [["stage1", "stage2", "features"], LONG])
+def test_no_number_is_lost_at_common_widths(layers: list[str], width: int) -> None:
+    scores = make_scores(layers, log2_steps(20))
+    text = printed(scores, width)
+    assert all(len(line) <= width for line in text.splitlines())
+    assert "…" not in text
+    report = detect_phases(scores)
+    last = report.cell(layers[-1])
+    assert [phase.kind for phase in last.phases] == ["constant", "decrease", "increase"]
+    for phase in last.phases:
+        assert f"{phase.start_step}-{phase.end_step}" in text
+    assert last.stop_window is not None
+    assert "{}-{}".format(*last.stop_window) in text
+    assert "(network)" in text
+    assert "accuracy of target label" in text
+
+
+def test_curve_tables_show_every_step_once_in_order() -> None:
+    steps = log2_steps(20)
+    curves = {"a": dict.fromkeys(steps, 0.5), "b": dict.fromkeys(steps[:3], 1e-6)}
+    console = Console(width=40, file=io.StringIO())
+    tables = list(curve_tables(curves, "heading", 40))
+    for table in tables:
+        console.print(table)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    shown = [step for line in lines if line.startswith("step") for step in line.split()[1:]]
+    assert len(tables) > 1
+    assert [int(step) for step in shown] == steps
+    assert sum(line.count("2e-6") + line.count("1e-6") for line in lines) == 3
+    assert sum(line.count(".500") for line in lines) == 20
+    assert sum("heading" in line for line in lines) == 1
+
+
+def test_names_keep_their_end() -> None:
+    assert short("stage1") == "stage1"
+    assert short(LONG[2]) == "..." + LONG[2][-25:]
+    assert len(short(LONG[2])) == 28

@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+import phasefast
+from phasefast.cli import app
+from phasefast.errors import StoreError
+
+from .report.synthetic import log2_steps, make_scores, write_run
+
+ROOT = Path(phasefast.__file__).parents[1]
+DIGITS_NET = "phasefast.experiments.models:digits_net"
+
+
+def invoke(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "100"})
+
+
+def fails(*arguments: str | Path) -> str:
+    """The one line of an error, on standard error, with exit code 1."""
+    result = invoke(*arguments)
+    assert result.exit_code == 1
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    assert "Traceback" not in result.output
+    return lines[0]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "run", make_scores(["stage1", "features"], log2_steps(12)))
+
+
+def test_demo_of_eight_steps(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    result = invoke("demo", "--steps", "8", "--out", out, "--device", "cpu", "--seed", "1")
+    assert result.exit_code == 0, result.output
+    assert "training 8/8 steps" in result.stderr
+    assert "Held-out fvu of target input" in result.stdout
+    assert len(list((out / "scores").glob("step-*.parquet"))) == 5
+    cells = json.loads((out / "phases.json").read_text())["cells"]
+    assert len(cells) == 10
+    assert set(cells[0]) == {
+        "layer",
+        "target",
+        "metric",
+        "phases",
+        "minimum_step",
+        "minimum_ci",
+        "stop_window",
+        "evidence",
+    }
+    assert (out / "phases.png").stat().st_size > 10_000
+
+
+def test_info_says_what_there_is() -> None:
+    result = invoke("info")
+    assert result.exit_code == 0
+    for fact in (phasefast.__version__, torch.__version__, "extension", "CUDA devices", "cores", "torchvision"):
+        assert fact in result.stdout
+
+
+def test_info_says_why_the_extension_is_not_used_and_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = {"compiled": False, "problem": "phasefast._C is not built; pip install -e ."}
+    monkeypatch.setattr("phasefast.cli.build_info", lambda: problem)
+    assert "not used: phasefast._C is not built; pip install -e ." in invoke("info").stdout
+
+
+def test_info_names_the_extra_of_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("phasefast.cli._EXTRAS", {"no-such-package": "vision"})
+    assert "missing: pip install 'phasefast[vision]'" in invoke("info").stdout
+
+
+def test_layers_marks_those_probed_by_default() -> None:
+    result = invoke("layers", DIGITS_NET)
+    assert result.exit_code == 0
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert ["*", "stage1", "Sequential"] in rows
+    assert ["stage1.conv", "Conv2d"] in rows
+    assert ["*", "features", "Flatten"] in rows
+    assert "6 of 18 modules are probed by default" in result.stdout
+
+
+def test_layers_with_patterns_lists_only_matches() -> None:
+    result = invoke("layers", DIGITS_NET, "--pattern", "stage?.conv", "--pattern", "features")
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert [row[1] for row in rows[1:-1]] == ["stage1.conv", "stage2.conv", "stage3.conv", "stage4.conv", "features"]
+
+
+def test_layers_of_a_torchvision_model() -> None:
+    pytest.importorskip("torchvision")
+    assert "layer4.1.conv2" in invoke("layers", "resnet18").stdout
+
+
+def test_layers_of_a_module_in_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_nets.py").write_text("from torch import nn\nnet = nn.Sequential(nn.Linear(2, 2), nn.ReLU())\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert "ReLU" in invoke("layers", "my_nets:net").stdout
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("no.such.module:net", "expected package.module:callable; No module named 'no'"),
+        ("phasefast.experiments.models:digits_nett", "has no attribute 'digits_nett'"),
+        ("json:dumps", "without required arguments"),
+        ("json:JSONDecoder", "expected a torch.nn.Module, got JSONDecoder"),
+        (":net", "expected package.module:callable"),
+        ("resnet19", "did you mean resnet1"),
+        ("???", "no torchvision model has such a name"),
+    ],
+)
+def test_bad_model_names(model: str, message: str) -> None:
+    line = fails("layers", model)
+    assert repr(model) in line
+    assert message in line
+
+
+def test_pattern_without_match_names_near_ones() -> None:
+    assert "stage1.conv" in fails("layers", DIGITS_NET, "--pattern", "stage1.cnv")
+
+
+def test_phases_prints_tables_and_writes_json(run: Path) -> None:
+    result = invoke("phases", run)
+    assert result.exit_code == 0
+    assert "Phases of target input" in result.stdout
+    assert json.loads((run / "phases.json").read_text())["cells"]
+    assert not (run / "phases.png").exists()
+
+
+def test_phases_as_json_prints_nothing_else(run: Path) -> None:
+    result = invoke("phases", run, "--json")
+    assert json.loads(result.stdout) == json.loads((run / "phases.json").read_text())
+
+
+def test_report_draws_the_picture(run: Path) -> None:
+    result = invoke("report", run)
+    assert result.exit_code == 0
+    assert "Phases of target label" in result.stdout
+    assert (run / "phases.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_missing_or_unwritable_directories_are_one_line(tmp_path: Path) -> None:
+    assert "no scores in" in fails("phases", tmp_path / "absent")
+    assert "no scores in" in fails("report", tmp_path / "absent")
+    (tmp_path / "file").write_text("")
+    assert "cannot write to the output directory" in fails("demo", "--steps", "1", "--out", tmp_path / "file")
+    assert "device 'abacus' cannot be used" in fails("demo", "--steps", "1", "--out", tmp_path, "--device", "abacus")
+
+
+def test_debug_shows_the_error_itself(tmp_path: Path) -> None:
+    result = invoke("--debug", "phases", tmp_path)
+    assert isinstance(result.exception, StoreError)
+
+
+def test_usage_errors_are_told_from_failures(tmp_path: Path) -> None:
+    assert invoke("demo", "--steps", "many").exit_code == 2
+    assert invoke("demo", "--seed", "-1").exit_code == 2
+    assert invoke("phases").exit_code == 2
+
+
+def test_python_dash_m_in_a_fresh_process() -> None:
+    command = [sys.executable, "-m", "phasefast", "layers", "nonsense:net"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: model 'nonsense:net': expected package.module:callable; No module named 'nonsense'\n"
+
+
+def test_the_command_line_loads_no_optional_package() -> None:
+    heavy = ["matplotlib", "sklearn", "torchvision", "pandas"]
+    code = f"import sys, phasefast.cli; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.strip() == "[]"

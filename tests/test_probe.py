@@ -1,0 +1,279 @@
+"""``probe`` on real models: right numbers, nothing left behind, errors that name the culprit."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import Ridge
+from torch import nn
+
+import phasefast as pf
+from phasefast.errors import ArgumentError, DataError, LayerError, MemoryBudgetError, NonFiniteError, PhasefastError
+from tests.conftest import SmallNet, images
+from tests.oracle import mean_diagonal, ridge_heldout_error, rows64
+
+LAYERS = ["conv", "relu", "hidden"]
+
+
+def test_numbers_match_scikit_learn_on_the_activations_of_the_model(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    scores = pf.probe(net, probe_set, layers=["conv", "hidden"], alphas=[0.01], batchnorm="running")
+    net.eval()
+    with torch.no_grad():
+        for layer in ("conv", "hidden"):
+            rows = {}
+            for split, inputs in (("fit", probe_set.fit_inputs), ("heldout", probe_set.heldout_inputs)):
+                handle = getattr(net, layer).register_forward_hook(lambda _m, _i, out, s=split: rows.update({s: out.clone()}))
+                net(inputs)
+                handle.remove()
+            t_fit, t_heldout = probe_set.fit_inputs.flatten(1), probe_set.heldout_inputs.flatten(1)
+            error = ridge_heldout_error(rows["fit"], rows["heldout"], t_fit, t_heldout, 0.01)
+            select = {"layer": layer, "target": "input", "split": "heldout"}
+            assert scores.value(metric="mse", **select) == pytest.approx(error / t_heldout.numel(), rel=1e-5)
+            deviation = float((t_heldout - t_fit.mean(0)).double().square().sum())
+            assert scores.value(metric="fvu", **select) == pytest.approx(error / deviation, rel=1e-5)
+
+
+def test_scores_are_complete_and_tidy(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    scores = pf.probe(net, probe_set, layers=LAYERS, step=7, run="mine")
+    assert scores.layers == ["conv", "hidden", "relu", "relu:1"]
+    assert scores.targets == ["input", "label"]
+    assert scores.steps == [7]
+    table = scores.to_pandas()
+    assert set(table["run"]) == {"mine"}
+    assert len(table) == 4 * (4 + 2) + 4
+    assert not table.drop(columns=["alpha", "route", "dtype", "jitter", "rank", "dof", "condition", "error_estimate"]).isna().any(axis=None)
+    probed = table[table["layer"] != "model"]
+    assert not probed.isna().any(axis=None)
+    assert (probed["dof"] <= probed["rank"] + 1e-6).all()
+    for layer, metric in (("hidden", "fvu"), ("hidden", "accuracy")):
+        target = "input" if metric == "fvu" else "label"
+        _, samples = scores.samples(layer, target, metric)
+        value = scores.value(layer=layer, target=target, split="heldout", metric=metric)
+        assert samples.mean() == pytest.approx(value, rel=1e-5)
+
+
+def test_label_and_model_accuracy_are_those_of_plain_code(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    scores = pf.probe(net, probe_set, layers="hidden", batchnorm="running")
+    net.eval()
+    logits = net(probe_set.heldout_inputs).detach()
+    expected = float((logits.argmax(1) == probe_set.heldout_labels).double().mean())
+    assert scores.value(layer="model", metric="accuracy", split="heldout") == pytest.approx(expected)
+    loss = float(nn.functional.cross_entropy(logits, probe_set.heldout_labels))
+    assert scores.value(layer="model", metric="loss", split="heldout") == pytest.approx(loss, rel=1e-5)
+
+
+def test_penalty_to_zero_with_more_features_than_rows_fits_exactly() -> None:
+    model = nn.Sequential(nn.Linear(36, 300), nn.Tanh())
+    data = [x.flatten(1) if x.dim() > 1 else x for x in (*images(100, 3), *images(30, 4))]
+    data[0], data[2] = torch.tanh(data[0]) ** 3, torch.tanh(data[2]) ** 3
+    probe_set = pf.ProbeSet.from_tensors(*data)
+    for alpha in (0.0, 1e-13):
+        scores = pf.probe(model, probe_set, layers=["1"], alphas=[alpha], targets=[pf.Input()])
+        fit, heldout = (scores.value(split=split, metric="fvu") for split in ("fit", "heldout"))
+        assert fit < 1e-9, alpha
+        assert heldout > 1e-4
+
+
+def test_functions_of_the_input_are_targets(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    def brightness(x: torch.Tensor) -> torch.Tensor:
+        return x.mean((1, 2, 3))
+
+    def brighter_half(x: torch.Tensor) -> torch.Tensor:
+        return (x[..., :3].sum((1, 2, 3)) > x[..., 3:].sum((1, 2, 3))).long()
+
+    targets = [pf.Function(brightness), pf.Function(brighter_half, kind="classes"), pf.Input()]
+    scores = pf.probe(net, probe_set, layers="conv", targets=targets)
+    assert scores.targets == ["brightness", "brighter_half", "input"]
+    # Outputs of a convolution without ReLU: a mean of pixels is linear in them.
+    assert scores.value(target="brightness", split="heldout", metric="fvu") < 0.2
+    assert scores.value(target="brighter_half", split="heldout", metric="accuracy") > 0.8
+
+
+def test_noise_is_an_absolute_penalty(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    quiet, loud = (pf.probe(net, probe_set, layers="hidden", noise=sigma, targets=[pf.Input()]) for sigma in (1e-3, 10.0))
+    select = {"split": "heldout", "metric": "fvu"}
+    assert quiet.value(**select) < loud.value(**select)
+    assert loud.value(**select) == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize("batchnorm", ["recompute", "batch", "running"])
+def test_model_is_left_as_found(net: SmallNet, probe_set: pf.ProbeSet, batchnorm: str) -> None:
+    net.train()
+    net.drop.eval()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    modes = [module.training for module in net.modules()]
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    pf.probe(net, probe_set, layers=LAYERS, batchnorm=batchnorm)
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+    assert modes == [module.training for module in net.modules()]
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert states[1:] == (random.getstate(), np.random.get_state()[1].tolist())
+    assert net.norm.momentum == 0.1
+    assert all(not module._forward_hooks for module in net.modules())
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+@pytest.mark.parametrize("calls_before_failing", [0, 1, 2, 4])
+def test_model_is_left_as_found_when_it_raises_midway(
+    net: SmallNet, probe_set: pf.ProbeSet, calls_before_failing: int
+) -> None:
+    calls = 0
+
+    def fail(*_: object) -> None:
+        nonlocal calls
+        torch.rand(3), random.random(), np.random.rand()
+        calls += 1
+        if calls > calls_before_failing:
+            raise RuntimeError("out of luck")
+
+    handle = net.hidden.register_forward_pre_hook(fail)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    with pytest.raises(RuntimeError, match="out of luck"):
+        pf.probe(net, probe_set, layers=LAYERS, batch_size=50)
+    handle.remove()
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert states[1:] == (random.getstate(), np.random.get_state()[1].tolist())
+    assert net.training
+    assert net.norm.momentum == 0.1
+    assert all(not module._forward_hooks for module in net.modules())
+    assert torch.is_grad_enabled()
+
+
+def test_recomputed_batchnorm_is_another_function_than_running(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    kinds = ("recompute", "batch", "running")
+    scores = {b: pf.probe(net, probe_set, layers=["norm"], alphas=[0.1], batchnorm=b, batch_size=150) for b in kinds}
+    fvu = {b: s.value(layer="norm", metric="fvu", split="fit") for b, s in scores.items()}
+    assert fvu["recompute"] == pytest.approx(fvu["batch"], rel=0.02)
+    assert abs(fvu["running"] / fvu["recompute"] - 1) > 1e-3
+
+
+def test_result_does_not_depend_on_batch_size_groups_or_compilation(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    options = {"layers": LAYERS, "alphas": [0.01], "batchnorm": "running"}
+    whole = pf.probe(net, probe_set, **options).filter(split="heldout", metric="fvu").to_pandas()["value"]
+    batched = pf.probe(net, probe_set, batch_size=7, **options).filter(split="heldout", metric="fvu").to_pandas()["value"]
+    assert np.allclose(whole, batched, rtol=1e-5)
+    wrapped = pf.probe(nn.DataParallel(net), probe_set, memory="3MB", **options)
+    again = wrapped.filter(split="heldout", metric="fvu").to_pandas()["value"]
+    assert np.allclose(whole, again, rtol=1e-6)
+    compiled = pf.probe(torch.compile(net), probe_set, **options).filter(split="heldout", metric="fvu")
+    assert np.allclose(whole, compiled.to_pandas()["value"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_models_in_other_dtypes(net: SmallNet, probe_set: pf.ProbeSet, dtype: torch.dtype) -> None:
+    expected = pf.probe(net, probe_set, layers="hidden", alphas=[0.1])
+    got = pf.probe(net.to(dtype), probe_set, layers="hidden", alphas=[0.1])
+    select = {"split": "heldout", "metric": "fvu"}
+    assert got.value(**select) == pytest.approx(expected.value(**select), rel=1e-5 if dtype == torch.float64 else 3e-2)
+
+
+def test_precisions_agree(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    values = [
+        pf.probe(net, probe_set, layers="hidden", precision=p).value(split="heldout", metric="fvu")
+        for p in ("exact", "fast", "double")
+    ]
+    assert values == pytest.approx([values[2]] * 3, rel=1e-4)
+
+
+class Sequence(nn.Module):
+    """Tokens [b, t, f] and a tuple as output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lift = nn.Linear(6, 5)
+        self.rnn = nn.GRU(5, 4, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.rnn(self.lift(x.squeeze(1)))[0][:, -1]
+
+
+@pytest.mark.parametrize(("tokens", "dim"), [("flatten", 24), ("mean", 4), ("cls", 4)])
+def test_token_outputs(probe_set: pf.ProbeSet, tokens: str, dim: int) -> None:
+    scores = pf.probe(Sequence(), probe_set, layers="rnn", tokens=tokens)
+    assert scores.to_pandas()["dim"].iloc[-1] == dim
+
+
+def test_pooling_is_an_option(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    assert pf.probe(net, probe_set, layers="conv").to_pandas()["dim"].max() == 54
+    assert pf.probe(net, probe_set, layers="conv", pool=1).to_pandas()["dim"].max() == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"layers": ["convv"]}, LayerError, ["convv", "conv"]),
+        ({"layers": []}, LayerError, ["at least one"]),
+        ({"layers": ["unused"]}, LayerError, ["unused", "never fired"]),
+        ({"batchnorm": "eval"}, ArgumentError, ["batchnorm", "eval", "recompute"]),
+        ({"precision": "half"}, ArgumentError, ["precision", "half"]),
+        ({"alpha": [1.0]}, ArgumentError, ["alpha", "alphas"]),
+        ({"alphas": [-1.0]}, ArgumentError, ["-1.0"]),
+        ({"alphas": [1.0], "noise": 1.0}, ArgumentError, ["noise"]),
+        ({"tokens": "last"}, ArgumentError, ["tokens", "last"]),
+        ({"batch_size": 0}, ArgumentError, ["batch_size"]),
+        ({"memory": "lots"}, ArgumentError, ["lots"]),
+        ({"memory": "10KB", "layers": ["conv"]}, MemoryBudgetError, ["conv", "54", "budget"]),
+        ({"targets": [pf.Label(2)]}, DataError, ["label", "0 to 1"]),
+        ({"targets": []}, ArgumentError, ["at least one"]),
+        ({"targets": [pf.Input(), pf.Input()]}, ArgumentError, ["different names"]),
+        ({"targets": [pf.Function(lambda x: x[:3].mean((1, 2, 3)), name="short")]}, DataError, ["short"]),
+        ({"targets": [pf.Function(lambda x: x.mean((1, 2, 3)).log(), name="log")]}, DataError, ["log", "NaN"]),
+    ],
+)  # fmt: skip
+def test_bad_options_are_typed_errors(
+    net: SmallNet, probe_set: pf.ProbeSet, options: dict, error: type[PhasefastError], words: list[str]
+) -> None:
+    with pytest.raises(error) as caught:
+        pf.probe(net, probe_set, **{"layers": ["hidden"], **options})
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_activations_that_are_not_finite_name_the_layer(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    with torch.no_grad():
+        net.hidden.weight[3] = torch.inf
+    with pytest.raises(NonFiniteError, match=r"'hidden'.*features"):
+        pf.probe(net, probe_set, layers=["conv", "hidden"])
+
+
+def test_outputs_that_are_no_rows_name_the_layer(probe_set: pf.ProbeSet) -> None:
+    class Scalar(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean()
+
+    with pytest.raises(LayerError, match=r"'0'.*rows"):
+        pf.probe(nn.Sequential(Scalar()), probe_set)
+
+
+def test_layer_that_fires_only_sometimes_is_an_error(probe_set: pf.ProbeSet) -> None:
+    class Moody(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.calls = nn.Flatten(), 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return self.inner(x) if self.calls < 3 else x.flatten(1)
+
+    with pytest.raises(LayerError, match=r"'inner'.*of 150 fit rows"):
+        pf.probe(Moody(), probe_set, layers="inner", batch_size=50)
+
+
+def test_label_accuracy_matches_scikit_learn_when_classes_are_unbalanced() -> None:
+    inputs, labels = images(400, 7)
+    keep = (labels > 0) | (torch.arange(400) % 6 == 0)
+    inputs, labels = inputs[keep].flatten(1) + 1.5 * torch.randn(int(keep.sum()), 36), labels[keep]
+    model = nn.Sequential(nn.Linear(36, 12), nn.ReLU())
+    probe_set = pf.ProbeSet.from_tensors(inputs[:150], labels[:150], inputs[150:], labels[150:])
+    scores = pf.probe(model, probe_set, layers="1", alphas=[0.01])
+    with torch.no_grad():
+        fit, heldout = model(probe_set.fit_inputs), model(probe_set.heldout_inputs)
+    one_hot = torch.eye(3)[probe_set.fit_labels].numpy()
+    oracle = Ridge(alpha=0.01 * mean_diagonal(fit)).fit(rows64(fit), one_hot)
+    for split, rows, expected in (("fit", fit, probe_set.fit_labels), ("heldout", heldout, probe_set.heldout_labels)):
+        accuracy = float((oracle.predict(rows64(rows)).argmax(1) == expected.numpy()).mean())
+        assert scores.value(target="label", metric="accuracy", split=split, layer="1") == pytest.approx(accuracy)

@@ -1,0 +1,184 @@
+"""``sweep``: resumes where it was killed, loses nothing, names what it cannot read."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import phasefast as pf
+from phasefast.errors import CheckpointError, StoreError, SweepError
+from phasefast.scores import list_shards
+from tests.conftest import SmallNet
+
+STEPS = (0, 1, 2, 4)
+
+
+@pytest.fixture
+def checkpoints(net: SmallNet) -> dict[int, dict[str, torch.Tensor]]:
+    states = {}
+    for step in STEPS:
+        with torch.no_grad():
+            net.hidden.weight += 0.1 * torch.randn(net.hidden.weight.shape)
+        states[step] = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    return states
+
+
+def without_seconds(scores: pf.Scores) -> list[dict]:
+    return scores.to_arrow().drop_columns(["seconds"]).to_pylist()
+
+
+def test_equals_probing_each_checkpoint(
+    net: SmallNet, probe_set: pf.ProbeSet, checkpoints: dict, tmp_path: Path
+) -> None:
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    swept = pf.sweep(net, checkpoints, probe_set, out=tmp_path, layers="hidden")
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+    assert swept.steps == list(STEPS)
+    assert without_seconds(pf.read_scores(tmp_path)) == without_seconds(swept)
+    for step, state in checkpoints.items():
+        net.load_state_dict(state)
+        assert without_seconds(pf.probe(net, probe_set, layers="hidden", step=step)) == without_seconds(swept.filter(step=step))
+
+
+def test_files_folders_and_prefixes(net: SmallNet, probe_set: pf.ProbeSet, checkpoints: dict, tmp_path: Path) -> None:
+    expected = pf.sweep(net, checkpoints, probe_set, out=tmp_path / "a", layers="hidden")
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for step, state in checkpoints.items():
+        saved = {f"module._orig_mod.{name}": tensor for name, tensor in state.items()}
+        torch.save({"state_dict": saved, "epoch": 3}, folder / f"epoch=0-step={step}.ckpt")
+    for number, source in enumerate([folder, sorted(folder.iterdir(), reverse=True)]):
+        got = pf.sweep(net, source, probe_set, out=tmp_path / str(number), layers="hidden")
+        assert without_seconds(got) == without_seconds(expected)
+
+
+def test_killed_between_checkpoints_continues_and_ends_identical(
+    net: SmallNet, probe_set: pf.ProbeSet, checkpoints: dict, tmp_path: Path
+) -> None:
+    for step, state in checkpoints.items():
+        torch.save(state, tmp_path / f"step_{step}.pt")
+    # A process that dies by SIGKILL as its third measurement begins.
+    script = f"""
+import os, signal
+import phasefast as pf
+from phasefast.engine import Engine
+from tests.conftest import SmallNet, images
+measure = Engine.measure
+def dying(self, step):
+    if step == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return measure(self, step)
+Engine.measure = dying
+probe_set = pf.ProbeSet.from_tensors(*images(150, 1), *images(60, 2))
+pf.sweep(SmallNet(), {str(tmp_path)!r}, probe_set, out={str(tmp_path / "killed")!r}, layers=["conv", "hidden"])
+"""
+    root = Path(__file__).parents[1]
+    killed = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True)
+    assert killed.returncode == -9, killed.stderr
+    assert list(list_shards(tmp_path / "killed")) == [0, 1]
+    (tmp_path / "killed/scores/step-000000000002.123.partial").write_bytes(b"half a shard")
+    stamps = {step: path.stat().st_mtime_ns for step, path in list_shards(tmp_path / "killed").items()}
+
+    pf.sweep(net, tmp_path, probe_set, out=tmp_path / "killed", layers=["conv", "hidden"])
+    pf.sweep(net, tmp_path, probe_set, out=tmp_path / "whole", layers=["conv", "hidden"])
+    assert without_seconds(pf.read_scores(tmp_path / "killed")) == without_seconds(pf.read_scores(tmp_path / "whole"))
+    assert all(list_shards(tmp_path / "killed")[step].stat().st_mtime_ns == stamp for step, stamp in stamps.items())
+
+
+def test_bad_checkpoints_are_named_and_the_others_stored(
+    net: SmallNet, probe_set: pf.ProbeSet, checkpoints: dict, tmp_path: Path
+) -> None:
+    good = tmp_path / "step_0.pt"
+    torch.save(checkpoints[0], good)
+    truncated = tmp_path / "step_1.pt"
+    truncated.write_bytes(good.read_bytes()[: good.stat().st_size // 2])
+    torch.save([1, 2, 3], tmp_path / "step_2.pt")
+    torch.save({k: v for k, v in checkpoints[0].items() if k != "head.bias"}, tmp_path / "step_3.pt")
+    torch.save({**checkpoints[0], "extra.weight": torch.zeros(1)}, tmp_path / "step_4.pt")
+    torch.save({**checkpoints[0], "head.bias": torch.zeros(9)}, tmp_path / "step_5.pt")
+    torch.save(net, tmp_path / "step_6.pt")
+    torch.save({**checkpoints[0], "hidden.weight": torch.full((20, 54), torch.nan)}, tmp_path / "step_7.pt")
+    with pytest.raises(SweepError) as caught:
+        pf.sweep(net, tmp_path, probe_set, out=tmp_path / "out", layers="hidden")
+    message = str(caught.value)
+    for words in (
+        "7 of 8",
+        "step 1: " + str(truncated),
+        "truncated",
+        "got list",
+        "lacks the keys ['head.bias']",
+        "unexpected keys ['extra.weight']",
+        "head.bias has shape (9,), the model's is (3,)",
+        "step_6.pt: not a file of plain tensors",
+        "layer 'hidden': NaN or Inf",
+    ):
+        assert words in message, message
+    assert pf.read_scores(tmp_path / "out").steps == [0]
+    torch.save(checkpoints[1], truncated)
+    again = pf.sweep(net, {0: good, 1: truncated}, probe_set, out=tmp_path / "out", layers="hidden")
+    assert again.steps == [0, 1]
+
+
+def test_state_dict_of_a_diverged_step_does_not_reach_the_model(
+    net: SmallNet, probe_set: pf.ProbeSet, checkpoints: dict, tmp_path: Path
+) -> None:
+    bad = {name: torch.full_like(tensor, torch.nan) if tensor.is_floating_point() else tensor for name, tensor in checkpoints[0].items()}
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    with pytest.raises(SweepError, match="step 3"):
+        pf.sweep(net, {3: bad}, probe_set, out=tmp_path, layers="hidden")
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+
+
+def test_another_configuration_is_refused_before_any_work(
+    net: SmallNet, probe_set: pf.ProbeSet, checkpoints: dict, tmp_path: Path
+) -> None:
+    pf.sweep(net, checkpoints, probe_set, out=tmp_path, layers="hidden")
+    with pytest.raises(StoreError, match="another configuration"):
+        pf.sweep(net, checkpoints, probe_set, out=tmp_path, layers="hidden", alphas=[0.1])
+    pf.sweep(net, checkpoints, probe_set, out=tmp_path, layers="hidden", alphas=[0.1], overwrite=True)
+    assert set(pf.read_scores(tmp_path).filter(layer="hidden").to_pandas()["alpha"]) != set()
+
+
+@pytest.mark.parametrize("bad", ["file/out", "/proc/phasefast"])
+def test_unwritable_output_is_named_before_any_work(
+    net: SmallNet, probe_set: pf.ProbeSet, checkpoints: dict, tmp_path: Path, bad: str
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match=bad.split("/")[-1]):
+        pf.sweep(net, checkpoints, probe_set, out=tmp_path / bad, layers="hidden")
+
+
+def test_unreadable_shard_and_empty_directory_are_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no scores"):
+        pf.read_scores(tmp_path)
+    (tmp_path / "scores").mkdir()
+    (tmp_path / "scores/step-000000000001.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(StoreError, match="step-000000000001"):
+        pf.read_scores(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "words"),
+    [
+        ({}, "at least one"),
+        ([], "at least one"),
+        ({-1: {}}, "-1"),
+        (["weights.pt"], "no step"),
+        (["a/step_1.pt", "b/step_1.pt"], "given twice"),
+        ("nowhere", "nowhere"),
+    ],
+)
+def test_checkpoints_that_cannot_be_ordered(
+    net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path, checkpoints: object, words: str
+) -> None:
+    with pytest.raises(CheckpointError, match=words):
+        pf.sweep(net, checkpoints, probe_set, out=tmp_path)  # type: ignore[arg-type]
+
+
+def test_missing_file_is_named(net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path) -> None:
+    with pytest.raises(SweepError, match="no such file"):
+        pf.sweep(net, [tmp_path / "step_9.pt"], probe_set, out=tmp_path / "out")

@@ -1,0 +1,77 @@
+"""``PhaseTracker`` inside a training loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import phasefast as pf
+from phasefast.errors import ArgumentError, NonFiniteError
+from tests.conftest import SmallNet
+from tests.test_sweep import without_seconds
+
+
+def train(net: SmallNet, probe_set: pf.ProbeSet, steps: int, tracker: pf.PhaseTracker | None) -> dict[int, dict]:
+    torch.manual_seed(5)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    states = {}
+    for step in range(steps + 1):
+        if tracker is not None:
+            tracker.step(step)
+        states[step] = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+        rows = torch.randint(0, probe_set.n_fit, (32,))
+        net.train()
+        loss = torch.nn.functional.cross_entropy(net(probe_set.fit_inputs[rows]), probe_set.fit_labels[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return states
+
+
+def test_live_equals_offline_and_does_not_disturb_training(probe_set: pf.ProbeSet, tmp_path: Path) -> None:
+    nets = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        nets.append(SmallNet())
+    tracker = pf.PhaseTracker(nets[0], probe_set, out=tmp_path / "live", layers="hidden", on_error="raise")
+    states = train(nets[0], probe_set, 8, tracker)
+    undisturbed = train(nets[1], probe_set, 8, None)
+    assert all(torch.equal(states[8][name], undisturbed[8][name]) for name in states[8])
+    assert tracker.scores.steps == [0, 1, 2, 4, 8]
+    assert tracker.seconds > 0
+    chosen = {step: states[step] for step in (0, 1, 2, 4, 8)}
+    offline = pf.sweep(nets[1], chosen, probe_set, out=tmp_path / "offline", layers="hidden")
+    assert without_seconds(tracker.scores) == without_seconds(offline)
+    assert without_seconds(pf.read_scores(tmp_path / "live")) == without_seconds(offline)
+
+
+def test_resumes_and_takes_given_steps(net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path) -> None:
+    first = pf.PhaseTracker(net, probe_set, steps=[3, 5], out=tmp_path, layers="hidden")
+    assert first.step(0) is None
+    assert first.step(3) is not None
+    second = pf.PhaseTracker(net, probe_set, steps=[3, 5], out=tmp_path, layers="hidden")
+    assert second.step(3) is None
+    assert second.step(5) is not None
+    assert second.scores.steps == [3, 5]
+
+
+def test_failure_warns_and_training_goes_on(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    tracker = pf.PhaseTracker(net, probe_set, out=None, layers="hidden")
+    tracker.step(0)
+    with torch.no_grad():
+        net.hidden.weight.fill_(torch.nan)
+    with pytest.warns(RuntimeWarning, match=r"step 1 was not measured.*hidden"):
+        assert tracker.step(1) is None
+    assert tracker.scores.steps == [0]
+    strict = pf.PhaseTracker(net, probe_set, out=None, layers="hidden", on_error="raise")
+    with pytest.raises(NonFiniteError):
+        strict.step(0)
+
+
+def test_bad_arguments(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    with pytest.raises(ArgumentError, match="log2"):
+        pf.PhaseTracker(net, probe_set, steps="log10", out=None)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="on_error"):
+        pf.PhaseTracker(net, probe_set, on_error="ignore", out=None)  # type: ignore[arg-type]
