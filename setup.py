@@ -33,7 +33,11 @@ def extension() -> Extension:
     headers = [flag for path in [pybind11.get_include(), *include_paths()] for flag in ("-isystem", path)]
     return Extension(
         "phasefast._C",
-        sources=["csrc/library.cpp", "csrc/module.cpp", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cpu/*.cpp"))],
+        sources=[
+            "csrc/library.cpp",
+            "csrc/module.cpp",
+            *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cpu/*.cpp")),
+        ],
         depends=[str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.h")],
         include_dirs=[str(ROOT / "csrc")],
         library_dirs=library_paths(),

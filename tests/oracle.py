@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import torch
 from sklearn.linear_model import Ridge
@@ -20,7 +22,7 @@ def captured(fit: Tensor, heldout: Tensor, folds: tuple[int, ...] | None = None,
     sums = torch.zeros(len(edges) - 1, dim, dtype=torch.float64)
     shift = fit[:batch].double().flatten(1).mean(0).float()
     for x, row, splits in ((fit, rows[0], edges), (heldout, rows[1], (0, len(heldout)))):
-        for fold, (start, stop) in enumerate(zip(splits[:-1], splits[1:], strict=True)):
+        for fold, (start, stop) in enumerate(itertools.pairwise(splits)):
             for i in range(start, stop, batch):
                 part = slice(i, min(i + batch, stop))
                 total = sums[fold] if x is fit else torch.zeros(dim, dtype=torch.float64)

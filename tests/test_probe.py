@@ -23,13 +23,13 @@ def test_numbers_match_scikit_learn_on_the_activations_of_the_model(net: SmallNe
     net.eval()
     with torch.no_grad():
         for layer in ("conv", "hidden"):
-            rows = {}
-            for split, inputs in (("fit", probe_set.fit_inputs), ("heldout", probe_set.heldout_inputs)):
-                handle = getattr(net, layer).register_forward_hook(lambda _m, _i, out, s=split: rows.update({s: out.clone()}))
-                net(inputs)
-                handle.remove()
+            rows: list[torch.Tensor] = []
+            handle = getattr(net, layer).register_forward_hook(lambda _m, _i, out, kept=rows: kept.append(out.clone()))
+            net(probe_set.fit_inputs)
+            net(probe_set.heldout_inputs)
+            handle.remove()
             t_fit, t_heldout = probe_set.fit_inputs.flatten(1), probe_set.heldout_inputs.flatten(1)
-            error = ridge_heldout_error(rows["fit"], rows["heldout"], t_fit, t_heldout, 0.01)
+            error = ridge_heldout_error(rows[0], rows[1], t_fit, t_heldout, 0.01)
             select = {"layer": layer, "target": "input", "split": "heldout"}
             assert scores.value(metric="mse", **select) == pytest.approx(error / t_heldout.numel(), rel=1e-5)
             deviation = float((t_heldout - t_fit.mean(0)).double().square().sum())
@@ -44,9 +44,10 @@ def test_scores_are_complete_and_tidy(net: SmallNet, probe_set: pf.ProbeSet) -> 
     table = scores.to_pandas()
     assert set(table["run"]) == {"mine"}
     assert len(table) == 4 * (4 + 2) + 4
-    assert not table.drop(columns=["alpha", "route", "dtype", "jitter", "rank", "dof", "condition", "error_estimate"]).isna().any(axis=None)
     probed = table[table["layer"] != "model"]
     assert not probed.isna().any(axis=None)
+    of_solve = ["alpha", "route", "dtype", "jitter", "rank", "dof", "condition", "error_estimate"]
+    assert not table.drop(columns=of_solve).isna().any(axis=None)
     assert (probed["dof"] <= probed["rank"] + 1e-6).all()
     for layer, metric in (("hidden", "fvu"), ("hidden", "accuracy")):
         target = "input" if metric == "fvu" else "label"
@@ -93,7 +94,8 @@ def test_functions_of_the_input_are_targets(net: SmallNet, probe_set: pf.ProbeSe
 
 
 def test_noise_is_an_absolute_penalty(net: SmallNet, probe_set: pf.ProbeSet) -> None:
-    quiet, loud = (pf.probe(net, probe_set, layers="hidden", noise=sigma, targets=[pf.Input()]) for sigma in (1e-3, 10.0))
+    options = {"layers": "hidden", "targets": [pf.Input()]}
+    quiet, loud = (pf.probe(net, probe_set, noise=sigma, **options) for sigma in (1e-3, 10.0))
     select = {"split": "heldout", "metric": "fvu"}
     assert quiet.value(**select) < loud.value(**select)
     assert loud.value(**select) == pytest.approx(1.0, abs=0.05)
@@ -154,14 +156,14 @@ def test_recomputed_batchnorm_is_another_function_than_running(net: SmallNet, pr
 
 def test_result_does_not_depend_on_batch_size_groups_or_compilation(net: SmallNet, probe_set: pf.ProbeSet) -> None:
     options = {"layers": LAYERS, "alphas": [0.01], "batchnorm": "running"}
-    whole = pf.probe(net, probe_set, **options).filter(split="heldout", metric="fvu").to_pandas()["value"]
-    batched = pf.probe(net, probe_set, batch_size=7, **options).filter(split="heldout", metric="fvu").to_pandas()["value"]
-    assert np.allclose(whole, batched, rtol=1e-5)
-    wrapped = pf.probe(nn.DataParallel(net), probe_set, memory="3MB", **options)
-    again = wrapped.filter(split="heldout", metric="fvu").to_pandas()["value"]
-    assert np.allclose(whole, again, rtol=1e-6)
-    compiled = pf.probe(torch.compile(net), probe_set, **options).filter(split="heldout", metric="fvu")
-    assert np.allclose(whole, compiled.to_pandas()["value"], rtol=1e-6)
+
+    def fvu(model: nn.Module, **more: object) -> np.ndarray:
+        return pf.probe(model, probe_set, **options, **more).filter(split="heldout", metric="fvu").to_pandas()["value"]
+
+    whole = fvu(net)
+    assert np.allclose(whole, fvu(net, batch_size=7), rtol=1e-5)
+    assert np.allclose(whole, fvu(nn.DataParallel(net), memory="400KB"), rtol=1e-6)
+    assert np.allclose(whole, fvu(torch.compile(net)), rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

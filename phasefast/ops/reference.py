@@ -21,8 +21,11 @@ def capture(
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         if pool:
             spatial = wide.flatten(2) if wide.dim() > 5 else wide
-            pooling = (torch.nn.functional.adaptive_avg_pool1d, torch.nn.functional.adaptive_avg_pool2d,
-                       torch.nn.functional.adaptive_avg_pool3d)[spatial.dim() - 3]
+            pooling = (
+                torch.nn.functional.adaptive_avg_pool1d,
+                torch.nn.functional.adaptive_avg_pool2d,
+                torch.nn.functional.adaptive_avg_pool3d,
+            )[spatial.dim() - 3]
             wide = pooling(spatial, pool)
         row.copy_(wide.flatten(1) - shift)
         stored = row.double()

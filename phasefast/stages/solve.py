@@ -17,8 +17,8 @@ from ..types import Activations, BlockFit, Decoder, Moments, PenaltyChoice, Stat
 DEFAULT_ALPHAS = tuple(10.0**k for k in range(-7, 2))
 _CHUNK = 4096
 _PROBES = 8
-# Rounding of a float32 Gram matrix acts like a penalty of about the first size, and adds an error to weak penalties that
-# only matters where hardly anything else is left unexplained.
+# Rounding of a float32 Gram matrix acts like a penalty of about the first size; what it adds to the errors of weak
+# penalties only matters where hardly anything else is left unexplained.
 _FLOAT32_ALPHA, _FLOAT32_SMALL_ALPHA, _FLOAT32_FVU = 1e-5, 1e-2, 1e-3
 _REFINE_ABOVE = 1e-8  # error estimate of a float64 solution that one step of refinement still mends
 _CANCELLED = 1e-4  # below this share of the deviation, the fit error is measured row by row
@@ -265,11 +265,11 @@ def _missing(
     weights: Tensor,
     solution: _Solution,
 ) -> Tensor:
-    """What ``weights`` [d, k] lack, to first order, of the exact decoder of ``fit_targets @ z``: one step of refinement.
+    """What ``weights`` [d, k] lack, to first order, of the exact decoder of ``fit_targets @ z``.
 
     The residual of the normal equations, A'(T z - A W) - penalty W, is zero for the exact W; in float64 and from the
     rows themselves, (G + penalty I)^-1 of it is the correction (Higham, Accuracy and Stability of Numerical
-    Algorithms, ch. 12).
+    Algorithms, ch. 12: one step of iterative refinement).
     """
     offset = target_mean @ z - system.row_mean @ weights
     gradient = -solution.penalty * weights

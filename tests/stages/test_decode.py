@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
 from phasefast.engine import decode
 from phasefast.stages.evaluate import evaluate
 from phasefast.stages.solve import Penalties
-from phasefast.stages.targets import Function, Input, build_targets
+from phasefast.stages.targets import Input, build_targets
 from tests.oracle import captured, ridge_heldout_error
 
 KINDS = (
