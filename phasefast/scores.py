@@ -49,11 +49,6 @@ MODEL_LAYER = "model"
 _SHARD = re.compile(r"step-(\d+)\.parquet$")
 
 
-def natural_key(name: str) -> list[tuple[int, int, str]]:
-    """Sort key under which ``layer2`` comes before ``layer10``."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)]
-
-
 class Scores:
     """A long, tidy table of metrics; columns are ``phasefast.scores.SCHEMA``.
 
@@ -100,7 +95,7 @@ class Scores:
 
     @property
     def layers(self) -> list[str]:
-        """Probed layers, in the order in which they were probed (natural order)."""
+        """Probed layers, in the order of the model."""
         return [name for name in self._table.column("layer").unique().to_pylist() if name != MODEL_LAYER]
 
     @property

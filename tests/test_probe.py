@@ -38,7 +38,7 @@ def test_numbers_match_scikit_learn_on_the_activations_of_the_model(net: SmallNe
 
 def test_scores_are_complete_and_tidy(net: SmallNet, probe_set: pf.ProbeSet) -> None:
     scores = pf.probe(net, probe_set, layers=LAYERS, step=7, run="mine")
-    assert scores.layers == ["conv", "hidden", "relu", "relu:1"]
+    assert scores.layers == ["conv", "relu", "relu:1", "hidden"]
     assert scores.targets == ["input", "label"]
     assert scores.steps == [7]
     table = scores.to_pandas()

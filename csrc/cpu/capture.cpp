@@ -40,9 +40,30 @@ PHASEFAST_INLINE void store_rows(const X* __restrict__ from, int64_t from_stride
   }
 }
 
+// The same for one sample with a 16-bit type in it: short loops, each of which becomes vector code.
+template <typename X, typename R>
+PHASEFAST_INLINE void store_row(const X* __restrict__ from, const float* __restrict__ shift, R* __restrict__ to,
+                                double* __restrict__ sum, double* __restrict__ square, int64_t n) {
+  constexpr int64_t kPart = 256;
+  Wide<X> shifted[kPart];
+  Wide<R> stored[kPart];
+  for (int64_t start = 0; start < n; start += kPart) {
+    const int64_t size = std::min(kPart, n - start);
+    for (int64_t i = 0; i < size; ++i) shifted[i] = widen(from[start + i]) - shift[start + i];
+    for (int64_t i = 0; i < size; ++i) to[start + i] = narrow<R>(shifted[i]);
+    for (int64_t i = 0; i < size; ++i) stored[i] = widen(to[start + i]);
+    for (int64_t i = 0; i < size; ++i) sum[start + i] += stored[i];
+    for (int64_t i = 0; i < size; ++i) square[start + i] += static_cast<double>(stored[i]) * stored[i];
+  }
+}
+
 template <typename X, typename R>
 PHASEFAST_INLINE void store_span(const X* from, int64_t from_stride, const float* shift, R* to, int64_t to_stride,
                                  double* sum, double* square, int64_t n, int64_t samples) {
+  if constexpr (sizeof(X) < 4 || sizeof(R) < 4) {
+    for (int64_t r = 0; r < samples; ++r) store_row(from + r * from_stride, shift, to + r * to_stride, sum, square, n);
+    return;
+  }
   int64_t r = 0;
   for (; r + 4 <= samples; r += 4) {
     store_rows<4>(from + r * from_stride, from_stride, shift, to + r * to_stride, to_stride, sum, square, n);
@@ -217,14 +238,14 @@ Pooling pooling_of(const Tensor& x, int64_t pool) {
 
 template <typename X>
 PHASEFAST_INLINE double sum_run(const X* from, int64_t stride, int64_t n) {
-  double lanes[16] = {};
+  double lanes[32] = {};
   int64_t i = 0;
   if (stride == 1) {
-    for (; i + 16 <= n; i += 16) {
-      for (int64_t j = 0; j < 16; ++j) lanes[j] += widen(from[i + j]);
+    for (; i + 32 <= n; i += 32) {
+      for (int64_t j = 0; j < 32; ++j) lanes[j] += widen(from[i + j]);
     }
   }
-  for (int64_t half = 8; i && half; half /= 2) {
+  for (int64_t half = 16; i && half; half /= 2) {
     for (int64_t j = 0; j < half; ++j) lanes[j] += lanes[j + half];
   }
   for (; i < n; ++i) lanes[0] += widen(from[i * stride]);

@@ -19,8 +19,9 @@ from .models import digits_net
 from .training import cpu_threads, train
 
 LAYERS = ("stage1", "stage2", "stage3", "stage4", "features")
-# Measured on 2 cores only: 2 threads are a quarter faster than 1. Tensors this small have no work for many.
-_THREADS = 4
+# Tensors this small have little work for a second thread, and threads that share a core with another program wait for
+# each other: on 2 busy cores, 2 threads took 23 s per probed step and 1 thread 1.4 s (idle: 0.9 s and 1.4 s).
+_MOST_THREADS = 4
 
 
 def run_demo(
@@ -58,7 +59,7 @@ def run_demo(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = digits_net().to(place)
-    with cpu_threads(_THREADS):
+    with cpu_threads(max(1, min(torch.get_num_threads() // 2, _MOST_THREADS))):
         tracker = PhaseTracker(
             model,
             probe_set,

@@ -47,9 +47,9 @@ def train(
         ArgumentError: steps, batch size or learning rate out of range.
         NonFiniteError: the loss is NaN or Inf at one of the looks at it, which are as many as progress is shown.
     """
-    if steps < 0 or not 0 < batch_size <= len(inputs) or not 0 < lr < math.inf:
+    if steps < 0 or not 0 < batch_size <= len(inputs) or not 0 <= lr < math.inf:
         raise ArgumentError(
-            f"train: expected steps >= 0, lr > 0 and 1 <= batch_size <= {len(inputs)} rows, "
+            f"train: expected steps >= 0, lr >= 0 and 1 <= batch_size <= {len(inputs)} rows, "
             f"got steps={steps}, lr={lr}, batch_size={batch_size}"
         )
     if inputs.dim() == 4:

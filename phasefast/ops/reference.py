@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 
+@torch.no_grad()
 def capture(
     activations: Sequence[Tensor],
     shifts: Sequence[Tensor],
@@ -33,6 +34,7 @@ def capture(
         square += stored.square().sum(0)
 
 
+@torch.no_grad()
 def gram(rows: Sequence[Tensor], targets: Tensor, grams: Sequence[Tensor], crosses: Sequence[Tensor]) -> None:
     """grams[i] [d, d] += rows' rows, lower triangle only; crosses[i] [d, p] += rows' targets."""
     for a, g, c in zip(rows, grams, crosses, strict=True):
@@ -41,6 +43,7 @@ def gram(rows: Sequence[Tensor], targets: Tensor, grams: Sequence[Tensor], cross
         c += wide.mT @ targets.to(wide.dtype)
 
 
+@torch.no_grad()
 def ridge_solve(
     grams: Sequence[Tensor],
     crosses: Sequence[Tensor],
@@ -52,25 +55,30 @@ def ridge_solve(
     """weights[i][l] [d, p] = (grams[i] + penalties[i][l] I)^-1 crosses[i], by Cholesky of the equilibrated matrix.
 
     Columns whose diagonal plus penalty is zero get zero weights. Where the matrix is not positive definite, info[i, l] > 0 and
-    the weights are NaN. factors is empty, or factors[i][l] [d, d] becomes the lower Cholesky factor of grams[i] + penalty I.
+    the weights and factors are NaN. factors is empty, or factors[i][l] [d, d] becomes the lower Cholesky factor of
+    grams[i] + penalty I, with 1 on the diagonal of such columns.
     """
     for i, (g, c, path) in enumerate(zip(grams, crosses, penalties, strict=True)):
         for step, penalty in enumerate(path.to(g)):
             matrix = torch.tril(g) + torch.tril(g, -1).mT
             matrix.diagonal().add_(penalty)
-            scale = matrix.diagonal().clamp_min(0).sqrt()
+            scale = matrix.diagonal().sqrt()  # NaN where negative, which the factorisation then reports
             dead = scale == 0
             inverse = torch.where(dead, 0, 1 / scale)
             matrix = matrix * inverse[:, None] * inverse[None, :]
             matrix.diagonal()[dead] = 1
             factor, failed = torch.linalg.cholesky_ex(matrix)
+            improper = ~factor.diagonal().isfinite()  # some LAPACKs let NaN pass
+            failed = torch.where((failed == 0) & improper.any(), improper.int().argmax() + 1, failed)
             solved = torch.cholesky_solve(c * inverse[:, None], factor) * inverse[:, None]
             weights[i][step] = torch.where(failed > 0, torch.nan, solved)
             info[i, step] = failed
             if factors:
-                factors[i][step] = torch.tril(factor) * torch.where(dead, 1, scale)[:, None]
+                lower = torch.tril(factor) * torch.where(dead, 1, scale)[:, None]
+                factors[i][step] = torch.where(failed > 0, torch.nan, lower)
 
 
+@torch.no_grad()
 def residual(
     rows: Sequence[Tensor],
     weights: Sequence[Tensor],
@@ -84,7 +92,7 @@ def residual(
     """errors[i] [k, m] float64 = squared error of rows @ weights + offset per block of target columns and per sample.
 
     Block j spans columns blocks[j]:blocks[j + 1]. hits[i] [k, m] bool: in a block of classes, whether the first largest
-    prediction stands where the first largest target does; False in other blocks.
+    prediction stands where the first largest target does, False where there is a NaN; False in other blocks.
     """
     for a, w, offset, error, hit in zip(rows, weights, offsets, errors, hits, strict=True):
         prediction = a.to(w.dtype) @ w + offset
@@ -93,6 +101,7 @@ def residual(
             miss = prediction[:, start:stop] - expected[:, start:stop]
             error[j] = miss.double().square().sum(1)
             if classes[j]:
-                hit[j] = prediction[:, start:stop].argmax(1) == expected[:, start:stop].argmax(1)
+                guess, truth = prediction[:, start:stop], expected[:, start:stop]
+                hit[j] = (guess.argmax(1) == truth.argmax(1)) & ~(guess.isnan() | truth.isnan()).any(1)
             else:
                 hit[j] = False

@@ -23,29 +23,30 @@ def print_report(scores: Scores, report: PhaseReport, console: Console) -> None:
     """Per target: the phases of its layers, then their curves, in as many parts as the console's width asks for."""
     for target, metric in dict.fromkeys((cell.target, cell.metric) for cell in report):
         cells = [cell for cell in report if (cell.target, cell.metric) == (target, metric)]
-        console.print()
-        title = f"Phases of target {target}: steps, and change of the held-out {metric}"
-        table = phase_table(cells, title)
+        _heading(f"Phases of target {target}: steps, and change of the held-out {metric}", console)
+        table = phase_table(cells)
         if console.measure(table, options=console.options.update(max_width=_WIDE)).maximum > console.width:
-            table = phase_table(cells, title, two_lines=True)
+            table = phase_table(cells, two_lines=True)
         console.print(table)
         shown = "accuracy" if metric == "error" else metric
         curves = {cell.layer: _curve(scores, cell.layer, target, shown) for cell in cells}
         if own := _curve(scores, MODEL_LAYER, target, shown):
             curves["(network)"] = own
-        for table in curve_tables(curves, f"Held-out {shown} of target {target}, by step", console.width):
-            console.print()
+        _heading(f"Held-out {shown} of target {target}, by step", console)
+        for part, table in enumerate(curve_tables(curves, console.width)):
+            if part:
+                console.print()
             console.print(table)
 
 
-def phase_table(cells: Sequence[CellPhases], title: str, two_lines: bool = False) -> Table:
+def phase_table(cells: Sequence[CellPhases], two_lines: bool = False) -> Table:
     """One row per layer: its phases and their changes, the minimum with its interval, the stop window; ``-`` is none.
 
     Args:
         two_lines: changes and intervals stand below their steps instead of beside them.
     """
     between = "\n" if two_lines else " "
-    table = _table(title, padding=1)
+    table = _table(padding=1)
     table.add_column("layer", overflow="fold")
     for heading in (*_KINDS, "minimum\n[interval]", f"stop{between}window"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -57,12 +58,12 @@ def phase_table(cells: Sequence[CellPhases], title: str, two_lines: bool = False
     return table
 
 
-def curve_tables(curves: Mapping[str, Mapping[int, float]], title: str, width: int) -> Iterator[Table]:
+def curve_tables(curves: Mapping[str, Mapping[int, float]], width: int) -> Iterator[Table]:
     """One row per curve ``{step: value}``, one column per step; as many tables as it takes to stay within ``width``."""
     steps = sorted({step for curve in curves.values() for step in curve})
     first = max([len("step"), *(len(short(name)) for name in curves)])
     while steps:
-        table, used, count = _table(title, padding=0), first, 0
+        table, used, count = _table(padding=0), first, 0
         table.add_column("step", no_wrap=True)
         for step in steps:
             cells = [number(curve[step]) if step in curve else "" for curve in curves.values()]
@@ -74,7 +75,7 @@ def curve_tables(curves: Mapping[str, Mapping[int, float]], title: str, width: i
         for name, curve in curves.items():
             table.add_row(short(name), *(number(curve[step]) if step in curve else "" for step in steps[:count]))
         yield table
-        steps, title = steps[count:], ""
+        steps = steps[count:]
 
 
 def number(value: float) -> str:
@@ -95,17 +96,14 @@ def short(name: str) -> str:
     return name if len(name) <= _LONGEST else "..." + name[3 - _LONGEST :]
 
 
-def _table(title: str, padding: int) -> Table:
-    # Without edges and with few lines it stays readable in a log; the title is a heading, so it stands on the left.
-    return Table(
-        title=title or None,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, padding, 0, 0),
-    )
+def _heading(text: str, console: Console) -> None:
+    # Not the table's own title, which would wrap where the table is narrow.
+    console.print(Text(f"\n{text}", style="bold"))
+
+
+def _table(padding: int) -> Table:
+    # Without edges and with few lines, so that it reads well in a log too.
+    return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, padding, 0, 0))
 
 
 def _phase(phase: Phase | None, between: str) -> Text:

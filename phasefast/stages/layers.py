@@ -1,4 +1,4 @@
-"""Which modules are probed: names of ``named_modules()``, by glob, in natural order."""
+"""Which modules are probed: names of ``named_modules()``, by glob, in the order of the model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from ..errors import LayerError
-from ..scores import natural_key
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -24,7 +23,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def select_layers(model: nn.Module, patterns: Sequence[str] | str | None = None) -> list[str]:
-    """Names of the modules to probe, in natural order.
+    """Names of the modules to probe, in the order of ``named_modules()``: usually that of depth.
 
     Args:
         patterns: fnmatch globs over ``named_modules()``; by default the model's direct children, with the members of a
@@ -48,7 +47,7 @@ def select_layers(model: nn.Module, patterns: Sequence[str] | str | None = None)
         chosen.update(matched)
     if not chosen:
         raise LayerError("layers: expected at least one pattern, got none")
-    return sorted(chosen, key=natural_key)
+    return [name for name in available if name in chosen]
 
 
 def _default_names(model: nn.Module, prefix: str = "") -> list[str]:

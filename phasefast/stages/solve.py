@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +29,7 @@ class Penalties:
     """Which ridge penalties are tried.
 
     Attributes:
-        alphas: relative to the mean diagonal of the centred Gram matrix: what is linearly there.
+        alphas: relative to the mean diagonal of the centred Gram matrix: what is linearly there; ascending.
         noise: instead, a standard deviation of noise on the activations, penalty = n noise^2: what survives it.
     """
 
@@ -41,6 +40,7 @@ class Penalties:
         values = self.alphas if self.noise is None else (self.noise,)
         if not values or not all(math.isfinite(value) and value >= 0 for value in values):
             raise ArgumentError(f"penalties: expected finite numbers >= 0, got {values}")
+        object.__setattr__(self, "alphas", tuple(sorted(set(self.alphas))))
 
     @property
     def selects(self) -> bool:
@@ -66,25 +66,31 @@ class _System:
 
 
 def select(cell: Activations, statistics: Statistics, targets: TargetMatrix, penalties: Penalties) -> PenaltyChoice:
-    """The penalty of least squared error on held-out folds of the fit rows, per target block."""
+    """The penalty of least squared error on held-out folds of the fit rows, per target block.
+
+    The first fold looks at all penalties; the others only at its best one and that one's neighbours, and on from there
+    until no neighbour is better: cross-validation errors have one valley along the penalties, but for their noise.
+    """
     if not penalties.selects:
         return PenaltyChoice((0,) * len(targets.blocks), True)
-    errors = torch.zeros(len(penalties.alphas), len(targets.blocks), dtype=torch.float64)
-    for (start, stop), fold in zip(itertools.pairwise(cell.folds), statistics.folds, strict=True):
-        train = _centre(_without(statistics.total, fold, targets.sketch))
-        expected = targets.fit[start:stop] if targets.sketch is None else targets.fit[start:stop] @ targets.sketch
-        errors += _fold_errors(
-            cell.fit[start:stop], expected, train, targets.sketch_blocks, penalties, statistics.dtype
-        )
-    # The largest of equally good penalties is the steadiest; a failed factorisation is never the best.
-    errors = torch.nan_to_num(errors, math.inf, math.inf)
-    strongest_first = sorted(range(len(penalties.alphas)), key=lambda i: -penalties.alphas[i])
-    indices = tuple(min(strongest_first, key=lambda i: float(errors[i, j])) for j in range(len(targets.blocks)))
-    unexplained = [float(errors[i, j]) / targets.deviation["fit"][j] for j, i in enumerate(indices) if errors[i, j] > 0]
+    count, folds = len(penalties.alphas), range(len(statistics.folds))
+    errors = torch.full((len(folds), count, len(targets.blocks)), math.nan, dtype=torch.float64)
+    errors[0] = _fold_errors(cell, statistics, targets, penalties, 0, range(count))
+    seen: set[int] = set()
+    while True:
+        total = errors[:, sorted(seen)].sum(0) if seen else errors[0]
+        # The largest of equally good penalties is the steadiest, so the last of equal minima counts.
+        best = (len(total) - 1 - total.flip(0).argmin(0)).tolist()
+        indices = tuple(sorted(seen)[i] for i in best) if seen else tuple(best)
+        wanted = sorted({j for i in indices for j in (i - 1, i, i + 1) if 0 <= j < count} - seen)
+        if not wanted:
+            break
+        for fold in folds[1:]:
+            errors[fold, wanted] = _fold_errors(cell, statistics, targets, penalties, fold, wanted)
+        seen.update(wanted)
     weakest = min(penalties.alphas[i] for i in indices)
-    doubtful = weakest < _FLOAT32_ALPHA or (
-        weakest < _FLOAT32_SMALL_ALPHA and min(unexplained, default=1) < _FLOAT32_FVU
-    )
+    close = any(errors[:, i, j].sum() < _FLOAT32_FVU * targets.deviation["fit"][j] for j, i in enumerate(indices))
+    doubtful = weakest < _FLOAT32_ALPHA or (weakest < _FLOAT32_SMALL_ALPHA and close)
     return PenaltyChoice(indices, statistics.dtype == torch.float64 or not doubtful)
 
 
@@ -113,12 +119,8 @@ def solve(
             part_weights = weights[:, block.start : block.stop]
             fits[block] = _certify(cell, system, targets, block, solution, part_weights)
             if statistics.dtype == torch.float64 and fits[block].error_estimate > _REFINE_ABOVE:
-                part_targets, part_mean = (
-                    targets.fit[:, block.start : block.stop],
-                    system.target_mean[block.start : block.stop],
-                )
                 identity = torch.eye(block.stop - block.start, dtype=torch.float64, device=weights.device)
-                part_weights += _missing(cell, system, part_targets, part_mean, identity, part_weights, solution)
+                part_weights += _missing(cell, system, targets, block, identity, part_weights, solution)
                 fits[block] = _certify(cell, system, targets, block, solution, part_weights)
     offset = (system.target_mean - system.row_mean @ weights.double()).to(statistics.dtype)
     return Decoder(cell.layer, weights, offset, tuple(fits[block] for block in targets.blocks))
@@ -147,24 +149,27 @@ def _without(total: Moments, fold: Moments, columns: Tensor | None) -> Moments:
 
 
 def _fold_errors(
-    rows: Tensor,
-    expected: Tensor,
-    train: _System,
-    blocks: Sequence[TargetBlock],
+    cell: Activations,
+    statistics: Statistics,
+    targets: TargetMatrix,
     penalties: Penalties,
-    dtype: torch.dtype,
+    fold: int,
+    indices: Sequence[int],
 ) -> Tensor:
-    """Squared errors [L, k] float64 on one fold of decoders solved without it."""
-    path = penalties.absolute(train.gram, train.count)
-    weights, _, _ = _ridge(train, path, dtype, keep_factors=False)
-    offsets = (train.target_mean - train.row_mean @ weights.double()).to(dtype)
-    errors = torch.empty(len(path), len(blocks), len(rows), dtype=torch.float64, device=path.device)
+    """Squared errors [len(indices), k] float64 on one fold, of decoders solved without it; Inf where a solve failed."""
+    rows = slice(cell.folds[fold], cell.folds[fold + 1])
+    expected = targets.fit[rows] if targets.sketch is None else targets.fit[rows] @ targets.sketch
+    train = _centre(_without(statistics.total, statistics.folds[fold], targets.sketch))
+    path = penalties.absolute(train.gram, train.count)[list(indices)]
+    weights, _, _ = _ridge(train, path, statistics.dtype, keep_factors=False)
+    offsets = (train.target_mean - train.row_mean @ weights.double()).to(statistics.dtype)
+    blocks = targets.sketch_blocks
+    errors = torch.empty(len(path), len(blocks), len(expected), dtype=torch.float64, device=path.device)
     hits = torch.empty(errors.shape, dtype=torch.bool, device=path.device)
-    edges = [0, *(block.stop for block in blocks)]
-    cells = [list(part) for part in (weights, offsets, errors, hits)]
-    flags = [False] * len(blocks)
-    ops.residual([rows] * len(path), cells[0], cells[1], expected, edges, flags, cells[2], cells[3])
-    return errors.sum(2).cpu()
+    edges, classes = [0, *(block.stop for block in blocks)], [False] * len(blocks)
+    same_rows = [cell.fit[rows]] * len(path)
+    ops.residual(same_rows, list(weights), list(offsets), expected, edges, classes, list(errors), list(hits))
+    return torch.nan_to_num(errors.sum(2), math.inf, math.inf).cpu()
 
 
 def _ridge(
@@ -259,23 +264,24 @@ def _eigen_solution(system: _System, alpha: float, penalty: float, layer: str) -
 def _missing(
     cell: Activations,
     system: _System,
-    fit_targets: Tensor,
-    target_mean: Tensor,
+    targets: TargetMatrix,
+    block: TargetBlock,
     z: Tensor,
     weights: Tensor,
     solution: _Solution,
 ) -> Tensor:
-    """What ``weights`` [d, k] lack, to first order, of the exact decoder of ``fit_targets @ z``.
+    """What ``weights`` [d, k] lack, to first order, of the exact decoder of the block's columns times z.
 
     The residual of the normal equations, A'(T z - A W) - penalty W, is zero for the exact W; in float64 and from the
     rows themselves, (G + penalty I)^-1 of it is the correction (Higham, Accuracy and Stability of Numerical
     Algorithms, ch. 12: one step of iterative refinement).
     """
-    offset = target_mean @ z - system.row_mean @ weights
+    columns = slice(block.start, block.stop)
+    offset = system.target_mean[columns] @ z - system.row_mean @ weights
     gradient = -solution.penalty * weights
     for start in range(0, len(cell.fit), _CHUNK):
         rows = cell.fit[start : start + _CHUNK].double()
-        miss = fit_targets[start : start + _CHUNK].double() @ z - rows @ weights - offset
+        miss = targets.fit[start : start + _CHUNK, columns].double() @ z - rows @ weights - offset
         gradient += rows.mT @ miss - torch.outer(system.row_mean, miss.sum(0))
     return solution.apply_inverse(gradient)
 
@@ -287,9 +293,9 @@ def _certify(
     columns = slice(block.start, block.stop)
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(block.stop - block.start, _PROBES, generator=generator, dtype=torch.float64).to(weights.device)
-    wz, target_mean = weights.double() @ z, system.target_mean[columns]
-    correction = _missing(cell, system, targets.fit[:, columns], target_mean, z, wz, solution)
-    offset = target_mean @ z - system.row_mean @ wz
+    wz = weights.double() @ z
+    correction = _missing(cell, system, targets, block, z, wz, solution)
+    offset = system.target_mean[columns] @ z - system.row_mean @ wz
     lost, kept = torch.zeros_like(z[0]), torch.zeros_like(z[0])
     for start in range(0, len(cell.heldout), _CHUNK):
         rows = cell.heldout[start : start + _CHUNK].double()

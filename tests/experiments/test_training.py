@@ -107,7 +107,7 @@ def test_plain_lines_where_there_is_no_terminal() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"steps": -1}, {"lr": 0.0}, {"lr": float("nan")}, {"batch_size": 0}, {"batch_size": 41}]
+    "wrong", [{"steps": -1}, {"lr": -0.1}, {"lr": float("nan")}, {"batch_size": 0}, {"batch_size": 41}]
 )
 def test_settings_out_of_range(wrong: dict[str, float]) -> None:
     with pytest.raises(ArgumentError, match=rf"{next(iter(wrong))}={next(iter(wrong.values()))}"):

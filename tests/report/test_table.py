@@ -56,9 +56,8 @@ def test_phases_changes_minimum_and_window_are_in_the_table() -> None:
         window=(32, 128),
     )
     console = Console(width=100, file=io.StringIO())
-    console.print(phase_table([all_three, cell("early")], "title"))
+    console.print(phase_table([all_three, cell("early")]))
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    assert lines[0].split() == ["title"]
     deep = next(line for line in lines if line.startswith("deep")).split()
     assert deep == ["deep", "0-8", "-4e-4", "8-64", "-.068", "64-4096", "+.140", "64", "[32-128]", "32-128"]
     early = next(line for line in lines if line.startswith("early")).split()
@@ -80,14 +79,18 @@ def test_no_number_is_lost_at_common_widths(layers: list[str], width: int) -> No
     assert last.stop_window is not None
     assert "{}-{}".format(*last.stop_window) in text
     assert "(network)" in text
-    assert "accuracy of target label" in text
+    for heading in (
+        "Phases of target input: steps, and change of the held-out fvu",
+        "Held-out accuracy of target label, by step",
+    ):
+        assert text.splitlines().count(heading) == 1
 
 
 def test_curve_tables_show_every_step_once_in_order() -> None:
     steps = log2_steps(20)
     curves = {"a": dict.fromkeys(steps, 0.5), "b": dict.fromkeys(steps[:3], 1e-6)}
     console = Console(width=40, file=io.StringIO())
-    tables = list(curve_tables(curves, "heading", 40))
+    tables = list(curve_tables(curves, 40))
     for table in tables:
         console.print(table)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
@@ -96,7 +99,6 @@ def test_curve_tables_show_every_step_once_in_order() -> None:
     assert [int(step) for step in shown] == steps
     assert sum(line.count("2e-6") + line.count("1e-6") for line in lines) == 3
     assert sum(line.count(".500") for line in lines) == 20
-    assert sum("heading" in line for line in lines) == 1
 
 
 def test_names_keep_their_end() -> None:
