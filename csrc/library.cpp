@@ -1,5 +1,6 @@
-// Every op of phasefast. Legend: b rows of a batch, n or m rows, d features of a cell, p target columns, k target blocks,
-// L penalties. Lists have one entry per cell; cells differ in d. All results go into tensors that the caller gives.
+// Every op of phasefast. Legend: b rows of a batch, n or m rows, d features of a cell, p target columns, k target
+// blocks, L penalties. Lists have one entry per cell; cells differ in d. All results go into tensors that the caller
+// gives.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(phasefast, m) {

@@ -6,24 +6,25 @@ import difflib
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
 
+from .checkpoints import state_hash
 from .errors import ArgumentError
 from .scores import Scores
 from .stages.capture import RowOptions, capture, chunk_bounds, discover_layers, model_inputs
 from .stages.evaluate import evaluate, evaluate_model
 from .stages.layers import select_layers, unwrap
 from .stages.plan import Problem, group_layers, memory_budget
-from .stages.preserve import BATCHNORM_MODES, batchnorm_mode, preserved
+from .stages.preserve import BATCHNORM_MODES, batchnorm_mode, fix_random_state, preserved, several_rows
 from .stages.probe_set import ProbeSet
 from .stages.solve import DEFAULT_ALPHAS, Penalties, select, solve
 from .stages.statistics import accumulate
-from .stages.targets import Input, Label, Target, build_targets, targets_digest
+from .stages.targets import Input, Label, Target, build_targets
 from .types import Activations, BatchNormMode, Decoder, Layer, Score, TargetMatrix, TokenMode
 
 FOLDS = 5
@@ -56,8 +57,8 @@ class ProbeOptions(TypedDict, total=False):
     """
 
     layers: Sequence[str] | str | None
-    targets: Sequence[Target] | None
-    alphas: Sequence[float] | None
+    targets: Sequence[Target] | Target | None
+    alphas: Sequence[float] | float | None
     noise: float | None
     batchnorm: BatchNormMode
     device: str | torch.device | None
@@ -65,7 +66,7 @@ class ProbeOptions(TypedDict, total=False):
     tokens: TokenMode
     pool: int
     batch_size: int | None
-    memory: str | int | None
+    memory: str | float | None
 
 
 class Engine:
@@ -77,24 +78,21 @@ class Engine:
 
     def __init__(self, model: nn.Module, probe_set: ProbeSet, run: str = "run", **options: Any) -> None:
         _check_options(options)
+        for name, value, kind in (("model", model, nn.Module), ("probe_set", probe_set, ProbeSet)):
+            if not isinstance(value, kind):
+                raise ArgumentError(f"{name}: expected a {kind.__name__}, got {type(value).__name__}")
         self.model, self.probe_set, self.run = unwrap(model), probe_set, run
         tensors = [*self.model.parameters(), *self.model.buffers()]
-        given = options.get("device")
-        self.device = (
-            torch.device(given) if given is not None else next((t.device for t in tensors), torch.device("cpu"))
-        )
+        home = next((tensor.device for tensor in tensors), torch.device("cpu"))
+        self.device = resolve_device(options.get("device"), home)
         self.batchnorm: BatchNormMode = options.get("batchnorm", "recompute")
         self.precision: str = options.get("precision", "exact")
         self.rows = RowOptions(options.get("tokens", "flatten"), options.get("pool", 0))
         self.batch_size = options.get("batch_size") or (_AUTHORS_BATCH if self.batchnorm == "batch" else _BATCH)
-        alphas = options.get("alphas")
-        self.penalties = Penalties(
-            DEFAULT_ALPHAS if alphas is None else tuple(map(float, alphas)), options.get("noise")
-        )
+        self.penalties = Penalties(_as_tuple(options.get("alphas"), DEFAULT_ALPHAS), options.get("noise"))
         self.memory = options.get("memory")
         self.names = select_layers(self.model, options.get("layers"))
-        targets = options.get("targets")
-        chosen = _default_targets(probe_set) if targets is None else list(targets)
+        chosen = _as_tuple(options.get("targets"), _default_targets(probe_set))
         self.label = next((target.name for target in chosen if isinstance(target, Label)), None)
         fit = (probe_set.fit_inputs, probe_set.fit_labels)
         heldout = (probe_set.heldout_inputs, probe_set.heldout_labels)
@@ -107,18 +105,20 @@ class Engine:
     def measure(self, step: int) -> Scores:
         """Scores of the model as it is now, labelled ``step``. The model is left exactly as it was found."""
         start = time.perf_counter()
+        weights = state_hash(self.model.state_dict())
         scores: list[Score] = []
         with preserved(self.model, self.device):
-            fit_bounds = chunk_bounds(0, self.probe_set.n_fit, self.batch_size)
-            batches = model_inputs(self.probe_set.fit_inputs, fit_bounds, self.model, self.device)
             if self._layers is None:
                 first = next(model_inputs(self.probe_set.fit_inputs, [(0, 2)], self.model, self.device))
                 self._layers = discover_layers(self.model, self.names, first, self.rows)
+            fix_random_state(self.device)
+            fit_bounds = chunk_bounds(0, self.probe_set.n_fit, self.batch_size)
+            batches = model_inputs(self.probe_set.fit_inputs, fit_bounds, self.model, self.device)
             with batchnorm_mode(self.model, self.batchnorm, batches):
                 for index, group in enumerate(self._plan(self._layers)):
                     scores += self._measure_group(group, with_model=index == 0)
-        seconds = time.perf_counter() - start
-        return Scores.from_rows(self._row(score, step, seconds) for score in scores)
+        same = {"step": step, "seconds": time.perf_counter() - start, "state_hash": weights}
+        return Scores.from_rows({**self._row(score), **same} for score in scores)
 
     def _plan(self, layers: Sequence[Layer]) -> list[list[Layer]]:
         p, q = self.targets.fit.shape[1], self.targets.sketch_blocks[-1].stop
@@ -128,7 +128,9 @@ class Engine:
     def _measure_group(self, group: Sequence[Layer], with_model: bool) -> list[Score]:
         data = self.probe_set
         arguments = (data.fit_inputs, data.heldout_inputs, self.folds, self.batch_size, self.rows, self.device)
-        cells, fit_outputs, heldout_outputs = capture(self.model, group, *arguments)
+        fix_random_state(self.device)
+        with several_rows(self.batchnorm):
+            cells, fit_outputs, heldout_outputs = capture(self.model, group, *arguments)
         scores: list[Score] = []
         if with_model and self.label is not None:
             width = next(block.stop - block.start for block in self.targets.blocks if block.name == self.label)
@@ -141,10 +143,9 @@ class Engine:
             scores += evaluate(cell, decoder, self.targets)
         return scores
 
-    def _row(self, score: Score, step: int, seconds: float) -> dict[str, Any]:
+    def _row(self, score: Score) -> dict[str, Any]:
         row: dict[str, Any] = {
             "run": self.run,
-            "step": step,
             "layer": score.layer,
             "dim": score.dim,
             "target": score.target,
@@ -153,7 +154,6 @@ class Engine:
             "value": score.value,
             "n": score.n,
             "batchnorm": self.batchnorm,
-            "seconds": seconds,
             "config_hash": self.config_hash,
             "version": VERSION,
         }
@@ -168,7 +168,9 @@ class Engine:
     def _hash(self) -> str:
         settings = {
             "names": self.names,
-            "targets": targets_digest(self.targets),
+            "run": self.run,
+            "model": [(name, list(t.shape)) for name, t in self.model.named_parameters()],
+            "targets": self.targets.digest,
             "data": self.probe_set.digest,
             "penalties": [self.penalties.alphas, self.penalties.noise],
             "batchnorm": [self.batchnorm, self.batch_size],
@@ -194,6 +196,23 @@ def decode(
             choice = choice if choice.reliable else select(cell, moments, targets, penalties)
             decoder = solve(cell, moments, targets, penalties, choice)
         yield decoder
+
+
+def _as_tuple(value: Any, default: Sequence[Any]) -> tuple[Any, ...]:
+    """A sequence as given, one value alone as a sequence of it, or the default for None."""
+    if value is None:
+        return tuple(default)
+    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
+
+
+def resolve_device(given: str | torch.device | None, home: torch.device) -> torch.device:
+    """The device asked for, or ``home`` for None; ArgumentError where it cannot be used."""
+    try:
+        device = home if given is None else torch.device(given)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ArgumentError(f"device {str(given)!r} cannot be used: {error}; give such as 'cpu' or 'cuda'") from error
+    return device
 
 
 def _default_targets(probe_set: ProbeSet) -> list[Target]:

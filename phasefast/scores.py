@@ -41,6 +41,8 @@ SCHEMA = pa.schema(
         ("error_estimate", pa.float64()),
         ("seconds", pa.float64()),
         ("config_hash", pa.string()),
+        ("state_hash", pa.string()),
+        ("source_hash", pa.string()),
         ("version", pa.string()),
         ("samples", pa.list_(pa.float32())),
     ]
@@ -104,6 +106,10 @@ class Scores:
         probed = self._table.filter(pc.field("layer") != MODEL_LAYER)
         return list(probed.column("target").unique().to_pylist())
 
+    def values_of(self, column: str) -> list[str]:
+        """The different values of a text column; ``"none"`` stands for null."""
+        return ["none" if value is None else value for value in self._table.column(column).unique().to_pylist()]
+
     def filter(self, **equal: str | int | float) -> Scores:
         """Rows whose columns equal the given values: ``scores.filter(layer="fc", metric="fvu", split="heldout")``."""
         table = self._table
@@ -138,8 +144,13 @@ class Scores:
             )
         return rows.column("step").to_numpy(), flat.reshape(len(rows), -1)
 
+    def with_column(self, column: str, value: str) -> Scores:
+        """The same rows with one text column set."""
+        filled = pa.array([value] * len(self), pa.string())
+        return Scores(self._table.set_column(SCHEMA.get_field_index(column), column, filled))
+
     def write_shard(self, directory: str | Path) -> Path:
-        """Write these rows (of one step) as ``directory/step-*.parquet``, atomically: whole or not at all."""
+        """Write these rows (of one step) as ``directory/scores/step-*.parquet``, atomically: whole or not at all."""
         folder = prepare_store(directory)
         if len(self.steps) != 1:
             raise ArgumentError(f"a shard holds one step, these scores hold {self.steps}")
@@ -184,9 +195,13 @@ def list_shards(directory: str | Path) -> dict[int, Path]:
 def read_shard(path: Path) -> Scores:
     """One shard; StoreError names a file that is not one."""
     try:
-        return Scores(pq.read_table(path))
+        scores = Scores(pq.read_table(path))
     except (OSError, pa.ArrowException) as error:
         raise StoreError(f"cannot read the shard {path}: {error}; delete it and sweep again") from error
+    match = _SHARD.search(path.name)
+    if match is None or scores.steps != [int(match[1])]:
+        raise StoreError(f"{path}: expected the step in the file's name, it holds {scores.steps}; was it renamed?")
+    return scores
 
 
 def read_scores(directory: str | Path) -> Scores:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,14 +10,14 @@ from typing import Unpack
 
 from torch import nn
 
-from .checkpoints import load_into, order_checkpoints, read_state_dict
+from .checkpoints import file_hash, load_into, order_checkpoints, read_state_dict, state_hash
 from .checkpoints.steps import Source
 from .engine import Engine, ProbeOptions
 from .errors import PhasefastError, StoreError, SweepError
 from .progress import progress
-from .scores import Scores, prepare_store
+from .scores import Scores
 from .stages.probe_set import ProbeSet
-from .store import reusable_shards
+from .store import check_weights, open_store
 
 
 def sweep(
@@ -36,7 +37,7 @@ def sweep(
         model: gives the architecture; left exactly as it was found.
         checkpoints: ``{step: state dict or file}``, a list of state dicts or of files, or a folder.
         out: directory whose ``scores/`` gets one Parquet shard per step, whole or not at all.
-        run: label of the rows. overwrite: measure steps again that are there. weights_only: see ``torch.load``.
+        run: label of the rows. overwrite: start over, removing the scores in ``out``. weights_only: see ``torch.load``.
         **options: see :class:`phasefast.ProbeOptions`.
 
     Returns:
@@ -44,25 +45,26 @@ def sweep(
 
     Raises:
         SweepError: some checkpoints failed; names them, after all others were measured and stored.
-        StoreError: ``out`` cannot be written, or holds scores of another configuration.
+        StoreError: ``out`` cannot be written, or holds scores of another configuration or of other weights.
     """
     ordered = order_checkpoints(checkpoints)
     engine = Engine(model, probe_set, run, **options)
-    prepare_store(out)
-    stored = reusable_shards(out, engine.config_hash, overwrite)
-    done = {step: scores for step, scores in stored.items() if step in ordered}
+    done = {step: scores for step, scores in open_store(out, engine.config_hash, overwrite).items() if step in ordered}
+    for step, scores in done.items():
+        _check_same(scores, ordered[step])
     todo = {step: source for step, source in ordered.items() if step not in done}
     failures: dict[int, PhasefastError] = {}
-    before = {name: tensor.detach().clone() for name, tensor in engine.model.state_dict().items()}
+    before = copy.deepcopy(engine.model.state_dict())
     try:
         with progress("sweeping", len(todo), "checkpoints") as update:
             for index, (step, source) in enumerate(todo.items()):
                 try:
                     name = f"step {step}" if isinstance(source, Mapping) else os.fspath(source)
                     load_into(engine.model, read_state_dict(source, weights_only=weights_only), name)
-                    scores = engine.measure(step)
-                    scores.write_shard(out)
-                    done[step] = scores
+                    done[step] = engine.measure(step)
+                    if not isinstance(source, Mapping):
+                        done[step] = done[step].with_column("source_hash", file_hash(source))
+                    done[step].write_shard(out)
                 except StoreError:
                     raise
                 except PhasefastError as error:
@@ -77,3 +79,11 @@ def sweep(
             f"{len(failures)} of {len(ordered)} checkpoints failed, {kept}; sweep again to retry:\n{listed}"
         )
     return Scores.concat([done[step] for step in ordered])
+
+
+def _check_same(stored: Scores, source: Source) -> None:
+    """Stored scores must be of this checkpoint: compare files without loading them, else the weights."""
+    if not isinstance(source, Mapping) and stored.values_of("source_hash") != ["none"]:
+        check_weights(stored, "source_hash", file_hash(source))
+    else:
+        check_weights(stored, "state_hash", state_hash(read_state_dict(source)))

@@ -9,11 +9,12 @@ from typing import Literal, Unpack
 
 from torch import nn
 
+from .checkpoints import state_hash
 from .engine import Engine, ProbeOptions
 from .errors import ArgumentError, PhasefastError
-from .scores import Scores, prepare_store
+from .scores import Scores
 from .stages.probe_set import ProbeSet
-from .store import reusable_shards
+from .store import check_weights, open_store
 
 
 def is_log2_step(step: int) -> bool:
@@ -28,7 +29,8 @@ class PhaseTracker:
         model: the model in training; left exactly as found by each measurement.
         probe_set: the samples. steps: ``"log2"`` (0, 1, 2, 4, ...) or the steps to measure at.
         out: directory whose ``scores/`` gets one Parquet shard per step; None keeps scores in memory only.
-        run: label of the rows. on_error: ``"warn"`` lets the training go on when a measurement fails; ``"raise"``.
+        run: label of the rows. overwrite: start over, removing the scores in ``out``.
+        on_error: ``"warn"`` lets the training go on when a measurement fails; ``"raise"`` does not.
         **options: see :class:`phasefast.ProbeOptions`.
 
     Attributes:
@@ -47,6 +49,7 @@ class PhaseTracker:
         steps: Literal["log2"] | Collection[int] = "log2",
         out: str | Path | None = "runs/live",
         run: str = "run",
+        overwrite: bool = False,
         on_error: Literal["warn", "raise"] = "warn",
         **options: Unpack[ProbeOptions],
     ) -> None:
@@ -55,28 +58,34 @@ class PhaseTracker:
         if on_error not in ("warn", "raise"):
             raise ArgumentError(f"on_error: expected 'warn' or 'raise', got {on_error!r}")
         self._engine = Engine(model, probe_set, run, **options)
-        self._steps = None if isinstance(steps, str) else frozenset(steps)
+        self._steps = None if isinstance(steps, str) else frozenset(map(int, steps))
         self._out, self._on_error = out, on_error
         self.seconds = 0.0
         self.scores = Scores.from_rows([])
         if out is not None:
-            prepare_store(out)
-            self.scores = Scores.concat(list(reusable_shards(out, self._engine.config_hash).values()))
+            self.scores = Scores.concat(list(open_store(out, self._engine.config_hash, overwrite).values()))
 
     def step(self, step: int) -> Scores | None:
-        """Measure if ``step`` is one to measure at and not measured yet; the new scores, or None."""
+        """Measure if ``step`` is one to measure at and not measured yet; the new scores, or None.
+
+        Raises:
+            StoreError: the step is stored, but of other weights: ``out`` belongs to another training.
+        """
         wanted = is_log2_step(step) if self._steps is None else step in self._steps
-        if step < 0 or not wanted or step in self.scores.steps:
+        if step < 0 or not wanted:
+            return None
+        if step in self.scores.steps:
+            check_weights(self.scores.filter(step=step), "state_hash", state_hash(self._engine.model.state_dict()))
             return None
         try:
             scores = self._engine.measure(step)
+            self.seconds += float(scores.to_arrow().column("seconds")[0].as_py())
+            self.scores = Scores.concat([self.scores, scores])
             if self._out is not None:
                 scores.write_shard(self._out)
-        except PhasefastError as error:
+        except (PhasefastError, RuntimeError) as error:  # RuntimeError: out of memory on the device
             if self._on_error == "raise":
                 raise
-            warnings.warn(f"step {step} was not measured: {error}", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"step {step} was not measured or not stored: {error}", RuntimeWarning, stacklevel=2)
             return None
-        self.seconds += float(scores.to_arrow().column("seconds")[0].as_py())
-        self.scores = Scores.concat([self.scores, scores])
         return scores

@@ -37,6 +37,7 @@ class TargetMatrix:
         deviation: squared deviation from the fit mean, per split and block: {"fit": [...], "heldout": [...]}.
         sketch: [p, q] float32 columns that the choice of a penalty looks at, or None where p is small.
         sketch_blocks: the blocks of the sketched columns (those of ``blocks`` where ``sketch`` is None).
+        digest: content hash.
     """
 
     blocks: tuple[TargetBlock, ...]
@@ -46,6 +47,7 @@ class TargetMatrix:
     deviation: dict[str, tuple[float, ...]]
     sketch: torch.Tensor | None
     sketch_blocks: tuple[TargetBlock, ...]
+    digest: str
 
 
 @dataclass(frozen=True)

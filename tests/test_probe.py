@@ -11,7 +11,9 @@ from sklearn.linear_model import Ridge
 from torch import nn
 
 import phasefast as pf
+from phasefast.engine import Engine
 from phasefast.errors import ArgumentError, DataError, LayerError, MemoryBudgetError, NonFiniteError, PhasefastError
+from phasefast.stages.layers import select_layers
 from tests.conftest import SmallNet, images
 from tests.oracle import mean_diagonal, ridge_heldout_error, rows64
 
@@ -45,9 +47,9 @@ def test_scores_are_complete_and_tidy(net: SmallNet, probe_set: pf.ProbeSet) -> 
     assert set(table["run"]) == {"mine"}
     assert len(table) == 4 * (4 + 2) + 4
     probed = table[table["layer"] != "model"]
-    assert not probed.isna().any(axis=None)
+    assert not probed.drop(columns="source_hash").isna().any(axis=None)  # which only checkpoint files have
     of_solve = ["alpha", "route", "dtype", "jitter", "rank", "dof", "condition", "error_estimate"]
-    assert not table.drop(columns=of_solve).isna().any(axis=None)
+    assert not table.drop(columns=["source_hash", *of_solve]).isna().any(axis=None)
     assert (probed["dof"] <= probed["rank"] + 1e-6).all()
     for layer, metric in (("hidden", "fvu"), ("hidden", "accuracy")):
         target = "input" if metric == "fvu" else "label"
@@ -222,6 +224,12 @@ def test_pooling_is_an_option(net: SmallNet, probe_set: pf.ProbeSet) -> None:
         ({"memory": "10KB", "layers": ["conv"]}, MemoryBudgetError, ["conv", "54", "budget"]),
         ({"targets": [pf.Label(2)]}, DataError, ["label", "0 to 1"]),
         ({"targets": []}, ArgumentError, ["at least one"]),
+        ({"targets": ["input"]}, ArgumentError, ["input", "phasefast.Input()"]),
+        ({"alphas": "small"}, ArgumentError, ["small"]),
+        ({"noise": "loud"}, ArgumentError, ["loud"]),
+        ({"device": "gpu"}, ArgumentError, ["gpu", "cuda"]),
+        ({"pool": "2"}, ArgumentError, ["pool", "2"]),
+        ({"memory": "1.2.3GB"}, ArgumentError, ["1.2.3GB"]),
         ({"targets": [pf.Input(), pf.Input()]}, ArgumentError, ["different names"]),
         ({"targets": [pf.Function(lambda x: x[:3].mean((1, 2, 3)), name="short")]}, DataError, ["short"]),
         ({"targets": [pf.Function(lambda x: x.mean((1, 2, 3)).log(), name="log")]}, DataError, ["log", "NaN"]),
@@ -279,3 +287,95 @@ def test_label_accuracy_matches_scikit_learn_when_classes_are_unbalanced() -> No
     for split, rows, expected in (("fit", fit, probe_set.fit_labels), ("heldout", heldout, probe_set.heldout_labels)):
         accuracy = float((oracle.predict(rows64(rows)).argmax(1) == expected.numpy()).mean())
         assert scores.value(target="label", metric="accuracy", split=split, layer="1") == pytest.approx(accuracy)
+
+
+@pytest.mark.parametrize("sigma", [1e-3, 0.3])
+def test_noise_and_fit_errors_match_scikit_learn(net: SmallNet, probe_set: pf.ProbeSet, sigma: float) -> None:
+    scores = pf.probe(net, probe_set, layers="hidden", noise=sigma, batchnorm="running")
+    net.eval()
+    with torch.no_grad():
+        kept: list[torch.Tensor] = []
+        handle = net.hidden.register_forward_hook(lambda _m, _i, out: kept.append(out.clone()))
+        net(probe_set.fit_inputs)
+        handle.remove()
+    rows, wanted = rows64(kept[0]), probe_set.fit_inputs.flatten(1).double().numpy()
+    oracle = Ridge(alpha=len(rows) * sigma**2).fit(rows, wanted)
+    expected = float(((oracle.predict(rows) - wanted) ** 2).mean())
+    assert scores.value(target="input", split="fit", metric="mse") == pytest.approx(expected, rel=1e-5)
+
+
+def test_model_and_function_that_write_into_their_input_change_nothing(probe_set: pf.ProbeSet) -> None:
+    class Writer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.flat = nn.Flatten()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.flat(x.mul_(2))
+
+    def negative(x: torch.Tensor) -> torch.Tensor:
+        return x.neg_().mean((1, 2, 3))
+
+    inputs, labels = images(60, 2)
+    own = pf.ProbeSet.from_tensors(*images(150, 1), inputs, labels)
+    before = own.fit_inputs.clone(), own.heldout_inputs.clone(), inputs.clone()
+    pf.probe(Writer(), own, targets=[pf.Input(), pf.Function(negative)], alphas=[0.1])
+    assert torch.equal(before[0], own.fit_inputs)
+    assert torch.equal(before[1], own.heldout_inputs)
+    assert torch.equal(before[2], inputs)
+
+
+def test_probing_between_forward_and_backward_is_harmless(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    gradients = []
+    for disturb in (False, True):
+        net.zero_grad()
+        torch.manual_seed(3)
+        loss = net(probe_set.fit_inputs[:20]).sum()
+        if disturb:
+            pf.probe(net, probe_set, layers="hidden", alphas=[0.1])
+        loss.backward()
+        gradients.append(net.conv.weight.grad.clone())
+    assert torch.equal(*gradients)
+
+
+def test_unusual_buffers_and_settings_are_restored(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    net.register_buffer("wide", torch.zeros(1).expand(4))
+    net.register_buffer("cache", None)
+    net.hidden.register_forward_hook(lambda *_: setattr(net, "cache", torch.ones(2)))
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.autocast("cpu"):
+            got = pf.probe(net, probe_set, layers="conv", alphas=[0.1])
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.backends.cuda.matmul.fp32_precision = "none"
+    assert net.cache is None
+    assert net.training
+    expected = pf.probe(net, probe_set, layers="conv", alphas=[0.1])
+    select = {"target": "input", "split": "heldout", "metric": "fvu"}
+    assert got.value(**select) == expected.value(**select)
+
+
+def test_module_named_model_does_not_mix_with_the_models_own_metrics(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    class Wrapper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = net
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.model(x)
+
+    assert pf.probe(Wrapper(), probe_set, layers="model.h*", alphas=[0.1]).layers == ["model.hidden", "model.head"]
+    assert "model" not in select_layers(Wrapper(), "*")
+    assert select_layers(Wrapper())[0] == "model.conv"
+    with pytest.raises(LayerError, match=r"model\.\*"):
+        pf.probe(Wrapper(), probe_set, layers="model")
+
+
+def test_stochastic_models_give_the_same_numbers_each_time(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    net.drop.register_forward_hook(lambda _m, _i, out: out + torch.rand_like(out))
+    engine = Engine(net, probe_set, layers=["head"], alphas=[0.1])
+    first, second = (engine.measure(0).value(target="input", split="heldout", metric="fvu") for _ in range(2))
+    assert first == second

@@ -28,7 +28,8 @@ def checkpoints(net: SmallNet) -> dict[int, dict[str, torch.Tensor]]:
 
 
 def without_seconds(scores: pf.Scores) -> list[dict]:
-    return scores.to_arrow().drop_columns(["seconds"]).to_pylist()
+    """All that a measurement gives but its duration and, for files, the fingerprint of the file."""
+    return scores.to_arrow().drop_columns(["seconds", "source_hash"]).to_pylist()
 
 
 def test_equals_probing_each_checkpoint(
@@ -141,7 +142,33 @@ def test_another_configuration_is_refused_before_any_work(
     with pytest.raises(StoreError, match="another configuration"):
         pf.sweep(net, checkpoints, probe_set, out=tmp_path, layers="hidden", alphas=[0.1])
     pf.sweep(net, checkpoints, probe_set, out=tmp_path, layers="hidden", alphas=[0.1], overwrite=True)
-    assert set(pf.read_scores(tmp_path).filter(layer="hidden").to_pandas()["alpha"]) != set()
+    assert set(pf.read_scores(tmp_path).filter(layer="hidden").to_pandas()["alpha"].round(6)) == {0.1}
+
+
+def test_stored_steps_never_stand_in_for_other_weights(
+    net: SmallNet, probe_set: pf.ProbeSet, checkpoints: dict, tmp_path: Path
+) -> None:
+    pf.sweep(net, checkpoints, probe_set, out=tmp_path / "a", layers="hidden")
+    with pytest.raises(StoreError, match="step 2 is stored already, but was measured on other weights"):
+        pf.sweep(net, {2: checkpoints[4]}, probe_set, out=tmp_path / "a", layers="hidden")
+    with pytest.raises(StoreError, match="another configuration"):
+        pf.sweep(net, checkpoints, probe_set, out=tmp_path / "a", layers="hidden", run="another")
+    path = tmp_path / "step_7.pt"
+    torch.save(checkpoints[0], path)
+    pf.sweep(net, [path], probe_set, out=tmp_path / "b", layers="hidden")
+    torch.save(checkpoints[1], path)
+    with pytest.raises(StoreError, match="other weights"):
+        pf.sweep(net, [path], probe_set, out=tmp_path / "b", layers="hidden")
+
+
+def test_shard_under_another_name_is_refused(
+    net: SmallNet, probe_set: pf.ProbeSet, checkpoints: dict, tmp_path: Path
+) -> None:
+    pf.sweep(net, {1: checkpoints[1]}, probe_set, out=tmp_path, layers="hidden")
+    shard = list_shards(tmp_path)[1]
+    shard.rename(shard.with_name("step-000000000002.parquet"))
+    with pytest.raises(StoreError, match="renamed"):
+        pf.read_scores(tmp_path)
 
 
 @pytest.mark.parametrize("bad", ["file/out", "/proc/phasefast"])

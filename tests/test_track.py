@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import phasefast as pf
-from phasefast.errors import ArgumentError, NonFiniteError
+from phasefast.errors import ArgumentError, NonFiniteError, StoreError
 from tests.conftest import SmallNet
 from tests.test_sweep import without_seconds
 
@@ -55,6 +55,20 @@ def test_resumes_and_takes_given_steps(net: SmallNet, probe_set: pf.ProbeSet, tm
     assert second.step(3) is None
     assert second.step(5) is not None
     assert second.scores.steps == [3, 5]
+
+
+def test_another_training_in_the_same_directory_is_refused(
+    net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path
+) -> None:
+    pf.PhaseTracker(net, probe_set, out=tmp_path, layers="hidden").step(0)
+    again = pf.PhaseTracker(net, probe_set, out=tmp_path, layers="hidden")
+    assert again.step(0) is None
+    torch.manual_seed(1)
+    other = pf.PhaseTracker(SmallNet(), probe_set, out=tmp_path, layers="hidden")
+    with pytest.raises(StoreError, match="other weights"):
+        other.step(0)
+    fresh = pf.PhaseTracker(SmallNet(), probe_set, out=tmp_path, layers="hidden", overwrite=True)
+    assert fresh.step(0) is not None
 
 
 def test_failure_warns_and_training_goes_on(net: SmallNet, probe_set: pf.ProbeSet) -> None:

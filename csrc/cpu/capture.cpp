@@ -12,10 +12,10 @@
 namespace phasefast {
 namespace {
 
-constexpr int64_t kSpan = 1024;         // features whose sums stay in the first cache
-constexpr int64_t kTileChannels = 32;   // a transposing tile: channels by positions
+constexpr int64_t kSpan = 1024;        // features whose sums stay in the first cache
+constexpr int64_t kTileChannels = 32;  // a transposing tile: channels by positions
 constexpr int64_t kTilePositions = 256;
-constexpr int64_t kGrain = 32768;       // elements that are worth a thread
+constexpr int64_t kGrain = 32768;  // elements that are worth a thread
 
 // Stores kRows samples of n neighbouring features and adds them to the sums, in the order of the samples.
 template <int kRows, typename X, typename R>
@@ -34,7 +34,8 @@ PHASEFAST_INLINE void store_rows(const X* __restrict__ from, int64_t from_stride
       total_square += value * value;
     };
     add(0);
-    if constexpr (kRows == 4) add(1), add(2), add(3);  // an inner loop would keep the outer one from becoming vector code
+    if constexpr (kRows == 4)
+      add(1), add(2), add(3);  // an inner loop would keep the outer one from becoming vector code
     sum[i] = total;
     square[i] = total_square;
   }
@@ -79,15 +80,15 @@ struct Store {
                   double* square, int64_t n, int64_t samples);
 };
 
-#define PHASEFAST_STORE(X, R)                                                                                        \
-  PHASEFAST_CLONES void store_##X##_##R(const X* from, int64_t from_stride, const float* shift, R* to,               \
-                                        int64_t to_stride, double* sum, double* square, int64_t n, int64_t samples) { \
-    store_span(from, from_stride, shift, to, to_stride, sum, square, n, samples);                                    \
-  }                                                                                                                  \
-  template <>                                                                                                        \
-  void Store<X, R>::run(const X* from, int64_t from_stride, const float* shift, R* to, int64_t to_stride,            \
-                        double* sum, double* square, int64_t n, int64_t samples) {                                   \
-    store_##X##_##R(from, from_stride, shift, to, to_stride, sum, square, n, samples);                               \
+#define PHASEFAST_STORE(X, R)                                                                                          \
+  PHASEFAST_CLONES void store_##X##_##R(const X* from, int64_t from_stride, const float* shift, R* to,                 \
+                                        int64_t to_stride, double* sum, double* square, int64_t n, int64_t samples) {  \
+    store_span(from, from_stride, shift, to, to_stride, sum, square, n, samples);                                      \
+  }                                                                                                                    \
+  template <>                                                                                                          \
+  void Store<X, R>::run(const X* from, int64_t from_stride, const float* shift, R* to, int64_t to_stride, double* sum, \
+                        double* square, int64_t n, int64_t samples) {                                                  \
+    store_##X##_##R(from, from_stride, shift, to, to_stride, sum, square, n, samples);                                 \
   }
 #define PHASEFAST_STORES(X)    \
   PHASEFAST_STORE(X, float)    \
@@ -208,7 +209,8 @@ void capture_tiles(const X* x, const Layout& at, const Sink<R>& sink) {
   });
 }
 
-// Up to three spatial dimensions, missing ones of size 1 in front; bin i of k spans [i s / k, (i + 1) s / k), rounded out.
+// Up to three spatial dimensions, missing ones of size 1 in front; bin i of k spans [i s / k, (i + 1) s / k), rounded
+// out.
 struct Pooling {
   int64_t channels, channel_stride;
   std::array<int64_t, 3> size{1, 1, 1}, stride{0, 0, 0}, bins{1, 1, 1};
@@ -317,9 +319,9 @@ PHASEFAST_INLINE void pool_sample(const X* x, const Pooling& p, int64_t n, doubl
   }
 }
 
-#define PHASEFAST_POOL(X)                                                                                  \
+#define PHASEFAST_POOL(X)                                                                                \
   PHASEFAST_CLONES void pool_any(const X* x, const Pooling& p, int64_t n, double* work, Wide<X>* mean) { \
-    pool_sample(x, p, n, work, mean);                                                                      \
+    pool_sample(x, p, n, work, mean);                                                                    \
   }
 PHASEFAST_POOL(float)
 PHASEFAST_POOL(double)
@@ -400,4 +402,6 @@ void capture(const Tensors& activations, const Tensors& shifts, const std::vecto
 }  // namespace
 }  // namespace phasefast
 
-STABLE_TORCH_LIBRARY_IMPL(phasefast, CPU, m) { m.impl("capture", TORCH_BOX(&phasefast::capture)); }
+STABLE_TORCH_LIBRARY_IMPL(phasefast, CPU, m) {
+  m.impl("capture", TORCH_BOX(&phasefast::capture));
+}

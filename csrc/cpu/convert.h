@@ -39,9 +39,15 @@ PHASEFAST_INLINE uint32_t select(bool condition, uint32_t a, uint32_t b) {
   return (a & mask) | (b & ~mask);
 }
 
-PHASEFAST_INLINE float widen(float value) { return value; }
-PHASEFAST_INLINE double widen(double value) { return value; }
-PHASEFAST_INLINE float widen(BFloat16 value) { return bits_as<float>(static_cast<uint32_t>(value.x) << 16); }
+PHASEFAST_INLINE float widen(float value) {
+  return value;
+}
+PHASEFAST_INLINE double widen(double value) {
+  return value;
+}
+PHASEFAST_INLINE float widen(BFloat16 value) {
+  return bits_as<float>(static_cast<uint32_t>(value.x) << 16);
+}
 PHASEFAST_INLINE float widen(Half value) {
   const uint32_t sign = static_cast<uint32_t>(value.x & 0x8000u) << 16;
   const uint32_t magnitude = static_cast<uint32_t>(value.x & 0x7fffu) << 13;

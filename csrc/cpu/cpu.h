@@ -58,8 +58,8 @@ class Scratch {
     const int64_t sizes[] = {rows, cols};
     const int64_t strides[] = {std::max<int64_t>(cols, 1), 1};
     AtenTensorHandle handle = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(2, sizes, strides, dtype_code<T>(), aoti_torch_device_type_cpu(), 0,
-                                                    &handle));
+    TORCH_ERROR_CODE_CHECK(
+        aoti_torch_empty_strided(2, sizes, strides, dtype_code<T>(), aoti_torch_device_type_cpu(), 0, &handle));
     owner_ = Tensor(handle);
     data_ = static_cast<T*>(owner_.data_ptr());
   }
@@ -76,16 +76,15 @@ class Scratch {
 // out = left right
 template <typename T>
 void multiply(const Matrix<T>& out, const Matrix<T>& left, const Matrix<T>& right) {
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_cpu_mm_out(out.tensor().get(), left.tensor().get(), right.tensor().get()));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.tensor().get(), left.tensor().get(), right.tensor().get()));
 }
 
 // out += alpha left right
 template <typename T>
 void multiply_add(const Matrix<T>& out, const Matrix<T>& left, const Matrix<T>& right, double alpha = 1) {
   const Tensor target = out.tensor();
-  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(target.get(), target.get(), left.tensor().get(),
-                                                  right.tensor().get(), 1, alpha));
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_cpu_addmm_out(target.get(), target.get(), left.tensor().get(), right.tensor().get(), 1, alpha));
 }
 
 // Rows [start, stop) of a matrix of any float type as T: a view where they are T already, else converted into scratch.
@@ -101,7 +100,8 @@ Matrix<T> rows_as(const Tensor& rows, int64_t start, int64_t stop, const Scratch
                                   for (int64_t r = begin; r < end; ++r) {
                                     T* to = out.data + (r - start) * cols;
                                     const auto* from = data + r * row_stride;
-                                    for (int64_t c = 0; c < cols; ++c) to[c] = static_cast<T>(widen(from[c * col_stride]));
+                                    for (int64_t c = 0; c < cols; ++c)
+                                      to[c] = static_cast<T>(widen(from[c * col_stride]));
                                   }
                                 });
     return out;

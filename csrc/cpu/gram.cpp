@@ -94,4 +94,6 @@ void gram(const Tensors& rows, const Tensor& targets, const Tensors& grams, cons
 }  // namespace
 }  // namespace phasefast
 
-STABLE_TORCH_LIBRARY_IMPL(phasefast, CPU, m) { m.impl("gram", TORCH_BOX(&phasefast::gram)); }
+STABLE_TORCH_LIBRARY_IMPL(phasefast, CPU, m) {
+  m.impl("gram", TORCH_BOX(&phasefast::gram));
+}

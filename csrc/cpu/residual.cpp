@@ -38,7 +38,8 @@ PHASEFAST_INLINE double miss(const T* prediction, const P* offset, const S* targ
   int64_t c = 0;
   for (; c + 16 <= cols; c += 16) {
     for (int64_t j = 0; j < 16; ++j) {
-      const double d = static_cast<P>(prediction[c + j]) + offset[c + j] - static_cast<P>(static_cast<T>(target[c + j]));
+      const double d =
+          static_cast<P>(prediction[c + j]) + offset[c + j] - static_cast<P>(static_cast<T>(target[c + j]));
       lanes[j] += d * d;
     }
   }
@@ -52,9 +53,15 @@ PHASEFAST_INLINE double miss(const T* prediction, const P* offset, const S* targ
   return lanes[0];
 }
 
-PHASEFAST_CLONES double miss_fff(const float* a, const float* o, const float* t, int64_t n) { return miss(a, o, t, n); }
-PHASEFAST_CLONES double miss_ffd(const float* a, const float* o, const double* t, int64_t n) { return miss(a, o, t, n); }
-PHASEFAST_CLONES double miss_fdf(const float* a, const double* o, const float* t, int64_t n) { return miss(a, o, t, n); }
+PHASEFAST_CLONES double miss_fff(const float* a, const float* o, const float* t, int64_t n) {
+  return miss(a, o, t, n);
+}
+PHASEFAST_CLONES double miss_ffd(const float* a, const float* o, const double* t, int64_t n) {
+  return miss(a, o, t, n);
+}
+PHASEFAST_CLONES double miss_fdf(const float* a, const double* o, const float* t, int64_t n) {
+  return miss(a, o, t, n);
+}
 PHASEFAST_CLONES double miss_fdd(const float* a, const double* o, const double* t, int64_t n) {
   return miss(a, o, t, n);
 }
@@ -65,12 +72,24 @@ PHASEFAST_CLONES double miss_ddd(const double* a, const double* o, const double*
   return miss(a, o, t, n);
 }
 
-double squared(const float* a, const float* o, const float* t, int64_t n) { return miss_fff(a, o, t, n); }
-double squared(const float* a, const float* o, const double* t, int64_t n) { return miss_ffd(a, o, t, n); }
-double squared(const float* a, const double* o, const float* t, int64_t n) { return miss_fdf(a, o, t, n); }
-double squared(const float* a, const double* o, const double* t, int64_t n) { return miss_fdd(a, o, t, n); }
-double squared(const double* a, const double* o, const float* t, int64_t n) { return miss_ddf(a, o, t, n); }
-double squared(const double* a, const double* o, const double* t, int64_t n) { return miss_ddd(a, o, t, n); }
+double squared(const float* a, const float* o, const float* t, int64_t n) {
+  return miss_fff(a, o, t, n);
+}
+double squared(const float* a, const float* o, const double* t, int64_t n) {
+  return miss_ffd(a, o, t, n);
+}
+double squared(const float* a, const double* o, const float* t, int64_t n) {
+  return miss_fdf(a, o, t, n);
+}
+double squared(const float* a, const double* o, const double* t, int64_t n) {
+  return miss_fdd(a, o, t, n);
+}
+double squared(const double* a, const double* o, const float* t, int64_t n) {
+  return miss_ddf(a, o, t, n);
+}
+double squared(const double* a, const double* o, const double* t, int64_t n) {
+  return miss_ddd(a, o, t, n);
+}
 
 // One cell; T the type of weights and products, P that of predictions with their offset, S that of the targets.
 template <typename T, typename P, typename S>
@@ -169,8 +188,8 @@ void residual(const Tensors& rows, const Tensors& weights, const Tensors& offset
       using T = decltype(product);
       using P = decltype(prediction);
       using S = decltype(target);
-      Cell<T, P, S>{rows[i], matrix<T>(weights[i]), values_as<P>(offsets[i]), matrix<S>(expected), edges, classes,
-                    matrix<double>(errors[i]), matrix<bool>(hits[i])}
+      Cell<T, P, S>{rows[i], matrix<T>(weights[i]),     values_as<P>(offsets[i]), matrix<S>(expected), edges,
+                    classes, matrix<double>(errors[i]), matrix<bool>(hits[i])}
           .run();
     };
     const auto run_for = [&](auto product, auto prediction) {
@@ -193,4 +212,6 @@ void residual(const Tensors& rows, const Tensors& weights, const Tensors& offset
 }  // namespace
 }  // namespace phasefast
 
-STABLE_TORCH_LIBRARY_IMPL(phasefast, CPU, m) { m.impl("residual", TORCH_BOX(&phasefast::residual)); }
+STABLE_TORCH_LIBRARY_IMPL(phasefast, CPU, m) {
+  m.impl("residual", TORCH_BOX(&phasefast::residual));
+}

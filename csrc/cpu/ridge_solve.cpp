@@ -11,9 +11,10 @@
 namespace phasefast {
 namespace {
 
-constexpr int64_t kBlock = 128;  // columns of a diagonal block
-constexpr int64_t kStrip = 256;  // right-hand sides of one task
-constexpr int64_t kPad = 16;     // keeps the rows of a strip off the same cache sets
+constexpr int64_t kBlock = 128;      // columns of a diagonal block
+constexpr int64_t kSmall = 1 << 28;  // operations below which a system is left to one thread
+constexpr int64_t kStrip = 256;      // right-hand sides of one task
+constexpr int64_t kPad = 16;         // keeps the rows of a strip off the same cache sets
 
 // The lower Cholesky factor of a block, by LAPACK, in place; 0, or the order of the minor that failed.
 template <typename T>
@@ -73,34 +74,51 @@ void each_row(int64_t rows, int64_t cols, const F& body) {
 }
 
 // Left-looking factorisation in place; inverses [d, kBlock] take the inverted diagonal blocks, row-major, tight.
+// One parallel region for each block column: the task of its first tile goes on to the next diagonal block.
 template <typename T>
-int32_t factorise(const Matrix<T>& a, const Scratch<T>& inverses, const Scratch<T>& panel, double* work) {
-  for (int64_t start = 0; start < a.rows; start += kBlock) {
-    const int64_t size = std::min(kBlock, a.rows - start);
-    const int64_t below = a.rows - start - size;
+int32_t factorise(const Matrix<T>& a, T* inverses) {
+  int32_t failed = 0;
+  const auto diagonal = [&](int64_t start) {
+    const Matrix<T> block = a.block(start, start, std::min(kBlock, a.rows - start), std::min(kBlock, a.rows - start));
     if (start) {
-      multiply_add(a.block(start, start, a.rows - start, size), a.block(start, 0, a.rows - start, start),
-                   a.block(start, 0, size, start).transposed(), -1);
+      const Matrix<T> left = a.block(start, 0, block.rows, start);
+      multiply_add(block, left, left.transposed(), -1);
     }
-    const Matrix<T> diagonal = a.block(start, start, size, size);
-    if (const int32_t failed = factor_block(diagonal)) return static_cast<int32_t>(start) + failed;
-    T* inverse = inverses.data() + start * kBlock;
-    invert_block(diagonal.data, diagonal.row_stride, work, inverse, size);
-    if (!below) break;
-    const Matrix<T> solved = panel.matrix(below, size);
-    const Matrix<T> lower = a.block(start + size, start, below, size);
-    multiply(solved, lower, Matrix<T>{inverse, size, size, 1, size});
-    each_row(below, size, [&](int64_t r) {
-      std::memcpy(lower.data + r * lower.row_stride, solved.data + r * size, size * sizeof(T));
+    failed = factor_block(block);
+    if (failed) {
+      failed += static_cast<int32_t>(start);
+      return;
+    }
+    std::vector<double> work(block.rows * block.rows);
+    invert_block(block.data, block.row_stride, work.data(), inverses + start * kBlock, block.rows);
+  };
+  if (a.rows) diagonal(0);
+  for (int64_t start = 0; start + kBlock < a.rows && !failed; start += kBlock) {
+    const int64_t below = start + kBlock;
+    const Matrix<T> inverse{inverses + start * kBlock, kBlock, kBlock, kBlock, 1};
+    torch::stable::parallel_for(0, (a.rows - below + kBlock - 1) / kBlock, 1, [&](int64_t begin, int64_t end) {
+      const Scratch<T> solved(kBlock, kBlock);
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t row = below + i * kBlock;
+        const Matrix<T> tile = a.block(row, start, std::min(kBlock, a.rows - row), kBlock);
+        if (start) {
+          multiply_add(tile, a.block(row, 0, tile.rows, start), a.block(start, 0, kBlock, start).transposed(), -1);
+        }
+        multiply(solved.matrix(tile.rows, kBlock), tile, inverse.transposed());
+        for (int64_t r = 0; r < tile.rows; ++r) {
+          std::memcpy(tile.data + r * tile.row_stride, solved.data() + r * kBlock, kBlock * sizeof(T));
+        }
+        if (i == 0) diagonal(below);
+      }
     });
   }
-  return 0;
+  return failed;
 }
 
-// Some right-hand sides at a time: weights = scale (factor factor')^-1 scale cross, with scale 1 / root of the diagonal.
-// Two buffers take turns, so that no product has to be copied back.
+// Some right-hand sides at a time: weights = scale (factor factor')^-1 scale cross, with scale 1 / root of the
+// diagonal. Two buffers take turns, so that no product has to be copied back.
 template <typename T>
-void substitute(const Matrix<T>& factor, const T* inverses, const T* inverse_scale, const Matrix<T>& cross,
+void substitute(const Matrix<T>& factor, T* inverses, const T* inverse_scale, const Matrix<T>& cross,
                 const Matrix<T>& weights, const Matrix<T>& x, const Matrix<T>& y) {
   const int64_t width = factor.rows;
   const int64_t cols = cross.cols;
@@ -113,8 +131,7 @@ void substitute(const Matrix<T>& factor, const T* inverses, const T* inverse_sca
     const int64_t size = std::min(kBlock, width - start);
     const Matrix<T> part = x.block(start, 0, size, cols);
     if (start) multiply_add(part, factor.block(start, 0, size, start), y.block(0, 0, start, cols), -1);
-    multiply(y.block(start, 0, size, cols), Matrix<T>{const_cast<T*>(inverses) + start * kBlock, size, size, size, 1},
-             part);
+    multiply(y.block(start, 0, size, cols), Matrix<T>{inverses + start * kBlock, size, size, size, 1}, part);
   }
   for (int64_t start = (width - 1) / kBlock * kBlock; start >= 0; start -= kBlock) {
     const int64_t size = std::min(kBlock, width - start);
@@ -124,8 +141,7 @@ void substitute(const Matrix<T>& factor, const T* inverses, const T* inverse_sca
       multiply_add(part, factor.block(start + size, start, below, size).transposed(),
                    x.block(start + size, 0, below, cols), -1);
     }
-    multiply(x.block(start, 0, size, cols), Matrix<T>{const_cast<T*>(inverses) + start * kBlock, size, size, 1, size},
-             part);
+    multiply(x.block(start, 0, size, cols), Matrix<T>{inverses + start * kBlock, size, size, 1, size}, part);
   }
   for (int64_t r = 0; r < width; ++r) {
     for (int64_t c = 0; c < cols; ++c) {
@@ -134,41 +150,29 @@ void substitute(const Matrix<T>& factor, const T* inverses, const T* inverse_sca
   }
 }
 
-template <typename T>
-struct Workspace {
-  Scratch<T> matrix, inverses, panel;
-  std::vector<T> scale, inverse_scale;
-  std::vector<double> work;
-
-  explicit Workspace(int64_t width)
-      : matrix(width, width),
-        inverses(width, kBlock),
-        panel(width, kBlock),
-        scale(width),
-        inverse_scale(width),
-        work(kBlock * kBlock) {}
-};
-
-// One system. The scale is the root of the diagonal: NaN where that is negative, which LAPACK then reports; 0 where dead.
+// One system. The scale is the root of the diagonal: NaN where that is negative, which LAPACK then reports; 0 where
+// dead.
 template <typename T>
 int32_t solve(const Matrix<T>& gram, const Matrix<T>& cross, T penalty, const Matrix<T>& weights,
-              const Matrix<T>* factor, Workspace<T>& space) {
+              const Matrix<T>* factor) {
   const int64_t width = gram.rows;
+  const Scratch<T> scaled(width, width);
+  const Scratch<T> inverses(width, kBlock);
+  std::vector<T> scale(width);
+  std::vector<T> inverse(width);
   const auto at = [](const Matrix<T>& m, int64_t r, int64_t c) -> T& {
     return m.data[r * m.row_stride + c * m.col_stride];
   };
-  T* scale = space.scale.data();
-  T* inverse = space.inverse_scale.data();
   for (int64_t r = 0; r < width; ++r) {
     scale[r] = std::sqrt(at(gram, r, r) + penalty);
     inverse[r] = scale[r] == 0 ? T(0) : 1 / scale[r];
   }
-  const Matrix<T> a = space.matrix.matrix();
+  const Matrix<T> a = scaled.matrix();
   each_row(width, width, [&](int64_t r) {
     for (int64_t c = 0; c < r; ++c) at(a, r, c) = at(gram, r, c) * inverse[r] * inverse[c];
     at(a, r, r) = scale[r] == 0 ? T(1) : (at(gram, r, r) + penalty) * inverse[r] * inverse[r];
   });
-  const int32_t failed = factorise(a, space.inverses, space.panel, space.work.data());
+  const int32_t failed = factorise(a, inverses.data());
   const T nan = std::numeric_limits<T>::quiet_NaN();
   if (factor) {
     each_row(width, width, [&](int64_t r) {
@@ -180,49 +184,70 @@ int32_t solve(const Matrix<T>& gram, const Matrix<T>& cross, T penalty, const Ma
     each_row(width, cross.cols, [&](int64_t r) { std::fill_n(&at(weights, r, 0), cross.cols, nan); });
   }
   if (failed || !width) return failed;
-  const int64_t strips = (cross.cols + kStrip - 1) / kStrip;
-  torch::stable::parallel_for(0, strips, 1, [&](int64_t begin, int64_t end) {
-    const Scratch<T> x(width, kStrip + kPad);
-    const Scratch<T> y(width, kStrip + kPad);
+  const int64_t strip = std::clamp<int64_t>((cross.cols / torch::stable::get_num_threads() + 15) / 16 * 16, 32, kStrip);
+  torch::stable::parallel_for(0, (cross.cols + strip - 1) / strip, 1, [&](int64_t begin, int64_t end) {
+    const Scratch<T> x(width, strip + kPad);
+    const Scratch<T> y(width, strip + kPad);
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t cols = std::min(kStrip, cross.cols - i * kStrip);
-      substitute(a, space.inverses.data(), inverse, cross.block(0, i * kStrip, width, cols),
-                 weights.block(0, i * kStrip, width, cols), x.matrix().block(0, 0, width, cols),
+      const int64_t cols = std::min(strip, cross.cols - i * strip);
+      substitute(a, inverses.data(), inverse.data(), cross.block(0, i * strip, width, cols),
+                 weights.block(0, i * strip, width, cols), x.matrix().block(0, 0, width, cols),
                  y.matrix().block(0, 0, width, cols));
     }
   });
   return 0;
 }
 
-template <typename T>
-void solve_cell(const Tensor& gram, const Tensor& cross, const Tensor& penalties, const Tensor& weights,
-                const Tensor* factors, int32_t* info, int64_t info_stride) {
-  Workspace<T> space(gram.size(0));
-  const double* penalty = static_cast<const double*>(penalties.data_ptr());
-  for (int64_t l = 0; l < penalties.size(0); ++l) {
+struct Cell {
+  const Tensor &gram, &cross, &penalties, &weights;
+  const Tensor* factors;
+  int32_t* info;
+  int64_t info_stride;
+
+  template <typename T>
+  void solve_step(int64_t l) const {
     Matrix<T> factor{};
     if (factors) factor = slice<T>(*factors, l);
-    info[l * info_stride] =
-        solve(matrix<T>(gram), matrix<T>(cross), static_cast<T>(penalty[l * penalties.stride(0)]), slice<T>(weights, l),
-              factors ? &factor : nullptr, space);
+    const double penalty = static_cast<const double*>(penalties.data_ptr())[l * penalties.stride(0)];
+    info[l * info_stride] = solve(matrix<T>(gram), matrix<T>(cross), static_cast<T>(penalty), slice<T>(weights, l),
+                                  factors ? &factor : nullptr);
   }
-}
+  void run(int64_t l) const {
+    if (gram.scalar_type() == ScalarType::Double) {
+      solve_step<double>(l);
+    } else {
+      solve_step<float>(l);
+    }
+  }
+  bool small() const { return gram.size(0) * gram.size(0) * (gram.size(0) / 3 + 2 * cross.size(1)) < kSmall; }
+};
 
 void ridge_solve(const Tensors& grams, const Tensors& crosses, const Tensors& penalties, const Tensors& weights,
                  const Tensors& factors, const Tensor& info) {
   check_ridge_solve(grams, crosses, penalties, weights, factors, info);
+  const int64_t steps = info.size(1);
+  std::vector<Cell> small;
   for (size_t i = 0; i < grams.size(); ++i) {
     int32_t* out = static_cast<int32_t*>(info.data_ptr()) + static_cast<int64_t>(i) * info.stride(0);
-    const Tensor* factor = factors.empty() ? nullptr : &factors[i];
-    if (grams[i].scalar_type() == ScalarType::Double) {
-      solve_cell<double>(grams[i], crosses[i], penalties[i], weights[i], factor, out, info.stride(1));
+    const Cell cell{grams[i], crosses[i],    penalties[i], weights[i], factors.empty() ? nullptr : &factors[i],
+                    out,      info.stride(1)};
+    if (cell.small()) {
+      small.push_back(cell);
     } else {
-      solve_cell<float>(grams[i], crosses[i], penalties[i], weights[i], factor, out, info.stride(1));
+      for (int64_t l = 0; l < steps; ++l) cell.run(l);
     }
   }
+  // Small systems one to a thread: inside a parallel region BLAS takes one thread, and does not wait for others at
+  // every product. At least two tasks, or there would be no region.
+  const int64_t systems = static_cast<int64_t>(small.size()) * steps;
+  torch::stable::parallel_for(0, systems ? std::max<int64_t>(systems, 2) : 0, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < std::min(end, systems); ++i) small[i / steps].run(i % steps);
+  });
 }
 
 }  // namespace
 }  // namespace phasefast
 
-STABLE_TORCH_LIBRARY_IMPL(phasefast, CPU, m) { m.impl("ridge_solve", TORCH_BOX(&phasefast::ridge_solve)); }
+STABLE_TORCH_LIBRARY_IMPL(phasefast, CPU, m) {
+  m.impl("ridge_solve", TORCH_BOX(&phasefast::ridge_solve));
+}

@@ -19,7 +19,7 @@ _SHOWN = 5
 
 
 def read_state_dict(source: Source, *, weights_only: bool = True) -> dict[str, Tensor]:
-    """The state dict in a file or a mapping, without the prefixes of ``torch.compile`` and DataParallel.
+    """The state dict in a file or a mapping.
 
     Args:
         source: a state dict, or the path of a file that holds one, alone or under ``state_dict`` or ``model``.
@@ -42,19 +42,21 @@ def read_state_dict(source: Source, *, weights_only: bool = True) -> dict[str, T
             f"{name}: expected a state dict (names to tensors), but {bad[:_SHOWN]} are not tensors; "
             "save model.state_dict()"
         )
-    state = dict(loaded)
-    while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), None):
-        state = {key[len(prefix) :]: value for key, value in state.items()}
-    return state
+    return dict(loaded)
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
-    """Load a state dict whose keys and shapes must be the model's exactly.
+    """Load a state dict whose keys and shapes must be the model's, but for the prefixes of ``torch.compile`` and DDP.
 
     Raises:
         CheckpointError: names the checkpoint and the keys that are missing, unexpected or of another shape.
     """
     own = model.state_dict()
+    while state.keys() != own.keys():
+        prefix = next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), None)
+        if prefix is None:
+            break
+        state = {key[len(prefix) :]: value for key, value in state.items()}
     problems = [
         f"{what} {sorted(keys)[:_SHOWN]}{' ...' if len(keys) > _SHOWN else ''}"
         for what, keys in (
@@ -83,6 +85,6 @@ def _load(path: str, weights_only: bool) -> Any:
             f"{path}: not a file of plain tensors ({str(error).splitlines()[0]}); "
             "if you trust it, pass weights_only=False"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, ImportError) as error:
+    except Exception as error:  # a damaged pickle can raise anything
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: cannot be read, perhaps truncated or still being written ({detail})") from error

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from ..errors import ArgumentError, StoreError
+from ..engine import resolve_device
+from ..errors import ArgumentError
 from ..report import write_report
-from ..scores import list_shards, prepare_store
 from ..stages.probe_set import ProbeSet
 from ..stages.targets import Input, Label
 from ..track import PhaseTracker
@@ -51,10 +51,8 @@ def run_demo(
     if steps < 1:
         raise ArgumentError(f"steps: expected at least 1, got {steps}")
     console = console or Console()
-    place = _device(device)
+    place = resolve_device(device, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     data = digits(seed)
-    prepare_store(out)
-    _remove_shards(out)
     probe_set = ProbeSet.from_tensors(*data, seed=seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -66,6 +64,7 @@ def run_demo(
             steps=probed_steps(steps),
             out=out,
             run="demo",
+            overwrite=True,
             on_error="raise",
             layers=LAYERS,
             targets=[Input(), Label(10)],
@@ -81,21 +80,3 @@ def run_demo(
 def probed_steps(steps: int) -> list[int]:
     """0, 1, 2, 4, ... and the last step."""
     return sorted({0, steps, *(2**k for k in range(steps.bit_length()))})
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ArgumentError(f"device {str(device)!r} cannot be used: {error}; try 'cpu' or 'cuda'") from error
-    return torch.device(device)
-
-
-def _remove_shards(out: str | Path) -> None:
-    for path in list_shards(out).values():
-        try:
-            path.unlink()
-        except OSError as error:
-            raise StoreError(f"cannot remove the earlier scores {path}: {error}; choose another directory") from error

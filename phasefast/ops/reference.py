@@ -69,7 +69,8 @@ def ridge_solve(
             matrix.diagonal()[dead] = 1
             factor, failed = torch.linalg.cholesky_ex(matrix)
             improper = ~factor.diagonal().isfinite()  # some LAPACKs let NaN pass
-            failed = torch.where((failed == 0) & improper.any(), improper.int().argmax() + 1, failed)
+            before = (~improper).int().cumprod(0).sum()
+            failed = torch.where((failed == 0) & improper.any(), before + 1, failed)
             solved = torch.cholesky_solve(c * inverse[:, None], factor) * inverse[:, None]
             weights[i][step] = torch.where(failed > 0, torch.nan, solved)
             info[i, step] = failed

@@ -20,7 +20,7 @@ TOKEN_MODES: tuple[TokenMode, ...] = ("flatten", "mean", "cls")
 
 @dataclass(frozen=True)
 class RowOptions:
-    """How an output becomes rows: ``tokens`` for [b, t, f]; ``pool`` > 0 averages spatial dims to that size."""
+    """How an output becomes rows: ``tokens`` for [b, t, f]; ``pool`` > 0 averages the spatial dims of images."""
 
     tokens: TokenMode = "flatten"
     pool: int = 0
@@ -28,8 +28,8 @@ class RowOptions:
     def __post_init__(self) -> None:
         if self.tokens not in TOKEN_MODES:
             raise ArgumentError(f"tokens: expected one of {TOKEN_MODES}, got {self.tokens!r}")
-        if self.pool < 0:
-            raise ArgumentError(f"pool: expected 0 (keep every position) or a positive size, got {self.pool}")
+        if not isinstance(self.pool, int) or self.pool < 0:
+            raise ArgumentError(f"pool: expected 0 (keep every position) or a positive size, got {self.pool!r}")
 
 
 def chunk_bounds(start: int, stop: int, size: int) -> list[tuple[int, int]]:
@@ -45,8 +45,9 @@ def model_inputs(
     """Batches of ``inputs`` on the model's device, floating-point ones in the model's dtype."""
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), inputs.dtype)
     for start, stop in bounds:
-        batch = inputs[start:stop].to(device, non_blocking=True)
-        yield batch.to(dtype) if batch.is_floating_point() else batch
+        batch = inputs[start:stop]
+        # A copy always: a model may change its input in place.
+        yield batch.to(device, dtype if batch.is_floating_point() else batch.dtype, copy=True)
 
 
 def discover_layers(model: nn.Module, names: Sequence[str], batch: Tensor, options: RowOptions) -> list[Layer]:
@@ -146,13 +147,18 @@ class _Spool:
         self.heldout_sum = torch.zeros(layer.dim, dtype=torch.float64, device=device)
 
     def write(self, x: Tensor, pool: int, split: str, start: int, stop: int) -> None:
-        """Append one batch; the first one's mean becomes the shift, so that sums of squares do not cancel."""
+        """Append one batch; the first one's mean becomes the shift, so that sums of squares do not cancel.
+
+        Where it is within one standard deviation of zero little cancels, and the activations are kept unrounded.
+        """
         rows = self.rows[split][start:stop]
         if self.shift is None:
-            zero = torch.zeros(self.layer.dim, device=rows.device)
-            first = torch.zeros_like(self.heldout_sum)
-            ops.capture([x], [zero], [pool], [rows], [first], [torch.zeros_like(first)])
-            self.shift = torch.nan_to_num(first / (stop - start), 0, 0, 0).float()
+            zero = torch.zeros(self.layer.dim, dtype=torch.float32, device=rows.device)
+            first, square = torch.zeros_like(self.heldout_sum), torch.zeros_like(self.heldout_sum)
+            ops.capture([x], [zero], [pool], [rows], [first], [square])
+            mean = torch.nan_to_num(first / (stop - start), 0, 0, 0)
+            close = mean.square() <= square / (stop - start) - mean.square()
+            self.shift = torch.where(close, 0, mean).float()
         fold = sum(edge <= start for edge in self.folds[1:-1])
         total = self.sums[fold] if split == "fit" else self.heldout_sum
         ops.capture([x], [self.shift], [pool], [rows], [total], [torch.zeros_like(total)])
@@ -221,4 +227,4 @@ def _as_cell(name: str, output: Any, batch: int, options: RowOptions) -> tuple[T
         return output[:, 0], 0
     if output.dim() == 3 and options.tokens == "mean":
         return output.transpose(1, 2), 1
-    return output, options.pool if 3 <= output.dim() <= 5 else 0
+    return output, options.pool if 4 <= output.dim() <= 5 else 0

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from ..errors import LayerError
+from ..scores import MODEL_LAYER
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -27,7 +28,8 @@ def select_layers(model: nn.Module, patterns: Sequence[str] | str | None = None)
 
     Args:
         patterns: fnmatch globs over ``named_modules()``; by default the model's direct children, with the members of a
-            ModuleList or ModuleDict in its place.
+            ModuleList or ModuleDict in its place. ``"model"`` is the name of the model's own metrics: its parts stand
+            in for a module of that name.
 
     Raises:
         LayerError: a pattern matches nothing; the message lists near misses.
@@ -40,7 +42,9 @@ def select_layers(model: nn.Module, patterns: Sequence[str] | str | None = None)
     available = [name for name, _ in unwrap(model).named_modules() if name]
     chosen: set[str] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        matched = [name for name in available if fnmatchcase(name, pattern)]
+        matched = [name for name in available if fnmatchcase(name, pattern) and name != MODEL_LAYER]
+        if pattern == MODEL_LAYER:
+            raise LayerError(f"layer {MODEL_LAYER!r}: the name of the model's own metrics; probe its parts: 'model.*'")
         if not matched:
             near = difflib.get_close_matches(pattern, available, n=5, cutoff=0.4) or available[:10]
             raise LayerError(f"no layer matches {pattern!r}; the closest of {len(available)} module names: {near}")
@@ -53,6 +57,6 @@ def select_layers(model: nn.Module, patterns: Sequence[str] | str | None = None)
 def _default_names(model: nn.Module, prefix: str = "") -> list[str]:
     names: list[str] = []
     for name, child in model.named_children():
-        containers = isinstance(child, (nn.ModuleList, nn.ModuleDict))
+        containers = isinstance(child, (nn.ModuleList, nn.ModuleDict)) or f"{prefix}{name}" == MODEL_LAYER
         names += _default_names(child, f"{prefix}{name}.") if containers else [f"{prefix}{name}"]
     return names

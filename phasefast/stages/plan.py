@@ -64,7 +64,7 @@ def group_layers(layers: Sequence[Layer], problem: Problem, budget: int) -> list
     return groups
 
 
-def memory_budget(memory: str | int | None, device: torch.device) -> int:
+def memory_budget(memory: str | float | None, device: torch.device) -> int:
     """Bytes a measurement may take: ``"8GB"``, bytes, or by default most of what is free on the device.
 
     Raises:
@@ -72,9 +72,9 @@ def memory_budget(memory: str | int | None, device: torch.device) -> int:
     """
     if memory is None:
         return int(_SHARE_OF_FREE_MEMORY * _free_memory(device))
-    if isinstance(memory, int):
-        return memory
-    match = re.fullmatch(r"\s*([\d.]+)\s*([KMGT]?B?)\s*", memory.upper())
+    if isinstance(memory, (int, float)):
+        return int(memory)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([KMGT]?B?)\s*", memory.upper()) if isinstance(memory, str) else None
     if match is None:
         raise ArgumentError(f"memory: expected bytes or a text such as '8GB', got {memory!r}")
     unit = match[2] if match[2].endswith("B") or not match[2] else f"{match[2]}B"

@@ -19,23 +19,20 @@ BATCHNORM_MODES: tuple[BatchNormMode, ...] = ("recompute", "batch", "running")
 
 @contextmanager
 def preserved(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Evaluate ``model`` on ``device`` without gradients and with a fixed random state; restore everything after.
+    """Evaluate ``model`` on ``device`` without gradients, in full float32; restore everything after.
 
-    The fixed state makes stochastic layers repeatable, so that a resumed sweep equals an uninterrupted one.
+    Buffers are replaced by copies meanwhile, so that a backward pass under way still finds the ones it saved.
     """
     modes = [(module, module.training) for module in model.modules()]
     home = next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), device)
-    buffers = [
-        (module, name, buffer, buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
+    buffers = [(module, dict(module._buffers)) for module in model.modules()]
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 (models use the global state)
-    cuda = [device.index or 0] if device.type == "cuda" else []
+    cuda = [_cuda_index(device)] if device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices=cuda), torch.no_grad(), _full_float32():
-            torch.manual_seed(0)
+        with torch.random.fork_rng(devices=cuda), torch.no_grad(), _full_float32(device):
+            copies = {id(b): b.detach().clone() for _, named in buffers for b in named.values() if b is not None}
+            for module, named in buffers:
+                module._buffers.update({name: copies[id(b)] for name, b in named.items() if b is not None})
             if home != device:
                 model.to(device)
             model.eval()
@@ -43,25 +40,39 @@ def preserved(model: nn.Module, device: torch.device) -> Iterator[None]:
     finally:
         if home != device:
             model.to(home)
-        with torch.no_grad():
-            for module, name, buffer, value in buffers:
-                buffer.copy_(value)
-                module._buffers[name] = buffer
+        for module, named in buffers:
+            module._buffers.clear()
+            module._buffers.update(named)
         for module, training in modes:
             module.training = training
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
 
 
+def fix_random_state(device: torch.device) -> None:
+    """Make stochastic layers repeatable inside :func:`preserved`: a resumed sweep then equals an uninterrupted one."""
+    torch.default_generator.manual_seed(0)
+    if device.type == "cuda":
+        torch.cuda.default_generators[_cuda_index(device)].manual_seed(0)
+
+
+def _cuda_index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
 @contextmanager
-def _full_float32() -> Iterator[None]:
-    # TF32 keeps 10 bits of the mantissa: too few for Gram matrices (pytorch#68020).
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+def _full_float32(device: torch.device) -> Iterator[None]:
+    # TF32 and bfloat16 products keep 10 and 7 bits of the mantissa: too few for Gram matrices (pytorch#68020).
+    settings = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    before = [setting.fp32_precision for setting in settings]
+    for setting in settings:
+        setting.fp32_precision = "ieee"
     try:
-        yield
+        with torch.autocast(device.type, enabled=False):
+            yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        for setting, precision in zip(settings, before, strict=True):
+            setting.fp32_precision = precision
 
 
 @contextmanager
@@ -90,10 +101,29 @@ def batchnorm_mode(model: nn.Module, mode: BatchNormMode, batches: Iterable[Tens
                 norm.reset_running_stats()
                 norm.momentum = None  # None asks for the plain average over batches
             for batch in batches:
-                model(batch)
+                with several_rows(mode):
+                    model(batch)
             for norm in norms:
                 norm.eval()
         yield
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
+
+
+@contextmanager
+def several_rows(mode: BatchNormMode) -> Iterator[None]:
+    """Name the mend where a batch is too small for batch statistics.
+
+    Raises:
+        ArgumentError: BatchNorm saw one value per channel.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ArgumentError(
+            f"batchnorm={mode!r} needs batches of at least 2 rows: {error}; "
+            "use a larger batch_size, a larger split, or 'running'"
+        ) from error

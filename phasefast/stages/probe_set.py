@@ -61,7 +61,7 @@ class ProbeSet:
         order = torch.randperm(len(fit_inputs), generator=torch.Generator().manual_seed(seed))
         order = order.to(fit_inputs.device)
         labels = None if fit_labels is None else fit_labels[order.to(fit_labels.device)]
-        return cls(fit_inputs[order], labels, heldout_inputs.contiguous(), heldout_labels)
+        return cls(fit_inputs[order], labels, heldout_inputs.clone(), heldout_labels)
 
     @classmethod
     def from_dataset(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,7 +19,8 @@ _PROBES = 8
 # penalties only matters where hardly anything else is left unexplained.
 _FLOAT32_ALPHA, _FLOAT32_SMALL_ALPHA, _FLOAT32_FVU = 1e-5, 1e-2, 1e-3
 _REFINE_ABOVE = 1e-8  # error estimate of a float64 solution that one step of refinement still mends
-_CANCELLED = 1e-4  # below this share of the deviation, the fit error is measured row by row
+# Below this share of the deviation the identity for the fit error cancels too many digits of the weights' precision.
+_CANCELLED = {torch.float32: 5e-2, torch.float64: 1e-8}
 _JITTERS = (1e-14, 1e-13, 1e-12, 1e-11)
 
 
@@ -38,8 +38,9 @@ class Penalties:
 
     def __post_init__(self) -> None:
         values = self.alphas if self.noise is None else (self.noise,)
-        if not values or not all(math.isfinite(value) and value >= 0 for value in values):
-            raise ArgumentError(f"penalties: expected finite numbers >= 0, got {values}")
+        numbers = all(isinstance(value, (int, float)) and math.isfinite(value) and value >= 0 for value in values)
+        if not values or not numbers:
+            raise ArgumentError(f"alphas, noise: expected finite numbers >= 0, got {values}")
         object.__setattr__(self, "alphas", tuple(sorted(set(self.alphas))))
 
     @property
@@ -66,31 +67,19 @@ class _System:
 
 
 def select(cell: Activations, statistics: Statistics, targets: TargetMatrix, penalties: Penalties) -> PenaltyChoice:
-    """The penalty of least squared error on held-out folds of the fit rows, per target block.
-
-    The first fold looks at all penalties; the others only at its best one and that one's neighbours, and on from there
-    until no neighbour is better: cross-validation errors have one valley along the penalties, but for their noise.
-    """
+    """The penalty of least squared error on held-out folds of the fit rows, per target block."""
     if not penalties.selects:
         return PenaltyChoice((0,) * len(targets.blocks), True)
-    count, folds = len(penalties.alphas), range(len(statistics.folds))
-    errors = torch.full((len(folds), count, len(targets.blocks)), math.nan, dtype=torch.float64)
-    errors[0] = _fold_errors(cell, statistics, targets, penalties, 0, range(count))
-    seen: set[int] = set()
-    while True:
-        total = errors[:, sorted(seen)].sum(0) if seen else errors[0]
-        # The largest of equally good penalties is the steadiest, so the last of equal minima counts.
-        best = (len(total) - 1 - total.flip(0).argmin(0)).tolist()
-        indices = tuple(sorted(seen)[i] for i in best) if seen else tuple(best)
-        wanted = sorted({j for i in indices for j in (i - 1, i, i + 1) if 0 <= j < count} - seen)
-        if not wanted:
-            break
-        for fold in folds[1:]:
-            errors[fold, wanted] = _fold_errors(cell, statistics, targets, penalties, fold, wanted)
-        seen.update(wanted)
-    weakest = min(penalties.alphas[i] for i in indices)
-    close = any(errors[:, i, j].sum() < _FLOAT32_FVU * targets.deviation["fit"][j] for j, i in enumerate(indices))
-    doubtful = weakest < _FLOAT32_ALPHA or (weakest < _FLOAT32_SMALL_ALPHA and close)
+    folds = range(len(statistics.folds))
+    errors = torch.stack([_fold_errors(cell, statistics, targets, penalties, fold) for fold in folds]).sum(0)
+    failed = torch.isinf(errors).any(1).tolist()
+    # The largest of equally good penalties is the steadiest, so the last of equal minima counts.
+    indices = tuple((len(errors) - 1 - errors.flip(0).argmin(0)).tolist())
+    weakest = min(indices)
+    alpha = penalties.alphas[weakest]
+    close = any(errors[i, j] < _FLOAT32_FVU * targets.deviation["fit"][j] for j, i in enumerate(indices))
+    doubtful = alpha < _FLOAT32_ALPHA or (alpha < _FLOAT32_SMALL_ALPHA and close) or failed[max(weakest - 1, 0)]
+    doubtful = doubtful or penalties.alphas[0] == 0  # a rank-deficient matrix may pass float32's Cholesky by chance
     return PenaltyChoice(indices, statistics.dtype == torch.float64 or not doubtful)
 
 
@@ -149,19 +138,17 @@ def _without(total: Moments, fold: Moments, columns: Tensor | None) -> Moments:
 
 
 def _fold_errors(
-    cell: Activations,
-    statistics: Statistics,
-    targets: TargetMatrix,
-    penalties: Penalties,
-    fold: int,
-    indices: Sequence[int],
+    cell: Activations, statistics: Statistics, targets: TargetMatrix, penalties: Penalties, fold: int
 ) -> Tensor:
-    """Squared errors [len(indices), k] float64 on one fold, of decoders solved without it; Inf where a solve failed."""
+    """Squared errors [L, k] float64 on one fold, of decoders solved without it; Inf where a float32 solve failed."""
     rows = slice(cell.folds[fold], cell.folds[fold + 1])
     expected = targets.fit[rows] if targets.sketch is None else targets.fit[rows] @ targets.sketch
     train = _centre(_without(statistics.total, statistics.folds[fold], targets.sketch))
-    path = penalties.absolute(train.gram, train.count)[list(indices)]
-    weights, _, _ = _ridge(train, path, statistics.dtype, keep_factors=False)
+    path = penalties.absolute(train.gram, train.count)
+    weights, _, info = _ridge(train, path, statistics.dtype, keep_factors=False)
+    if statistics.dtype == torch.float64:
+        for index in (info.bool() | (path == 0)).nonzero()[:, 0].tolist():
+            weights[index] = _eigen_solution(train, 0.0, float(path[index]), cell.layer.name).weights
     offsets = (train.target_mean - train.row_mean @ weights.double()).to(statistics.dtype)
     blocks = targets.sketch_blocks
     errors = torch.empty(len(path), len(blocks), len(expected), dtype=torch.float64, device=path.device)
@@ -216,7 +203,8 @@ def _solve_one(system: _System, penalty: float, dtype: torch.dtype, layer: str) 
     """Solve with one penalty: Cholesky, then (float64) with jitter, then by eigendecomposition with a rank cut."""
     diagonal = system.gram.diagonal()
     mean_diagonal, largest = float(diagonal.mean()), float(diagonal.max())
-    alive = int((diagonal > 0).sum())
+    alive = diagonal > 0
+    rank = min(int(alive.sum()), system.count - 1)  # centring takes one
     alpha = penalty / mean_diagonal if mean_diagonal > 0 else 0.0
     final = dtype == torch.float64
     if not math.isfinite(largest):
@@ -232,9 +220,9 @@ def _solve_one(system: _System, penalty: float, dtype: torch.dtype, layer: str) 
             eye = torch.eye(len(root), dtype=dtype, device=root.device)
             inverse_root = torch.linalg.solve_triangular(factors[0], eye, upper=False).double()
             dof = len(root) - (penalty + jitter) * float(inverse_root.square().sum())
-            live = root[diagonal > 0] if alive else root
+            live = root[alive] if rank else root
             condition = float((live.max() / live.min()) ** 2)
-            return _Solution(weights[0], alpha, penalty + jitter, jitter, alive, dof, condition, "primal", inverse_root)
+            return _Solution(weights[0], alpha, penalty + jitter, jitter, rank, dof, condition, "primal", inverse_root)
     if not final:
         return _failed(system, alpha, penalty, dtype)
     return _eigen_solution(system, alpha, penalty, layer)
@@ -317,6 +305,6 @@ def _certify(
         dof=solution.dof,
         condition=solution.condition,
         error_estimate=math.inf if math.isnan(estimate) else estimate,
-        fit_error=fit_error if fit_error > _CANCELLED * deviation else None,
+        fit_error=fit_error if fit_error > _CANCELLED[weights.dtype] * deviation else None,
         route=solution.route,
     )

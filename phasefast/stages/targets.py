@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -98,7 +98,7 @@ class Function:
     def _values(self, inputs: Tensor) -> Tensor:
         parts = []
         for batch in inputs.split(_CHUNK):
-            value = torch.as_tensor(self.fn(batch))
+            value = torch.as_tensor(self.fn(batch.clone()))
             if value.dim() == 0 or len(value) != len(batch):
                 raise DataError(
                     f"target {self.name!r}: expected one row per input of {len(batch)}, got {tuple(value.shape)}"
@@ -117,7 +117,9 @@ def build_targets(targets: Sequence[Target], fit: Split, heldout: Split, device:
         ArgumentError: no target, or two of one name.
         DataError: a target that cannot be made of the inputs, or is not finite.
     """
-    names = [target.name for target in targets]
+    names = [getattr(target, "name", None) for target in targets]
+    if wrong := [target for target in targets if not hasattr(target, "columns")]:
+        raise ArgumentError(f"targets: expected such as phasefast.Input() or phasefast.Label(10), got {wrong}")
     if not names or len(set(names)) != len(names):
         raise ArgumentError(f"targets: expected at least one, with different names, got {names}")
     blocks, fit_parts, heldout_parts, start = [], [], [], 0
@@ -135,6 +137,7 @@ def build_targets(targets: Sequence[Target], fit: Split, heldout: Split, device:
         start = blocks[-1].stop
         fit_parts.append(columns)
         heldout_parts.append(held)
+    digest = _digest(targets, zip(fit_parts, heldout_parts, strict=True))
     fit_columns, heldout_columns = torch.cat(fit_parts, 1).to(device), torch.cat(heldout_parts, 1).to(device)
     mean = fit_columns.mean(0, dtype=torch.float64)
     deviation = {"fit": _deviation(fit_columns, mean, blocks), "heldout": _deviation(heldout_columns, mean, blocks)}
@@ -145,13 +148,16 @@ def build_targets(targets: Sequence[Target], fit: Split, heldout: Split, device:
         for rows in matrix.split(_CHUNK):
             rows.copy_(rows.double() - mean)
     sketch, sketch_blocks = _sketch(blocks, device)
-    return TargetMatrix(tuple(blocks), fit_columns, heldout_columns, mean, deviation, sketch, sketch_blocks)
+    return TargetMatrix(tuple(blocks), fit_columns, heldout_columns, mean, deviation, sketch, sketch_blocks, digest)
 
 
-def targets_digest(matrix: TargetMatrix) -> str:
-    """Content hash of names, means and deviations: changes when a target's definition does."""
-    digest = hashlib.blake2b(repr((matrix.blocks, matrix.deviation)).encode(), digest_size=16)
-    digest.update(matrix.mean.cpu().numpy().tobytes())
+def _digest(targets: Sequence[Target], columns: Iterable[tuple[Tensor, Tensor]]) -> str:
+    """Content hash of the targets; the inputs themselves are in the probe set's."""
+    digest = hashlib.blake2b(digest_size=16)
+    for target, parts in zip(targets, columns, strict=True):
+        digest.update(repr((target.name, target.kind, parts[0].shape)).encode())
+        for part in parts if not isinstance(target, Input) else ():
+            digest.update(part.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()
 
 
@@ -172,9 +178,9 @@ def _sketch(blocks: Sequence[TargetBlock], device: torch.device) -> tuple[Tensor
     parts, sketched, start = [], [], 0
     for block in blocks:
         width = block.stop - block.start
-        part = torch.eye(width)
+        part = torch.eye(width, dtype=torch.float32)
         if width > SKETCH_COLUMNS:
-            part = torch.randn(width, SKETCH_COLUMNS, generator=generator) / SKETCH_COLUMNS**0.5
+            part = torch.randn(width, SKETCH_COLUMNS, generator=generator, dtype=torch.float32) / SKETCH_COLUMNS**0.5
         parts.append(part)
         sketched.append(TargetBlock(block.name, block.kind, start, start + part.shape[1]))
         start = sketched[-1].stop

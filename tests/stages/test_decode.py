@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
 from phasefast.engine import decode
 from phasefast.stages.evaluate import evaluate
 from phasefast.stages.solve import Penalties
-from phasefast.stages.targets import Input, build_targets
+from phasefast.stages.targets import Input, Label, build_targets
 from tests.oracle import captured, ridge_heldout_error
 
 KINDS = (
@@ -60,3 +62,54 @@ def test_heldout_error_matches_scikit_learn(kind: str, seed: int) -> None:
         got = next(s for s in evaluate(cell, decoder, targets) if (s.split, s.metric) == ("heldout", "mse"))
         expected = ridge_heldout_error(fit, heldout, t_fit, t_heldout, alpha) / t_heldout.numel()
         assert got.value == pytest.approx(expected, rel=1e-5), (alpha, decoder.fits[0])
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_chosen_penalties_are_those_of_plain_cross_validation(seed: int) -> None:
+    kind = ("plain", "wide", "dead columns", "relu", "offset", "mixed scales")[seed % 6]
+    fit, heldout, t_fit, t_heldout, batch = make_cell(kind, 900 + seed)
+    n = len(fit)
+    labels = [(t[:, 0] > 0.4).long() + (t[:, -1] > 1).long() for t in (t_fit, t_heldout)]
+    folds = tuple(n * i // 5 for i in range(6))
+    cell = captured(fit, heldout, folds, batch)
+    targets = build_targets([Input(), Label(3)], (t_fit, labels[0]), (t_heldout, labels[1]), torch.device("cpu"))
+    alphas = (1e-6, 1e-4, 1e-2, 0.1, 1.0, 10.0)
+    (decoder,) = decode([cell], targets, Penalties(alphas))
+    one_hot = torch.eye(3)[labels[0]]
+    for fitted, columns in zip(decoder.fits, (t_fit, one_hot), strict=True):
+        errors = []
+        for alpha in alphas:
+            error = 0.0
+            for start, stop in itertools.pairwise(folds):
+                rest = torch.cat([torch.arange(start), torch.arange(stop, n)])
+                error += ridge_heldout_error(fit[rest], fit[start:stop], columns[rest], columns[start:stop], alpha)
+            errors.append(error)
+        chosen = min(range(len(alphas)), key=lambda i: abs(alphas[i] / fitted.alpha - 1))
+        assert errors[chosen] <= min(errors) * (1 + 1e-6), (kind, alphas[chosen], errors)
+
+
+def test_no_penalty_at_all_can_win_with_more_features_than_rows() -> None:
+    g = torch.Generator().manual_seed(0)
+    t = torch.randn(150, 5, generator=g)
+    a = t @ torch.randn(5, 300, generator=g) + 0.01 * torch.randn(150, 300, generator=g)
+    cell = captured(a[:100], a[100:], (0, 20, 40, 60, 80, 100))
+    targets = build_targets([Input()], (t[:100], None), (t[100:], None), torch.device("cpu"))
+    (decoder,) = decode([cell], targets, Penalties((0.0, 10.0)))
+    assert decoder.fits[0].alpha == 0
+    assert decoder.fits[0].rank == 99
+
+
+def test_wide_targets_choose_their_penalty_on_a_sketch() -> None:
+    g = torch.Generator().manual_seed(1)
+    latent = torch.randn(400, 40, generator=g)
+    t = latent @ torch.randn(40, 700, generator=g) + torch.randn(400, 700, generator=g)
+    a = latent + 0.5 * torch.randn(400, 40, generator=g)
+    folds = (0, 60, 120, 180, 240, 300)
+    cell = captured(a[:300], a[300:], folds)
+    targets = build_targets([Input()], (t[:300], None), (t[300:], None), torch.device("cpu"))
+    assert targets.sketch is not None
+    alphas = tuple(10.0**k for k in range(-4, 2))
+    (decoder,) = decode([cell], targets, Penalties(alphas))
+    errors = {alpha: ridge_heldout_error(a[:300], a[300:], t[:300], t[300:], alpha) for alpha in alphas}
+    chosen = min(alphas, key=lambda alpha: abs(alpha / decoder.fits[0].alpha - 1))
+    assert errors[chosen] <= 1.01 * min(errors.values())

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from phasefast.ops import _extension, reference
+
+ROOT = Path(__file__).resolve().parents[2]
+F64 = torch.float64
+
+
+def python(code: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def arguments() -> dict[str, tuple]:
+    """Valid arguments of every op; two cells where that is a list."""
+    rows, targets = torch.randn(9, 4), torch.randn(9, 5)
+    gram = rows.T @ rows
+    return {
+        "capture": (
+            [torch.randn(6, 2, 4, 4), torch.randn(3, 5)],
+            [torch.zeros(8), torch.zeros(5)],
+            [2, 0],
+            [torch.zeros(6, 8), torch.zeros(3, 5)],
+            [torch.zeros(8, dtype=F64), torch.zeros(5, dtype=F64)],
+            [torch.zeros(8, dtype=F64), torch.zeros(5, dtype=F64)],
+        ),
+        "gram": (
+            [rows, rows[:, :2]],
+            targets,
+            [torch.zeros(4, 4), torch.zeros(2, 2)],
+            [torch.zeros(4, 5), torch.zeros(2, 5)],
+        ),
+        "ridge_solve": (
+            [gram],
+            [rows.T @ targets],
+            [torch.ones(2, dtype=F64)],
+            [torch.zeros(2, 4, 5)],
+            [torch.zeros(2, 4, 4)],
+            torch.zeros(1, 2, dtype=torch.int32),
+        ),
+        "residual": (
+            [rows],
+            [torch.randn(4, 5)],
+            [torch.zeros(5)],
+            targets,
+            [0, 3, 5],
+            [False, True],
+            [torch.zeros(2, 9, dtype=F64)],
+            [torch.zeros(2, 9, dtype=torch.bool)],
+        ),
+    }
+
+
+def test_built():
+    assert _extension.available(), _extension.problem()
+    info = _extension.build_info()
+    assert info["compiled"] is True
+    assert info["problem"] is None
+    assert info["abi_target"] == "2.11"
+    assert "-O3" in info["flags"]
+    assert "fast-math" not in info["flags"]
+
+
+@pytest.mark.parametrize("op", _extension.OPS)
+def test_opcheck(op):
+    torch.library.opcheck(_extension.compiled(op), arguments()[op])
+
+
+@pytest.mark.parametrize("op", _extension.OPS)
+def test_direct_calls_are_checked_too(op):
+    given = list(arguments()[op])
+    given[0] = [torch.zeros(3, 3, 3, dtype=torch.int8)] * len(given[0])
+    with pytest.raises(RuntimeError, match=r"phasefast: (activations|rows|grams)\[0\] has"):
+        _extension.compiled(op)(*given)
+
+
+@pytest.mark.parametrize("op", _extension.OPS)
+def test_fakes_and_cuda_fall_back_to_the_reference(op):
+    kernels = torch._C._dispatch_dump(f"phasefast::{op}")
+    assert re.search(r"^Meta", kernels, re.MULTILINE)
+    if not _extension.build_info()["cuda"]:
+        assert re.search(r"^CUDA", kernels, re.MULTILINE)
+        assert callable(getattr(reference, op))
+
+
+def test_environment_forces_the_reference():
+    code = (
+        "import torch; from phasefast.ops import _extension, gram; g = torch.zeros(2, 2); c = torch.zeros(2, 1);"
+        "gram([torch.ones(3, 2)], torch.ones(3, 1), [g], [c]);"
+        "print(_extension.available(), _extension.problem(), c.sum().item())"
+    )
+    run = python(code, ROOT, PHASEFAST_REFERENCE="1")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("False PHASEFAST_REFERENCE=1")
+    assert run.stdout.rstrip().endswith("6.0")
+
+
+@pytest.mark.parametrize("broken", [None, b"this is no library", b"\x7fELF and then nothing"])
+def test_absent_or_broken_library_gives_a_message(tmp_path, broken):
+    shutil.copytree(ROOT / "phasefast", tmp_path / "phasefast", ignore=shutil.ignore_patterns("_C*", "__pycache__"))
+    if broken is not None:
+        suffix = next(path for path in (ROOT / "phasefast").glob("_C*")).name
+        (tmp_path / "phasefast" / suffix).write_bytes(broken)
+    code = (
+        "import torch, phasefast; from phasefast.ops import _extension, capture; r = torch.zeros(2, 3);"
+        "s = torch.zeros(3, dtype=torch.float64);"
+        "capture([torch.ones(2, 3)], [torch.zeros(3)], [0], [r], [s], [s.clone()]);"
+        "print(phasefast.__file__, _extension.available(), s.sum().item(), _extension.problem())"
+    )
+    run = python(code, tmp_path, PYTHONPATH=str(tmp_path))
+    assert run.returncode == 0, run.stderr
+    assert str(tmp_path) in run.stdout
+    assert "False 6.0 phasefast._C" in run.stdout
+    assert ("is not built" if broken is None else "does not load") in run.stdout
+    assert "pip install" in run.stdout
+
+
+def library() -> Path:
+    return next((ROOT / "phasefast").glob("_C*.so"))
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="binutils' nm is not here")
+def test_only_c_symbols_of_torch_are_needed():
+    names = subprocess.run(["nm", "-D", "--undefined-only", str(library())], capture_output=True, text=True, check=True)
+    symbols = [line.split()[-1] for line in names.stdout.splitlines()]
+    mangled = [name for name in symbols if re.match(r"_Z\w*?(2at|3c10|5torch|5caffe2)", name)]
+    assert not mangled, f"C++ symbols of torch, which change from version to version: {mangled}"
+    assert any(name.startswith("aoti_torch_") for name in symbols)
+
+
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="binutils' readelf is not here")
+def test_the_library_links_to_no_python_part_of_torch():
+    dynamic = subprocess.run(["readelf", "-d", str(library())], capture_output=True, text=True, check=True).stdout
+    needed = re.findall(r"NEEDED.*\[(.+?)\]", dynamic)
+    assert "libtorch_cpu.so" in needed
+    assert not [name for name in needed if "torch_python" in name or "c10" in name]
+
+
+def test_cuda_switch_is_understood():
+    for value, message in (
+        ("1", "PHASEFAST_CUDA=1, but csrc/cuda holds no CUDA sources"),
+        ("yes", "expected auto, 0 or 1"),
+    ):
+        run = subprocess.run(
+            [sys.executable, "setup.py", "--version"],
+            cwd=ROOT,
+            env={**os.environ, "PHASEFAST_CUDA": value},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert run.returncode != 0
+        assert message in run.stderr
+
+
+@pytest.mark.parametrize(("required", "fails"), [("0", False), ("1", True)])
+def test_installation_survives_a_missing_compiler(tmp_path, required, fails):
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, tmp_path)
+    for name in ("csrc", "phasefast"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("_C*", "__pycache__"))
+    absent = str(tmp_path / "no-such-compiler")
+    run = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--inplace"],
+        cwd=tmp_path,
+        env={**os.environ, "CC": absent, "CXX": absent, "PHASEFAST_REQUIRE_EXTENSION": required},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert (run.returncode != 0) is fails, run.stderr[-2000:]
+    if not fails:
+        assert "compiled ops were not built" in run.stderr
+    assert not list((tmp_path / "phasefast").glob("_C*"))

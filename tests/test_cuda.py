@@ -1,0 +1,51 @@
+"""The same numbers on a GPU as on the CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import phasefast as pf
+from phasefast import ops
+from phasefast.ops import reference
+from tests.conftest import SmallNet
+
+pytestmark = pytest.mark.cuda
+
+
+def test_probe_gives_the_numbers_of_the_cpu(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    expected = pf.probe(net, probe_set, layers=["conv", "hidden"], alphas=[0.01], device="cpu")
+    got = pf.probe(net, probe_set, layers=["conv", "hidden"], alphas=[0.01], device="cuda")
+    assert all(parameter.device.type == "cpu" for parameter in net.parameters())
+    for layer in ("conv", "hidden"):
+        select = {"layer": layer, "target": "input", "metric": "fvu", "split": "heldout"}
+        assert got.value(**select) == pytest.approx(expected.value(**select), rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_gram_against_float64(dtype: torch.dtype) -> None:
+    rows = torch.randn(500, 70, device="cuda").to(dtype)
+    targets = torch.randn(500, 9, device="cuda")
+    grams, crosses = torch.zeros(70, 70, device="cuda"), torch.zeros(70, 9, device="cuda")
+    ops.gram([rows], targets, [grams], [crosses])
+    wide = rows.double()
+    assert torch.allclose(grams.tril().double(), (wide.T @ wide).tril(), rtol=1e-4, atol=1e-2)
+    assert torch.allclose(crosses.double(), wide.T @ targets.double(), rtol=1e-4, atol=1e-2)
+
+
+def test_solve_and_residual_are_the_reference_on_cuda_tensors() -> None:
+    rows, targets = torch.randn(300, 40, device="cuda"), torch.randn(300, 6, device="cuda")
+    system = [rows.T @ rows], [rows.T @ targets], [torch.tensor([0.1, 10.0], dtype=torch.float64, device="cuda")]
+    results = []
+    for module in (ops, reference):
+        weights, info = torch.empty(2, 40, 6, device="cuda"), torch.empty(1, 2, dtype=torch.int32, device="cuda")
+        module.ridge_solve(*system, [weights], [], info)
+        errors = torch.empty(1, 300, dtype=torch.float64, device="cuda")
+        hits = torch.empty(1, 300, dtype=torch.bool, device="cuda")
+        offset = torch.zeros(6, device="cuda")
+        module.residual([rows], [weights[0]], [offset], targets, [0, 6], [True], [errors], [hits])
+        assert info.tolist() == [[0, 0]]
+        results.append((weights, errors, hits))
+    assert torch.allclose(results[0][0], results[1][0], rtol=1e-4, atol=1e-6)
+    assert torch.allclose(results[0][1], results[1][1], rtol=1e-4)
+    assert torch.equal(results[0][2], results[1][2])

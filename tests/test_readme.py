@@ -1,0 +1,121 @@
+"""What the README tells people to type works as written."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+import phasefast as pf
+from phasefast.cli import app
+from tests.conftest import images
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.DOTALL)
+
+
+class Data:
+    """A map-style data set of (image, label)."""
+
+    def __init__(self, seed: int) -> None:
+        self.inputs, self.labels = images(12_000, seed)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        return self.inputs[i], int(self.labels[i])
+
+
+class Model(nn.Sequential):
+    """Layers named as in the README."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer1 = nn.Sequential(nn.Flatten(), nn.Linear(36, 24), nn.BatchNorm1d(24), nn.ReLU())
+        self.layer2 = nn.Sequential(nn.Linear(24, 16), nn.BatchNorm1d(16), nn.ReLU())
+        self.fc = nn.Linear(16, 3)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory in which the README's Python has been run, with what it assumes to be there."""
+    torch.manual_seed(0)
+    model, data = Model(), Data(1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+
+    def train_one_step(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> None:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs), labels).backward()
+        optimizer.step()
+
+    (example,) = (code for language, code in BLOCKS if language == "python")
+    assert len([line for line in example.splitlines() if line.strip()]) <= 10
+    names = {
+        "train_data": data,
+        "test_data": Data(2),
+        "model": model,
+        "loader": [(data.inputs[i : i + 32], data.labels[i : i + 32]) for i in range(0, 320, 32)],
+        "train_one_step": train_one_step,
+    }
+    place = tmp_path_factory.mktemp("readme")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        exec(example, names)
+    return place
+
+
+def test_python_example(workplace: Path) -> None:
+    scores = pf.read_scores(workplace / "runs/mine")
+    assert scores.steps == [0, 1, 2, 4, 8]
+    assert scores.layers == ["layer1", "layer2", "fc"]
+
+
+COMMANDS = sorted(set(re.findall(r"`(phasefast [^`]+)`", TEXT)))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands(workplace: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    monkeypatch.syspath_prepend(workplace)
+    (workplace / "package.py").write_text("from tests.test_readme import Model as make_model\n")
+    arguments = shlex.split(command.replace("package.module:", "package:"))[1:]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert result.output.strip()
+
+
+def test_inline_python_names_exist() -> None:
+    for name in set(re.findall(r"\bpf\.(\w+)", TEXT)):
+        assert hasattr(pf, name), name
+
+
+def test_make_targets_exist() -> None:
+    make = shutil.which("make")
+    if make is None:
+        pytest.fail("make is not installed")
+    for target in set(re.findall(r"\bmake (\w[\w-]*)$", TEXT, re.MULTILINE)) | {"bench", "lint", "gpu", "test-abi"}:
+        subprocess.run([make, "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_files_that_the_documents_name_exist() -> None:
+    for document in ("README.md", "CONTRIBUTING.md"):
+        text = (ROOT / document).read_text(encoding="utf-8")
+        links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
+        links += re.findall(r"`((?:phasefast|tests|csrc|benchmarks)/[\w/]+\.\w+)`", text)
+        for link in links:
+            assert (ROOT / link).exists(), f"{document}: {link}"
+
+
+def test_python_module_is_the_command() -> None:
+    result = subprocess.run([sys.executable, "-m", "phasefast", "info"], capture_output=True, text=True, check=True)
+    assert "phasefast" in result.stdout
