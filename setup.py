@@ -1,8 +1,8 @@
 """Builds the compiled ops, ``phasefast._C``; everything else about the package stands in pyproject.toml.
 
-Environment: PHASEFAST_CUDA=auto|0|1 (this version has CPU sources only: 1 is an error), PHASEFAST_WERROR=1 (warnings are
-errors), PHASEFAST_REQUIRE_EXTENSION=1 (a failed build fails the installation; otherwise the package runs on its PyTorch
-reference).
+Environment: PHASEFAST_CUDA=auto|0|1 (this version has CPU sources only: 1 is an error), PHASEFAST_WERROR=1 (warnings
+are errors), PHASEFAST_REQUIRE_EXTENSION=1 (a failed build fails the installation; otherwise the package runs on its
+PyTorch reference).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.utils.cpp_extension import BuildExtension, include_paths, library_pat
 
 ROOT = Path(__file__).resolve().parent
 ABI_TARGET = "0x020b000000000000"  # stable ABI of torch 2.11: the binary loads in this and every later torch
-FLAGS = ["-std=c++20", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
+FLAGS = ["-std=c++20", "-O3", "-g0", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
 
 
 def extension() -> Extension:
@@ -73,8 +73,9 @@ class BuildOps(BuildExtension):
 
     def _note(self, reason: str) -> None:
         print(
-            f"phasefast: the compiled ops were not built ({reason}). The package works without them, slower, on its PyTorch "
-            "reference. Mend: install a C++20 compiler and install again; PHASEFAST_REQUIRE_EXTENSION=1 makes this an error.",
+            f"phasefast: the compiled ops were not built ({reason}). The package works without them, slower, on its "
+            "PyTorch reference. Mend: install a C++20 compiler and install again; PHASEFAST_REQUIRE_EXTENSION=1 makes "
+            "this an error.",
             file=sys.stderr,
         )
 

@@ -40,4 +40,5 @@ def test_ridge_solve(measure, gemm_rate, case, who):
     side()
     some = weights[0, :, :64].double()
     miss = gram.double() @ some + penalty * some - cross[:, :64].double()
-    measure(f"ridge_solve {case}", side, (d**3 / 3 + 2 * d * d * p) / gemm_rate, (miss.norm() / cross[:, :64].norm()).item())
+    error = (miss.norm() / cross[:, :64].norm()).item()
+    measure(f"ridge_solve {case}", side, (d**3 / 3 + 2 * d * d * p) / gemm_rate, error)

@@ -55,7 +55,9 @@ def measure(benchmark: Any) -> Callable[..., None]:
         benchmark.group = group
         benchmark.pedantic(side, rounds=rounds, warmup_rounds=1)
         benchmark.extra_info.update(
-            error=f"{error:.1e}", roof_share=round(roof / benchmark.stats.stats.median, 3), threads=torch.get_num_threads()
+            error=f"{error:.1e}",
+            roof_share=round(roof / benchmark.stats.stats.median, 3),
+            threads=torch.get_num_threads(),
         )
 
     return run
@@ -75,6 +77,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         theirs, ours = pair[OPPONENT].stats, pair[OURS].stats
         info = pair[OURS].extra_info
         terminalreporter.write_line(
-            f"{group:<34} {theirs.median / ours.median:6.2f}x  [{theirs.q1 / ours.q3:5.2f} {theirs.q3 / ours.q1:5.2f}]  "
+            f"{group:<34} {theirs.median / ours.median:6.2f}x  "
+            f"[{theirs.q1 / ours.q3:5.2f} {theirs.q3 / ours.q1:5.2f}]  "
             f"{1e3 * ours.median:9.3f} ms  {100 * info['roof_share']:4.0f} % of roof  error {info['error']}"
         )

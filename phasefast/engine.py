@@ -191,7 +191,8 @@ def decode(
     for cell, moments in zip(cells, statistics, strict=True):
         choice = select(cell, moments, targets, penalties)
         decoder = solve(cell, moments, targets, penalties, choice)
-        if not wide and decoder.error_estimate > tolerance:
+        doubtful = precision == "exact" and not choice.reliable
+        if not wide and (doubtful or decoder.error_estimate > tolerance):
             moments = accumulate([cell], targets, torch.float64, with_folds=not choice.reliable)[0]
             choice = choice if choice.reliable else select(cell, moments, targets, penalties)
             decoder = solve(cell, moments, targets, penalties, choice)

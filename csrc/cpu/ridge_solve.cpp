@@ -12,7 +12,9 @@ namespace phasefast {
 namespace {
 
 constexpr int64_t kBlock = 128;      // columns of a diagonal block
-constexpr int64_t kSmall = 1 << 28;  // operations below which a system is left to one thread
+constexpr int64_t kLeaf = 64;        // rows of a block that is inverted row by row
+constexpr int64_t kTiny = 1 << 22;   // operations below which a system is always left to one thread
+constexpr int64_t kSmall = 1 << 28;  // ... and where there are enough of them for all threads
 constexpr int64_t kStrip = 256;      // right-hand sides of one task
 constexpr int64_t kPad = 16;         // keeps the rows of a strip off the same cache sets
 
@@ -39,29 +41,49 @@ int32_t factor_block(const Matrix<T>& block) {
   return 0;
 }
 
-// out = factor^-1, both lower triangular and row-major; in float64, row by row.
+// out = factor^-1 of a small block, both lower triangular and row-major; in float64, row by row.
 template <typename T>
-PHASEFAST_INLINE void invert(const T* factor, int64_t stride, double* work, T* out, int64_t size) {
+PHASEFAST_INLINE void invert_rows(const T* factor, int64_t stride, T* out, int64_t out_stride, int64_t size) {
+  double work[kLeaf * kLeaf];
   for (int64_t r = 0; r < size; ++r) {
-    double* row = work + r * size;
-    for (int64_t c = 0; c < size; ++c) row[c] = 0;
+    double* row = work + r * kLeaf;
+    for (int64_t c = 0; c < kLeaf; ++c) row[c] = 0;
     for (int64_t k = 0; k < r; ++k) {
       const double scale = factor[r * stride + k];
-      const double* above = work + k * size;
+      const double* above = work + k * kLeaf;
       for (int64_t c = 0; c <= k; ++c) row[c] -= scale * above[c];
     }
     row[r] = 1;
     const double pivot = 1 / static_cast<double>(factor[r * stride + r]);
     for (int64_t c = 0; c <= r; ++c) row[c] *= pivot;
-    for (int64_t c = 0; c < size; ++c) out[r * size + c] = static_cast<T>(row[c]);
+    for (int64_t c = 0; c < size; ++c) out[r * out_stride + c] = static_cast<T>(row[c]);
   }
 }
 
-PHASEFAST_CLONES void invert_block(const float* f, int64_t stride, double* work, float* out, int64_t size) {
-  invert(f, stride, work, out, size);
+PHASEFAST_CLONES void invert_leaf(const float* f, int64_t stride, float* out, int64_t out_stride, int64_t size) {
+  invert_rows(f, stride, out, out_stride, size);
 }
-PHASEFAST_CLONES void invert_block(const double* f, int64_t stride, double* work, double* out, int64_t size) {
-  invert(f, stride, work, out, size);
+PHASEFAST_CLONES void invert_leaf(const double* f, int64_t stride, double* out, int64_t out_stride, int64_t size) {
+  invert_rows(f, stride, out, out_stride, size);
+}
+
+// out = factor^-1 by halves: [a 0; b c]^-1 = [a^-1 0; -c^-1 b a^-1, c^-1].
+template <typename T>
+void invert(const Matrix<T>& factor, const Matrix<T>& out) {
+  const int64_t size = factor.rows;
+  if (size <= kLeaf) {
+    invert_leaf(factor.data, factor.row_stride, out.data, out.row_stride, size);
+    return;
+  }
+  const int64_t half = kLeaf;
+  const int64_t rest = size - half;
+  invert(factor.block(0, 0, half, half), out.block(0, 0, half, half));
+  invert(factor.block(half, half, rest, rest), out.block(half, half, rest, rest));
+  const Scratch<T> mixed(rest, half);
+  multiply(mixed.matrix(), factor.block(half, 0, rest, half), out.block(0, 0, half, half));
+  for (int64_t i = 0; i < rest * half; ++i) mixed.data()[i] = -mixed.data()[i];
+  multiply(out.block(half, 0, rest, half), out.block(half, half, rest, rest), mixed.matrix());
+  for (int64_t r = 0; r < half; ++r) std::fill_n(out.data + r * out.row_stride + half, rest, T(0));
 }
 
 // Rows of a matrix in parallel, some 32k elements at least to a thread.
@@ -89,8 +111,7 @@ int32_t factorise(const Matrix<T>& a, T* inverses) {
       failed += static_cast<int32_t>(start);
       return;
     }
-    std::vector<double> work(block.rows * block.rows);
-    invert_block(block.data, block.row_stride, work.data(), inverses + start * kBlock, block.rows);
+    invert(block, {inverses + start * kBlock, block.rows, block.rows, block.rows, 1});
   };
   if (a.rows) diagonal(0);
   for (int64_t start = 0; start + kBlock < a.rows && !failed; start += kBlock) {
@@ -219,19 +240,23 @@ struct Cell {
       solve_step<float>(l);
     }
   }
-  bool small() const { return gram.size(0) * gram.size(0) * (gram.size(0) / 3 + 2 * cross.size(1)) < kSmall; }
+  int64_t operations() const {
+    const int64_t width = gram.size(0);
+    return width * width * (width / 3 + 2 * cross.size(1));
+  }
 };
 
 void ridge_solve(const Tensors& grams, const Tensors& crosses, const Tensors& penalties, const Tensors& weights,
                  const Tensors& factors, const Tensor& info) {
   check_ridge_solve(grams, crosses, penalties, weights, factors, info);
   const int64_t steps = info.size(1);
+  const bool many = static_cast<int64_t>(grams.size()) * steps >= 2 * torch::stable::get_num_threads();
   std::vector<Cell> small;
   for (size_t i = 0; i < grams.size(); ++i) {
     int32_t* out = static_cast<int32_t*>(info.data_ptr()) + static_cast<int64_t>(i) * info.stride(0);
     const Cell cell{grams[i], crosses[i],    penalties[i], weights[i], factors.empty() ? nullptr : &factors[i],
                     out,      info.stride(1)};
-    if (cell.small()) {
+    if (cell.operations() < (many ? kSmall : kTiny)) {
       small.push_back(cell);
     } else {
       for (int64_t l = 0; l < steps; ++l) cell.run(l);

@@ -1,4 +1,4 @@
-"""The compiled extension: loaded once, on first use; where it cannot be, the reason is kept as a message with its mend."""
+"""The compiled extension: loaded once, on first use; where it cannot be, the reason is kept, with its mend."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -54,9 +55,9 @@ def ridge_solve(
 ) -> None:
     """weights[i][l] [d, p] = (grams[i] + penalties[i][l] I)^-1 crosses[i], by Cholesky of the equilibrated matrix.
 
-    Columns whose diagonal plus penalty is zero get zero weights. Where the matrix is not positive definite, info[i, l] > 0 and
-    the weights and factors are NaN. factors is empty, or factors[i][l] [d, d] becomes the lower Cholesky factor of
-    grams[i] + penalty I, with 1 on the diagonal of such columns.
+    Columns whose diagonal plus penalty is zero get zero weights. Where the matrix is not positive definite,
+    info[i, l] > 0 and the weights and factors are NaN. factors is empty, or factors[i][l] [d, d] becomes the lower
+    Cholesky factor of grams[i] + penalty I, with 1 on the diagonal of columns that are zero.
     """
     for i, (g, c, path) in enumerate(zip(grams, crosses, penalties, strict=True)):
         for step, penalty in enumerate(path.to(g)):
@@ -98,7 +99,7 @@ def residual(
     for a, w, offset, error, hit in zip(rows, weights, offsets, errors, hits, strict=True):
         prediction = a.to(w.dtype) @ w + offset
         expected = targets.to(w.dtype)
-        for j, (start, stop) in enumerate(zip(blocks[:-1], blocks[1:], strict=True)):
+        for j, (start, stop) in enumerate(pairwise(blocks)):
             miss = prediction[:, start:stop] - expected[:, start:stop]
             error[j] = miss.double().square().sum(1)
             if classes[j]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -23,7 +25,7 @@ def assert_scored(rows, weight, offset, targets, blocks, classes, error, hit) ->
     prediction = rows.double() @ weight.double() + offset.double()
     magnitude = rows.double().abs() @ weight.double().abs() + offset.double().abs()
     step = 1e-13 if weight.dtype == rows.dtype == torch.float64 else 1e-5
-    for j, (start, stop) in enumerate(zip(blocks[:-1], blocks[1:])):
+    for j, (start, stop) in enumerate(pairwise(blocks)):
         guess, truth = prediction[:, start:stop], targets[:, start:stop].double()
         miss = guess - truth
         slack = step * (magnitude[:, start:stop] + truth.abs())

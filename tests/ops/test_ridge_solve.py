@@ -12,7 +12,7 @@ BOTH = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 
 
 def system(d: int, p: int, dtype: torch.dtype, n: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """A full Gram matrix [d, d] with columns of very different scale, its lower triangle over NaN, and a cross [d, p]."""
+    """A Gram matrix [d, d] with columns of very different scale, its lower triangle over NaN, and a cross [d, p]."""
     rows = torch.randn(n or 3 * d + 5, d, dtype=torch.float64) * torch.logspace(-3, 3, d, dtype=torch.float64)
     gram = (rows.T @ rows).to(dtype)
     lower = gram.tril() + torch.triu(torch.full_like(gram, torch.nan), 1)
@@ -100,7 +100,7 @@ def test_first_bad_minor_is_reported_and_other_cells_are_solved(impl, where):
 def test_rank_deficient_matrix_is_not_solved_silently(impl):
     d = 200
     ones = torch.ones(d, d, dtype=torch.float64)
-    weights, factors, info = outputs([(d, 2)], 1, torch.float64)
+    weights, _, info = outputs([(d, 2)], 1, torch.float64)
     ones[150, 149] = ones[149, 150] = 2.0
     impl.ridge_solve(
         [ones], [torch.ones(d, 2, dtype=torch.float64)], [torch.zeros(1, dtype=torch.float64)], weights, [], info
