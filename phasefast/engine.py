@@ -190,12 +190,12 @@ def decode(
     statistics = accumulate(cells, targets, torch.float64 if wide else torch.float32)
     for cell, moments in zip(cells, statistics, strict=True):
         choice = select(cell, moments, targets, penalties)
-        decoder = solve(cell, moments, targets, penalties, choice)
+        decoder = solve(cell, moments, targets, penalties, choice, tolerance)
         doubtful = precision == "exact" and not choice.reliable
         if not wide and (doubtful or decoder.error_estimate > tolerance):
             moments = accumulate([cell], targets, torch.float64, with_folds=not choice.reliable)[0]
             choice = choice if choice.reliable else select(cell, moments, targets, penalties)
-            decoder = solve(cell, moments, targets, penalties, choice)
+            decoder = solve(cell, moments, targets, penalties, choice, tolerance)
         yield decoder
 
 

@@ -95,6 +95,15 @@ void each_row(int64_t rows, int64_t cols, const F& body) {
                               });
 }
 
+// Tasks in a parallel region even if there is but one: inside, BLAS takes one thread and need not wait for others at
+// every small product.
+template <typename F>
+void each_task(int64_t tasks, const F& body) {
+  torch::stable::parallel_for(0, tasks ? std::max<int64_t>(tasks, 2) : 0, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < std::min(end, tasks); ++i) body(i);
+  });
+}
+
 // Left-looking factorisation in place; inverses [d, kBlock] take the inverted diagonal blocks, row-major, tight.
 // One parallel region for each block column: the task of its first tile goes on to the next diagonal block.
 template <typename T>
@@ -113,24 +122,22 @@ int32_t factorise(const Matrix<T>& a, T* inverses) {
     }
     invert(block, {inverses + start * kBlock, block.rows, block.rows, block.rows, 1});
   };
-  if (a.rows) diagonal(0);
+  each_task(std::min<int64_t>(a.rows, 1), diagonal);
   for (int64_t start = 0; start + kBlock < a.rows && !failed; start += kBlock) {
     const int64_t below = start + kBlock;
     const Matrix<T> inverse{inverses + start * kBlock, kBlock, kBlock, kBlock, 1};
-    torch::stable::parallel_for(0, (a.rows - below + kBlock - 1) / kBlock, 1, [&](int64_t begin, int64_t end) {
+    each_task((a.rows - below + kBlock - 1) / kBlock, [&](int64_t i) {
       const Scratch<T> solved(kBlock, kBlock);
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t row = below + i * kBlock;
-        const Matrix<T> tile = a.block(row, start, std::min(kBlock, a.rows - row), kBlock);
-        if (start) {
-          multiply_add(tile, a.block(row, 0, tile.rows, start), a.block(start, 0, kBlock, start).transposed(), -1);
-        }
-        multiply(solved.matrix(tile.rows, kBlock), tile, inverse.transposed());
-        for (int64_t r = 0; r < tile.rows; ++r) {
-          std::memcpy(tile.data + r * tile.row_stride, solved.data() + r * kBlock, kBlock * sizeof(T));
-        }
-        if (i == 0) diagonal(below);
+      const int64_t row = below + i * kBlock;
+      const Matrix<T> tile = a.block(row, start, std::min(kBlock, a.rows - row), kBlock);
+      if (start) {
+        multiply_add(tile, a.block(row, 0, tile.rows, start), a.block(start, 0, kBlock, start).transposed(), -1);
       }
+      multiply(solved.matrix(tile.rows, kBlock), tile, inverse.transposed());
+      for (int64_t r = 0; r < tile.rows; ++r) {
+        std::memcpy(tile.data + r * tile.row_stride, solved.data() + r * kBlock, kBlock * sizeof(T));
+      }
+      if (i == 0) diagonal(below);
     });
   }
   return failed;
@@ -262,12 +269,7 @@ void ridge_solve(const Tensors& grams, const Tensors& crosses, const Tensors& pe
       for (int64_t l = 0; l < steps; ++l) cell.run(l);
     }
   }
-  // Small systems one to a thread: inside a parallel region BLAS takes one thread, and does not wait for others at
-  // every product. At least two tasks, or there would be no region.
-  const int64_t systems = static_cast<int64_t>(small.size()) * steps;
-  torch::stable::parallel_for(0, systems ? std::max<int64_t>(systems, 2) : 0, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < std::min(end, systems); ++i) small[i / steps].run(i % steps);
-  });
+  each_task(static_cast<int64_t>(small.size()) * steps, [&](int64_t i) { small[i / steps].run(i % steps); });
 }
 
 }  // namespace

@@ -18,8 +18,9 @@ _PROBES = 8
 # Rounding of a float32 Gram matrix acts like a penalty of about the first size; what it adds to the errors of weak
 # penalties only matters where hardly anything else is left unexplained.
 _FLOAT32_ALPHA, _FLOAT32_SMALL_ALPHA, _FLOAT32_FVU = 1e-5, 1e-2, 1e-3
-_REFINE_ABOVE = 1e-8  # error estimate of a float64 solution that one step of refinement still mends
-# Below this share of the deviation the identity for the fit error cancels too many digits of the weights' precision.
+_REFINE_ABOVE = 1e-8  # error estimate of a float64 solution that a step of refinement still mends
+_REFINEMENTS, _REFINED = 2, "-refined"
+# Below this share of the deviation the identity for the fit error cancels too many digits of the statistics.
 _CANCELLED = {torch.float32: 5e-2, torch.float64: 1e-8}
 _JITTERS = (1e-14, 1e-13, 1e-12, 1e-11)
 
@@ -57,13 +58,17 @@ class Penalties:
 
 @dataclass(frozen=True)
 class _System:
-    """Centred normal equations of some fit rows: (gram + penalty I) weights = cross; gram's lower triangle counts."""
+    """Centred normal equations of some fit rows, (gram + penalty I) weights = cross, float64, solved in ``dtype``.
+
+    Only the lower triangle of ``gram`` has a meaning.
+    """
 
     gram: Tensor
     cross: Tensor
     row_mean: Tensor
     target_mean: Tensor
     count: int
+    dtype: torch.dtype
 
 
 def select(cell: Activations, statistics: Statistics, targets: TargetMatrix, penalties: Penalties) -> PenaltyChoice:
@@ -84,44 +89,49 @@ def select(cell: Activations, statistics: Statistics, targets: TargetMatrix, pen
 
 
 def solve(
-    cell: Activations, statistics: Statistics, targets: TargetMatrix, penalties: Penalties, choice: PenaltyChoice
+    cell: Activations,
+    statistics: Statistics,
+    targets: TargetMatrix,
+    penalties: Penalties,
+    choice: PenaltyChoice,
+    tolerance: float,
 ) -> Decoder:
     """The ridge decoder of one cell: each target with its chosen penalty.
 
     Args:
         statistics: of ``cell``; the systems are solved in ``statistics.dtype``.
+        tolerance: error estimate above which a float32 solution is refined in float64, where that is cheaper than
+            solving in float64; the weights are float64 then.
 
     Raises:
         SolveError: no factorisation succeeded (float64 only; in float32 the error estimate is infinite instead).
     """
-    system = _centre(statistics.total)
+    system = _centre(statistics.total, statistics.dtype)
     path = penalties.absolute(system.gram, system.count)
-    weights = torch.zeros(system.cross.shape, dtype=statistics.dtype, device=system.cross.device)
+    weights = torch.zeros_like(system.cross)
     fits: dict[TargetBlock, BlockFit] = {}
     for index in sorted(set(choice.indices)):
         blocks = [block for block, chosen in zip(targets.blocks, choice.indices, strict=True) if chosen == index]
         columns = torch.cat([torch.arange(b.start, b.stop, device=weights.device) for b in blocks])
         part = replace(system, cross=system.cross[:, columns])
-        solution = _solve_one(part, float(path[index]), statistics.dtype, cell.layer.name)
-        weights[:, columns] = solution.weights
+        solution = _solve_one(part, float(path[index]), cell.layer.name)
+        weights[:, columns] = solution.weights.double()
         for block in blocks:
-            part_weights = weights[:, block.start : block.stop]
-            fits[block] = _certify(cell, system, targets, block, solution, part_weights)
-            if statistics.dtype == torch.float64 and fits[block].error_estimate > _REFINE_ABOVE:
-                identity = torch.eye(block.stop - block.start, dtype=torch.float64, device=weights.device)
-                part_weights += _missing(cell, system, targets, block, identity, part_weights, solution)
-                fits[block] = _certify(cell, system, targets, block, solution, part_weights)
-    offset = (system.target_mean - system.row_mean @ weights.double()).to(statistics.dtype)
-    return Decoder(cell.layer, weights, offset, tuple(fits[block] for block in targets.blocks))
+            span = weights[:, block.start : block.stop]
+            fits[block] = _certify_and_refine(cell, system, targets, block, solution, span, tolerance)
+    offset = system.target_mean - system.row_mean @ weights
+    refined = any(fit.route.endswith(_REFINED) for fit in fits.values())
+    dtype = torch.float64 if refined else statistics.dtype
+    return Decoder(cell.layer, weights.to(dtype), offset.to(dtype), tuple(fits[block] for block in targets.blocks))
 
 
-def _centre(moments: Moments) -> _System:
+def _centre(moments: Moments, dtype: torch.dtype) -> _System:
     # Rows and targets are already shifted to nearly zero mean: this rank-one correction in float64 does not cancel.
     row_mean, target_mean = moments.row_sum / moments.count, moments.target_sum / moments.count
     gram = torch.addr(moments.gram, moments.row_sum, row_mean, alpha=-1)
     gram.diagonal().clamp_(min=0)
     cross = torch.addr(moments.cross, moments.row_sum, target_mean, alpha=-1)
-    return _System(gram, cross, row_mean, target_mean, moments.count)
+    return _System(gram, cross, row_mean, target_mean, moments.count, dtype)
 
 
 def _without(total: Moments, fold: Moments, columns: Tensor | None) -> Moments:
@@ -143,9 +153,9 @@ def _fold_errors(
     """Squared errors [L, k] float64 on one fold, of decoders solved without it; Inf where a float32 solve failed."""
     rows = slice(cell.folds[fold], cell.folds[fold + 1])
     expected = targets.fit[rows] if targets.sketch is None else targets.fit[rows] @ targets.sketch
-    train = _centre(_without(statistics.total, statistics.folds[fold], targets.sketch))
+    train = _centre(_without(statistics.total, statistics.folds[fold], targets.sketch), statistics.dtype)
     path = penalties.absolute(train.gram, train.count)
-    weights, _, info = _ridge(train, path, statistics.dtype, keep_factors=False)
+    weights, _, info = _ridge(train, path, keep_factors=False)
     if statistics.dtype == torch.float64:
         for index in (info.bool() | (path == 0)).nonzero()[:, 0].tolist():
             weights[index] = _eigen_solution(train, 0.0, float(path[index]), cell.layer.name).weights
@@ -159,11 +169,9 @@ def _fold_errors(
     return torch.nan_to_num(errors.sum(2), math.inf, math.inf).cpu()
 
 
-def _ridge(
-    system: _System, path: Tensor, dtype: torch.dtype, keep_factors: bool
-) -> tuple[Tensor, Tensor | None, Tensor]:
+def _ridge(system: _System, path: Tensor, keep_factors: bool) -> tuple[Tensor, Tensor | None, Tensor]:
     """Weights [L, d, p], factors [L, d, d] or None, info [L] for one system and a path of absolute penalties."""
-    (d, p), count, device = system.cross.shape, len(path), system.cross.device
+    (d, p), count, device, dtype = system.cross.shape, len(path), system.cross.device, system.dtype
     weights = torch.empty(count, d, p, dtype=dtype, device=device)
     factors = torch.empty(count, d, d, dtype=dtype, device=device) if keep_factors else None
     info = torch.empty(1, count, dtype=torch.int32, device=device)
@@ -199,37 +207,37 @@ class _Solution:
         return self.inverse_root.mT @ (self.inverse_root @ rhs)
 
 
-def _solve_one(system: _System, penalty: float, dtype: torch.dtype, layer: str) -> _Solution:
+def _solve_one(system: _System, penalty: float, layer: str) -> _Solution:
     """Solve with one penalty: Cholesky, then (float64) with jitter, then by eigendecomposition with a rank cut."""
     diagonal = system.gram.diagonal()
     mean_diagonal, largest = float(diagonal.mean()), float(diagonal.max())
     alive = diagonal > 0
     rank = min(int(alive.sum()), system.count - 1)  # centring takes one
     alpha = penalty / mean_diagonal if mean_diagonal > 0 else 0.0
-    final = dtype == torch.float64
+    final = system.dtype == torch.float64
     if not math.isfinite(largest):
         if final:
             raise SolveError(f"layer {layer!r}: its Gram matrix overflows float64; scale the activations down")
-        return _failed(system, alpha, penalty, dtype)
+        return _failed(system, alpha, penalty)
     jitters = (0.0, *(j * largest for j in _JITTERS)) if final and penalty > 0 else (0.0,)
     for jitter in jitters if penalty > 0 else ():
         path = torch.tensor([penalty + jitter], dtype=torch.float64, device=diagonal.device)
-        weights, factors, info = _ridge(system, path, dtype, keep_factors=True)
+        weights, factors, info = _ridge(system, path, keep_factors=True)
         if int(info[0]) == 0 and factors is not None:
             root = factors[0].diagonal().double()
-            eye = torch.eye(len(root), dtype=dtype, device=root.device)
+            eye = torch.eye(len(root), dtype=system.dtype, device=root.device)
             inverse_root = torch.linalg.solve_triangular(factors[0], eye, upper=False).double()
             dof = len(root) - (penalty + jitter) * float(inverse_root.square().sum())
             live = root[alive] if rank else root
             condition = float((live.max() / live.min()) ** 2)
             return _Solution(weights[0], alpha, penalty + jitter, jitter, rank, dof, condition, "primal", inverse_root)
     if not final:
-        return _failed(system, alpha, penalty, dtype)
+        return _failed(system, alpha, penalty)
     return _eigen_solution(system, alpha, penalty, layer)
 
 
-def _failed(system: _System, alpha: float, penalty: float, dtype: torch.dtype) -> _Solution:
-    weights = torch.full_like(system.cross, math.nan, dtype=dtype)
+def _failed(system: _System, alpha: float, penalty: float) -> _Solution:
+    weights = torch.full_like(system.cross, math.nan)
     return _Solution(weights, alpha, penalty, 0.0, 0, math.nan, math.inf, "primal", None)
 
 
@@ -274,6 +282,30 @@ def _missing(
     return solution.apply_inverse(gradient)
 
 
+def _certify_and_refine(
+    cell: Activations,
+    system: _System,
+    targets: TargetMatrix,
+    block: TargetBlock,
+    solution: _Solution,
+    weights: Tensor,
+    tolerance: float,
+) -> BlockFit:
+    """Certify the block's ``weights`` [d, p] float64, and refine them in place where that pays."""
+    d, p = weights.shape
+    fit = _certify(cell, system, targets, block, solution, weights)
+    # A step of refinement multiplies 4 n d p times, solving in float64 n d (d + 2 p).
+    pays = system.dtype == torch.float64 or 2 * p < d
+    allowed = _REFINE_ABOVE if system.dtype == torch.float64 else tolerance
+    for _ in range(_REFINEMENTS):
+        if not pays or not allowed < fit.error_estimate < math.inf:
+            break
+        identity = torch.eye(p, dtype=torch.float64, device=weights.device)
+        weights += _missing(cell, system, targets, block, identity, weights, solution)
+        fit = replace(_certify(cell, system, targets, block, solution, weights), route=solution.route + _REFINED)
+    return fit
+
+
 def _certify(
     cell: Activations, system: _System, targets: TargetMatrix, block: TargetBlock, solution: _Solution, weights: Tensor
 ) -> BlockFit:
@@ -281,7 +313,7 @@ def _certify(
     columns = slice(block.start, block.stop)
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(block.stop - block.start, _PROBES, generator=generator, dtype=torch.float64).to(weights.device)
-    wz = weights.double() @ z
+    wz = weights @ z
     correction = _missing(cell, system, targets, block, z, wz, solution)
     offset = system.target_mean[columns] @ z - system.row_mean @ wz
     lost, kept = torch.zeros_like(z[0]), torch.zeros_like(z[0])
@@ -293,9 +325,9 @@ def _certify(
         kept += miss.square().sum(0)
     estimate = float((lost.abs() / kept.clamp_min(torch.finfo(torch.float64).tiny)).max())
     deviation = targets.deviation["fit"][targets.blocks.index(block)]
-    cross, wide = system.cross[:, columns], weights.double()
+    cross = system.cross[:, columns]
     # With G W = C - penalty W, the fit error is tr T'T - tr W'C - penalty tr W'W: no second pass over the rows.
-    fit_error = deviation - float((wide * cross).sum()) - solution.penalty * float(wide.square().sum())
+    fit_error = deviation - float((weights * cross).sum()) - solution.penalty * float(weights.square().sum())
     return BlockFit(
         block=block,
         alpha=solution.alpha,
@@ -305,6 +337,6 @@ def _certify(
         dof=solution.dof,
         condition=solution.condition,
         error_estimate=math.inf if math.isnan(estimate) else estimate,
-        fit_error=fit_error if fit_error > _CANCELLED[weights.dtype] * deviation else None,
+        fit_error=fit_error if fit_error > _CANCELLED[system.dtype] * deviation else None,
         route=solution.route,
     )
