@@ -117,7 +117,8 @@ def test_absent_or_broken_library_gives_a_message(tmp_path, broken):
     if broken is not None:
         suffix = next(path for path in (ROOT / "phasefast").glob("_C*")).name
         (tmp_path / "phasefast" / suffix).write_bytes(broken)
-    code = (
+    code = (  # the finder of an editable install would fetch the library of the checkout
+        "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f)];"
         "import torch, phasefast; from phasefast.ops import _extension, capture; r = torch.zeros(2, 3);"
         "s = torch.zeros(3, dtype=torch.float64);"
         "capture([torch.ones(2, 3)], [torch.zeros(3)], [0], [r], [s], [s.clone()]);"
