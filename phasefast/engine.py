@@ -44,7 +44,7 @@ class ProbeOptions(TypedDict, total=False):
         layers: globs over ``named_modules()``; the model's direct children by default.
         targets: what is decoded; the input, and the label where the probe set has labels, by default.
         alphas: ridge penalties relative to the mean diagonal of the Gram matrix; 5-fold cross-validation on the fit
-            rows chooses one per target, ``[a]`` forces one. A grid from 1e-7 to 10 by default.
+            rows chooses one per target, ``[a]`` forces one. The decades from 1e-6 to 10 by default.
         noise: instead of ``alphas``, the standard deviation of noise on the activations (penalty = n noise^2).
         batchnorm: ``"recompute"`` statistics on the fit rows (default), of each ``"batch"``, or ``"running"``.
         device: where to compute; the model's own device by default.

@@ -12,7 +12,7 @@ from .. import ops
 from ..errors import ArgumentError, SolveError
 from ..types import Activations, BlockFit, Decoder, Moments, PenaltyChoice, Statistics, TargetBlock, TargetMatrix
 
-DEFAULT_ALPHAS = tuple(10.0**k for k in range(-7, 2))
+DEFAULT_ALPHAS = tuple(10.0**k for k in range(-6, 2))
 _CHUNK = 4096
 _PROBES = 8
 # Rounding of a float32 Gram matrix acts like a penalty of about the first size; what it adds to the errors of weak
