@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 ABI_TORCH ?= 2.13.0
+CARRY_PYTHON ?= 3.12
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: help demo test test-abi bench carry gpu lint format clean
@@ -12,6 +13,7 @@ help:
 	@echo "make demo    train on 8x8 digits, probe every layer, show the learning phases (runs/demo)"
 	@echo "make test    run the tests"
 	@echo "make bench   benchmark the ops against plain ATen"
+	@echo "make carry   fetch wheels for a GPU machine without a network (.carry)"
 	@echo "make gpu     build, test and benchmark on this machine's GPU with the Python at hand; no network needed"
 	@echo "make lint    check style and types;  make format  mend style"
 	@echo "make test-abi  run the op tests of this build under torch $(ABI_TORCH)"
@@ -54,9 +56,10 @@ $(VENV)-abi/$(ABI_TORCH): $(VENV)/created
 test-abi: $(VENV)/dev $(VENV)-abi/$(ABI_TORCH)
 	PYTHONPATH=. $(VENV)-abi/bin/python -m pytest tests/ops tests/stages/test_decode.py
 
-# What a GPU machine without a network may lack: pure-Python wheels, fetched beforehand where there is one.
+# What a GPU machine without a network may lack: wheels for its Python, fetched beforehand where there is a network.
 carry:
-	$(PYTHON) -m pip download --quiet --disable-pip-version-check --dest .carry typer rich pytest-timeout
+	$(PYTHON) -m pip download --quiet --disable-pip-version-check --dest .carry \
+	    --only-binary :all: --python-version $(CARRY_PYTHON) typer rich pytest-timeout
 
 gpu:
 	if [ -d .carry ]; then $(PYTHON) -m pip install --quiet --no-index --find-links .carry typer rich pytest-timeout; fi
