@@ -207,6 +207,8 @@ def read_shard(path: Path) -> Scores:
 def read_scores(directory: str | Path) -> Scores:
     """All scores of a run directory, merged over its shards; StoreError where there are none."""
     shards = list_shards(directory)
+    if not shards and Path(directory).name == "scores":
+        raise StoreError(f"no scores in {directory}; give the run directory {Path(directory).parent}")
     if not shards:
         raise StoreError(
             f"no scores in {directory}: expected {store_folder(directory)}/step-*.parquet; sweep or run the demo first"

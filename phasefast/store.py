@@ -48,7 +48,7 @@ def check_weights(stored: Scores, column: str, expected: str) -> None:
     if found != [expected]:
         raise StoreError(
             f"step {stored.steps[0]} is stored already, but was measured on other weights ({column} {found[0]}, "
-            f"now {expected}): another training? give another out= or run=, or overwrite=True to start over"
+            f"now {expected}): another training? give another out=, or overwrite=True to start over"
         )
 
 

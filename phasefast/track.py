@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, Unpack
 
@@ -46,14 +46,14 @@ class PhaseTracker:
         model: nn.Module,
         probe_set: ProbeSet,
         *,
-        steps: Literal["log2"] | Collection[int] = "log2",
+        steps: Literal["log2"] | Iterable[int] = "log2",
         out: str | Path | None = "runs/live",
         run: str = "run",
         overwrite: bool = False,
         on_error: Literal["warn", "raise"] = "warn",
         **options: Unpack[ProbeOptions],
     ) -> None:
-        if isinstance(steps, str) and steps != "log2":
+        if steps != "log2" if isinstance(steps, str) else not isinstance(steps, Iterable):
             raise ArgumentError(f"steps: expected 'log2' or a collection of integers, got {steps!r}")
         if on_error not in ("warn", "raise"):
             raise ArgumentError(f"on_error: expected 'warn' or 'raise', got {on_error!r}")
@@ -65,14 +65,20 @@ class PhaseTracker:
         if out is not None:
             self.scores = Scores.concat(list(open_store(out, self._engine.config_hash, overwrite).values()))
 
-    def step(self, step: int) -> Scores | None:
+    def step(self, step: int, force: bool = False) -> Scores | None:
         """Measure if ``step`` is one to measure at and not measured yet; the new scores, or None.
 
+        Args:
+            step: updates done so far. force: measure at any step, such as the last one.
+
         Raises:
+            ArgumentError: a negative step.
             StoreError: the step is stored, but of other weights: ``out`` belongs to another training.
         """
+        if step < 0:
+            raise ArgumentError(f"step: expected the number of updates done, >= 0, got {step}")
         wanted = is_log2_step(step) if self._steps is None else step in self._steps
-        if step < 0 or not wanted:
+        if not (wanted or force):
             return None
         if step in self.scores.steps:
             check_weights(self.scores.filter(step=step), "state_hash", state_hash(self._engine.model.state_dict()))

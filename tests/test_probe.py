@@ -224,6 +224,7 @@ def test_pooling_is_an_option(net: SmallNet, probe_set: pf.ProbeSet) -> None:
         ({"memory": "10KB", "layers": ["conv"]}, MemoryBudgetError, ["conv", "54", "budget"]),
         ({"targets": [pf.Label(2)]}, DataError, ["label", "0 to 1"]),
         ({"targets": []}, ArgumentError, ["at least one"]),
+        ({"targets": [pf.Function(lambda x: torch.ones(len(x)), name="one")]}, DataError, ["one", "constant"]),
         ({"targets": ["input"]}, ArgumentError, ["input", "phasefast.Input()"]),
         ({"alphas": "small"}, ArgumentError, ["small"]),
         ({"noise": "loud"}, ArgumentError, ["loud"]),

@@ -53,6 +53,8 @@ def test_files_folders_and_prefixes(net: SmallNet, probe_set: pf.ProbeSet, check
     for step, state in checkpoints.items():
         saved = {f"module._orig_mod.{name}": tensor for name, tensor in state.items()}
         torch.save({"state_dict": saved, "epoch": 3}, folder / f"epoch=0-step={step}.ckpt")
+    single = pf.sweep(net, folder / "epoch=0-step=2.ckpt", probe_set, out=tmp_path / "single", layers="hidden")
+    assert without_seconds(single) == without_seconds(expected.filter(step=2))
     for number, source in enumerate([folder, sorted(folder.iterdir(), reverse=True)]):
         got = pf.sweep(net, source, probe_set, out=tmp_path / str(number), layers="hidden")
         assert without_seconds(got) == without_seconds(expected)
@@ -183,6 +185,8 @@ def test_unwritable_output_is_named_before_any_work(
 def test_unreadable_shard_and_empty_directory_are_named(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no scores"):
         pf.read_scores(tmp_path)
+    with pytest.raises(StoreError, match=f"give the run directory {tmp_path}"):
+        pf.read_scores(tmp_path / "scores")
     (tmp_path / "scores").mkdir()
     (tmp_path / "scores/step-000000000001.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(StoreError, match="step-000000000001"):

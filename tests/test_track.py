@@ -54,7 +54,8 @@ def test_resumes_and_takes_given_steps(net: SmallNet, probe_set: pf.ProbeSet, tm
     second = pf.PhaseTracker(net, probe_set, steps=[3, 5], out=tmp_path, layers="hidden")
     assert second.step(3) is None
     assert second.step(5) is not None
-    assert second.scores.steps == [3, 5]
+    assert second.step(7, force=True) is not None
+    assert second.scores.steps == [3, 5, 7]
 
 
 def test_another_training_in_the_same_directory_is_refused(
@@ -87,5 +88,9 @@ def test_failure_warns_and_training_goes_on(net: SmallNet, probe_set: pf.ProbeSe
 def test_bad_arguments(net: SmallNet, probe_set: pf.ProbeSet) -> None:
     with pytest.raises(ArgumentError, match="log2"):
         pf.PhaseTracker(net, probe_set, steps="log10", out=None)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="collection of integers, got 5"):
+        pf.PhaseTracker(net, probe_set, steps=5, out=None)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="-1"):
+        pf.PhaseTracker(net, probe_set, out=None, layers="hidden").step(-1)
     with pytest.raises(ArgumentError, match="on_error"):
         pf.PhaseTracker(net, probe_set, on_error="ignore", out=None)  # type: ignore[arg-type]

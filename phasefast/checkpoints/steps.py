@@ -40,13 +40,15 @@ def order_checkpoints(
 
     Args:
         checkpoints: ``{step: state dict or file}``; a list of files, whose steps are in their names; a list of state
-            dicts, whose steps are 0, 1, 2, ...; or a folder of files.
+            dicts, whose steps are 0, 1, 2, ...; a file; or a folder of files.
 
     Raises:
         CheckpointError: nothing to sweep, a step that is missing, negative or there twice.
     """
     if isinstance(checkpoints, (str, os.PathLike)):
         folder = Path(checkpoints)
+        if folder.is_file():
+            return order_checkpoints([folder])
         if not folder.is_dir():
             raise CheckpointError(f"{folder}: expected a folder of checkpoints or a list of files; it is not a folder")
         found = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES)

@@ -270,7 +270,7 @@ def _own_accuracy(scores: Scores) -> list[_Curve]:
     rows = scores.filter(layer=MODEL_LAYER, metric="accuracy", split="heldout").to_arrow()
     steps, values = rows.column("step").to_numpy(), rows.column("value").to_numpy()
     marker = "x" if len(steps) == 1 else ""
-    return [_Curve("network", steps, values, _INK, marker, 1.8, "--")] if np.isfinite(values).any() else []
+    return [_Curve("model", steps, values, _INK, marker, 1.8, "--")] if np.isfinite(values).any() else []
 
 
 def _last_layer(report: PhaseReport, scores: Scores, target: str) -> CellPhases | None:

@@ -28,10 +28,12 @@ def print_report(scores: Scores, report: PhaseReport, console: Console) -> None:
         if console.measure(table, options=console.options.update(max_width=_WIDE)).maximum > console.width:
             table = phase_table(cells, two_lines=True)
         console.print(table)
+        if any(cell.evidence.get("order_p") is None for cell in cells):
+            console.print("Fewer than 7 steps: a trend cannot be told from noise between them.", style="dim")
         shown = "accuracy" if metric == "error" else metric
         curves = {cell.layer: _curve(scores, cell.layer, target, shown) for cell in cells}
         if own := _curve(scores, MODEL_LAYER, target, shown):
-            curves["(network)"] = own
+            curves[MODEL_LAYER] = own
         _heading(f"Held-out {shown} of target {target}, by step", console)
         for part, table in enumerate(curve_tables(curves, console.width)):
             if part:

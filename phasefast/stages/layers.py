@@ -46,8 +46,9 @@ def select_layers(model: nn.Module, patterns: Sequence[str] | str | None = None)
         if pattern == MODEL_LAYER:
             raise LayerError(f"layer {MODEL_LAYER!r}: the name of the model's own metrics; probe its parts: 'model.*'")
         if not matched:
-            near = difflib.get_close_matches(pattern, available, n=5, cutoff=0.4) or available[:10]
-            raise LayerError(f"no layer matches {pattern!r}; the closest of {len(available)} module names: {near}")
+            near = difflib.get_close_matches(pattern, available, n=5, cutoff=0.5)
+            named = f"closest: {near}" if near else f"the first of them: {available[:20]}"
+            raise LayerError(f"no layer matches {pattern!r} among {len(available)} module names; {named}")
         chosen.update(matched)
     if not chosen:
         raise LayerError("layers: expected at least one pattern, got none")

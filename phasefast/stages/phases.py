@@ -10,7 +10,8 @@ A curve is the mean held-out loss at each probed step. What is asked of it, in t
   its bootstrap interval must exclude 0. The step noise is what neighbouring steps scatter, by the median absolute
   second difference (Gasser et al. 1986); with fewer than seven steps, by the residual of the valley fit.
 * *Is there a plateau before it?* The longest beginning of three or more probed steps whose losses stay within 20 % of
-  the following change of their mean, with at most a third of its slope (per probed step). A straight line has none.
+  the following change of their mean, with at most a third of its slope (per probed step), and whose own drift would
+  not count as a change. A straight line has none.
 
 Intervals are percentiles of a bootstrap over held-out samples (Efron 1979), the same samples at all steps. They say
 what other held-out samples would have given *for these checkpoints*, not what another training run would give.
@@ -368,7 +369,8 @@ class _Curve:
             after = abs(self.loss[stop] - self.loss[end]) / (stop - end)
             change = abs(self.loss[stop] - part.mean())
             near = np.abs(part - part.mean()).max() <= self.rules.plateau * change
-            if near and abs(slope) <= self.rules.slope * after:
+            flat = abs(slope) * end < self._needed(self.loss[0])  # its own drift would not count as a change
+            if near and flat and abs(slope) <= self.rules.slope * after:
                 return end
         return None
 

@@ -18,17 +18,33 @@ from ..errors import DataError
 class ProbeSet:
     """Fit rows, on which decoders are solved, and held-out rows, on which they are scored.
 
-    Make one with :meth:`from_tensors` or :meth:`from_dataset`. Fit rows are in random order, so that contiguous ranges
-    of them can serve as folds.
+    Make one with :meth:`from_tensors` or :meth:`from_dataset`: they put the fit rows into random order, so that
+    contiguous ranges of them can serve as folds.
 
     Attributes:
-        fit_inputs: [n, ...]. heldout_inputs: [m, ...]. fit_labels: [n], heldout_labels: [m], int64, or None.
+        fit_inputs: [n, ...] as the model takes them, n >= 2. heldout_inputs: [m, ...], m >= 1.
+        fit_labels: [n], heldout_labels: [m], int64, or None.
+
+    Raises:
+        DataError: too few rows, shapes or lengths that do not match, NaN or Inf, labels that are not integers.
     """
 
     fit_inputs: Tensor
     fit_labels: Tensor | None
     heldout_inputs: Tensor
     heldout_labels: Tensor | None
+
+    def __post_init__(self) -> None:
+        for split, minimum in (("fit", 2), ("heldout", 1)):
+            labels = _check_split(split, getattr(self, f"{split}_inputs"), getattr(self, f"{split}_labels"), minimum)
+            object.__setattr__(self, f"{split}_labels", labels)
+        if self.fit_inputs.shape[1:] != self.heldout_inputs.shape[1:]:
+            raise DataError(
+                f"heldout_inputs: expected samples of shape {tuple(self.fit_inputs.shape[1:])} as in fit_inputs, "
+                f"got {tuple(self.heldout_inputs.shape[1:])}"
+            )
+        if (self.fit_labels is None) != (self.heldout_labels is None):
+            raise DataError("labels: expected for both splits or for none, got them for one")
 
     @classmethod
     def from_tensors(
@@ -49,19 +65,10 @@ class ProbeSet:
         Raises:
             DataError: too few rows, shapes or lengths that do not match, NaN or Inf, labels that are not integers.
         """
-        fit_labels = _check_split("fit", fit_inputs, fit_labels, minimum=2)
-        heldout_labels = _check_split("heldout", heldout_inputs, heldout_labels, minimum=1)
-        if fit_inputs.shape[1:] != heldout_inputs.shape[1:]:
-            raise DataError(
-                f"heldout_inputs: expected samples of shape {tuple(fit_inputs.shape[1:])} as in fit_inputs, "
-                f"got {tuple(heldout_inputs.shape[1:])}"
-            )
-        if (fit_labels is None) != (heldout_labels is None):
-            raise DataError("labels: expected for both splits or for none, got them for one")
-        order = torch.randperm(len(fit_inputs), generator=torch.Generator().manual_seed(seed))
-        order = order.to(fit_inputs.device)
-        labels = None if fit_labels is None else fit_labels[order.to(fit_labels.device)]
-        return cls(fit_inputs[order], labels, heldout_inputs.clone(), heldout_labels)
+        given = cls(fit_inputs, fit_labels, heldout_inputs, heldout_labels)
+        order = torch.randperm(given.n_fit, generator=torch.Generator().manual_seed(seed)).to(given.fit_inputs.device)
+        labels = None if given.fit_labels is None else given.fit_labels[order.to(given.fit_labels.device)]
+        return cls(given.fit_inputs[order], labels, given.heldout_inputs.clone(), given.heldout_labels)
 
     @classmethod
     def from_dataset(
@@ -131,6 +138,8 @@ def _check_split(split: str, inputs: Tensor, labels: Tensor | None, minimum: int
 
 
 def _draw(split: str, dataset: Sized, count: int | None, seed: int) -> tuple[Tensor, Tensor]:
+    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        raise DataError(f"{split}: expected a data set with len() and [i], got {type(dataset).__name__}")
     size = len(dataset)
     count = size if count is None else count
     if not 0 < count <= size:

@@ -119,7 +119,9 @@ def build_targets(targets: Sequence[Target], fit: Split, heldout: Split, device:
     """
     names = [getattr(target, "name", None) for target in targets]
     if wrong := [target for target in targets if not hasattr(target, "columns")]:
-        raise ArgumentError(f"targets: expected such as phasefast.Input() or phasefast.Label(10), got {wrong}")
+        raise ArgumentError(
+            f"targets: expected such as phasefast.Input(), phasefast.Label(10) or phasefast.Function(fn), got {wrong}"
+        )
     if not names or len(set(names)) != len(names):
         raise ArgumentError(f"targets: expected at least one, with different names, got {names}")
     blocks, fit_parts, heldout_parts, start = [], [], [], 0
@@ -141,7 +143,9 @@ def build_targets(targets: Sequence[Target], fit: Split, heldout: Split, device:
     fit_columns, heldout_columns = torch.cat(fit_parts, 1).to(device), torch.cat(heldout_parts, 1).to(device)
     mean = fit_columns.mean(0, dtype=torch.float64)
     deviation = {"fit": _deviation(fit_columns, mean, blocks), "heldout": _deviation(heldout_columns, mean, blocks)}
-    for block in blocks:
+    for index, block in enumerate(blocks):
+        if block.kind == "regression" and not all(values[index] > 0 for values in deviation.values()):
+            raise DataError(f"target {block.name!r}: it is constant on the rows of a split; there is nothing to decode")
         if block.kind == "classes":
             mean[block.start : block.stop] = 0  # the largest prediction names the class only with the means in it
     for matrix in (fit_columns, heldout_columns):

@@ -78,7 +78,7 @@ def test_no_number_is_lost_at_common_widths(layers: list[str], width: int) -> No
         assert f"{phase.start_step}-{phase.end_step}" in text
     assert last.stop_window is not None
     assert "{}-{}".format(*last.stop_window) in text
-    assert "(network)" in text
+    assert "model" in text
     for heading in (
         "Phases of target input: steps, and change of the held-out fvu",
         "Held-out accuracy of target label, by step",

@@ -33,6 +33,7 @@ class Pairs:
         ((X, Y, X, None), "for both splits or for none"),
         ((X[:, 0], Y, X, Y), "at least 2 dimensions"),
         (([1.0], Y, X, Y), "got list"),
+        ((X.numpy(), Y, X, Y), "got ndarray"),
         ((X.index_fill(0, torch.tensor(3), torch.nan), Y, X, Y), "NaN or Inf, first in row 3"),
         ((X, Y, X / 0, Y), "heldout_inputs: expected finite"),
     ],
@@ -40,6 +41,8 @@ class Pairs:
 def test_unusable_tensors_are_named(arguments: tuple, words: str) -> None:
     with pytest.raises(DataError, match=words):
         pf.ProbeSet.from_tensors(*arguments)
+    with pytest.raises(DataError, match=words):
+        pf.ProbeSet(*arguments)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +52,7 @@ def test_unusable_tensors_are_named(arguments: tuple, words: str) -> None:
         (Pairs(0), {}, "n_fit"),
         (Pairs(5, torch.zeros(2)), {}, "pairs"),
         (Pairs(5, ("image", 1)), {}, "transform"),
+        (iter([]), {}, r"len\(\) and \[i\]"),
     ],
 )
 def test_unusable_datasets_are_named(fit: Pairs, options: dict, words: str) -> None:
