@@ -43,9 +43,5 @@ class SweepError(PhasefastError, RuntimeError):
     """Some checkpoints of a sweep failed; the others are stored."""
 
 
-class ExtensionError(PhasefastError, ImportError):
-    """The compiled extension was asked for and cannot be loaded."""
-
-
 class DependencyError(PhasefastError, ImportError):
     """An optional dependency is missing; the message says which extra brings it."""

@@ -50,17 +50,16 @@ def sweep(
     ordered = order_checkpoints(checkpoints)
     engine = Engine(model, probe_set, run, **options)
     done = {step: scores for step, scores in open_store(out, engine.config_hash, overwrite).items() if step in ordered}
-    for step, scores in done.items():
-        _check_same(scores, ordered[step])
     todo = {step: source for step, source in ordered.items() if step not in done}
     failures: dict[int, PhasefastError] = {}
     before = copy.deepcopy(engine.model.state_dict())
     try:
+        for step, scores in done.items():
+            _check_same(scores, ordered[step], engine.model, weights_only)
         with progress("sweeping", len(todo), "checkpoints") as update:
             for index, (step, source) in enumerate(todo.items()):
                 try:
-                    name = f"step {step}" if isinstance(source, Mapping) else os.fspath(source)
-                    load_into(engine.model, read_state_dict(source, weights_only=weights_only), name)
+                    _load(engine.model, step, source, weights_only)
                     done[step] = engine.measure(step)
                     if not isinstance(source, Mapping):
                         done[step] = done[step].with_column("source_hash", file_hash(source))
@@ -81,9 +80,17 @@ def sweep(
     return Scores.concat([done[step] for step in ordered])
 
 
-def _check_same(stored: Scores, source: Source) -> None:
-    """Stored scores must be of this checkpoint: compare files without loading them, else the weights."""
+def _load(model: nn.Module, step: int, source: Source, weights_only: bool) -> None:
+    name = f"step {step}" if isinstance(source, Mapping) else os.fspath(source)
+    load_into(model, read_state_dict(source, weights_only=weights_only), name)
+
+
+def _check_same(stored: Scores, source: Source, model: nn.Module, weights_only: bool) -> None:
+    """Stored scores must be of this checkpoint: compare files without loading them, else the weights once loaded."""
+    if not isinstance(source, Mapping) and not os.path.exists(source):
+        return  # measured, and deleted since to save space
     if not isinstance(source, Mapping) and stored.values_of("source_hash") != ["none"]:
         check_weights(stored, "source_hash", file_hash(source))
     else:
-        check_weights(stored, "state_hash", state_hash(read_state_dict(source)))
+        _load(model, stored.steps[0], source, weights_only)
+        check_weights(stored, "state_hash", state_hash(model.state_dict()))

@@ -150,7 +150,10 @@ def test_another_configuration_is_refused_before_any_work(
 def test_stored_steps_never_stand_in_for_other_weights(
     net: SmallNet, probe_set: pf.ProbeSet, checkpoints: dict, tmp_path: Path
 ) -> None:
-    pf.sweep(net, checkpoints, probe_set, out=tmp_path / "a", layers="hidden")
+    expected = pf.sweep(net, checkpoints, probe_set, out=tmp_path / "a", layers="hidden")
+    wrapped = {k: {f"module.{n}": t.double() for n, t in reversed(c.items())} for k, c in checkpoints.items()}
+    again = pf.sweep(net, wrapped, probe_set, out=tmp_path / "a", layers="hidden")
+    assert again.to_arrow().equals(expected.to_arrow())
     with pytest.raises(StoreError, match="step 2 is stored already, but was measured on other weights"):
         pf.sweep(net, {2: checkpoints[4]}, probe_set, out=tmp_path / "a", layers="hidden")
     with pytest.raises(StoreError, match="another configuration"):
@@ -161,6 +164,8 @@ def test_stored_steps_never_stand_in_for_other_weights(
     torch.save(checkpoints[1], path)
     with pytest.raises(StoreError, match="other weights"):
         pf.sweep(net, [path], probe_set, out=tmp_path / "b", layers="hidden")
+    path.unlink()
+    assert pf.sweep(net, [path], probe_set, out=tmp_path / "b", layers="hidden").steps == [7]
 
 
 def test_shard_under_another_name_is_refused(
