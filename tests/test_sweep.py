@@ -219,3 +219,24 @@ def test_checkpoints_that_cannot_be_ordered(
 def test_missing_file_is_named(net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path) -> None:
     with pytest.raises(SweepError, match="no such file"):
         pf.sweep(net, [tmp_path / "step_9.pt"], probe_set, out=tmp_path / "out")
+
+
+def test_targets_of_equal_counts_are_told_apart(
+    net: SmallNet, probe_set: pf.ProbeSet, checkpoints: dict, tmp_path: Path
+) -> None:
+    def first(x: torch.Tensor) -> torch.Tensor:
+        return (torch.arange(len(x)) % 2).long()
+
+    def second(x: torch.Tensor) -> torch.Tensor:
+        return 1 - first(x)
+
+    options = {"out": tmp_path, "layers": "hidden"}
+    pf.sweep(net, checkpoints, probe_set, targets=[pf.Function(first, "classes", "task")], **options)
+    with pytest.raises(StoreError, match="another configuration"):
+        pf.sweep(net, checkpoints, probe_set, targets=[pf.Function(second, "classes", "task")], **options)
+
+
+def test_a_child_named_like_a_prefix_loads_its_own_state_dict(probe_set: pf.ProbeSet, tmp_path: Path) -> None:
+    model = torch.nn.Sequential()
+    model.add_module("module", torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 3)))
+    assert pf.sweep(model, [model.state_dict()], probe_set, out=tmp_path).layers == ["module"]

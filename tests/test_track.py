@@ -94,3 +94,15 @@ def test_bad_arguments(net: SmallNet, probe_set: pf.ProbeSet) -> None:
         pf.PhaseTracker(net, probe_set, out=None, layers="hidden").step(-1)
     with pytest.raises(ArgumentError, match="on_error"):
         pf.PhaseTracker(net, probe_set, on_error="ignore", out=None)  # type: ignore[arg-type]
+
+
+def test_running_out_of_memory_on_a_device_does_not_end_the_training(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    tracker = pf.PhaseTracker(net, probe_set, out=None, layers="hidden")
+    handle = net.hidden.register_forward_hook(fail)
+    with pytest.warns(RuntimeWarning, match="out of memory"):
+        assert tracker.step(0) is None
+    handle.remove()
+    assert tracker.step(1) is not None
