@@ -53,42 +53,23 @@ PHASEFAST_INLINE double miss(const T* prediction, const P* offset, const S* targ
   return lanes[0];
 }
 
-PHASEFAST_CLONES double miss_fff(const float* a, const float* o, const float* t, int64_t n) {
+PHASEFAST_CLONES double squared(const float* a, const float* o, const float* t, int64_t n) {
   return miss(a, o, t, n);
 }
-PHASEFAST_CLONES double miss_ffd(const float* a, const float* o, const double* t, int64_t n) {
+PHASEFAST_CLONES double squared(const float* a, const float* o, const double* t, int64_t n) {
   return miss(a, o, t, n);
 }
-PHASEFAST_CLONES double miss_fdf(const float* a, const double* o, const float* t, int64_t n) {
+PHASEFAST_CLONES double squared(const float* a, const double* o, const float* t, int64_t n) {
   return miss(a, o, t, n);
 }
-PHASEFAST_CLONES double miss_fdd(const float* a, const double* o, const double* t, int64_t n) {
+PHASEFAST_CLONES double squared(const float* a, const double* o, const double* t, int64_t n) {
   return miss(a, o, t, n);
 }
-PHASEFAST_CLONES double miss_ddf(const double* a, const double* o, const float* t, int64_t n) {
+PHASEFAST_CLONES double squared(const double* a, const double* o, const float* t, int64_t n) {
   return miss(a, o, t, n);
 }
-PHASEFAST_CLONES double miss_ddd(const double* a, const double* o, const double* t, int64_t n) {
+PHASEFAST_CLONES double squared(const double* a, const double* o, const double* t, int64_t n) {
   return miss(a, o, t, n);
-}
-
-double squared(const float* a, const float* o, const float* t, int64_t n) {
-  return miss_fff(a, o, t, n);
-}
-double squared(const float* a, const float* o, const double* t, int64_t n) {
-  return miss_ffd(a, o, t, n);
-}
-double squared(const float* a, const double* o, const float* t, int64_t n) {
-  return miss_fdf(a, o, t, n);
-}
-double squared(const float* a, const double* o, const double* t, int64_t n) {
-  return miss_fdd(a, o, t, n);
-}
-double squared(const double* a, const double* o, const float* t, int64_t n) {
-  return miss_ddf(a, o, t, n);
-}
-double squared(const double* a, const double* o, const double* t, int64_t n) {
-  return miss_ddd(a, o, t, n);
 }
 
 // One cell; T the type of weights and products, P that of predictions with their offset, S that of the targets.
