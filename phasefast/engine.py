@@ -7,6 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, TypedDict
 
@@ -107,6 +108,25 @@ class Engine:
         start = time.perf_counter()
         weights = state_hash(self.model.state_dict())
         scores: list[Score] = []
+        with self._prepared() as groups:
+            for index, group in enumerate(groups):
+                cells, outputs = self._capture(group)
+                if index == 0 and self.label is not None:
+                    scores += self._model_scores(outputs, self.label)
+                decoders = decode(cells, self.targets, self.penalties, self.precision)
+                for cell, decoder in zip(cells, decoders, strict=True):
+                    scores += evaluate(cell, decoder, self.targets)
+        same = {"step": step, "seconds": time.perf_counter() - start, "state_hash": weights}
+        return Scores.from_rows({**self._row(score), **same} for score in scores)
+
+    def activations(self) -> list[Activations]:
+        """The rows that ``measure`` decodes, of all layers at once; for other decoders than the package's."""
+        with self._prepared() as groups:
+            return [cell for group in groups for cell in self._capture(group)[0]]
+
+    @contextmanager
+    def _prepared(self) -> Iterator[list[list[Layer]]]:
+        """The model ready to be run, and restored after; yields the layers in groups that are captured together."""
         with preserved(self.model, self.device):
             if self._layers is None:
                 first = next(model_inputs(self.probe_set.fit_inputs, [(0, 2)], self.model, self.device))
@@ -115,33 +135,27 @@ class Engine:
             fit_bounds = chunk_bounds(0, self.probe_set.n_fit, self.batch_size)
             batches = model_inputs(self.probe_set.fit_inputs, fit_bounds, self.model, self.device)
             with batchnorm_mode(self.model, self.batchnorm, batches):
-                for index, group in enumerate(self._plan(self._layers)):
-                    scores += self._measure_group(group, with_model=index == 0)
-        same = {"step": step, "seconds": time.perf_counter() - start, "state_hash": weights}
-        return Scores.from_rows({**self._row(score), **same} for score in scores)
+                yield self._plan(self._layers)
 
     def _plan(self, layers: Sequence[Layer]) -> list[list[Layer]]:
         p, q = self.targets.fit.shape[1], self.targets.sketch_blocks[-1].stop
         sizes = self.probe_set.n_fit, self.probe_set.n_heldout, p, q, len(self.folds) - 1, len(self.penalties.alphas)
         return group_layers(layers, Problem(*sizes), memory_budget(self.memory, self.device))
 
-    def _measure_group(self, group: Sequence[Layer], with_model: bool) -> list[Score]:
+    def _capture(self, group: Sequence[Layer]) -> tuple[list[Activations], dict[str, Tensor | None]]:
+        """Activations of a group of layers, and the model's own outputs per split where they are rows of numbers."""
         data = self.probe_set
         arguments = (data.fit_inputs, data.heldout_inputs, self.folds, self.batch_size, self.rows, self.device)
         fix_random_state(self.device)
         with several_rows(self.batchnorm):
             cells, fit_outputs, heldout_outputs = capture(self.model, group, *arguments)
-        scores: list[Score] = []
-        if with_model and self.label is not None:
-            width = next(block.stop - block.start for block in self.targets.blocks if block.name == self.label)
-            outputs = {"fit": fit_outputs, "heldout": heldout_outputs}
-            usable = {
-                split: out if out is not None and out.shape[1] == width else None for split, out in outputs.items()
-            }
-            scores += evaluate_model(usable, {"fit": data.fit_labels, "heldout": data.heldout_labels}, self.label)
-        for cell, decoder in zip(cells, decode(cells, self.targets, self.penalties, self.precision), strict=True):
-            scores += evaluate(cell, decoder, self.targets)
-        return scores
+        return cells, {"fit": fit_outputs, "heldout": heldout_outputs}
+
+    def _model_scores(self, outputs: dict[str, Tensor | None], label: str) -> list[Score]:
+        width = next(block.stop - block.start for block in self.targets.blocks if block.name == label)
+        usable = {split: out if out is not None and out.shape[1] == width else None for split, out in outputs.items()}
+        labels = {"fit": self.probe_set.fit_labels, "heldout": self.probe_set.heldout_labels}
+        return evaluate_model(usable, labels, label)
 
     def _row(self, score: Score) -> dict[str, Any]:
         row: dict[str, Any] = {

@@ -28,6 +28,8 @@ def train(
     momentum: float = 0.9,
     batch_size: int = 64,
     seed: int = 0,
+    start: int = 0,
+    optimizer: torch.optim.Optimizer | None = None,
     on_step: Callable[[int], object] | None = None,
     console: Console | None = None,
 ) -> float:
@@ -37,7 +39,10 @@ def train(
         inputs: [n, ...] on the model's device. labels: [n] int64.
         batch_size: at most ``n``; rows that do not fill a last batch sit that epoch out.
         seed: of the order of the rows, new in each epoch.
-        on_step: called with ``k`` when ``k`` updates are done, from k = 0 (the untrained network) to k = ``steps``.
+        start: updates that the model and ``optimizer`` have had already; their batches are passed over.
+        optimizer: instead of a new SGD with ``lr`` and ``momentum``.
+        on_step: called with ``k`` when ``k`` updates are done, from k = ``start`` (0: the untrained network) to
+            k = ``steps``.
         console: where progress is shown; standard error by default.
 
     Returns:
@@ -47,22 +52,22 @@ def train(
         ArgumentError: steps, batch size or learning rate out of range.
         NonFiniteError: the loss is NaN or Inf at one of the looks at it, which are as many as progress is shown.
     """
-    if steps < 0 or not 0 < batch_size <= len(inputs) or not 0 <= lr < math.inf:
+    if not 0 <= start <= steps or not 0 < batch_size <= len(inputs) or not 0 <= lr < math.inf:
         raise ArgumentError(
-            f"train: expected steps >= 0, lr >= 0 and 1 <= batch_size <= {len(inputs)} rows, "
-            f"got steps={steps}, lr={lr}, batch_size={batch_size}"
+            f"train: expected steps >= start >= 0, lr >= 0 and 1 <= batch_size <= {len(inputs)} rows, "
+            f"got steps={steps}, start={start}, lr={lr}, batch_size={batch_size}"
         )
     if inputs.dim() == 4:
         # oneDNN's convolutions work in this layout; in the other one, every activation is converted there and back.
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, foreach=True)
-    batches = _batches(inputs, labels, batch_size, torch.Generator().manual_seed(seed))
+    optimizer = optimizer or sgd(model, lr, momentum)
+    batches = _batches(inputs, labels, batch_size, torch.Generator().manual_seed(seed), start)
     console = console or Console(stderr=True)
     shown = _BAR_UPDATES if console.is_terminal else _LINES
-    callback_seconds, start = 0.0, time.perf_counter()
+    callback_seconds, begin = 0.0, time.perf_counter()
     with progress("training", steps, "steps", console) as update:
-        for step in range(steps + 1):
+        for step in range(start, steps + 1):
             if on_step is not None:
                 before = time.perf_counter()
                 on_step(step)
@@ -78,7 +83,12 @@ def train(
             # Reading the loss waits for the device, so it is read only when it is shown.
             if (step + 1) * shown // steps > step * shown // steps:
                 update(step + 1, f"loss {_finite(loss.item(), step, lr):.3f}")
-    return time.perf_counter() - start - callback_seconds
+    return time.perf_counter() - begin - callback_seconds
+
+
+def sgd(model: nn.Module, lr: float, momentum: float = 0.9) -> torch.optim.Optimizer:
+    """The optimiser of the paper: SGD with momentum, no weight decay."""
+    return torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, foreach=True)
 
 
 @contextmanager
@@ -92,11 +102,16 @@ def cpu_threads(limit: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _batches(inputs: Tensor, labels: Tensor, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(
+    inputs: Tensor, labels: Tensor, size: int, generator: torch.Generator, skip: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     while True:
         order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
         # All batches of one size: BatchNorm's statistics of a small remainder would be far noisier than the others'.
         for start in range(0, len(order) - size + 1, size):
+            if skip:
+                skip -= 1
+                continue
             chosen = order[start : start + size]
             yield inputs[chosen], labels[chosen]
 
