@@ -1,0 +1,114 @@
+"""The sweeps of one setting and seed: the authors' way, all layers with recomputed statistics, and transfer tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..engine import Engine
+from ..scores import Scores
+from ..stages.layers import select_layers
+from ..stages.probe_set import ProbeSet
+from ..stages.targets import Label, Target
+from ..sweep import sweep
+from ..types import Activations
+from .datasets import Splits
+from .settings import Setting
+from .tasks import OtherTask, draw, own_targets
+
+FEATURES = ("features", "avgpool", "flatten")  # the last layer before the classifier, by the names it goes by
+TASK_ROWS = (4_000, 2_000)  # fit and held-out images of a transfer task with images of its own
+# The cost of a layer grows with the third power of its width: wide ones get fewer rows and penalties.
+WIDE, WIDE_ROWS, WIDE_ALPHAS = 2_048, (4_000, 1_000), (1e-3, 1e-2, 1e-1, 1.0)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Scores of one seed.
+
+    Attributes:
+        batch: last features, BatchNorm by batch as the authors measure, on all rows asked for.
+        recompute: the layers asked for, BatchNorm statistics recomputed.
+        wide: layers of more than ``WIDE`` features, likewise, on ``WIDE_ROWS``; None where not measured.
+        tasks: last features per transfer task with images of its own.
+    """
+
+    seed: int
+    features: str
+    batch: Scores
+    recompute: Scores
+    wide: Scores | None
+    tasks: dict[str, Scores]
+
+
+def last_features(model: nn.Module) -> str:
+    """Name of the layer before the classifier: the last direct child but one of our networks."""
+    names = select_layers(model)
+    return next((name for name in FEATURES if name in names), names[-2] if len(names) > 1 else names[-1])
+
+
+def measure(
+    setting: Setting,
+    model: nn.Module,
+    checkpoints: dict[int, Path],
+    data: Splits,
+    tasks: Sequence[OtherTask],
+    out: Path,
+    seed: int,
+    *,
+    rows: tuple[int | None, int | None] = (None, None),
+    wide: bool = True,
+    extra: Sequence[Target] = (),
+) -> Measured:
+    """Sweep the checkpoints of one seed; steps that ``out`` holds already are not measured again.
+
+    Args:
+        data: what the network was trained on.
+        rows: fit and held-out rows of the recomputed sweep. The authors' way is measured on all rows.
+        wide: measure layers of more than ``WIDE`` features too.
+        extra: further targets on the setting's own images.
+
+    Raises:
+        PhasefastError: as :func:`phasefast.sweep`.
+    """
+    features = last_features(model)
+    narrow, broad = _by_width(model, data, features)
+    own = own_targets(data, list(extra))
+
+    def swept(name: str, probe_set: ProbeSet, layers: list[str], targets: list[Target], **options: Any) -> Scores:
+        run = f"{setting.name}-{seed}"
+        place = out / name
+        return sweep(model, checkpoints, probe_set, out=place, run=run, layers=layers, targets=targets, **options)
+
+    return Measured(
+        seed,
+        features,
+        batch=swept("batch", draw(data, None, None, seed=0), [features], own, batchnorm="batch"),
+        recompute=swept("recompute", draw(data, *rows, seed=0), narrow, own),
+        wide=swept("wide", draw(data, *WIDE_ROWS, seed=0), broad, own, alphas=WIDE_ALPHAS) if wide and broad else None,
+        tasks={
+            task.name: swept(f"task-{task.name}", draw(task.data, *TASK_ROWS, seed=0), [features], [task.target])
+            for task in tasks
+        },
+    )
+
+
+def _by_width(model: nn.Module, data: Splits, features: str) -> tuple[list[str], list[str]]:
+    """Names of the layers before the classifier of at most ``WIDE`` features, and of more.
+
+    A layer that only passes on another's activations, as ``flatten`` does after a stage of 1x1 pixels, is left out.
+    """
+    probe_set = draw(data, 2, 2, seed=0)
+    cells = Engine(model, probe_set, layers=select_layers(model)[:-1], targets=[Label(data.num_classes)]).activations()
+    kept = [cell for cell, after in zip(cells, [*cells[1:], None], strict=True) if not _same_rows(cell, after)]
+    narrow = [cell.layer.name for cell in kept if cell.layer.dim <= WIDE]
+    return narrow or [features], [cell.layer.name for cell in kept if cell.layer.dim > WIDE and narrow]
+
+
+def _same_rows(cell: Activations, after: Activations | None) -> bool:
+    return after is not None and torch.equal(cell.fit + cell.shift, after.fit + after.shift)
