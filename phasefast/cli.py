@@ -1,4 +1,4 @@
-"""The command line: ``phasefast demo | info | layers | phases | report``."""
+"""The command line: ``phasefast demo | reproduce | layers | phases | report | info``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib
 import os
 import platform
 import sys
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,15 +17,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from torch import nn
+from torch import Tensor, nn
 from typer.core import TyperGroup
 
 from .engine import VERSION
 from .errors import ArgumentError, PhasefastError
 from .experiments.demo import run_demo
+from .experiments.reproduce import reproduce as run_reproduce
 from .ops._extension import build_info
 from .report import print_report, write_phases, write_report
 from .stages.layers import select_layers
+from .stages.targets import Function, Target
 
 _EXTRAS = {"torchvision": "vision", "matplotlib": "report", "pandas": "report", "scikit-learn": "demo"}
 _Directory = Annotated[Path, typer.Argument(help="Run directory: the one that holds scores/.", show_default=False)]
@@ -74,6 +77,51 @@ def demo(
 ) -> None:
     """Train a small network on the 8x8 digits and show its three learning phases."""
     run_demo(out, seed=seed, steps=steps, device=device, lr=lr)
+
+
+@app.command()
+def reproduce(
+    name: Annotated[
+        str, typer.Argument(help="MODEL-DATA such as vgg8-cifar10, or digits-vgg, the small one.", show_default=False)
+    ],
+    data: Annotated[
+        Path | None, typer.Option(help="An .npz of images and labels instead of torchvision's data set.")
+    ] = None,
+    root: Annotated[Path, typer.Option(help="Where torchvision finds, or puts, its data sets.")] = Path("data"),
+    out: Annotated[Path, typer.Option(help="Directory for checkpoints, scores, results.json and figures.")] = Path(
+        "runs/reproduce"
+    ),
+    seeds: Annotated[int, typer.Option(min=1, help="How many trainings, with seeds 0, 1, ...")] = 1,
+    steps: Annotated[int | None, typer.Option(help="Training steps; the setting's own by default.")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="Transfer task: a data set, an .npz, or rest; more than once.")
+    ] = None,
+    function: Annotated[
+        list[str] | None,
+        typer.Option(help="Transfer task: package.module:function of a batch of images that gives classes."),
+    ] = None,
+    wide: Annotated[bool, typer.Option(help="Measure layers of more than 2048 features too.")] = True,
+    decoders: Annotated[bool, typer.Option("--decoders", help="Train the paper's decoders too (minutes).")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Exit with 1 where a claim does not hold.")] = False,
+    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:0; CUDA if there is any.")] = None,
+) -> None:
+    """Train, sweep, detect phases, back-test the advice: an experiment of the paper, beside its published figures."""
+    functions: list[Target] = [Function(_function(given), kind="classes") for given in function or ()]
+    results = run_reproduce(
+        name,
+        out,
+        seeds=range(seeds),
+        steps=steps,
+        file=data,
+        root=root,
+        tasks=task or (),
+        functions=functions,
+        wide=wide,
+        decoders=decoders,
+        device=device,
+    )
+    if check and not all(claim["holds"] for claim in results["claims"]):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -172,20 +220,32 @@ def _load_model(name: str) -> nn.Module:
 
 
 def _call(name: str) -> object:
-    module_name, _, attribute = name.partition(":")
-    # An installed command, unlike `python -m`, does not look for modules where it is called.
-    if (here := os.getcwd()) not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ArgumentError(f"model {name!r}: expected package.module:callable; {error}") from error
+    found = _import(name, "model")
     if isinstance(found, nn.Module) or not callable(found):
         return found
     try:
         return found()
     except TypeError as error:
         raise ArgumentError(f"model {name!r}: expected a callable without required arguments; {error}") from error
+
+
+def _function(name: str) -> Callable[[Tensor], Tensor]:
+    found = _import(name, "function")
+    if not callable(found):
+        raise ArgumentError(f"function {name!r}: expected a callable, got {type(found).__name__}")
+    return found  # type: ignore[no-any-return]
+
+
+def _import(name: str, what: str) -> object:
+    """The object that ``package.module:name`` stands for."""
+    module_name, _, attribute = name.partition(":")
+    # An installed command, unlike `python -m`, does not look for modules where it is called.
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ArgumentError(f"{what} {name!r}: expected package.module:callable; {error}") from error
 
 
 def _torchvision(name: str) -> nn.Module:

@@ -68,7 +68,12 @@ def train_checkpoints(
 
     def keep(step: int) -> None:
         if step in paths and not (step == start and paths[step].exists()):
-            state = {"settings": settings, "step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            state = {
+                "settings": settings,
+                "step": step,
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+            }
             _save(model.state_dict(), paths[step])
             _save(state, folder / _RESUME)
 

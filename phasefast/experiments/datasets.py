@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -166,7 +167,7 @@ def _decode(blob: np.ndarray, offsets: np.ndarray, name: str) -> np.ndarray:
     except ImportError as error:
         raise DependencyError("encoded images need Pillow: pip install 'phasefast[vision]'") from error
     images = []
-    for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
+    for start, stop in itertools.pairwise(offsets):
         try:
             with Image.open(io.BytesIO(blob[start:stop].tobytes())) as image:
                 images.append(np.asarray(image.convert("RGB")))

@@ -21,7 +21,7 @@ from .datasets import Splits
 from .settings import Setting
 from .tasks import OtherTask, draw, own_targets
 
-FEATURES = ("features", "avgpool", "flatten")  # the last layer before the classifier, by the names it goes by
+_FEATURES = ("features", "avgpool")  # names that the last layer before the classifier goes by
 TASK_ROWS = (4_000, 2_000)  # fit and held-out images of a transfer task with images of its own
 # The cost of a layer grows with the third power of its width: wide ones get fewer rows and penalties.
 WIDE, WIDE_ROWS, WIDE_ALPHAS = 2_048, (4_000, 1_000), (1e-3, 1e-2, 1e-1, 1.0)
@@ -47,9 +47,9 @@ class Measured:
 
 
 def last_features(model: nn.Module) -> str:
-    """Name of the layer before the classifier: the last direct child but one of our networks."""
+    """Name of the last layer before the classifier; of a single dense layer, the layer itself."""
     names = select_layers(model)
-    return next((name for name in FEATURES if name in names), names[-2] if len(names) > 1 else names[-1])
+    return next((name for name in _FEATURES if name in names), names[-2] if len(names) > 2 else names[-1])
 
 
 def measure(

@@ -24,7 +24,7 @@ _RESNET10_WIDTHS = (64, 128, 256, 512)
 
 
 def make_model(name: str, sample: Sequence[int], num_classes: int) -> nn.Module:
-    """A network by name: ``vgg8``, ``vgg11``, ``vgg13``, ``vgg16``, ``resnet10``, ``dense``, ``digits_net``, or torchvision's.
+    """A network by name: one of ``MODELS``, or any of torchvision's classifiers.
 
     Args:
         sample: shape [c, h, w] of one input.
@@ -61,7 +61,7 @@ def digits_net(sample: Sequence[int] = (1, 8, 8), num_classes: int = 10) -> nn.S
 
 
 def vgg(name: str, sample: Sequence[int] = (3, 32, 32), num_classes: int = 10) -> nn.Sequential:
-    """A plain network: stages of [3x3 convolution without bias, BatchNorm, ReLU] that shrink by strides, then one Linear.
+    """Stages of [3x3 convolution without bias, BatchNorm, ReLU] that shrink by strides, then one Linear.
 
     Args:
         name: ``"vgg8"`` (32-64-128-256-512, each of stride 2; arXiv 2312.06887), ``"vgg11"``, ``"vgg13"``, ``"vgg16"``.
