@@ -7,7 +7,7 @@ ABI_TORCH ?= 2.13.0
 CARRY_PYTHON ?= 3.12
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test test-abi bench carry gpu lint format clean
+.PHONY: help demo test test-abi bench carry gpu docs-tables lint format clean
 
 help:
 	@echo "make demo    train on 8x8 digits, probe every layer, show the learning phases (runs/demo)"
@@ -15,6 +15,7 @@ help:
 	@echo "make bench   benchmark the ops against plain ATen"
 	@echo "make carry   fetch wheels for a GPU machine without a network (.carry)"
 	@echo "make gpu     build, test and benchmark on this machine's GPU with the Python at hand; no network needed"
+	@echo "make docs-tables  write docs/*.md anew from docs/results/*.json"
 	@echo "make lint    check style and types;  make format  mend style"
 	@echo "make test-abi  run the op tests of this build under torch $(ABI_TORCH)"
 
@@ -67,6 +68,10 @@ gpu:
 	PYTHONPATH=. $(PYTHON) -m pytest -m cuda
 	mkdir -p benchmarks/results
 	PYTHONPATH=. $(PYTHON) -m pytest benchmarks --benchmark-only --benchmark-json=benchmarks/results/gpu.json
+
+# Documents from docs/*.md.jinja and docs/results/*.json.
+docs-tables: $(VENV)/dev
+	$(BIN)/python docs/render.py
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -23,7 +23,9 @@ from typer.core import TyperGroup
 from .engine import VERSION
 from .errors import ArgumentError, PhasefastError
 from .experiments.demo import run_demo
+from .experiments.figures import plot_theory
 from .experiments.reproduce import reproduce as run_reproduce
+from .experiments.theory import run_theory
 from .ops._extension import build_info
 from .report import print_report, write_phases, write_report
 from .stages.layers import select_layers
@@ -122,6 +124,19 @@ def reproduce(
     )
     if check and not all(claim["holds"] for claim in results["claims"]):
         raise typer.Exit(1)
+
+
+@app.command()
+def theory(
+    out: Annotated[Path, typer.Option(help="Directory for theory.json and theory.png.")] = Path("runs/theory"),
+) -> None:
+    """The paper's theory: one softmax layer, its exact reconstruction loss, and where each phase exists (a minute)."""
+    found = run_theory(out)
+    holds = sum(row["holds"] for row in found["rows"])
+    picture = plot_theory(found, out / "theory.png")
+    console = Console()
+    console.print(f"the statement holds at {holds} of {len(found['rows'])} points of the grid", highlight=False)
+    console.print(f"wrote {out / 'theory.json'} and {picture}", highlight=False, soft_wrap=True)
 
 
 @app.command()

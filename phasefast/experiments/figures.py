@@ -49,6 +49,31 @@ def plot_decoders(results: dict[str, Any], path: Path) -> Path:
     return _save(figure, path)
 
 
+def plot_theory(found: dict[str, Any], path: Path) -> Path:
+    """Loss of the softmax layer without and with deviating samples, and the largest rise over the grid.
+
+    Args:
+        found: what :func:`phasefast.experiments.theory.run_theory` returns.
+    """
+    figure, axes = _figure(2)
+    for (rho, shown), colour in zip(found["curves"].items(), (_OURS, _THEIRS), strict=True):
+        steps = _octaves(shown["steps"])
+        axes[0].plot(steps, shown["loss"], color=colour, marker=".", lw=1.4, label=f"{float(rho):.0%} deviating")
+        axes[0].plot(steps, shown["residual"], color=colour, ls=":", lw=1, label="without noise")
+        _label(axes[0], "reconstruction loss of the outputs", shown["steps"])
+    axes[0].legend(frameon=False, fontsize=8)
+    grid = found["grid"]
+    for noise, colour in zip(grid["noise"], ("#D55E00", "#E69F00", "#009E73", "#56B4E9", "#0072B2") * 3):
+        rows = [row for row in found["rows"] if row["noise"] == noise]
+        rises = [np.mean([row["rise"] for row in rows if row["rho"] == rho]) for rho in grid["rho"]]
+        axes[1].plot(grid["rho"], rises, color=colour, marker=".", label=f"noise variance {noise:g}")
+    axes[1].axhline(found["change"], color="#666666", lw=0.8, ls="--")
+    axes[1].set_xlabel("share of deviating samples")
+    axes[1].set_title("rise after the minimum, mean", fontsize=10)
+    axes[1].legend(frameon=False, fontsize=8)
+    return _save(figure, path)
+
+
 def _figure(panels: int) -> tuple[Any, Any]:
     try:
         from matplotlib.figure import Figure

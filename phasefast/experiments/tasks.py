@@ -25,7 +25,7 @@ def colour_dominance(images: Tensor) -> Tensor:
 
 
 def quadrant_dominance(images: Tensor) -> Tensor:
-    """Which quarter of the image has the largest sum, row by row: [b, c, h, w] -> [b] in 0 ... 3; for grey images too."""
+    """Which quarter of the image has the largest sum, row by row: [b, c, h, w] -> [b] in 0 ... 3."""
     return torch.nn.functional.adaptive_avg_pool2d(images, 2).sum(1).flatten(1).argmax(1)
 
 

@@ -1,0 +1,70 @@
+"""Write docs/*.md from docs/*.md.jinja: every number in them is read from docs/results/*.json.
+
+`python docs/render.py` writes them; `--check` exits with 1 where one is not what it would write.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+DOCS = Path(__file__).parent
+
+
+def results() -> dict[str, Any]:
+    """Content of docs/results/*.json by stem."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(DOCS.glob("results/*.json"))}
+
+
+def pairs(runs: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every back-test of every run: one per network, seed and transfer task."""
+    return [
+        {"run": name, "seed": seed["seed"], "task": task, **test}
+        for name, run in runs.items()
+        for seed in run.get("seeds", [])
+        for task, test in seed["transfer"].items()
+    ]
+
+
+def column(run: dict[str, Any], key: str, index: int) -> list[float]:
+    """One entry of a curve of the last features, BatchNorm by batch, for each seed."""
+    return [seed["batch"][key][index] for seed in run["seeds"]]
+
+
+def spread(values: list[float]) -> float:
+    """Standard deviation; 0 for one value."""
+    return stdev(values) if len(values) > 1 else 0.0
+
+
+def rendered() -> dict[Path, str]:
+    """Text of each document by its path."""
+    environment = Environment(
+        loader=FileSystemLoader(DOCS), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True, autoescape=False,
+    )  # fmt: skip
+    environment.filters["f"] = lambda value, digits=3: f"{value:.{digits}f}"
+    environment.filters["signed"] = lambda value, digits=3: f"{value:+.{digits}f}"
+    environment.filters["percent"] = lambda value, digits=1: f"{100 * value:+.{digits}f} %"
+    environment.globals.update(mean=mean, spread=spread, column=column, pairs=pairs)
+    found = results()
+    runs = {name: content for name, content in found.items() if "seeds" in content}
+    names = {"runs": runs, **{name.replace("-", "_"): content for name, content in found.items()}}
+    return {path.with_suffix(""): environment.get_template(path.name).render(names) for path in DOCS.glob("*.md.jinja")}
+
+
+def main() -> None:
+    """Write the documents, or compare them with what would be written."""
+    for path, text in rendered().items():
+        if "--check" not in sys.argv[1:]:
+            path.write_text(text, encoding="utf-8")
+        elif not path.exists() or path.read_text(encoding="utf-8") != text:
+            sys.exit(f"{path.name} is not what {path.name}.jinja and docs/results give: run `make docs-tables`")
+
+
+if __name__ == "__main__":
+    main()
