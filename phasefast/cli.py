@@ -102,6 +102,11 @@ def reproduce(
         list[str] | None,
         typer.Option(help="Transfer task: package.module:function of a batch of images that gives classes."),
     ] = None,
+    fit: Annotated[int, typer.Option(min=2, help="Fit images that are measured.")] = 10_000,
+    heldout: Annotated[int, typer.Option(min=1, help="Held-out images that are measured.")] = 2_000,
+    all_rows: Annotated[
+        bool, typer.Option("--all-rows", help="Measure the authors' way on all images, as they do.")
+    ] = False,
     wide: Annotated[bool, typer.Option(help="Measure layers of more than 2048 features too.")] = True,
     decoders: Annotated[bool, typer.Option("--decoders", help="Train the paper's decoders too (minutes).")] = False,
     check: Annotated[bool, typer.Option("--check", help="Exit with 1 where a claim does not hold.")] = False,
@@ -118,6 +123,8 @@ def reproduce(
         root=root,
         tasks=task or (),
         functions=functions,
+        rows=(fit, heldout),
+        all_rows=all_rows,
         wide=wide,
         decoders=decoders,
         device=device,

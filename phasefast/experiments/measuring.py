@@ -32,7 +32,7 @@ class Measured:
     """Scores of one seed.
 
     Attributes:
-        batch: last features, BatchNorm by batch as the authors measure, on all rows asked for.
+        batch: last features, BatchNorm by batch as the authors measure, on ``rows`` or all rows.
         recompute: the layers asked for, BatchNorm statistics recomputed.
         wide: layers of more than ``WIDE`` features, likewise, on ``WIDE_ROWS``; None where not measured.
         tasks: last features per transfer task with images of its own.
@@ -61,7 +61,8 @@ def measure(
     out: Path,
     seed: int,
     *,
-    rows: tuple[int | None, int | None] = (None, None),
+    rows: tuple[int, int] = (10_000, 2_000),
+    all_rows: bool = False,
     wide: bool = True,
     extra: Sequence[Target] = (),
 ) -> Measured:
@@ -69,7 +70,7 @@ def measure(
 
     Args:
         data: what the network was trained on.
-        rows: fit and held-out rows of the recomputed sweep. The authors' way is measured on all rows.
+        rows: fit and held-out rows. all_rows: measure the authors' way on all there are, as they do.
         wide: measure layers of more than ``WIDE`` features too.
         extra: further targets on the setting's own images.
 
@@ -88,11 +89,11 @@ def measure(
     return Measured(
         seed,
         features,
-        batch=swept("batch", draw(data, None, None, seed=0), [features], own, batchnorm="batch"),
-        recompute=swept("recompute", draw(data, *rows, seed=0), narrow, own),
-        wide=swept("wide", draw(data, *WIDE_ROWS, seed=0), broad, own, alphas=WIDE_ALPHAS) if wide and broad else None,
+        batch=swept("batch", draw(data, *((None, None) if all_rows else rows)), [features], own, batchnorm="batch"),
+        recompute=swept("recompute", draw(data, *rows), narrow, own),
+        wide=swept("wide", draw(data, *WIDE_ROWS), broad, own, alphas=WIDE_ALPHAS) if wide and broad else None,
         tasks={
-            task.name: swept(f"task-{task.name}", draw(task.data, *TASK_ROWS, seed=0), [features], [task.target])
+            task.name: swept(f"task-{task.name}", draw(task.data, *TASK_ROWS), [features], [task.target])
             for task in tasks
         },
     )
@@ -103,7 +104,7 @@ def _by_width(model: nn.Module, data: Splits, features: str) -> tuple[list[str],
 
     A layer that only passes on another's activations, as ``flatten`` does after a stage of 1x1 pixels, is left out.
     """
-    probe_set = draw(data, 2, 2, seed=0)
+    probe_set = draw(data, 2, 2)
     cells = Engine(model, probe_set, layers=select_layers(model)[:-1], targets=[Label(data.num_classes)]).activations()
     kept = [cell for cell, after in zip(cells, [*cells[1:], None], strict=True) if not _same_rows(cell, after)]
     narrow = [cell.layer.name for cell in kept if cell.layer.dim <= WIDE]

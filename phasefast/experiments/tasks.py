@@ -37,7 +37,7 @@ def input_tasks(sample: tuple[int, ...]) -> list[Target]:
     return tasks
 
 
-def draw(data: Splits, n_fit: int | None, n_heldout: int | None, seed: int) -> ProbeSet:
+def draw(data: Splits, n_fit: int | None, n_heldout: int | None, seed: int = 0) -> ProbeSet:
     """A probe set of at most ``n_fit`` and ``n_heldout`` random samples of a data set; all of them for None."""
     sizes = [len(data.fit_inputs), len(data.heldout_inputs)]
     n_fit, n_heldout = (min(size, wanted or size) for size, wanted in zip(sizes, (n_fit, n_heldout), strict=True))

@@ -75,7 +75,8 @@ class AttributeData:
 
 def softmax_gradient(weights: np.ndarray, x: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Minus the gradient of the mean cross-entropy of softmax(W x), mean of (y - p) x': [c, d]."""
-    return (np.eye(len(weights))[labels] - _softmax(x @ weights.T)).T @ x / len(x)
+    gradient: np.ndarray = (np.eye(len(weights))[labels] - _softmax(x @ weights.T)).T @ x / len(x)
+    return gradient
 
 
 def gradient_flow(x: np.ndarray, labels: np.ndarray, seed: int = 0, last: int = _LAST) -> dict[int, np.ndarray]:
@@ -174,10 +175,10 @@ def check_statement(
     grid: dict[str, Sequence[float]] | None = None, seeds: Sequence[int] = GRID_SEEDS
 ) -> list[dict[str, Any]]:
     """The statement of docs/theory.md on every point of a grid: what it predicts (None: nothing) and what is found."""
-    grid = grid or GRID
+    points: dict[str, Sequence[float]] = grid or dict(GRID)
     rows = []
-    for frequency, rho, seed in product(grid["frequency"], grid["rho"], seeds):
-        for found in _curves(AttributeData(frequency=frequency, rho=rho), grid["noise"], seed):
+    for frequency, rho, seed in product(points["frequency"], points["rho"], seeds):
+        for found in _curves(AttributeData(frequency=frequency, rho=rho), points["noise"], seed):
             noise, shown = found["noise"], found["phases"]
             rises, flat = shown["increase"] is not None, shown["constant"] is not None
             expected = _predicted_increase(frequency, rho, noise)
