@@ -88,8 +88,8 @@ def _figure(panels: int) -> tuple[Any, Any]:
 
 
 def _octaves(steps: list[int]) -> np.ndarray:
-    """Steps in octaves; step 0 lies one octave before step 2's."""
-    octaves: np.ndarray = np.log2(np.maximum(np.asarray(steps, dtype=float), 1.0))
+    """Steps in octaves; step 0 lies one octave before step 1."""
+    octaves: np.ndarray = np.log2(np.maximum(np.asarray(steps, dtype=float), 0.5))
     return octaves
 
 

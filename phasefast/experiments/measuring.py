@@ -100,15 +100,16 @@ def measure(
 
 
 def _by_width(model: nn.Module, data: Splits, features: str) -> tuple[list[str], list[str]]:
-    """Names of the layers before the classifier of at most ``WIDE`` features, and of more.
+    """Names of the layers up to the last features of at most ``WIDE`` features, and of more.
 
     A layer that only passes on another's activations, as ``flatten`` does after a stage of 1x1 pixels, is left out.
     """
-    probe_set = draw(data, 2, 2)
-    cells = Engine(model, probe_set, layers=select_layers(model)[:-1], targets=[Label(data.num_classes)]).activations()
+    names = select_layers(model)
+    names = names[: names.index(features) + 1]
+    cells = Engine(model, draw(data, 2, 2), layers=names, targets=[Label(data.num_classes)]).activations()
     kept = [cell for cell, after in zip(cells, [*cells[1:], None], strict=True) if not _same_rows(cell, after)]
-    narrow = [cell.layer.name for cell in kept if cell.layer.dim <= WIDE]
-    return narrow or [features], [cell.layer.name for cell in kept if cell.layer.dim > WIDE and narrow]
+    narrow = [cell.layer.name for cell in kept if cell.layer.dim <= WIDE or cell.layer.name == features]
+    return narrow, [cell.layer.name for cell in kept if cell.layer.name not in narrow]
 
 
 def _same_rows(cell: Activations, after: Activations | None) -> bool:
