@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from phasefast.cli import app
+from phasefast.experiments.claims import check_claims
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(ROOT.glob("docs/*.md.jinja"))
@@ -37,12 +43,18 @@ def test_links_of_documents_lead_somewhere(path: Path) -> None:
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda p: p.stem)
 def test_committed_claims_are_those_of_the_code(path: Path) -> None:
-    from dataclasses import asdict
-
-    from phasefast.experiments.claims import check_claims
-
     results = json.loads(path.read_text(encoding="utf-8"))
     assert results["claims"] == [asdict(claim) for claim in check_claims(results)]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_commands_of_documents_exist(path: Path) -> None:
+    text = path.with_suffix("").read_text(encoding="utf-8")
+    commands = re.findall(r"^phasefast .+$|(?<=`)phasefast [^`]+", text, re.MULTILINE)
+    assert commands
+    for command in commands:  # their options are parsed; the runs take hours
+        result = CliRunner().invoke(app, [*shlex.split(command)[1:], "--help"])
+        assert result.exit_code == 0, (command, result.output)
 
 
 def test_results_are_small() -> None:

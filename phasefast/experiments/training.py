@@ -103,7 +103,7 @@ def cpu_threads(limit: int) -> Iterator[None]:
 
 
 def _batches(
-    inputs: Tensor, labels: Tensor, size: int, generator: torch.Generator, skip: int
+    inputs: Tensor, labels: Tensor, size: int, generator: torch.Generator, skip: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
     while True:
         order = torch.randperm(len(inputs), generator=generator).to(inputs.device)

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from phasefast import cli
 from phasefast.errors import ArgumentError, StoreError
 from phasefast.experiments import theory
 from phasefast.experiments.theory import AttributeData, gradient_flow, phases, reconstruction_loss
@@ -118,6 +120,14 @@ def test_statement_on_the_whole_grid() -> None:
     rows = theory.check_statement()
     assert len(rows) == 270
     assert [row for row in rows if not row["holds"]] == []
+
+
+def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = {"rho": (0.0, 0.2), "frequency": (1.0,), "noise": (0.1, 1.0)}
+    monkeypatch.setattr(cli, "run_theory", lambda out: theory.run_theory(out, grid, seeds=(0,)))
+    result = CliRunner().invoke(cli.app, ["theory", "--out", str(tmp_path)], catch_exceptions=False)
+    assert "holds at 4 of 4 points" in result.output
+    assert (tmp_path / "theory.png").stat().st_size > 10_000
 
 
 def test_bad_input_is_named(tmp_path: Path) -> None:
