@@ -52,7 +52,7 @@ def rendered() -> dict[Path, str]:
     environment.filters["percent"] = lambda value, digits=1: f"{100 * value:+.{digits}f} %"
     environment.globals.update(mean=mean, spread=spread, column=column, pairs=pairs)
     found = results()
-    runs = {name: content for name, content in found.items() if "seeds" in content}
+    runs = {name: content for name, content in found.items() if "claims" in content}
     names = {"runs": runs, **{name.replace("-", "_"): content for name, content in found.items()}}
     return {path.with_suffix(""): environment.get_template(path.name).render(names) for path in DOCS.glob("*.md.jinja")}
 

@@ -18,7 +18,7 @@ from phasefast.experiments.claims import check_claims
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(ROOT.glob("docs/*.md.jinja"))
-RESULTS = sorted(path for path in ROOT.glob("docs/results/*.json") if "seeds" in json.loads(path.read_text()))
+RESULTS = sorted(path for path in ROOT.glob("docs/results/*.json") if "claims" in json.loads(path.read_text()))
 
 
 def test_documents_are_rendered_from_the_results() -> None:

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from ..checkpoints import load_into, read_state_dict
+from ..checkpoints import file_hash, load_into, read_state_dict
 from ..engine import VERSION, Engine, resolve_device
 from ..errors import ArgumentError, DependencyError, StoreError
 from ..report import plot_phases
@@ -195,13 +195,15 @@ def _compare_decoders(
     model: nn.Module, checkpoints: dict[int, Path], data: Splits, features: str, path: Path
 ) -> list[dict[str, Any]]:
     """The exact decoder beside the paper's trained ones, at the first step, at 128 and at the last."""
-    if path.exists():
-        stored: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-        return stored
     probe_set = draw(data, *_DECODER_ROWS)
+    chosen = sorted({min(checkpoints), *({128} & checkpoints.keys()), max(checkpoints)})
+    key = [probe_set.digest, *(file_hash(checkpoints[step]) for step in chosen)]
+    if path.exists() and (stored := json.loads(path.read_text(encoding="utf-8")))["key"] == key:
+        kept: list[dict[str, Any]] = stored["rows"]
+        return kept
     engine = Engine(model, probe_set, layers=[features], targets=[Input()], batchnorm="batch")
     rows = []
-    for step in sorted({min(checkpoints), *({128} & checkpoints.keys()), max(checkpoints)}):
+    for step in chosen:
         load_into(model, read_state_dict(checkpoints[step]), str(checkpoints[step]))
         (cell,) = engine.activations()
         exact = sorted((exact_decoder(cell, engine) for _ in range(_EXACT_REPEATS)), key=lambda found: found.seconds)
@@ -209,7 +211,7 @@ def _compare_decoders(
         found["linear"] = train_decoder(linear_decoder, cell, probe_set)
         found["conv"] = train_decoder(conv_decoder, cell, probe_set, epochs=_CONV_EPOCHS)
         rows.append({"step": step, **{key: asdict(result) for key, result in found.items()}})
-    path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps({"key": key, "rows": rows}, indent=1) + "\n", encoding="utf-8")
     return rows
 
 

@@ -98,6 +98,7 @@ def fine_tune(
     old = dict(model.named_children()).get("classifier")
     if not isinstance(old, nn.Linear):
         raise ArgumentError(f"fine_tune: expected a model with a Linear named 'classifier', got {type(old).__name__}")
+    training = model.training
     before = {name: value.clone() for name, value in model.state_dict().items()}
     count = min(n_fit, len(data.fit_inputs))
     chosen = torch.randperm(len(data.fit_inputs), generator=torch.Generator().manual_seed(seed))[:count]
@@ -112,6 +113,7 @@ def fine_tune(
     finally:
         model.add_module("classifier", old)
         model.load_state_dict(before)
+        model.train(training)
 
 
 @torch.no_grad()
