@@ -31,6 +31,12 @@ def pairs(runs: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def fine_tunings(runs: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every fine-tuning of every run, with what the window's checkpoint gains on the last one, as a fraction."""
+    found = [seed["fine_tuning"] for run in runs.values() for seed in run["seeds"] if seed["fine_tuning"]]
+    return [{**t, "gain": mean(t["accuracy"]["window"]) - mean(t["accuracy"]["last"])} for t in found]
+
+
 def column(run: dict[str, Any], key: str, index: int) -> list[float]:
     """One entry of a curve of the last features, BatchNorm by batch, for each seed."""
     return [seed["batch"][key][index] for seed in run["seeds"]]
@@ -50,7 +56,7 @@ def rendered() -> dict[Path, str]:
     environment.filters["f"] = lambda value, digits=3: f"{value:.{digits}f}"
     environment.filters["signed"] = lambda value, digits=3: f"{value:+.{digits}f}"
     environment.filters["percent"] = lambda value, digits=1: f"{100 * value:+.{digits}f} %"
-    environment.globals.update(mean=mean, spread=spread, column=column, pairs=pairs)
+    environment.globals.update(mean=mean, spread=spread, column=column, pairs=pairs, fine_tunings=fine_tunings)
     found = results()
     runs = {name: content for name, content in found.items() if "claims" in content}
     names = {"runs": runs, **{name.replace("-", "_"): content for name, content in found.items()}}
