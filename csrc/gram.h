@@ -1,4 +1,5 @@
-// gram: lower triangles of rows' rows, and rows' targets, added to accumulators. See library.cpp for the shapes.
+// gram: lower triangles of rows' rows (or none), and rows' targets, added to accumulators. See library.cpp for the
+// shapes.
 #pragma once
 
 #include "checks.h"
@@ -6,7 +7,7 @@
 namespace phasefast {
 
 inline void check_gram(const Tensors& rows, const Tensor& targets, const Tensors& grams, const Tensors& crosses) {
-  check_count("grams", grams.size(), "rows", rows.size());
+  if (!grams.empty()) check_count("grams", grams.size(), "rows", rows.size());
   check_count("crosses", crosses.size(), "rows", rows.size());
   check_dim({"targets"}, targets, 2, 2);
   check_dtype({"targets"}, targets, kWide);
@@ -16,9 +17,11 @@ inline void check_gram(const Tensors& rows, const Tensor& targets, const Tensors
     check_dtype({"rows", index}, rows[i], kFloats);
     const int64_t width = rows[i].size(1);
     check_shape({"rows", index}, rows[i], {targets.size(0), width});
-    check_shape({"grams", index}, grams[i], {width, width});
-    check_dtype({"grams", index}, grams[i], kWide);
-    check_row_major({"grams", index}, grams[i]);
+    if (!grams.empty()) {
+      check_shape({"grams", index}, grams[i], {width, width});
+      check_dtype({"grams", index}, grams[i], kWide);
+      check_row_major({"grams", index}, grams[i]);
+    }
     check_shape({"crosses", index}, crosses[i], {width, targets.size(1)});
     check_dtype({"crosses", index}, crosses[i], kWide);
     check_row_major({"crosses", index}, crosses[i]);

@@ -97,9 +97,9 @@ class Engine:
         self.label = next((target.name for target in chosen if isinstance(target, Label)), None)
         fit = (probe_set.fit_inputs, probe_set.fit_labels)
         heldout = (probe_set.heldout_inputs, probe_set.heldout_labels)
-        self.targets = build_targets(chosen, fit, heldout, self.device)
         count = min(FOLDS, probe_set.n_fit) if self.penalties.selects else 1
-        self.folds = [probe_set.n_fit * i // count for i in range(count + 1)]
+        folds = [probe_set.n_fit * i // count for i in range(count + 1)]
+        self.targets = build_targets(chosen, fit, heldout, folds, self.device)
         self.config_hash = self._hash()
         self._layers: list[Layer] | None = None
 
@@ -138,14 +138,21 @@ class Engine:
                 yield self._plan(self._layers)
 
     def _plan(self, layers: Sequence[Layer]) -> list[list[Layer]]:
-        p, q = self.targets.fit.shape[1], self.targets.sketch_blocks[-1].stop
-        sizes = self.probe_set.n_fit, self.probe_set.n_heldout, p, q, len(self.folds) - 1, len(self.penalties.alphas)
+        p, q = self.targets.fit.shape[1], self.targets.sketch.fit.shape[1]
+        sizes = (
+            self.probe_set.n_fit,
+            self.probe_set.n_heldout,
+            p,
+            q,
+            len(self.targets.folds) - 1,
+            len(self.penalties.alphas),
+        )
         return group_layers(layers, Problem(*sizes), memory_budget(self.memory, self.device))
 
     def _capture(self, group: Sequence[Layer]) -> tuple[list[Activations], dict[str, Tensor | None]]:
         """Activations of a group of layers, and the model's own outputs per split where they are rows of numbers."""
         data = self.probe_set
-        arguments = (data.fit_inputs, data.heldout_inputs, self.folds, self.batch_size, self.rows, self.device)
+        arguments = (data.fit_inputs, data.heldout_inputs, self.targets.folds, self.batch_size, self.rows, self.device)
         fix_random_state(self.device)
         with several_rows(self.batchnorm):
             cells, fit_outputs, heldout_outputs = capture(self.model, group, *arguments)
@@ -190,7 +197,7 @@ class Engine:
             "batchnorm": [self.batchnorm, self.batch_size],
             "precision": self.precision,
             "rows": [self.rows.tokens, self.rows.pool],
-            "folds": self.folds,
+            "folds": self.targets.folds,
         }
         return hashlib.blake2b(json.dumps(settings).encode(), digest_size=8).hexdigest()
 

@@ -27,26 +27,55 @@ class TargetBlock:
 
 
 @dataclass(frozen=True)
-class TargetMatrix:
-    """All targets side by side, regression columns minus their fit means; the same for every cell of a sweep.
+class Sketch:
+    """Columns that stand for all target columns when a penalty is chosen: random combinations where a block is wide.
 
     Attributes:
-        blocks: one entry per target, in column order.
-        fit: [n, p] float32. heldout: [m, p] float32.
-        mean: [p] float64, what was subtracted: means over the fit rows; zero for classes.
-        deviation: squared deviation from the fit mean, per split and block: {"fit": [...], "heldout": [...]}.
-        sketch: [p, q] float32 columns that the choice of a penalty looks at, or None where p is small.
-        sketch_blocks: the blocks of the sketched columns (those of ``blocks`` where ``sketch`` is None).
-        digest: content hash.
+        blocks: one entry per target. fit: [n, q] float32. sums: [k, q] float64, per fold.
     """
 
     blocks: tuple[TargetBlock, ...]
     fit: torch.Tensor
+    sums: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Random combinations of a block's columns that a solution is certified on, all float64.
+
+    Attributes:
+        directions: [p, c]. fit: [n, c], heldout: [m, c], the block's columns times them.
+    """
+
+    directions: torch.Tensor
+    fit: torch.Tensor
+    heldout: torch.Tensor
+
+
+@dataclass(frozen=True)
+class TargetMatrix:
+    """All targets side by side, regression columns minus their fit means, and what all cells of a sweep need of them.
+
+    Attributes:
+        blocks: one entry per target, in column order.
+        folds: k + 1 row offsets of the folds of the fit rows.
+        fit: [n, p] float32. heldout: [m, p] float32.
+        mean: [p] float64, what was subtracted: means over the fit rows; zero for classes.
+        sums: [k, p] float64 sums of ``fit``, per fold.
+        deviation: squared deviation from the fit mean, per split and block: {"fit": [...], "heldout": [...]}.
+        sketch: what the choice of a penalty looks at. probes: what solutions are certified on, one entry per target.
+        digest: content hash.
+    """
+
+    blocks: tuple[TargetBlock, ...]
+    folds: tuple[int, ...]
+    fit: torch.Tensor
     heldout: torch.Tensor
     mean: torch.Tensor
+    sums: torch.Tensor
     deviation: dict[str, tuple[float, ...]]
-    sketch: torch.Tensor | None
-    sketch_blocks: tuple[TargetBlock, ...]
+    sketch: Sketch
+    probes: tuple[Probe, ...]
     digest: str
 
 
@@ -67,7 +96,6 @@ class Activations:
     Attributes:
         fit: [n, d], heldout: [m, d], float32 (float64 for a float64 model). shift: [d] float32.
         sums: [k, d] float64 sums of the stored fit rows, per fold.
-        folds: k + 1 row offsets of the folds in ``fit``.
     """
 
     layer: Layer
@@ -75,12 +103,11 @@ class Activations:
     heldout: torch.Tensor
     shift: torch.Tensor
     sums: torch.Tensor
-    folds: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Uncentred sums over some fit rows: count, sum a, sum t, lower triangle of sum a a', sum a t' (all float64)."""
+    """Uncentred sums over some fit rows: count, sum a, sum t, lower triangle of sum a a', sum a t' (float64)."""
 
     count: int
     row_sum: torch.Tensor

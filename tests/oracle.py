@@ -27,7 +27,7 @@ def captured(fit: Tensor, heldout: Tensor, folds: tuple[int, ...] | None = None,
                 part = slice(i, min(i + batch, stop))
                 total = sums[fold] if x is fit else torch.zeros(dim, dtype=torch.float64)
                 ops.capture([x[part]], [shift], [0], [row[part]], [total], [torch.zeros_like(total)])
-    return Activations(Layer("cell", "cell", 0, dim), rows[0], rows[1], shift, sums, edges)
+    return Activations(Layer("cell", "cell", 0, dim), rows[0], rows[1], shift, sums)
 
 
 def rows64(x: Tensor) -> np.ndarray:

@@ -89,13 +89,16 @@ def capture(
 
 def gram(rows: Sequence[Tensor], targets: Tensor, grams: Sequence[Tensor], crosses: Sequence[Tensor]) -> None:
     """ArgumentError where the arguments of ``gram`` do not fit together."""
-    counts("rows", len(rows), grams=grams, crosses=crosses)
+    counts("rows", len(rows), crosses=crosses)
+    if grams:
+        counts("rows", len(rows), grams=grams)
     device = targets.device
     tensor("targets", targets, [None, None], WIDE, device)
     for i, row in enumerate(rows):
         tensor(f"rows[{i}]", row, [targets.shape[0], None], FLOATS, device)
         width = row.shape[1]
-        tensor(f"grams[{i}]", grams[i], [width, width], WIDE, device, written=True)
+        if grams:
+            tensor(f"grams[{i}]", grams[i], [width, width], WIDE, device, written=True)
         tensor(f"crosses[{i}]", crosses[i], [width, targets.shape[1]], WIDE, device, written=True)
 
 

@@ -37,10 +37,11 @@ def capture(
 
 @torch.no_grad()
 def gram(rows: Sequence[Tensor], targets: Tensor, grams: Sequence[Tensor], crosses: Sequence[Tensor]) -> None:
-    """grams[i] [d, d] += rows' rows, lower triangle only; crosses[i] [d, p] += rows' targets."""
-    for a, g, c in zip(rows, grams, crosses, strict=True):
+    """grams[i] [d, d] += rows' rows, lower triangle only, or grams is empty; crosses[i] [d, p] += rows' targets."""
+    for i, (a, c) in enumerate(zip(rows, crosses, strict=True)):
         wide = a.to(torch.promote_types(a.dtype, torch.float32))
-        g += torch.tril(wide.mT @ wide)
+        if grams:
+            grams[i].add_(torch.tril(wide.mT @ wide))
         c += wide.mT @ targets.to(wide.dtype)
 
 

@@ -181,7 +181,7 @@ class _Spool:
 
     def finish(self) -> Activations:
         assert self.shift is not None
-        return Activations(self.layer, self.rows["fit"], self.rows["heldout"], self.shift, self.sums, self.folds)
+        return Activations(self.layer, self.rows["fit"], self.rows["heldout"], self.shift, self.sums)
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +16,6 @@ from ..types import Activations, BlockFit, Decoder, Moments, PenaltyChoice, Stat
 
 DEFAULT_ALPHAS = tuple(10.0**k for k in range(-6, 2))
 _CHUNK = 4096
-_PROBES = 8
 # Rounding of a float32 Gram matrix acts like a penalty of about the first size; what it adds to the errors of weak
 # penalties only matters where hardly anything else is left unexplained.
 _FLOAT32_ALPHA, _FLOAT32_SMALL_ALPHA, _FLOAT32_FVU = 1e-5, 1e-2, 1e-3
@@ -75,8 +76,7 @@ def select(cell: Activations, statistics: Statistics, targets: TargetMatrix, pen
     """The penalty of least squared error on held-out folds of the fit rows, per target block."""
     if not penalties.selects:
         return PenaltyChoice((0,) * len(targets.blocks), True)
-    folds = range(len(statistics.folds))
-    errors = torch.stack([_fold_errors(cell, statistics, targets, penalties, fold) for fold in folds]).sum(0)
+    errors = torch.stack(list(_fold_errors(cell, statistics, targets, penalties))).sum(0)
     failed = torch.isinf(errors).any(1).tolist()
     # The largest of equally good penalties is the steadiest, so the last of equal minima counts.
     indices = tuple((len(errors) - 1 - errors.flip(0).argmin(0)).tolist())
@@ -109,20 +109,22 @@ def solve(
     system = _centre(statistics.total, statistics.dtype)
     path = penalties.absolute(system.gram, system.count)
     weights = torch.zeros_like(system.cross)
-    fits: dict[TargetBlock, BlockFit] = {}
+    parts: list[_Part] = []
     for index in sorted(set(choice.indices)):
-        blocks = [block for block, chosen in zip(targets.blocks, choice.indices, strict=True) if chosen == index]
+        chosen = [i for i, of_block in enumerate(choice.indices) if of_block == index]
+        blocks = [targets.blocks[i] for i in chosen]
         columns = torch.cat([torch.arange(b.start, b.stop, device=weights.device) for b in blocks])
         part = replace(system, cross=system.cross[:, columns])
         solution = _solve_one(part, float(path[index]), cell.layer.name)
         weights[:, columns] = solution.weights.double()
-        for block in blocks:
-            span = weights[:, block.start : block.stop]
-            fits[block] = _certify_and_refine(cell, system, targets, block, solution, span, tolerance)
+        parts += [_Part(i, b, solution, weights[:, b.start : b.stop]) for i, b in zip(chosen, blocks, strict=True)]
+    parts.sort(key=lambda part: part.index)
+    fits = _certify(cell, system, targets, parts)
+    fits = [_refine(cell, system, targets, part, fit, tolerance) for part, fit in zip(parts, fits, strict=True)]
     offset = system.target_mean - system.row_mean @ weights
-    refined = any(fit.route.endswith(_REFINED) for fit in fits.values())
+    refined = any(fit.route.endswith(_REFINED) for fit in fits)
     dtype = torch.float64 if refined else statistics.dtype
-    return Decoder(cell.layer, weights.to(dtype), offset.to(dtype), tuple(fits[block] for block in targets.blocks))
+    return Decoder(cell.layer, weights.to(dtype), offset.to(dtype), tuple(fits))
 
 
 def _centre(moments: Moments, dtype: torch.dtype) -> _System:
@@ -134,39 +136,37 @@ def _centre(moments: Moments, dtype: torch.dtype) -> _System:
     return _System(gram, cross, row_mean, target_mean, moments.count, dtype)
 
 
-def _without(total: Moments, fold: Moments, columns: Tensor | None) -> Moments:
-    cross, target_sum = total.cross, total.target_sum
-    if columns is not None:
-        cross, target_sum = cross @ columns.double(), target_sum @ columns.double()
+def _fold_errors(
+    cell: Activations, statistics: Statistics, targets: TargetMatrix, penalties: Penalties
+) -> Iterator[Tensor]:
+    """Squared errors [L, k] float64 on each fold, of decoders solved without it; Inf where a float32 solve failed."""
+    blocks = targets.sketch.blocks
+    edges, classes = [0, *(block.stop for block in blocks)], [False] * len(blocks)
+    cross = torch.stack([fold.cross for fold in statistics.folds]).sum(0)
+    total = replace(statistics.total, cross=cross, target_sum=targets.sketch.sums.sum(0))
+    for fold, (start, stop) in zip(statistics.folds, itertools.pairwise(targets.folds), strict=True):
+        train = _centre(_without(total, fold), statistics.dtype)
+        path = penalties.absolute(train.gram, train.count)
+        weights, _, info = _ridge(train, path, keep_factors=False)
+        if statistics.dtype == torch.float64:
+            for index in (info.bool() | (path == 0)).nonzero()[:, 0].tolist():
+                weights[index] = _eigen_solution(train, 0.0, float(path[index]), cell.layer.name).weights
+        offsets = (train.target_mean - train.row_mean @ weights.double()).to(statistics.dtype)
+        errors = torch.empty(len(path), len(blocks), stop - start, dtype=torch.float64, device=path.device)
+        hits = torch.empty(errors.shape, dtype=torch.bool, device=path.device)
+        rows, expected = [cell.fit[start:stop]] * len(path), targets.sketch.fit[start:stop]
+        ops.residual(rows, list(weights), list(offsets), expected, edges, classes, list(errors), list(hits))
+        yield torch.nan_to_num(errors.sum(2), math.inf, math.inf).cpu()
+
+
+def _without(total: Moments, fold: Moments) -> Moments:
     return Moments(
         total.count - fold.count,
         total.row_sum - fold.row_sum,
-        target_sum - fold.target_sum,
+        total.target_sum - fold.target_sum,
         total.gram - fold.gram,
-        cross - fold.cross,
+        total.cross - fold.cross,
     )
-
-
-def _fold_errors(
-    cell: Activations, statistics: Statistics, targets: TargetMatrix, penalties: Penalties, fold: int
-) -> Tensor:
-    """Squared errors [L, k] float64 on one fold, of decoders solved without it; Inf where a float32 solve failed."""
-    rows = slice(cell.folds[fold], cell.folds[fold + 1])
-    expected = targets.fit[rows] if targets.sketch is None else targets.fit[rows] @ targets.sketch
-    train = _centre(_without(statistics.total, statistics.folds[fold], targets.sketch), statistics.dtype)
-    path = penalties.absolute(train.gram, train.count)
-    weights, _, info = _ridge(train, path, keep_factors=False)
-    if statistics.dtype == torch.float64:
-        for index in (info.bool() | (path == 0)).nonzero()[:, 0].tolist():
-            weights[index] = _eigen_solution(train, 0.0, float(path[index]), cell.layer.name).weights
-    offsets = (train.target_mean - train.row_mean @ weights.double()).to(statistics.dtype)
-    blocks = targets.sketch_blocks
-    errors = torch.empty(len(path), len(blocks), len(expected), dtype=torch.float64, device=path.device)
-    hits = torch.empty(errors.shape, dtype=torch.bool, device=path.device)
-    edges, classes = [0, *(block.stop for block in blocks)], [False] * len(blocks)
-    same_rows = [cell.fit[rows]] * len(path)
-    ops.residual(same_rows, list(weights), list(offsets), expected, edges, classes, list(errors), list(hits))
-    return torch.nan_to_num(errors.sum(2), math.inf, math.inf).cpu()
 
 
 def _ridge(system: _System, path: Tensor, keep_factors: bool) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -257,79 +257,91 @@ def _eigen_solution(system: _System, alpha: float, penalty: float, layer: str) -
     return _Solution(weights, alpha, penalty, 0.0, len(kept), dof, condition, "primal-eigen", inverse_root)
 
 
-def _missing(
-    cell: Activations,
-    system: _System,
-    targets: TargetMatrix,
-    block: TargetBlock,
-    z: Tensor,
-    weights: Tensor,
-    solution: _Solution,
-) -> Tensor:
-    """What ``weights`` [d, k] lack, to first order, of the exact decoder of the block's columns times z.
+@dataclass(frozen=True)
+class _Part:
+    """One target's share of a decoder: its place among the targets and its weights [d, p] float64."""
 
-    The residual of the normal equations, A'(T z - A W) - penalty W, is zero for the exact W; in float64 and from the
-    rows themselves, (G + penalty I)^-1 of it is the correction (Higham, Accuracy and Stability of Numerical
-    Algorithms, ch. 12: one step of iterative refinement).
+    index: int
+    block: TargetBlock
+    solution: _Solution
+    weights: Tensor
+
+    @property
+    def columns(self) -> slice:
+        return slice(self.block.start, self.block.stop)
+
+
+def _gradient(cell: Activations, system: _System, expected: Tensor, mean: Tensor, weights: Tensor) -> Tensor:
+    """A'(T - A W) [d, k] float64 of the centred fit rows themselves, for targets [n, k] of some mean, weights [d, k].
+
+    Less penalty W it is the residual of the normal equations, zero for the exact W; (G + penalty I)^-1 of that is what
+    W lacks, to first order (Higham, Accuracy and Stability of Numerical Algorithms, ch. 12: iterative refinement).
     """
-    columns = slice(block.start, block.stop)
-    offset = system.target_mean[columns] @ z - system.row_mean @ weights
-    gradient = -solution.penalty * weights
+    offset = mean - system.row_mean @ weights
+    gradient = torch.zeros_like(weights)
     for start in range(0, len(cell.fit), _CHUNK):
         rows = cell.fit[start : start + _CHUNK].double()
-        miss = targets.fit[start : start + _CHUNK, columns].double() @ z - rows @ weights - offset
+        miss = expected[start : start + _CHUNK].double() - rows @ weights - offset
         gradient += rows.mT @ miss - torch.outer(system.row_mean, miss.sum(0))
-    return solution.apply_inverse(gradient)
+    return gradient
 
 
-def _certify_and_refine(
-    cell: Activations,
-    system: _System,
-    targets: TargetMatrix,
-    block: TargetBlock,
-    solution: _Solution,
-    weights: Tensor,
-    tolerance: float,
+def _refine(
+    cell: Activations, system: _System, targets: TargetMatrix, part: _Part, fit: BlockFit, tolerance: float
 ) -> BlockFit:
-    """Certify the block's ``weights`` [d, p] float64, and refine them in place where that pays."""
-    d, p = weights.shape
-    fit = _certify(cell, system, targets, block, solution, weights)
+    """Refine the part's weights in place where that pays, and certify them anew."""
+    d, p = part.weights.shape
     # A step of refinement multiplies 4 n d p times, solving in float64 n d (d + 2 p).
     pays = system.dtype == torch.float64 or 2 * p < d
     allowed = _REFINE_ABOVE if system.dtype == torch.float64 else tolerance
     for _ in range(_REFINEMENTS):
         if not pays or not allowed < fit.error_estimate < math.inf:
             break
-        identity = torch.eye(p, dtype=torch.float64, device=weights.device)
-        weights += _missing(cell, system, targets, block, identity, weights, solution)
-        fit = replace(_certify(cell, system, targets, block, solution, weights), route=solution.route + _REFINED)
+        expected, mean = targets.fit[:, part.columns], system.target_mean[part.columns]
+        missing = _gradient(cell, system, expected, mean, part.weights) - part.solution.penalty * part.weights
+        part.weights.add_(part.solution.apply_inverse(missing))
+        fit = replace(_certify(cell, system, targets, [part])[0], route=part.solution.route + _REFINED)
     return fit
 
 
-def _certify(
-    cell: Activations, system: _System, targets: TargetMatrix, block: TargetBlock, solution: _Solution, weights: Tensor
-) -> BlockFit:
-    """Estimate what rounding did to the held-out squared error of random combinations z of the block's columns."""
-    columns = slice(block.start, block.stop)
-    generator = torch.Generator().manual_seed(0)
-    z = torch.randn(block.stop - block.start, _PROBES, generator=generator, dtype=torch.float64).to(weights.device)
-    wz = weights @ z
-    correction = _missing(cell, system, targets, block, z, wz, solution)
-    offset = system.target_mean[columns] @ z - system.row_mean @ wz
-    lost, kept = torch.zeros_like(z[0]), torch.zeros_like(z[0])
+def _certify(cell: Activations, system: _System, targets: TargetMatrix, parts: Sequence[_Part]) -> list[BlockFit]:
+    """Estimate what rounding did to the held-out squared error of random combinations of each part's columns."""
+    probes = [targets.probes[part.index] for part in parts]
+    wz = torch.cat([part.weights @ probe.directions for part, probe in zip(parts, probes, strict=True)], 1)
+    mean = torch.cat(
+        [system.target_mean[part.columns] @ probe.directions for part, probe in zip(parts, probes, strict=True)]
+    )
+    gradient = _gradient(cell, system, torch.cat([probe.fit for probe in probes], 1), mean, wz)
+    correction = torch.cat(
+        [
+            part.solution.apply_inverse(own - part.solution.penalty * own_wz)
+            for part, own, own_wz in zip(parts, gradient.chunk(len(parts), 1), wz.chunk(len(parts), 1), strict=True)
+        ],
+        1,
+    )
+    expected = torch.cat([probe.heldout for probe in probes], 1)
+    offset = mean - system.row_mean @ wz
+    lost, kept = torch.zeros_like(wz[0]), torch.zeros_like(wz[0])
     for start in range(0, len(cell.heldout), _CHUNK):
         rows = cell.heldout[start : start + _CHUNK].double()
-        miss = targets.heldout[start : start + _CHUNK, columns].double() @ z - rows @ wz - offset
+        miss = expected[start : start + _CHUNK] - rows @ wz - offset
         moved = rows @ correction - system.row_mean @ correction
         lost += (moved.square() - 2 * miss * moved).sum(0)
         kept += miss.square().sum(0)
-    estimate = float((lost.abs() / kept.clamp_min(torch.finfo(torch.float64).tiny)).max())
-    deviation = targets.deviation["fit"][targets.blocks.index(block)]
-    cross = system.cross[:, columns]
+    estimates = (lost.abs() / kept.clamp_min(torch.finfo(torch.float64).tiny)).chunk(len(parts))
+    return [
+        _block_fit(system, targets, part, float(estimate.max()))
+        for part, estimate in zip(parts, estimates, strict=True)
+    ]
+
+
+def _block_fit(system: _System, targets: TargetMatrix, part: _Part, estimate: float) -> BlockFit:
+    solution, deviation = part.solution, targets.deviation["fit"][part.index]
+    explained = float((part.weights * system.cross[:, part.columns]).sum())
     # With G W = C - penalty W, the fit error is tr T'T - tr W'C - penalty tr W'W: no second pass over the rows.
-    fit_error = deviation - float((weights * cross).sum()) - solution.penalty * float(weights.square().sum())
+    fit_error = deviation - explained - solution.penalty * float(part.weights.square().sum())
     return BlockFit(
-        block=block,
+        block=part.block,
         alpha=solution.alpha,
         penalty=solution.penalty,
         jitter=solution.jitter,

@@ -14,80 +14,70 @@ from ..types import Activations, Moments, Statistics, TargetMatrix
 _CHUNK = 4096
 
 
-class MomentsAccumulator:
-    """Moments of several cells over the same rows of targets, added up batch by batch.
-
-    Args:
-        dims: features of each cell. p: target columns. dtype: of the products (float32 or float64); sums are float64.
-    """
-
-    def __init__(self, dims: Sequence[int], p: int, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
-
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.float64, device=device)
-
-        self.dtype, self.count = dtype, 0
-        self.row_sums = [zeros(d) for d in dims]
-        self.target_sum = zeros(p)
-        self.grams = [zeros(d, d) for d in dims]
-        self.crosses = [zeros(d, p) for d in dims]
-
-    def update(self, rows: Sequence[Tensor], sums: Sequence[Tensor], targets: Tensor) -> None:
-        """Add rows[i] [b, d_i], whose column sums [d_i] float64 the capture has made, and targets [b, p]."""
-        for start in range(0, len(targets), _CHUNK):
-            chunk = slice(start, start + _CHUNK)
-            wide = [row[chunk] if row.dtype == self.dtype else row[chunk].to(self.dtype) for row in rows]
-            ops.gram(wide, targets[chunk].to(self.dtype), self.grams, self.crosses)
-        for total, row_sum in zip(self.row_sums, sums, strict=True):
-            total += row_sum
-        self.target_sum += targets.sum(0, dtype=torch.float64)
-        self.count += len(targets)
-
-    def merge(self, other: MomentsAccumulator) -> None:
-        """Add what another accumulator of the same cells has seen."""
-        pairs = zip(
-            [*self.row_sums, self.target_sum, *self.grams, *self.crosses],
-            [*other.row_sums, other.target_sum, *other.grams, *other.crosses],
-            strict=True,
-        )
-        for mine, theirs in pairs:
-            mine += theirs
-        self.count += other.count
-
-    def compute(self) -> list[Moments]:
-        """The moments of each cell so far."""
-        cells = zip(self.row_sums, self.grams, self.crosses, strict=True)
-        return [Moments(self.count, rows, self.target_sum, gram, cross) for rows, gram, cross in cells]
-
-
 def accumulate(
     cells: Sequence[Activations], targets: TargetMatrix, dtype: torch.dtype, *, with_folds: bool = True
 ) -> list[Statistics]:
-    """Moments of all fit rows and of each fold, for cells that share the folds.
+    """Moments of all fit rows with all target columns, and of each fold with the sketched ones.
 
     Args:
-        dtype: of the products: float32, or float64 where float32 cannot hold the answer.
+        dtype: of the products: float32, or float64 where float32 cannot hold the answer; sums are float64.
         with_folds: keep the folds' moments too, where there is more than one.
     """
-    folds = cells[0].folds
-    dims, device = [cell.layer.dim for cell in cells], targets.fit.device
-    total = MomentsAccumulator(dims, targets.fit.shape[1], device, dtype)
-    per_fold: list[list[Moments]] = []
-    for fold, (start, stop) in enumerate(itertools.pairwise(folds)):
-        part = MomentsAccumulator(dims, targets.fit.shape[1], device, dtype)
-        part.update([c.fit[start:stop] for c in cells], [c.sums[fold] for c in cells], targets.fit[start:stop])
-        total.merge(part)
-        if with_folds and len(folds) > 2:
-            per_fold.append([sketch(moments, targets.sketch) for moments in part.compute()])
+    everything = slice(0, len(targets.fit))
+    row_sums = [cell.sums.sum(0) for cell in cells]
+    if not with_folds or len(targets.folds) == 2:
+        grams, crosses = _zeros(cells, None), _zeros(cells, targets.fit)
+        _add_products(cells, targets.fit, everything, dtype, grams, crosses)
+        folds: list[list[Moments]] = []
+    else:
+        sketch = targets.sketch
+        folds = []
+        for k, (start, stop) in enumerate(itertools.pairwise(targets.folds)):
+            grams, crosses = _zeros(cells, None), _zeros(cells, sketch.fit)
+            _add_products(cells, sketch.fit, slice(start, stop), dtype, grams, crosses)
+            parts = zip(cells, grams, crosses, strict=True)
+            folds.append([Moments(stop - start, cell.sums[k], sketch.sums[k], g, c) for cell, g, c in parts])
+        grams, crosses = _sums([[m.gram for m in fold] for fold in folds]), _zeros(cells, targets.fit)
+        if sketch.fit is targets.fit:
+            crosses = _sums([[m.cross for m in fold] for fold in folds])
+        else:
+            _add_products(cells, targets.fit, everything, dtype, [], crosses)
+    totals = zip(cells, row_sums, grams, crosses, strict=True)
     return [
-        Statistics(cell.layer, dtype, moments, tuple(fold[i] for fold in per_fold))
-        for i, (cell, moments) in enumerate(zip(cells, total.compute(), strict=True))
+        Statistics(
+            cell.layer,
+            dtype,
+            Moments(len(targets.fit), row_sum, targets.sums.sum(0), gram, cross),
+            tuple(fold[i] for fold in folds),
+        )
+        for i, (cell, row_sum, gram, cross) in enumerate(totals)
     ]
 
 
-def sketch(moments: Moments, columns: Tensor | None) -> Moments:
-    """The same moments with targets replaced by ``targets @ columns``."""
-    if columns is None:
-        return moments
-    wide = columns.double()
-    return Moments(moments.count, moments.row_sum, moments.target_sum @ wide, moments.gram, moments.cross @ wide)
+def _zeros(cells: Sequence[Activations], columns: Tensor | None) -> list[Tensor]:
+    """Accumulators [d, p] for products with ``columns`` [n, p], or [d, d] for the rows' own."""
+    shapes = [(cell.layer.dim, cell.layer.dim if columns is None else columns.shape[1]) for cell in cells]
+    return [torch.zeros(s, dtype=torch.float64, device=c.fit.device) for s, c in zip(shapes, cells, strict=True)]
+
+
+def _add_products(
+    cells: Sequence[Activations],
+    columns: Tensor,
+    rows: slice,
+    dtype: torch.dtype,
+    grams: Sequence[Tensor],
+    crosses: Sequence[Tensor],
+) -> None:
+    """Add the products of some fit rows; a chunk at a time, where they have to be converted."""
+    for start in range(rows.start, rows.stop, _CHUNK):
+        chunk = slice(start, min(start + _CHUNK, rows.stop))
+        ops.gram([cell.fit[chunk].to(dtype) for cell in cells], columns[chunk].to(dtype), grams, crosses)
+
+
+def _sums(folds: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Per cell, the sum over the folds."""
+    totals = [matrix.clone() for matrix in folds[0]]
+    for fold in folds[1:]:
+        for total, matrix in zip(totals, fold, strict=True):
+            total += matrix
+    return totals

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, DataError
-from ..types import TargetBlock, TargetKind, TargetMatrix
+from ..types import Probe, Sketch, TargetBlock, TargetKind, TargetMatrix
 
 SKETCH_COLUMNS = 128
+PROBE_COLUMNS = 8
 _CHUNK = 1024
 Split = tuple[Tensor, Tensor | None]
 
@@ -107,11 +109,14 @@ class Function:
         return torch.cat(parts)
 
 
-def build_targets(targets: Sequence[Target], fit: Split, heldout: Split, device: torch.device) -> TargetMatrix:
+def build_targets(
+    targets: Sequence[Target], fit: Split, heldout: Split, folds: Sequence[int], device: torch.device
+) -> TargetMatrix:
     """All targets side by side, regression columns minus their fit means, on ``device``.
 
     Args:
         targets: at least one, with different names. fit: (inputs [n, ...], labels [n] or None). heldout: likewise.
+        folds: k + 1 row offsets from 0 to n.
 
     Raises:
         ArgumentError: no target, or two of one name.
@@ -142,17 +147,31 @@ def build_targets(targets: Sequence[Target], fit: Split, heldout: Split, device:
     digest = _digest(targets, zip(fit_parts, heldout_parts, strict=True))
     fit_columns, heldout_columns = torch.cat(fit_parts, 1).to(device), torch.cat(heldout_parts, 1).to(device)
     mean = fit_columns.mean(0, dtype=torch.float64)
-    deviation = {"fit": _deviation(fit_columns, mean, blocks), "heldout": _deviation(heldout_columns, mean, blocks)}
-    for index, block in enumerate(blocks):
-        if block.kind == "regression" and not all(values[index] > 0 for values in deviation.values()):
-            raise DataError(f"target {block.name!r}: it is constant on the rows of a split; there is nothing to decode")
+    center = mean.clone()
+    for block in blocks:
         if block.kind == "classes":
-            mean[block.start : block.stop] = 0  # the largest prediction names the class only with the means in it
-    for matrix in (fit_columns, heldout_columns):
-        for rows in matrix.split(_CHUNK):
-            rows.copy_(rows.double() - mean)
-    sketch, sketch_blocks = _sketch(blocks, device)
-    return TargetMatrix(tuple(blocks), fit_columns, heldout_columns, mean, deviation, sketch, sketch_blocks, digest)
+            center[block.start : block.stop] = 0  # the largest prediction names the class only with the means in it
+    deviation = {}
+    for split, matrix in (("fit", fit_columns), ("heldout", heldout_columns)):
+        squares = _center(matrix, mean, center)
+        deviation[split] = tuple(float(squares[block.start : block.stop].sum()) for block in blocks)
+        for block, value in zip(blocks, deviation[split], strict=True):
+            if block.kind == "regression" and not value > 0:
+                raise DataError(
+                    f"target {block.name!r}: it is constant on the rows of a split; there is nothing to decode"
+                )
+    return TargetMatrix(
+        blocks=tuple(blocks),
+        folds=tuple(folds),
+        fit=fit_columns,
+        heldout=heldout_columns,
+        mean=center,
+        sums=_fold_sums(fit_columns, folds),
+        deviation=deviation,
+        sketch=_sketch(fit_columns, blocks, folds),
+        probes=tuple(_probe(fit_columns, heldout_columns, block) for block in blocks),
+        digest=digest,
+    )
 
 
 def _digest(targets: Sequence[Target], columns: Iterable[tuple[Tensor, Tensor]]) -> str:
@@ -165,30 +184,48 @@ def _digest(targets: Sequence[Target], columns: Iterable[tuple[Tensor, Tensor]])
     return digest.hexdigest()
 
 
-def _deviation(matrix: Tensor, mean: Tensor, blocks: Sequence[TargetBlock]) -> tuple[float, ...]:
-    """Squared deviation of each block's columns from ``mean``."""
-    total = torch.zeros_like(mean)
+def _center(matrix: Tensor, mean: Tensor, center: Tensor) -> Tensor:
+    """Subtract ``center`` in place; returns the squared deviations [p] of the columns from ``mean``."""
+    squares = torch.zeros_like(mean)
     for rows in matrix.split(_CHUNK):
-        total += (rows.double() - mean).square().sum(0)
-    return tuple(float(total[block.start : block.stop].sum()) for block in blocks)
+        wide = rows.double()
+        squares += (wide - mean).square_().sum(0)
+        rows.copy_(wide.sub_(center))
+    return squares
 
 
-def _sketch(blocks: Sequence[TargetBlock], device: torch.device) -> tuple[Tensor | None, tuple[TargetBlock, ...]]:
+def _fold_sums(matrix: Tensor, folds: Sequence[int]) -> Tensor:
+    parts = [matrix[start:stop].sum(0, dtype=torch.float64) for start, stop in itertools.pairwise(folds)]
+    return torch.stack(parts)
+
+
+def _sketch(matrix: Tensor, blocks: Sequence[TargetBlock], folds: Sequence[int]) -> Sketch:
     # A Gaussian sketch keeps squared errors in the mean (Johnson-Lindenstrauss), the same one for every penalty,
     # so that penalties are compared on the same random directions at a fraction of the price.
-    if all(block.stop - block.start <= SKETCH_COLUMNS for block in blocks):
-        return None, tuple(blocks)
     generator = torch.Generator().manual_seed(0)
     parts, sketched, start = [], [], 0
     for block in blocks:
-        width = block.stop - block.start
-        part = torch.eye(width, dtype=torch.float32)
+        part, width = matrix[:, block.start : block.stop], block.stop - block.start
         if width > SKETCH_COLUMNS:
-            part = torch.randn(width, SKETCH_COLUMNS, generator=generator, dtype=torch.float32) / SKETCH_COLUMNS**0.5
+            mix = torch.randn(width, SKETCH_COLUMNS, generator=generator, dtype=torch.float32) / SKETCH_COLUMNS**0.5
+            part = part @ mix.to(part)
         parts.append(part)
         sketched.append(TargetBlock(block.name, block.kind, start, start + part.shape[1]))
         start = sketched[-1].stop
-    return torch.block_diag(*parts).to(device), tuple(sketched)
+    fit = matrix if start == matrix.shape[1] else torch.cat(parts, 1)
+    return Sketch(tuple(sketched), fit, _fold_sums(fit, folds))
+
+
+def _probe(fit: Tensor, heldout: Tensor, block: TargetBlock) -> Probe:
+    generator = torch.Generator().manual_seed(0)
+    columns = slice(block.start, block.stop)
+    shape = block.stop - block.start, PROBE_COLUMNS
+    directions = torch.randn(shape, generator=generator, dtype=torch.float64).to(fit.device)
+    products = [
+        torch.cat([rows[:, columns].double() @ directions for rows in matrix.split(_CHUNK)])
+        for matrix in (fit, heldout)
+    ]
+    return Probe(directions, *products)
 
 
 def _one_hot(name: str, labels: Tensor, count: int) -> Tensor:

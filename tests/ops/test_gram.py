@@ -100,6 +100,14 @@ def test_chunks_add_up_to_the_whole(impl):
     torch.testing.assert_close(whole[1], parts[1], rtol=1e-5, atol=1e-3)
 
 
+def test_cross_products_alone(impl):
+    rows, targets = [torch.randn(70, 9), torch.randn(70, 2)], torch.randn(70, 600)
+    crosses = [torch.ones(9, 600, dtype=torch.float64), torch.ones(2, 600, dtype=torch.float64)]
+    impl.gram(rows, targets, [], crosses)
+    for row, cross in zip(rows, crosses):
+        torch.testing.assert_close(cross, 1 + row.double().T @ targets.double(), rtol=1e-5, atol=1e-4)
+
+
 def test_repeats_are_bit_identical():
     rows, targets = torch.randn(900, 300), torch.randn(900, 700)
     results = []
@@ -142,7 +150,7 @@ def test_empty(impl):
         ("grams", [torch.zeros(3, 4)], r"grams\[0\] has shape \[3, 4\], expected \[3, 3\]"),
         ("grams", [torch.zeros(3, 3).bfloat16()], r"grams\[0\] has dtype"),
         ("grams", [torch.zeros(3, 6)[:, ::2]], r"grams\[0\] has strides"),
-        ("grams", [], "grams has 0 entries, expected 1"),
+        ("grams", [torch.zeros(3, 3)] * 2, "grams has 2 entries, expected 1"),
         ("crosses", [torch.zeros(2, 3).T], r"crosses\[0\] has strides"),
         ("crosses", [torch.zeros(3, 1)], r"crosses\[0\] has shape \[3, 1\], expected \[3, 2\]"),
         ("crosses", [torch.zeros(1, 2).expand(3, 2)], r"crosses\[0\] has strides"),

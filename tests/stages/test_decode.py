@@ -56,7 +56,7 @@ def make_cell(kind: str, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.T
 def test_heldout_error_matches_scikit_learn(kind: str, seed: int) -> None:
     fit, heldout, t_fit, t_heldout, batch = make_cell(kind, 100 * seed + KINDS.index(kind))
     cell = captured(fit, heldout, batch=batch)
-    targets = build_targets([Input()], (t_fit, None), (t_heldout, None), torch.device("cpu"))
+    targets = build_targets([Input()], (t_fit, None), (t_heldout, None), (0, len(fit)), torch.device("cpu"))
     for alpha in (1e-6, 1e-3, 0.1, 3.0):
         (decoder,) = decode([cell], targets, Penalties((alpha,)))
         got = next(s for s in evaluate(cell, decoder, targets) if (s.split, s.metric) == ("heldout", "mse"))
@@ -72,7 +72,8 @@ def test_chosen_penalties_are_those_of_plain_cross_validation(seed: int) -> None
     labels = [(t[:, 0] > 0.4).long() + (t[:, -1] > 1).long() for t in (t_fit, t_heldout)]
     folds = tuple(n * i // 5 for i in range(6))
     cell = captured(fit, heldout, folds, batch)
-    targets = build_targets([Input(), Label(3)], (t_fit, labels[0]), (t_heldout, labels[1]), torch.device("cpu"))
+    splits = (t_fit, labels[0]), (t_heldout, labels[1])
+    targets = build_targets([Input(), Label(3)], *splits, folds, torch.device("cpu"))
     alphas = (1e-6, 1e-4, 1e-2, 0.1, 1.0, 10.0)
     (decoder,) = decode([cell], targets, Penalties(alphas))
     one_hot = torch.eye(3)[labels[0]]
@@ -92,8 +93,9 @@ def test_no_penalty_at_all_can_win_with_more_features_than_rows() -> None:
     g = torch.Generator().manual_seed(0)
     t = torch.randn(150, 5, generator=g)
     a = t @ torch.randn(5, 300, generator=g) + 0.01 * torch.randn(150, 300, generator=g)
-    cell = captured(a[:100], a[100:], (0, 20, 40, 60, 80, 100))
-    targets = build_targets([Input()], (t[:100], None), (t[100:], None), torch.device("cpu"))
+    folds = (0, 20, 40, 60, 80, 100)
+    cell = captured(a[:100], a[100:], folds)
+    targets = build_targets([Input()], (t[:100], None), (t[100:], None), folds, torch.device("cpu"))
     (decoder,) = decode([cell], targets, Penalties((0.0, 10.0)))
     assert decoder.fits[0].alpha == 0
     assert decoder.fits[0].rank == 99
@@ -106,8 +108,8 @@ def test_wide_targets_choose_their_penalty_on_a_sketch() -> None:
     a = latent + 0.5 * torch.randn(400, 40, generator=g)
     folds = (0, 60, 120, 180, 240, 300)
     cell = captured(a[:300], a[300:], folds)
-    targets = build_targets([Input()], (t[:300], None), (t[300:], None), torch.device("cpu"))
-    assert targets.sketch is not None
+    targets = build_targets([Input()], (t[:300], None), (t[300:], None), folds, torch.device("cpu"))
+    assert targets.sketch.fit.shape[1] < 700
     alphas = tuple(10.0**k for k in range(-4, 2))
     (decoder,) = decode([cell], targets, Penalties(alphas))
     errors = {alpha: ridge_heldout_error(a[:300], a[300:], t[:300], t[300:], alpha) for alpha in alphas}
