@@ -15,7 +15,7 @@ from ..errors import ArgumentError, SolveError
 from ..types import Activations, BlockFit, Decoder, Moments, PenaltyChoice, Statistics, TargetBlock, TargetMatrix
 
 DEFAULT_ALPHAS = tuple(10.0**k for k in range(-6, 2))
-_CHUNK = 4096
+_CHUNK = 1024
 # Rounding of a float32 Gram matrix acts like a penalty of about the first size; what it adds to the errors of weak
 # penalties only matters where hardly anything else is left unexplained.
 _FLOAT32_ALPHA, _FLOAT32_SMALL_ALPHA, _FLOAT32_FVU = 1e-5, 1e-2, 1e-3
@@ -108,16 +108,17 @@ def solve(
     """
     system = _centre(statistics.total, statistics.dtype)
     path = penalties.absolute(system.gram, system.count)
-    weights = torch.zeros_like(system.cross)
+    weights = torch.empty_like(system.cross)
     parts: list[_Part] = []
     for index in sorted(set(choice.indices)):
         chosen = [i for i, of_block in enumerate(choice.indices) if of_block == index]
         blocks = [targets.blocks[i] for i in chosen]
-        columns = torch.cat([torch.arange(b.start, b.stop, device=weights.device) for b in blocks])
-        part = replace(system, cross=system.cross[:, columns])
-        solution = _solve_one(part, float(path[index]), cell.layer.name)
-        weights[:, columns] = solution.weights.double()
-        parts += [_Part(i, b, solution, weights[:, b.start : b.stop]) for i, b in zip(chosen, blocks, strict=True)]
+        crosses = [system.cross[:, b.start : b.stop] for b in blocks]
+        together = replace(system, cross=crosses[0] if len(crosses) == 1 else torch.cat(crosses, 1))
+        solution = _solve_one(together, float(path[index]), cell.layer.name)
+        shares = solution.weights.split([b.stop - b.start for b in blocks], 1)
+        for i, block, share in zip(chosen, blocks, shares, strict=True):
+            parts.append(_Part(i, block, solution, weights[:, block.start : block.stop].copy_(share)))
     parts.sort(key=lambda part: part.index)
     fits = _certify(cell, system, targets, parts)
     fits = [_refine(cell, system, targets, part, fit, tolerance) for part, fit in zip(parts, fits, strict=True)]

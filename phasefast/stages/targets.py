@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import ArgumentError, DataError
 from ..types import Probe, Sketch, TargetBlock, TargetKind, TargetMatrix
 
-SKETCH_COLUMNS = 128
+SKETCH_COLUMNS = 64
 PROBE_COLUMNS = 8
 _CHUNK = 1024
 Split = tuple[Tensor, Tensor | None]
