@@ -10,7 +10,7 @@ inline void check_gram(const Tensors& rows, const Tensor& targets, const Tensors
   if (!grams.empty()) check_count("grams", grams.size(), "rows", rows.size());
   check_count("crosses", crosses.size(), "rows", rows.size());
   check_dim({"targets"}, targets, 2, 2);
-  check_dtype({"targets"}, targets, kWide);
+  check_dtype({"targets"}, targets, {ScalarType::Float, ScalarType::Double, ScalarType::BFloat16});
   for (size_t i = 0; i < rows.size(); ++i) {
     const int64_t index = static_cast<int64_t>(i);
     check_dim({"rows", index}, rows[i], 2, 2);

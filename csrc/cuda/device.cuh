@@ -12,6 +12,7 @@
 #define PHASEFAST_BOTH __host__ __device__ __forceinline__
 #define PHASEFAST_DEVICE __device__ __forceinline__
 #define PHASEFAST_UNROLL _Pragma("unroll")
+#define PHASEFAST_ROLL _Pragma("unroll 1")
 
 namespace phasefast::cuda {
 

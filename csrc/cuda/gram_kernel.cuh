@@ -23,10 +23,11 @@ struct GramCell {
 };
 
 // What a launch does: items are pairs of a tile and one of `splits` ranges of samples.
+template <typename Targets>
 struct GramGroup {
   GramCell cells[kCells];
   int count;
-  const float* targets;
+  const Targets* targets;
   int64_t target_stride, cols, samples, tiles;
   int splits;
   float* partial;  // [tiles, splits, kTile, kTile] where splits > 1
@@ -47,7 +48,8 @@ PHASEFAST_BOTH int64_t gram_tiles(int64_t width, int64_t cols, bool with_gram) {
 }
 
 // Cells in order; of each first the triangle, row by row, then the cross products, tiles of the same rows together.
-PHASEFAST_BOTH GramTile gram_tile(const GramGroup& group, int64_t tile) {
+template <typename Targets>
+PHASEFAST_BOTH GramTile gram_tile(const GramGroup<Targets>& group, int64_t tile) {
   int cell = 0;
   while (cell + 1 < group.count && group.cells[cell + 1].first <= tile) ++cell;
   int64_t at = tile - group.cells[cell].first;
@@ -70,6 +72,20 @@ PHASEFAST_BOTH int64_t split_begin(int64_t samples, int splits, int split) {
   return begin < samples ? begin : samples;
 }
 
+// As many splits as give each of `processors` two items, of at least eight stages each.
+PHASEFAST_BOTH int gram_splits(int64_t tiles, int64_t samples, int processors) {
+  const int64_t wanted = (2 * processors + tiles - 1) / tiles;
+  const int64_t most = samples / (8 * kDepth);
+  const int64_t splits = wanted < most ? wanted : most;
+  return splits < 1 ? 1 : static_cast<int>(splits);
+}
+
+template <typename Rows, typename Targets>
+constexpr int gram_shared_bytes() {
+  constexpr int kOwn = Pipeline<Rows, Rows>::kBytes, kCross = Pipeline<Rows, Targets>::kBytes;
+  return kOwn > kCross ? kOwn : kCross;
+}
+
 // Where finished sums go: into the caller's matrix, or to the split's own slot.
 struct GramSink {
   void* data;
@@ -88,7 +104,8 @@ struct GramSink {
   }
 };
 
-PHASEFAST_DEVICE GramSink gram_sink(const GramGroup& group, const GramTile& tile) {
+template <typename Targets>
+PHASEFAST_DEVICE GramSink gram_sink(const GramGroup<Targets>& group, const GramTile& tile) {
   const GramCell& cell = group.cells[tile.cell];
   const int64_t stride = tile.cross ? cell.cross_stride : cell.gram_stride;
   const bool wide = tile.cross ? cell.cross_wide : cell.gram_wide;
@@ -98,11 +115,10 @@ PHASEFAST_DEVICE GramSink gram_sink(const GramGroup& group, const GramTile& tile
 }
 
 // One tile over samples [begin, end).
-template <typename Left, typename Right, int left_parts, int right_parts>
+template <typename Left, typename Right>
 PHASEFAST_DEVICE void gram_item(const Source<Left>& left, const Source<Right>& right, int64_t begin, int64_t end,
                                 GramSink sink, char* shared) {
-  using Pipe = Pipeline<Left, Right, left_parts, right_parts>;
-  Pipe pipe(left, right, begin, end, shared);
+  Pipeline<Left, Right> pipe(left, right, begin, end, shared);
   Accumulator sum;
   const int64_t stages = begin < end ? (end - begin + kDepth - 1) / kDepth : 1;  // an empty split gives zeros
   pipe.start();
@@ -117,8 +133,8 @@ PHASEFAST_DEVICE void gram_item(const Source<Left>& left, const Source<Right>& r
   }
 }
 
-template <typename In, int row_parts, int target_parts>
-PHASEFAST_DEVICE void gram_body(const GramGroup& group, char* shared) {
+template <typename Rows, typename Targets>
+PHASEFAST_DEVICE void gram_body(const GramGroup<Targets>& group, char* shared) {
   const int64_t items = group.tiles * group.splits;
   for (int64_t item = Thread::block(); item < items; item += Thread::blocks()) {
     const GramTile tile = gram_tile(group, item / group.splits);
@@ -128,20 +144,21 @@ PHASEFAST_DEVICE void gram_body(const GramGroup& group, char* shared) {
     const int64_t end = split_begin(group.samples, group.splits, split + 1);
     GramSink sink = gram_sink(group, tile);
     if (group.splits > 1) sink = {group.partial + item * kTile * kTile, kTile, kTile, kTile, false, true};
-    const In* rows = static_cast<const In*>(cell.rows);
-    const Source<In> left{rows + tile.row, cell.row_stride, cell.width - tile.row};
+    const Rows* rows = static_cast<const Rows*>(cell.rows);
+    const Source<Rows> left{rows + tile.row, cell.row_stride, cell.width - tile.row};
     if (tile.cross) {
-      const Source<float> right{group.targets + tile.col, group.target_stride, group.cols - tile.col};
-      gram_item<In, float, row_parts, target_parts>(left, right, begin, end, sink, shared);
+      const Source<Targets> right{group.targets + tile.col, group.target_stride, group.cols - tile.col};
+      gram_item(left, right, begin, end, sink, shared);
     } else {
-      const Source<In> right{rows + tile.col, cell.row_stride, cell.width - tile.col};
-      gram_item<In, In, row_parts, row_parts>(left, right, begin, end, sink, shared);
+      const Source<Rows> right{rows + tile.col, cell.row_stride, cell.width - tile.col};
+      gram_item(left, right, begin, end, sink, shared);
     }
   }
 }
 
 // The splits of each tile, added up in order and in float64: the same sum whatever ran first.
-PHASEFAST_DEVICE void gram_reduce_body(const GramGroup& group) {
+template <typename Targets>
+PHASEFAST_DEVICE void gram_reduce_body(const GramGroup<Targets>& group) {
   for (int64_t tile = Thread::block(); tile < group.tiles; tile += Thread::blocks()) {
     const GramSink sink = gram_sink(group, gram_tile(group, tile));
     const float* partial = group.partial + tile * group.splits * kTile * kTile;

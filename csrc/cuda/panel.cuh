@@ -24,49 +24,61 @@ struct Source {
 
 PHASEFAST_BOTH int swizzled(int sample, int chunk) { return (sample * (kTile / kChunk) + (chunk ^ sample % 8)) * kChunk; }
 
+// Parts that hold a number exactly, or as exactly as float32.
+template <typename T>
+constexpr int kParts = sizeof(T) == 4 ? 3 : 1;
+template <>
+inline constexpr int kParts<__half> = 2;
+
 PHASEFAST_DEVICE float widened(float x) { return x; }
 PHASEFAST_DEVICE float widened(__half x) { return __half2float(x); }
 PHASEFAST_DEVICE float widened(__nv_bfloat16 x) { return __bfloat162float(x); }
 
-// Some values of 16 bytes in a row; what lies outside the matrix is zero.
+// Some values in a row, as they are in memory; what lies outside the matrix is zero.
 template <typename T>
 struct Chunk {
-  float values[kChunk];
+  struct alignas(16) Pack {
+    T values[16 / sizeof(T)];
+  };
+  static constexpr int kPack = 16 / sizeof(T);
+  Pack packs[kChunk / kPack];
 
   PHASEFAST_DEVICE void load(const Source<T>& from, int64_t sample, int64_t end, int col, bool aligned) {
-    struct alignas(16) Pack {
-      T values[16 / sizeof(T)];
-    };
-    constexpr int kPack = 16 / sizeof(T);
     const T* at = from.data + sample * from.stride + col;
-    if (sample < end && aligned && col + kChunk <= from.cols) {
-      PHASEFAST_UNROLL
-      for (int i = 0; i < kChunk / kPack; ++i) {
-        const Pack pack = reinterpret_cast<const Pack*>(at)[i];
-        PHASEFAST_UNROLL
-        for (int j = 0; j < kPack; ++j) values[i * kPack + j] = widened(pack.values[j]);
-      }
-      return;
-    }
+    const bool inside = sample < end && col + kChunk <= from.cols;
     PHASEFAST_UNROLL
-    for (int i = 0; i < kChunk; ++i) values[i] = sample < end && col + i < from.cols ? widened(at[i]) : 0.0f;
+    for (int i = 0; i < kChunk / kPack; ++i) {
+      if (inside && aligned) {
+        packs[i] = reinterpret_cast<const Pack*>(at)[i];
+        continue;
+      }
+      PHASEFAST_UNROLL
+      for (int j = 0; j < kPack; ++j) {
+        const int place = i * kPack + j;
+        packs[i].values[j] = sample < end && col + place < from.cols ? at[place] : T();
+      }
+    }
   }
 
   // Part by part: the nearest bfloat16, then that of what is left.
   template <int parts>
-  PHASEFAST_DEVICE void store(__nv_bfloat16* panel, int sample, int chunk) {
-    struct alignas(16) Pack {
+  PHASEFAST_DEVICE void store(__nv_bfloat16* panel, int sample, int chunk) const {
+    struct alignas(16) Parts {
       __nv_bfloat16 values[kChunk];
     };
+    Parts out[parts];
+    PHASEFAST_UNROLL
+    for (int i = 0; i < kChunk; ++i) {
+      float rest = widened(packs[i / kPack].values[i % kPack]);
+      PHASEFAST_UNROLL
+      for (int part = 0; part < parts; ++part) {
+        out[part].values[i] = __float2bfloat16_rn(rest);
+        rest -= __bfloat162float(out[part].values[i]);
+      }
+    }
     PHASEFAST_UNROLL
     for (int part = 0; part < parts; ++part) {
-      Pack pack;
-      PHASEFAST_UNROLL
-      for (int i = 0; i < kChunk; ++i) {
-        pack.values[i] = __float2bfloat16_rn(values[i]);
-        values[i] -= __bfloat162float(pack.values[i]);
-      }
-      *reinterpret_cast<Pack*>(panel + part * kPart + swizzled(sample, chunk)) = pack;
+      *reinterpret_cast<Parts*>(panel + part * kPart + swizzled(sample, chunk)) = out[part];
     }
   }
 };
@@ -77,7 +89,7 @@ PHASEFAST_DEVICE bool aligned16(const Source<T>& source) {
 }
 
 // A panel on its way from global memory: through registers, where its numbers are taken apart.
-template <typename T, int parts>
+template <typename T>
 struct Loader {
   Source<T> source;
   int64_t end;
@@ -98,7 +110,7 @@ struct Loader {
     PHASEFAST_UNROLL
     for (int i = 0; i < kMine; ++i) {
       const int mine = Thread::index() + i * kThreads;
-      chunks[i].template store<parts>(panel, mine / (kTile / kChunk), mine % (kTile / kChunk));
+      chunks[i].template store<kParts<T>>(panel, mine / (kTile / kChunk), mine % (kTile / kChunk));
     }
   }
 };
@@ -131,7 +143,7 @@ struct Accumulator {
 template <int left_parts, int right_parts>
 PHASEFAST_DEVICE void multiply_panels(const __nv_bfloat16* left, const __nv_bfloat16* right, Accumulator& sum) {
   const int lane = Thread::index() % 32, warp = Thread::index() / 32;
-  PHASEFAST_UNROLL
+  PHASEFAST_ROLL  // fragments of one step at a time, or they do not fit into the registers
   for (int k = 0; k < kDepth; k += 16) {
     uint32_t b[right_parts][4][2];
     PHASEFAST_UNROLL
@@ -168,14 +180,14 @@ PHASEFAST_DEVICE void multiply_panels(const __nv_bfloat16* left, const __nv_bflo
 }
 
 // Two panels, a few stages deep.
-template <typename Left, typename Right, int left_parts, int right_parts>
+template <typename Left, typename Right>
 struct Pipeline {
   static constexpr int kSlots = 2;
-  static constexpr int kSlot = (left_parts + right_parts) * kPart;  // values of a slot
+  static constexpr int kSlot = (kParts<Left> + kParts<Right>) * kPart;  // values of a slot
   static constexpr int kBytes = kSlots * kSlot * 2;
 
-  Loader<Left, left_parts> left;
-  Loader<Right, right_parts> right;
+  Loader<Left> left;
+  Loader<Right> right;
   int64_t begin, end;
   __nv_bfloat16* slots;
 
@@ -190,7 +202,7 @@ struct Pipeline {
     left.load(begin);
     right.load(begin);
     left.store(slot(0));
-    right.store(slot(0) + left_parts * kPart);
+    right.store(slot(0) + kParts<Left> * kPart);
     Thread::sync();
   }
   // Asks for the stage after this one, whose numbers arrive while this one is multiplied.
@@ -200,12 +212,12 @@ struct Pipeline {
     right.load(begin + (stage + 1) * kDepth);
   }
   PHASEFAST_DEVICE void multiply(int64_t stage, Accumulator& sum) const {
-    multiply_panels<left_parts, right_parts>(slot(stage), slot(stage) + left_parts * kPart, sum);
+    multiply_panels<kParts<Left>, kParts<Right>>(slot(stage), slot(stage) + kParts<Left> * kPart, sum);
   }
   PHASEFAST_DEVICE void advance(int64_t stage) {
     if (begin + (stage + 1) * kDepth >= end) return;
     left.store(slot(stage + 1));
-    right.store(slot(stage + 1) + left_parts * kPart);
+    right.store(slot(stage + 1) + kParts<Left> * kPart);
     Thread::sync();
   }
 };

@@ -93,7 +93,7 @@ def gram(rows: Sequence[Tensor], targets: Tensor, grams: Sequence[Tensor], cross
     if grams:
         counts("rows", len(rows), grams=grams)
     device = targets.device
-    tensor("targets", targets, [None, None], WIDE, device)
+    tensor("targets", targets, [None, None], (*WIDE, torch.bfloat16), device)
     for i, row in enumerate(rows):
         tensor(f"rows[{i}]", row, [targets.shape[0], None], FLOATS, device)
         width = row.shape[1]

@@ -19,7 +19,7 @@ def gram(
 
     Args:
         rows: [n, d] float32, float64, bfloat16 or float16.
-        targets: [n, p] float32 or float64.
+        targets: [n, p] float32, float64 or bfloat16.
         grams: [d, d] float32 or float64; rows' rows is added to the lower triangle, the strict upper one means nothing.
             None at all, where only the cross products are wanted.
         crosses: [d, p] float32 or float64; rows' targets is added.

@@ -1,48 +1,48 @@
 // The gram kernel on the host, for tests/cuda/test_gram.py.
+#include <cstdio>
+
 #include "../../csrc/cuda/gram_kernel.cuh"
 
 using namespace phasefast::cuda;
 
 namespace {
 
-template <typename In, int row_parts, int target_parts>
-void run(const GramGroup& group, int blocks, uint64_t seed) {
-  constexpr int kRows = Pipeline<In, In, row_parts, row_parts>::kBytes;
-  constexpr int kCross = Pipeline<In, float, row_parts, target_parts>::kBytes;
-  Machine::now().run(blocks, kThreads, std::max(kRows, kCross), seed,
-                     [&](char* shared) { gram_body<In, row_parts, target_parts>(group, shared); });
+template <typename Rows, typename Targets>
+void run(const GramGroup<Targets>& group, int blocks, uint64_t seed) {
+  Machine::now().run(blocks, kThreads, gram_shared_bytes<Rows, Targets>(), seed,
+                     [&](char* shared) { gram_body<Rows, Targets>(group, shared); });
   if (group.splits > 1) {
     Machine::now().run(blocks, kThreads, 0, seed, [&](char*) { gram_reduce_body(group); });
   }
+}
+
+template <typename Targets>
+int run_kind(const void* pointer, int kind, int blocks, uint64_t seed) {
+  const auto& group = *static_cast<const GramGroup<Targets>*>(pointer);
+  try {
+    if (kind == 0) run<float>(group, blocks, seed);
+    if (kind == 1) run<__nv_bfloat16>(group, blocks, seed);
+    if (kind == 2) run<__half>(group, blocks, seed);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "stand-in: %s\n", error.what());
+    return 1;
+  }
+  return 0;
 }
 
 }  // namespace
 
 extern "C" {
 
-// kind: 0 float32, 1 bfloat16, 2 float16; fast: one part of every number.
-int gram_run(GramGroup* group, int kind, int fast, int blocks, uint64_t seed) {
-  const auto choose = [&](auto in, auto parts) {
-    if (fast) {
-      run<decltype(in), 1, 1>(*group, blocks, seed);
-    } else {
-      run<decltype(in), decltype(parts)::value, 3>(*group, blocks, seed);
-    }
-  };
-  try {
-    if (kind == 0) choose(float(), std::integral_constant<int, 3>());
-    if (kind == 1) choose(__nv_bfloat16(), std::integral_constant<int, 1>());
-    if (kind == 2) choose(__half(), std::integral_constant<int, 2>());
-  } catch (const std::exception&) {
-    return 1;
-  }
-  return 0;
+// Kinds of rows and targets: 0 float32, 1 bfloat16, 2 float16.
+int gram_run(const void* group, int rows, int targets, int blocks, uint64_t seed) {
+  return targets ? run_kind<__nv_bfloat16>(group, rows, blocks, seed) : run_kind<float>(group, rows, blocks, seed);
 }
 
 int64_t gram_count(int64_t width, int64_t cols, int with_gram) { return gram_tiles(width, cols, with_gram); }
 
 // cell, row, col, cross of each tile.
-void gram_schedule(const GramGroup* group, int64_t* out) {
+void gram_schedule(const GramGroup<float>* group, int64_t* out) {
   for (int64_t tile = 0; tile < group->tiles; ++tile) {
     const GramTile at = gram_tile(*group, tile);
     const int64_t values[] = {at.cell, at.row, at.col, at.cross};
@@ -51,6 +51,8 @@ void gram_schedule(const GramGroup* group, int64_t* out) {
 }
 
 int64_t gram_split(int64_t samples, int splits, int split) { return split_begin(samples, splits, split); }
+
+int gram_split_count(int64_t tiles, int64_t samples, int processors) { return gram_splits(tiles, samples, processors); }
 
 int gram_swizzled(int sample, int chunk) { return swizzled(sample, chunk); }
 }

@@ -17,6 +17,7 @@
 #define PHASEFAST_BOTH inline
 #define PHASEFAST_DEVICE inline
 #define PHASEFAST_UNROLL
+#define PHASEFAST_ROLL
 
 // Sixteen-bit floats as in CUDA's headers, rounded to nearest even.
 struct __nv_bfloat16 {

@@ -41,6 +41,7 @@ def kernel(stand_in):
     library = stand_in("gram")
     library.gram_count.restype = library.gram_split.restype = ctypes.c_int64
     library.gram_count.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int]
+    library.gram_split_count.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int]
     library.gram_split.argtypes = [ctypes.c_int64, ctypes.c_int, ctypes.c_int]
     return library
 
@@ -58,11 +59,12 @@ def make_group(kernel, rows, targets, grams, crosses, splits):
     return group
 
 
-def run(kernel, rows, targets, grams, crosses, *, splits=1, fast=False, blocks=3, seed=0):
+def run(kernel, rows, targets, grams, crosses, *, splits=1, blocks=3, seed=0):
     group = make_group(kernel, rows, targets, grams, crosses, splits)
     partial = torch.full((group.tiles * splits, TILE, TILE), torch.nan) if splits > 1 else torch.empty(0)
     group.partial = partial.data_ptr()
-    assert kernel.gram_run(ctypes.byref(group), KINDS[rows[0].dtype], int(fast), blocks, ctypes.c_uint64(seed)) == 0
+    kinds = KINDS[rows[0].dtype], KINDS[targets.dtype]
+    assert kernel.gram_run(ctypes.byref(group), *kinds, blocks, ctypes.c_uint64(seed)) == 0
 
 
 def check(rows, targets, grams, crosses, tolerance):
@@ -113,11 +115,11 @@ def test_sums_over_many_samples_are_promoted(kernel):
 
 
 @pytest.mark.parametrize("dtype", KINDS)
-def test_fast_has_the_error_of_bfloat16(kernel, dtype):
-    rows, targets = torch.randn(200, 60).to(dtype), torch.randn(200, 20)
+def test_bfloat16_targets_are_exact_inputs(kernel, dtype):
+    rows, targets = torch.randn(70, 60).to(dtype), torch.randn(70, 20).bfloat16()
     gram, cross = torch.zeros(60, 60), torch.zeros(60, 20)
-    run(kernel, [rows], targets, [gram], [cross], fast=True)
-    check([rows], targets, [gram], [cross], 2e-3)
+    run(kernel, [rows], targets, [gram], [cross])
+    check([rows], targets, [gram], [cross], 1e-6)
 
 
 def test_the_order_of_blocks_and_threads_does_not_matter(kernel):
@@ -159,6 +161,13 @@ def test_splits_cover_the_samples_once(kernel):
         assert edges[0] == 0
         assert edges[-1] == samples
         assert edges == sorted(edges)
+
+
+def test_splits_fill_the_device_and_no_more(kernel):
+    assert kernel.gram_split_count(1, 20000, 132) == 20000 // 256
+    assert kernel.gram_split_count(110, 20000, 132) == 3
+    assert kernel.gram_split_count(1000, 20000, 132) == 1
+    assert kernel.gram_split_count(5, 100, 132) == 1
 
 
 def test_the_swizzle_loses_no_chunk_and_spreads_what_is_read_together(kernel):

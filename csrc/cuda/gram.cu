@@ -1,0 +1,113 @@
+// Launches of the gram kernel. Not yet run on a GPU: registered beside the ops, chosen only where it is asked for.
+#include "gram.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include "cuda/gram_kernel.cuh"
+#include "cuda/launch.h"
+
+namespace phasefast::cuda {
+namespace {
+
+template <typename Rows, typename Targets>
+__global__ void __launch_bounds__(kThreads) gram_kernel(const __grid_constant__ GramGroup<Targets> group) {
+  extern __shared__ __align__(16) char shared[];
+  gram_body<Rows, Targets>(group, shared);
+}
+
+template <typename Targets>
+__global__ void __launch_bounds__(kThreads) gram_reduce_kernel(const __grid_constant__ GramGroup<Targets> group) {
+  gram_reduce_body(group);
+}
+
+template <typename Rows, typename Targets>
+void launch(GramGroup<Targets>& group, const Caller& caller) {
+  const auto kernel = gram_kernel<Rows, Targets>;
+  constexpr int kBytes = gram_shared_bytes<Rows, Targets>();
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes), "gram: shared memory");
+  group.splits = gram_splits(group.tiles, group.samples, caller.processors());
+  Tensor partial = caller.scratch(group.splits > 1 ? group.tiles * group.splits * kTile * kTile : 0);
+  group.partial = static_cast<float*>(partial.data_ptr());
+  const int64_t items = group.tiles * group.splits;
+  const int64_t resident = int64_t{2} * caller.processors();
+  kernel<<<static_cast<unsigned>(std::min(items, resident)), kThreads, kBytes, caller.stream()>>>(group);
+  check(cudaGetLastError(), "gram: launch");
+  if (group.splits == 1) return;
+  gram_reduce_kernel<<<static_cast<unsigned>(std::min(group.tiles, 4 * resident)), kThreads, 0, caller.stream()>>>(
+      group);
+  check(cudaGetLastError(), "gram: reduction");
+}
+
+template <typename Targets>
+void gram_of(ScalarType type, const Tensors& rows, const Tensor& targets, const Tensors& grams, const Tensors& crosses) {
+  const Caller caller(targets);
+  GramGroup<Targets> group{};
+  group.targets = static_cast<const Targets*>(targets.data_ptr());
+  group.target_stride = targets.stride(0);
+  group.cols = targets.size(1);
+  group.samples = targets.size(0);
+  const auto flush = [&] {
+    if (group.tiles == 0 || group.samples == 0) {
+    } else if (type == ScalarType::Float) {
+      launch<float>(group, caller);
+    } else if (type == ScalarType::BFloat16) {
+      launch<__nv_bfloat16>(group, caller);
+    } else {
+      launch<__half>(group, caller);
+    }
+    group.count = 0;
+    group.tiles = 0;
+  };
+  for (size_t i = 0; i < rows.size(); ++i) {
+    if (rows[i].scalar_type() != type) continue;
+    GramCell& cell = group.cells[group.count++];
+    cell = {};
+    cell.rows = rows[i].data_ptr();
+    cell.row_stride = rows[i].stride(0);
+    cell.width = rows[i].size(1);
+    cell.cross = crosses[i].data_ptr();
+    cell.cross_stride = crosses[i].stride(0);
+    cell.cross_wide = crosses[i].scalar_type() == ScalarType::Double;
+    if (!grams.empty()) {
+      cell.gram = grams[i].data_ptr();
+      cell.gram_stride = grams[i].stride(0);
+      cell.gram_wide = grams[i].scalar_type() == ScalarType::Double;
+    }
+    cell.first = group.tiles;
+    group.tiles += gram_tiles(cell.width, group.cols, !grams.empty());
+    if (group.count == kCells) flush();
+  }
+  flush();
+}
+
+Tensor dense_rows(const Tensor& matrix) {
+  return matrix.stride(1) == 1 || matrix.size(1) == 1 ? matrix : torch::stable::contiguous(matrix);
+}
+
+// float64 rows or targets are refused: the reference takes them.
+void gram(const Tensors& rows, const Tensor& targets, const Tensors& grams, const Tensors& crosses) {
+  check_gram(rows, targets, grams, crosses);
+  check_dtype({"targets"}, targets, {ScalarType::Float, ScalarType::BFloat16});
+  Tensors dense;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    check_dtype({"rows", static_cast<int64_t>(i)}, rows[i],
+                {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
+    dense.push_back(dense_rows(rows[i]));
+  }
+  for (const ScalarType type : {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half}) {
+    if (targets.scalar_type() == ScalarType::Float) {
+      gram_of<float>(type, dense, dense_rows(targets), grams, crosses);
+    } else {
+      gram_of<__nv_bfloat16>(type, dense, dense_rows(targets), grams, crosses);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace phasefast::cuda
+
+STABLE_TORCH_LIBRARY_FRAGMENT(phasefast_cuda, m) {
+  m.def("gram(Tensor[] rows, Tensor targets, Tensor(a!)[] grams, Tensor(b!)[] crosses) -> ()");
+}
+STABLE_TORCH_LIBRARY_IMPL(phasefast_cuda, CUDA, m) { m.impl("gram", TORCH_BOX(&phasefast::cuda::gram)); }

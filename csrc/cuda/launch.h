@@ -1,0 +1,44 @@
+// What the CUDA launches share: device and stream of the caller, scratch from PyTorch's allocator, checked calls.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include "checks.h"
+
+namespace phasefast::cuda {
+
+inline void check(cudaError_t status, const char* what) {
+  if (status != cudaSuccess) fail(what, ": ", cudaGetErrorString(status));
+}
+
+// Makes a tensor's device the current one, as long as it lives.
+class Caller {
+ public:
+  explicit Caller(const Tensor& tensor) : device_(tensor.get_device_index()), guard_(device_) {
+    void* stream = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
+    stream_ = static_cast<cudaStream_t>(stream);
+    check(cudaDeviceGetAttribute(&processors_, cudaDevAttrMultiProcessorCount, device_), "multiprocessor count");
+  }
+  cudaStream_t stream() const { return stream_; }
+  int processors() const { return processors_; }
+
+  // Uninitialised float32 of the stream: PyTorch's allocator hands it on in stream order.
+  Tensor scratch(int64_t count) const {
+    const int64_t sizes[] = {count}, strides[] = {1};
+    AtenTensorHandle handle = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(1, sizes, strides, aoti_torch_dtype_float32(),
+                                                    aoti_torch_device_type_cuda(), device_, &handle));
+    return Tensor(handle);
+  }
+
+ private:
+  int32_t device_;
+  torch::stable::accelerator::DeviceGuard guard_;
+  cudaStream_t stream_ = nullptr;
+  int processors_ = 0;
+};
+
+}  // namespace phasefast::cuda
