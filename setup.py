@@ -1,13 +1,15 @@
 """Builds the compiled ops, ``phasefast._C``; everything else about the package stands in pyproject.toml.
 
-Environment: PHASEFAST_CUDA=auto|0|1 (this version has CPU sources only: 1 is an error), PHASEFAST_WERROR=1 (warnings
-are errors), PHASEFAST_REQUIRE_EXTENSION=1 (a failed build fails the installation; otherwise the package runs on its
-PyTorch reference).
+Environment: PHASEFAST_CUDA=auto|0|1 (CUDA kernels: where nvcc and a GPU are there, never, always), PHASEFAST_WERROR=1
+(warnings and spilled registers are errors), PHASEFAST_REQUIRE_EXTENSION=1 (a failed build fails the installation;
+otherwise the package runs on its PyTorch reference).
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -19,35 +21,65 @@ from torch.utils.cpp_extension import BuildExtension, include_paths, library_pat
 ROOT = Path(__file__).resolve().parent
 ABI_TARGET = "0x020b000000000000"  # stable ABI of torch 2.11: the binary loads in this and every later torch
 FLAGS = ["-std=c++20", "-O3", "-g0", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
+ARCHS = ("80", "90")  # code for every GPU of compute capability 8.x and 9.0, and for later ones as PTX
+NVCC_FLAGS = [
+    "-std=c++20",
+    "-O3",
+    "-Xcompiler=-fvisibility=hidden",
+    *(f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHS),
+    f"-gencode=arch=compute_{ARCHS[-1]},code=compute_{ARCHS[-1]}",
+]
+
+
+def wants_cuda() -> bool:
+    """Whether the CUDA kernels are built."""
+    cuda = os.environ.get("PHASEFAST_CUDA", "auto")
+    if cuda not in ("auto", "0", "1"):
+        sys.exit(f"PHASEFAST_CUDA={cuda!r}: expected auto, 0 or 1")
+    nvcc = shutil.which("nvcc")
+    if cuda == "1" and (nvcc is None or torch.version.cuda is None):
+        sys.exit("PHASEFAST_CUDA=1: expected nvcc on the path and a CUDA build of torch; set PHASEFAST_CUDA=auto or 0")
+    return cuda == "1" or (cuda == "auto" and nvcc is not None and torch.cuda.is_available())
+
+
+def cuda_libraries() -> list[str]:
+    """Where nvcc's own libraries lie; nvcc may be a wrapper on the path, so it is asked."""
+    run = subprocess.run(["nvcc", "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True, check=True)
+    top = next(line.partition("TOP=")[2].strip() for line in run.stderr.splitlines() if "TOP=" in line)
+    return [str(path) for name in ("lib64", "lib") if (path := Path(top, name)).is_dir()]
 
 
 def extension() -> Extension:
     """phasefast._C with its sources, flags and what build_info() reports."""
-    cuda = os.environ.get("PHASEFAST_CUDA", "auto")
-    if cuda not in ("auto", "0", "1"):
-        sys.exit(f"PHASEFAST_CUDA={cuda!r}: expected auto, 0 or 1")
-    if cuda == "1" and not list((ROOT / "csrc/cuda").glob("*.cu")):
-        sys.exit("PHASEFAST_CUDA=1, but csrc/cuda holds no CUDA sources; set PHASEFAST_CUDA=auto or 0")
-    flags = FLAGS + (["-Werror"] if os.environ.get("PHASEFAST_WERROR") == "1" else [])
+    cuda, strict = wants_cuda(), os.environ.get("PHASEFAST_WERROR") == "1"
+    flags = FLAGS + (["-Werror"] if strict else [])
+    nvcc_flags = NVCC_FLAGS + (["-Werror=all-warnings", "-Xptxas=-warn-spills,-Werror"] if strict else [])
     # System headers: their warnings are not ours. pip's pybind11 stands before the copy that torch brings.
     headers = [flag for path in [pybind11.get_include(), *include_paths()] for flag in ("-isystem", path)]
+    macros = [
+        ("PHASEFAST_CUDA_VERSION", f'"{torch.version.cuda}"'),
+        ("PHASEFAST_ARCHS", f'"{" ".join(ARCHS)}"'),
+        ("USE_CUDA", None),
+    ]
     return Extension(
         "phasefast._C",
         sources=[
             "csrc/library.cpp",
             "csrc/module.cpp",
             *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cpu/*.cpp")),
+            *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cuda/*.cu") if cuda),
         ],
-        depends=[str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.h")],
+        depends=[str(path.relative_to(ROOT)) for kind in ("h", "cuh") for path in ROOT.glob(f"csrc/**/*.{kind}")],
         include_dirs=[str(ROOT / "csrc")],
-        library_dirs=library_paths(),
-        libraries=["torch_cpu"],
+        library_dirs=library_paths() + (cuda_libraries() if cuda else []),
+        libraries=["torch_cpu", *(["cudart_static", "dl", "rt", "pthread"] if cuda else [])],
         define_macros=[
             ("TORCH_TARGET_VERSION", ABI_TARGET),
             ("PHASEFAST_TORCH_VERSION", f'"{torch.__version__}"'),
             ("PHASEFAST_FLAGS", f'"{" ".join(flags)}"'),
+            *(macros if cuda else []),
         ],
-        extra_compile_args=[*flags, *headers],
+        extra_compile_args={"cxx": [*flags, *headers], "nvcc": [*nvcc_flags, *headers]},
         language="c++",
         optional=True,  # lets an editable install go on without the file that a failed build did not make
     )

@@ -15,9 +15,15 @@ py::dict build_info() {
 #else
   info["compiler"] = "unknown";
 #endif
+#ifdef PHASEFAST_CUDA_VERSION
+  info["cuda"] = true;
+  info["cuda_version"] = PHASEFAST_CUDA_VERSION;
+  info["archs"] = py::tuple(py::str(PHASEFAST_ARCHS).attr("split")());
+#else
   info["cuda"] = false;
   info["cuda_version"] = py::none();
   info["archs"] = py::tuple();
+#endif
   info["flags"] = PHASEFAST_FLAGS;
   const unsigned long long target = TORCH_TARGET_VERSION;
   info["abi_target"] = py::str(std::to_string(target >> 56) + "." + std::to_string((target >> 48) & 0xff));

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -10,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from phasefast import build_info
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,21 +38,48 @@ def test_the_library_links_to_no_python_part_of_torch():
     assert not [name for name in needed if "torch_python" in name or "c10" in name]
 
 
-def test_cuda_switch_is_understood():
+def test_cuda_switch_is_understood(tmp_path):
     for value, message in (
-        ("1", "PHASEFAST_CUDA=1, but csrc/cuda holds no CUDA sources"),
+        ("1", "PHASEFAST_CUDA=1: expected nvcc on the path and a CUDA build of torch"),
         ("yes", "expected auto, 0 or 1"),
     ):
         run = subprocess.run(
             [sys.executable, "setup.py", "--version"],
             cwd=ROOT,
-            env={**os.environ, "PHASEFAST_CUDA": value},
+            env={**os.environ, "PHASEFAST_CUDA": value, "PATH": str(tmp_path)},
             capture_output=True,
             text=True,
             timeout=120,
         )
         assert run.returncode != 0
         assert message in run.stderr
+
+
+@pytest.fixture(scope="module")
+def machine_code():
+    """SASS of the library's kernels, by architecture."""
+    tool = shutil.which("cuobjdump")
+    if tool is None and (triton := importlib.util.find_spec("triton")) and triton.origin:
+        tool = str(Path(triton.origin).parent / "backends/nvidia/bin/cuobjdump")
+    if not build_info()["cuda"] or tool is None:
+        pytest.skip("built without CUDA kernels, or no cuobjdump here")
+    return {
+        arch: subprocess.run([tool, "-sass", "-arch", f"sm_{arch}", str(library())], capture_output=True, text=True)
+        for arch in build_info()["archs"]
+    }
+
+
+def test_machine_code_of_the_kernels_is_what_was_meant(machine_code):
+    assert set(machine_code) == {"80", "90"}
+    for arch, run in machine_code.items():
+        kernels = dict(part.split("\n", 1) for part in run.stdout.split("Function : ")[1:])
+        grams = {name: code for name, code in kernels.items() if "gram_kernel" in name}
+        assert len(grams) == 5, (arch, run.stderr)
+        for name, code in grams.items():
+            for wanted in ("HMMA.16816.F32.BF16", "LDSM.16.MT88.4", "LDG.E.128"):
+                assert wanted in code, (arch, name, wanted)
+        spilled = [name for name, code in kernels.items() if re.search(r"\b(LDL|STL)\b", code)]
+        assert not spilled, (arch, spilled)
 
 
 @pytest.mark.parametrize(("required", "fails"), [("0", False), ("1", True)])

@@ -32,7 +32,9 @@ PHASEFAST_DEVICE void copy_async(void* to, const void* from, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(bytes)
                : "memory");
 }
-PHASEFAST_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+PHASEFAST_DEVICE void commit_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
 // Until all but the `pending` latest groups of copies of this thread are there.
 template <int pending>
 PHASEFAST_DEVICE void wait_copies() {

@@ -1,11 +1,10 @@
 // Launches of the gram kernel. Not yet run on a GPU: registered beside the ops, chosen only where it is asked for.
-#include "gram.h"
-
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include "cuda/gram_kernel.cuh"
 #include "cuda/launch.h"
+#include "gram.h"
 
 namespace phasefast::cuda {
 namespace {
@@ -40,7 +39,8 @@ void launch(GramGroup<Targets>& group, const Caller& caller) {
 }
 
 template <typename Targets>
-void gram_of(ScalarType type, const Tensors& rows, const Tensor& targets, const Tensors& grams, const Tensors& crosses) {
+void gram_of(ScalarType type, const Tensors& rows, const Tensor& targets, const Tensors& grams,
+             const Tensors& crosses) {
   const Caller caller(targets);
   GramGroup<Targets> group{};
   group.targets = static_cast<const Targets*>(targets.data_ptr());
@@ -50,7 +50,7 @@ void gram_of(ScalarType type, const Tensors& rows, const Tensor& targets, const 
   const auto flush = [&] {
     if (group.tiles == 0 || group.samples == 0) {
     } else if (type == ScalarType::Float) {
-      launch<float>(group, caller);
+      if constexpr (std::is_same_v<Targets, float>) launch<float>(group, caller);
     } else if (type == ScalarType::BFloat16) {
       launch<__nv_bfloat16>(group, caller);
     } else {
@@ -85,14 +85,15 @@ Tensor dense_rows(const Tensor& matrix) {
   return matrix.stride(1) == 1 || matrix.size(1) == 1 ? matrix : torch::stable::contiguous(matrix);
 }
 
-// float64 rows or targets are refused: the reference takes them.
+// float64, and bfloat16 targets of float32 rows, are refused: the reference takes them.
 void gram(const Tensors& rows, const Tensor& targets, const Tensors& grams, const Tensors& crosses) {
   check_gram(rows, targets, grams, crosses);
   check_dtype({"targets"}, targets, {ScalarType::Float, ScalarType::BFloat16});
   Tensors dense;
   for (size_t i = 0; i < rows.size(); ++i) {
     check_dtype({"rows", static_cast<int64_t>(i)}, rows[i],
-                {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
+                {ScalarType::BFloat16, ScalarType::Half,
+                 targets.scalar_type() == ScalarType::Float ? ScalarType::Float : ScalarType::Half});
     dense.push_back(dense_rows(rows[i]));
   }
   for (const ScalarType type : {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half}) {
@@ -110,4 +111,6 @@ void gram(const Tensors& rows, const Tensor& targets, const Tensors& grams, cons
 STABLE_TORCH_LIBRARY_FRAGMENT(phasefast_cuda, m) {
   m.def("gram(Tensor[] rows, Tensor targets, Tensor(a!)[] grams, Tensor(b!)[] crosses) -> ()");
 }
-STABLE_TORCH_LIBRARY_IMPL(phasefast_cuda, CUDA, m) { m.impl("gram", TORCH_BOX(&phasefast::cuda::gram)); }
+STABLE_TORCH_LIBRARY_IMPL(phasefast_cuda, CUDA, m) {
+  m.impl("gram", TORCH_BOX(&phasefast::cuda::gram));
+}

@@ -10,7 +10,7 @@
 
 namespace phasefast::cuda {
 
-constexpr int kCells = 16;         // of a launch
+constexpr int kCells = 16;          // of a launch
 constexpr int64_t kPromote = 4096;  // samples whose float32 sum is trusted
 
 struct GramCell {
@@ -40,7 +40,9 @@ struct GramTile {
   bool cross;
 };
 
-PHASEFAST_BOTH int64_t tiles_across(int64_t size) { return (size + kTile - 1) / kTile; }
+PHASEFAST_BOTH int64_t tiles_across(int64_t size) {
+  return (size + kTile - 1) / kTile;
+}
 
 PHASEFAST_BOTH int64_t gram_tiles(int64_t width, int64_t cols, bool with_gram) {
   const int64_t across = tiles_across(width);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cuda_runtime.h>
+#include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
@@ -13,13 +14,25 @@ inline void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess) fail(what, ": ", cudaGetErrorString(status));
 }
 
+// The current stream of a device. Looked up in the library that torch has loaded: linked to it, this extension would
+// not load under a torch without CUDA.
+inline cudaStream_t current_stream(int32_t device) {
+  using Getter = AOTITorchError (*)(int32_t, void**);
+  static const auto getter = [] {
+    void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    return reinterpret_cast<Getter>(library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr);
+  }();
+  if (!getter) fail("this torch has no CUDA streams");
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(getter(device, &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
 // Makes a tensor's device the current one, as long as it lives.
 class Caller {
  public:
-  explicit Caller(const Tensor& tensor) : device_(tensor.get_device_index()), guard_(device_) {
-    void* stream = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
-    stream_ = static_cast<cudaStream_t>(stream);
+  explicit Caller(const Tensor& tensor)
+      : device_(tensor.get_device_index()), guard_(device_), stream_(current_stream(device_)) {
     check(cudaDeviceGetAttribute(&processors_, cudaDevAttrMultiProcessorCount, device_), "multiprocessor count");
   }
   cudaStream_t stream() const { return stream_; }
@@ -37,7 +50,7 @@ class Caller {
  private:
   int32_t device_;
   torch::stable::accelerator::DeviceGuard guard_;
-  cudaStream_t stream_ = nullptr;
+  cudaStream_t stream_;
   int processors_ = 0;
 };
 

@@ -9,9 +9,9 @@
 namespace phasefast::cuda {
 
 constexpr int kTile = 128;
-constexpr int kDepth = 32;    // samples of a stage
+constexpr int kDepth = 32;     // samples of a stage
 constexpr int kThreads = 256;  // 2 x 4 warps of 64 x 32
-constexpr int kChunk = 8;     // values of 16 bytes of bfloat16
+constexpr int kChunk = 8;      // values of 16 bytes of bfloat16
 constexpr int kPart = kDepth * kTile;
 constexpr int kMine = kPart / kChunk / kThreads;  // chunks that a thread brings
 
@@ -22,7 +22,9 @@ struct Source {
   int64_t stride, cols;
 };
 
-PHASEFAST_BOTH int swizzled(int sample, int chunk) { return (sample * (kTile / kChunk) + (chunk ^ sample % 8)) * kChunk; }
+PHASEFAST_BOTH int swizzled(int sample, int chunk) {
+  return (sample * (kTile / kChunk) + (chunk ^ sample % 8)) * kChunk;
+}
 
 // Parts that hold a number exactly, or as exactly as float32.
 template <typename T>
@@ -30,9 +32,15 @@ constexpr int kParts = sizeof(T) == 4 ? 3 : 1;
 template <>
 inline constexpr int kParts<__half> = 2;
 
-PHASEFAST_DEVICE float widened(float x) { return x; }
-PHASEFAST_DEVICE float widened(__half x) { return __half2float(x); }
-PHASEFAST_DEVICE float widened(__nv_bfloat16 x) { return __bfloat162float(x); }
+PHASEFAST_DEVICE float widened(float x) {
+  return x;
+}
+PHASEFAST_DEVICE float widened(__half x) {
+  return __half2float(x);
+}
+PHASEFAST_DEVICE float widened(__nv_bfloat16 x) {
+  return __bfloat162float(x);
+}
 
 // Some values in a row, as they are in memory; what lies outside the matrix is zero.
 template <typename T>
@@ -144,7 +152,7 @@ template <int left_parts, int right_parts>
 PHASEFAST_DEVICE void multiply_panels(const __nv_bfloat16* left, const __nv_bfloat16* right, Accumulator& sum) {
   const int lane = Thread::index() % 32, warp = Thread::index() / 32;
   PHASEFAST_ROLL  // fragments of one step at a time, or they do not fit into the registers
-  for (int k = 0; k < kDepth; k += 16) {
+      for (int k = 0; k < kDepth; k += 16) {
     uint32_t b[right_parts][4][2];
     PHASEFAST_UNROLL
     for (int part = 0; part < right_parts; ++part) {
@@ -183,7 +191,7 @@ PHASEFAST_DEVICE void multiply_panels(const __nv_bfloat16* left, const __nv_bflo
 template <typename Left, typename Right>
 struct Pipeline {
   static constexpr int kSlots = 2;
-  static constexpr int kSlot = (kParts<Left> + kParts<Right>) * kPart;  // values of a slot
+  static constexpr int kSlot = (kParts<Left> + kParts<Right>)*kPart;  // values of a slot
   static constexpr int kBytes = kSlots * kSlot * 2;
 
   Loader<Left> left;

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from . import reference
+from . import _cuda
 
 OPS = ("capture", "gram", "ridge_solve", "residual")
 _MEND = "install phasefast again with this Python and this torch: pip install --no-build-isolation -e ."
@@ -32,10 +32,9 @@ def _load() -> tuple[ModuleType | None, str | None]:
         return None, f"phasefast._C does not load under torch {torch.__version__}: {error}; {_MEND}"
     for op in OPS:
         torch.library.register_fake(f"phasefast::{op}", _fake)
-    if not module.build_info()["cuda"]:
-        library = _cuda_library()
-        for op in OPS:
-            library.impl(op, getattr(reference, op), "CUDA")
+    library, built = _cuda_library(), module.build_info()["cuda"]
+    for op in OPS:
+        library.impl(op, _cuda.implementation(op, built), "CUDA")
     return module, None
 
 

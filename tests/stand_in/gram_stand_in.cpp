@@ -39,7 +39,9 @@ int gram_run(const void* group, int rows, int targets, int blocks, uint64_t seed
   return targets ? run_kind<__nv_bfloat16>(group, rows, blocks, seed) : run_kind<float>(group, rows, blocks, seed);
 }
 
-int64_t gram_count(int64_t width, int64_t cols, int with_gram) { return gram_tiles(width, cols, with_gram); }
+int64_t gram_count(int64_t width, int64_t cols, int with_gram) {
+  return gram_tiles(width, cols, with_gram);
+}
 
 // cell, row, col, cross of each tile.
 void gram_schedule(const GramGroup<float>* group, int64_t* out) {
@@ -50,9 +52,15 @@ void gram_schedule(const GramGroup<float>* group, int64_t* out) {
   }
 }
 
-int64_t gram_split(int64_t samples, int splits, int split) { return split_begin(samples, splits, split); }
+int64_t gram_split(int64_t samples, int splits, int split) {
+  return split_begin(samples, splits, split);
+}
 
-int gram_split_count(int64_t tiles, int64_t samples, int processors) { return gram_splits(tiles, samples, processors); }
+int gram_split_count(int64_t tiles, int64_t samples, int processors) {
+  return gram_splits(tiles, samples, processors);
+}
 
-int gram_swizzled(int sample, int chunk) { return swizzled(sample, chunk); }
+int gram_swizzled(int sample, int chunk) {
+  return swizzled(sample, chunk);
+}
 }

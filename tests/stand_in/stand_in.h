@@ -202,14 +202,17 @@ inline void copy_async(void* to, const void* from, int bytes) {
   }
   Machine::now().copy({to, from, bytes});
 }
-inline void commit_copies() { Machine::now().commit(); }
+inline void commit_copies() {
+  Machine::now().commit();
+}
 template <int pending>
 void wait_copies() {
   Machine::now().wait(pending);
 }
 
 inline void load_rows(uint32_t (&out)[4], const void* row, bool transposed) {
-  if (reinterpret_cast<uintptr_t>(row) % 16) throw std::runtime_error("ldmatrix of an address that is no multiple of 16");
+  if (reinterpret_cast<uintptr_t>(row) % 16)
+    throw std::runtime_error("ldmatrix of an address that is no multiple of 16");
   const auto rows = Machine::now().exchange(row);
   const int lane = Thread::index() % 32;
   for (int m = 0; m < 4; ++m) {
@@ -222,8 +225,12 @@ inline void load_rows(uint32_t (&out)[4], const void* row, bool transposed) {
     out[m] = pair[0] | static_cast<uint32_t>(pair[1]) << 16;
   }
 }
-inline void load_matrices(uint32_t (&out)[4], const void* row) { load_rows(out, row, false); }
-inline void load_matrices_transposed(uint32_t (&out)[4], const void* row) { load_rows(out, row, true); }
+inline void load_matrices(uint32_t (&out)[4], const void* row) {
+  load_rows(out, row, false);
+}
+inline void load_matrices_transposed(uint32_t (&out)[4], const void* row) {
+  load_rows(out, row, true);
+}
 
 inline void multiply_add(float (&sum)[4], const uint32_t (&left)[4], const uint32_t (&right)[2]) {
   struct Operands {

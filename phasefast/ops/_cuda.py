@@ -1,0 +1,33 @@
+"""What CUDA tensors are computed with: a kernel where it is built and asked for, else the reference.
+
+The kernels have not run on a GPU yet, so they are not the default: PHASEFAST_CUDA_KERNELS=1 asks for them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from . import reference
+
+
+def implementation(op: str, built: bool) -> Callable[..., None]:
+    """The implementation of an op for CUDA tensors; ``built``: whether the extension has CUDA kernels."""
+    plain: Callable[..., None] = getattr(reference, op)
+    wanted = built and os.environ.get("PHASEFAST_CUDA_KERNELS") == "1"
+    return _ROUTES.get(op, plain) if wanted else plain
+
+
+def _gram(rows: Sequence[Tensor], targets: Tensor, grams: Sequence[Tensor], crosses: Sequence[Tensor]) -> None:
+    dtypes = {row.dtype for row in rows}
+    mixed = targets.dtype == torch.bfloat16 and torch.float32 in dtypes
+    if mixed or torch.float64 in dtypes | {targets.dtype}:
+        reference.gram(rows, targets, grams, crosses)
+    else:
+        torch.ops.phasefast_cuda.gram(rows, targets, grams, crosses)
+
+
+_ROUTES: dict[str, Callable[..., None]] = {"gram": _gram}
