@@ -64,10 +64,13 @@ carry:
 
 gpu:
 	if [ -d .carry ]; then $(PYTHON) -m pip install --quiet --no-index --find-links .carry typer rich pytest-timeout; fi
-	PHASEFAST_REQUIRE_EXTENSION=1 $(PYTHON) setup.py --quiet build_ext --inplace
+	PHASEFAST_CUDA=1 PHASEFAST_REQUIRE_EXTENSION=1 $(PYTHON) setup.py --quiet build_ext --inplace
 	PYTHONPATH=. $(PYTHON) -m pytest -m cuda
+	PYTHONPATH=. PHASEFAST_CUDA_KERNELS=1 $(PYTHON) -m pytest -m cuda
+	if command -v compute-sanitizer; then PYTHONPATH=. compute-sanitizer --error-exitcode 1 \
+	    $(PYTHON) -m pytest -m cuda -k 'kernel and 700'; fi
 	mkdir -p benchmarks/results
-	PYTHONPATH=. $(PYTHON) -m pytest benchmarks --benchmark-only --benchmark-json=benchmarks/results/gpu.json
+	PYTHONPATH=. $(PYTHON) -m pytest benchmarks --benchmark-only -k cuda --benchmark-json=benchmarks/results/gpu.json
 
 # Documents from docs/*.md.jinja and docs/results/*.json.
 docs-tables: $(VENV)/dev

@@ -36,6 +36,16 @@ def gemm_rate() -> float:
 
 
 @pytest.fixture(scope="session")
+def cuda_gemm_rate() -> dict[torch.dtype, float]:
+    """Matrix products of this GPU, in FLOP/s by dtype; TF32 off."""
+    rates = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.randn(8192, 8192, device="cuda").to(dtype)
+        rates[dtype] = 2 * 8192**3 / best_of(lambda a=a: (a @ a, torch.cuda.synchronize()))
+    return rates
+
+
+@pytest.fixture(scope="session")
 def copy_rate() -> float:
     """Copies of 64 MiB on this machine, in bytes read and written per second."""
     source = torch.randn(2**24)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -31,6 +33,44 @@ def test_gram_against_float64(dtype: torch.dtype) -> None:
     wide = rows.double()
     assert torch.allclose(grams.tril().double(), (wide.T @ wide).tril(), rtol=1e-4, atol=1e-2)
     assert torch.allclose(crosses.double(), wide.T @ targets.double(), rtol=1e-4, atol=1e-2)
+
+
+@pytest.fixture
+def gram_kernel() -> Callable[..., None]:
+    """The kernel itself, whatever is the default route."""
+    if not pf.build_info().get("cuda"):
+        pytest.skip("built without CUDA kernels")
+    return torch.ops.phasefast_cuda.gram
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("samples", [1, 33, 700, 9001])
+def test_gram_kernel_against_float64(gram_kernel: Callable[..., None], samples: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator("cuda").manual_seed(samples)
+    widths = [1, 7, 64, 128, 129, 513, 40, *range(2, 15)]  # more cells than one launch takes
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, device="cuda") + 0.3
+
+    rows = [random(samples, width + 3)[:, :width].to(dtype) for width in widths]
+    targets = random(samples, 210)[:, 5:]
+    wide = [torch.float64 if i % 2 else torch.float32 for i in range(len(widths))]
+    repeats = []
+    for _ in range(10):
+        grams = [torch.ones(w, w, dtype=d, device="cuda") for w, d in zip(widths, wide, strict=True)]
+        crosses = [torch.ones(w, 205, dtype=d, device="cuda") for w, d in zip(widths, wide, strict=True)]
+        with torch.cuda.stream(torch.cuda.Stream()):
+            torch.cuda.current_stream().wait_stream(torch.cuda.default_stream())
+            gram_kernel(rows, targets, grams, crosses)
+        torch.cuda.synchronize()
+        repeats.append([*(g.tril() for g in grams), *crosses])
+    assert all(torch.equal(a, b) for other in repeats[1:] for a, b in zip(repeats[0], other, strict=True))
+    for row, gram, cross in zip(rows, repeats[0][: len(widths)], repeats[0][len(widths) :], strict=True):
+        left, norm = row.double(), row.double().norm(dim=0).max()
+        gram_error = (gram - 1 - left.T @ left).tril().abs().max()
+        cross_error = (cross - 1 - left.T @ targets.double()).abs().max()
+        assert gram_error <= 1e-5 * norm**2
+        assert cross_error <= 1e-5 * norm * targets.double().norm(dim=0).max()
 
 
 def test_solve_and_residual_are_the_reference_on_cuda_tensors() -> None:
