@@ -9,10 +9,10 @@
 namespace phasefast::cuda {
 namespace {
 
-template <typename Rows, typename Targets>
+template <typename In, typename Targets>
 __global__ void __launch_bounds__(kThreads) gram_kernel(const __grid_constant__ GramGroup<Targets> group) {
   extern __shared__ __align__(16) char shared[];
-  gram_body<Rows, Targets>(group, shared);
+  gram_body<In, Targets>(group, shared);
 }
 
 template <typename Targets>
@@ -20,10 +20,10 @@ __global__ void __launch_bounds__(kThreads) gram_reduce_kernel(const __grid_cons
   gram_reduce_body(group);
 }
 
-template <typename Rows, typename Targets>
+template <typename In, typename Targets>
 void launch(GramGroup<Targets>& group, const Caller& caller) {
-  const auto kernel = gram_kernel<Rows, Targets>;
-  constexpr int kBytes = gram_shared_bytes<Rows, Targets>();
+  const auto kernel = gram_kernel<In, Targets>;
+  constexpr int kBytes = gram_shared_bytes<In, Targets>();
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes), "gram: shared memory");
   group.splits = gram_splits(group.tiles, group.samples, caller.processors());
   Tensor partial = caller.scratch(group.splits > 1 ? group.tiles * group.splits * kTile * kTile : 0);

@@ -82,9 +82,9 @@ PHASEFAST_BOTH int gram_splits(int64_t tiles, int64_t samples, int processors) {
   return splits < 1 ? 1 : static_cast<int>(splits);
 }
 
-template <typename Rows, typename Targets>
+template <typename In, typename Targets>
 constexpr int gram_shared_bytes() {
-  constexpr int kOwn = Pipeline<Rows, Rows>::kBytes, kCross = Pipeline<Rows, Targets>::kBytes;
+  constexpr int kOwn = Pipeline<In, In, Columns>::kBytes, kCross = Pipeline<In, Targets, Columns>::kBytes;
   return kOwn > kCross ? kOwn : kCross;
 }
 
@@ -120,22 +120,20 @@ PHASEFAST_DEVICE GramSink gram_sink(const GramGroup<Targets>& group, const GramT
 template <typename Left, typename Right>
 PHASEFAST_DEVICE void gram_item(const Source<Left>& left, const Source<Right>& right, int64_t begin, int64_t end,
                                 GramSink sink, char* shared) {
-  Pipeline<Left, Right> pipe(left, right, begin, end, shared);
-  Accumulator sum;
-  const int64_t stages = begin < end ? (end - begin + kDepth - 1) / kDepth : 1;  // an empty split gives zeros
-  pipe.start();
-  for (int64_t stage = 0; stage < stages; ++stage) {
-    pipe.fetch(stage);
-    pipe.multiply(stage, sum);
-    pipe.advance(stage);
-    if ((stage + 1) * kDepth % kPromote == 0 || stage + 1 == stages) {
-      sum.drain([&](int row, int col, float value) { sink.put(row, col, value); });
-      sink.fresh = false;
+  float* tile = reinterpret_cast<float*>(shared);
+  int64_t first = begin;
+  do {  // an empty split gives zeros
+    const int64_t last = first + kPromote < end ? first + kPromote : end;
+    Pipeline<Left, Right, Columns>(left, right, first, last, shared).run().spread(tile);
+    for (int at = Thread::index(); at < kTile * kTile; at += kThreads) {
+      sink.put(at / kTile, at % kTile, tile[at / kTile * kTileStride + at % kTile]);
     }
-  }
+    sink.fresh = false;
+    first = last;
+  } while (first < end);
 }
 
-template <typename Rows, typename Targets>
+template <typename In, typename Targets>
 PHASEFAST_DEVICE void gram_body(const GramGroup<Targets>& group, char* shared) {
   const int64_t items = group.tiles * group.splits;
   for (int64_t item = Thread::block(); item < items; item += Thread::blocks()) {
@@ -146,13 +144,13 @@ PHASEFAST_DEVICE void gram_body(const GramGroup<Targets>& group, char* shared) {
     const int64_t end = split_begin(group.samples, group.splits, split + 1);
     GramSink sink = gram_sink(group, tile);
     if (group.splits > 1) sink = {group.partial + item * kTile * kTile, kTile, kTile, kTile, false, true};
-    const Rows* rows = static_cast<const Rows*>(cell.rows);
-    const Source<Rows> left{rows + tile.row, cell.row_stride, cell.width - tile.row};
+    const In* rows = static_cast<const In*>(cell.rows);
+    const Source<In> left{rows + tile.row, cell.row_stride, end, cell.width - tile.row};
     if (tile.cross) {
-      const Source<Targets> right{group.targets + tile.col, group.target_stride, group.cols - tile.col};
+      const Source<Targets> right{group.targets + tile.col, group.target_stride, end, group.cols - tile.col};
       gram_item(left, right, begin, end, sink, shared);
     } else {
-      const Source<Rows> right{rows + tile.col, cell.row_stride, cell.width - tile.col};
+      const Source<In> right{rows + tile.col, cell.row_stride, end, cell.width - tile.col};
       gram_item(left, right, begin, end, sink, shared);
     }
   }

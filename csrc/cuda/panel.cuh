@@ -1,7 +1,7 @@
-// Panels of 128 columns by 32 samples in shared memory, as bfloat16 parts, and the product of two of them.
+// Panels of 128 rows or columns by 32 of what is summed over, in shared memory as bfloat16 parts, and their product.
 //
-// A part of a panel is [kDepth][kTile] bfloat16. Its 16-byte chunks are swizzled, chunk ^ (sample % 8), so that eight
-// samples of one chunk, which ldmatrix reads at once, lie in different banks.
+// Columns of a row-major matrix make a part [kDepth][kTile], its rows make one [kTile][kDepth]. The 16-byte chunks are
+// swizzled so that the eight that ldmatrix reads at once lie in different banks.
 #pragma once
 
 #include "device.cuh"
@@ -15,16 +15,26 @@ constexpr int kChunk = 8;      // values of 16 bytes of bfloat16
 constexpr int kPart = kDepth * kTile;
 constexpr int kMine = kPart / kChunk / kThreads;  // chunks that a thread brings
 
-// Columns of a row-major matrix from some column on; `cols` of them exist, at least one.
+// A row-major matrix from some place on, with what is left of its rows and columns.
 template <typename T>
 struct Source {
   const T* data;
-  int64_t stride, cols;
+  int64_t stride, rows, cols;
 };
 
-PHASEFAST_BOTH int swizzled(int sample, int chunk) {
-  return (sample * (kTile / kChunk) + (chunk ^ sample % 8)) * kChunk;
-}
+// Where chunk `mine` of a panel stands in the matrix and in shared memory, for a stage from `begin` on.
+struct Columns {
+  static constexpr int kAcross = kTile / kChunk;
+  static PHASEFAST_BOTH int place(int row, int chunk) { return (row * kAcross + (chunk ^ row % 8)) * kChunk; }
+  static PHASEFAST_BOTH int64_t row(int64_t begin, int mine) { return begin + mine / kAcross; }
+  static PHASEFAST_BOTH int64_t col(int64_t, int mine) { return mine % kAcross * kChunk; }
+};
+struct Rows {
+  static constexpr int kAcross = kDepth / kChunk;
+  static PHASEFAST_BOTH int place(int row, int chunk) { return (row * kAcross + (chunk ^ row / 2 % 4)) * kChunk; }
+  static PHASEFAST_BOTH int64_t row(int64_t, int mine) { return mine / kAcross; }
+  static PHASEFAST_BOTH int64_t col(int64_t begin, int mine) { return begin + mine % kAcross * kChunk; }
+};
 
 // Parts that hold a number exactly, or as exactly as float32.
 template <typename T>
@@ -51,9 +61,9 @@ struct Chunk {
   static constexpr int kPack = 16 / sizeof(T);
   Pack packs[kChunk / kPack];
 
-  PHASEFAST_DEVICE void load(const Source<T>& from, int64_t sample, int64_t end, int col, bool aligned) {
-    const T* at = from.data + sample * from.stride + col;
-    const bool inside = sample < end && col + kChunk <= from.cols;
+  PHASEFAST_DEVICE void load(const Source<T>& from, int64_t row, int64_t col, bool aligned) {
+    const T* at = from.data + row * from.stride + col;
+    const bool inside = row < from.rows && col + kChunk <= from.cols;
     PHASEFAST_UNROLL
     for (int i = 0; i < kChunk / kPack; ++i) {
       if (inside && aligned) {
@@ -63,14 +73,14 @@ struct Chunk {
       PHASEFAST_UNROLL
       for (int j = 0; j < kPack; ++j) {
         const int place = i * kPack + j;
-        packs[i].values[j] = sample < end && col + place < from.cols ? at[place] : T();
+        packs[i].values[j] = row < from.rows && col + place < from.cols ? at[place] : T();
       }
     }
   }
 
   // Part by part: the nearest bfloat16, then that of what is left.
   template <int parts>
-  PHASEFAST_DEVICE void store(__nv_bfloat16* panel, int sample, int chunk) const {
+  PHASEFAST_DEVICE void store(__nv_bfloat16* to) const {
     struct alignas(16) Parts {
       __nv_bfloat16 values[kChunk];
     };
@@ -86,7 +96,7 @@ struct Chunk {
     }
     PHASEFAST_UNROLL
     for (int part = 0; part < parts; ++part) {
-      *reinterpret_cast<Parts*>(panel + part * kPart + swizzled(sample, chunk)) = out[part];
+      *reinterpret_cast<Parts*>(to + part * kPart) = out[part];
     }
   }
 };
@@ -97,58 +107,72 @@ PHASEFAST_DEVICE bool aligned16(const Source<T>& source) {
 }
 
 // A panel on its way from global memory: through registers, where its numbers are taken apart.
-template <typename T>
+template <typename T, typename Layout>
 struct Loader {
   Source<T> source;
-  int64_t end;
   bool aligned;
   Chunk<T> chunks[kMine];
 
-  PHASEFAST_DEVICE Loader(const Source<T>& from, int64_t stop) : source(from), end(stop), aligned(aligned16(from)) {}
+  PHASEFAST_DEVICE explicit Loader(const Source<T>& from) : source(from), aligned(aligned16(from)) {}
 
   PHASEFAST_DEVICE void load(int64_t begin) {
     PHASEFAST_UNROLL
     for (int i = 0; i < kMine; ++i) {
       const int mine = Thread::index() + i * kThreads;
-      const int chunk = mine % (kTile / kChunk);
-      chunks[i].load(source, begin + mine / (kTile / kChunk), end, chunk * kChunk, aligned);
+      chunks[i].load(source, Layout::row(begin, mine), Layout::col(begin, mine), aligned);
     }
   }
   PHASEFAST_DEVICE void store(__nv_bfloat16* panel) {
     PHASEFAST_UNROLL
     for (int i = 0; i < kMine; ++i) {
       const int mine = Thread::index() + i * kThreads;
-      chunks[i].template store<kParts<T>>(panel, mine / (kTile / kChunk), mine % (kTile / kChunk));
+      chunks[i].template store<kParts<T>>(panel + Layout::place(mine / Layout::kAcross, mine % Layout::kAcross));
     }
   }
 };
+
+constexpr int kTileStride = kTile + 8;  // keeps the eight rows that a warp writes at once in different banks
+constexpr int kTileBytes = kTile * kTileStride * 4;
 
 // A thread's share of a 128 x 128 tile: 4 x 4 blocks of 16 x 8 of its warp's 64 x 32.
 struct Accumulator {
   float sum[4][4][4] = {};
 
-  // Gives every sum with its place in the tile, and starts again from zero.
-  template <typename F>
-  PHASEFAST_DEVICE void drain(const F& put) {
+  // Lays the tile out in shared memory, [kTile][kTileStride], when nobody reads panels there any more.
+  PHASEFAST_DEVICE void spread(float* tile) const {
+    struct alignas(8) Pair {
+      float values[2];
+    };
     const int lane = Thread::index() % 32, warp = Thread::index() / 32;
+    Thread::sync();
     PHASEFAST_UNROLL
     for (int i = 0; i < 4; ++i) {
       PHASEFAST_UNROLL
       for (int j = 0; j < 4; ++j) {
         PHASEFAST_UNROLL
-        for (int e = 0; e < 4; ++e) {
-          const int row = warp / 4 * 64 + i * 16 + lane / 4 + e / 2 * 8;
-          const int col = warp % 4 * 32 + j * 8 + lane % 4 * 2 + e % 2;
-          put(row, col, sum[i][j][e]);
-          sum[i][j][e] = 0;
+        for (int half = 0; half < 2; ++half) {
+          const int row = warp / 4 * 64 + i * 16 + lane / 4 + half * 8;
+          const int col = warp % 4 * 32 + j * 8 + lane % 4 * 2;
+          *reinterpret_cast<Pair*>(tile + row * kTileStride + col) = {sum[i][j][2 * half], sum[i][j][2 * half + 1]};
         }
       }
     }
+    Thread::sync();
   }
 };
 
-// sum += left' right of one stage. Products of parts that are smaller than float32's rounding are left out.
-template <int left_parts, int right_parts>
+// The 16 x 16 block of the left operand at row m and depth k.
+PHASEFAST_DEVICE void left_block(uint32_t (&out)[4], const __nv_bfloat16* panel, int m, int k, Columns) {
+  const int lane = Thread::index() % 32;
+  load_matrices_transposed(out, panel + Columns::place(k + lane % 8 + lane / 16 * 8, m / kChunk + lane / 8 % 2));
+}
+PHASEFAST_DEVICE void left_block(uint32_t (&out)[4], const __nv_bfloat16* panel, int m, int k, Rows) {
+  const int lane = Thread::index() % 32;
+  load_matrices(out, panel + Rows::place(m + lane % 16, k / kChunk + lane / 16));
+}
+
+// sum += the product of one stage. Products of parts that are smaller than float32's rounding are left out.
+template <typename Layout, int left_parts, int right_parts>
 PHASEFAST_DEVICE void multiply_panels(const __nv_bfloat16* left, const __nv_bfloat16* right, Accumulator& sum) {
   const int lane = Thread::index() % 32, warp = Thread::index() / 32;
   PHASEFAST_ROLL  // fragments of one step at a time, or they do not fit into the registers
@@ -161,7 +185,7 @@ PHASEFAST_DEVICE void multiply_panels(const __nv_bfloat16* left, const __nv_bflo
         const int sample = k + lane % 8 + lane / 8 % 2 * 8;
         const int chunk = (warp % 4 * 32 + j * 16) / kChunk + lane / 16;
         uint32_t four[4];
-        load_matrices_transposed(four, right + part * kPart + swizzled(sample, chunk));
+        load_matrices_transposed(four, right + part * kPart + Columns::place(sample, chunk));
         b[part][2 * j][0] = four[0];
         b[part][2 * j][1] = four[1];
         b[part][2 * j + 1][0] = four[2];
@@ -172,10 +196,8 @@ PHASEFAST_DEVICE void multiply_panels(const __nv_bfloat16* left, const __nv_bflo
     for (int i = 0; i < 4; ++i) {
       PHASEFAST_UNROLL
       for (int part = left_parts - 1; part >= 0; --part) {  // the smallest products first
-        const int sample = k + lane % 8 + lane / 16 * 8;
-        const int chunk = (warp / 4 * 64 + i * 16) / kChunk + lane / 8 % 2;
         uint32_t a[4];
-        load_matrices_transposed(a, left + part * kPart + swizzled(sample, chunk));
+        left_block(a, left + part * kPart, warp / 4 * 64 + i * 16, k, Layout());
         PHASEFAST_UNROLL
         for (int other = right_parts - 1; other >= 0; --other) {
           if (part + other > 2) continue;
@@ -187,46 +209,53 @@ PHASEFAST_DEVICE void multiply_panels(const __nv_bfloat16* left, const __nv_bflo
   }
 }
 
-// Two panels, a few stages deep.
-template <typename Left, typename Right>
+// Two panels at a time over [begin, end) of what is summed over: rows or columns of `left`, columns of `right`.
+template <typename Left, typename Right, typename Layout>
 struct Pipeline {
   static constexpr int kSlots = 2;
   static constexpr int kSlot = (kParts<Left> + kParts<Right>)*kPart;  // values of a slot
-  static constexpr int kBytes = kSlots * kSlot * 2;
+  static constexpr int kPanels = kSlots * kSlot * 2;
+  static constexpr int kBytes = kPanels > kTileBytes ? kPanels : kTileBytes;
 
-  Loader<Left> left;
-  Loader<Right> right;
+  Loader<Left, Layout> left;
+  Loader<Right, Columns> right;
   int64_t begin, end;
   __nv_bfloat16* slots;
 
   PHASEFAST_DEVICE Pipeline(const Source<Left>& a, const Source<Right>& b, int64_t first, int64_t last, char* shared)
-      : left(a, last), right(b, last), begin(first), end(last), slots(reinterpret_cast<__nv_bfloat16*>(shared)) {}
+      : left(a), right(b), begin(first), end(last), slots(reinterpret_cast<__nv_bfloat16*>(shared)) {}
 
   PHASEFAST_DEVICE __nv_bfloat16* slot(int64_t stage) const { return slots + stage % kSlots * kSlot; }
 
-  // Brings the first stage. The barrier also keeps the last tile's panels until all have read them.
-  PHASEFAST_DEVICE void start() {
+  // At least one: where there is nothing to sum over, the product is zero.
+  PHASEFAST_DEVICE int64_t stages() const { return begin < end ? (end - begin + kDepth - 1) / kDepth : 1; }
+
+  // The whole product. The first barrier keeps what lies in shared memory until all have read it.
+  PHASEFAST_DEVICE Accumulator run() {
+    Accumulator sum;
+    const int64_t count = stages();
     Thread::sync();
-    left.load(begin);
-    right.load(begin);
-    left.store(slot(0));
-    right.store(slot(0) + kParts<Left> * kPart);
+    load(0);
+    store(0);
     Thread::sync();
+    for (int64_t stage = 0; stage < count; ++stage) {
+      const bool more = stage + 1 < count;
+      if (more) load(stage + 1);  // arrives while this stage is multiplied
+      multiply_panels<Layout, kParts<Left>, kParts<Right>>(slot(stage), slot(stage) + kParts<Left> * kPart, sum);
+      if (more) store(stage + 1);
+      if (more) Thread::sync();
+    }
+    return sum;
   }
-  // Asks for the stage after this one, whose numbers arrive while this one is multiplied.
-  PHASEFAST_DEVICE void fetch(int64_t stage) {
-    if (begin + (stage + 1) * kDepth >= end) return;
-    left.load(begin + (stage + 1) * kDepth);
-    right.load(begin + (stage + 1) * kDepth);
+
+ private:
+  PHASEFAST_DEVICE void load(int64_t stage) {
+    left.load(begin + stage * kDepth);
+    right.load(begin + stage * kDepth);
   }
-  PHASEFAST_DEVICE void multiply(int64_t stage, Accumulator& sum) const {
-    multiply_panels<kParts<Left>, kParts<Right>>(slot(stage), slot(stage) + kParts<Left> * kPart, sum);
-  }
-  PHASEFAST_DEVICE void advance(int64_t stage) {
-    if (begin + (stage + 1) * kDepth >= end) return;
-    left.store(slot(stage + 1));
-    right.store(slot(stage + 1) + kParts<Left> * kPart);
-    Thread::sync();
+  PHASEFAST_DEVICE void store(int64_t stage) {
+    left.store(slot(stage));
+    right.store(slot(stage) + kParts<Left> * kPart);
   }
 };
 

@@ -7,10 +7,10 @@ using namespace phasefast::cuda;
 
 namespace {
 
-template <typename Rows, typename Targets>
+template <typename In, typename Targets>
 void run(const GramGroup<Targets>& group, int blocks, uint64_t seed) {
-  Machine::now().run(blocks, kThreads, gram_shared_bytes<Rows, Targets>(), seed,
-                     [&](char* shared) { gram_body<Rows, Targets>(group, shared); });
+  Machine::now().run(blocks, kThreads, gram_shared_bytes<In, Targets>(), seed,
+                     [&](char* shared) { gram_body<In, Targets>(group, shared); });
   if (group.splits > 1) {
     Machine::now().run(blocks, kThreads, 0, seed, [&](char*) { gram_reduce_body(group); });
   }
@@ -61,6 +61,6 @@ int gram_split_count(int64_t tiles, int64_t samples, int processors) {
 }
 
 int gram_swizzled(int sample, int chunk) {
-  return swizzled(sample, chunk);
+  return Columns::place(sample, chunk);
 }
 }
