@@ -73,11 +73,12 @@ def test_machine_code_of_the_kernels_is_what_was_meant(machine_code):
     assert set(machine_code) == {"80", "90"}
     for arch, run in machine_code.items():
         kernels = dict(part.split("\n", 1) for part in run.stdout.split("Function : ")[1:])
-        grams = {name: code for name, code in kernels.items() if "gram_kernel" in name}
-        assert len(grams) == 5, (arch, run.stderr)
-        for name, code in grams.items():
-            for wanted in ("HMMA.16816.F32.BF16", "LDSM.16.MT88.4", "LDG.E.128"):
-                assert wanted in code, (arch, name, wanted)
+        for stem, count in (("gram_kernel", 5), ("residual_kernel", 3)):
+            codes = {name: code for name, code in kernels.items() if stem in name}
+            assert len(codes) == count, (arch, stem, run.stderr)
+            for name, code in codes.items():
+                for wanted in ("HMMA.16816.F32.BF16", "LDSM.16.MT88.4", "LDG.E.128"):
+                    assert wanted in code, (arch, name, wanted)
         spilled = [name for name, code in kernels.items() if re.search(r"\b(LDL|STL)\b", code)]
         assert not spilled, (arch, spilled)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -36,16 +36,16 @@ def test_gram_against_float64(dtype: torch.dtype) -> None:
 
 
 @pytest.fixture
-def gram_kernel() -> Callable[..., None]:
-    """The kernel itself, whatever is the default route."""
+def kernels() -> Any:
+    """The kernels themselves, whatever is the default route."""
     if not pf.build_info().get("cuda"):
         pytest.skip("built without CUDA kernels")
-    return torch.ops.phasefast_cuda.gram
+    return torch.ops.phasefast_cuda
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("samples", [1, 33, 700, 9001])
-def test_gram_kernel_against_float64(gram_kernel: Callable[..., None], samples: int, dtype: torch.dtype) -> None:
+def test_gram_kernel_against_float64(kernels: Any, samples: int, dtype: torch.dtype) -> None:
     generator = torch.Generator("cuda").manual_seed(samples)
     widths = [1, 7, 64, 128, 129, 513, 40, *range(2, 15)]  # more cells than one launch takes
 
@@ -61,7 +61,7 @@ def test_gram_kernel_against_float64(gram_kernel: Callable[..., None], samples: 
         crosses = [torch.ones(w, 205, dtype=d, device="cuda") for w, d in zip(widths, wide, strict=True)]
         with torch.cuda.stream(torch.cuda.Stream()):
             torch.cuda.current_stream().wait_stream(torch.cuda.default_stream())
-            gram_kernel(rows, targets, grams, crosses)
+            kernels.gram(rows, targets, grams, crosses)
         torch.cuda.synchronize()
         repeats.append([*(g.tril() for g in grams), *crosses])
     assert all(torch.equal(a, b) for other in repeats[1:] for a, b in zip(repeats[0], other, strict=True))
@@ -71,6 +71,33 @@ def test_gram_kernel_against_float64(gram_kernel: Callable[..., None], samples: 
         cross_error = (cross - 1 - left.T @ targets.double()).abs().max()
         assert gram_error <= 1e-5 * norm**2
         assert cross_error <= 1e-5 * norm * targets.double().norm(dim=0).max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("samples", [1, 130, 700])
+def test_residual_kernel_against_float64(kernels: Any, samples: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator("cuda").manual_seed(samples)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, device="cuda")
+
+    edges, classes, widths = [0, 300, 310, 311], [False, True, False], [1, 33, 512, *range(2, 18)]
+    rows = [random(samples, width).to(dtype) for width in widths]
+    weights = [random(width, 311) / width**0.5 for width in widths]
+    offsets, targets = [random(311) for _ in widths], random(samples, 311)
+    repeats = []
+    for _ in range(10):
+        errors = [torch.full((3, samples), torch.nan, dtype=torch.float64, device="cuda") for _ in widths]
+        hits = [torch.ones(3, samples, dtype=torch.bool, device="cuda") for _ in widths]
+        kernels.residual(rows, weights, offsets, targets, edges, classes, errors, hits)
+        repeats.append([*errors, *hits])
+    assert all(torch.equal(a, b) for other in repeats[1:] for a, b in zip(repeats[0], other, strict=True))
+    for i, row in enumerate(rows):
+        expected, expected_hits = torch.zeros_like(repeats[0][i]), torch.zeros_like(repeats[0][len(rows) + i])
+        exact = [row.double()], [weights[i].double()], [offsets[i].double()], targets.double()
+        reference.residual(*exact, edges, classes, [expected], [expected_hits])
+        torch.testing.assert_close(repeats[0][i], expected, rtol=1e-5, atol=1e-5)
+        assert (repeats[0][len(rows) + i] == expected_hits).double().mean() > 0.99  # rounding may decide a near tie
 
 
 def test_solve_and_residual_are_the_reference_on_cuda_tensors() -> None:

@@ -55,6 +55,12 @@ PHASEFAST_DEVICE void load_matrices_transposed(uint32_t (&out)[4], const void* r
                : "memory");
 }
 
+// The value of the lane whose index differs by `mask`.
+template <typename T>
+PHASEFAST_DEVICE T shuffle(T value, int mask) {
+  return __shfl_xor_sync(0xffffffffu, value, mask);
+}
+
 // sum [16, 8] += left [16, 16] right [16, 8] in bfloat16 with float32 sums (PTX ISA, mma.m16n8k16).
 PHASEFAST_DEVICE void multiply_add(float (&sum)[4], const uint32_t (&left)[4], const uint32_t (&right)[2]) {
   asm volatile(

@@ -1,6 +1,5 @@
 // Launches of the gram kernel. Not yet run on a GPU: registered beside the ops, chosen only where it is asked for.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 
 #include "cuda/gram_kernel.cuh"
 #include "cuda/launch.h"
@@ -79,10 +78,6 @@ void gram_of(ScalarType type, const Tensors& rows, const Tensor& targets, const 
     if (group.count == kCells) flush();
   }
   flush();
-}
-
-Tensor dense_rows(const Tensor& matrix) {
-  return matrix.stride(1) == 1 || matrix.size(1) == 1 ? matrix : torch::stable::contiguous(matrix);
 }
 
 // float64, and bfloat16 targets of float32 rows, are refused: the reference takes them.

@@ -40,10 +40,6 @@ struct GramTile {
   bool cross;
 };
 
-PHASEFAST_BOTH int64_t tiles_across(int64_t size) {
-  return (size + kTile - 1) / kTile;
-}
-
 PHASEFAST_BOTH int64_t gram_tiles(int64_t width, int64_t cols, bool with_gram) {
   const int64_t across = tiles_across(width);
   return (with_gram ? across * (across + 1) / 2 : 0) + across * tiles_across(cols);

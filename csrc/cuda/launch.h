@@ -5,6 +5,7 @@
 #include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/ops.h>
 
 #include "checks.h"
 
@@ -26,6 +27,11 @@ inline cudaStream_t current_stream(int32_t device) {
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(getter(device, &stream));
   return static_cast<cudaStream_t>(stream);
+}
+
+// The matrix with the elements of each row side by side: itself, or a copy.
+inline Tensor dense_rows(const Tensor& matrix) {
+  return matrix.stride(1) == 1 || matrix.size(1) == 1 ? matrix : torch::stable::contiguous(matrix);
 }
 
 // Makes a tensor's device the current one, as long as it lives.

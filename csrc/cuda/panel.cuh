@@ -15,6 +15,10 @@ constexpr int kChunk = 8;      // values of 16 bytes of bfloat16
 constexpr int kPart = kDepth * kTile;
 constexpr int kMine = kPart / kChunk / kThreads;  // chunks that a thread brings
 
+PHASEFAST_BOTH int64_t tiles_across(int64_t size) {
+  return (size + kTile - 1) / kTile;
+}
+
 // A row-major matrix from some place on, with what is left of its rows and columns.
 template <typename T>
 struct Source {

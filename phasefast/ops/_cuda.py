@@ -30,4 +30,23 @@ def _gram(rows: Sequence[Tensor], targets: Tensor, grams: Sequence[Tensor], cros
         torch.ops.phasefast_cuda.gram(rows, targets, grams, crosses)
 
 
-_ROUTES: dict[str, Callable[..., None]] = {"gram": _gram}
+def _residual(
+    rows: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    offsets: Sequence[Tensor],
+    targets: Tensor,
+    blocks: Sequence[int],
+    classes: Sequence[bool],
+    errors: Sequence[Tensor],
+    hits: Sequence[Tensor],
+) -> None:
+    arguments = (rows, weights, offsets, targets, blocks, classes, errors, hits)
+    wide = any(tensor.dtype == torch.float64 for tensor in (*rows, *weights, *offsets, targets))
+    if wide or len(classes) > _TARGET_BLOCKS:
+        reference.residual(*arguments)
+    else:
+        torch.ops.phasefast_cuda.residual(*arguments)
+
+
+_TARGET_BLOCKS = 64  # kTargetBlocks of csrc/cuda/residual_kernel.cuh
+_ROUTES: dict[str, Callable[..., None]] = {"gram": _gram, "residual": _residual}

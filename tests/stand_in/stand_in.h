@@ -232,6 +232,11 @@ inline void load_matrices_transposed(uint32_t (&out)[4], const void* row) {
   load_rows(out, row, true);
 }
 
+template <typename T>
+T shuffle(T value, int mask) {
+  return Machine::now().exchange(value)[Thread::index() % 32 ^ mask];
+}
+
 inline void multiply_add(float (&sum)[4], const uint32_t (&left)[4], const uint32_t (&right)[2]) {
   struct Operands {
     uint32_t left[4], right[2];
