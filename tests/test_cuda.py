@@ -43,6 +43,32 @@ def kernels() -> Any:
     return torch.ops.phasefast_cuda
 
 
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("samples", [1, 300])
+def test_capture_kernel_is_the_reference(kernels: Any, samples: int, given: torch.dtype, stored: torch.dtype) -> None:
+    x = torch.randn(samples, 70, 9, 5, device="cuda").to(given)
+    layouts = [x, x.to(memory_format=torch.channels_last), x.permute(0, 3, 2, 1), x[:, ::2]]
+    for layout in [*layouts, torch.randn(samples, 3, device="cuda").to(given)]:
+        for pool in (0, 2) if layout.dim() == 4 else (0,):
+            width = layout.shape[1] * pool**2 if pool else layout[0].numel()
+            shift = torch.randn(width, device="cuda")
+            results = []
+            for op in [kernels.capture] * 3 + [reference.capture]:
+                rows = torch.full((samples, width), torch.nan, dtype=stored, device="cuda")
+                sums = torch.ones(2, width, dtype=torch.float64, device="cuda")
+                op([layout], [shift], [pool], [rows], [sums[0]], [sums[1]])
+                results.append((rows, sums))
+            assert all(torch.equal(results[0][i], again[i]) for again in results[1:3] for i in range(2))
+            for ours, theirs in zip(results[0], results[3], strict=True):
+                torch.testing.assert_close(
+                    ours,
+                    theirs,
+                    rtol=1e-2 if stored != torch.float32 else 1e-5,
+                    atol=1e-2 * (stored != torch.float32) + 1e-5,
+                )
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("samples", [1, 33, 700, 9001])
 def test_gram_kernel_against_float64(kernels: Any, samples: int, dtype: torch.dtype) -> None:

@@ -72,3 +72,30 @@ PHASEFAST_DEVICE void multiply_add(float (&sum)[4], const uint32_t (&left)[4], c
 
 }  // namespace phasefast::cuda
 #endif
+
+namespace phasefast::cuda {
+
+PHASEFAST_DEVICE float widened(float x) {
+  return x;
+}
+PHASEFAST_DEVICE float widened(__half x) {
+  return __half2float(x);
+}
+PHASEFAST_DEVICE float widened(__nv_bfloat16 x) {
+  return __bfloat162float(x);
+}
+
+template <typename T>
+PHASEFAST_DEVICE T narrowed(float x) {
+  return x;
+}
+template <>
+PHASEFAST_DEVICE __half narrowed<__half>(float x) {
+  return __float2half_rn(x);
+}
+template <>
+PHASEFAST_DEVICE __nv_bfloat16 narrowed<__nv_bfloat16>(float x) {
+  return __float2bfloat16_rn(x);
+}
+
+}  // namespace phasefast::cuda

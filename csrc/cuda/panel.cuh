@@ -46,16 +46,6 @@ constexpr int kParts = sizeof(T) == 4 ? 3 : 1;
 template <>
 inline constexpr int kParts<__half> = 2;
 
-PHASEFAST_DEVICE float widened(float x) {
-  return x;
-}
-PHASEFAST_DEVICE float widened(__half x) {
-  return __half2float(x);
-}
-PHASEFAST_DEVICE float widened(__nv_bfloat16 x) {
-  return __bfloat162float(x);
-}
-
 // Some values in a row, as they are in memory; what lies outside the matrix is zero.
 template <typename T>
 struct Chunk {

@@ -21,6 +21,19 @@ def implementation(op: str, built: bool) -> Callable[..., None]:
     return _ROUTES.get(op, plain) if wanted else plain
 
 
+def _capture(
+    activations: Sequence[Tensor],
+    shifts: Sequence[Tensor],
+    pools: Sequence[int],
+    rows: Sequence[Tensor],
+    sums: Sequence[Tensor],
+    squares: Sequence[Tensor],
+) -> None:
+    wide = any(tensor.dtype == torch.float64 for tensor in (*activations, *rows))
+    op = reference.capture if wide else torch.ops.phasefast_cuda.capture
+    op(activations, shifts, pools, rows, sums, squares)
+
+
 def _gram(rows: Sequence[Tensor], targets: Tensor, grams: Sequence[Tensor], crosses: Sequence[Tensor]) -> None:
     dtypes = {row.dtype for row in rows}
     mixed = targets.dtype == torch.bfloat16 and torch.float32 in dtypes
@@ -49,4 +62,4 @@ def _residual(
 
 
 _TARGET_BLOCKS = 64  # kTargetBlocks of csrc/cuda/residual_kernel.cuh
-_ROUTES: dict[str, Callable[..., None]] = {"gram": _gram, "residual": _residual}
+_ROUTES: dict[str, Callable[..., None]] = {"capture": _capture, "gram": _gram, "residual": _residual}

@@ -43,6 +43,12 @@ inline float __half2float(__half x) {
   std::memcpy(&half, &x.bits, 2);
   return static_cast<float>(half);
 }
+inline __half __float2half_rn(float x) {
+  const _Float16 half = static_cast<_Float16>(x);
+  __half out;
+  std::memcpy(&out.bits, &half, 2);
+  return out;
+}
 
 namespace phasefast::cuda {
 

@@ -1,0 +1,51 @@
+// The capture kernels on the host, for tests/stand_in/test_capture.py.
+#include <cstdio>
+
+#include "../../csrc/cuda/capture_kernel.cuh"
+
+using namespace phasefast::cuda;
+
+namespace {
+
+template <typename In, typename Out>
+void run(const Captured& cell, int blocks, uint64_t seed) {
+  Machine::now().run(blocks, kCaptureThreads, kCaptureShared, seed,
+                     [&](char* shared) { capture_body<In, Out>(cell, capture_way(cell), shared); });
+  if (cell.splits > 1) {
+    Machine::now().run(blocks, kCaptureThreads, 0, seed, [&](char*) { capture_reduce(cell); });
+  }
+}
+
+template <typename In>
+void run_from(const Captured& cell, int out, int blocks, uint64_t seed) {
+  if (out == 0) run<In, float>(cell, blocks, seed);
+  if (out == 1) run<In, __nv_bfloat16>(cell, blocks, seed);
+  if (out == 2) run<In, __half>(cell, blocks, seed);
+}
+
+}  // namespace
+
+extern "C" {
+
+// The way taken (0 plain, 1 transposed, 2 pooled), or -1 where there are too many dimensions.
+int capture_prepare(Captured* cell, const int64_t* sizes, const int64_t* strides, int count) {
+  return set_dimensions(*cell, sizes, strides, count) ? static_cast<int>(capture_way(*cell)) : -1;
+}
+
+// Kinds: 0 float32, 1 bfloat16, 2 float16.
+int capture_run(const Captured* cell, int in, int out, int blocks, uint64_t seed) {
+  try {
+    if (in == 0) run_from<float>(*cell, out, blocks, seed);
+    if (in == 1) run_from<__nv_bfloat16>(*cell, out, blocks, seed);
+    if (in == 2) run_from<__half>(*cell, out, blocks, seed);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "stand-in: %s\n", error.what());
+    return 1;
+  }
+  return 0;
+}
+
+int capture_split_count(int64_t width, int64_t samples, int processors) {
+  return capture_splits(width, samples, processors);
+}
+}
