@@ -6,8 +6,6 @@ import pytest
 import torch
 from torch.nn import functional
 
-from phasefast import ops
-
 CASES = {
     "linear-256x4096": ((256, 4096), 0, torch.float32, False),
     "linear-256x4096-bf16": ((256, 4096), 0, torch.bfloat16, False),
@@ -22,16 +20,17 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_capture(measure, copy_rate, case, who):
+def test_capture(measure, copy_rate, kernels, device, case, who):
     shape, pool, dtype, channels_last = CASES[case]
     torch.manual_seed(0)
-    x = torch.randn(shape).to(dtype)
+    samples = shape[0] * (32 if device == "cuda" else 1)
+    x = torch.randn(samples, *shape[1:], device=device).to(dtype)
     x = x.to(memory_format=torch.channels_last) if channels_last else x
     exact = functional.adaptive_avg_pool2d(x.double(), pool).flatten(1) if pool else x.double().flatten(1)
-    shift = torch.randn(exact.shape[1])
+    shift = torch.randn(exact.shape[1], device=device)
     exact = exact - shift.double()
-    rows = torch.empty(exact.shape, dtype=dtype)
-    sums, squares = (torch.zeros(exact.shape[1], dtype=torch.float64) for _ in range(2))
+    rows = torch.empty(exact.shape, dtype=dtype, device=device)
+    sums, squares = (torch.zeros(exact.shape[1], dtype=torch.float64, device=device) for _ in range(2))
 
     def aten() -> None:
         kept = (functional.adaptive_avg_pool2d(x, pool) if pool else x).flatten(1)
@@ -40,7 +39,7 @@ def test_capture(measure, copy_rate, case, who):
         squares.add_(rows.double().square().sum(0))
 
     def ours() -> None:
-        ops.capture([x], [shift], [pool], [rows], [sums], [squares])
+        kernels.capture([x], [shift], [pool], [rows], [sums], [squares])
 
     side = {"aten": aten, "ours": ours}[who]
     side()
