@@ -9,8 +9,8 @@ STABLE_TORCH_LIBRARY(phasefast, m) {
   m.def(
       "capture(Tensor[] activations, Tensor[] shifts, int[] pools, Tensor(a!)[] rows, Tensor(b!)[] sums, "
       "Tensor(c!)[] squares) -> ()");
-  // rows [n, d] f32 | f64 | bf16 | f16; targets [n, p] f32 | f64 | bf16; grams none or [d, d], crosses [d, p]: f32 | f64,
-  // added to; only the lower triangle of grams has a meaning.
+  // rows [n, d] f32 | f64 | bf16 | f16; targets [n, p] f32 | f64 | bf16; grams none or [d, d], crosses [d, p]: f32 |
+  // f64, added to; only the lower triangle of grams has a meaning.
   m.def("gram(Tensor[] rows, Tensor targets, Tensor(a!)[] grams, Tensor(b!)[] crosses) -> ()");
   // grams [d, d] lower triangle, crosses [d, p], weights [L, d, p], factors none or [L, d, d]: all f32 or all f64;
   // penalties [L] f64, absolute; info [cells, L] i32: 0, or the order of the minor that is not positive definite.
