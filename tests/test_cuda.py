@@ -126,6 +126,34 @@ def test_residual_kernel_against_float64(kernels: Any, samples: int, dtype: torc
         assert (repeats[0][len(rows) + i] == expected_hits).double().mean() > 0.99  # rounding may decide a near tie
 
 
+@pytest.mark.parametrize(("width", "columns"), [(1, 1), (130, 7), (512, 300), (1030, 20)])
+def test_ridge_solve_kernel_against_float64(kernels: Any, width: int, columns: int) -> None:
+    generator = torch.Generator("cuda").manual_seed(width)
+    rows = torch.randn(2 * width + 5, width, generator=generator, device="cuda")
+    rows[:, width // 3] = 0
+    gram, cross = rows.T @ rows, rows.T @ torch.randn(len(rows), columns, generator=generator, device="cuda")
+    bad = gram.clone()
+    bad[width // 2, width // 2] = -1e9
+    penalties = torch.tensor([0.1, 10.0, 1000.0], dtype=torch.float64, device="cuda")
+    repeats = []
+    for _ in range(10):
+        weights = [torch.full((3, width, columns), torch.nan, device="cuda") for _ in range(2)]
+        factors = [torch.full((3, width, width), torch.nan, device="cuda") for _ in range(2)]
+        info = torch.full((2, 3), -1, dtype=torch.int32, device="cuda")
+        kernels.ridge_solve([gram, bad], [cross, cross], [penalties] * 2, weights, factors, info)
+        repeats.append([weights[0], factors[0], info])
+    assert all(torch.equal(a, b) for other in repeats[1:] for a, b in zip(repeats[0], other, strict=True))
+    assert repeats[0][2].tolist() == [[0] * 3, [width // 2 + 1] * 3]
+    assert weights[1].isnan().all()
+    expected = torch.empty(3, width, columns, dtype=torch.float64, device="cuda")
+    expected_factors = torch.empty(3, width, width, dtype=torch.float64, device="cuda")
+    exact = [gram.double()], [cross.double()], [penalties]
+    reference.ridge_solve(*exact, [expected], [expected_factors], torch.empty(1, 3, dtype=torch.int32, device="cuda"))
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(repeats[0][0].double(), expected, rtol=1e-3, atol=1e-4 * scale)
+    torch.testing.assert_close(repeats[0][1].double(), expected_factors, rtol=1e-3, atol=1e-2)
+
+
 def test_solve_and_residual_are_the_reference_on_cuda_tensors() -> None:
     rows, targets = torch.randn(300, 40, device="cuda"), torch.randn(300, 6, device="cuda")
     system = [rows.T @ rows], [rows.T @ targets], [torch.tensor([0.1, 10.0], dtype=torch.float64, device="cuda")]

@@ -165,10 +165,20 @@ PHASEFAST_DEVICE void left_block(uint32_t (&out)[4], const __nv_bfloat16* panel,
   load_matrices(out, panel + Rows::place(m + lane % 16, k / kChunk + lane / 16));
 }
 
+// The 16 x 16 block of the right operand at depth k and column n, as two blocks of 8 columns.
+PHASEFAST_DEVICE void right_block(uint32_t (&out)[4], const __nv_bfloat16* panel, int k, int n, Columns) {
+  const int lane = Thread::index() % 32;
+  load_matrices_transposed(out, panel + Columns::place(k + lane % 8 + lane / 8 % 2 * 8, n / kChunk + lane / 16));
+}
+PHASEFAST_DEVICE void right_block(uint32_t (&out)[4], const __nv_bfloat16* panel, int k, int n, Rows) {
+  const int lane = Thread::index() % 32;
+  load_matrices(out, panel + Rows::place(n + lane % 8 + lane / 16 * 8, k / kChunk + lane / 8 % 2));
+}
+
 // sum += the product of one stage. Products of parts that are smaller than float32's rounding are left out.
-template <typename Layout, int left_parts, int right_parts>
+template <typename LeftLayout, typename RightLayout, int left_parts, int right_parts>
 PHASEFAST_DEVICE void multiply_panels(const __nv_bfloat16* left, const __nv_bfloat16* right, Accumulator& sum) {
-  const int lane = Thread::index() % 32, warp = Thread::index() / 32;
+  const int warp = Thread::index() / 32;
   PHASEFAST_ROLL  // fragments of one step at a time, or they do not fit into the registers
       for (int k = 0; k < kDepth; k += 16) {
     uint32_t b[right_parts][4][2];
@@ -176,10 +186,8 @@ PHASEFAST_DEVICE void multiply_panels(const __nv_bfloat16* left, const __nv_bflo
     for (int part = 0; part < right_parts; ++part) {
       PHASEFAST_UNROLL
       for (int j = 0; j < 2; ++j) {
-        const int sample = k + lane % 8 + lane / 8 % 2 * 8;
-        const int chunk = (warp % 4 * 32 + j * 16) / kChunk + lane / 16;
         uint32_t four[4];
-        load_matrices_transposed(four, right + part * kPart + Columns::place(sample, chunk));
+        right_block(four, right + part * kPart, k, warp % 4 * 32 + j * 16, RightLayout());
         b[part][2 * j][0] = four[0];
         b[part][2 * j][1] = four[1];
         b[part][2 * j + 1][0] = four[2];
@@ -191,7 +199,7 @@ PHASEFAST_DEVICE void multiply_panels(const __nv_bfloat16* left, const __nv_bflo
       PHASEFAST_UNROLL
       for (int part = left_parts - 1; part >= 0; --part) {  // the smallest products first
         uint32_t a[4];
-        left_block(a, left + part * kPart, warp / 4 * 64 + i * 16, k, Layout());
+        left_block(a, left + part * kPart, warp / 4 * 64 + i * 16, k, LeftLayout());
         PHASEFAST_UNROLL
         for (int other = right_parts - 1; other >= 0; --other) {
           if (part + other > 2) continue;
@@ -203,16 +211,17 @@ PHASEFAST_DEVICE void multiply_panels(const __nv_bfloat16* left, const __nv_bflo
   }
 }
 
-// Two panels at a time over [begin, end) of what is summed over: rows or columns of `left`, columns of `right`.
-template <typename Left, typename Right, typename Layout>
+// Two panels at a time over [begin, end) of what is summed over: rows or columns of `left`, columns or rows of
+// `right`, whichever lie across it.
+template <typename Left, typename Right, typename LeftLayout, typename RightLayout = Columns>
 struct Pipeline {
   static constexpr int kSlots = 2;
   static constexpr int kSlot = (kParts<Left> + kParts<Right>)*kPart;  // values of a slot
   static constexpr int kPanels = kSlots * kSlot * 2;
   static constexpr int kBytes = kPanels > kTileBytes ? kPanels : kTileBytes;
 
-  Loader<Left, Layout> left;
-  Loader<Right, Columns> right;
+  Loader<Left, LeftLayout> left;
+  Loader<Right, RightLayout> right;
   int64_t begin, end;
   __nv_bfloat16* slots;
 
@@ -235,7 +244,8 @@ struct Pipeline {
     for (int64_t stage = 0; stage < count; ++stage) {
       const bool more = stage + 1 < count;
       if (more) load(stage + 1);  // arrives while this stage is multiplied
-      multiply_panels<Layout, kParts<Left>, kParts<Right>>(slot(stage), slot(stage) + kParts<Left> * kPart, sum);
+      multiply_panels<LeftLayout, RightLayout, kParts<Left>, kParts<Right>>(slot(stage),
+                                                                            slot(stage) + kParts<Left> * kPart, sum);
       if (more) store(stage + 1);
       if (more) Thread::sync();
     }

@@ -18,7 +18,7 @@ def implementation(op: str, built: bool) -> Callable[..., None]:
     """The implementation of an op for CUDA tensors; ``built``: whether the extension has CUDA kernels."""
     plain: Callable[..., None] = getattr(reference, op)
     wanted = built and os.environ.get("PHASEFAST_CUDA_KERNELS") == "1"
-    return _ROUTES.get(op, plain) if wanted else plain
+    return _ROUTES[op] if wanted else plain
 
 
 def _capture(
@@ -61,5 +61,23 @@ def _residual(
         torch.ops.phasefast_cuda.residual(*arguments)
 
 
+def _ridge_solve(
+    grams: Sequence[Tensor],
+    crosses: Sequence[Tensor],
+    penalties: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    factors: Sequence[Tensor],
+    info: Tensor,
+) -> None:
+    wide = any(gram.dtype == torch.float64 for gram in grams)
+    op = reference.ridge_solve if wide else torch.ops.phasefast_cuda.ridge_solve
+    op(grams, crosses, penalties, weights, factors, info)
+
+
 _TARGET_BLOCKS = 64  # kTargetBlocks of csrc/cuda/residual_kernel.cuh
-_ROUTES: dict[str, Callable[..., None]] = {"capture": _capture, "gram": _gram, "residual": _residual}
+_ROUTES: dict[str, Callable[..., None]] = {
+    "capture": _capture,
+    "gram": _gram,
+    "ridge_solve": _ridge_solve,
+    "residual": _residual,
+}

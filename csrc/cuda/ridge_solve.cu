@@ -1,0 +1,92 @@
+// Launches of the ridge_solve kernels. Not yet run on a GPU: registered beside the ops, chosen only where asked for.
+#include <torch/csrc/stable/library.h>
+
+#include <cmath>
+
+#include "cuda/launch.h"
+#include "cuda/ridge_solve_kernel.cuh"
+#include "ridge_solve.h"
+
+namespace phasefast::cuda {
+namespace {
+
+constexpr int64_t kWorkspace = int64_t{1} << 29;  // float32 values that the penalties solved together may take
+
+template <SolveStage stage>
+__global__ void __launch_bounds__(kThreads) ridge_solve_kernel(const __grid_constant__ SolveCell cell, int64_t column) {
+  extern __shared__ __align__(16) char shared[];
+  solve_body<stage>(cell, column, shared);
+}
+
+void launch(const SolveCell& cell, const Caller& caller) {
+  solve_schedule(cell, [&]<SolveStage stage>(int64_t column, int64_t items) {
+    constexpr bool kElementwise =
+        stage == SolveStage::roots || stage == SolveStage::scale || stage == SolveStage::finish;
+    constexpr int kBytes = kElementwise ? 0 : kSolveShared;
+    const auto kernel = ridge_solve_kernel<stage>;
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes), "ridge_solve: memory");
+    const int64_t most = int64_t{kElementwise ? 16 : 2} * caller.processors();
+    const auto blocks = static_cast<unsigned>(std::max<int64_t>(1, std::min(items, most)));
+    kernel<<<blocks, kThreads, kBytes, caller.stream()>>>(cell, column);
+    check(cudaGetLastError(), "ridge_solve: launch");
+  });
+}
+
+// float64 is refused: the reference takes it.
+void ridge_solve(const Tensors& grams, const Tensors& crosses, const Tensors& penalties, const Tensors& weights,
+                 const Tensors& factors, const Tensor& info) {
+  check_ridge_solve(grams, crosses, penalties, weights, factors, info);
+  for (size_t i = 0; i < grams.size(); ++i) {
+    check_dtype({"grams", static_cast<int64_t>(i)}, grams[i], {ScalarType::Float});
+    const int64_t d = grams[i].size(0), p = crosses[i].size(1), steps = info.size(1);
+    if (d == 0 || steps == 0) continue;
+    const Caller caller(info);
+    const int64_t inverse = tiles_across(d) * kTile * kTile;
+    const int64_t each = d * d + inverse + d * p + d;
+    const int64_t together = std::clamp<int64_t>(kWorkspace / each, 1, steps);
+    const Tensor scratch = caller.scratch(together * each);
+    for (int64_t first = 0; first < steps; first += together) {
+      const int64_t count = std::min(together, steps - first);
+      SolveCell cell{};
+      cell.gram = static_cast<const float*>(grams[i].data_ptr());
+      cell.cross = static_cast<const float*>(crosses[i].data_ptr());
+      cell.penalties = static_cast<const double*>(penalties[i].data_ptr()) + first * penalties[i].stride(0);
+      cell.weight_batch = weights[i].stride(0);
+      cell.weight_stride = weights[i].stride(1);
+      cell.weights = static_cast<float*>(weights[i].data_ptr()) + first * cell.weight_batch;
+      if (!factors.empty()) {
+        cell.out_batch = factors[i].stride(0);
+        cell.out_stride = factors[i].stride(1);
+        cell.factors_out = static_cast<float*>(factors[i].data_ptr()) + first * cell.out_batch;
+      }
+      cell.factor = static_cast<float*>(scratch.data_ptr());
+      cell.inverse = cell.factor + count * d * d;
+      cell.solution = cell.inverse + count * inverse;
+      cell.root = cell.solution + count * d * p;
+      cell.info_stride = info.stride(1);
+      cell.info =
+          static_cast<int32_t*>(info.data_ptr()) + static_cast<int64_t>(i) * info.stride(0) + first * cell.info_stride;
+      cell.gram_row = grams[i].stride(0);
+      cell.gram_col = grams[i].stride(1);
+      cell.cross_row = crosses[i].stride(0);
+      cell.cross_col = crosses[i].stride(1);
+      cell.penalty_stride = penalties[i].stride(0);
+      cell.width = d;
+      cell.cols = p;
+      cell.steps = static_cast<int>(count);
+      launch(cell, caller);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace phasefast::cuda
+
+STABLE_TORCH_LIBRARY_FRAGMENT(phasefast_cuda, m) {
+  m.def(
+      "ridge_solve(Tensor[] grams, Tensor[] crosses, Tensor[] penalties, Tensor(a!)[] weights, Tensor(b!)[] factors, "
+      "Tensor(c!) info) -> ()");
+}
+STABLE_TORCH_LIBRARY_IMPL(phasefast_cuda, CUDA, m) {
+  m.impl("ridge_solve", TORCH_BOX(&phasefast::cuda::ridge_solve));
+}
