@@ -23,6 +23,7 @@ template <typename In, typename Targets>
 void launch(GramGroup<Targets>& group, const Caller& caller) {
   const auto kernel = gram_kernel<In, Targets>;
   constexpr int kBytes = gram_shared_bytes<In, Targets>();
+  static_assert(kBytes <= kSharedBytes);
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes), "gram: shared memory");
   group.splits = gram_splits(group.tiles, group.samples, caller.processors());
   Tensor partial = caller.scratch(group.splits > 1 ? group.tiles * group.splits * kTile * kTile : 0);

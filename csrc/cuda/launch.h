@@ -11,6 +11,8 @@
 
 namespace phasefast::cuda {
 
+constexpr int kSharedBytes = 99 << 10;  // that a block of threads may have on every GPU since compute capability 8.0
+
 inline void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess) fail(what, ": ", cudaGetErrorString(status));
 }

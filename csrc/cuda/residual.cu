@@ -18,6 +18,7 @@ template <typename In>
 void launch(const ResidualGroup& group, const Caller& caller) {
   const auto kernel = residual_kernel<In>;
   constexpr int kBytes = residual_shared_bytes<In>();
+  static_assert(kBytes <= kSharedBytes);
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes), "residual: shared memory");
   const int64_t items = tiles_across(group.samples) * group.count;
   const int64_t resident = int64_t{2} * caller.processors();

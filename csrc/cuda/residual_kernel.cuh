@@ -31,28 +31,23 @@ struct ResidualGroup {
   int64_t target_stride, samples;
 };
 
-// The first largest number of a row; a NaN is never that, and is remembered.
+// The first largest number of a row and its column; or that there was none yet, or a NaN.
 struct Best {
+  static constexpr int kNone = -1, kNan = -2;
   float value;
-  int64_t col;
-  bool nan;
+  int col;
 
-  static PHASEFAST_DEVICE Best none() { return {0, -1, false}; }
+  static PHASEFAST_DEVICE Best none() { return {0, kNone}; }
   PHASEFAST_DEVICE void see(const Best& other) {
-    nan = nan || other.nan;
-    const bool better = col < 0 || other.value > value || (other.value == value && other.col < col);
-    if (other.col >= 0 && better) {
-      value = other.value;
-      col = other.col;
-    }
+    if (col == kNan || other.col == kNone) return;
+    const bool better = col == kNone || other.value > value || (other.value == value && other.col < col);
+    if (other.col == kNan || better) *this = other;
   }
   PHASEFAST_DEVICE void see(float candidate, int64_t at) {
-    const bool usable = candidate == candidate;
-    see(Best{candidate, usable ? at : -1, !usable});
+    see(Best{candidate, candidate == candidate ? static_cast<int>(at) : kNan});
   }
   PHASEFAST_DEVICE void gather() {
-    for (int mask = 16; mask; mask /= 2)
-      see(Best{shuffle(value, mask), shuffle(col, mask), shuffle<int>(nan, mask) != 0});
+    for (int mask = 16; mask; mask /= 2) see(Best{shuffle(value, mask), shuffle(col, mask)});
   }
 };
 
@@ -84,7 +79,8 @@ PHASEFAST_DEVICE void compare(const ResidualGroup& group, const ResidualCell& ce
   }
 }
 
-// Shared memory: panels or a tile, then the rows' sums and largest numbers.
+// At most the 99 KiB of compute capability 8.6. Shared memory: panels or a tile, then the rows' sums and largest
+// numbers.
 template <typename In>
 constexpr int residual_shared_bytes() {
   return Pipeline<In, float, Rows>::kBytes + kTile * static_cast<int>(sizeof(double) + 2 * sizeof(Best));
@@ -119,7 +115,7 @@ PHASEFAST_DEVICE void residual_body(const ResidualGroup& group, char* shared) {
       Thread::sync();
       for (int row = Thread::index(); row < kTile && first + row < group.samples; row += kThreads) {
         const Best &predicted = best[2 * row], &expected = best[2 * row + 1];
-        const bool hit = predicted.col >= 0 && predicted.col == expected.col && !predicted.nan && !expected.nan;
+        const bool hit = predicted.col >= 0 && predicted.col == expected.col;
         cell.errors[block * cell.error_stride + first + row] = errors[row];
         cell.hits[block * cell.hit_stride + first + row] = group.classes[block] && hit;
       }

@@ -12,6 +12,8 @@ namespace {
 
 constexpr int64_t kWorkspace = int64_t{1} << 29;  // float32 values that the penalties solved together may take
 
+static_assert(kSolveShared <= kSharedBytes);
+
 template <SolveStage stage>
 __global__ void __launch_bounds__(kThreads) ridge_solve_kernel(const __grid_constant__ SolveCell cell, int64_t column) {
   extern __shared__ __align__(16) char shared[];

@@ -6,11 +6,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from phasefast.ops import _extension, reference
+from phasefast.ops import _cuda, _extension, reference
 
 ROOT = Path(__file__).resolve().parents[2]
 F64 = torch.float64
@@ -130,3 +131,26 @@ def test_absent_or_broken_library_gives_a_message(tmp_path, broken):
     assert "False 6.0 phasefast._C" in run.stdout
     assert ("is not built" if broken is None else "does not load") in run.stdout
     assert "pip install" in run.stdout
+
+
+def widened(argument):
+    """The argument with float64 tensors in the place of float ones."""
+    if isinstance(argument, list):
+        return [widened(entry) for entry in argument]
+    floating = isinstance(argument, torch.Tensor) and argument.is_floating_point()
+    return argument.double() if floating else argument
+
+
+def test_cuda_kernels_are_used_where_asked_for_and_leave_the_rest_to_the_reference(monkeypatch):
+    assert all(_cuda.implementation(op, True) is getattr(reference, op) for op in _extension.OPS)
+    monkeypatch.setenv("PHASEFAST_CUDA_KERNELS", "1")
+    assert all(_cuda.implementation(op, False) is getattr(reference, op) for op in _extension.OPS)
+    asked = {}
+    kernels = {op: SimpleNamespace(default=lambda *args, op=op: asked.setdefault(op, args)) for op in _extension.OPS}
+    monkeypatch.setattr(torch.ops, "phasefast_cuda", SimpleNamespace(**kernels), raising=False)
+    for op, given in arguments().items():
+        _cuda.implementation(op, True)(*given)
+        assert asked.pop(op) is not None
+        wide = [widened(argument) for argument in given]
+        _cuda.implementation(op, True)(*wide)
+        assert op not in asked
