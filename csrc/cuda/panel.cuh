@@ -181,30 +181,27 @@ PHASEFAST_DEVICE void multiply_panels(const __nv_bfloat16* left, const __nv_bflo
   const int warp = Thread::index() / 32;
   PHASEFAST_ROLL  // fragments of one step at a time, or they do not fit into the registers
       for (int k = 0; k < kDepth; k += 16) {
-    uint32_t b[right_parts][4][2];
     PHASEFAST_UNROLL
-    for (int part = 0; part < right_parts; ++part) {
+    for (int other = right_parts - 1; other >= 0; --other) {  // the smallest products first
+      uint32_t b[4][2];
       PHASEFAST_UNROLL
       for (int j = 0; j < 2; ++j) {
         uint32_t four[4];
-        right_block(four, right + part * kPart, k, warp % 4 * 32 + j * 16, RightLayout());
-        b[part][2 * j][0] = four[0];
-        b[part][2 * j][1] = four[1];
-        b[part][2 * j + 1][0] = four[2];
-        b[part][2 * j + 1][1] = four[3];
+        right_block(four, right + other * kPart, k, warp % 4 * 32 + j * 16, RightLayout());
+        b[2 * j][0] = four[0];
+        b[2 * j][1] = four[1];
+        b[2 * j + 1][0] = four[2];
+        b[2 * j + 1][1] = four[3];
       }
-    }
-    PHASEFAST_UNROLL
-    for (int i = 0; i < 4; ++i) {
       PHASEFAST_UNROLL
-      for (int part = left_parts - 1; part >= 0; --part) {  // the smallest products first
-        uint32_t a[4];
-        left_block(a, left + part * kPart, warp / 4 * 64 + i * 16, k, LeftLayout());
+      for (int i = 0; i < 4; ++i) {
         PHASEFAST_UNROLL
-        for (int other = right_parts - 1; other >= 0; --other) {
+        for (int part = left_parts - 1; part >= 0; --part) {
           if (part + other > 2) continue;
+          uint32_t a[4];
+          left_block(a, left + part * kPart, warp / 4 * 64 + i * 16, k, LeftLayout());
           PHASEFAST_UNROLL
-          for (int j = 0; j < 4; ++j) multiply_add(sum.sum[i][j], a, b[other][j]);
+          for (int j = 0; j < 4; ++j) multiply_add(sum.sum[i][j], a, b[j]);
         }
       }
     }
