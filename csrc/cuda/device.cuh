@@ -1,4 +1,4 @@
-// The few device features the kernels use, so that a stand-in on the host (tests/cuda) can run the same sources.
+// The few device features the kernels use, so that a stand-in on the host (tests/stand_in) can run the same sources.
 #pragma once
 
 #include <cstdint>

@@ -46,6 +46,11 @@ constexpr int kParts = sizeof(T) == 4 ? 3 : 1;
 template <>
 inline constexpr int kParts<__half> = 2;
 
+template <typename T>
+constexpr bool kIsBfloat16 = false;
+template <>
+inline constexpr bool kIsBfloat16<__nv_bfloat16> = true;
+
 // Some values in a row, as they are in memory; what lies outside the matrix is zero.
 template <typename T>
 struct Chunk {
@@ -121,6 +126,20 @@ struct Loader {
     for (int i = 0; i < kMine; ++i) {
       const int mine = Thread::index() + i * kThreads;
       chunks[i].template store<kParts<T>>(panel + Layout::place(mine / Layout::kAcross, mine % Layout::kAcross));
+    }
+  }
+
+  // The way past the registers, for numbers that need no taking apart, in aligned rows.
+  PHASEFAST_DEVICE void copy(int64_t begin, __nv_bfloat16* panel) const {
+    PHASEFAST_UNROLL
+    for (int i = 0; i < kMine; ++i) {
+      const int mine = Thread::index() + i * kThreads;
+      const int64_t row = Layout::row(begin, mine), col = Layout::col(begin, mine);
+      const int64_t left = row < source.rows ? source.cols - col : 0;
+      const int there = static_cast<int>(left < 0 ? 0 : left < kChunk ? left : kChunk);
+      const T* from = there ? source.data + row * source.stride + col : source.data;
+      copy_async(panel + Layout::place(mine / Layout::kAcross, mine % Layout::kAcross), from,
+                 there * static_cast<int>(sizeof(T)));
     }
   }
 };
@@ -212,7 +231,8 @@ PHASEFAST_DEVICE void multiply_panels(const __nv_bfloat16* left, const __nv_bflo
 // `right`, whichever lie across it.
 template <typename Left, typename Right, typename LeftLayout, typename RightLayout = Columns>
 struct Pipeline {
-  static constexpr int kSlots = 2;
+  static constexpr bool kCopies = kIsBfloat16<Left> && kIsBfloat16<Right>;
+  static constexpr int kSlots = kCopies ? 4 : 2;
   static constexpr int kSlot = (kParts<Left> + kParts<Right>)*kPart;  // values of a slot
   static constexpr int kPanels = kSlots * kSlot * 2;
   static constexpr int kBytes = kPanels > kTileBytes ? kPanels : kTileBytes;
@@ -232,6 +252,31 @@ struct Pipeline {
 
   // The whole product. The first barrier keeps what lies in shared memory until all have read it.
   PHASEFAST_DEVICE Accumulator run() {
+    if constexpr (kCopies) {
+      if (left.aligned && right.aligned) return run_copies();
+    }
+    return run_registers();
+  }
+
+ private:
+  // Three stages are on their way while one is multiplied.
+  PHASEFAST_DEVICE Accumulator run_copies() {
+    Accumulator sum;
+    const int64_t count = stages();
+    Thread::sync();
+    for (int64_t stage = 0; stage < kSlots - 1; ++stage) copy(stage, count);
+    for (int64_t stage = 0; stage < count; ++stage) {
+      wait_copies<kSlots - 2>();
+      Thread::sync();  // this stage is there for all, and the slot of the one before is free
+      copy(stage + kSlots - 1, count);
+      multiply(stage, sum);
+    }
+    wait_copies<0>();
+    return sum;
+  }
+
+  // The next stage is on its way while one is multiplied.
+  PHASEFAST_DEVICE Accumulator run_registers() {
     Accumulator sum;
     const int64_t count = stages();
     Thread::sync();
@@ -241,15 +286,26 @@ struct Pipeline {
     for (int64_t stage = 0; stage < count; ++stage) {
       const bool more = stage + 1 < count;
       if (more) load(stage + 1);  // arrives while this stage is multiplied
-      multiply_panels<LeftLayout, RightLayout, kParts<Left>, kParts<Right>>(slot(stage),
-                                                                            slot(stage) + kParts<Left> * kPart, sum);
+      multiply(stage, sum);
       if (more) store(stage + 1);
       if (more) Thread::sync();
     }
     return sum;
   }
 
- private:
+  PHASEFAST_DEVICE void multiply(int64_t stage, Accumulator& sum) const {
+    const __nv_bfloat16* panels = slot(stage);
+    multiply_panels<LeftLayout, RightLayout, kParts<Left>, kParts<Right>>(panels, panels + kParts<Left> * kPart, sum);
+  }
+
+  // A group of copies for every stage, an empty one past the last: so groups can be counted.
+  PHASEFAST_DEVICE void copy(int64_t stage, int64_t count) const {
+    if (stage < count) {
+      left.copy(begin + stage * kDepth, slot(stage));
+      right.copy(begin + stage * kDepth, slot(stage) + kPart);
+    }
+    commit_copies();
+  }
   PHASEFAST_DEVICE void load(int64_t stage) {
     left.load(begin + stage * kDepth);
     right.load(begin + stage * kDepth);

@@ -1,4 +1,4 @@
-"""Builds the kernels' sources for the host: tests/cuda/stand_in.h takes the place of the GPU."""
+"""Builds the kernels' sources for the host: tests/stand_in/stand_in.h takes the place of the GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-// The gram kernel on the host, for tests/cuda/test_gram.py.
+// The gram kernel on the host, for tests/stand_in/test_gram.py.
 #include <cstdio>
 
 #include "../../csrc/cuda/gram_kernel.cuh"

@@ -114,6 +114,19 @@ def test_sums_over_many_samples_are_promoted(kernel):
         torch.testing.assert_close(gram.tril(), (wide.T @ wide).tril(), rtol=4e-6, atol=0)
 
 
+@pytest.mark.parametrize(("samples", "splits"), [(1, 1), (65, 1), (150, 1), (300, 2)])
+@pytest.mark.parametrize(("width", "cols"), [(8, 3), (131, 9), (136, 136)])
+def test_asynchronous_copies_of_aligned_bfloat16(kernel, samples, splits, width, cols):
+    torch.manual_seed(samples)
+    rows = torch.full((samples, 144), torch.nan).bfloat16()[:, :width]  # beyond the width nothing may be read
+    targets = torch.full((samples, 144), torch.nan).bfloat16()[:, :cols]
+    rows.copy_(torch.randn(samples, width))
+    targets.copy_(torch.randn(samples, cols))
+    gram, cross = torch.zeros(width, width), torch.zeros(width, cols)
+    run(kernel, [rows], targets, [gram], [cross], splits=splits, blocks=2, seed=samples)
+    check([rows], targets, [gram], [cross], 1e-6)
+
+
 @pytest.mark.parametrize("dtype", KINDS)
 def test_bfloat16_targets_are_exact_inputs(kernel, dtype):
     rows, targets = torch.randn(70, 60).to(dtype), torch.randn(70, 20).bfloat16()
