@@ -1,7 +1,8 @@
 // Launches of the ridge_solve kernels. Not yet run on a GPU: registered beside the ops, chosen only where asked for.
 #include <torch/csrc/stable/library.h>
 
-#include <cmath>
+#include <algorithm>
+#include <utility>
 
 #include "cuda/launch.h"
 #include "cuda/ridge_solve_kernel.cuh"
@@ -10,28 +11,31 @@
 namespace phasefast::cuda {
 namespace {
 
-constexpr int64_t kWorkspace = int64_t{1} << 29;  // float32 values that the penalties solved together may take
+constexpr int64_t kWorkspace = int64_t{1} << 29;  // float32 values that the systems solved together may take
 
 static_assert(kSolveShared <= kSharedBytes);
+static_assert(sizeof(SolveGroup) <= 4000);  // kernels take 4 KiB of arguments
 
 template <SolveStage stage>
-__global__ void __launch_bounds__(kThreads) ridge_solve_kernel(const __grid_constant__ SolveCell cell, int64_t column) {
+__global__ void __launch_bounds__(kThreads)
+    ridge_solve_kernel(const __grid_constant__ SolveGroup group, int64_t column) {
   extern __shared__ __align__(16) char shared[];
-  solve_body<stage>(cell, column, shared);
+  solve_body<stage>(group, column, shared);
 }
 
-void launch(const SolveCell& cell, const Caller& caller) {
-  solve_schedule(cell, [&]<SolveStage stage>(int64_t column, int64_t items) {
-    constexpr bool kElementwise =
-        stage == SolveStage::roots || stage == SolveStage::scale || stage == SolveStage::finish;
-    constexpr int kBytes = kElementwise ? 0 : kSolveShared;
+void launch(const SolveGroup& group, const Caller& caller) {
+  solve_schedule(group, [&]<SolveStage stage>(int64_t column, int64_t items) {
+    constexpr int kBytes = is_elementwise(stage) ? 0 : kSolveShared;
     const auto kernel = ridge_solve_kernel<stage>;
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes), "ridge_solve: memory");
-    const int64_t most = int64_t{kElementwise ? 16 : 2} * caller.processors();
-    const auto blocks = static_cast<unsigned>(std::max<int64_t>(1, std::min(items, most)));
-    kernel<<<blocks, kThreads, kBytes, caller.stream()>>>(cell, column);
+    kernel<<<static_cast<unsigned>(items), kThreads, kBytes, caller.stream()>>>(group, column);
     check(cudaGetLastError(), "ridge_solve: launch");
   });
+}
+
+// Values that a system takes beside its results.
+int64_t workspace(int64_t d, int64_t p) {
+  return d * d + tiles_across(d) * kTile * kTile + d * p + d;
 }
 
 // float64 is refused: the reference takes it.
@@ -40,16 +44,38 @@ void ridge_solve(const Tensors& grams, const Tensors& crosses, const Tensors& pe
   check_ridge_solve(grams, crosses, penalties, weights, factors, info);
   for (size_t i = 0; i < grams.size(); ++i) {
     check_dtype({"grams", static_cast<int64_t>(i)}, grams[i], {ScalarType::Float});
+  }
+  if (grams.empty() || info.size(1) == 0) return;
+  const Caller caller(info);
+  SolveGroup group{};
+  int64_t used = 0;
+  const auto flush = [&] {
+    if (group.count == 0) return;
+    const Tensor scratch = caller.scratch(used);
+    float* next = static_cast<float*>(scratch.data_ptr());
+    const auto take = [&](int64_t values) { return std::exchange(next, next + values); };
+    for (int i = 0; i < group.count; ++i) {
+      SolveCell& cell = group.cells[i];
+      const int64_t d = cell.width;
+      cell.factor = take(cell.steps * d * d);
+      cell.inverse = take(cell.steps * tiles_across(d) * kTile * kTile);
+      cell.solution = take(cell.steps * d * cell.cols);
+      cell.root = take(cell.steps * d);
+    }
+    launch(group, caller);
+    group.count = 0;
+    used = 0;
+  };
+  for (size_t i = 0; i < grams.size(); ++i) {
     const int64_t d = grams[i].size(0), p = crosses[i].size(1), steps = info.size(1);
-    if (d == 0 || steps == 0) continue;
-    const Caller caller(info);
-    const int64_t inverse = tiles_across(d) * kTile * kTile;
-    const int64_t each = d * d + inverse + d * p + d;
-    const int64_t together = std::clamp<int64_t>(kWorkspace / each, 1, steps);
-    const Tensor scratch = caller.scratch(together * each);
+    if (d == 0) continue;
+    const int64_t together = std::clamp<int64_t>(kWorkspace / workspace(d, p), 1, steps);
     for (int64_t first = 0; first < steps; first += together) {
-      const int64_t count = std::min(together, steps - first);
-      SolveCell cell{};
+      const int64_t count = std::min(together, steps - first), need = count * workspace(d, p);
+      if (group.count == kSolveCells || used + need > kWorkspace) flush();
+      used += need;
+      SolveCell& cell = group.cells[group.count++];
+      cell = {};
       cell.gram = static_cast<const float*>(grams[i].data_ptr());
       cell.cross = static_cast<const float*>(crosses[i].data_ptr());
       cell.penalties = static_cast<const double*>(penalties[i].data_ptr()) + first * penalties[i].stride(0);
@@ -61,10 +87,6 @@ void ridge_solve(const Tensors& grams, const Tensors& crosses, const Tensors& pe
         cell.out_stride = factors[i].stride(1);
         cell.factors_out = static_cast<float*>(factors[i].data_ptr()) + first * cell.out_batch;
       }
-      cell.factor = static_cast<float*>(scratch.data_ptr());
-      cell.inverse = cell.factor + count * d * d;
-      cell.solution = cell.inverse + count * inverse;
-      cell.root = cell.solution + count * d * p;
       cell.info_stride = info.stride(1);
       cell.info =
           static_cast<int32_t*>(info.data_ptr()) + static_cast<int64_t>(i) * info.stride(0) + first * cell.info_stride;
@@ -76,9 +98,9 @@ void ridge_solve(const Tensors& grams, const Tensors& crosses, const Tensors& pe
       cell.width = d;
       cell.cols = p;
       cell.steps = static_cast<int>(count);
-      launch(cell, caller);
     }
   }
+  flush();
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// ridge_solve for all penalties of a cell at once. Not yet run on a GPU: the reference is the default route.
+// ridge_solve for all penalties of many cells at once. Not yet run on a GPU: the reference is the default route.
 //
 // Left-looking Cholesky by block columns of 128 of the equilibrated matrices; diagonal blocks are inverted, so that
 // panels and right-hand sides are products of matrices (Higham, Accuracy and Stability of Numerical Algorithms, 10,
@@ -24,6 +24,13 @@ struct SolveCell {
   int steps;
 };
 
+constexpr int kSolveCells = 16;  // of a launch
+
+struct SolveGroup {
+  SolveCell cells[kSolveCells];
+  int count;
+};
+
 PHASEFAST_DEVICE float inverse_root(float root) {
   return root == 0 ? 0.0f : 1 / root;
 }
@@ -36,26 +43,28 @@ PHASEFAST_DEVICE float* inverse_block(const SolveCell& cell, int step, int64_t c
   return cell.inverse + (step * tiles_across(cell.width) + column) * kTile * kTile;
 }
 
-// Calls body(step, row, col) for every place of [steps, rows, cols].
+constexpr int64_t kPlaces = 8 * kThreads;  // of an item that is no tile
+
+// Calls body(step, row, col) for the places of [., rows, cols] that belong to an item.
 template <typename F>
-PHASEFAST_DEVICE void each_place(int steps, int64_t rows, int64_t cols, const F& body) {
-  const int64_t count = steps * rows * cols, stride = Thread::blocks() * kThreads;
-  for (int64_t at = Thread::block() * kThreads + Thread::index(); at < count; at += stride) {
+PHASEFAST_DEVICE void each_place(int64_t item, int steps, int64_t rows, int64_t cols, const F& body) {
+  const int64_t end = (item + 1) * kPlaces, count = steps * rows * cols;
+  for (int64_t at = item * kPlaces + Thread::index(); at < end && at < count; at += kThreads) {
     body(static_cast<int>(at / cols / rows), at / cols % rows, at % cols);
   }
 }
 
 // The root of the diagonal: NaN where that is negative, which the factorisation then reports; 0 where dead.
-PHASEFAST_DEVICE void solve_roots(const SolveCell& cell) {
-  each_place(cell.steps, 1, cell.width, [&](int step, int64_t, int64_t at) {
+PHASEFAST_DEVICE void solve_roots(const SolveCell& cell, int64_t item) {
+  each_place(item, cell.steps, 1, cell.width, [&](int step, int64_t, int64_t at) {
     const float penalty = static_cast<float>(cell.penalties[step * cell.penalty_stride]);
     cell.root[step * cell.width + at] = sqrtf(cell.gram[at * (cell.gram_row + cell.gram_col)] + penalty);
     if (at == 0) cell.info[step * cell.info_stride] = 0;
   });
 }
 
-PHASEFAST_DEVICE void solve_scale(const SolveCell& cell) {
-  each_place(cell.steps, cell.width, cell.width, [&](int step, int64_t row, int64_t col) {
+PHASEFAST_DEVICE void solve_scale(const SolveCell& cell, int64_t item) {
+  each_place(item, cell.steps, cell.width, cell.width, [&](int step, int64_t row, int64_t col) {
     if (col > row) return;
     const float* root = cell.root + step * cell.width;
     float value = cell.gram[row * cell.gram_row + col * cell.gram_col];
@@ -75,118 +84,113 @@ PHASEFAST_DEVICE void each_sum(const float* tile, int64_t rows, int64_t cols, co
 }
 
 // Block column `column` less what the columns before it explain.
-PHASEFAST_DEVICE void solve_update(const SolveCell& cell, int64_t column, char* shared) {
+PHASEFAST_DEVICE void solve_update(const SolveCell& cell, int64_t column, int64_t item, char* shared) {
   float* tile = reinterpret_cast<float*>(shared);
   const int64_t d = cell.width, start = column * kTile, tiles = tiles_across(d) - column;
-  for (int64_t item = Thread::block(); item < cell.steps * tiles; item += Thread::blocks()) {
-    float* factor = cell.factor + item / tiles * d * d;
-    const int64_t row = start + item % tiles * kTile;
-    const Source<float> left{factor + row * d, d, d - row, start}, right{factor + start * d, d, d - start, start};
-    Pipeline<float, float, Rows, Rows>(left, right, 0, start, shared).run().spread(tile);
-    each_sum(tile, d - row, d - start, [&](int r, int c, float sum) { factor[(row + r) * d + start + c] -= sum; });
-  }
+  float* factor = cell.factor + item / tiles * d * d;
+  const int64_t row = start + item % tiles * kTile;
+  const Source<float> left{factor + row * d, d, d - row, start}, right{factor + start * d, d, d - start, start};
+  Pipeline<float, float, Rows, Rows>(left, right, 0, start, shared).run().spread(tile);
+  each_sum(tile, d - row, d - start, [&](int r, int c, float sum) { factor[(row + r) * d + start + c] -= sum; });
 }
 
-// Factors and inverts the diagonal block, in shared memory, one block of threads for each penalty.
-PHASEFAST_DEVICE void solve_diagonal(const SolveCell& cell, int64_t column, char* shared) {
+// Factors and inverts the diagonal block of one penalty, in shared memory.
+PHASEFAST_DEVICE void solve_diagonal(const SolveCell& cell, int64_t column, int step, char* shared) {
   float* a = reinterpret_cast<float*>(shared);  // [kTile][kTileStride]
   const int64_t d = cell.width, start = column * kTile;
   const int size = block_size(start, d);
-  for (int step = static_cast<int>(Thread::block()); step < cell.steps; step += static_cast<int>(Thread::blocks())) {
-    float* factor = cell.factor + step * d * d + start * d + start;
-    float* inverse = inverse_block(cell, step, column);
+  float* factor = cell.factor + step * d * d + start * d + start;
+  float* inverse = inverse_block(cell, step, column);
+  Thread::sync();
+  for (int at = Thread::index(); at < size * size; at += kThreads) {
+    const int row = at / size, col = at % size;
+    a[row * kTileStride + col] = col <= row ? factor[row * d + col] : 0.0f;
+  }
+  Thread::sync();
+  for (int j = 0; j < size; ++j) {
+    const float pivot = a[j * kTileStride + j], scale = 1 / sqrtf(pivot);  // NaN or infinite where not positive
     Thread::sync();
-    for (int at = Thread::index(); at < size * size; at += kThreads) {
-      const int row = at / size, col = at % size;
-      a[row * kTileStride + col] = col <= row ? factor[row * d + col] : 0.0f;
+    int32_t& info = cell.info[step * cell.info_stride];
+    if (Thread::index() == 0 && !(pivot > 0 && pivot < INFINITY) && info == 0) {
+      info = static_cast<int32_t>(start + j + 1);
+    }
+    for (int row = j + Thread::index(); row < size; row += kThreads) a[row * kTileStride + j] *= scale;
+    Thread::sync();
+    const int rest = size - j - 1;
+    for (int at = Thread::index(); at < rest * rest; at += kThreads) {
+      const int row = j + 1 + at / rest, col = j + 1 + at % rest;
+      if (col <= row) a[row * kTileStride + col] -= a[row * kTileStride + j] * a[col * kTileStride + j];
     }
     Thread::sync();
-    for (int j = 0; j < size; ++j) {
-      const float pivot = a[j * kTileStride + j], scale = 1 / sqrtf(pivot);  // NaN or infinite where not positive
-      Thread::sync();
-      int32_t& info = cell.info[step * cell.info_stride];
-      if (Thread::index() == 0 && !(pivot > 0 && pivot < INFINITY) && info == 0) {
-        info = static_cast<int32_t>(start + j + 1);
-      }
-      for (int row = j + Thread::index(); row < size; row += kThreads) a[row * kTileStride + j] *= scale;
-      Thread::sync();
-      const int rest = size - j - 1;
-      for (int at = Thread::index(); at < rest * rest; at += kThreads) {
-        const int row = j + 1 + at / rest, col = j + 1 + at % rest;
-        if (col <= row) a[row * kTileStride + col] -= a[row * kTileStride + j] * a[col * kTileStride + j];
-      }
-      Thread::sync();
-    }
-    for (int at = Thread::index(); at < size * size; at += kThreads) {
-      const int row = at / size, col = at % size;
-      if (col <= row) factor[row * d + col] = a[row * kTileStride + col];
-    }
-    for (int col = Thread::index(); col < kTile; col += kThreads) {
-      for (int row = 0; row < size; ++row) {
-        float sum = row == col ? 1.0f : 0.0f;
-        for (int k = col; k < row; ++k) sum -= a[row * kTileStride + k] * inverse[k * kTile + col];
-        inverse[row * kTile + col] = row < col ? 0.0f : sum / a[row * kTileStride + row];
-      }
+  }
+  for (int at = Thread::index(); at < size * size; at += kThreads) {
+    const int row = at / size, col = at % size;
+    if (col <= row) factor[row * d + col] = a[row * kTileStride + col];
+  }
+  for (int col = Thread::index(); col < kTile; col += kThreads) {
+    for (int row = 0; row < size; ++row) {
+      float sum = row == col ? 1.0f : 0.0f;
+      for (int k = col; k < row; ++k) sum -= a[row * kTileStride + k] * inverse[k * kTile + col];
+      inverse[row * kTile + col] = row < col ? 0.0f : sum / a[row * kTileStride + row];
     }
   }
 }
 
 // The tiles below the diagonal block, times its inverse transposed.
-PHASEFAST_DEVICE void solve_panel(const SolveCell& cell, int64_t column, char* shared) {
+PHASEFAST_DEVICE void solve_panel(const SolveCell& cell, int64_t column, int64_t item, char* shared) {
   float* tile = reinterpret_cast<float*>(shared);
   const int64_t d = cell.width, start = column * kTile, tiles = tiles_across(d) - column - 1;
-  for (int64_t item = Thread::block(); item < cell.steps * tiles; item += Thread::blocks()) {
-    const int step = static_cast<int>(item / tiles);
-    const int64_t row = start + (1 + item % tiles) * kTile;
-    float* panel = cell.factor + step * d * d + row * d + start;
-    const Source<float> left{panel, d, d - row, kTile}, right{inverse_block(cell, step, column), kTile, kTile, kTile};
-    Pipeline<float, float, Rows, Rows>(left, right, 0, kTile, shared).run().spread(tile);
-    each_sum(tile, d - row, kTile, [&](int r, int c, float value) { panel[r * d + c] = value; });
-  }
+  const int step = static_cast<int>(item / tiles);
+  const int64_t row = start + (1 + item % tiles) * kTile;
+  float* panel = cell.factor + step * d * d + row * d + start;
+  const Source<float> left{panel, d, d - row, kTile}, right{inverse_block(cell, step, column), kTile, kTile, kTile};
+  Pipeline<float, float, Rows, Rows>(left, right, 0, kTile, shared).run().spread(tile);
+  each_sum(tile, d - row, kTile, [&](int r, int c, float value) { panel[r * d + c] = value; });
 }
 
 // Block row `column` of the solution: forward, L Y = scaled cross, or backward, L' X = Y, in place.
 template <bool forward>
-PHASEFAST_DEVICE void solve_substitute(const SolveCell& cell, int64_t column, char* shared) {
+PHASEFAST_DEVICE void solve_substitute(const SolveCell& cell, int64_t column, int64_t item, char* shared) {
   float* tile = reinterpret_cast<float*>(shared);
   const int64_t d = cell.width, p = cell.cols, start = column * kTile, across = tiles_across(p);
   const int size = block_size(start, d);
-  for (int64_t item = Thread::block(); item < cell.steps * across; item += Thread::blocks()) {
-    const int step = static_cast<int>(item / across);
-    const int64_t col = item % across * kTile;
-    const float* factor = cell.factor + step * d * d;
-    float* solution = cell.solution + step * d * p + col;
-    float* own = solution + start * p;
-    const Source<float> known{solution, p, d, p - col}, rest{own, p, size, p - col};
-    const Source<float> inverse{inverse_block(cell, step, column), kTile, size, size};
-    if constexpr (forward) {
-      const Source<float> left{factor + start * d, d, d - start, start};
-      const Source<float> before{solution, p, start, p - col};
-      Pipeline<float, float, Rows>(left, before, 0, start, shared).run().spread(tile);
-      each_sum(tile, size, p - col, [&](int r, int c, float sum) {
-        const float cross = cell.cross[(start + r) * cell.cross_row + (col + c) * cell.cross_col];
-        own[r * p + c] = cross * inverse_root(cell.root[step * d + start + r]) - sum;
-      });
-      Pipeline<float, float, Rows>(inverse, rest, 0, size, shared).run().spread(tile);
-    } else {
-      const Source<float> left{factor + start, d, d, d - start};
-      Pipeline<float, float, Columns>(left, known, start + size, d, shared).run().spread(tile);
-      each_sum(tile, size, p - col, [&](int r, int c, float sum) { own[r * p + c] -= sum; });
-      Pipeline<float, float, Columns>(inverse, rest, 0, size, shared).run().spread(tile);
-    }
-    each_sum(tile, size, p - col, [&](int r, int c, float value) { own[r * p + c] = value; });
+  const int step = static_cast<int>(item / across);
+  const int64_t col = item % across * kTile;
+  const float* factor = cell.factor + step * d * d;
+  float* solution = cell.solution + step * d * p + col;
+  float* own = solution + start * p;
+  const Source<float> known{solution, p, d, p - col}, rest{own, p, size, p - col};
+  const Source<float> inverse{inverse_block(cell, step, column), kTile, size, size};
+  if constexpr (forward) {
+    const Source<float> left{factor + start * d, d, d - start, start};
+    const Source<float> before{solution, p, start, p - col};
+    Pipeline<float, float, Rows>(left, before, 0, start, shared).run().spread(tile);
+    each_sum(tile, size, p - col, [&](int r, int c, float sum) {
+      const float cross = cell.cross[(start + r) * cell.cross_row + (col + c) * cell.cross_col];
+      own[r * p + c] = cross * inverse_root(cell.root[step * d + start + r]) - sum;
+    });
+    Pipeline<float, float, Rows>(inverse, rest, 0, size, shared).run().spread(tile);
+  } else {
+    const Source<float> left{factor + start, d, d, d - start};
+    Pipeline<float, float, Columns>(left, known, start + size, d, shared).run().spread(tile);
+    each_sum(tile, size, p - col, [&](int r, int c, float sum) { own[r * p + c] -= sum; });
+    Pipeline<float, float, Columns>(inverse, rest, 0, size, shared).run().spread(tile);
   }
+  each_sum(tile, size, p - col, [&](int r, int c, float value) { own[r * p + c] = value; });
 }
 
-PHASEFAST_DEVICE void solve_finish(const SolveCell& cell) {
+PHASEFAST_DEVICE void solve_weights(const SolveCell& cell, int64_t item) {
   const int64_t d = cell.width, p = cell.cols;
-  each_place(cell.steps, d, p, [&](int step, int64_t row, int64_t col) {
+  each_place(item, cell.steps, d, p, [&](int step, int64_t row, int64_t col) {
     const bool failed = cell.info[step * cell.info_stride] != 0;
     const float value = cell.solution[(step * d + row) * p + col] * inverse_root(cell.root[step * d + row]);
     cell.weights[step * cell.weight_batch + row * cell.weight_stride + col] = failed ? NAN : value;
   });
-  if (!cell.factors_out) return;
-  each_place(cell.steps, d, d, [&](int step, int64_t row, int64_t col) {
+}
+
+PHASEFAST_DEVICE void solve_factors(const SolveCell& cell, int64_t item) {
+  const int64_t d = cell.width;
+  each_place(item, cell.steps, d, d, [&](int step, int64_t row, int64_t col) {
     const bool failed = cell.info[step * cell.info_stride] != 0;
     const float root = cell.root[step * d + row];
     const float value = col > row ? 0.0f : cell.factor[(step * d + row) * d + col] * (root == 0 ? 1.0f : root);
@@ -196,42 +200,79 @@ PHASEFAST_DEVICE void solve_finish(const SolveCell& cell) {
 
 constexpr int kSolveShared = Pipeline<float, float, Rows>::kBytes;
 
-enum class SolveStage { roots, scale, update, diagonal, panel, forward, backward, finish };
+enum class SolveStage { roots, scale, update, diagonal, panel, forward, backward, weights, factors };
+
+PHASEFAST_BOTH constexpr bool is_elementwise(SolveStage stage) {
+  return stage == SolveStage::roots || stage == SolveStage::scale || stage >= SolveStage::weights;
+}
+
+// Items of a cell in one launch: tiles or ranges of places, of all penalties. Narrower cells have fewer columns.
+template <SolveStage stage>
+PHASEFAST_BOTH int64_t solve_items(const SolveCell& cell, int64_t column) {
+  const int64_t columns = tiles_across(cell.width), steps = cell.steps, width = cell.width;
+  const auto ranges = [](int64_t places) { return (places + kPlaces - 1) / kPlaces; };
+  if constexpr (stage == SolveStage::roots) return ranges(steps * width);
+  if constexpr (stage == SolveStage::scale) return ranges(steps * width * width);
+  if constexpr (stage == SolveStage::weights) return ranges(steps * width * cell.cols);
+  if constexpr (stage == SolveStage::factors) return cell.factors_out ? ranges(steps * width * width) : 0;
+  if (column >= columns) return 0;
+  if constexpr (stage == SolveStage::update) return column ? steps * (columns - column) : 0;
+  if constexpr (stage == SolveStage::diagonal) return steps;
+  if constexpr (stage == SolveStage::panel) return steps * (columns - column - 1);
+  return steps * tiles_across(cell.cols);
+}
 
 template <SolveStage stage>
-PHASEFAST_DEVICE void solve_body(const SolveCell& cell, int64_t column, char* shared) {
-  if constexpr (stage == SolveStage::roots) solve_roots(cell);
-  if constexpr (stage == SolveStage::scale) solve_scale(cell);
-  if constexpr (stage == SolveStage::update) solve_update(cell, column, shared);
-  if constexpr (stage == SolveStage::diagonal) solve_diagonal(cell, column, shared);
-  if constexpr (stage == SolveStage::panel) solve_panel(cell, column, shared);
-  if constexpr (stage == SolveStage::forward) solve_substitute<true>(cell, column, shared);
-  if constexpr (stage == SolveStage::backward) solve_substitute<false>(cell, column, shared);
-  if constexpr (stage == SolveStage::finish) solve_finish(cell);
+PHASEFAST_BOTH int64_t solve_items(const SolveGroup& group, int64_t column) {
+  int64_t items = 0;
+  for (int i = 0; i < group.count; ++i) items += solve_items<stage>(group.cells[i], column);
+  return items;
+}
+
+template <SolveStage stage>
+PHASEFAST_DEVICE void solve_item(const SolveCell& cell, int64_t column, int64_t item, char* shared) {
+  if constexpr (stage == SolveStage::roots) solve_roots(cell, item);
+  if constexpr (stage == SolveStage::scale) solve_scale(cell, item);
+  if constexpr (stage == SolveStage::update) solve_update(cell, column, item, shared);
+  if constexpr (stage == SolveStage::diagonal) solve_diagonal(cell, column, static_cast<int>(item), shared);
+  if constexpr (stage == SolveStage::panel) solve_panel(cell, column, item, shared);
+  if constexpr (stage == SolveStage::forward) solve_substitute<true>(cell, column, item, shared);
+  if constexpr (stage == SolveStage::backward) solve_substitute<false>(cell, column, item, shared);
+  if constexpr (stage == SolveStage::weights) solve_weights(cell, item);
+  if constexpr (stage == SolveStage::factors) solve_factors(cell, item);
+}
+
+// One block of threads does one item.
+template <SolveStage stage>
+PHASEFAST_DEVICE void solve_body(const SolveGroup& group, int64_t column, char* shared) {
+  int64_t item = Thread::block();
+  int cell = 0;
+  for (int64_t items; item >= (items = solve_items<stage>(group.cells[cell], column)); ++cell) item -= items;
+  solve_item<stage>(group.cells[cell], column, item, shared);
 }
 
 // The whole solution as launches: run.template operator()<stage>(column, items) for every stage in its turn.
 template <typename Run>
-void solve_schedule(const SolveCell& cell, const Run& run) {
-  const int64_t columns = tiles_across(cell.width), across = tiles_across(cell.cols);
-  const int64_t places = (cell.width * cell.width + kThreads - 1) / kThreads;
-  run.template operator()<SolveStage::roots>(0, (cell.steps * cell.width + kThreads - 1) / kThreads);
-  run.template operator()<SolveStage::scale>(0, cell.steps * places);
+void solve_schedule(const SolveGroup& group, const Run& run) {
+  int64_t columns = 0;
+  for (int i = 0; i < group.count; ++i) {
+    const int64_t own = tiles_across(group.cells[i].width);
+    columns = own > columns ? own : columns;
+  }
+  const auto launch = [&]<SolveStage stage>(int64_t column) {
+    if (const int64_t items = solve_items<stage>(group, column)) run.template operator()<stage>(column, items);
+  };
+  launch.template operator()<SolveStage::roots>(0);
+  launch.template operator()<SolveStage::scale>(0);
   for (int64_t column = 0; column < columns; ++column) {
-    const int64_t below = cell.steps * (columns - column - 1);
-    if (column) run.template operator()<SolveStage::update>(column, below + cell.steps);
-    run.template operator()<SolveStage::diagonal>(column, cell.steps);
-    if (below) run.template operator()<SolveStage::panel>(column, below);
+    launch.template operator()<SolveStage::update>(column);
+    launch.template operator()<SolveStage::diagonal>(column);
+    launch.template operator()<SolveStage::panel>(column);
   }
-  if (across) {
-    for (int64_t column = 0; column < columns; ++column) {
-      run.template operator()<SolveStage::forward>(column, cell.steps * across);
-    }
-    for (int64_t column = columns; column-- > 0;) {
-      run.template operator()<SolveStage::backward>(column, cell.steps * across);
-    }
-  }
-  run.template operator()<SolveStage::finish>(0, cell.steps * places);
+  for (int64_t column = 0; column < columns; ++column) launch.template operator()<SolveStage::forward>(column);
+  for (int64_t column = columns; column-- > 0;) launch.template operator()<SolveStage::backward>(column);
+  launch.template operator()<SolveStage::weights>(0);
+  launch.template operator()<SolveStage::factors>(0);
 }
 
 }  // namespace phasefast::cuda

@@ -5,11 +5,11 @@
 
 using namespace phasefast::cuda;
 
-extern "C" int ridge_solve_run(const SolveCell* cell, int blocks, uint64_t seed) {
+extern "C" int ridge_solve_run(const SolveGroup* group, uint64_t seed) {
   try {
-    solve_schedule(*cell, [&]<SolveStage stage>(int64_t column, int64_t items) {
-      Machine::now().run(std::min<int64_t>(items, blocks), kThreads, kSolveShared, seed,
-                         [&](char* shared) { solve_body<stage>(*cell, column, shared); });
+    solve_schedule(*group, [&]<SolveStage stage>(int64_t column, int64_t items) {
+      Machine::now().run(items, kThreads, kSolveShared, seed,
+                         [&](char* shared) { solve_body<stage>(*group, column, shared); });
     });
   } catch (const std::exception& error) {
     std::fprintf(stderr, "stand-in: %s\n", error.what());
