@@ -32,6 +32,7 @@ FOLDS = 5
 ERROR_TOLERANCE = 1e-5  # relative, of the held-out squared error: above it, float32 is not enough
 _AUTHORS_BATCH = 128  # arXiv 2312.06887 measures with the batch statistics of 128 images
 _BATCH = 256
+_GPU_BATCH = 2048  # launches of small networks take as long as their work below it
 try:
     VERSION = version("phasefast")
 except PackageNotFoundError:  # run from a source tree that was never installed
@@ -50,10 +51,11 @@ class ProbeOptions(TypedDict, total=False):
         batchnorm: ``"recompute"`` statistics on the fit rows (default), of each ``"batch"``, or ``"running"``.
         device: where to compute; the model's own device by default.
         precision: ``"exact"`` (default): float32, and float64 for cells where it is not enough; ``"fast"``: float32,
-            and float64 only where it fails; ``"double"``: float64 throughout.
+            and float64 only where it fails, on a GPU of rows rounded to bfloat16; ``"double"``: float64 throughout.
         tokens: for outputs [b, t, f]: ``"flatten"`` (default), ``"mean"`` over t, or ``"cls"``, the first.
         pool: average spatial dimensions to this size; 0 (default) keeps every position.
-        batch_size: of the forward passes; 256, or 128 for ``batchnorm="batch"``, by default.
+        batch_size: of the forward passes, and of the BatchNorm statistics that need batches; 256, or 128 for
+            ``batchnorm="batch"``, by default. By default a GPU takes larger ones wherever the numbers stay the same.
         memory: budget, such as ``"8GB"``; most of what is free by default.
     """
 
@@ -88,8 +90,12 @@ class Engine:
         self.device = resolve_device(options.get("device"), home)
         self.batchnorm: BatchNormMode = options.get("batchnorm", "recompute")
         self.precision: str = options.get("precision", "exact")
-        self.rows = RowOptions(options.get("tokens", "flatten"), options.get("pool", 0))
+        on_gpu, fast = self.device.type == "cuda", self.precision == "fast"
+        stored = torch.bfloat16 if on_gpu and fast else torch.float32  # CPUs gain nothing by bfloat16 products
+        self.rows = RowOptions(options.get("tokens", "flatten"), options.get("pool", 0), stored)
         self.batch_size = options.get("batch_size") or (_AUTHORS_BATCH if self.batchnorm == "batch" else _BATCH)
+        large = on_gpu and self.batchnorm != "batch" and options.get("batch_size") is None
+        self._forward_batch = _GPU_BATCH if large else self.batch_size
         self.penalties = Penalties(_as_tuple(options.get("alphas"), DEFAULT_ALPHAS), options.get("noise"))
         self.memory = options.get("memory")
         self.names = select_layers(self.model, options.get("layers"))
@@ -152,10 +158,10 @@ class Engine:
     def _capture(self, group: Sequence[Layer]) -> tuple[list[Activations], dict[str, Tensor | None]]:
         """Activations of a group of layers, and the model's own outputs per split where they are rows of numbers."""
         data = self.probe_set
-        arguments = (data.fit_inputs, data.heldout_inputs, self.targets.folds, self.batch_size, self.rows, self.device)
+        arguments = (data.fit_inputs, data.heldout_inputs, self.targets.folds, self._forward_batch)
         fix_random_state(self.device)
         with several_rows(self.batchnorm):
-            cells, fit_outputs, heldout_outputs = capture(self.model, group, *arguments)
+            cells, fit_outputs, heldout_outputs = capture(self.model, group, *arguments, self.rows, self.device)
         return cells, {"fit": fit_outputs, "heldout": heldout_outputs}
 
     def _model_scores(self, outputs: dict[str, Tensor | None], label: str) -> list[Score]:
@@ -196,7 +202,7 @@ class Engine:
             "penalties": [self.penalties.alphas, self.penalties.noise],
             "batchnorm": [self.batchnorm, self.batch_size],
             "precision": self.precision,
-            "rows": [self.rows.tokens, self.rows.pool],
+            "rows": [self.rows.tokens, self.rows.pool, str(self.rows.dtype)],
             "folds": self.targets.folds,
         }
         return hashlib.blake2b(json.dumps(settings).encode(), digest_size=8).hexdigest()

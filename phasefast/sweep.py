@@ -10,12 +10,13 @@ from typing import Unpack
 
 from torch import nn
 
-from .checkpoints import file_hash, load_into, order_checkpoints, read_state_dict, state_hash
+from .checkpoints import file_hash, load_into, order_checkpoints, read_ahead, read_state_dict, state_hash
 from .checkpoints.steps import Source
 from .engine import Engine, ProbeOptions
 from .errors import PhasefastError, StoreError, SweepError
 from .progress import progress
 from .scores import Scores
+from .stages.preserve import on_device
 from .stages.probe_set import ProbeSet
 from .store import check_weights, open_store
 
@@ -56,10 +57,12 @@ def sweep(
     try:
         for step, scores in done.items():
             _check_same(scores, ordered[step], engine.model, weights_only)
-        with progress("sweeping", len(todo), "checkpoints") as update:
-            for index, (step, source) in enumerate(todo.items()):
+        with on_device(engine.model, engine.device), progress("sweeping", len(todo), "checkpoints") as update:
+            ahead = read_ahead(todo, engine.device, weights_only=weights_only)
+            for index, (step, read) in enumerate(ahead):
+                source = todo[step]
                 try:
-                    _load(engine.model, step, source, weights_only)
+                    load_into(engine.model, read(), _name(step, source))
                     done[step] = engine.measure(step)
                     if not isinstance(source, Mapping):
                         done[step] = done[step].with_column("source_hash", file_hash(source))
@@ -80,9 +83,8 @@ def sweep(
     return Scores.concat([done[step] for step in ordered])
 
 
-def _load(model: nn.Module, step: int, source: Source, weights_only: bool) -> None:
-    name = f"step {step}" if isinstance(source, Mapping) else os.fspath(source)
-    load_into(model, read_state_dict(source, weights_only=weights_only), name)
+def _name(step: int, source: Source) -> str:
+    return f"step {step}" if isinstance(source, Mapping) else os.fspath(source)
 
 
 def _check_same(stored: Scores, source: Source, model: nn.Module, weights_only: bool) -> None:
@@ -92,5 +94,5 @@ def _check_same(stored: Scores, source: Source, model: nn.Module, weights_only: 
     if not isinstance(source, Mapping) and stored.values_of("source_hash") != ["none"]:
         check_weights(stored, "source_hash", file_hash(source))
     else:
-        _load(model, stored.steps[0], source, weights_only)
+        load_into(model, read_state_dict(source, weights_only=weights_only), _name(stored.steps[0], source))
         check_weights(stored, "state_hash", state_hash(model.state_dict()))

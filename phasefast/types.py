@@ -94,7 +94,8 @@ class Activations:
     """Captured rows of one layer, minus ``shift``.
 
     Attributes:
-        fit: [n, d], heldout: [m, d], float32 (float64 for a float64 model). shift: [d] float32.
+        fit: [n, d], heldout: [m, d], float32; float64 for a float64 model, bfloat16 where a GPU may be fast.
+        shift: [d] float32.
         sums: [k, d] float64 sums of the stored fit rows, per fold.
     """
 

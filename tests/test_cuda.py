@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,32 @@ def test_probe_gives_the_numbers_of_the_cpu(net: SmallNet, probe_set: pf.ProbeSe
     for layer in ("conv", "hidden"):
         select = {"layer": layer, "target": "input", "metric": "fvu", "split": "heldout"}
         assert got.value(**select) == pytest.approx(expected.value(**select), rel=1e-4)
+
+
+def test_fast_is_within_the_rounding_of_bfloat16(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    exact, fast = (
+        pf.probe(net, probe_set, layers=["conv", "hidden"], alphas=[0.01], device="cuda", precision=precision)
+        for precision in ("exact", "fast")
+    )
+    for layer in ("conv", "hidden"):
+        select = {"layer": layer, "target": "input", "metric": "fvu", "split": "heldout"}
+        assert fast.value(**select) == pytest.approx(exact.value(**select), rel=1e-2)
+
+
+def test_sweep_of_files_equals_probing_each(net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path) -> None:
+    expected = {}
+    for step in range(4):
+        with torch.no_grad():
+            net.hidden.weight += 0.1 * torch.randn(net.hidden.weight.shape)
+        torch.save(net.state_dict(), tmp_path / f"step-{step}.pt")
+        expected[step] = pf.probe(net, probe_set, layers="hidden", device="cuda")
+    buffers = dict(net.named_buffers())
+    swept = pf.sweep(net, tmp_path, probe_set, out=tmp_path / "out", layers="hidden", device="cuda")
+    select = {"layer": "hidden", "target": "input", "metric": "fvu", "split": "heldout"}
+    for step, scores in expected.items():
+        assert swept.filter(step=step).value(**select) == pytest.approx(scores.value(**select), rel=1e-5)
+    assert all(parameter.device.type == "cpu" for parameter in net.parameters())
+    assert all(buffer is buffers[name] for name, buffer in net.named_buffers())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -20,10 +20,14 @@ TOKEN_MODES: tuple[TokenMode, ...] = ("flatten", "mean", "cls")
 
 @dataclass(frozen=True)
 class RowOptions:
-    """How an output becomes rows: ``tokens`` for [b, t, f]; ``pool`` > 0 averages the spatial dims of images."""
+    """How an output becomes rows: ``tokens`` for [b, t, f]; ``pool`` > 0 averages the spatial dims of images.
+
+    ``dtype``: what rows are stored in; float64 for a float64 model, whatever it says.
+    """
 
     tokens: TokenMode = "flatten"
     pool: int = 0
+    dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
         if self.tokens not in TOKEN_MODES:
@@ -46,8 +50,10 @@ def model_inputs(
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), inputs.dtype)
     for start, stop in bounds:
         batch = inputs[start:stop]
+        pinned = device.type == "cuda" and batch.device.type == "cpu"  # only copies from pinned memory do not wait
+        batch = batch.pin_memory() if pinned else batch
         # A copy always: a model may change its input in place.
-        yield batch.to(device, dtype if batch.is_floating_point() else batch.dtype, copy=True)
+        yield batch.to(device, dtype if batch.is_floating_point() else batch.dtype, copy=True, non_blocking=pinned)
 
 
 def discover_layers(model: nn.Module, names: Sequence[str], batch: Tensor, options: RowOptions) -> list[Layer]:
@@ -104,7 +110,7 @@ def capture(
     """
     fit_bounds = [b for start, stop in itertools.pairwise(folds) for b in chunk_bounds(start, stop, batch_size)]
     heldout_bounds = chunk_bounds(0, len(heldout_inputs), batch_size)
-    dtype = torch.float64 if any(p.dtype == torch.float64 for p in model.parameters()) else torch.float32
+    dtype = torch.float64 if any(p.dtype == torch.float64 for p in model.parameters()) else options.dtype
     spools = {
         (layer.module, layer.call): _Spool(layer, len(fit_inputs), len(heldout_inputs), folds, device, dtype)
         for layer in layers

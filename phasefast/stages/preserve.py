@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,29 +26,38 @@ def preserved(model: nn.Module, device: torch.device) -> Iterator[None]:
     Buffers are replaced by copies meanwhile, so that a backward pass under way still finds the ones it saved.
     """
     modes = [(module, module.training) for module in model.modules()]
-    home = next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), device)
-    buffers = [(module, dict(module._buffers)) for module in model.modules()]
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 (models use the global state)
     cuda = [_cuda_index(device)] if device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices=cuda), torch.no_grad(), _full_float32(device):
-            copies = {id(b): b.detach().clone() for _, named in buffers for b in named.values() if b is not None}
-            for module, named in buffers:
-                module._buffers.update({name: copies[id(b)] for name, b in named.items() if b is not None})
-            if home != device:
-                model.to(device)
+        with torch.random.fork_rng(devices=cuda), torch.no_grad(), _full_float32(device), on_device(model, device):
+            copies = {id(buffer): buffer.detach().clone() for buffer in model.buffers()}
+            for module in model.modules():
+                named = {name: copies[id(b)] for name, b in module._buffers.items() if b is not None}
+                module._buffers.update(named)
             model.eval()
             yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+@contextmanager
+def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Move ``model`` to ``device``, and back after; it gets the very buffers back that it had."""
+    home = next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), device)
+    buffers = [(module, dict(module._buffers)) for module in model.modules()]
+    try:
+        if home != device:
+            model.to(device)
+        yield
     finally:
         if home != device:
             model.to(home)
         for module, named in buffers:
             module._buffers.clear()
             module._buffers.update(named)
-        for module, training in modes:
-            module.training = training
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)  # noqa: NPY002
 
 
 def fix_random_state(device: torch.device) -> None:
@@ -97,18 +108,42 @@ def batchnorm_mode(model: nn.Module, mode: BatchNormMode, batches: Iterable[Tens
             for norm in norms:
                 norm.train()
         if norms and mode == "recompute":
-            for norm in norms:
-                norm.reset_running_stats()
-                norm.momentum = None  # None asks for the plain average over batches
-            for batch in batches:
-                with several_rows(mode):
-                    model(batch)
+            with _averaging(norms):
+                for batch in batches:
+                    with several_rows(mode):
+                        model(batch)
             for norm in norms:
                 norm.eval()
         yield
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
+
+
+@contextmanager
+def _averaging(norms: Iterable[_BatchNorm]) -> Iterator[None]:
+    """Running statistics from here on are plain averages over the calls.
+
+    ``momentum = None`` would ask for the same, but reads the number of calls from the device at each of them.
+    """
+
+    def count(norm: _BatchNorm) -> Callable[[nn.Module, Any], None]:
+        calls = itertools.count(1)
+
+        def before(_module: nn.Module, _args: Any) -> None:
+            norm.momentum = 1 / next(calls)
+
+        return before
+
+    handles = []
+    for norm in norms:
+        norm.reset_running_stats()
+        handles.append(norm.register_forward_pre_hook(count(norm)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

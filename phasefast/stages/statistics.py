@@ -20,7 +20,8 @@ def accumulate(
     """Moments of all fit rows with all target columns, and of each fold with the sketched ones.
 
     Args:
-        dtype: of the products: float32, or float64 where float32 cannot hold the answer; sums are float64.
+        dtype: of the products: float32, or float64 where float32 cannot hold the answer; sums are float64. The float32
+            products of rows stored in bfloat16 are those with targets rounded to it.
         with_folds: keep the folds' moments too, where there is more than one.
     """
     everything = slice(0, len(targets.fit))
@@ -71,7 +72,9 @@ def _add_products(
     """Add the products of some fit rows; a chunk at a time, where they have to be converted."""
     for start in range(rows.start, rows.stop, _CHUNK):
         chunk = slice(start, min(start + _CHUNK, rows.stop))
-        ops.gram([cell.fit[chunk].to(dtype) for cell in cells], columns[chunk].to(dtype), grams, crosses)
+        stored = cells[0].fit.dtype
+        kind = stored if stored == torch.bfloat16 and dtype == torch.float32 else dtype
+        ops.gram([cell.fit[chunk].to(kind) for cell in cells], columns[chunk].to(kind), grams, crosses)
 
 
 def _sums(folds: Sequence[Sequence[Tensor]]) -> list[Tensor]:

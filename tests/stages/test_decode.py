@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,9 +11,12 @@ import torch
 from phasefast.engine import decode
 from phasefast.stages.evaluate import evaluate
 from phasefast.stages.solve import Penalties
+from phasefast.stages.statistics import accumulate
 from phasefast.stages.targets import Input, Label, build_targets
+from phasefast.types import Activations, Layer
 from tests.oracle import captured, ridge_heldout_error
 
+CPU = torch.device("cpu")
 KINDS = (
     "plain", "wide", "one feature", "dead columns", "duplicated columns", "tiny scale", "huge scale", "mixed scales",
     "offset", "bfloat16", "float16", "strided", "channels last", "one-row batches", "relu",
@@ -115,3 +119,25 @@ def test_wide_targets_choose_their_penalty_on_a_sketch() -> None:
     errors = {alpha: ridge_heldout_error(a[:300], a[300:], t[:300], t[300:], alpha) for alpha in alphas}
     chosen = min(alphas, key=lambda alpha: abs(alpha / decoder.fits[0].alpha - 1))
     assert errors[chosen] <= 1.01 * min(errors.values())
+
+
+def test_bfloat16_rows_are_multiplied_as_they_are():
+    torch.manual_seed(0)
+    fit, heldout = torch.randn(90, 12), torch.randn(30, 12)
+    targets = build_targets([Input()], (torch.randn(90, 7), None), (torch.randn(30, 7), None), [0, 40, 90], CPU)
+    rows = fit.bfloat16()
+    sums = torch.stack([rows[:40].double().sum(0), rows[40:].double().sum(0)])
+    cell = Activations(Layer("layer", "layer", 0, 12), rows, heldout.bfloat16(), torch.zeros(12), sums)
+    (narrow,), (wide,) = (accumulate([cell], targets, dtype) for dtype in (torch.float32, torch.float64))
+    exact = rows.double()
+    torch.testing.assert_close(narrow.total.gram.tril(), (exact.T @ exact).tril(), rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(narrow.total.cross, exact.T @ targets.fit.bfloat16().double(), rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(wide.total.cross, exact.T @ targets.fit.double(), rtol=1e-12, atol=1e-12)
+    (decoder,) = decode([cell], targets, Penalties((1e-3, 0.1)), "fast")
+    reference = replace(cell, fit=rows.float(), heldout=heldout.bfloat16().float())
+    (exact_decoder,) = decode([reference], targets, Penalties((1e-3, 0.1)))
+    ours, theirs = (
+        {(score.split, score.metric): score.value for score in evaluate(c, d, targets)}
+        for c, d in ((cell, decoder), (reference, exact_decoder))
+    )
+    assert ours == pytest.approx(theirs, rel=2e-3)

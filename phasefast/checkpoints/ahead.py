@@ -1,0 +1,56 @@
+"""Checkpoints read while the one before is being measured."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from .steps import Source
+from .torch_files import read_state_dict
+
+State = dict[str, Tensor]
+
+
+def read_ahead(
+    sources: Mapping[int, Source], device: torch.device, *, weights_only: bool = True
+) -> Iterator[tuple[int, Callable[[], State]]]:
+    """Each step with a function that gives its state dict, on ``device``; one more is read and copied meanwhile.
+
+    The function raises the CheckpointError of a checkpoint that cannot be read.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="phasefast-read") as pool:
+        pending: list[tuple[int, Future[State]]] = []
+        steps = iter(sources.items())
+        while True:
+            for step, source in itertools.islice(steps, 2 - len(pending)):
+                pending.append((step, pool.submit(_read, source, device, weights_only)))
+            if not pending:
+                return
+            step, future = pending.pop(0)
+            yield step, lambda future=future: _taken(future.result(), device)  # type: ignore[misc]
+
+
+def _read(source: Source, device: torch.device, weights_only: bool) -> State:
+    state = read_state_dict(source, weights_only=weights_only)
+    if device.type != "cuda":
+        return state
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.stream(stream):
+        state = {name: _pinned(value).to(device, non_blocking=True) for name, value in state.items()}
+    stream.synchronize()
+    return state
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    return tensor.pin_memory() if tensor.device.type == "cpu" else tensor
+
+
+def _taken(state: State, device: torch.device) -> State:
+    """Tells the allocator that the caller's stream still reads what the reader's stream has made."""
+    for value in state.values() if device.type == "cuda" else ():
+        value.record_stream(torch.cuda.current_stream(device))
+    return state
