@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 ABI_TORCH ?= 2.13.0
 CARRY_PYTHON ?= 3.12
+CARRIED := typer rich pytest-timeout
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: help demo test test-abi bench carry gpu docs-tables lint format clean
@@ -12,7 +13,7 @@ SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -na
 help:
 	@echo "make demo    train on 8x8 digits, probe every layer, show the learning phases (runs/demo)"
 	@echo "make test    run the tests"
-	@echo "make bench   benchmark the ops against plain ATen"
+	@echo "make bench   benchmark ops, cells and sweeps against plain ATen, scikit-learn, himalaya and Adam"
 	@echo "make carry   fetch wheels for a GPU machine without a network (.carry)"
 	@echo "make gpu     build, test and benchmark on this machine's GPU with the Python at hand; no network needed"
 	@echo "make docs-tables  write docs/*.md anew from docs/results/*.json"
@@ -45,6 +46,7 @@ test: $(VENV)/dev
 	$(BIN)/python -m pytest --durations=10
 
 bench: $(VENV)/dev
+	$(PIP) --no-build-isolation --editable '.[bench]'
 	$(BIN)/python -m pytest benchmarks --benchmark-only
 
 # One build serves every torch from 2.11 on: the binary that .venv has built, under another torch.
@@ -60,17 +62,21 @@ test-abi: $(VENV)/dev $(VENV)-abi/$(ABI_TORCH)
 # What a GPU machine without a network may lack: wheels for its Python, fetched beforehand where there is a network.
 carry:
 	$(PYTHON) -m pip download --quiet --disable-pip-version-check --dest .carry \
-	    --only-binary :all: --python-version $(CARRY_PYTHON) typer rich pytest-timeout
+	    --only-binary :all: --python-version $(CARRY_PYTHON) $(CARRIED)
+	$(PYTHON) -m pip download --quiet --disable-pip-version-check --dest .carry --no-deps himalaya
 
 gpu:
-	if [ -d .carry ]; then $(PYTHON) -m pip install --quiet --no-index --find-links .carry typer rich pytest-timeout; fi
+	if [ -d .carry ]; then $(PYTHON) -m pip install --quiet --no-index --find-links .carry $(CARRIED); fi
+	if [ -d .carry ]; then $(PYTHON) -m pip install --quiet --no-index --find-links .carry --no-deps himalaya; fi
 	PHASEFAST_CUDA=1 PHASEFAST_REQUIRE_EXTENSION=1 $(PYTHON) setup.py --quiet build_ext --inplace
 	PYTHONPATH=. $(PYTHON) -m pytest -m cuda
 	PYTHONPATH=. PHASEFAST_CUDA_KERNELS=1 $(PYTHON) -m pytest -m cuda
 	if command -v compute-sanitizer; then PYTHONPATH=. compute-sanitizer --error-exitcode 1 \
 	    $(PYTHON) -m pytest -m cuda -k 'kernel and 700'; fi
 	mkdir -p benchmarks/results
-	PYTHONPATH=. $(PYTHON) -m pytest benchmarks --benchmark-only -k cuda --benchmark-json=benchmarks/results/gpu.json
+	PYTHONPATH=. $(PYTHON) -m pytest benchmarks --benchmark-only -k cuda --benchmark-json="$$($(PYTHON) -c \
+	    'import datetime, torch; name = torch.cuda.get_device_name().lower().replace(" ", "-"); \
+	    print(f"benchmarks/results/{name}-{datetime.date.today()}.json")')"
 
 # Documents from docs/*.md.jinja and docs/results/*.json.
 docs-tables: $(VENV)/dev

@@ -39,4 +39,4 @@ def test_residual(measure, gemm_rate, kernels, device, case, who):
     some = (rows[:200].double() @ weight.double() + offset - targets[:200]).square()
     exact = torch.stack([some[:, :cut].sum(1), some[:, cut:].sum(1)])
     error = ((errors[:, :200] - exact).norm() / exact.norm()).item()
-    measure(f"residual {case}", side, 2 * m * d * p / gemm_rate[torch.float32], error)
+    measure(f"residual {case}", side, 2 * m * d * p, gemm_rate[torch.float32], error)

@@ -44,4 +44,4 @@ def test_ridge_solve(measure, gemm_rate, kernels, device, case, who):
     some = weights[0, :, :64].double()
     miss = gram.double() @ some + path[0] * some - cross[:, :64].double()
     error = (miss.norm() / cross[:, :64].norm()).item()
-    measure(f"ridge_solve {case}", side, steps * (d**3 / 3 + 2 * d * d * p) / gemm_rate[torch.float32], error)
+    measure(f"ridge_solve {case}", side, steps * (d**3 / 3 + 2 * d * d * p), gemm_rate[torch.float32], error)

@@ -1,4 +1,4 @@
-"""Pairs of benchmarks: plain ATen against the op, in one group per shape; a table of ratios at the end."""
+"""Benchmarks in groups: ours and its opponents on the same work, with a table of ratios at the end."""
 
 from __future__ import annotations
 
@@ -12,12 +12,20 @@ import torch
 
 from phasefast import build_info, ops
 
-OPPONENT, OURS = "aten", "ours"
+OURS = "ours"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "who" in metafunc.fixturenames:
-        metafunc.parametrize("who", [OPPONENT, OURS])
+    """Sides of a benchmark: plain ATen and ours, and further opponents where the module names some."""
+    marked = any("who" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
+    if "who" in metafunc.fixturenames and not marked:
+        metafunc.parametrize("who", ["aten", *getattr(metafunc.module, "MORE_OPPONENTS", []), OURS])
+
+
+def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
+    machine_info["torch"], machine_info["build"] = torch.__version__, build_info()
+    if torch.cuda.is_available():
+        machine_info["gpu"] = torch.cuda.get_device_name()
 
 
 def best_of(run: Callable[[], Any], repeats: int = 5) -> float:
@@ -69,49 +77,78 @@ def copy_rate(device: str) -> float:
 def synchronised(side: Callable[[], Any], device: str) -> Callable[[], Any]:
     """The call with its work on the device done."""
 
-    def run() -> None:
-        side()
+    def run() -> Any:
+        returned = side()
         torch.cuda.synchronize()
+        return returned
 
     return run if device == "cuda" else side
 
 
 @pytest.fixture
 def measure(benchmark: Any, device: str) -> Callable[..., None]:
-    """Runs one side of a pair for about a second, at least three rounds."""
+    """Runs one side of a group for about a second, at least three rounds."""
 
-    def run(group: str, side: Callable[[], Any], roof: float, error: float) -> None:
-        """``roof``: seconds that the work would take at the machine's rate; ``error``: relative to float64."""
+    def run(
+        group: str,
+        side: Callable[[], Any],
+        work: float,
+        rate: float,
+        error: float | None = None,
+        who: str | None = None,
+        rounds: int | None = None,
+    ) -> None:
+        """Measures ``side``.
+
+        Args:
+            work: useful FLOPs or bytes. rate: what the machine does of them per second at best.
+            error: relative to float64; by default what the side returns. who: the side, where it is no parameter.
+            rounds: 1 for what takes long; it is not warmed up either.
+        """
         side = synchronised(side, device)
-        start = time.perf_counter()
-        side()
-        rounds = int(min(max(1.0 / (time.perf_counter() - start), 3), 200))
+        if rounds is None:
+            start = time.perf_counter()
+            side()
+            rounds = int(min(max(1.0 / (time.perf_counter() - start), 3), 200))
         benchmark.group = f"{device} {group}"
-        benchmark.pedantic(side, rounds=rounds, warmup_rounds=1)
+        returned = benchmark.pedantic(side, rounds=rounds, warmup_rounds=int(rounds > 1))
+        median = benchmark.stats.stats.median
         benchmark.extra_info.update(
-            error=f"{error:.1e}",
-            roof_share=round(roof / benchmark.stats.stats.median, 3),
+            who=who or benchmark.params["who"],
+            error=returned if error is None else error,
+            rate=work / median,
+            unit="B/s" if "capture" in group else "FLOP/s",
+            roof_share=round(work / rate / median, 3),
             threads=torch.get_num_threads(),
         )
 
     return run
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """One line for each opponent; with a GPU, the table is the last thing that is printed."""
     session = getattr(config, "_benchmarksession", None)
     groups: dict[str, dict[str, Any]] = {}
     for bench in getattr(session, "benchmarks", []):
-        if bench.params and bench.params.get("who") in (OPPONENT, OURS):
-            groups.setdefault(bench.group, {})[bench.params["who"]] = bench
-    pairs = {group: pair for group, pair in groups.items() if len(pair) == 2}
-    if not pairs:
+        if "who" in bench.extra_info:
+            groups.setdefault(bench.group, {})[bench.extra_info["who"]] = bench
+    if not groups:
         return
-    terminalreporter.section(f"{OPPONENT} / {OURS} (ratio of medians, of quartiles in brackets)")
-    for group, pair in pairs.items():
-        theirs, ours = pair[OPPONENT].stats, pair[OURS].stats
-        info = pair[OURS].extra_info
-        terminalreporter.write_line(
-            f"{group:<40} {theirs.median / ours.median:6.2f}x  "
-            f"[{theirs.q1 / ours.q3:5.2f} {theirs.q3 / ours.q1:5.2f}]  "
-            f"{1e3 * ours.median:9.3f} ms  {100 * info['roof_share']:4.0f} % of roof  error {info['error']}"
-        )
+    terminalreporter.section("ratio of medians, of quartiles in brackets")
+    titles = f"{'op, shape':<42} {'ours ms':>9} {'opponent':>12} {'ms':>9} {'ratio':>6} {'':15} {'rate':>8} {'roof':>5}"
+    terminalreporter.write_line(f"{titles}  error: ours, theirs")
+    for group, sides in groups.items():
+        for name, other in sides.items():
+            if name != OURS and OURS in sides:
+                terminalreporter.write_line(_line(group, name, sides[OURS], other))
+
+
+def _line(group: str, name: str, ours: Any, theirs: Any) -> str:
+    mine, other, info = ours.stats, theirs.stats, ours.extra_info
+    rate = f"{info['rate'] / 1e9:.0f} G" if info["rate"] < 1e12 else f"{info['rate'] / 1e12:.1f} T"
+    return (
+        f"{group:<42} {1e3 * mine.median:9.3f} {name:>12} {1e3 * other.median:9.3f} {other.median / mine.median:5.2f}x "
+        f"[{other.q1 / mine.q3:6.2f} {other.q3 / mine.q1:6.2f}] {rate:>8} {100 * info['roof_share']:3.0f} %  "
+        f"{info['error']:.3g}, {theirs.extra_info['error']:.3g}"
+    )
