@@ -53,7 +53,7 @@ def test_cell(measure, gemm_rate, device, data, targets, path, who):
         edges = zip(shared.folds, shared.folds[1:], strict=False)
         sums = torch.stack([fit[start:stop].sum(0, dtype=torch.float64) for start, stop in edges])
         cell = Activations(Layer("layer", "layer", 0, d), fit, heldout, shift, sums)
-        (decoder,) = decode([cell], shared, Penalties(alphas), precision)
+        ((cell, decoder),) = decode([cell], shared, Penalties(alphas), precision)
         scores = evaluate(cell, decoder, shared)
         return next(score.value for score in scores if (score.split, score.metric) == ("heldout", "fvu"))
 

@@ -20,9 +20,10 @@ from .scores import Scores
 from .stages.capture import RowOptions, capture, chunk_bounds, discover_layers, model_inputs
 from .stages.evaluate import evaluate, evaluate_model
 from .stages.layers import select_layers, unwrap
-from .stages.plan import Problem, group_layers, memory_budget
+from .stages.plan import Problem, cell_cost, group_layers, memory_budget
 from .stages.preserve import BATCHNORM_MODES, batchnorm_mode, fix_random_state, preserved, several_rows
 from .stages.probe_set import ProbeSet
+from .stages.reduce import reduce_features
 from .stages.solve import DEFAULT_ALPHAS, Penalties, select, solve
 from .stages.statistics import accumulate
 from .stages.targets import Input, Label, Target, build_targets
@@ -119,8 +120,7 @@ class Engine:
                 cells, outputs = self._capture(group)
                 if index == 0 and self.label is not None:
                     scores += self._model_scores(outputs, self.label)
-                decoders = decode(cells, self.targets, self.penalties, self.precision)
-                for cell, decoder in zip(cells, decoders, strict=True):
+                for cell, decoder in decode(cells, self.targets, self.penalties, self.precision):
                     scores += evaluate(cell, decoder, self.targets)
         same = {"step": step, "seconds": time.perf_counter() - start, "state_hash": weights}
         return Scores.from_rows({**self._row(score), **same} for score in scores)
@@ -141,19 +141,8 @@ class Engine:
             fit_bounds = chunk_bounds(0, self.probe_set.n_fit, self.batch_size)
             batches = model_inputs(self.probe_set.fit_inputs, fit_bounds, self.model, self.device)
             with batchnorm_mode(self.model, self.batchnorm, batches):
-                yield self._plan(self._layers)
-
-    def _plan(self, layers: Sequence[Layer]) -> list[list[Layer]]:
-        p, q = self.targets.fit.shape[1], self.targets.sketch.fit.shape[1]
-        sizes = (
-            self.probe_set.n_fit,
-            self.probe_set.n_heldout,
-            p,
-            q,
-            len(self.targets.folds) - 1,
-            len(self.penalties.alphas),
-        )
-        return group_layers(layers, Problem(*sizes), memory_budget(self.memory, self.device))
+                problem = sizes(self.probe_set.n_heldout, self.targets, self.penalties)
+                yield group_layers(self._layers, problem, memory_budget(self.memory, self.device))
 
     def _capture(self, group: Sequence[Layer]) -> tuple[list[Activations], dict[str, Tensor | None]]:
         """Activations of a group of layers, and the model's own outputs per split where they are rows of numbers."""
@@ -208,14 +197,30 @@ class Engine:
         return hashlib.blake2b(json.dumps(settings).encode(), digest_size=8).hexdigest()
 
 
+def sizes(heldout: int, targets: TargetMatrix, penalties: Penalties) -> Problem:
+    """What the cost of a cell depends on, beside its width."""
+    p, q = targets.fit.shape[1], targets.sketch.fit.shape[1]
+    zero = penalties.noise == 0 if penalties.noise is not None else penalties.alphas[0] == 0
+    return Problem(len(targets.fit), heldout, p, q, len(targets.folds) - 1, len(penalties.alphas), zero)
+
+
 def decode(
-    cells: Sequence[Activations], targets: TargetMatrix, penalties: Penalties, precision: str = "exact"
-) -> Iterator[Decoder]:
-    """The decoders of captured cells: in float32 where its estimated error allows, else in float64."""
+    cells: list[Activations], targets: TargetMatrix, penalties: Penalties, precision: str = "exact"
+) -> Iterator[tuple[Activations, Decoder]]:
+    """The decoders of captured cells, and the rows they apply to: in float32 where its estimated error allows.
+
+    Args:
+        cells: emptied, so that rows that are not needed any more make room.
+    """
     wide = precision == "double" or any(cell.fit.dtype == torch.float64 for cell in cells)
     tolerance = ERROR_TOLERANCE if precision == "exact" else torch.finfo(torch.float64).max
-    statistics = accumulate(cells, targets, torch.float64 if wide else torch.float32)
-    for cell, moments in zip(cells, statistics, strict=True):
+    ready: list[Activations] = []
+    while cells:
+        cell = cells.pop(0)
+        cost = cell_cost(cell.layer.dim, sizes(len(cell.heldout), targets, penalties))
+        ready.append(reduce_features(cell, targets.folds) if cost.route == "dual" else cell)
+    statistics = accumulate(ready, targets, torch.float64 if wide else torch.float32)
+    for cell, moments in zip(ready, statistics, strict=True):
         choice = select(cell, moments, targets, penalties)
         decoder = solve(cell, moments, targets, penalties, choice, tolerance)
         doubtful = precision == "exact" and not choice.reliable
@@ -223,7 +228,7 @@ def decode(
             moments = accumulate([cell], targets, torch.float64, with_folds=not choice.reliable)[0]
             choice = choice if choice.reliable else select(cell, moments, targets, penalties)
             decoder = solve(cell, moments, targets, penalties, choice, tolerance)
-        yield decoder
+        yield cell, decoder
 
 
 def _as_tuple(value: Any, default: Sequence[Any]) -> tuple[Any, ...]:

@@ -13,17 +13,19 @@ import torch
 TargetKind = Literal["regression", "classes"]
 PhaseKind = Literal["constant", "decrease", "increase"]
 BatchNormMode = Literal["recompute", "batch", "running"]
+Route = Literal["primal", "dual"]
 TokenMode = Literal["flatten", "mean", "cls"]
 
 
 @dataclass(frozen=True)
 class TargetBlock:
-    """Columns ``start:stop`` of the target matrix that belong to one target."""
+    """Columns ``start:stop`` of the target matrix that stand for the ``width`` columns of one target."""
 
     name: str
     kind: TargetKind
     start: int
     stop: int
+    width: int
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,10 @@ class TargetMatrix:
     """All targets side by side, regression columns minus their fit means, and what all cells of a sweep need of them.
 
     Attributes:
-        blocks: one entry per target, in column order.
+        blocks: one entry per target, in column order. A target of more columns than there are rows is given by
+            coordinates of its rows in their span: lengths and inner products are the same.
         folds: k + 1 row offsets of the folds of the fit rows.
         fit: [n, p] float32. heldout: [m, p] float32.
-        mean: [p] float64, what was subtracted: means over the fit rows; zero for classes.
         sums: [k, p] float64 sums of ``fit``, per fold.
         deviation: squared deviation from the fit mean, per split and block: {"fit": [...], "heldout": [...]}.
         sketch: what the choice of a penalty looks at. probes: what solutions are certified on, one entry per target.
@@ -71,7 +73,6 @@ class TargetMatrix:
     folds: tuple[int, ...]
     fit: torch.Tensor
     heldout: torch.Tensor
-    mean: torch.Tensor
     sums: torch.Tensor
     deviation: dict[str, tuple[float, ...]]
     sketch: Sketch
@@ -97,6 +98,7 @@ class Activations:
         fit: [n, d], heldout: [m, d], float32; float64 for a float64 model, bfloat16 where a GPU may be fast.
         shift: [d] float32.
         sums: [k, d] float64 sums of the stored fit rows, per fold.
+        route: ``"primal"``: the columns are the layer's features; ``"dual"``: n coordinates of the rows in their span.
     """
 
     layer: Layer
@@ -104,6 +106,7 @@ class Activations:
     heldout: torch.Tensor
     shift: torch.Tensor
     sums: torch.Tensor
+    route: Route = "primal"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ LEVELS = (
     ("types", "errors", "progress"),
     ("scores",),
     ("ops",),
+    ("isometry",),
     ("stages",),
     ("checkpoints", "engine", "store"),
     ("probe", "sweep", "track"),

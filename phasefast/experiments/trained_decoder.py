@@ -116,7 +116,7 @@ def train_decoder(
 def exact_decoder(cell: Activations, engine: Engine) -> DecoderResult:
     """The package's own decoder of the same rows, penalties chosen and certified as ``engine`` was told to."""
     begin = time.perf_counter()
-    (decoder,) = decode([cell], engine.targets, engine.penalties, engine.precision)
+    ((cell, decoder),) = decode([cell], engine.targets, engine.penalties, engine.precision)
     scores = evaluate(cell, decoder, engine.targets)
     seconds = time.perf_counter() - begin
     mse = {score.split: score.value for score in scores if (score.target, score.metric) == ("input", "mse")}

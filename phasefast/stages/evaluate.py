@@ -93,7 +93,6 @@ def _block_scores(
     rows: int | None = None,
 ) -> list[Score]:
     rows = len(errors) if rows is None else rows
-    width = fit.block.stop - fit.block.start
     total = float(errors.sum())
     fvu = total / deviation if deviation > 0 else math.nan
 
@@ -105,4 +104,4 @@ def _block_scores(
     if fit.block.kind == "classes" and hits is not None:
         return [score("accuracy", float(hits.double().mean()), hits)]
     per_sample = errors * rows / deviation if deviation > 0 else torch.full_like(errors, math.nan)
-    return [score("mse", total / (rows * width)), score("fvu", fvu, per_sample)]
+    return [score("mse", total / (rows * fit.block.width)), score("fvu", fvu, per_sample)]

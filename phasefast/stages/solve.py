@@ -23,6 +23,7 @@ _REFINE_ABOVE = 1e-8  # error estimate of a float64 solution that a step of refi
 _REFINEMENTS, _REFINED = 2, "-refined"
 # Below this share of the deviation the identity for the fit error cancels too many digits of the statistics.
 _CANCELLED = {torch.float32: 5e-2, torch.float64: 1e-8}
+_FIT_TOLERANCE = 2e-6
 _JITTERS = (1e-14, 1e-13, 1e-12, 1e-11)
 
 
@@ -50,18 +51,19 @@ class Penalties:
         """Whether there is a choice to make, and so a need for folds."""
         return self.noise is None and len(self.alphas) > 1
 
-    def absolute(self, gram: Tensor, count: int) -> Tensor:
-        """Penalties [L] float64 for a centred Gram matrix of ``count`` rows."""
+    def absolute(self, system: _System) -> Tensor:
+        """Penalties [L] float64 for a system."""
+        device = system.gram.device
         if self.noise is not None:
-            return torch.tensor([count * self.noise**2], dtype=torch.float64, device=gram.device)
-        return torch.tensor(self.alphas, dtype=torch.float64, device=gram.device) * gram.diagonal().mean()
+            return torch.tensor([system.count * self.noise**2], dtype=torch.float64, device=device)
+        return torch.tensor(self.alphas, dtype=torch.float64, device=device) * system.mean_diagonal
 
 
 @dataclass(frozen=True)
 class _System:
     """Centred normal equations of some fit rows, (gram + penalty I) weights = cross, float64, solved in ``dtype``.
 
-    Only the lower triangle of ``gram`` has a meaning.
+    Only the lower triangle of ``gram`` has a meaning. ``cell``: whose rows these are.
     """
 
     gram: Tensor
@@ -70,6 +72,12 @@ class _System:
     target_mean: Tensor
     count: int
     dtype: torch.dtype
+    cell: Activations
+
+    @property
+    def mean_diagonal(self) -> Tensor:
+        """Of the Gram matrix of the layer's own features, however many columns stand for them here."""
+        return self.gram.trace() / self.cell.layer.dim
 
 
 def select(cell: Activations, statistics: Statistics, targets: TargetMatrix, penalties: Penalties) -> PenaltyChoice:
@@ -106,8 +114,8 @@ def solve(
     Raises:
         SolveError: no factorisation succeeded (float64 only; in float32 the error estimate is infinite instead).
     """
-    system = _centre(statistics.total, statistics.dtype)
-    path = penalties.absolute(system.gram, system.count)
+    system = _centre(cell, statistics.total, statistics.dtype)
+    path = penalties.absolute(system)
     weights = torch.empty_like(system.cross)
     parts: list[_Part] = []
     for index in sorted(set(choice.indices)):
@@ -115,7 +123,7 @@ def solve(
         blocks = [targets.blocks[i] for i in chosen]
         crosses = [system.cross[:, b.start : b.stop] for b in blocks]
         together = replace(system, cross=crosses[0] if len(crosses) == 1 else torch.cat(crosses, 1))
-        solution = _solve_one(together, float(path[index]), cell.layer.name)
+        solution = _solve_one(together, float(path[index]))
         shares = solution.weights.split([b.stop - b.start for b in blocks], 1)
         for i, block, share in zip(chosen, blocks, shares, strict=True):
             parts.append(_Part(i, block, solution, weights[:, block.start : block.stop].copy_(share)))
@@ -128,13 +136,13 @@ def solve(
     return Decoder(cell.layer, weights.to(dtype), offset.to(dtype), tuple(fits))
 
 
-def _centre(moments: Moments, dtype: torch.dtype) -> _System:
+def _centre(cell: Activations, moments: Moments, dtype: torch.dtype) -> _System:
     # Rows and targets are already shifted to nearly zero mean: this rank-one correction in float64 does not cancel.
     row_mean, target_mean = moments.row_sum / moments.count, moments.target_sum / moments.count
     gram = torch.addr(moments.gram, moments.row_sum, row_mean, alpha=-1)
     gram.diagonal().clamp_(min=0)
     cross = torch.addr(moments.cross, moments.row_sum, target_mean, alpha=-1)
-    return _System(gram, cross, row_mean, target_mean, moments.count, dtype)
+    return _System(gram, cross, row_mean, target_mean, moments.count, dtype, cell)
 
 
 def _fold_errors(
@@ -146,12 +154,12 @@ def _fold_errors(
     cross = torch.stack([fold.cross for fold in statistics.folds]).sum(0)
     total = replace(statistics.total, cross=cross, target_sum=targets.sketch.sums.sum(0))
     for fold, (start, stop) in zip(statistics.folds, itertools.pairwise(targets.folds), strict=True):
-        train = _centre(_without(total, fold), statistics.dtype)
-        path = penalties.absolute(train.gram, train.count)
+        train = _centre(cell, _without(total, fold), statistics.dtype)
+        path = penalties.absolute(train)
         weights, _, info = _ridge(train, path, keep_factors=False)
         if statistics.dtype == torch.float64:
             for index in (info.bool() | (path == 0)).nonzero()[:, 0].tolist():
-                weights[index] = _eigen_solution(train, 0.0, float(path[index]), cell.layer.name).weights
+                weights[index] = _eigen_solution(train, 0.0, float(path[index])).weights
         offsets = (train.target_mean - train.row_mean @ weights.double()).to(statistics.dtype)
         errors = torch.empty(len(path), len(blocks), stop - start, dtype=torch.float64, device=path.device)
         hits = torch.empty(errors.shape, dtype=torch.bool, device=path.device)
@@ -208,17 +216,18 @@ class _Solution:
         return self.inverse_root.mT @ (self.inverse_root @ rhs)
 
 
-def _solve_one(system: _System, penalty: float, layer: str) -> _Solution:
+def _solve_one(system: _System, penalty: float) -> _Solution:
     """Solve with one penalty: Cholesky, then (float64) with jitter, then by eigendecomposition with a rank cut."""
     diagonal = system.gram.diagonal()
-    mean_diagonal, largest = float(diagonal.mean()), float(diagonal.max())
+    mean_diagonal, largest = float(system.mean_diagonal), float(diagonal.max())
     alive = diagonal > 0
     rank = min(int(alive.sum()), system.count - 1)  # centring takes one
     alpha = penalty / mean_diagonal if mean_diagonal > 0 else 0.0
     final = system.dtype == torch.float64
     if not math.isfinite(largest):
         if final:
-            raise SolveError(f"layer {layer!r}: its Gram matrix overflows float64; scale the activations down")
+            name = system.cell.layer.name
+            raise SolveError(f"layer {name!r}: its Gram matrix overflows float64; scale the activations down")
         return _failed(system, alpha, penalty)
     jitters = (0.0, *(j * largest for j in _JITTERS)) if final and penalty > 0 else (0.0,)
     for jitter in jitters if penalty > 0 else ():
@@ -231,31 +240,34 @@ def _solve_one(system: _System, penalty: float, layer: str) -> _Solution:
             dof = len(root) - (penalty + jitter) * float(inverse_root.square().sum())
             live = root[alive] if rank else root
             condition = float((live.max() / live.min()) ** 2)
-            return _Solution(weights[0], alpha, penalty + jitter, jitter, rank, dof, condition, "primal", inverse_root)
+            route = system.cell.route
+            return _Solution(weights[0], alpha, penalty + jitter, jitter, rank, dof, condition, route, inverse_root)
     if not final:
         return _failed(system, alpha, penalty)
-    return _eigen_solution(system, alpha, penalty, layer)
+    return _eigen_solution(system, alpha, penalty)
 
 
 def _failed(system: _System, alpha: float, penalty: float) -> _Solution:
     weights = torch.full_like(system.cross, math.nan)
-    return _Solution(weights, alpha, penalty, 0.0, 0, math.nan, math.inf, "primal", None)
+    return _Solution(weights, alpha, penalty, 0.0, 0, math.nan, math.inf, system.cell.route, None)
 
 
-def _eigen_solution(system: _System, alpha: float, penalty: float, layer: str) -> _Solution:
+def _eigen_solution(system: _System, alpha: float, penalty: float) -> _Solution:
     """Weights of least norm on the numerical range of the Gram matrix: where Cholesky fails, or penalty = 0."""
     symmetric = torch.tril(system.gram) + torch.tril(system.gram, -1).mT
     try:
         values, vectors = torch.linalg.eigh(symmetric)
     except RuntimeError as error:
-        raise SolveError(f"layer {layer!r}: neither Cholesky nor the eigendecomposition succeeded: {error}") from error
+        name = system.cell.layer.name
+        raise SolveError(f"layer {name!r}: neither Cholesky nor the eigendecomposition succeeded: {error}") from error
     keep = values > len(values) * torch.finfo(torch.float64).eps * values[-1].clamp_min(0)
     kept, basis = values[keep], vectors[:, keep]
     inverse_root = (basis / (kept + penalty).sqrt()).mT
     weights = inverse_root.mT @ (inverse_root @ system.cross)
     dof = float((kept / (kept + penalty)).sum())
     condition = float((kept[-1] + penalty) / (kept[0] + penalty)) if len(kept) else 1.0
-    return _Solution(weights, alpha, penalty, 0.0, len(kept), dof, condition, "primal-eigen", inverse_root)
+    route = f"{system.cell.route}-eigen"
+    return _Solution(weights, alpha, penalty, 0.0, len(kept), dof, condition, route, inverse_root)
 
 
 @dataclass(frozen=True)
@@ -313,13 +325,10 @@ def _certify(cell: Activations, system: _System, targets: TargetMatrix, parts: S
         [system.target_mean[part.columns] @ probe.directions for part, probe in zip(parts, probes, strict=True)]
     )
     gradient = _gradient(cell, system, torch.cat([probe.fit for probe in probes], 1), mean, wz)
-    correction = torch.cat(
-        [
-            part.solution.apply_inverse(own - part.solution.penalty * own_wz)
-            for part, own, own_wz in zip(parts, gradient.chunk(len(parts), 1), wz.chunk(len(parts), 1), strict=True)
-        ],
-        1,
-    )
+    pairs = zip(parts, gradient.chunk(len(parts), 1), wz.chunk(len(parts), 1), strict=True)
+    residuals = [own - part.solution.penalty * own_wz for part, own, own_wz in pairs]
+    correction = torch.cat([part.solution.apply_inverse(r) for part, r in zip(parts, residuals, strict=True)], 1)
+    slacks = (wz * torch.cat(residuals, 1)).sum(0).abs().chunk(len(parts))
     expected = torch.cat([probe.heldout for probe in probes], 1)
     offset = mean - system.row_mean @ wz
     lost, kept = torch.zeros_like(wz[0]), torch.zeros_like(wz[0])
@@ -331,15 +340,17 @@ def _certify(cell: Activations, system: _System, targets: TargetMatrix, parts: S
         kept += miss.square().sum(0)
     estimates = (lost.abs() / kept.clamp_min(torch.finfo(torch.float64).tiny)).chunk(len(parts))
     return [
-        _block_fit(system, targets, part, float(estimate.max()))
-        for part, estimate in zip(parts, estimates, strict=True)
+        _block_fit(system, targets, part, float(estimate.max()), float(slack.mean()))
+        for part, estimate, slack in zip(parts, estimates, slacks, strict=True)
     ]
 
 
-def _block_fit(system: _System, targets: TargetMatrix, part: _Part, estimate: float) -> BlockFit:
+def _block_fit(system: _System, targets: TargetMatrix, part: _Part, estimate: float, slack: float) -> BlockFit:
+    """The record of a part; ``slack``: estimate of tr W'R for the residual R of its normal equations."""
     solution, deviation = part.solution, targets.deviation["fit"][part.index]
     explained = float((part.weights * system.cross[:, part.columns]).sum())
-    # With G W = C - penalty W, the fit error is tr T'T - tr W'C - penalty tr W'W: no second pass over the rows.
+    # With G W = C - penalty W - R, the fit error is tr T'T - tr W'C - penalty tr W'W - tr W'R: no second pass over the
+    # rows where R is small.
     fit_error = deviation - explained - solution.penalty * float(part.weights.square().sum())
     return BlockFit(
         block=part.block,
@@ -350,6 +361,6 @@ def _block_fit(system: _System, targets: TargetMatrix, part: _Part, estimate: fl
         dof=solution.dof,
         condition=solution.condition,
         error_estimate=math.inf if math.isnan(estimate) else estimate,
-        fit_error=fit_error if fit_error > _CANCELLED[system.dtype] * deviation else None,
+        fit_error=fit_error if fit_error > _CANCELLED[system.dtype] * deviation + slack / _FIT_TOLERANCE else None,
         route=solution.route,
     )

@@ -57,7 +57,8 @@ def accumulate(
 
 def _zeros(cells: Sequence[Activations], columns: Tensor | None) -> list[Tensor]:
     """Accumulators [d, p] for products with ``columns`` [n, p], or [d, d] for the rows' own."""
-    shapes = [(cell.layer.dim, cell.layer.dim if columns is None else columns.shape[1]) for cell in cells]
+    widths = [cell.fit.shape[1] for cell in cells]
+    shapes = [(width, width if columns is None else columns.shape[1]) for width in widths]
     return [torch.zeros(s, dtype=torch.float64, device=c.fit.device) for s, c in zip(shapes, cells, strict=True)]
 
 

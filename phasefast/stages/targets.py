@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, DataError
+from ..isometry import coordinates
 from ..types import Probe, Sketch, TargetBlock, TargetKind, TargetMatrix
 
 SKETCH_COLUMNS = 64
@@ -140,7 +141,7 @@ def build_targets(
                 f"target {target.name!r}: expected the same number of columns on both splits, at least one, "
                 f"got {columns.shape[1]} and {held.shape[1]}"
             )
-        blocks.append(TargetBlock(target.name, target.kind, start, start + columns.shape[1]))
+        blocks.append(TargetBlock(target.name, target.kind, start, start + columns.shape[1], columns.shape[1]))
         start = blocks[-1].stop
         fit_parts.append(columns)
         heldout_parts.append(held)
@@ -160,18 +161,36 @@ def build_targets(
                 raise DataError(
                     f"target {block.name!r}: it is constant on the rows of a split; there is nothing to decode"
                 )
+    blocks, fit_columns, heldout_columns = _narrowed(blocks, fit_columns, heldout_columns)
     return TargetMatrix(
         blocks=tuple(blocks),
         folds=tuple(folds),
         fit=fit_columns,
         heldout=heldout_columns,
-        mean=center,
         sums=_fold_sums(fit_columns, folds),
         deviation=deviation,
         sketch=_sketch(fit_columns, blocks, folds),
         probes=tuple(_probe(fit_columns, heldout_columns, block) for block in blocks),
         digest=digest,
     )
+
+
+def _narrowed(blocks: Sequence[TargetBlock], fit: Tensor, heldout: Tensor) -> tuple[list[TargetBlock], Tensor, Tensor]:
+    """Blocks with more columns than there are rows, in coordinates of their rows."""
+    narrow, parts, start, rows = [], [], 0, len(fit) + len(heldout)
+    for block in blocks:
+        columns = slice(block.start, block.stop)
+        part = torch.cat([fit[:, columns], heldout[:, columns]])
+        found = coordinates(part, part[:0]) if block.kind == "regression" and block.width > rows else None
+        if found is not None:
+            part = found[0].float()
+        narrow.append(replace(block, start=start, stop=start + part.shape[1]))
+        parts.append(part)
+        start = narrow[-1].stop
+    if start == fit.shape[1]:
+        return list(blocks), fit, heldout
+    both = torch.cat(parts, 1)
+    return narrow, both[: len(fit)], both[len(fit) :]
 
 
 def _digest(targets: Sequence[Target], columns: Iterable[tuple[Tensor, Tensor]]) -> str:
@@ -210,7 +229,7 @@ def _sketch(matrix: Tensor, blocks: Sequence[TargetBlock], folds: Sequence[int])
             mix = torch.randn(width, SKETCH_COLUMNS, generator=generator, dtype=torch.float32) / SKETCH_COLUMNS**0.5
             part = part @ mix.to(part)
         parts.append(part)
-        sketched.append(TargetBlock(block.name, block.kind, start, start + part.shape[1]))
+        sketched.append(TargetBlock(block.name, block.kind, start, start + part.shape[1], block.width))
         start = sketched[-1].stop
     fit = matrix if start == matrix.shape[1] else torch.cat(parts, 1)
     return Sketch(tuple(sketched), fit, _fold_sums(fit, folds))

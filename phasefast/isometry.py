@@ -1,0 +1,39 @@
+"""Fewer columns for the same inner products: coordinates of rows in their own span.
+
+Squared errors see targets only through lengths, and ridge regression sees features only through inner products of rows
+(its dual form: Saunders, Gammerman & Vovk 1998). So where there are more columns than rows, the Cholesky factor of the
+rows' inner products stands for them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import ops
+
+_COLUMNS = 1024
+# Of the largest squared length. A jitter is one more feature for each row, of the rounding's own size.
+_JITTERS = (0.0, 1e-15, 1e-14, 1e-13)
+
+
+def coordinates(rows: Tensor, others: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Coordinates [n, n] of rows [n, d], and [m, n] of the projections of others [m, d] on their span, float64.
+
+    Returns:
+        None where rows depend on each other so much that there is no factor.
+    """
+    n, d = rows.shape
+    inner = torch.zeros(n, n, dtype=torch.float64, device=rows.device)
+    across = torch.zeros(n, len(others), dtype=torch.float64, device=rows.device)
+    for start in range(0, d, _COLUMNS):
+        left, right = (matrix[:, start : start + _COLUMNS].mT.double().contiguous() for matrix in (rows, others))
+        ops.gram([left], right, [inner], [across])
+    diagonal = inner.diagonal()
+    largest, before = diagonal.max(), diagonal.clone()
+    for jitter in _JITTERS:
+        diagonal.copy_(before + jitter * largest)
+        factor, failed = torch.linalg.cholesky_ex(inner)
+        if int(failed) == 0 and bool(factor.diagonal().isfinite().all()):
+            return factor, torch.linalg.solve_triangular(factor, across, upper=False).mT
+    return None
