@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, TypedDict
 
@@ -214,21 +215,27 @@ def decode(
     """
     wide = precision == "double" or any(cell.fit.dtype == torch.float64 for cell in cells)
     tolerance = ERROR_TOLERANCE if precision == "exact" else torch.finfo(torch.float64).max
-    ready: list[Activations] = []
-    while cells:
-        cell = cells.pop(0)
-        cost = cell_cost(cell.layer.dim, sizes(len(cell.heldout), targets, penalties))
-        ready.append(reduce_features(cell, targets.folds) if cost.route == "dual" else cell)
+    ready = [_routed(cells.pop(0), targets, penalties) for _ in range(len(cells))]
     statistics = accumulate(ready, targets, torch.float64 if wide else torch.float32)
-    for cell, moments in zip(ready, statistics, strict=True):
+    while ready:  # nothing is kept longer than it is needed: a fold's Gram matrix can be as large as all rows
+        cell, moments = ready.pop(0), statistics.pop(0)
         choice = select(cell, moments, targets, penalties)
+        moments = replace(moments, folds=())
         decoder = solve(cell, moments, targets, penalties, choice, tolerance)
         doubtful = precision == "exact" and not choice.reliable
         if not wide and (doubtful or decoder.error_estimate > tolerance):
+            del moments, decoder
             moments = accumulate([cell], targets, torch.float64, with_folds=not choice.reliable)[0]
             choice = choice if choice.reliable else select(cell, moments, targets, penalties)
+            moments = replace(moments, folds=())
             decoder = solve(cell, moments, targets, penalties, choice, tolerance)
         yield cell, decoder
+
+
+def _routed(cell: Activations, targets: TargetMatrix, penalties: Penalties) -> Activations:
+    """The cell as the route of least cost wants it."""
+    cost = cell_cost(cell.layer.dim, sizes(len(cell.heldout), targets, penalties))
+    return reduce_features(cell, targets.folds) if cost.route == "dual" else cell
 
 
 def _as_tuple(value: Any, default: Sequence[Any]) -> tuple[Any, ...]:
