@@ -48,7 +48,7 @@ def cell_cost(dim: int, problem: Problem) -> Cost:
         return primal
     n, m = problem.n, problem.m
     inner = 2 * (n * n / 2 + n * m) * dim + n**3 / 3 + n * n * m
-    reducing = 8 * (2 * n * n + 2 * n * m + 1024 * _rows(problem)) + 4 * _rows(problem) * dim
+    reducing = 8 * (3 * n * n + 3 * n * m + 3 * 1024 * _rows(problem)) + 4 * _rows(problem) * dim
     solving = 8 * _rows(problem) * n + _primal_bytes(n, problem)
     # Float64 takes twice the time of float32.
     dual = Cost("dual", 2 * inner + _primal_flops(n, problem), max(reducing, solving))
