@@ -3,6 +3,7 @@
 from .engine import VERSION as __version__
 from .engine import ProbeOptions
 from .ops._extension import build_info
+from .planning import LayerPlan, plan
 from .probe import probe
 from .scores import Scores, read_scores
 from .stages.phases import detect_phases
@@ -15,6 +16,7 @@ __all__ = [
     "Function",
     "Input",
     "Label",
+    "LayerPlan",
     "PhaseTracker",
     "ProbeOptions",
     "ProbeSet",
@@ -22,6 +24,7 @@ __all__ = [
     "__version__",
     "build_info",
     "detect_phases",
+    "plan",
     "probe",
     "read_scores",
     "sweep",

@@ -1,4 +1,4 @@
-"""The command line: ``phasefast demo | reproduce | layers | phases | report | info``."""
+"""The command line: ``phasefast demo | reproduce | layers | plan | phases | report | info``."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from .experiments.figures import plot_theory
 from .experiments.reproduce import reproduce as run_reproduce
 from .experiments.theory import run_theory
 from .ops._extension import build_info
+from .planning import plan
 from .report import print_report, write_phases, write_report
 from .stages.layers import select_layers
 from .stages.targets import Function, Target
@@ -182,6 +183,49 @@ def layers(
     marked = "match" if pattern else "are probed by default"
     console.print(
         f"{len(chosen)} of {sum(1 for name, _ in network.named_modules() if name)} modules {marked}", highlight=False
+    )
+
+
+@app.command("plan")
+def plan_command(
+    model: Annotated[
+        str,
+        typer.Argument(help="package.module:callable that makes a model, or a torchvision name.", show_default=False),
+    ],
+    sample: Annotated[str, typer.Option("--sample", help="Shape of one input.")] = "3,32,32",
+    fit: Annotated[int, typer.Option("--fit", help="Rows that decoders are fitted on.")] = 4000,
+    heldout: Annotated[int, typer.Option("--heldout", help="Rows that they are scored on.")] = 1000,
+    classes: Annotated[int, typer.Option("--classes", help="Classes of the label; 0 for no label.")] = 10,
+    checkpoints: Annotated[int, typer.Option("--checkpoints", help="Of the sweep.")] = 1,
+    layer: Annotated[list[str] | None, typer.Option("--layer", help="Glob of layers; may be given again.")] = None,
+    pool: Annotated[int, typer.Option("--pool", help="Average images to this size; 0 keeps every position.")] = 0,
+    memory: Annotated[str | None, typer.Option("--memory", help="Budget, such as 8GB.")] = None,
+) -> None:
+    """Route, work and memory of each layer, and its time at the rate of this machine's matrix products."""
+    try:
+        shape = [int(size) for size in sample.split(",")]
+    except ValueError as error:
+        raise ArgumentError(f"--sample: expected sizes such as 3,32,32, got {sample!r}") from error
+    found = plan(_load_model(model), shape, fit, heldout, classes=classes, layers=layer, pool=pool, memory=memory)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("layer", overflow="fold")
+    for title in ("features", "route", "GFLOP", "GB", "s at best", "pass"):
+        table.add_column(title, justify="right")
+    for entry in found:
+        cost = entry.cost
+        numbers = (
+            f"{cost.flops / 1e9:.1f}",
+            f"{cost.bytes / 1e9:.2f}",
+            f"{entry.seconds:.2f}",
+            f"{entry.forward_pass}",
+        )
+        table.add_row(Text(entry.layer.name), f"{entry.layer.dim}", cost.route, *numbers)
+    console = Console()
+    console.print(table)
+    passes, seconds = found[-1].forward_pass, checkpoints * sum(entry.seconds for entry in found)
+    console.print(
+        f"{checkpoints} checkpoints: {seconds:.1f} s at best, beside {checkpoints * passes} forward passes",
+        highlight=False,
     )
 
 

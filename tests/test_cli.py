@@ -9,13 +9,16 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-import phasefast
+import phasefast as pf
 from phasefast.cli import app
-from phasefast.errors import StoreError
+from phasefast.engine import Engine, sizes
+from phasefast.errors import ArgumentError, StoreError
+from phasefast.stages.plan import cell_cost
 
+from .conftest import SmallNet
 from .report.synthetic import log2_steps, make_scores, write_run
 
-ROOT = Path(phasefast.__file__).parents[1]
+ROOT = Path(pf.__file__).parents[1]
 DIGITS_NET = "phasefast.experiments.models:digits_net"
 
 
@@ -64,7 +67,7 @@ def test_demo_of_eight_steps(tmp_path: Path) -> None:
 def test_info_says_what_there_is() -> None:
     result = invoke("info")
     assert result.exit_code == 0
-    for fact in (phasefast.__version__, torch.__version__, "extension", "CUDA devices", "cores", "torchvision"):
+    for fact in (pf.__version__, torch.__version__, "extension", "CUDA devices", "cores", "torchvision"):
         assert fact in result.stdout
 
 
@@ -93,6 +96,33 @@ def test_layers_with_patterns_lists_only_matches() -> None:
     result = invoke("layers", DIGITS_NET, "--pattern", "stage?.conv", "--pattern", "features")
     rows = [line.split() for line in result.stdout.splitlines()]
     assert [row[1] for row in rows[1:-1]] == ["stage1.conv", "stage2.conv", "stage3.conv", "stage4.conv", "features"]
+
+
+def test_plan_tells_route_and_memory_of_every_layer() -> None:
+    result = invoke("plan", DIGITS_NET, "--sample", "1,8,8", "--fit", "200", "--heldout", "50", "--checkpoints", "3")
+    assert result.exit_code == 0, result.output
+    rows = {line.split()[0]: line.split()[1:3] for line in result.stdout.splitlines()}
+    assert rows["stage1"] == ["1024", "dual"]
+    assert rows["classifier"] == ["10", "primal"]
+    assert "beside 3 forward passes" in result.stdout
+    small = invoke("plan", DIGITS_NET, "--sample", "1,8,8", "--fit", "200", "--memory", "20MB", "--heldout", "50")
+    assert " 2\n" in small.stdout.replace(" \n", "\n")
+
+
+def test_plan_is_what_a_measurement_does(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    layers = ["conv", "hidden"]
+    planned = {entry.layer.name: entry for entry in pf.plan(net, (1, 6, 6), 150, 60, classes=3, layers=layers)}
+    engine = Engine(net, probe_set, layers=layers)
+    problem = sizes(60, engine.targets, engine.penalties)
+    for cell in engine.activations():
+        entry = planned[cell.layer.name]
+        assert entry.layer == cell.layer
+        assert entry.cost == cell_cost(cell.layer.dim, problem)
+        assert entry.seconds > 0
+    with pytest.raises(ArgumentError, match="positive"):
+        pf.plan(net, (1, 6, 6), 0, 60)
+    with pytest.raises(ArgumentError, match=r"takes no input of shape \(3, 6, 6\).*sample"):
+        pf.plan(net, (3, 6, 6), 150, 60)
 
 
 def test_layers_of_a_torchvision_model() -> None:

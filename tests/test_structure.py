@@ -19,7 +19,7 @@ LEVELS = (
     ("isometry",),
     ("stages",),
     ("checkpoints", "engine", "store"),
-    ("probe", "sweep", "track"),
+    ("probe", "sweep", "track", "planning"),
     ("__init__",),
     ("report",),
     ("experiments",),

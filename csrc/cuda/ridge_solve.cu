@@ -33,9 +33,9 @@ void launch(const SolveGroup& group, const Caller& caller) {
   });
 }
 
-// Values that a system takes beside its results.
+// Values that a system takes beside its results; what a cell takes of each kind begins at a multiple of 16 bytes.
 int64_t workspace(int64_t d, int64_t p) {
-  return d * d + tiles_across(d) * kTile * kTile + d * p + d;
+  return d * d + tiles_across(d) * kTile * kTile + d * p + d + 4 * 3;
 }
 
 // float64 is refused: the reference takes it.
@@ -53,7 +53,7 @@ void ridge_solve(const Tensors& grams, const Tensors& crosses, const Tensors& pe
     if (group.count == 0) return;
     const Tensor scratch = caller.scratch(used);
     float* next = static_cast<float*>(scratch.data_ptr());
-    const auto take = [&](int64_t values) { return std::exchange(next, next + values); };
+    const auto take = [&](int64_t values) { return std::exchange(next, next + (values + 3) / 4 * 4); };
     for (int i = 0; i < group.count; ++i) {
       SolveCell& cell = group.cells[i];
       const int64_t d = cell.width;

@@ -1,0 +1,93 @@
+"""What a measurement will take, per layer, before any data is there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .engine import FOLDS, resolve_device
+from .errors import ArgumentError
+from .stages.capture import RowOptions, discover_layers
+from .stages.layers import select_layers, unwrap
+from .stages.plan import Cost, Problem, cell_cost, group_layers, memory_budget
+from .stages.preserve import preserved
+from .stages.solve import DEFAULT_ALPHAS, Penalties
+from .stages.targets import SKETCH_COLUMNS
+from .types import Layer, TokenMode
+
+_SIZE = 2048
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One layer's cost per checkpoint; ``seconds``: at best, at the rate of this machine's matrix products.
+
+    ``forward_pass``: number, from 1, of the pass over the data in which it is captured.
+    """
+
+    layer: Layer
+    cost: Cost
+    seconds: float
+    forward_pass: int
+
+
+def plan(
+    model: nn.Module,
+    sample: Sequence[int],
+    fit: int,
+    heldout: int,
+    *,
+    classes: int = 0,
+    layers: Sequence[str] | str | None = None,
+    alphas: Sequence[float] = DEFAULT_ALPHAS,
+    tokens: TokenMode = "flatten",
+    pool: int = 0,
+    device: str | torch.device | None = None,
+    memory: str | float | None = None,
+) -> list[LayerPlan]:
+    """Route, FLOPs, memory and least time of every layer, for one checkpoint.
+
+    Args:
+        sample: shape of one input, such as (3, 32, 32). fit, heldout: numbers of rows. classes: of the label, or 0.
+        layers, alphas, tokens, pool, device, memory: see :class:`phasefast.ProbeOptions`.
+
+    Raises:
+        ArgumentError, LayerError: sizes or layers that cannot be. MemoryBudgetError: a layer that does not fit.
+    """
+    if min(fit, heldout, *sample) < 1 or classes < 0:
+        raise ArgumentError(f"expected positive sizes, got sample {tuple(sample)}, {fit} and {heldout} rows")
+    model = unwrap(model)
+    home = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    where = resolve_device(device, home)
+    penalties = Penalties(tuple(alphas))
+    with preserved(model, where):
+        batch = torch.randn(2, *sample, device=where)
+        try:
+            found = discover_layers(model, select_layers(model, layers), batch, RowOptions(tokens, pool))
+        except RuntimeError as error:
+            raise ArgumentError(
+                f"the model takes no input of shape {tuple(sample)}: {error}; give its sample"
+            ) from error
+    width = int(torch.Size(sample).numel())
+    p, q = min(width, fit + heldout) + classes, min(width, SKETCH_COLUMNS) + min(classes, SKETCH_COLUMNS)
+    folds = min(FOLDS, fit) if penalties.selects else 1
+    problem = Problem(fit, heldout, p, q, folds, len(penalties.alphas), zero=penalties.alphas[0] == 0)
+    groups = group_layers(found, problem, memory_budget(memory, where))
+    rate = _product_rate(where)
+    costs = [(layer, cell_cost(layer.dim, problem), index) for index, group in enumerate(groups, 1) for layer in group]
+    return [LayerPlan(layer, cost, cost.flops / rate, index) for layer, cost, index in costs]
+
+
+def _product_rate(device: torch.device) -> float:
+    """FLOP/s of float32 matrix products, the best of three."""
+    matrix = torch.randn(_SIZE, _SIZE, device=device)
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        float((matrix @ matrix)[0, 0])
+        seconds.append(time.perf_counter() - start)
+    return 2 * _SIZE**3 / min(seconds[1:])
