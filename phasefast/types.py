@@ -1,4 +1,4 @@
-"""The frozen records that flow between the stages: capture -> statistics -> solve -> evaluate -> phases."""
+"""The frozen records that flow between the stages: capture -> reduce -> statistics -> solve -> evaluate -> phases."""
 
 from __future__ import annotations
 

@@ -51,6 +51,12 @@ class Penalties:
         """Whether there is a choice to make, and so a need for folds."""
         return self.noise is None and len(self.alphas) > 1
 
+    def relative(self, system: _System, index: int) -> float:
+        """A penalty over the mean diagonal of the Gram matrix; 0 where that is zero."""
+        if self.noise is None:
+            return self.alphas[index]
+        return float(torch.nan_to_num(self.absolute(system)[index] / system.mean_diagonal, 0, 0, 0))
+
     def absolute(self, system: _System) -> Tensor:
         """Penalties [L] float64 for a system."""
         device = system.gram.device
@@ -124,9 +130,10 @@ def solve(
         crosses = [system.cross[:, b.start : b.stop] for b in blocks]
         together = replace(system, cross=crosses[0] if len(crosses) == 1 else torch.cat(crosses, 1))
         solution = _solve_one(together, float(path[index]))
+        alpha = penalties.relative(system, index)
         shares = solution.weights.split([b.stop - b.start for b in blocks], 1)
         for i, block, share in zip(chosen, blocks, shares, strict=True):
-            parts.append(_Part(i, block, solution, weights[:, block.start : block.stop].copy_(share)))
+            parts.append(_Part(i, block, alpha, solution, weights[:, block.start : block.stop].copy_(share)))
     parts.sort(key=lambda part: part.index)
     fits = _certify(cell, system, targets, parts)
     fits = [_refine(cell, system, targets, part, fit, tolerance) for part, fit in zip(parts, fits, strict=True)]
@@ -159,7 +166,7 @@ def _fold_errors(
         weights, _, info = _ridge(train, path, keep_factors=False)
         if statistics.dtype == torch.float64:
             for index in (info.bool() | (path == 0)).nonzero()[:, 0].tolist():
-                weights[index] = _eigen_solution(train, 0.0, float(path[index])).weights
+                weights[index] = _eigen_solution(train, float(path[index])).weights
         offsets = (train.target_mean - train.row_mean @ weights.double()).to(statistics.dtype)
         errors = torch.empty(len(path), len(blocks), stop - start, dtype=torch.float64, device=path.device)
         hits = torch.empty(errors.shape, dtype=torch.bool, device=path.device)
@@ -200,7 +207,6 @@ class _Solution:
     """Weights [d, p] of one penalty, and a function's worth of factors to solve further right-hand sides with."""
 
     weights: Tensor
-    alpha: float
     penalty: float
     jitter: float
     rank: int
@@ -219,16 +225,15 @@ class _Solution:
 def _solve_one(system: _System, penalty: float) -> _Solution:
     """Solve with one penalty: Cholesky, then (float64) with jitter, then by eigendecomposition with a rank cut."""
     diagonal = system.gram.diagonal()
-    mean_diagonal, largest = float(system.mean_diagonal), float(diagonal.max())
+    largest = float(diagonal.max())
     alive = diagonal > 0
     rank = min(int(alive.sum()), system.count - 1)  # centring takes one
-    alpha = penalty / mean_diagonal if mean_diagonal > 0 else 0.0
     final = system.dtype == torch.float64
     if not math.isfinite(largest):
         if final:
             name = system.cell.layer.name
             raise SolveError(f"layer {name!r}: its Gram matrix overflows float64; scale the activations down")
-        return _failed(system, alpha, penalty)
+        return _failed(system, penalty)
     jitters = (0.0, *(j * largest for j in _JITTERS)) if final and penalty > 0 else (0.0,)
     for jitter in jitters if penalty > 0 else ():
         path = torch.tensor([penalty + jitter], dtype=torch.float64, device=diagonal.device)
@@ -241,18 +246,18 @@ def _solve_one(system: _System, penalty: float) -> _Solution:
             live = root[alive] if rank else root
             condition = float((live.max() / live.min()) ** 2)
             route = system.cell.route
-            return _Solution(weights[0], alpha, penalty + jitter, jitter, rank, dof, condition, route, inverse_root)
+            return _Solution(weights[0], penalty + jitter, jitter, rank, dof, condition, route, inverse_root)
     if not final:
-        return _failed(system, alpha, penalty)
-    return _eigen_solution(system, alpha, penalty)
+        return _failed(system, penalty)
+    return _eigen_solution(system, penalty)
 
 
-def _failed(system: _System, alpha: float, penalty: float) -> _Solution:
+def _failed(system: _System, penalty: float) -> _Solution:
     weights = torch.full_like(system.cross, math.nan)
-    return _Solution(weights, alpha, penalty, 0.0, 0, math.nan, math.inf, system.cell.route, None)
+    return _Solution(weights, penalty, 0.0, 0, math.nan, math.inf, system.cell.route, None)
 
 
-def _eigen_solution(system: _System, alpha: float, penalty: float) -> _Solution:
+def _eigen_solution(system: _System, penalty: float) -> _Solution:
     """Weights of least norm on the numerical range of the Gram matrix: where Cholesky fails, or penalty = 0."""
     symmetric = torch.tril(system.gram) + torch.tril(system.gram, -1).mT
     try:
@@ -267,7 +272,7 @@ def _eigen_solution(system: _System, alpha: float, penalty: float) -> _Solution:
     dof = float((kept / (kept + penalty)).sum())
     condition = float((kept[-1] + penalty) / (kept[0] + penalty)) if len(kept) else 1.0
     route = f"{system.cell.route}-eigen"
-    return _Solution(weights, alpha, penalty, 0.0, len(kept), dof, condition, route, inverse_root)
+    return _Solution(weights, penalty, 0.0, len(kept), dof, condition, route, inverse_root)
 
 
 @dataclass(frozen=True)
@@ -276,6 +281,7 @@ class _Part:
 
     index: int
     block: TargetBlock
+    alpha: float
     solution: _Solution
     weights: Tensor
 
@@ -354,7 +360,7 @@ def _block_fit(system: _System, targets: TargetMatrix, part: _Part, estimate: fl
     fit_error = deviation - explained - solution.penalty * float(part.weights.square().sum())
     return BlockFit(
         block=part.block,
-        alpha=solution.alpha,
+        alpha=part.alpha,
         penalty=solution.penalty,
         jitter=solution.jitter,
         rank=solution.rank,
