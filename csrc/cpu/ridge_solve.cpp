@@ -12,6 +12,7 @@ namespace phasefast {
 namespace {
 
 constexpr int64_t kBlock = 128;     // columns of a diagonal block
+constexpr int64_t kPanel = 512;     // columns that are updated by one product for all threads
 constexpr int64_t kLeaf = 64;       // rows of a block that is inverted row by row
 constexpr int64_t kTiny = 1 << 22;  // operations below which a system is always left to one thread
 constexpr int64_t kSmall =
@@ -105,15 +106,17 @@ void each_task(int64_t tasks, const F& body) {
   });
 }
 
-// Left-looking factorisation in place; inverses [d, kBlock] take the inverted diagonal blocks, row-major, tight.
-// One parallel region for each block column: the task of its first tile goes on to the next diagonal block.
+// Left-looking factorisation in place of a panel, rows >= cols; inverses [cols, kBlock] take the inverted diagonal
+// blocks, row-major, tight. One parallel region for each block column: the task of its first tile goes on to the next
+// diagonal block.
 template <typename T>
-int32_t factorise(const Matrix<T>& a, T* inverses) {
+int32_t factorise_panel(const Matrix<T>& a, T* inverses) {
   int32_t failed = 0;
   const auto diagonal = [&](int64_t start) {
-    const Matrix<T> block = a.block(start, start, std::min(kBlock, a.rows - start), std::min(kBlock, a.rows - start));
+    const int64_t size = std::min(kBlock, a.cols - start);
+    const Matrix<T> block = a.block(start, start, size, size);
     if (start) {
-      const Matrix<T> left = a.block(start, 0, block.rows, start);
+      const Matrix<T> left = a.block(start, 0, size, start);
       multiply_add(block, left, left.transposed(), -1);
     }
     failed = factor_block(block);
@@ -121,10 +124,10 @@ int32_t factorise(const Matrix<T>& a, T* inverses) {
       failed += static_cast<int32_t>(start);
       return;
     }
-    invert(block, {inverses + start * kBlock, block.rows, block.rows, block.rows, 1});
+    invert(block, {inverses + start * kBlock, size, size, size, 1});
   };
-  each_task(std::min<int64_t>(a.rows, 1), diagonal);
-  for (int64_t start = 0; start + kBlock < a.rows && !failed; start += kBlock) {
+  each_task(std::min<int64_t>(a.cols, 1), diagonal);
+  for (int64_t start = 0; start < a.cols && start + kBlock < a.rows && !failed; start += kBlock) {
     const int64_t below = start + kBlock;
     const Matrix<T> inverse{inverses + start * kBlock, kBlock, kBlock, kBlock, 1};
     each_task((a.rows - below + kBlock - 1) / kBlock, [&](int64_t i) {
@@ -138,10 +141,26 @@ int32_t factorise(const Matrix<T>& a, T* inverses) {
       for (int64_t r = 0; r < tile.rows; ++r) {
         std::memcpy(tile.data + r * tile.row_stride, solved.data() + r * kBlock, kBlock * sizeof(T));
       }
-      if (i == 0) diagonal(below);
+      if (i == 0 && below < a.cols) diagonal(below);
     });
   }
   return failed;
+}
+
+// The same for a square matrix, panel by panel: most of the work is in products that are large in each direction.
+template <typename T>
+int32_t factorise(const Matrix<T>& a, T* inverses) {
+  for (int64_t start = 0; start < a.rows; start += kPanel) {
+    const int64_t size = std::min(kPanel, a.rows - start);
+    const Matrix<T> panel = a.block(start, start, a.rows - start, size);
+    if (start) {
+      multiply_add(panel, a.block(start, 0, panel.rows, start), a.block(start, 0, size, start).transposed(), -1);
+    }
+    if (const int32_t failed = factorise_panel(panel, inverses + start * kBlock)) {
+      return failed + static_cast<int32_t>(start);
+    }
+  }
+  return 0;
 }
 
 // Some right-hand sides at a time: weights = scale (factor factor')^-1 scale cross, with scale 1 / root of the
