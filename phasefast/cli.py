@@ -200,16 +200,19 @@ def plan_command(
     layer: Annotated[list[str] | None, typer.Option("--layer", help="Glob of layers; may be given again.")] = None,
     pool: Annotated[int, typer.Option("--pool", help="Average images to this size; 0 keeps every position.")] = 0,
     memory: Annotated[str | None, typer.Option("--memory", help="Budget, such as 8GB.")] = None,
+    route: Annotated[str | None, typer.Option("--route", help="Force primal, dual, eigen or target-free.")] = None,
+    splits: Annotated[str, typer.Option("--splits", help="both, or heldout: no scores on the fit rows.")] = "both",
 ) -> None:
-    """Route, work and memory of each layer, and its time at the rate of this machine's matrix products."""
+    """Route, work and memory of each layer, and its expected time at the rate of this machine's matrix products."""
     try:
         shape = [int(size) for size in sample.split(",")]
     except ValueError as error:
         raise ArgumentError(f"--sample: expected sizes such as 3,32,32, got {sample!r}") from error
-    found = plan(_load_model(model), shape, fit, heldout, classes=classes, layers=layer, pool=pool, memory=memory)
+    how: dict[str, Any] = {"layers": layer, "pool": pool, "memory": memory, "route": route, "splits": splits}
+    found = plan(_load_model(model), shape, fit, heldout, classes=classes, **how)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("layer", overflow="fold")
-    for title in ("features", "route", "GFLOP", "GB", "s at best", "pass"):
+    for title in ("features", "route", "GFLOP", "GB", "seconds", "pass"):
         table.add_column(title, justify="right")
     for entry in found:
         cost = entry.cost
@@ -224,7 +227,7 @@ def plan_command(
     console.print(table)
     passes, seconds = found[-1].forward_pass, checkpoints * sum(entry.seconds for entry in found)
     console.print(
-        f"{checkpoints} checkpoints: {seconds:.1f} s at best, beside {checkpoints * passes} forward passes",
+        f"{checkpoints} checkpoints: {seconds:.1f} s expected, beside {checkpoints * passes} forward passes",
         highlight=False,
     )
 

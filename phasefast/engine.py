@@ -8,7 +8,6 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, TypedDict
 
@@ -16,22 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoints import state_hash
+from .decoding import Method, Precision, Selection, Splits, check_choices, decode
 from .errors import ArgumentError
 from .scores import Scores
 from .stages.capture import RowOptions, capture, chunk_bounds, discover_layers, model_inputs
 from .stages.evaluate import evaluate, evaluate_model
 from .stages.layers import select_layers, unwrap
-from .stages.plan import Problem, cell_cost, group_layers, memory_budget
+from .stages.plan import ForcedRoute, group_layers, memory_budget
 from .stages.preserve import BATCHNORM_MODES, batchnorm_mode, fix_random_state, preserved, several_rows
 from .stages.probe_set import ProbeSet
-from .stages.reduce import reduce_features
-from .stages.solve import DEFAULT_ALPHAS, Penalties, select, solve
-from .stages.statistics import accumulate
 from .stages.targets import Input, Label, Target, build_targets
-from .types import Activations, BatchNormMode, Decoder, Layer, Score, TargetMatrix, TokenMode
+from .systems import DEFAULT_ALPHAS, Penalties
+from .types import Activations, BatchNormMode, Layer, Score, TokenMode
 
 FOLDS = 5
-ERROR_TOLERANCE = 1e-5  # relative, of the held-out squared error: above it, float32 is not enough
 _AUTHORS_BATCH = 128  # arXiv 2312.06887 measures with the batch statistics of 128 images
 _BATCH = 256
 _GPU_BATCH = 2048  # launches of small networks take as long as their work below it
@@ -54,6 +51,11 @@ class ProbeOptions(TypedDict, total=False):
         device: where to compute; the model's own device by default.
         precision: ``"exact"`` (default): float32, and float64 for cells where it is not enough; ``"fast"``: float32,
             and float64 only where it fails, on a GPU of rows rounded to bfloat16; ``"double"``: float64 throughout.
+        route: how cells are solved: ``None`` (default) plans the fastest for each; ``"primal"``, ``"dual"``,
+            ``"eigen"`` or ``"target-free"`` forces one. All give the same numbers; see docs/performance.md.
+        selection: ``"folds"`` (default) or ``"loo"``: penalties by leave-one-out errors from one eigendecomposition.
+        penalty_per: ``"target"`` (default), or ``"column"``: each column of a regression chooses its own penalty.
+        splits: ``"both"`` (default), or ``"heldout"``: no scores on the fit rows, which wide inputs save much by.
         tokens: for outputs [b, t, f]: ``"flatten"`` (default), ``"mean"`` over t, or ``"cls"``, the first.
         pool: average spatial dimensions to this size; 0 (default) keeps every position.
         batch_size: of the forward passes, and of the BatchNorm statistics that need batches; 256, or 128 for
@@ -67,7 +69,11 @@ class ProbeOptions(TypedDict, total=False):
     noise: float | None
     batchnorm: BatchNormMode
     device: str | torch.device | None
-    precision: Literal["exact", "fast", "double"]
+    precision: Precision
+    route: ForcedRoute | None
+    selection: Selection
+    penalty_per: Literal["target", "column"]
+    splits: Splits
     tokens: TokenMode
     pool: int
     batch_size: int | None
@@ -91,23 +97,25 @@ class Engine:
         home = next((tensor.device for tensor in tensors), torch.device("cpu"))
         self.device = resolve_device(options.get("device"), home)
         self.batchnorm: BatchNormMode = options.get("batchnorm", "recompute")
-        self.precision: str = options.get("precision", "exact")
-        on_gpu, fast = self.device.type == "cuda", self.precision == "fast"
+        how = {name: options[name] for name in ("precision", "route", "selection", "splits") if name in options}
+        penalties = Penalties(_as_tuple(options.get("alphas"), DEFAULT_ALPHAS), options.get("noise"))
+        budget = memory_budget(options.get("memory"), self.device)
+        self.method = Method(penalties, budget=budget, **how)
+        on_gpu, fast = self.device.type == "cuda", self.method.precision == "fast"
         stored = torch.bfloat16 if on_gpu and fast else torch.float32  # CPUs gain nothing by bfloat16 products
         self.rows = RowOptions(options.get("tokens", "flatten"), options.get("pool", 0), stored)
         self.batch_size = options.get("batch_size") or (_AUTHORS_BATCH if self.batchnorm == "batch" else _BATCH)
         large = on_gpu and self.batchnorm != "batch" and options.get("batch_size") is None
         self._forward_batch = _GPU_BATCH if large else self.batch_size
-        self.penalties = Penalties(_as_tuple(options.get("alphas"), DEFAULT_ALPHAS), options.get("noise"))
-        self.memory = options.get("memory")
         self.names = select_layers(self.model, options.get("layers"))
         chosen = _as_tuple(options.get("targets"), _default_targets(probe_set))
         self.label = next((target.name for target in chosen if isinstance(target, Label)), None)
         fit = (probe_set.fit_inputs, probe_set.fit_labels)
         heldout = (probe_set.heldout_inputs, probe_set.heldout_labels)
-        count = min(FOLDS, probe_set.n_fit) if self.penalties.selects else 1
+        count = min(FOLDS, probe_set.n_fit) if penalties.selects else 1
         folds = [probe_set.n_fit * i // count for i in range(count + 1)]
-        self.targets = build_targets(chosen, fit, heldout, folds, self.device)
+        per_column = options.get("penalty_per") == "column"
+        self.targets = build_targets(chosen, fit, heldout, folds, self.device, per_column)
         self.config_hash = self._hash()
         self._layers: list[Layer] | None = None
 
@@ -121,8 +129,8 @@ class Engine:
                 cells, outputs = self._capture(group)
                 if index == 0 and self.label is not None:
                     scores += self._model_scores(outputs, self.label)
-                for cell, decoder in decode(cells, self.targets, self.penalties, self.precision):
-                    scores += evaluate(cell, decoder, self.targets)
+                for cell, decoder in decode(cells, self.targets, self.method):
+                    scores += evaluate(cell, decoder, self.targets, self.method.splits == "both")
         same = {"step": step, "seconds": time.perf_counter() - start, "state_hash": weights}
         return Scores.from_rows({**self._row(score), **same} for score in scores)
 
@@ -142,8 +150,8 @@ class Engine:
             fit_bounds = chunk_bounds(0, self.probe_set.n_fit, self.batch_size)
             batches = model_inputs(self.probe_set.fit_inputs, fit_bounds, self.model, self.device)
             with batchnorm_mode(self.model, self.batchnorm, batches):
-                problem = sizes(self.probe_set.n_heldout, self.targets, self.penalties)
-                yield group_layers(self._layers, problem, memory_budget(self.memory, self.device))
+                problem = self.method.problem(self.probe_set.n_heldout, self.targets)
+                yield group_layers(self._layers, problem, int(self.method.budget), self.method.route)
 
     def _capture(self, group: Sequence[Layer]) -> tuple[list[Activations], dict[str, Tensor | None]]:
         """Activations of a group of layers, and the model's own outputs per split where they are rows of numbers."""
@@ -189,53 +197,15 @@ class Engine:
             "model": [(name, list(t.shape)) for name, t in self.model.named_parameters()],
             "targets": self.targets.digest,
             "data": self.probe_set.digest,
-            "penalties": [self.penalties.alphas, self.penalties.noise],
+            "penalties": [self.method.penalties.alphas, self.method.penalties.noise],
+            "choice": [self.method.selection, self.targets.per_column],
             "batchnorm": [self.batchnorm, self.batch_size],
-            "precision": self.precision,
+            "precision": self.method.precision,
+            "splits": self.method.splits,
             "rows": [self.rows.tokens, self.rows.pool, str(self.rows.dtype)],
             "folds": self.targets.folds,
         }
         return hashlib.blake2b(json.dumps(settings).encode(), digest_size=8).hexdigest()
-
-
-def sizes(heldout: int, targets: TargetMatrix, penalties: Penalties) -> Problem:
-    """What the cost of a cell depends on, beside its width."""
-    p, q = targets.fit.shape[1], targets.sketch.fit.shape[1]
-    zero = penalties.noise == 0 if penalties.noise is not None else penalties.alphas[0] == 0
-    return Problem(len(targets.fit), heldout, p, q, len(targets.folds) - 1, len(penalties.alphas), zero)
-
-
-def decode(
-    cells: list[Activations], targets: TargetMatrix, penalties: Penalties, precision: str = "exact"
-) -> Iterator[tuple[Activations, Decoder]]:
-    """The decoders of captured cells, and the rows they apply to: in float32 where its estimated error allows.
-
-    Args:
-        cells: emptied, so that rows that are not needed any more make room.
-    """
-    wide = precision == "double" or any(cell.fit.dtype == torch.float64 for cell in cells)
-    tolerance = ERROR_TOLERANCE if precision == "exact" else torch.finfo(torch.float64).max
-    ready = [_routed(cells.pop(0), targets, penalties) for _ in range(len(cells))]
-    statistics = accumulate(ready, targets, torch.float64 if wide else torch.float32)
-    while ready:  # nothing is kept longer than it is needed: a fold's Gram matrix can be as large as all rows
-        cell, moments = ready.pop(0), statistics.pop(0)
-        choice = select(cell, moments, targets, penalties)
-        moments = replace(moments, folds=())
-        decoder = solve(cell, moments, targets, penalties, choice, tolerance)
-        doubtful = precision == "exact" and not choice.reliable
-        if not wide and (doubtful or decoder.error_estimate > tolerance):
-            del moments, decoder
-            moments = accumulate([cell], targets, torch.float64, with_folds=not choice.reliable)[0]
-            choice = choice if choice.reliable else select(cell, moments, targets, penalties)
-            moments = replace(moments, folds=())
-            decoder = solve(cell, moments, targets, penalties, choice, tolerance)
-        yield cell, decoder
-
-
-def _routed(cell: Activations, targets: TargetMatrix, penalties: Penalties) -> Activations:
-    """The cell as the route of least cost wants it."""
-    cost = cell_cost(cell.layer.dim, sizes(len(cell.heldout), targets, penalties))
-    return reduce_features(cell, targets.folds) if cost.route == "dual" else cell
 
 
 def _as_tuple(value: Any, default: Sequence[Any]) -> tuple[Any, ...]:
@@ -269,10 +239,9 @@ def _check_options(options: dict[str, Any]) -> None:
             near = difflib.get_close_matches(name, ProbeOptions.__annotations__, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; there are {sorted(ProbeOptions.__annotations__)}"
             raise ArgumentError(f"unknown option {name!r}{hint}")
-    choices = {"batchnorm": BATCHNORM_MODES, "precision": ("exact", "fast", "double")}
-    for name, allowed in choices.items():
-        if options.get(name, allowed[0]) not in allowed:
-            raise ArgumentError(f"{name}: expected one of {allowed}, got {options[name]!r}")
+    check_choices(options)
+    if options.get("batchnorm", BATCHNORM_MODES[0]) not in BATCHNORM_MODES:
+        raise ArgumentError(f"batchnorm: expected one of {BATCHNORM_MODES}, got {options['batchnorm']!r}")
     if options.get("alphas") is not None and options.get("noise") is not None:
         raise ArgumentError(
             "alphas and noise exclude each other: a relative and an absolute penalty cannot share a curve"

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from .decoding import Selection, Splits, check_choices
 from .engine import FOLDS, resolve_device
 from .errors import ArgumentError
 from .stages.capture import RowOptions, discover_layers
 from .stages.layers import select_layers, unwrap
-from .stages.plan import Cost, Problem, cell_cost, group_layers, memory_budget
+from .stages.plan import Cost, ForcedRoute, Problem, fitting_cost, group_layers, memory_budget
 from .stages.preserve import preserved
-from .stages.solve import DEFAULT_ALPHAS, Penalties
 from .stages.targets import SKETCH_COLUMNS
+from .systems import DEFAULT_ALPHAS, Penalties
 from .types import Layer, TokenMode
 
 _SIZE = 2048
@@ -24,7 +25,7 @@ _SIZE = 2048
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """One layer's cost per checkpoint; ``seconds``: at best, at the rate of this machine's matrix products.
+    """One layer's cost per checkpoint; ``seconds``: expected, at the rate of this machine's matrix products.
 
     ``forward_pass``: number, from 1, of the pass over the data in which it is captured.
     """
@@ -48,18 +49,22 @@ def plan(
     pool: int = 0,
     device: str | torch.device | None = None,
     memory: str | float | None = None,
+    route: ForcedRoute | None = None,
+    splits: Splits = "both",
+    selection: Selection = "folds",
 ) -> list[LayerPlan]:
-    """Route, FLOPs, memory and least time of every layer, for one checkpoint.
+    """Route, FLOPs, memory and expected time of every layer, for one checkpoint.
 
     Args:
         sample: shape of one input, such as (3, 32, 32). fit, heldout: numbers of rows. classes: of the label, or 0.
-        layers, alphas, tokens, pool, device, memory: see :class:`phasefast.ProbeOptions`.
+        layers, alphas, tokens, pool, device, memory, route, splits, selection: see :class:`phasefast.ProbeOptions`.
 
     Raises:
         ArgumentError, LayerError: sizes or layers that cannot be. MemoryBudgetError: a layer that does not fit.
     """
     if min(fit, heldout, *sample) < 1 or classes < 0:
         raise ArgumentError(f"expected positive sizes, got sample {tuple(sample)}, {fit} and {heldout} rows")
+    check_choices({"splits": splits, "selection": selection, "route": route})
     model = unwrap(model)
     home = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     where = resolve_device(device, home)
@@ -73,13 +78,26 @@ def plan(
                 f"the model takes no input of shape {tuple(sample)}: {error}; give its sample"
             ) from error
     width = int(torch.Size(sample).numel())
-    p, q = min(width, fit + heldout) + classes, min(width, SKETCH_COLUMNS) + min(classes, SKETCH_COLUMNS)
-    folds = min(FOLDS, fit) if penalties.selects else 1
-    problem = Problem(fit, heldout, p, q, folds, len(penalties.alphas), zero=penalties.alphas[0] == 0)
-    groups = group_layers(found, problem, memory_budget(memory, where))
+    # Wider targets than there are fit rows are replaced by n + 1 columns (row space).
+    p, q = min(width, fit + 1) + classes, min(width, SKETCH_COLUMNS) + min(classes, SKETCH_COLUMNS)
+    problem = Problem(
+        fit,
+        heldout,
+        p,
+        q,
+        folds=min(FOLDS, fit) if penalties.selects and selection == "folds" else 1,
+        penalties=len(penalties.alphas),
+        zero=penalties.zero,
+        fit_scores=splits == "both",
+        leave_one_out=penalties.selects and selection == "loo",
+        stride=penalties.stride,
+    )
+    budget = memory_budget(memory, where)
+    groups = group_layers(found, problem, budget, route)
     rate = _product_rate(where)
-    costs = [(layer, cell_cost(layer.dim, problem), index) for index, group in enumerate(groups, 1) for layer in group]
-    return [LayerPlan(layer, cost, cost.flops / rate, index) for layer, cost, index in costs]
+    entries = [(layer, index) for index, group in enumerate(groups, 1) for layer in group]
+    costs = [(layer, fitting_cost(layer.dim, problem, budget, route), index) for layer, index in entries]
+    return [LayerPlan(layer, cost, cost.work / rate, index) for layer, cost, index in costs]
 
 
 def _product_rate(device: torch.device) -> float:

@@ -67,6 +67,7 @@ class TargetMatrix:
         deviation: squared deviation from the fit mean, per split and block: {"fit": [...], "heldout": [...]}.
         sketch: what the choice of a penalty looks at. probes: what solutions are certified on, one entry per target.
         digest: content hash.
+        per_column: whether each column of a regression has a penalty of its own.
     """
 
     blocks: tuple[TargetBlock, ...]
@@ -78,6 +79,7 @@ class TargetMatrix:
     sketch: Sketch
     probes: tuple[Probe, ...]
     digest: str
+    per_column: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,10 +137,20 @@ class Statistics:
 
 @dataclass(frozen=True)
 class PenaltyChoice:
-    """Index of the chosen penalty per target block, and whether the precision of the statistics could rank them."""
+    """Which penalty each target is decoded with.
 
-    indices: tuple[int, ...]
-    reliable: bool
+    Attributes:
+        indices: per target, an int64 tensor on the CPU: one index, or one for each of its columns.
+        reliable: whether the precision of the statistics could rank the penalties.
+    """
+
+    indices: tuple[torch.Tensor, ...]
+    reliable: bool = True
+
+    @classmethod
+    def first(cls, targets: TargetMatrix) -> PenaltyChoice:
+        """The only penalty, for all targets."""
+        return cls(tuple(torch.zeros(1, dtype=torch.int64) for _ in targets.blocks))
 
 
 @dataclass(frozen=True)
@@ -146,7 +158,8 @@ class BlockFit:
     """How one target's columns were solved, with the certificates of the solve.
 
     Attributes:
-        alpha: penalty over the mean diagonal of the centred Gram matrix. penalty: absolute, jitter included.
+        alpha: penalty over the mean diagonal of the centred Gram matrix. penalty: absolute, jitter included. Both are
+            geometric means where columns have penalties of their own, dof the mean.
         dof: effective degrees of freedom, tr (G + penalty I)^-1 G. condition: estimate for G + penalty I.
         error_estimate: relative error of the held-out squared error that rounding is estimated to have made.
         fit_error: squared error on the fit rows, or None where cancellation would spoil it.
@@ -170,7 +183,7 @@ class Decoder:
 
     Attributes:
         weights: [d, p], offset: [p], float32 or float64; predicts the columns of the target matrix.
-        fits: one entry per target block.
+        fits: of the targets that it decodes.
     """
 
     layer: Layer

@@ -11,9 +11,8 @@ from typer.testing import CliRunner, Result
 
 import phasefast as pf
 from phasefast.cli import app
-from phasefast.engine import Engine, sizes
+from phasefast.engine import Engine
 from phasefast.errors import ArgumentError, StoreError
-from phasefast.stages.plan import cell_cost
 
 from .conftest import SmallNet
 from .report.synthetic import log2_steps, make_scores, write_run
@@ -113,11 +112,10 @@ def test_plan_is_what_a_measurement_does(net: SmallNet, probe_set: pf.ProbeSet) 
     layers = ["conv", "hidden"]
     planned = {entry.layer.name: entry for entry in pf.plan(net, (1, 6, 6), 150, 60, classes=3, layers=layers)}
     engine = Engine(net, probe_set, layers=layers)
-    problem = sizes(60, engine.targets, engine.penalties)
     for cell in engine.activations():
         entry = planned[cell.layer.name]
         assert entry.layer == cell.layer
-        assert entry.cost == cell_cost(cell.layer.dim, problem)
+        assert entry.cost == engine.method.cost(cell, engine.targets)
         assert entry.seconds > 0
     with pytest.raises(ArgumentError, match="positive"):
         pf.plan(net, (1, 6, 6), 0, 60)

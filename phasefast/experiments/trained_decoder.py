@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..engine import Engine, decode
+from ..decoding import decode
+from ..engine import Engine
 from ..errors import ArgumentError
 from ..stages.evaluate import evaluate
 from ..stages.probe_set import ProbeSet
@@ -116,7 +117,7 @@ def train_decoder(
 def exact_decoder(cell: Activations, engine: Engine) -> DecoderResult:
     """The package's own decoder of the same rows, penalties chosen and certified as ``engine`` was told to."""
     begin = time.perf_counter()
-    ((cell, decoder),) = decode([cell], engine.targets, engine.penalties, engine.precision)
+    ((cell, decoder),) = decode([cell], engine.targets, engine.method)
     scores = evaluate(cell, decoder, engine.targets)
     seconds = time.perf_counter() - begin
     mse = {score.split: score.value for score in scores if (score.target, score.metric) == ("input", "mse")}

@@ -13,21 +13,24 @@ from ..scores import MODEL_LAYER
 from ..types import Activations, BlockFit, Decoder, Score, TargetBlock, TargetMatrix
 
 
-def evaluate(cell: Activations, decoder: Decoder, targets: TargetMatrix) -> list[Score]:
-    """``mse`` and ``fvu`` of regression targets, ``accuracy`` of classes, on both splits.
+def evaluate(cell: Activations, decoder: Decoder, targets: TargetMatrix, fit_scores: bool = True) -> list[Score]:
+    """``mse`` and ``fvu`` of regression targets, ``accuracy`` of classes, on the held-out rows and the fit rows.
 
     ``mse`` is per element; ``fvu`` is the split's squared error over its squared deviation from the fit mean.
     Held-out ``fvu`` and ``accuracy`` carry one value per sample.
     """
+    place = {block.name: index for index, block in enumerate(targets.blocks)}
     errors, hits = _residual(cell.heldout, decoder, targets.heldout, decoder.fits)
     scores: list[Score] = []
     for index, fit in enumerate(decoder.fits):
-        deviation = targets.deviation["heldout"][index]
+        deviation = targets.deviation["heldout"][place[fit.block.name]]
         scores += _block_scores(decoder, fit, "heldout", errors[index], hits[index], deviation)
+    if not fit_scores:
+        return scores
     direct = [fit for fit in decoder.fits if fit.block.kind == "classes" or fit.fit_error is None]
     errors, hits = _residual(cell.fit, decoder, targets.fit, direct)
-    for index, fit in enumerate(decoder.fits):
-        deviation = targets.deviation["fit"][index]
+    for fit in decoder.fits:
+        deviation = targets.deviation["fit"][place[fit.block.name]]
         if fit in direct:
             row = direct.index(fit)
             scores += _block_scores(decoder, fit, "fit", errors[row], hits[row], deviation)

@@ -1,26 +1,43 @@
-"""What a measurement will cost, before anything is allocated."""
+"""What a measurement will cost by each route, before anything is allocated, and so which one is taken."""
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 
 from ..errors import ArgumentError, MemoryBudgetError
-from ..types import Layer, Route
+from ..types import Layer
 
+ForcedRoute = Literal["primal", "dual", "eigen", "target-free"]
+FORCED_ROUTES: tuple[ForcedRoute, ...] = get_args(ForcedRoute)
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _SHARE_OF_FREE_MEMORY = 0.7
+# How many operations of large float32 products take the time of one of these; measured on CPUs, for choosing only.
+_DOUBLE, _CHOLESKY, _EIGEN = 2.0, 2.0, 4.0
+_EIGEN_CALL = 3e7  # operations that a call takes the time of, however small the matrix
+_EIGEN_FLOPS = 9.0  # per d^3: all eigenvalues and vectors of a symmetric matrix (Golub & Van Loan, section 8.3)
+_SELECTION_SHARE = 0.5  # of everything else: what choosing a penalty may take
+_SELECTION_ROWS = 256  # fewer give no first choice
+_REFINING = 3  # Cholesky factors that refine it: its own and its neighbours', and two for each halving of the stride
+LEFT_OUT = 256  # rows whose leave-one-out errors do
 
 
 @dataclass(frozen=True)
 class Problem:
     """Sizes that all cells share: fit rows, held-out rows, target columns, sketched columns, folds, penalties.
 
-    ``zero``: whether a penalty of zero is among them, whose solution of least norm only the primal route knows.
+    Attributes:
+        folds: 1 where there is nothing to choose. zero: whether a penalty of zero is among the penalties, whose
+            solution of least norm only the features themselves give.
+        fit_scores: whether the fit rows are scored too. per_column: whether each column gets a penalty of its own.
+        leave_one_out: whether penalties are chosen by leave-one-out errors instead of folds.
+        stride: how many penalties make a decade, a power of two.
     """
 
     n: int
@@ -30,52 +47,190 @@ class Problem:
     folds: int
     penalties: int
     zero: bool = False
+    fit_scores: bool = True
+    per_column: bool = False
+    leave_one_out: bool = False
+    stride: int = 1
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a cell takes by one route: FLOPs of matrix products and factorisations, and bytes at the peak."""
+    """What a cell takes by one route.
 
-    route: Route
+    Attributes:
+        features: ``"primal"``, the layer's own, or ``"dual"``, n coordinates of its rows.
+        eigen: solved by eigendecompositions. target_free: held-out predictions without weights of the targets.
+        flops: of all products and factorisations. work: the same in operations of large products of equal time.
+        bytes: at the peak. selection_rows: fit rows that the penalty is chosen on.
+    """
+
+    features: Literal["primal", "dual"]
+    eigen: bool
+    target_free: bool
     flops: float
+    work: float
     bytes: int
+    selection_rows: int
+
+    @property
+    def route(self) -> str:
+        """Its name in the scores."""
+        return self.features + ("-eigen" if self.eigen else "") + ("-target-free" if self.target_free else "")
 
 
-def cell_cost(dim: int, problem: Problem) -> Cost:
-    """The route of fewer FLOPs for a cell of ``dim`` features, and its cost."""
-    primal = Cost("primal", _primal_flops(dim, problem), 4 * _rows(problem) * dim + _primal_bytes(dim, problem))
-    if problem.zero or dim <= problem.n:
-        return primal
-    n, m = problem.n, problem.m
-    inner = 2 * (n * n / 2 + n * m) * dim + n**3 / 3 + n * n * m
-    reducing = 8 * (3 * n * n + 3 * n * m + 3 * 1024 * _rows(problem)) + 4 * _rows(problem) * dim
-    solving = 8 * _rows(problem) * n + _primal_bytes(n, problem)
-    # Float64 takes twice the time of float32.
-    dual = Cost("dual", 2 * inner + _primal_flops(n, problem), max(reducing, solving))
-    return min(dual, primal, key=lambda cost: cost.flops)
+@dataclass
+class _Sum:
+    """Operations, and what they weigh."""
+
+    flops: float = 0.0
+    work: float = 0.0
+
+    def add(self, flops: float, weight: float = 1.0) -> None:
+        self.flops += flops
+        self.work += flops * weight
 
 
-def _rows(problem: Problem) -> int:
-    return problem.n + problem.m
+def cell_cost(dim: int, problem: Problem, forced: ForcedRoute | None = None) -> Cost:
+    """The route of least work for a cell of ``dim`` features, among those that ``forced`` allows.
+
+    Raises:
+        ArgumentError: the forced route cannot give what is asked for.
+    """
+    return routes(dim, problem, forced)[0]
 
 
-def _primal_flops(dim: int, problem: Problem) -> float:
-    n, m, p, q = problem.n, problem.m, problem.p, problem.q
-    statistics = n * dim * (dim + 2 * p)
-    solving = 4 * dim**3 / 3 + 2 * dim * dim * p + 2 * m * dim * p
-    choosing = problem.penalties * (problem.folds * (dim**3 / 3 + 2 * dim * dim * q) + 2 * n * dim * q)
-    return statistics + solving + (2 * n * dim * q + choosing if problem.folds > 1 else 0)
+def routes(dim: int, problem: Problem, forced: ForcedRoute | None = None) -> list[Cost]:
+    """All routes that give what is asked for, the one of least work first.
+
+    Raises:
+        ArgumentError: the forced route is not among them.
+    """
+    if forced is not None and forced not in FORCED_ROUTES:
+        raise ArgumentError(f"route: expected None or one of {FORCED_ROUTES}, got {forced!r}")
+    if forced == "dual" and problem.zero:
+        raise ArgumentError("route='dual': a penalty of 0 has no solution in coordinates of the rows; give alphas > 0")
+    if forced == "target-free" and (problem.fit_scores or problem.per_column):
+        raise ArgumentError(
+            "route='target-free': it gives held-out scores with one penalty per target; give splits='heldout' and "
+            "penalty_per='target', or leave the route out"
+        )
+    if forced == "eigen" and problem.zero:
+        raise ArgumentError("route='eigen': a penalty of 0 needs route='primal'; give alphas > 0")
+    return sorted(_candidates(dim, problem, forced), key=lambda cost: cost.work)
 
 
-def _primal_bytes(dim: int, problem: Problem) -> int:
+def _candidates(dim: int, problem: Problem, forced: ForcedRoute | None) -> Iterator[Cost]:
+    wide = dim > problem.n and not problem.zero
+    spaces: list[Literal["primal", "dual"]] = ["primal", "dual"] if wide else ["primal"]
+    if forced in ("primal", "dual"):
+        spaces = [forced]
+    for features in spaces:
+        if forced != "target-free":
+            for eigen in (True,) if forced == "eigen" else (False, True):
+                if not (eigen and (problem.zero or forced in ("primal", "dual"))):
+                    yield _cost(dim, problem, features, eigen, target_free=False)
+        if forced in (None, "target-free") and not (problem.fit_scores or problem.per_column):
+            yield _cost(dim, problem, features, eigen=False, target_free=True)
+
+
+def _cost(dim: int, problem: Problem, features: Literal["primal", "dual"], eigen: bool, target_free: bool) -> Cost:
+    n, m, p = problem.n, problem.m, problem.p
+    total, k = _Sum(), dim
+    kept = 4 * (n + m) * dim
+    if features == "dual":
+        k = n
+        _add_reduction(total, dim, n, m)
+    total.add(n * k * k)
+    if eigen:
+        _add_eigen(total, k, 1)
+    else:
+        total.add(0.75 * k**3, _CHOLESKY)  # the factor, and its inverse for certificates and degrees of freedom
+    if target_free:
+        total.add(2 * k * k * m + 2 * m * n * k + 2 * m * n * p)
+    else:
+        total.add(2 * n * k * p + 2 * k * k * p + 2 * m * k * p)
+    choosing, rows = _choosing(dim, k, problem, eigen, total.work)
+    total.add(choosing.flops, choosing.work / choosing.flops if choosing.flops else 1.0)
+    own_columns = m if target_free else p
+    solving = kept * (k / dim) * 2 + _system_bytes(k, own_columns, problem, rows) + (4 * m * n if target_free else 0)
+    reducing = 8 * (3 * n * n + 3 * n * m + 3 * 1024 * (n + m)) + kept if features == "dual" else 0
+    return Cost(features, eigen, target_free, total.flops, total.work, int(max(solving, reducing)), rows)
+
+
+def _add_reduction(total: _Sum, dim: int, n: int, m: int) -> None:
+    """Coordinates of rows: inner products, their Cholesky factor, projections, all in float64."""
+    total.add(2 * (n * n / 2 + n * m) * dim, _DOUBLE)
+    total.add(n**3 / 3 + n * n * m, _DOUBLE * _CHOLESKY)
+
+
+def _add_eigen(total: _Sum, k: int, times: int) -> None:
+    total.add(times * _EIGEN_FLOPS * k**3, _EIGEN)
+    total.work += times * _EIGEN_CALL
+
+
+def _choosing(dim: int, k: int, problem: Problem, eigen: bool, rest: float) -> tuple[_Sum, int]:
+    """The cost of choosing a penalty, and the number of fit rows whose folds it is done on.
+
+    All of them, where that takes little beside the ``rest`` of the work; otherwise some, with a like share of the
+    features, give a first choice, which leave-one-out errors of the whole cell refine.
+    """
+    if problem.folds < 2 and not problem.leave_one_out:
+        return _Sum(), problem.n
+    whole = _path_cost(k, problem, eigen)
+    if problem.leave_one_out or eigen or whole.work <= _SELECTION_SHARE * rest:
+        return whole, problem.n
+    steps = _Sum()
+    steps.add(2 * problem.n * k * problem.q)
+    count = _REFINING + 2 * math.log2(problem.stride)
+    steps.add(count * (k**3 / 3 + 2 * k * k * (problem.q + LEFT_OUT)), _CHOLESKY)
+    rows, best = problem.n // 2, (whole, problem.n)
+    while rows >= _SELECTION_ROWS:
+        first = _Sum(steps.flops, steps.work)
+        width = max(dim * rows // problem.n, 1)
+        if width > rows:
+            _add_reduction(first, width, rows, 0)
+            width = rows
+        first.add(rows * width * width)
+        path = _path_cost(width, replace(problem, n=rows), eigen=False)
+        first.add(path.flops, path.work / path.flops)
+        if first.work < best[0].work:
+            best = first, rows
+        if first.work - steps.work <= steps.work / 8:
+            break
+        rows //= 2
+    return best
+
+
+def _path_cost(k: int, problem: Problem, eigen: bool) -> _Sum:
+    """Errors of all penalties on rows that their decoders have not seen."""
+    n, q, folds, count = problem.n, problem.q, problem.folds, problem.penalties
+    total = _Sum()
+    if problem.leave_one_out:
+        _add_eigen(total, k, 2)  # in float64
+        total.add(2 * n * k * (k + q) + count * 2 * n * k * q, _DOUBLE)
+        return total
+    total.add(2 * n * k * q + count * 2 * n * k * q)
+    if eigen:
+        _add_eigen(total, k, folds)
+        total.add(folds * (count + 1) * 2 * k * k * q)
+    else:
+        total.add(folds * count * k**3 / 3, _CHOLESKY)
+        total.add(folds * count * 2 * k * k * q, _CHOLESKY)
+    return total
+
+
+def _system_bytes(k: int, p: int, problem: Problem, rows: int) -> int:
     """A Gram matrix per fold and the sum, cross moments, factors and weights."""
-    grams = 8 * dim * dim * (problem.folds + 1)
-    crosses = 8 * dim * (problem.p + problem.folds * problem.q)
-    solving = 8 * dim * (4 * dim + 3 * problem.p + (problem.penalties + 2) * problem.q)
+    folds = problem.folds if rows == problem.n else 1
+    grams = 8 * k * k * (folds + 1)
+    crosses = 8 * k * (p + folds * problem.q)
+    solving = 8 * k * (4 * k + 3 * p + (problem.penalties + 2) * problem.q)
     return grams + crosses + solving
 
 
-def group_layers(layers: Sequence[Layer], problem: Problem, budget: int) -> list[list[Layer]]:
+def group_layers(
+    layers: Sequence[Layer], problem: Problem, budget: int, forced: ForcedRoute | None = None
+) -> list[list[Layer]]:
     """Layers measured together, in as few forward passes as the budget allows, in the given order.
 
     Args:
@@ -87,7 +242,7 @@ def group_layers(layers: Sequence[Layer], problem: Problem, budget: int) -> list
     groups: list[list[Layer]] = []
     used = 0
     for layer in layers:
-        need = cell_cost(layer.dim, problem).bytes
+        need = fitting_cost(layer.dim, problem, budget, forced).bytes
         if need > budget:
             raise MemoryBudgetError(
                 f"layer {layer.name!r}: its {layer.dim} features need {need / 1e9:.2f} GB, "
@@ -100,6 +255,12 @@ def group_layers(layers: Sequence[Layer], problem: Problem, budget: int) -> list
         groups[-1].append(layer)
         used += need
     return groups
+
+
+def fitting_cost(dim: int, problem: Problem, budget: int, forced: ForcedRoute | None = None) -> Cost:
+    """The route of least work that fits the budget; where none does, the one of fewest bytes."""
+    found = routes(dim, problem, forced)
+    return next((cost for cost in found if cost.bytes <= budget), min(found, key=lambda cost: cost.bytes))
 
 
 def memory_budget(memory: str | float | None, device: torch.device) -> int:

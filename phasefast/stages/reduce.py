@@ -1,4 +1,4 @@
-"""The dual route: a cell with more features than fit rows becomes one with as many features as fit rows."""
+"""Smaller cells with the same answer: the dual route, and the fit rows that a penalty is chosen on."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import itertools
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from ..isometry import coordinates
-from ..types import Activations
+from ..types import Activations, Sketch, TargetMatrix
 
 
 def reduce_features(cell: Activations, folds: tuple[int, ...]) -> Activations:
-    """The cell with n features instead of d > n, which have the same decoders' predictions; itself where that fails.
+    """The cell with n features instead of its own, which have the same decoders' predictions; itself where that fails.
 
     Args:
         folds: k + 1 row offsets of the folds of the fit rows.
@@ -21,5 +22,44 @@ def reduce_features(cell: Activations, folds: tuple[int, ...]) -> Activations:
     if found is None:
         return cell
     fit, heldout = found
-    sums = torch.stack([fit[start:stop].sum(0) for start, stop in itertools.pairwise(folds)])
-    return replace(cell, fit=fit, heldout=heldout.contiguous(), sums=sums, route="dual")
+    return replace(cell, fit=fit, heldout=heldout.contiguous(), sums=_fold_sums(fit, folds), route="dual")
+
+
+def subset(cell: Activations, targets: TargetMatrix, rows: int) -> tuple[Activations, TargetMatrix]:
+    """A smaller cell of the same shape: about ``rows`` fit rows, a like share of the features, the sketched targets.
+
+    The best penalty relative to the Gram matrix depends much on the ratio of features to rows, so this is kept. The
+    fit rows of a probe set are in random order, so the first of each fold are a random choice, the same for all cells.
+    """
+    kept = [range(start, start + (stop - start) * rows // len(cell.fit)) for start, stop in _pairs(targets.folds)]
+    folds = (0, *itertools.accumulate(len(part) for part in kept))
+    dim = cell.fit.shape[1]
+    order = torch.randperm(dim, generator=torch.Generator().manual_seed(0)).to(cell.fit.device)
+    features = order[: max(dim * rows // len(cell.fit), 1)]
+
+    def take(matrix: Tensor) -> Tensor:
+        return torch.cat([matrix[part.start : part.stop] for part in kept])
+
+    fit, columns = take(cell.fit)[:, features], take(targets.sketch.fit)
+    sketch = Sketch(targets.sketch.blocks, columns, _fold_sums(columns, folds))
+    share = len(fit) / len(cell.fit)
+    smaller = replace(
+        targets,
+        blocks=sketch.blocks,
+        folds=folds,
+        fit=columns,
+        heldout=columns[:0],
+        sums=sketch.sums,
+        deviation={"fit": tuple(share * value for value in targets.deviation["fit"])},
+        sketch=sketch,
+    )
+    layer, heldout = replace(cell.layer, dim=len(features)), cell.heldout[:0, : len(features)]
+    return replace(cell, layer=layer, fit=fit, heldout=heldout, sums=_fold_sums(fit, folds)), smaller
+
+
+def _fold_sums(rows: Tensor, folds: tuple[int, ...]) -> Tensor:
+    return torch.stack([rows[start:stop].sum(0, dtype=torch.float64) for start, stop in _pairs(folds)])
+
+
+def _pairs(folds: tuple[int, ...]) -> list[tuple[int, int]]:
+    return list(itertools.pairwise(folds))

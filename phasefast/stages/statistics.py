@@ -15,7 +15,12 @@ _CHUNK = 4096
 
 
 def accumulate(
-    cells: Sequence[Activations], targets: TargetMatrix, dtype: torch.dtype, *, with_folds: bool = True
+    cells: Sequence[Activations],
+    targets: TargetMatrix,
+    dtype: torch.dtype,
+    *,
+    with_folds: bool = True,
+    with_cross: bool = True,
 ) -> list[Statistics]:
     """Moments of all fit rows with all target columns, and of each fold with the sketched ones.
 
@@ -23,12 +28,14 @@ def accumulate(
         dtype: of the products: float32, or float64 where float32 cannot hold the answer; sums are float64. The float32
             products of rows stored in bfloat16 are those with targets rounded to it.
         with_folds: keep the folds' moments too, where there is more than one.
+        with_cross: make the cross moments of all fit rows; otherwise they have no columns.
     """
     everything = slice(0, len(targets.fit))
+    columns = targets.fit if with_cross else targets.fit[:, :0]
     row_sums = [cell.sums.sum(0) for cell in cells]
     if not with_folds or len(targets.folds) == 2:
-        grams, crosses = _zeros(cells, None), _zeros(cells, targets.fit)
-        _add_products(cells, targets.fit, everything, dtype, grams, crosses)
+        grams, crosses = _zeros(cells, None), _zeros(cells, columns)
+        _add_products(cells, columns, everything, dtype, grams, crosses)
         folds: list[list[Moments]] = []
     else:
         sketch = targets.sketch
@@ -38,17 +45,17 @@ def accumulate(
             _add_products(cells, sketch.fit, slice(start, stop), dtype, grams, crosses)
             parts = zip(cells, grams, crosses, strict=True)
             folds.append([Moments(stop - start, cell.sums[k], sketch.sums[k], g, c) for cell, g, c in parts])
-        grams, crosses = _sums([[m.gram for m in fold] for fold in folds]), _zeros(cells, targets.fit)
-        if sketch.fit is targets.fit:
+        grams, crosses = _sums([[m.gram for m in fold] for fold in folds]), _zeros(cells, columns)
+        if sketch.fit is columns:
             crosses = _sums([[m.cross for m in fold] for fold in folds])
-        else:
-            _add_products(cells, targets.fit, everything, dtype, [], crosses)
+        elif with_cross:
+            _add_products(cells, columns, everything, dtype, [], crosses)
     totals = zip(cells, row_sums, grams, crosses, strict=True)
     return [
         Statistics(
             cell.layer,
             dtype,
-            Moments(len(targets.fit), row_sum, targets.sums.sum(0), gram, cross),
+            Moments(len(targets.fit), row_sum, targets.sums.sum(0)[: cross.shape[1]], gram, cross),
             tuple(fold[i] for fold in folds),
         )
         for i, (cell, row_sum, gram, cross) in enumerate(totals)

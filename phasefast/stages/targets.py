@@ -111,13 +111,19 @@ class Function:
 
 
 def build_targets(
-    targets: Sequence[Target], fit: Split, heldout: Split, folds: Sequence[int], device: torch.device
+    targets: Sequence[Target],
+    fit: Split,
+    heldout: Split,
+    folds: Sequence[int],
+    device: torch.device,
+    per_column: bool = False,
 ) -> TargetMatrix:
     """All targets side by side, regression columns minus their fit means, on ``device``.
 
     Args:
         targets: at least one, with different names. fit: (inputs [n, ...], labels [n] or None). heldout: likewise.
         folds: k + 1 row offsets from 0 to n.
+        per_column: each column of a regression gets a penalty of its own, so that no other columns can stand for it.
 
     Raises:
         ArgumentError: no target, or two of one name.
@@ -161,7 +167,8 @@ def build_targets(
                 raise DataError(
                     f"target {block.name!r}: it is constant on the rows of a split; there is nothing to decode"
                 )
-    blocks, fit_columns, heldout_columns = _narrowed(blocks, fit_columns, heldout_columns)
+    if not per_column:
+        blocks, fit_columns, heldout_columns = _narrowed(blocks, fit_columns, heldout_columns)
     return TargetMatrix(
         blocks=tuple(blocks),
         folds=tuple(folds),
@@ -169,28 +176,33 @@ def build_targets(
         heldout=heldout_columns,
         sums=_fold_sums(fit_columns, folds),
         deviation=deviation,
-        sketch=_sketch(fit_columns, blocks, folds),
+        sketch=_sketch(fit_columns, blocks, folds, fit_columns.shape[1] if per_column else SKETCH_COLUMNS),
         probes=tuple(_probe(fit_columns, heldout_columns, block) for block in blocks),
         digest=digest,
+        per_column=per_column,
     )
 
 
 def _narrowed(blocks: Sequence[TargetBlock], fit: Tensor, heldout: Tensor) -> tuple[list[TargetBlock], Tensor, Tensor]:
-    """Blocks with more columns than there are rows, in coordinates of their rows."""
-    narrow, parts, start, rows = [], [], 0, len(fit) + len(heldout)
+    """Blocks of more columns than there are fit rows, in the row space of these: n + 1 columns for each.
+
+    A decoder only predicts combinations of the fit rows' targets. What of a held-out row lies outside their span is
+    lost whatever it predicts: one more column holds its length.
+    """
+    narrow, parts, start = [], [], 0
     for block in blocks:
-        columns = slice(block.start, block.stop)
-        part = torch.cat([fit[:, columns], heldout[:, columns]])
-        found = coordinates(part, part[:0]) if block.kind == "regression" and block.width > rows else None
+        both = fit[:, block.start : block.stop], heldout[:, block.start : block.stop]
+        found = coordinates(*both) if block.kind == "regression" and block.width > len(fit) + 1 else None
         if found is not None:
-            part = found[0].float()
-        narrow.append(replace(block, start=start, stop=start + part.shape[1]))
-        parts.append(part)
+            rest = both[1].double().square().sum(1) - found[1].square().sum(1)
+            outside = torch.cat([torch.zeros_like(found[0][:, :1]), rest.clamp_min(0).sqrt()[:, None]])
+            both = torch.cat([torch.cat(found), outside], 1).float().split([len(fit), len(heldout)])
+        narrow.append(replace(block, start=start, stop=start + both[0].shape[1]))
+        parts.append(both)
         start = narrow[-1].stop
     if start == fit.shape[1]:
         return list(blocks), fit, heldout
-    both = torch.cat(parts, 1)
-    return narrow, both[: len(fit)], both[len(fit) :]
+    return narrow, torch.cat([part[0] for part in parts], 1), torch.cat([part[1] for part in parts], 1)
 
 
 def _digest(targets: Sequence[Target], columns: Iterable[tuple[Tensor, Tensor]]) -> str:
@@ -218,14 +230,14 @@ def _fold_sums(matrix: Tensor, folds: Sequence[int]) -> Tensor:
     return torch.stack(parts)
 
 
-def _sketch(matrix: Tensor, blocks: Sequence[TargetBlock], folds: Sequence[int]) -> Sketch:
+def _sketch(matrix: Tensor, blocks: Sequence[TargetBlock], folds: Sequence[int], limit: int) -> Sketch:
     # A Gaussian sketch keeps squared errors in the mean (Johnson-Lindenstrauss), the same one for every penalty,
     # so that penalties are compared on the same random directions at a fraction of the price.
     generator = torch.Generator().manual_seed(0)
     parts, sketched, start = [], [], 0
     for block in blocks:
         part, width = matrix[:, block.start : block.stop], block.stop - block.start
-        if width > SKETCH_COLUMNS:
+        if width > limit:
             mix = torch.randn(width, SKETCH_COLUMNS, generator=generator, dtype=torch.float32) / SKETCH_COLUMNS**0.5
             part = part @ mix.to(part)
         parts.append(part)

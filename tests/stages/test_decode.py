@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from phasefast.engine import decode
+from phasefast.decoding import Method, decode
 from phasefast.stages.evaluate import evaluate
-from phasefast.stages.solve import Penalties
 from phasefast.stages.statistics import accumulate
 from phasefast.stages.targets import Input, Label, build_targets
+from phasefast.systems import Penalties
 from phasefast.types import Activations, Layer
 from tests.oracle import captured, ridge_heldout_error
 
@@ -62,7 +62,7 @@ def test_heldout_error_matches_scikit_learn(kind: str, seed: int) -> None:
     cell = captured(fit, heldout, batch=batch)
     targets = build_targets([Input()], (t_fit, None), (t_heldout, None), (0, len(fit)), torch.device("cpu"))
     for alpha in (1e-6, 1e-3, 0.1, 3.0):
-        ((rows, decoder),) = decode([cell], targets, Penalties((alpha,)))
+        ((rows, decoder),) = decode([cell], targets, Method(Penalties((alpha,))))
         got = next(s for s in evaluate(rows, decoder, targets) if (s.split, s.metric) == ("heldout", "mse"))
         expected = ridge_heldout_error(fit, heldout, t_fit, t_heldout, alpha) / t_heldout.numel()
         assert got.value == pytest.approx(expected, rel=1e-5), (alpha, decoder.fits[0])
@@ -79,7 +79,7 @@ def test_chosen_penalties_are_those_of_plain_cross_validation(seed: int) -> None
     splits = (t_fit, labels[0]), (t_heldout, labels[1])
     targets = build_targets([Input(), Label(3)], *splits, folds, torch.device("cpu"))
     alphas = (1e-6, 1e-4, 1e-2, 0.1, 1.0, 10.0)
-    ((_, decoder),) = decode([cell], targets, Penalties(alphas))
+    ((_, decoder),) = decode([cell], targets, Method(Penalties(alphas)))
     one_hot = torch.eye(3)[labels[0]]
     for fitted, columns in zip(decoder.fits, (t_fit, one_hot), strict=True):
         errors = []
@@ -100,7 +100,7 @@ def test_no_penalty_at_all_can_win_with_more_features_than_rows() -> None:
     folds = (0, 20, 40, 60, 80, 100)
     cell = captured(a[:100], a[100:], folds)
     targets = build_targets([Input()], (t[:100], None), (t[100:], None), folds, torch.device("cpu"))
-    ((_, decoder),) = decode([cell], targets, Penalties((0.0, 10.0)))
+    ((_, decoder),) = decode([cell], targets, Method(Penalties((0.0, 10.0))))
     assert decoder.fits[0].alpha == 0
     assert decoder.fits[0].rank == 99
 
@@ -115,7 +115,7 @@ def test_wide_targets_choose_their_penalty_on_a_sketch() -> None:
     targets = build_targets([Input()], (t[:300], None), (t[300:], None), folds, torch.device("cpu"))
     assert targets.sketch.fit.shape[1] < 700
     alphas = tuple(10.0**k for k in range(-4, 2))
-    ((_, decoder),) = decode([cell], targets, Penalties(alphas))
+    ((_, decoder),) = decode([cell], targets, Method(Penalties(alphas)))
     errors = {alpha: ridge_heldout_error(a[:300], a[300:], t[:300], t[300:], alpha) for alpha in alphas}
     assert errors[decoder.fits[0].alpha] <= 1.01 * min(errors.values())
 
@@ -132,9 +132,9 @@ def test_bfloat16_rows_are_multiplied_as_they_are():
     torch.testing.assert_close(narrow.total.gram.tril(), (exact.T @ exact).tril(), rtol=1e-6, atol=1e-5)
     torch.testing.assert_close(narrow.total.cross, exact.T @ targets.fit.bfloat16().double(), rtol=1e-6, atol=1e-5)
     torch.testing.assert_close(wide.total.cross, exact.T @ targets.fit.double(), rtol=1e-12, atol=1e-12)
-    ((_, decoder),) = decode([cell], targets, Penalties((1e-3, 0.1)), "fast")
+    ((_, decoder),) = decode([cell], targets, Method(Penalties((1e-3, 0.1)), "fast"))
     reference = replace(cell, fit=rows.float(), heldout=heldout.bfloat16().float())
-    ((_, exact_decoder),) = decode([reference], targets, Penalties((1e-3, 0.1)))
+    ((_, exact_decoder),) = decode([reference], targets, Method(Penalties((1e-3, 0.1))))
     ours, theirs = (
         {(score.split, score.metric): score.value for score in evaluate(c, d, targets)}
         for c, d in ((cell, decoder), (reference, exact_decoder))

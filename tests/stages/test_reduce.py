@@ -1,4 +1,4 @@
-"""Fewer columns, the same numbers: the dual route and coordinates of wide targets against the plain way."""
+"""Fewer columns, the same numbers: every route, and coordinates of wide targets, against the plain way."""
 
 from __future__ import annotations
 
@@ -7,35 +7,35 @@ import itertools
 import pytest
 import torch
 
-from phasefast import engine
-from phasefast.engine import decode
+from phasefast.decoding import Method, decode
+from phasefast.errors import ArgumentError
 from phasefast.isometry import coordinates
 from phasefast.stages import targets as target_stage
 from phasefast.stages.evaluate import evaluate
-from phasefast.stages.plan import Cost, Problem, cell_cost
-from phasefast.stages.solve import Penalties
+from phasefast.stages.plan import ForcedRoute, Problem, cell_cost
 from phasefast.stages.targets import Input, Label, build_targets
-from phasefast.types import Activations, Route, TargetMatrix
+from phasefast.systems import Penalties
+from phasefast.types import Activations, TargetMatrix
 from tests.oracle import captured
 
 CPU = torch.device("cpu")
 KINDS = ("plain", "relu", "dead columns", "low rank", "equal rows", "offset", "mixed scales")
 
 
-def make(kind: str, seed: int, p: int) -> tuple[Activations, TargetMatrix, int]:
-    """A cell with more features than fit rows, and p target columns; the number of its rows."""
+def make(kind: str, seed: int, p: int, wide: bool = True) -> tuple[Activations, TargetMatrix, int]:
+    """A cell with more features than fit rows, or fewer, and p target columns; the number of its fit rows."""
     g = torch.Generator().manual_seed(seed)
     n, m = (int(torch.randint(low, high, (1,), generator=g)) for low, high in ((20, 150), (5, 80)))
-    d = n + int(torch.randint(1, 200, (1,), generator=g))
+    d = n + int(torch.randint(1, 200, (1,), generator=g)) if wide else int(torch.randint(2, n, (1,), generator=g))
     latent = torch.randn(n + m, d, generator=g)
     a = latent @ torch.randn(d, d, generator=g) / d**0.5
-    t = latent[:, :8] @ torch.randn(8, p, generator=g) + 0.3 * torch.randn(n + m, p, generator=g)
+    t = latent[:, :8] @ torch.randn(min(d, 8), p, generator=g) + 0.3 * torch.randn(n + m, p, generator=g)
     if kind == "relu":
         a = a.relu()
     elif kind == "dead columns":
         a[:, ::2] = 0.7
     elif kind == "low rank":
-        a = a[:, :10] @ torch.randn(10, d, generator=g)
+        a = a[:, :10] @ torch.randn(min(d, 10), d, generator=g)
     elif kind == "equal rows":
         a[1::2] = a[: (n + m) // 2 * 2 : 2][: len(a[1::2])]
     elif kind == "offset":
@@ -48,46 +48,69 @@ def make(kind: str, seed: int, p: int) -> tuple[Activations, TargetMatrix, int]:
     return captured(a[:n], a[n:], folds), build_targets([Input(), Label(3)], *splits, folds, CPU), n
 
 
-def scores(cell: Activations, targets: TargetMatrix, alphas: tuple[float, ...], precision: str) -> dict[str, float]:
-    ((rows, decoder),) = decode([cell], targets, Penalties(alphas), precision)
-    found = evaluate(rows, decoder, targets)
-    values = {f"{score.target} {score.split} {score.metric}": score.value for score in found}
-    assert all(fit.route.startswith(rows.route) for fit in decoder.fits)
-    fits = {f"{fit.block.name} alpha": fit.alpha for fit in decoder.fits}
-    dofs = {f"{fit.block.name} dof": fit.dof for fit in decoder.fits}
-    samples = {f"{score.target} {score.metric}": score.samples for score in found if score.samples is not None}
-    firsts = {f"{name} {i}": float(value) for name, parts in samples.items() for i, value in enumerate(parts[:5])}
-    return values | fits | (firsts | dofs if precision == "double" else {})  # these have float32's rounding
+def scores(
+    cell: Activations,
+    targets: TargetMatrix,
+    alphas: tuple[float, ...],
+    precision: str = "double",
+    route: ForcedRoute | None = None,
+    splits: str = "both",
+) -> dict[str, float]:
+    """All that a route gives, by name; in double precision dof and some samples too."""
+    method = Method(Penalties(alphas), precision, route, splits=splits)
+    name = method.cost(cell, targets).route
+    values: dict[str, float] = {}
+    for rows, decoder in decode([cell], targets, method):
+        found = evaluate(rows, decoder, targets, splits == "both")
+        assert all(fit.route.startswith((name, "primal")) for fit in decoder.fits)
+        values |= {f"{score.target} {score.split} {score.metric}": score.value for score in found}
+        values |= {f"{fit.block.name} alpha": fit.alpha for fit in decoder.fits}
+        if precision == "double":  # these have float32's rounding otherwise
+            values |= {f"{fit.block.name} dof": fit.dof for fit in decoder.fits}
+            for score in found:
+                parts = () if score.samples is None else score.samples[:5]
+                values |= {f"{score.target} {score.metric} {i}": float(value) for i, value in enumerate(parts)}
+    return values
 
 
-def forced(monkeypatch: pytest.MonkeyPatch, route: Route) -> None:
-    monkeypatch.setattr(engine, "cell_cost", lambda *_: Cost(route, 0, 0))
-
-
+@pytest.mark.parametrize("route", ["dual", "eigen", "target-free"])
 @pytest.mark.parametrize("seed", range(15))
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_dual_route_gives_the_numbers_of_the_primal_one(monkeypatch, kind: str, seed: int) -> None:
-    cell, targets, _ = make(kind, 100 * seed + KINDS.index(kind), p=9)
+def test_every_route_gives_the_numbers_of_the_primal_one(kind: str, seed: int, route: ForcedRoute) -> None:
+    wide = seed % 3 > 0
+    cell, targets, _ = make(kind, 100 * seed + KINDS.index(kind), p=9, wide=wide)
+    splits = "heldout" if route == "target-free" else "both"
     for alphas in ((1e-3,), (1e-4, 1e-2, 1.0)):
-        forced(monkeypatch, "dual")
-        dual = {precision: scores(cell, targets, alphas, precision) for precision in ("exact", "double")}
-        forced(monkeypatch, "primal")
-        expected = scores(cell, targets, alphas, "double")
-        assert dual["double"] == pytest.approx(expected, rel=1e-8, abs=1e-10)
-        totals = {name: expected[name] for name in dual["exact"]}
-        assert dual["exact"] == pytest.approx(totals, rel=1e-5, abs=1e-6)
+        expected = scores(cell, targets, alphas, "double", "primal")
+        double = scores(cell, targets, alphas, "double", route, splits)
+        assert double == pytest.approx({name: expected[name] for name in double}, rel=1e-8, abs=1e-10)
+        exact = scores(cell, targets, alphas, "exact", route, splits)
+        assert exact == pytest.approx({name: expected[name] for name in exact}, rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_targets_wider_than_the_rows_give_the_same_scores(monkeypatch, seed: int) -> None:
-    cell, narrow, _ = make("relu", seed, p=700)
+@pytest.mark.parametrize("splits", ["both", "heldout"])
+def test_targets_wider_than_the_rows_give_the_same_scores(monkeypatch, seed: int, splits: str) -> None:
+    cell, narrow, n = make("relu", seed, p=700)
     with monkeypatch.context() as patch:
         patch.setattr(target_stage, "coordinates", lambda *_: None)
-        _, wide, n = make("relu", seed, p=700)
-    assert narrow.fit.shape[1] == n + len(cell.heldout) + 3
+        _, wide, _ = make("relu", seed, p=700)
+    assert narrow.fit.shape[1] == n + 1 + 3
     assert wide.fit.shape[1] == 703
-    got, expected = (scores(cell, targets, (1e-2,), "double") for targets in (narrow, wide))
+    got, expected = (scores(cell, targets, (1e-2,), splits=splits) for targets in (narrow, wide))
     assert got == pytest.approx(expected, rel=2e-6, abs=1e-7)
+
+
+def test_routes_that_cannot_give_what_is_asked_say_so() -> None:
+    cell, targets, _ = make("plain", 0, p=9)
+    for route, alphas, words in (
+        ("dual", (0.0,), "alphas > 0"),
+        ("eigen", (0.0, 1.0), "alphas > 0"),
+        ("target-free", (1.0,), "splits='heldout'"),
+        ("fast", (1.0,), "route"),
+    ):
+        with pytest.raises(ArgumentError, match=words):
+            Method(Penalties(alphas), route=route).cost(cell, targets)
 
 
 def test_coordinates_keep_lengths_and_angles() -> None:
@@ -98,7 +121,7 @@ def test_coordinates_keep_lengths_and_angles() -> None:
     assert coordinates(torch.full((3, 5), torch.nan), others[:, :5].float()) is None
 
 
-def test_the_route_of_fewer_operations_is_taken() -> None:
+def test_the_route_of_least_work_is_taken() -> None:
     problem = Problem(2000, 500, 3082, 74, 5, 8)
     routes = [cell_cost(dim, problem).route for dim in (100, 2000, 2400, 8192, 65536)]
     assert routes == ["primal", "primal", "dual", "dual", "dual"]
@@ -106,3 +129,7 @@ def test_the_route_of_fewer_operations_is_taken() -> None:
         assert small < large
     zero = Problem(2000, 500, 3082, 74, 5, 8, zero=True)
     assert cell_cost(65536, zero).route == "primal"
+    heldout = Problem(8000, 2000, 8011, 74, 1, 1, fit_scores=False)
+    assert cell_cost(4096, heldout).route == "primal-target-free"
+    many = Problem(400, 100, 50, 50, 5, 300)
+    assert cell_cost(100, many).route == "primal-eigen"

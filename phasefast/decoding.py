@@ -1,0 +1,167 @@
+"""Captured cells become decoders, each by the route that its plan says: the composer of the algebraic stages."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from .errors import ArgumentError
+from .stages.plan import FORCED_ROUTES, LEFT_OUT, Cost, ForcedRoute, Problem, fitting_cost
+from .stages.reduce import reduce_features, subset
+from .stages.select import refine_by_leave_one_out, select_by_folds, select_by_leave_one_out
+from .stages.solve import solve, solve_target_free
+from .stages.statistics import accumulate
+from .systems import Penalties
+from .types import Activations, Decoder, PenaltyChoice, Statistics, TargetMatrix
+
+ERROR_TOLERANCE = 1e-5  # relative, of the held-out squared error: above it, float32 is not enough
+Precision = Literal["exact", "fast", "double"]
+Selection = Literal["folds", "loo"]
+Splits = Literal["both", "heldout"]
+_CHOICES = {
+    "precision": ("exact", "fast", "double"),
+    "selection": ("folds", "loo"),
+    "penalty_per": ("target", "column"),
+    "splits": ("both", "heldout"),
+    "route": (None, *FORCED_ROUTES),
+}
+
+
+def check_choices(options: dict[str, object]) -> None:
+    """ArgumentError where one of the options about decoding is none of its choices."""
+    for name, allowed in _CHOICES.items():
+        if (given := options.get(name, allowed[0])) not in allowed:
+            raise ArgumentError(f"{name}: expected one of {allowed}, got {given!r}")
+
+
+@dataclass(frozen=True)
+class Method:
+    """How cells are decoded; see :class:`phasefast.ProbeOptions` for what the options mean.
+
+    Attributes:
+        budget: bytes that a cell may take.
+    """
+
+    penalties: Penalties
+    precision: Precision = "exact"
+    route: ForcedRoute | None = None
+    selection: Selection = "folds"
+    splits: Splits = "both"
+    budget: int = sys.maxsize
+
+    def __post_init__(self) -> None:
+        check_choices({name: getattr(self, name) for name in ("precision", "route", "selection", "splits")})
+
+    def problem(self, heldout: int, targets: TargetMatrix) -> Problem:
+        """What the cost of a cell depends on, beside its width; ``heldout``: number of rows."""
+        folds = len(targets.folds) - 1 if self.penalties.selects and self.selection == "folds" else 1
+        return Problem(
+            n=len(targets.fit),
+            m=heldout,
+            p=targets.fit.shape[1],
+            q=targets.sketch.fit.shape[1],
+            folds=folds,
+            penalties=len(self.penalties.alphas),
+            zero=self.penalties.zero,
+            fit_scores=self.splits == "both",
+            per_column=targets.per_column,
+            leave_one_out=self.penalties.selects and self.selection == "loo",
+            stride=self.penalties.stride,
+        )
+
+    def cost(self, cell: Activations, targets: TargetMatrix) -> Cost:
+        """What a cell takes by the route that it goes."""
+        problem = self.problem(len(cell.heldout), targets)
+        return fitting_cost(cell.layer.dim, problem, self.budget, self.route)
+
+
+def decode(cells: list[Activations], targets: TargetMatrix, method: Method) -> Iterator[tuple[Activations, Decoder]]:
+    """The decoders of captured cells, and the rows they apply to: in float32 where its estimated error allows.
+
+    A cell gives one decoder, or one for each of its penalties where the route is target-free.
+
+    Args:
+        cells: emptied, so that rows that are not needed any more make room.
+    """
+    wide = method.precision == "double" or any(cell.fit.dtype == torch.float64 for cell in cells)
+    dtype = torch.float64 if wide else torch.float32
+    work = [_Work(cells.pop(0), targets, method) for _ in range(len(cells))]
+    _accumulate(work, targets, dtype)
+    while work:  # nothing is kept longer than it is needed: a fold's Gram matrix can be as large as all rows
+        yield from work.pop(0).decoders(dtype)
+
+
+class _Work:
+    """A cell on its route."""
+
+    def __init__(self, cell: Activations, targets: TargetMatrix, method: Method) -> None:
+        self.targets, self.method = targets, method
+        self.cost = method.cost(cell, targets)
+        rows = self.cost.selection_rows
+        self.first = self._choose_on_sample(cell, rows) if rows < len(cell.fit) else None
+        self.cell = reduce_features(cell, targets.folds) if self.cost.features == "dual" else cell
+        self.statistics: Statistics | None = None
+
+    @property
+    def wants(self) -> tuple[bool, bool]:
+        """Whether it needs moments of folds, and cross moments."""
+        return self.first is None and self.method.selection == "folds", not self.cost.target_free
+
+    def decoders(self, dtype: torch.dtype) -> Iterator[tuple[Activations, Decoder]]:
+        exact = self.method.precision == "exact"
+        tolerance = ERROR_TOLERANCE if exact else torch.finfo(torch.float64).max
+        choice = self._choose()
+        found = self._solve(choice, tolerance)
+        doubtful = exact and not choice.reliable
+        worst = max(decoder.error_estimate for _, decoder in found)
+        if dtype != torch.float64 and (doubtful or not worst <= tolerance):
+            del found
+            self.statistics = None
+            _accumulate([self], self.targets, torch.float64, again=not choice.reliable)
+            choice = choice if choice.reliable else self._choose()
+            found = self._solve(choice, tolerance)
+        yield from found
+
+    def _choose(self) -> PenaltyChoice:
+        assert self.statistics is not None
+        penalties = self.method.penalties
+        if self.first is not None:
+            return refine_by_leave_one_out(self.cell, self.statistics, self.targets, penalties, self.first, LEFT_OUT)
+        if self.method.selection == "loo":
+            return select_by_leave_one_out(self.cell, self.statistics, self.targets, penalties)
+        choice = select_by_folds(self.cell, self.statistics, self.targets, penalties, self.cost.eigen)
+        self.statistics = replace(self.statistics, folds=())
+        return choice
+
+    def _choose_on_sample(self, cell: Activations, rows: int) -> PenaltyChoice:
+        """The penalty by cross-validation of a smaller cell of the same shape."""
+        part, targets = subset(cell, self.targets, rows)
+        if part.fit.shape[1] > len(part.fit) and not self.method.penalties.zero:
+            part = reduce_features(part, targets.folds)
+        choice = PenaltyChoice((), False)
+        for dtype in (torch.float32, torch.float64):
+            if not choice.reliable:
+                (statistics,) = accumulate([part], targets, dtype)
+                choice = select_by_folds(part, statistics, targets, self.method.penalties)
+        return choice
+
+    def _solve(self, choice: PenaltyChoice, tolerance: float) -> list[tuple[Activations, Decoder]]:
+        assert self.statistics is not None
+        arguments = self.cell, self.statistics, self.targets, self.method.penalties, choice
+        if self.cost.target_free:
+            return list(solve_target_free(*arguments))
+        return [(self.cell, solve(*arguments, tolerance, self.cost.eigen))]
+
+
+def _accumulate(work: Sequence[_Work], targets: TargetMatrix, dtype: torch.dtype, again: bool = True) -> None:
+    """Moments of all cells, those that need the same in the same launches; ``again``: penalties are still to choose."""
+    for wanted in {own.wants for own in work}:
+        same = [own for own in work if own.wants == wanted]
+        folds, cross = wanted
+        found = accumulate([own.cell for own in same], targets, dtype, with_folds=folds and again, with_cross=cross)
+        for own, statistics in zip(same, found, strict=True):
+            own.statistics = statistics

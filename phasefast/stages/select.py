@@ -1,0 +1,220 @@
+"""Which penalty each target is decoded with: the one of least error on fit rows that its decoder has not seen."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..systems import Penalties, System, centre, eigen_path, ridge_path, solve_eigen
+from ..types import Activations, Moments, PenaltyChoice, Statistics, TargetBlock, TargetMatrix
+
+_CHUNK = 1024
+# Rounding of a float32 Gram matrix acts like a penalty of about the first size; what it adds to the errors of weak
+# penalties only matters where hardly anything else is left unexplained.
+_FLOAT32_ALPHA, _FLOAT32_SMALL_ALPHA, _FLOAT32_FVU = 1e-5, 1e-2, 1e-3
+
+
+def select_by_folds(
+    cell: Activations, statistics: Statistics, targets: TargetMatrix, penalties: Penalties, eigen: bool = False
+) -> PenaltyChoice:
+    """The penalty of least squared error on held-out folds of the fit rows, per target or per column.
+
+    Args:
+        statistics: of ``cell``, with its folds. targets: those of the cell's rows.
+        eigen: all penalties from one eigendecomposition per fold, instead of a Cholesky factor for each.
+    """
+    if not penalties.selects:
+        return PenaltyChoice.first(targets)
+    errors = torch.stack(list(_fold_errors(cell, statistics, targets, penalties, eigen))).sum(0)
+    return _choice(errors, targets, penalties, statistics.dtype)
+
+
+def select_by_leave_one_out(
+    cell: Activations, statistics: Statistics, targets: TargetMatrix, penalties: Penalties
+) -> PenaltyChoice:
+    """The penalty of least squared leave-one-out error, per target or per column: one eigendecomposition, float64.
+
+    With leverages h of the ridge fit, the error on a row that is left out is its residual over 1 - h (Allen 1974).
+
+    Args:
+        statistics: of ``cell``; its cross moments are not used.
+    """
+    if not penalties.selects:
+        return PenaltyChoice.first(targets)
+    columns = targets.sketch.fit
+    system = centre(cell, statistics.total, torch.float64)
+    path = penalties.absolute(system)
+    mean = columns.mean(0, dtype=torch.float64)
+    basis = solve_eigen(
+        replace(system, cross=system.cross[:, :0]), 0.0
+    ).inverse_root  # rows: eigenvectors over the roots of their eigenvalues
+    assert basis is not None
+    values = 1 / basis.square().sum(1)
+    scores = torch.cat([(rows.double() - system.row_mean) @ basis.mT for rows in cell.fit.split(_CHUNK)])  # U of U S V'
+    rotated = torch.zeros(len(values), columns.shape[1], dtype=torch.float64, device=columns.device)
+    for rows, expected in zip(scores.split(_CHUNK), columns.split(_CHUNK), strict=True):
+        rotated += rows.mT @ (expected.double() - mean)
+    errors = torch.zeros(len(path), columns.shape[1], dtype=torch.float64, device=columns.device)
+    for index, penalty in enumerate(path):
+        shrink = values / (values + penalty)
+        for rows, expected in zip(scores.split(_CHUNK), columns.split(_CHUNK), strict=True):
+            miss = expected.double() - mean - rows @ (shrink[:, None] * rotated)
+            left = 1 - 1 / len(scores) - rows.square() @ shrink
+            errors[index] += (miss / left.clamp_min(torch.finfo(torch.float64).eps)[:, None]).square().sum(0)
+    return _choice(_per_unit(errors, targets), targets, penalties, torch.float64)
+
+
+def refine_by_leave_one_out(
+    cell: Activations,
+    statistics: Statistics,
+    targets: TargetMatrix,
+    penalties: Penalties,
+    start: PenaltyChoice,
+    left_out: int,
+) -> PenaltyChoice:
+    """From a first choice downhill to the penalty of least leave-one-out error on some of the rows.
+
+    Each step costs one Cholesky factor of the whole cell: for cells whose folds would cost more than everything else.
+    Neighbours are a decade away at first, then half as far, and so on.
+
+    Args:
+        statistics: of ``cell``; its cross moments are not used. start: from a sample of the rows.
+        left_out: how many rows.
+    """
+    system = centre(cell, statistics.total, statistics.dtype)
+    path = penalties.absolute(system)
+    columns, count = targets.sketch.fit, min(left_out, len(cell.fit))
+    mean = targets.sketch.sums.sum(0) / len(columns)
+    rows, expected = cell.fit[:count].double() - system.row_mean, columns[:count].double() - mean
+    cross = torch.zeros(cell.fit.shape[1], columns.shape[1], dtype=torch.float64, device=columns.device)
+    for part, of_part in zip(cell.fit.split(_CHUNK), columns.split(_CHUNK), strict=True):
+        cross += part.to(statistics.dtype).mT @ of_part.to(statistics.dtype)
+    cross -= torch.outer(system.row_mean, targets.sketch.sums.sum(0))
+    system = replace(system, cross=torch.cat([cross, rows.mT], 1))
+    known: dict[int, Tensor] = {}
+
+    def errors(index: int) -> Tensor:
+        if index not in known:
+            weights, _, _ = ridge_path(system, path[index : index + 1])
+            own, inverse = weights[0].double().split([columns.shape[1], count], 1)
+            left = 1 - 1 / len(cell.fit) - (rows * inverse.mT).sum(1)
+            miss = (expected - rows @ own) / left.clamp_min(torch.finfo(statistics.dtype).eps)[:, None]
+            found = _per_unit(miss.square().sum(0)[None], targets)[0]
+            known[index] = torch.nan_to_num(found, math.inf, math.inf).cpu()
+        return known[index]
+
+    best, stride = torch.cat(start.indices), penalties.stride
+    places = torch.arange(len(path))[:, None]
+    while stride:
+        near = torch.isin(places - best, torch.tensor([-stride, 0, stride]))
+        table = torch.full(near.shape, math.inf, dtype=torch.float64)
+        for index in near.any(1).nonzero()[:, 0].tolist():
+            table[index] = errors(index)
+        moved = _last_least(torch.where(near, table, math.inf))
+        if bool((moved == best).all()):
+            stride //= 2
+        best = moved
+    least = table.gather(0, best[None])[0] * (len(columns) / count)
+    failed = any(bool(torch.isinf(errors).any()) for errors in known.values())
+    return _checked(best, least, failed, targets, penalties, statistics.dtype)
+
+
+def _choice(errors: Tensor, targets: TargetMatrix, penalties: Penalties, dtype: torch.dtype) -> PenaltyChoice:
+    """The index of least error [L, u] of each unit: target, or column where each has its own penalty."""
+    errors = errors.cpu()
+    best = _last_least(errors)
+    failed = torch.isinf(errors).any(1).tolist()[max(int(best.min()) - 1, 0)]
+    return _checked(best, errors.gather(0, best[None])[0], failed, targets, penalties, dtype)
+
+
+def _last_least(errors: Tensor) -> Tensor:
+    """The largest of equally good penalties is the steadiest, so the last of equal minima counts."""
+    return len(errors) - 1 - errors.flip(0).argmin(0)
+
+
+def _checked(
+    best: Tensor, least: Tensor, failed: bool, targets: TargetMatrix, penalties: Penalties, dtype: torch.dtype
+) -> PenaltyChoice:
+    """The choice [u] with its errors; ``failed``: float32 found no solution for a weaker penalty."""
+    units = [_units(block, targets) for block in targets.blocks]
+    alpha = penalties.alphas[int(best.min())]
+    explained = zip(least.split(units), targets.deviation["fit"], strict=True)
+    close = any(float(error.sum()) < _FLOAT32_FVU * deviation for error, deviation in explained)
+    doubtful = alpha < _FLOAT32_ALPHA or (alpha < _FLOAT32_SMALL_ALPHA and close) or failed
+    doubtful = doubtful or penalties.alphas[0] == 0  # a rank-deficient matrix may pass float32's Cholesky by chance
+    return PenaltyChoice(tuple(best.split(units)), dtype == torch.float64 or not doubtful)
+
+
+def _units(block: TargetBlock, targets: TargetMatrix) -> int:
+    """How many penalties a target has: one, or one for each column of a regression."""
+    return block.stop - block.start if targets.per_column and block.kind == "regression" else 1
+
+
+def _per_unit(errors: Tensor, targets: TargetMatrix) -> Tensor:
+    """Errors [L, q] of sketched columns, summed over the columns that share a penalty."""
+    parts = []
+    for block in targets.sketch.blocks:
+        own = errors[:, block.start : block.stop]
+        parts.append(own if _units(block, targets) > 1 else own.sum(1, keepdim=True))
+    return torch.cat(parts, 1)
+
+
+def _fold_errors(
+    cell: Activations, statistics: Statistics, targets: TargetMatrix, penalties: Penalties, eigen: bool
+) -> Iterator[Tensor]:
+    """Squared errors [L, u] float64 on each fold, of decoders solved without it; Inf where a float32 solve failed."""
+    cross = torch.stack([fold.cross for fold in statistics.folds]).sum(0)
+    total = replace(statistics.total, cross=cross, target_sum=targets.sketch.sums.sum(0))
+    for fold, (start, stop) in zip(statistics.folds, itertools.pairwise(targets.folds), strict=True):
+        train = centre(cell, _without(total, fold), statistics.dtype)
+        path = penalties.absolute(train)
+        weights, info = eigen_path(train, path) if eigen else ridge_path(train, path)[::2]
+        if statistics.dtype == torch.float64 and not eigen:
+            for index in (info.bool() | (path == 0)).nonzero()[:, 0].tolist():
+                weights[index] = solve_eigen(train, float(path[index])).weights
+        measure = _column_errors if targets.per_column else _target_errors
+        yield torch.nan_to_num(measure(cell, train, weights, targets, slice(start, stop)), math.inf, math.inf)
+
+
+def _offsets(train: System, weights: Tensor) -> Tensor:
+    return (train.target_mean - train.row_mean @ weights.double()).to(weights.dtype)
+
+
+def _target_errors(cell: Activations, train: System, weights: Tensor, targets: TargetMatrix, fold: slice) -> Tensor:
+    """Squared errors [L, k] per target on the rows of a fold."""
+    blocks = targets.sketch.blocks
+    edges, classes = [0, *(block.stop for block in blocks)], [False] * len(blocks)
+    shape = len(weights), len(blocks), fold.stop - fold.start
+    errors = torch.empty(shape, dtype=torch.float64, device=weights.device)
+    hits = torch.empty(shape, dtype=torch.bool, device=weights.device)
+    rows, expected = [cell.fit[fold]] * len(weights), targets.sketch.fit[fold]
+    offsets = list(_offsets(train, weights))
+    ops.residual(rows, list(weights), offsets, expected, edges, classes, list(errors), list(hits))
+    return errors.sum(2)
+
+
+def _column_errors(cell: Activations, train: System, weights: Tensor, targets: TargetMatrix, fold: slice) -> Tensor:
+    """Squared errors [L, u] per column on the rows of a fold."""
+    offsets = _offsets(train, weights)
+    errors = torch.zeros(len(weights), weights.shape[2], dtype=torch.float64, device=weights.device)
+    for rows, expected in zip(cell.fit[fold].split(_CHUNK), targets.sketch.fit[fold].split(_CHUNK), strict=True):
+        for index, (weight, offset) in enumerate(zip(weights, offsets, strict=True)):
+            miss = torch.addmm(offset, rows.to(weight.dtype), weight).sub_(expected)
+            errors[index] += miss.square_().sum(0, dtype=torch.float64)
+    return _per_unit(errors, targets)
+
+
+def _without(total: Moments, fold: Moments) -> Moments:
+    return Moments(
+        total.count - fold.count,
+        total.row_sum - fold.row_sum,
+        total.target_sum - fold.target_sum,
+        total.gram - fold.gram,
+        total.cross - fold.cross,
+    )

@@ -1,0 +1,137 @@
+"""Choosing penalties: leave-one-out, per column and from a sample, against plain loops over scikit-learn's Ridge."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import Ridge
+
+from phasefast.decoding import Method, decode
+from phasefast.stages.evaluate import evaluate
+from phasefast.stages.reduce import subset
+from phasefast.stages.select import refine_by_leave_one_out, select_by_leave_one_out
+from phasefast.stages.statistics import accumulate
+from phasefast.stages.targets import Input, Label, build_targets
+from phasefast.systems import Penalties
+from phasefast.types import Activations, PenaltyChoice, TargetMatrix
+from tests.oracle import captured, mean_diagonal, ridge_heldout_error
+
+CPU = torch.device("cpu")
+ALPHAS = (1e-4, 1e-2, 0.1, 1.0, 10.0)
+
+
+def make(seed: int, n: int, d: int, per_column: bool = False) -> tuple[Activations, TargetMatrix, torch.Tensor]:
+    """A cell with columns that are explained to different degrees, its targets, and the fit columns."""
+    g = torch.Generator().manual_seed(seed)
+    a = torch.randn(n + 40, d, generator=g) @ torch.diag(torch.logspace(0, -2, d))
+    t = a @ torch.randn(d, 6, generator=g) + torch.randn(n + 40, 6, generator=g) * torch.logspace(-2, 1, 6)
+    labels = (t[:, 0] > 0).long()
+    folds = tuple(n * i // 5 for i in range(6))
+    splits = (t[:n], labels[:n]), (t[n:], labels[n:])
+    targets = build_targets([Input(), Label(2)], *splits, folds, CPU, per_column)
+    return captured(a[:n], a[n:], folds), targets, t[:n]
+
+
+def leave_one_out(cell: Activations, columns: torch.Tensor, rows: int) -> np.ndarray:
+    """Squared errors [L, p] summed over the first rows, each predicted by Ridge on all others; absolute penalties."""
+    a, t, total = cell.fit.double().numpy(), columns.double().numpy(), []
+    for alpha in ALPHAS:
+        error = np.zeros(t.shape[1])
+        for i in range(rows):
+            model = Ridge(alpha=alpha * mean_diagonal(cell.fit), solver="cholesky")
+            model.fit(np.delete(a, i, 0), np.delete(t, i, 0))
+            error += (model.predict(a[i : i + 1])[0] - t[i]) ** 2
+        total.append(error)
+    return np.stack(total)
+
+
+@pytest.mark.parametrize("per_column", [False, True])
+@pytest.mark.parametrize(("seed", "d"), [(0, 7), (1, 20), (2, 60)])
+def test_leave_one_out_is_what_leaving_out_gives(seed: int, d: int, per_column: bool) -> None:
+    cell, targets, columns = make(seed, 45, d, per_column)
+    (statistics,) = accumulate([cell], targets, torch.float64, with_folds=False)
+    choice = select_by_leave_one_out(cell, statistics, targets, Penalties(ALPHAS))
+    errors = leave_one_out(cell, columns, 45)
+    best = errors.argmin(0) if per_column else [errors.sum(1).argmin()]
+    assert choice.indices[0].tolist() == list(best)
+    assert len(choice.indices[1]) == 1
+
+
+@pytest.mark.parametrize("start", range(len(ALPHAS)))
+@pytest.mark.parametrize(("seed", "d"), [(0, 7), (1, 20), (2, 60)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_first_choice_is_refined_to_a_penalty_better_than_its_neighbours(seed, d, start, dtype) -> None:
+    cell, targets, columns = make(seed, 45, d)
+    (statistics,) = accumulate([cell], targets, dtype, with_folds=False)
+    first = PenaltyChoice((torch.tensor([start]), torch.tensor([start])))
+    choice = refine_by_leave_one_out(cell, statistics, targets, Penalties(ALPHAS), first, left_out=20)
+    errors = leave_one_out(cell, columns, 20).sum(1)
+    found = int(choice.indices[0])
+    assert all(errors[found] <= errors[i] * 1.0001 for i in (found - 1, found + 1) if 0 <= i < len(errors))
+
+
+def test_a_fine_grid_is_searched_by_halving() -> None:
+    cell, targets, _ = make(3, 60, 20)
+    fine = Penalties(tuple(float(a) for a in np.logspace(-4, 1, 81)))
+    assert fine.stride == 16
+    (statistics,) = accumulate([cell], targets, torch.float64, with_folds=False)
+    whole = select_by_leave_one_out(cell, statistics, targets, fine)
+    first = PenaltyChoice((torch.tensor([80]), torch.tensor([0])))
+    choice = refine_by_leave_one_out(cell, statistics, targets, fine, first, left_out=60)
+    assert choice.indices == whole.indices
+
+
+def test_a_sample_keeps_the_ratio_of_features_to_rows() -> None:
+    cell, targets, _ = make(0, 200, 30)
+    part, smaller = subset(cell, targets, 50)
+    assert part.fit.shape == (50, 7)
+    assert part.layer.dim == 7
+    assert smaller.folds == (0, 10, 20, 30, 40, 50)
+    assert torch.equal(smaller.fit, targets.sketch.fit[[*range(10), *range(40, 50), *range(80, 90), *range(120, 130),
+                                                        *range(160, 170)]])  # fmt: skip
+    torch.testing.assert_close(part.sums.sum(0), part.fit.double().sum(0))
+
+
+@pytest.mark.parametrize("precision", ["exact", "double"])
+def test_each_column_is_decoded_with_its_own_penalty(precision: str) -> None:
+    cell, targets, columns = make(1, 120, 25, per_column=True)
+    ((rows, decoder),) = decode([cell], targets, Method(Penalties(ALPHAS), precision))
+    scores = evaluate(rows, decoder, targets)
+    chosen, total = [], 0.0
+    for j in range(columns.shape[1]):
+        heldout = targets.heldout[:, j : j + 1] + columns[:, j].double().mean().float()
+        errors = []
+        for alpha in ALPHAS:
+            error = 0.0
+            for start, stop in itertools.pairwise(targets.folds):
+                rest = torch.cat([torch.arange(start), torch.arange(stop, 120)])
+                t = columns[:, j : j + 1]
+                error += ridge_heldout_error(cell.fit[rest], cell.fit[start:stop], t[rest], t[start:stop], alpha)
+            errors.append(error)
+        chosen.append(ALPHAS[int(np.argmin(errors))])
+        total += ridge_heldout_error(cell.fit, cell.heldout, columns[:, j : j + 1], heldout, chosen[-1])
+    assert len(set(chosen)) > 1
+    assert decoder.fits[0].alpha == pytest.approx(np.exp(np.log(chosen).mean()), rel=1e-9)
+    got = next(score.value for score in scores if (score.split, score.metric) == ("heldout", "mse"))
+    assert got == pytest.approx(total / targets.heldout[:, :6].numel(), rel=1e-5)
+    fit = next(score.value for score in scores if (score.split, score.metric) == ("fit", "mse"))
+    prediction = cell.fit.double() @ decoder.weights[:, :6].double() + decoder.offset[:6].double()
+    assert fit == pytest.approx(float((prediction - targets.fit[:, :6]).square().mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options", [{"selection": "loo"}, {"splits": "heldout"}, {"selection": "loo", "route": "dual"}]
+)
+def test_options_give_nearly_the_error_of_cross_validation(options: dict[str, str]) -> None:
+    cell, targets, _ = make(5, 100, 140)
+    values = []
+    for given in ({}, options):
+        found = []
+        for rows, decoder in decode([cell], targets, Method(Penalties(ALPHAS), **given)):
+            found += evaluate(rows, decoder, targets, given.get("splits") != "heldout")
+        assert {score.split for score in found} == ({"heldout"} if "splits" in given else {"fit", "heldout"})
+        values.append(next(s.value for s in found if (s.target, s.split, s.metric) == ("input", "heldout", "fvu")))
+    assert values[1] == pytest.approx(values[0], rel=0.05)
