@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import torch
@@ -28,6 +29,7 @@ from .stages.reduce import reduce_features
 from .stages.solve import DEFAULT_ALPHAS, Penalties, select, solve
 from .stages.statistics import accumulate
 from .stages.targets import Input, Label, Target, build_targets
+from .target_cache import TargetCache
 from .types import Activations, BatchNormMode, Decoder, Layer, Score, TargetMatrix, TokenMode
 
 FOLDS = 5
@@ -77,11 +79,16 @@ class ProbeOptions(TypedDict, total=False):
 class Engine:
     """Measures one model on one probe set, again and again; targets, layers and plan are made once.
 
+    Args:
+        out: directory whose ``cache/`` keeps what takes long to make of the targets; None keeps nothing.
+
     Raises:
         ArgumentError, DataError, LayerError: options, targets or layers that cannot be used, before any work is done.
     """
 
-    def __init__(self, model: nn.Module, probe_set: ProbeSet, run: str = "run", **options: Any) -> None:
+    def __init__(
+        self, model: nn.Module, probe_set: ProbeSet, run: str = "run", out: str | Path | None = None, **options: Any
+    ) -> None:
         _check_options(options)
         for name, value, kind in (("model", model, nn.Module), ("probe_set", probe_set, ProbeSet)):
             if not isinstance(value, kind):
@@ -107,7 +114,8 @@ class Engine:
         heldout = (probe_set.heldout_inputs, probe_set.heldout_labels)
         count = min(FOLDS, probe_set.n_fit) if self.penalties.selects else 1
         folds = [probe_set.n_fit * i // count for i in range(count + 1)]
-        self.targets = build_targets(chosen, fit, heldout, folds, self.device)
+        cache = None if out is None else TargetCache(Path(out) / "cache", probe_set.digest)
+        self.targets = build_targets(chosen, fit, heldout, folds, self.device, cache)
         self.config_hash = self._hash()
         self._layers: list[Layer] | None = None
 

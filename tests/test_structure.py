@@ -16,7 +16,7 @@ LEVELS = (
     ("types", "errors", "files", "progress"),
     ("scores",),
     ("ops",),
-    ("isometry",),
+    ("isometry", "target_cache"),
     ("stages",),
     ("checkpoints", "engine", "store"),
     ("probe", "sweep", "track", "planning"),

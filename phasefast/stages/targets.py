@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError, DataError
 from ..isometry import coordinates
+from ..target_cache import TargetCache
 from ..types import Probe, Sketch, TargetBlock, TargetKind, TargetMatrix
 
 SKETCH_COLUMNS = 64
@@ -111,13 +112,18 @@ class Function:
 
 
 def build_targets(
-    targets: Sequence[Target], fit: Split, heldout: Split, folds: Sequence[int], device: torch.device
+    targets: Sequence[Target],
+    fit: Split,
+    heldout: Split,
+    folds: Sequence[int],
+    device: torch.device,
+    cache: TargetCache | None = None,
 ) -> TargetMatrix:
     """All targets side by side, regression columns minus their fit means, on ``device``.
 
     Args:
         targets: at least one, with different names. fit: (inputs [n, ...], labels [n] or None). heldout: likewise.
-        folds: k + 1 row offsets from 0 to n.
+        folds: k + 1 row offsets from 0 to n. cache: where the result may lie already, of these very inputs.
 
     Raises:
         ArgumentError: no target, or two of one name.
@@ -146,6 +152,10 @@ def build_targets(
         fit_parts.append(columns)
         heldout_parts.append(held)
     digest = _digest(targets, zip(fit_parts, heldout_parts, strict=True))
+    if cache is not None:
+        key = cache.key(digest, folds, (part.dtype for part in (*fit_parts, *heldout_parts)))
+        if (kept := cache.load(key, device)) is not None:
+            return kept
     fit_columns, heldout_columns = torch.cat(fit_parts, 1).to(device), torch.cat(heldout_parts, 1).to(device)
     mean = fit_columns.mean(0, dtype=torch.float64)
     center = mean.clone()
@@ -162,7 +172,7 @@ def build_targets(
                     f"target {block.name!r}: it is constant on the rows of a split; there is nothing to decode"
                 )
     blocks, fit_columns, heldout_columns = _narrowed(blocks, fit_columns, heldout_columns)
-    return TargetMatrix(
+    made = TargetMatrix(
         blocks=tuple(blocks),
         folds=tuple(folds),
         fit=fit_columns,
@@ -173,6 +183,9 @@ def build_targets(
         probes=tuple(_probe(fit_columns, heldout_columns, block) for block in blocks),
         digest=digest,
     )
+    if cache is not None:
+        cache.store(key, made)
+    return made
 
 
 def _narrowed(blocks: Sequence[TargetBlock], fit: Tensor, heldout: Tensor) -> tuple[list[TargetBlock], Tensor, Tensor]:
@@ -198,7 +211,7 @@ def _digest(targets: Sequence[Target], columns: Iterable[tuple[Tensor, Tensor]])
     digest = hashlib.blake2b(digest_size=16)
     for target, parts in zip(targets, columns, strict=True):
         digest.update(repr((target.name, target.kind, parts[0].shape)).encode())
-        for part in parts if not isinstance(target, Input) else ():
+        for part in parts if type(target) is not Input else ():  # subclasses may have other columns
             digest.update(part.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()
 
