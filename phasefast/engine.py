@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import torch
@@ -26,6 +27,7 @@ from .stages.preserve import BATCHNORM_MODES, batchnorm_mode, fix_random_state, 
 from .stages.probe_set import ProbeSet
 from .stages.targets import Input, Label, Target, build_targets
 from .systems import DEFAULT_ALPHAS, Penalties
+from .target_cache import TargetCache
 from .types import Activations, BatchNormMode, Layer, Score, TokenMode
 
 FOLDS = 5
@@ -83,11 +85,16 @@ class ProbeOptions(TypedDict, total=False):
 class Engine:
     """Measures one model on one probe set, again and again; targets, layers and plan are made once.
 
+    Args:
+        out: directory whose ``cache/`` keeps what takes long to make of the targets; None keeps nothing.
+
     Raises:
         ArgumentError, DataError, LayerError: options, targets or layers that cannot be used, before any work is done.
     """
 
-    def __init__(self, model: nn.Module, probe_set: ProbeSet, run: str = "run", **options: Any) -> None:
+    def __init__(
+        self, model: nn.Module, probe_set: ProbeSet, run: str = "run", out: str | Path | None = None, **options: Any
+    ) -> None:
         _check_options(options)
         for name, value, kind in (("model", model, nn.Module), ("probe_set", probe_set, ProbeSet)):
             if not isinstance(value, kind):
@@ -115,7 +122,8 @@ class Engine:
         count = min(FOLDS, probe_set.n_fit) if penalties.selects else 1
         folds = [probe_set.n_fit * i // count for i in range(count + 1)]
         per_column = options.get("penalty_per") == "column"
-        self.targets = build_targets(chosen, fit, heldout, folds, self.device, per_column)
+        cache = None if out is None or per_column else TargetCache(Path(out) / "cache", probe_set.digest)
+        self.targets = build_targets(chosen, fit, heldout, folds, self.device, per_column, cache)
         self.config_hash = self._hash()
         self._layers: list[Layer] | None = None
 

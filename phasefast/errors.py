@@ -36,7 +36,7 @@ class CheckpointError(PhasefastError, ValueError):
 
 
 class StoreError(PhasefastError, OSError):
-    """Scores cannot be written or read, or belong to another configuration."""
+    """Scores or a probe set cannot be written, or scores cannot be read or belong to another configuration."""
 
 
 class SweepError(PhasefastError, RuntimeError):

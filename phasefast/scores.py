@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -15,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .errors import ArgumentError, DependencyError, StoreError
+from .files import replacing
 
 if TYPE_CHECKING:
     import pandas
@@ -155,13 +155,10 @@ class Scores:
         if len(self.steps) != 1:
             raise ArgumentError(f"a shard holds one step, these scores hold {self.steps}")
         path = folder / f"step-{self.steps[0]:012d}.parquet"
-        partial = path.with_suffix(f".{os.getpid()}.partial")
         try:
-            pq.write_table(self._table, partial, compression="zstd")
-            os.replace(partial, path)
+            with replacing(path) as partial:
+                pq.write_table(self._table, partial, compression="zstd")
         except OSError as error:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
             raise StoreError(f"cannot write the scores of step {self.steps[0]} to {path}: {error}") from error
         return path
 

@@ -37,7 +37,8 @@ def sweep(
     Args:
         model: gives the architecture; left exactly as it was found.
         checkpoints: ``{step: state dict or file}``, a list of state dicts or of files, or a folder.
-        out: directory whose ``scores/`` gets one Parquet shard per step, whole or not at all.
+        out: directory whose ``scores/`` gets one Parquet shard per step, whole or not at all, and ``cache/`` what later
+            sweeps of the same data and targets need not make again.
         run: label of the rows. overwrite: start over, removing the scores in ``out``. weights_only: see ``torch.load``.
         **options: see :class:`phasefast.ProbeOptions`.
 
@@ -49,7 +50,7 @@ def sweep(
         StoreError: ``out`` cannot be written, or holds scores of another configuration or of other weights.
     """
     ordered = order_checkpoints(checkpoints)
-    engine = Engine(model, probe_set, run, **options)
+    engine = Engine(model, probe_set, run, out, **options)
     done = {step: scores for step, scores in open_store(out, engine.config_hash, overwrite).items() if step in ordered}
     todo = {step: source for step, source in ordered.items() if step not in done}
     failures: dict[int, PhasefastError] = {}

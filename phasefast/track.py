@@ -28,7 +28,8 @@ class PhaseTracker:
     Args:
         model: the model in training; left exactly as found by each measurement.
         probe_set: the samples. steps: ``"log2"`` (0, 1, 2, 4, ...) or the steps to measure at.
-        out: directory whose ``scores/`` gets one Parquet shard per step; None keeps scores in memory only.
+        out: directory whose ``scores/`` gets one Parquet shard per step, and ``cache/`` what later runs on the
+            same data and targets need not make again; None keeps all in memory only.
         run: label of the rows. overwrite: start over, removing the scores in ``out``.
         on_error: ``"warn"`` lets the training go on when a measurement fails; ``"raise"`` does not.
         **options: see :class:`phasefast.ProbeOptions`.
@@ -57,7 +58,7 @@ class PhaseTracker:
             raise ArgumentError(f"steps: expected 'log2' or a collection of integers, got {steps!r}")
         if on_error not in ("warn", "raise"):
             raise ArgumentError(f"on_error: expected 'warn' or 'raise', got {on_error!r}")
-        self._engine = Engine(model, probe_set, run, **options)
+        self._engine = Engine(model, probe_set, run, out, **options)
         self._steps = None if isinstance(steps, str) else frozenset(map(int, steps))
         self._out, self._on_error = out, on_error
         self.seconds = 0.0

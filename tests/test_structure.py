@@ -13,10 +13,10 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "phasefast"
 OPS = ("capture", "gram", "residual", "ridge_solve")
 LEVELS = (
-    ("types", "errors", "progress"),
+    ("types", "errors", "files", "progress"),
     ("scores",),
     ("ops",),
-    ("isometry", "systems"),
+    ("isometry", "systems", "target_cache"),
     ("stages",),
     ("decoding",),
     ("checkpoints", "engine", "store"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from ..checkpoints import load_into
 from ..errors import ArgumentError, CheckpointError, StoreError
+from ..files import replacing
 from .training import sgd, train
 
 _RESUME = "resume.state"  # not a suffix that a sweep over the folder reads
@@ -122,10 +122,8 @@ def _resume(
 
 
 def _save(state: dict[str, Any], path: Path) -> None:
-    partial = path.with_suffix(f".{os.getpid()}.partial")
     try:
-        torch.save(state, partial)
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            torch.save(state, partial)
     except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
         raise StoreError(f"cannot write {path}: {error}; free some space or choose another directory") from error

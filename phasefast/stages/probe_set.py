@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import DataError, StoreError
+from ..files import replacing
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,53 @@ class ProbeSet:
         held_inputs, held_labels = _draw("heldout", heldout, n_heldout, seed + 1)
         return cls.from_tensors(inputs, labels, held_inputs, held_labels, seed=seed)
 
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> ProbeSet:
+        """The probe set in a file of :meth:`save`, on the CPU, its content compared with the hash stored beside it.
+
+        Raises:
+            DataError: the file is missing, unreadable, damaged, or holds something else.
+        """
+        name, mend = os.fspath(path), "write it with ProbeSet.save"
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+        except OSError as error:
+            raise DataError(f"{name}: cannot be read ({error.strerror or error}); {mend}") from error
+        except Exception as error:  # a damaged file can raise anything
+            kind = type(error).__name__
+            raise DataError(
+                f"{name}: expected a probe set, got a file that is truncated or of another kind ({kind}); {mend}"
+            ) from error
+        names = [field.name for field in fields(cls)]
+        if not isinstance(found, dict) or found.keys() != {"digest", *names}:
+            got = sorted(map(str, found)) if isinstance(found, dict) else type(found).__name__
+            raise DataError(f"{name}: expected a probe set with {['digest', *names]}, got {got}; {mend}")
+        expected = found.pop("digest")
+        try:
+            loaded = cls(**found)
+        except (TypeError, ValueError, RuntimeError) as error:  # ValueError: DataError is one
+            raise DataError(f"{name}: {error}; {mend}") from error
+        if loaded.digest != expected:
+            raise DataError(
+                f"{name}: expected samples of digest {expected}, found {loaded.digest}: damaged or changed; {mend}"
+            )
+        return loaded
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write all samples to one file, whole or not at all, for jobs that need not decode and transform them again.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        path = Path(path)
+        content = {field.name: _compact(getattr(self, field.name)) for field in fields(self)}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as partial:
+                torch.save({"digest": self.digest, **content}, partial)
+        except (OSError, RuntimeError) as error:  # torch.save raises either where the disk is full
+            raise StoreError(f"cannot write the probe set to {path}: {error}; choose another file") from error
+
     @property
     def n_fit(self) -> int:
         """Number of fit rows."""
@@ -135,6 +185,14 @@ def _check_split(split: str, inputs: Tensor, labels: Tensor | None, minimum: int
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise DataError(f"{split}_labels: expected integers, got {labels.dtype}")
     return labels.long()
+
+
+def _compact(tensor: Tensor | None) -> Tensor | None:
+    """On the CPU, without the rest of a larger tensor that it is a part of."""
+    if tensor is None:
+        return None
+    tensor = tensor.detach().cpu()
+    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
 
 
 def _draw(split: str, dataset: Sized, count: int | None, seed: int) -> tuple[Tensor, Tensor]:

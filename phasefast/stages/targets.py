@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError, DataError
 from ..isometry import coordinates
+from ..target_cache import TargetCache
 from ..types import Probe, Sketch, TargetBlock, TargetKind, TargetMatrix
 
 SKETCH_COLUMNS = 64
@@ -117,6 +118,7 @@ def build_targets(
     folds: Sequence[int],
     device: torch.device,
     per_column: bool = False,
+    cache: TargetCache | None = None,
 ) -> TargetMatrix:
     """All targets side by side, regression columns minus their fit means, on ``device``.
 
@@ -124,6 +126,7 @@ def build_targets(
         targets: at least one, with different names. fit: (inputs [n, ...], labels [n] or None). heldout: likewise.
         folds: k + 1 row offsets from 0 to n.
         per_column: each column of a regression gets a penalty of its own, so that no other columns can stand for it.
+        cache: where the result may lie already, of these very inputs; not for ``per_column``.
 
     Raises:
         ArgumentError: no target, or two of one name.
@@ -152,6 +155,10 @@ def build_targets(
         fit_parts.append(columns)
         heldout_parts.append(held)
     digest = _digest(targets, zip(fit_parts, heldout_parts, strict=True))
+    if cache is not None:
+        key = cache.key(digest, folds, (part.dtype for part in (*fit_parts, *heldout_parts)))
+        if (kept := cache.load(key, device)) is not None:
+            return kept
     fit_columns, heldout_columns = torch.cat(fit_parts, 1).to(device), torch.cat(heldout_parts, 1).to(device)
     mean = fit_columns.mean(0, dtype=torch.float64)
     center = mean.clone()
@@ -169,7 +176,7 @@ def build_targets(
                 )
     if not per_column:
         blocks, fit_columns, heldout_columns = _narrowed(blocks, fit_columns, heldout_columns)
-    return TargetMatrix(
+    made = TargetMatrix(
         blocks=tuple(blocks),
         folds=tuple(folds),
         fit=fit_columns,
@@ -181,6 +188,9 @@ def build_targets(
         digest=digest,
         per_column=per_column,
     )
+    if cache is not None:
+        cache.store(key, made)
+    return made
 
 
 def _narrowed(blocks: Sequence[TargetBlock], fit: Tensor, heldout: Tensor) -> tuple[list[TargetBlock], Tensor, Tensor]:
@@ -210,7 +220,7 @@ def _digest(targets: Sequence[Target], columns: Iterable[tuple[Tensor, Tensor]])
     digest = hashlib.blake2b(digest_size=16)
     for target, parts in zip(targets, columns, strict=True):
         digest.update(repr((target.name, target.kind, parts[0].shape)).encode())
-        for part in parts if not isinstance(target, Input) else ():
+        for part in parts if type(target) is not Input else ():  # subclasses may have other columns
             digest.update(part.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()
 

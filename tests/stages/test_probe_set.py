@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import resource
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 
 import phasefast as pf
-from phasefast.errors import DataError
+from phasefast.errors import DataError, StoreError
 
 X, Y = torch.randn(10, 4), torch.arange(10) % 3
 
@@ -75,3 +79,95 @@ def test_fit_rows_are_shuffled_so_that_sorted_labels_do_not_spoil_the_folds() ->
     assert not torch.equal(shuffled, labels)
     assert torch.equal(shuffled.sort().values, labels)
     assert len(set(shuffled[:20].tolist())) > 5
+
+
+def tensors(probe_set: pf.ProbeSet) -> list[torch.Tensor | None]:
+    return [probe_set.fit_inputs, probe_set.fit_labels, probe_set.heldout_inputs, probe_set.heldout_labels]
+
+
+@pytest.mark.parametrize("labels", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8])
+def test_saved_samples_come_back_bit_for_bit(tmp_path: Path, dtype: torch.dtype, labels: bool) -> None:
+    inputs = (100 * torch.rand(12, 2, 5)).to(dtype)
+    given = pf.ProbeSet.from_tensors(
+        inputs, Y[:1].repeat(12) if labels else None, inputs[:3], Y[:3] if labels else None
+    )
+    path = tmp_path / "new folder" / "probe_set.pt"
+    given.save(path)
+    found = pf.ProbeSet.load(str(path))
+    assert found.digest == given.digest
+    for got, expected in zip(tensors(found), tensors(given)):
+        assert (got is None) == (expected is None)
+        assert got is None or (got.dtype == expected.dtype and torch.equal(got, expected))
+    given.save(path)
+    assert [file.name for file in path.parent.iterdir()] == ["probe_set.pt"]
+
+
+def test_a_part_of_a_large_tensor_takes_its_own_room_only(tmp_path: Path) -> None:
+    large = torch.randn(1000, 1000, requires_grad=True)
+    given = pf.ProbeSet(large[:4, ::50], None, large[4:6, ::50], None)
+    given.save(tmp_path / "a.pt")
+    assert (tmp_path / "a.pt").stat().st_size < 10_000
+    assert pf.ProbeSet.load(tmp_path / "a.pt").digest == given.digest
+
+
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[content.index(X.numpy().tobytes()[:16]) + 1] ^= 1
+    path.write_bytes(content)
+
+
+def edited(**changes: object) -> Callable[[Path], None]:
+    return lambda path: torch.save(torch.load(path) | changes, path)
+
+
+class Unsafe:
+    """An object whose unpickling would run code."""
+
+    def __reduce__(self) -> tuple:
+        return exec, ("raise SystemExit('code was run')",)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda path: path.unlink(), "cannot be read .No such file"),
+        (lambda path: (path.unlink(), path.mkdir()), "cannot be read .Is a directory"),
+        (lambda path: path.write_bytes(b""), "truncated or of another kind"),
+        (lambda path: path.write_text("text"), "truncated or of another kind"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-200]), "truncated or of another kind"),
+        (lambda path: torch.save(Unsafe(), path), "truncated or of another kind"),
+        (lambda path: torch.save(X, path), "got Tensor"),
+        (lambda path: torch.save({"weight": X}, path), r"got \['weight'\]"),
+        (edited(fit_inputs=X.tolist()), "fit_inputs: expected a tensor"),
+        (edited(fit_inputs=X / 0), "fit_inputs: expected finite"),
+        (edited(fit_labels="text"), "str"),
+        (edited(fit_labels=None), "for both splits or for none"),
+        (edited(fit_labels=Y.flip(0)), "expected samples of digest [0-9a-f]{32}, found [0-9a-f]{32}"),
+        (edited(digest="0"), "expected samples of digest 0, found"),
+        (flipped, "damaged or changed"),
+    ],
+)
+def test_files_that_are_no_whole_probe_set_are_named(tmp_path: Path, damage: Callable, words: str) -> None:
+    path = tmp_path / "samples.pt"
+    pf.ProbeSet(X, Y, X + 1, Y).save(path)
+    damage(path)
+    with pytest.raises(DataError, match=f"samples.pt: .*{words}.*; write it with ProbeSet.save"):
+        pf.ProbeSet.load(path)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    probe_set = pf.ProbeSet(X, Y, X, Y)
+    with pytest.raises(StoreError, match=r"cannot write the probe set to .*file/a\.pt"):
+        probe_set.save(tmp_path / "file" / "a.pt")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    probe_set.save(tmp_path / "a.pt")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
+    try:
+        with pytest.raises(StoreError, match="choose another file"):
+            pf.ProbeSet(X + 1, Y, X, Y).save(tmp_path / "a.pt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert pf.ProbeSet.load(tmp_path / "a.pt").digest == probe_set.digest
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.pt", "file"]
