@@ -12,7 +12,7 @@ namespace phasefast {
 namespace {
 
 constexpr int64_t kBlock = 128;     // columns of a diagonal block
-constexpr int64_t kPanel = 512;     // columns that are updated by one product for all threads
+constexpr int64_t kPanel = 256;     // columns that are updated by one product for all threads
 constexpr int64_t kLeaf = 64;       // rows of a block that is inverted row by row
 constexpr int64_t kTiny = 1 << 22;  // operations below which a system is always left to one thread
 constexpr int64_t kSmall =
@@ -69,23 +69,34 @@ PHASEFAST_CLONES void invert_leaf(const double* f, int64_t stride, double* out, 
   invert_rows(f, stride, out, out_stride, size);
 }
 
-// out = factor^-1 by halves: [a 0; b c]^-1 = [a^-1 0; -c^-1 b a^-1, c^-1].
+// Cholesky factor of a block in place, and its inverse [size, size] beside it, by halves: LAPACK is slow at more than
+// kLeaf rows, and [a 0; b c]^-1 = [a^-1 0; -c^-1 b a^-1, c^-1].
 template <typename T>
-void invert(const Matrix<T>& factor, const Matrix<T>& out) {
-  const int64_t size = factor.rows;
+int32_t factor_and_invert(const Matrix<T>& block, const Matrix<T>& inverse) {
+  const int64_t size = block.rows;
   if (size <= kLeaf) {
-    invert_leaf(factor.data, factor.row_stride, out.data, out.row_stride, size);
-    return;
+    const int32_t failed = factor_block(block);
+    if (!failed) invert_leaf(block.data, block.row_stride, inverse.data, inverse.row_stride, size);
+    return failed;
   }
   const int64_t half = kLeaf;
   const int64_t rest = size - half;
-  invert(factor.block(0, 0, half, half), out.block(0, 0, half, half));
-  invert(factor.block(half, half, rest, rest), out.block(half, half, rest, rest));
+  const Matrix<T> first = inverse.block(0, 0, half, half);
+  const Matrix<T> last = inverse.block(half, half, rest, rest);
+  const Matrix<T> below = block.block(half, 0, rest, half);
   const Scratch<T> mixed(rest, half);
-  multiply(mixed.matrix(), factor.block(half, 0, rest, half), out.block(0, 0, half, half));
+  if (const int32_t failed = factor_and_invert(block.block(0, 0, half, half), first)) return failed;
+  multiply(mixed.matrix(), below, first.transposed());
+  for (int64_t r = 0; r < rest; ++r) std::copy_n(mixed.data() + r * half, half, below.data + r * below.row_stride);
+  multiply_add(block.block(half, half, rest, rest), mixed.matrix(), mixed.matrix().transposed(), -1);
+  if (const int32_t failed = factor_and_invert(block.block(half, half, rest, rest), last)) {
+    return failed + static_cast<int32_t>(half);
+  }
+  multiply(mixed.matrix(), below, first);
   for (int64_t i = 0; i < rest * half; ++i) mixed.data()[i] = -mixed.data()[i];
-  multiply(out.block(half, 0, rest, half), out.block(half, half, rest, rest), mixed.matrix());
-  for (int64_t r = 0; r < half; ++r) std::fill_n(out.data + r * out.row_stride + half, rest, T(0));
+  multiply(inverse.block(half, 0, rest, half), last, mixed.matrix());
+  for (int64_t r = 0; r < half; ++r) std::fill_n(inverse.data + r * inverse.row_stride + half, rest, T(0));
+  return 0;
 }
 
 // Rows of a matrix in parallel, some 32k elements at least to a thread.
@@ -119,12 +130,8 @@ int32_t factorise_panel(const Matrix<T>& a, T* inverses) {
       const Matrix<T> left = a.block(start, 0, size, start);
       multiply_add(block, left, left.transposed(), -1);
     }
-    failed = factor_block(block);
-    if (failed) {
-      failed += static_cast<int32_t>(start);
-      return;
-    }
-    invert(block, {inverses + start * kBlock, size, size, size, 1});
+    failed = factor_and_invert(block, {inverses + start * kBlock, size, size, size, 1});
+    if (failed) failed += static_cast<int32_t>(start);
   };
   each_task(std::min<int64_t>(a.cols, 1), diagonal);
   for (int64_t start = 0; start < a.cols && start + kBlock < a.rows && !failed; start += kBlock) {
@@ -175,21 +182,36 @@ void substitute(const Matrix<T>& factor, T* inverses, const T* inverse_scale, co
       x.data[r * x.row_stride + c] = cross.data[r * cross.row_stride + c * cross.col_stride] * inverse_scale[r];
     }
   }
-  for (int64_t start = 0; start < width; start += kBlock) {
-    const int64_t size = std::min(kBlock, width - start);
-    const Matrix<T> part = x.block(start, 0, size, cols);
-    if (start) multiply_add(part, factor.block(start, 0, size, start), y.block(0, 0, start, cols), -1);
-    multiply(y.block(start, 0, size, cols), Matrix<T>{inverses + start * kBlock, size, size, size, 1}, part);
-  }
-  for (int64_t start = (width - 1) / kBlock * kBlock; start >= 0; start -= kBlock) {
-    const int64_t size = std::min(kBlock, width - start);
-    const int64_t below = width - start - size;
-    const Matrix<T> part = y.block(start, 0, size, cols);
-    if (below) {
-      multiply_add(part, factor.block(start + size, start, below, size).transposed(),
-                   x.block(start + size, 0, below, cols), -1);
+  // out[first, last) -= left[first, last; from, to) right[from, to)
+  const auto subtract = [&](const Matrix<T>& out, const Matrix<T>& left, const Matrix<T>& right, int64_t first,
+                            int64_t last, int64_t from, int64_t to) {
+    if (from == to) return;
+    multiply_add(out.block(first, 0, last - first, cols), left.block(first, from, last - first, to - from),
+                 right.block(from, 0, to - from, cols), -1);
+  };
+  const auto solve_block = [&](const Matrix<T>& out, const Matrix<T>& in, int64_t start, int64_t stop, bool flipped) {
+    const int64_t size = stop - start;
+    const Matrix<T> inverse{inverses + start * kBlock, size, size, size, 1};
+    multiply(out.block(start, 0, size, cols), flipped ? inverse.transposed() : inverse, in.block(start, 0, size, cols));
+  };
+  for (int64_t panel = 0; panel < width; panel += kPanel) {
+    const int64_t end = std::min(panel + kPanel, width);
+    subtract(x, factor, y, panel, end, 0, panel);
+    for (int64_t start = panel; start < end; start += kBlock) {
+      const int64_t stop = std::min(start + kBlock, end);
+      subtract(x, factor, y, start, stop, panel, start);
+      solve_block(y, x, start, stop, false);
     }
-    multiply(x.block(start, 0, size, cols), Matrix<T>{inverses + start * kBlock, size, size, 1, size}, part);
+  }
+  const Matrix<T> flipped = factor.transposed();
+  for (int64_t panel = (width - 1) / kPanel * kPanel; panel >= 0; panel -= kPanel) {
+    const int64_t end = std::min(panel + kPanel, width);
+    subtract(y, flipped, x, panel, end, end, width);
+    for (int64_t start = panel + (end - panel - 1) / kBlock * kBlock; start >= panel; start -= kBlock) {
+      const int64_t stop = std::min(start + kBlock, end);
+      subtract(y, flipped, x, start, stop, stop, end);
+      solve_block(x, y, start, stop, true);
+    }
   }
   for (int64_t r = 0; r < width; ++r) {
     for (int64_t c = 0; c < cols; ++c) {
@@ -217,15 +239,23 @@ int32_t solve(const Matrix<T>& gram, const Matrix<T>& cross, T penalty, const Ma
   }
   const Matrix<T> a = scaled.matrix();
   each_row(width, width, [&](int64_t r) {
-    for (int64_t c = 0; c < r; ++c) at(a, r, c) = at(gram, r, c) * inverse[r] * inverse[c];
+    T* to = &at(a, r, 0);
+    if (gram.col_stride == 1) {  // vector code
+      const T* from = &at(gram, r, 0);
+      for (int64_t c = 0; c < r; ++c) to[c] = from[c] * inverse[r] * inverse[c];
+    } else {
+      for (int64_t c = 0; c < r; ++c) to[c] = at(gram, r, c) * inverse[r] * inverse[c];
+    }
     at(a, r, r) = scale[r] == 0 ? T(1) : (at(gram, r, r) + penalty) * inverse[r] * inverse[r];
   });
   const int32_t failed = factorise(a, inverses.data());
   const T nan = std::numeric_limits<T>::quiet_NaN();
   if (factor) {
     each_row(width, width, [&](int64_t r) {
-      const T own = scale[r] == 0 ? T(1) : scale[r];
-      for (int64_t c = 0; c < width; ++c) at(*factor, r, c) = failed ? nan : c <= r ? at(a, r, c) * own : T(0);
+      const T own = failed ? nan : scale[r] == 0 ? T(1) : scale[r];
+      const T* from = &at(a, r, 0);
+      for (int64_t c = 0; c <= r; ++c) at(*factor, r, c) = from[c] * own;
+      for (int64_t c = r + 1; c < width; ++c) at(*factor, r, c) = failed ? nan : T(0);
     });
   }
   if (failed) {
