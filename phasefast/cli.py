@@ -212,7 +212,7 @@ def plan_command(
     found = plan(_load_model(model), shape, fit, heldout, classes=classes, **how)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("layer", overflow="fold")
-    for title in ("features", "route", "GFLOP", "GB", "seconds", "pass"):
+    for title in ("features", "route", "GFLOP", "GB", "seconds", "penalty by", "pass"):
         table.add_column(title, justify="right")
     for entry in found:
         cost = entry.cost
@@ -220,12 +220,15 @@ def plan_command(
             f"{cost.flops / 1e9:.1f}",
             f"{cost.bytes / 1e9:.2f}",
             f"{entry.seconds:.2f}",
+            f"{cost.selection_rows} rows",
             f"{entry.forward_pass}",
         )
         table.add_row(Text(entry.layer.name), f"{entry.layer.dim}", cost.route, *numbers)
     console = Console()
     console.print(table)
     passes, seconds = found[-1].forward_pass, checkpoints * sum(entry.seconds for entry in found)
+    if any(entry.cost.target_free for entry in found):
+        console.print("target-free routes give held-out scores only", highlight=False)
     console.print(
         f"{checkpoints} checkpoints: {seconds:.1f} s expected, beside {checkpoints * passes} forward passes",
         highlight=False,

@@ -104,6 +104,12 @@ def test_plan_tells_route_and_memory_of_every_layer() -> None:
     assert rows["stage1"] == ["1024", "dual"]
     assert rows["classifier"] == ["10", "primal"]
     assert "beside 3 forward passes" in result.stdout
+    heldout = invoke("plan", DIGITS_NET, "--sample", "1,8,8", "--fit", "200", "--heldout", "5", "--splits", "heldout")
+    assert "primal-target-free" in heldout.stdout
+    assert "held-out scores only" in heldout.stdout
+    forced = invoke("plan", DIGITS_NET, "--sample", "1,8,8", "--route", "target-free")
+    assert forced.exit_code == 1
+    assert "splits='heldout'" in forced.output
     small = invoke("plan", DIGITS_NET, "--sample", "1,8,8", "--fit", "200", "--memory", "20MB", "--heldout", "50")
     assert " 2\n" in small.stdout.replace(" \n", "\n")
 
