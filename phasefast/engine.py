@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .checkpoints import state_hash
 from .errors import ArgumentError
+from .ops import bfloat16_is_fast
 from .scores import Scores
 from .stages.capture import RowOptions, capture, chunk_bounds, discover_layers, model_inputs
 from .stages.evaluate import evaluate, evaluate_model
@@ -53,7 +54,8 @@ class ProbeOptions(TypedDict, total=False):
         batchnorm: ``"recompute"`` statistics on the fit rows (default), of each ``"batch"``, or ``"running"``.
         device: where to compute; the model's own device by default.
         precision: ``"exact"`` (default): float32, and float64 for cells where it is not enough; ``"fast"``: float32,
-            and float64 only where it fails, on a GPU of rows rounded to bfloat16; ``"double"``: float64 throughout.
+            and float64 only where it fails, of rows rounded to bfloat16 where that is faster: on a GPU, or on a CPU with
+            bfloat16 tiles (Intel AMX); ``"double"``: float64 throughout.
         tokens: for outputs [b, t, f]: ``"flatten"`` (default), ``"mean"`` over t, or ``"cls"``, the first.
         pool: average spatial dimensions to this size; 0 (default) keeps every position.
         batch_size: of the forward passes, and of the BatchNorm statistics that need batches; 256, or 128 for
@@ -93,7 +95,7 @@ class Engine:
         self.batchnorm: BatchNormMode = options.get("batchnorm", "recompute")
         self.precision: str = options.get("precision", "exact")
         on_gpu, fast = self.device.type == "cuda", self.precision == "fast"
-        stored = torch.bfloat16 if on_gpu and fast else torch.float32  # CPUs gain nothing by bfloat16 products
+        stored = torch.bfloat16 if fast and bfloat16_is_fast(self.device) else torch.float32
         self.rows = RowOptions(options.get("tokens", "flatten"), options.get("pool", 0), stored)
         self.batch_size = options.get("batch_size") or (_AUTHORS_BATCH if self.batchnorm == "batch" else _BATCH)
         large = on_gpu and self.batchnorm != "batch" and options.get("batch_size") is None

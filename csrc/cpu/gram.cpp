@@ -126,14 +126,14 @@ struct Panel {
     const TileSession session;
     const Packed packed{scratch.right.span(0).data, parts_of(right.scalar_type())};
     const Matrix<float> product = scratch.product.matrix(height, width);
-    const int64_t diagonal = lower ? (row - col) / kUnit : units(width);
+    const std::optional<int64_t> diagonal = lower ? std::optional((row - col) / kUnit) : std::nullopt;
     for (int64_t k = start; k < stop; k += kSpan) {
       const int64_t depth = std::min(kSpan, stop - k);
       pack_block(right, k, depth, col, width, false, packed);
       multiply_span(left.span((k - start) / kSpan).block(left_block), packed, depth, product, k > start, diagonal);
     }
     for (int64_t r = 0; r < height; r += kUnit) {
-      const int64_t known = std::min(width, r + kUnit * (diagonal + 1));
+      const int64_t known = diagonal ? std::min(width, r + kUnit * (*diagonal + 1)) : width;
       promote_block(out, row + r, col, product.block(r, 0, std::min(kUnit, height - r), known));
     }
   }

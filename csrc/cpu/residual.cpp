@@ -15,7 +15,10 @@ namespace {
 constexpr int64_t kTileRows = 256;
 constexpr int64_t kTileCols = 512;
 constexpr int64_t kGrain = 1 << 21;  // operations that are worth a thread
-constexpr double kBias = 1e-6;       // of a squared error: what tile products may be expected to add to it
+// Of a squared error: what tile products may be expected to add to it, and the standard deviation that they may give
+// it.
+constexpr double kBias = 1e-6;
+constexpr double kSpread = 1e-5;
 
 bool worth_tiles(const Tensor& rows, int64_t cols) {
   return tiles_available() && rows.scalar_type() != ScalarType::Double && rows.size(0) >= 256 && rows.size(1) >= 64 &&
@@ -109,7 +112,7 @@ class TileWeights {
     const TileSession session;
     for (int64_t k = 0; k < depth_; k += kSpan) {
       multiply_span(rows.span(k / kSpan), packed_.span(k / kSpan).block(left / kUnit), std::min(kSpan, depth_ - k),
-                    product, k > 0, units(product.cols));
+                    product, k > 0);
     }
   }
 
@@ -232,7 +235,10 @@ struct Cell {
     for (int64_t j = 0; j < errors.rows; ++j) {
       const double* error = errors.data + j * errors.row_stride;
       const double total = std::accumulate(error + start, error + stop, 0.0);
-      if (!(packed.bias(squares, j) <= kBias * total)) return false;
+      // Errors of the n predictions that are independent, of mean square bias / n, move the sum by 2 sqrt(bias total /
+      // n).
+      const double count = static_cast<double>((stop - start) * (edges[j + 1] - edges[j]));
+      if (!(packed.bias(squares, j) <= std::min(kBias, kSpread * kSpread / 4 * count) * total)) return false;
     }
     return true;
   }

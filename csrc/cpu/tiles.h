@@ -6,6 +6,7 @@
 #pragma once
 
 #include <atomic>
+#include <optional>
 
 #include "cpu/pack.h"
 
@@ -33,8 +34,9 @@ class TileSession {
   TileSession& operator=(const TileSession&) = delete;
 };
 
-// out [32, 32] (+)= one column block of left times one of right, over some steps.
-template <int kLeft, int kRight>
+// out [32, 32] (+)= one column block of left times one of right, over some steps; with kLow the product of the low
+// parts is not left out.
+template <int kLeft, int kRight, bool kLow = false>
 PHASEFAST_TARGET __attribute__((noinline)) void multiply_units(const char* left, const char* right, int64_t steps,
                                                                float* out, int64_t stride, bool add) {
   constexpr int64_t kHalf = 64;
@@ -73,6 +75,11 @@ PHASEFAST_TARGET __attribute__((noinline)) void multiply_units(const char* left,
       _tile_loadd(5, left + 3 * kTileBytes, kHalf);
       PHASEFAST_PRODUCTS;
     }
+    if constexpr (kLow) {
+      _tile_loadd(6, right + 2 * kTileBytes, kHalf);
+      _tile_loadd(7, right + 3 * kTileBytes, kHalf);
+      PHASEFAST_PRODUCTS;
+    }
   }
 #undef PHASEFAST_PRODUCTS
   _tile_stored(0, out, bytes);
@@ -87,19 +94,22 @@ PHASEFAST_TARGET __attribute__((noinline)) void multiply_units(const char* left,
 struct TileSession {
   TileSession() {}
 };
-template <int kLeft, int kRight>
+template <int kLeft, int kRight, bool kLow = false>
 void multiply_units(const char*, const char*, int64_t, float*, int64_t, bool) {}
 
 #endif
 
-// out (+)= left right over a span of that depth, block by block; those above a diagonal, j > i + diagonal, are left
-// out.
+// out (+)= left right over a span of that depth, block by block. Of a Gram matrix, which is given by its diagonal,
+// blocks above that are left out, j > i + diagonal, but not the product of the low parts: without it the matrix may
+// have negative eigenvalues, with it the matrix is that of numbers of 16 bits.
 inline void multiply_span(const Packed& left, const Packed& right, int64_t depth, const Matrix<float>& out, bool add,
-                          int64_t diagonal) {
-  const auto multiply_pair = left.parts == 1 ? (right.parts == 1 ? multiply_units<1, 1> : multiply_units<1, 2>)
-                                             : (right.parts == 1 ? multiply_units<2, 1> : multiply_units<2, 2>);
+                          std::optional<int64_t> diagonal = std::nullopt) {
+  auto multiply_pair = left.parts == 1 ? (right.parts == 1 ? multiply_units<1, 1> : multiply_units<1, 2>)
+                                       : (right.parts == 1 ? multiply_units<2, 1> : multiply_units<2, 2>);
+  if (diagonal && left.parts == 2) multiply_pair = multiply_units<2, 2, true>;
+  const int64_t cols = units(out.cols);
   for (int64_t i = 0; i < units(out.rows); ++i) {
-    for (int64_t j = 0; j < std::min(units(out.cols), i + diagonal + 1); ++j) {
+    for (int64_t j = 0; j < (diagonal ? std::min(cols, i + *diagonal + 1) : cols); ++j) {
       multiply_pair(left.block(i).data, right.block(j).data, units(depth), out.data + kUnit * (i * out.row_stride + j),
                     out.row_stride, add);
     }
