@@ -1,6 +1,8 @@
 // The Python module: only build_info(). pybind11 cannot be included beside the stable headers, so it lives here alone.
 #include <pybind11/pybind11.h>
 
+#include "cpu/amx.h"
+
 namespace py = pybind11;
 
 namespace {
@@ -24,6 +26,7 @@ py::dict build_info() {
   info["cuda_version"] = py::none();
   info["archs"] = py::tuple();
 #endif
+  info["tiles"] = phasefast::tiles_available();
   info["flags"] = PHASEFAST_FLAGS;
   const unsigned long long target = TORCH_TARGET_VERSION;
   info["abi_target"] = py::str(std::to_string(target >> 56) + "." + std::to_string((target >> 48) & 0xff));

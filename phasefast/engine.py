@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .checkpoints import state_hash
 from .decoding import Method, Precision, Selection, Splits, check_choices, decode
 from .errors import ArgumentError
+from .ops import bfloat16_is_fast
 from .scores import Scores
 from .stages.capture import RowOptions, capture, chunk_bounds, discover_layers, model_inputs
 from .stages.evaluate import evaluate, evaluate_model
@@ -52,7 +53,8 @@ class ProbeOptions(TypedDict, total=False):
         batchnorm: ``"recompute"`` statistics on the fit rows (default), of each ``"batch"``, or ``"running"``.
         device: where to compute; the model's own device by default.
         precision: ``"exact"`` (default): float32, and float64 for cells where it is not enough; ``"fast"``: float32,
-            and float64 only where it fails, on a GPU of rows rounded to bfloat16; ``"double"``: float64 throughout.
+            and float64 only where it fails, of rows rounded to bfloat16 where that is faster: on a GPU, or on a CPU with
+            bfloat16 tiles (Intel AMX); ``"double"``: float64 throughout.
         route: how cells are solved: ``None`` (default) plans the fastest for each; ``"primal"``, ``"dual"``,
             ``"eigen"`` or ``"target-free"`` forces one. All give the same numbers; see docs/performance.md.
         selection: ``"folds"`` (default) or ``"loo"``: penalties by leave-one-out errors from one eigendecomposition.
@@ -108,11 +110,11 @@ class Engine:
         penalties = Penalties(_as_tuple(options.get("alphas"), DEFAULT_ALPHAS), options.get("noise"))
         budget = memory_budget(options.get("memory"), self.device)
         self.method = Method(penalties, budget=budget, **how)
-        on_gpu, fast = self.device.type == "cuda", self.method.precision == "fast"
-        stored = torch.bfloat16 if on_gpu and fast else torch.float32  # CPUs gain nothing by bfloat16 products
+        fast = self.method.precision == "fast"
+        stored = torch.bfloat16 if fast and bfloat16_is_fast(self.device) else torch.float32
         self.rows = RowOptions(options.get("tokens", "flatten"), options.get("pool", 0), stored)
         self.batch_size = options.get("batch_size") or (_AUTHORS_BATCH if self.batchnorm == "batch" else _BATCH)
-        large = on_gpu and self.batchnorm != "batch" and options.get("batch_size") is None
+        large = self.device.type == "cuda" and self.batchnorm != "batch" and options.get("batch_size") is None
         self._forward_batch = _GPU_BATCH if large else self.batch_size
         self.names = select_layers(self.model, options.get("layers"))
         chosen = _as_tuple(options.get("targets"), _default_targets(probe_set))

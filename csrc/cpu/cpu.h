@@ -87,6 +87,22 @@ void multiply_add(const Matrix<T>& out, const Matrix<T>& left, const Matrix<T>& 
       aoti_torch_cpu_addmm_out(target.get(), target.get(), left.tensor().get(), right.tensor().get(), 1, alpha));
 }
 
+// What f returns for the tensor's memory, typed.
+template <typename F>
+auto with_data(const Tensor& tensor, const F& f) {
+  void* data = tensor.data_ptr();
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return f(static_cast<float*>(data));
+    case ScalarType::Double:
+      return f(static_cast<double*>(data));
+    case ScalarType::BFloat16:
+      return f(static_cast<BFloat16*>(data));
+    default:
+      return f(static_cast<Half*>(data));
+  }
+}
+
 // Rows [start, stop) of a matrix of any float type as T: a view where they are T already, else converted into scratch.
 template <typename T>
 Matrix<T> rows_as(const Tensor& rows, int64_t start, int64_t stop, const Scratch<T>& scratch) {
@@ -114,17 +130,7 @@ Matrix<T> rows_as(const Tensor& rows, int64_t start, int64_t stop, const Scratch
       return convert(data);
     }
   };
-  void* data = rows.data_ptr();
-  switch (rows.scalar_type()) {
-    case ScalarType::Float:
-      return take(static_cast<float*>(data));
-    case ScalarType::Double:
-      return take(static_cast<double*>(data));
-    case ScalarType::BFloat16:
-      return take(static_cast<BFloat16*>(data));
-    default:
-      return take(static_cast<Half*>(data));
-  }
+  return with_data(rows, take);
 }
 
 template <typename T>

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/cpu.h"
+#include "cpu/tiles.h"
 
 namespace phasefast {
 namespace {
@@ -87,12 +88,102 @@ void gram_cell(const Tensor& rows, const Tensor& targets, const Tensor* gram, co
   }
 }
 
+// The same by tiles. The left operand is packed for a strip of columns and a chunk of samples, by all threads; a right
+// operand for a panel and a span, by the thread that multiplies it.
+constexpr int64_t kTileStrip = 1024;
+constexpr int64_t kTilePanel = 256;
+
+struct PanelScratch {
+  PackedScratch right;
+  ProductScratch product;
+};
+
+void pack_block(const Tensor& from, int64_t row, int64_t rows, int64_t col, int64_t cols, bool left,
+                const Packed& out) {
+  with_data(from, [&](auto* data) {
+    using X = std::remove_pointer_t<decltype(data)>;
+    pack(matrix<X>(from).block(row, col, rows, cols), left, out);
+  });
+}
+
+void promote_block(const Tensor& out, int64_t row, int64_t col, const Matrix<float>& product) {
+  if (out.scalar_type() == ScalarType::Double) {
+    promote(matrix<double>(out).block(row, col, product.rows, product.cols), product);
+  } else {
+    promote(matrix<float>(out).block(row, col, product.rows, product.cols), product);
+  }
+}
+
+// Rows [row, row + height) and columns [col, col + width) of an accumulator, of samples [start, stop) of the right
+// operand.
+struct Panel {
+  const Tensor& right;
+  const Tensor& out;
+  bool lower;
+  int64_t start, stop, row, height, col, width;
+
+  void add(const PackedScratch& left, int64_t left_block, const PanelScratch& scratch) const {
+    const TileSession session;
+    const Packed packed{scratch.right.span(0).data, parts_of(right.scalar_type())};
+    const Matrix<float> product = scratch.product.matrix(height, width);
+    const std::optional<int64_t> diagonal = lower ? std::optional((row - col) / kUnit) : std::nullopt;
+    for (int64_t k = start; k < stop; k += kSpan) {
+      const int64_t depth = std::min(kSpan, stop - k);
+      pack_block(right, k, depth, col, width, false, packed);
+      multiply_span(left.span((k - start) / kSpan).block(left_block), packed, depth, product, k > start, diagonal);
+    }
+    for (int64_t r = 0; r < height; r += kUnit) {
+      const int64_t known = diagonal ? std::min(width, r + kUnit * (*diagonal + 1)) : width;
+      promote_block(out, row + r, col, product.block(r, 0, std::min(kUnit, height - r), known));
+    }
+  }
+};
+
+bool worth_tiles(const Tensor& rows) {
+  return tiles_available() && rows.scalar_type() != ScalarType::Double && rows.size(0) >= 512 && rows.size(1) >= 64;
+}
+
+void gram_cell_by_tiles(const Tensor& rows, const Tensor& targets, const Tensor* gram, const Tensor& cross) {
+  const int64_t samples = rows.size(0);
+  const int64_t width = rows.size(1);
+  const int64_t strip = std::min(kTileStrip, width);
+  const PackedScratch left(std::min(kChunk, samples), strip, parts_of(rows.scalar_type()));
+  for (int64_t row = 0; row < width; row += strip) {
+    const int64_t height = std::min(strip, width - row);
+    for (int64_t start = 0; start < samples; start += kChunk) {
+      const int64_t stop = std::min(start + kChunk, samples);
+      torch::stable::parallel_for(0, spans(stop - start), 1, [&](int64_t begin, int64_t end) {
+        for (int64_t s = begin; s < end; ++s) {
+          const int64_t from = start + s * kSpan;
+          pack_block(rows, from, std::min(kSpan, stop - from), row, height, true, left.span(s));
+        }
+      });
+      std::vector<Panel> panels;
+      for (int64_t col = 0; gram && col < row + height; col += kTilePanel) {
+        const int64_t top = std::max(row, col);
+        panels.push_back(
+            {rows, *gram, true, start, stop, top, row + height - top, col, std::min(kTilePanel, row + height - col)});
+      }
+      for (int64_t col = 0; col < targets.size(1); col += kTilePanel) {
+        panels.push_back(
+            {targets, cross, false, start, stop, row, height, col, std::min(kTilePanel, targets.size(1) - col)});
+      }
+      share_out(
+          static_cast<int64_t>(panels.size()),
+          [&] { return PanelScratch{{kSpan, kTilePanel, 2}, {strip, kTilePanel}}; },
+          [&](int64_t i, const PanelScratch& scratch) { panels[i].add(left, (panels[i].row - row) / kUnit, scratch); });
+    }
+  }
+}
+
 void gram(const Tensors& rows, const Tensor& targets, const Tensors& grams, const Tensors& crosses) {
   check_gram(rows, targets, grams, crosses);
   for (size_t i = 0; i < rows.size(); ++i) {
     const Tensor* own = grams.empty() ? nullptr : &grams[i];
     if (rows[i].scalar_type() == ScalarType::Double) {
       gram_cell<double>(rows[i], targets, own, crosses[i]);
+    } else if (worth_tiles(rows[i])) {
+      gram_cell_by_tiles(rows[i], targets, own, crosses[i]);
     } else {
       gram_cell<float>(rows[i], targets, own, crosses[i]);
     }

@@ -5,8 +5,9 @@
 
 #include <cmath>
 #include <limits>
+#include <numeric>
 
-#include "cpu/cpu.h"
+#include "cpu/tiles.h"
 
 namespace phasefast {
 namespace {
@@ -14,6 +15,15 @@ namespace {
 constexpr int64_t kTileRows = 256;
 constexpr int64_t kTileCols = 512;
 constexpr int64_t kGrain = 1 << 21;  // operations that are worth a thread
+// Of a squared error: what tile products may be expected to add to it, and the standard deviation that they may give
+// it.
+constexpr double kBias = 1e-6;
+constexpr double kSpread = 1e-5;
+
+bool worth_tiles(const Tensor& rows, int64_t cols) {
+  return tiles_available() && rows.scalar_type() != ScalarType::Double && rows.size(0) >= 256 && rows.size(1) >= 64 &&
+         cols >= 32;
+}
 
 // Where the first largest value of a row stands; a NaN anywhere makes it invalid for good.
 template <typename T>
@@ -72,6 +82,63 @@ PHASEFAST_CLONES double squared(const double* a, const double* o, const double* 
   return miss(a, o, t, n);
 }
 
+// Weights packed for tile products, and the squares that tell how far those are from float32.
+class TileWeights {
+ public:
+  TileWeights(const Matrix<float>& weights, const std::vector<int64_t>& edges)
+      : depth_(weights.rows),
+        blocks_(static_cast<int64_t>(edges.size()) - 1),
+        packed_(depth_, edges.back() - edges.front(), 2),
+        squares_(depth_ * blocks_) {
+    const int64_t cols = edges.back() - edges.front();
+    const int64_t strips = (cols + kTileCols - 1) / kTileCols;
+    torch::stable::parallel_for(0, spans(depth_) * strips, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t row = i / strips * kSpan;
+        const int64_t col = i % strips * kTileCols;
+        pack(weights.block(row, edges.front() + col, std::min(kSpan, depth_ - row), std::min(kTileCols, cols - col)),
+             false, packed_.span(i / strips).block(col / kUnit));
+      }
+    });
+    torch::stable::parallel_for(0, depth_, kSpan, [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; ++k) {
+        for (int64_t j = 0; j < blocks_; ++j) squares_[k * blocks_ + j] = sum(weights, k, edges[j], edges[j + 1]);
+      }
+    });
+  }
+
+  // product = rows weights for columns from left on, counted from the first edge, a multiple of kUnit.
+  void multiply(const PackedScratch& rows, int64_t left, const Matrix<float>& product) const {
+    const TileSession session;
+    for (int64_t k = 0; k < depth_; k += kSpan) {
+      multiply_span(rows.span(k / kSpan), packed_.span(k / kSpan).block(left / kUnit), std::min(kSpan, depth_ - k),
+                    product, k > 0);
+    }
+  }
+
+  // What the parts left out are expected to add to the squared error of block j: each product's error is independent.
+  double bias(const std::vector<double>& row_squares, int64_t j) const {
+    double total = 0;
+    for (int64_t k = 0; k < depth_; ++k) total += row_squares[k] * squares_[k * blocks_ + j];
+    return kSplitError * kSplitError * total;
+  }
+
+ private:
+  static double sum(const Matrix<float>& weights, int64_t k, int64_t start, int64_t stop) {
+    double total = 0;
+    const float* row = weights.data + k * weights.row_stride;
+    for (int64_t c = start; c < stop; ++c) {
+      const double w = row[c * weights.col_stride];
+      total += w * w;
+    }
+    return total;
+  }
+
+  int64_t depth_, blocks_;
+  PackedScratch packed_;
+  std::vector<double> squares_;
+};
+
 // One cell; T the type of weights and products, P that of predictions with their offset, S that of the targets.
 template <typename T, typename P, typename S>
 struct Cell {
@@ -100,24 +167,25 @@ struct Cell {
     }
   }
 
-  // All of rows [start, stop): columns strip by strip, each strip shared out among the blocks that it meets.
-  void tile(int64_t start, int64_t stop, const Scratch<T>& wide, const Scratch<T>& scratch) const {
+  // All of rows [start, stop): columns strip by strip, each strip shared out among the blocks that it meets. The
+  // product of the rows and some columns of the weights is what predict(column, columns) returns.
+  template <typename Predict>
+  void tile(int64_t start, int64_t stop, const Predict& predict) const {
     const int64_t blocks = static_cast<int64_t>(classes.size());
     const int64_t height = stop - start;
-    const Matrix<T> a = rows_as<T>(rows, start, stop, wide);
     std::vector<Best<P>> best(std::count(classes.begin(), classes.end(), true) ? 2 * height * blocks : 0);
     for (int64_t j = 0; j < blocks; ++j) std::fill_n(errors.data + j * errors.row_stride + start, height, 0.0);
     int64_t first = 0;
     for (int64_t left = edges.front(); left < edges.back(); left += kTileCols) {
       const int64_t cols = std::min(kTileCols, edges.back() - left);
-      const Matrix<T> product = scratch.matrix(height, cols);
-      multiply(product, a, weights.block(0, left, weights.rows, cols));
+      const Matrix<T> product = predict(left, cols);
       while (edges[first + 1] <= left) ++first;
       for (int64_t j = first; j < blocks && edges[j] < left + cols; ++j) {
         const int64_t low = std::max(left, edges[j]);
         const int64_t high = std::min(left + cols, edges[j + 1]);
         if (low < high) {
-          reduce(product.data + low - left, cols, start, stop, j, low, high, best.data() + 2 * height * j);
+          reduce(product.data + low - left, product.row_stride, start, stop, j, low, high,
+                 best.data() + 2 * height * j);
         }
       }
     }
@@ -133,15 +201,76 @@ struct Cell {
     }
   }
 
+  void tile_by_blas(int64_t start, int64_t stop, const Scratch<T>& wide, const Scratch<T>& scratch) const {
+    const Matrix<T> a = rows_as<T>(rows, start, stop, wide);
+    tile(start, stop, [&](int64_t left, int64_t cols) {
+      const Matrix<T> product = scratch.matrix(stop - start, cols);
+      multiply(product, a, weights.block(0, left, weights.rows, cols));
+      return product;
+    });
+  }
+
+  // False where the result may not be as good as float32's: where the error is next to nothing, or not finite.
+  bool tile_by_tiles(int64_t start, int64_t stop, const TileWeights& packed, const PackedScratch& left_operand,
+                     const ProductScratch& scratch) const {
+    std::vector<double> squares(weights.rows);
+    with_data(rows, [&](auto* data) {
+      using X = std::remove_pointer_t<decltype(data)>;
+      const Matrix<X> a = matrix<X>(rows).block(start, 0, stop - start, weights.rows);
+      for (int64_t k = 0; k < a.cols; k += kSpan) {
+        pack_rows(a.block(0, k, a.rows, std::min(kSpan, a.cols - k)), left_operand.span(k / kSpan));
+      }
+      for (int64_t r = 0; r < a.rows; ++r) {
+        for (int64_t k = 0; k < a.cols; ++k) {
+          const double value = widen(a.data[r * a.row_stride + k * a.col_stride]);
+          squares[k] += value * value;
+        }
+      }
+    });
+    tile(start, stop, [&](int64_t left, int64_t cols) {
+      const Matrix<float> product = scratch.matrix(stop - start, cols);
+      packed.multiply(left_operand, left - edges.front(), product);
+      return product;
+    });
+    for (int64_t j = 0; j < errors.rows; ++j) {
+      const double* error = errors.data + j * errors.row_stride;
+      const double total = std::accumulate(error + start, error + stop, 0.0);
+      // Errors of the n predictions that are independent, of mean square bias / n, move the sum by 2 sqrt(bias total /
+      // n).
+      const double count = static_cast<double>((stop - start) * (edges[j + 1] - edges[j]));
+      if (!(packed.bias(squares, j) <= std::min(kBias, kSpread * kSpread / 4 * count) * total)) return false;
+    }
+    return true;
+  }
+
   void run() const {
     const int64_t samples = rows.size(0);
     const int64_t height = std::clamp<int64_t>((samples / 8 + 31) / 32 * 32, 64, kTileRows);
+    const int64_t count = (samples + height - 1) / height;
+    if constexpr (std::is_same_v<T, float>) {
+      if (worth_tiles(rows, edges.back() - edges.front())) {
+        const TileWeights packed(weights, edges);
+        const auto make = [&] {
+          return std::pair<PackedScratch, ProductScratch>{{weights.rows, height, parts_of(rows.scalar_type())},
+                                                          {height, kTileCols}};
+        };
+        share_out(count, make, [&](int64_t i, const auto& scratch) {
+          const int64_t start = i * height;
+          const int64_t stop = std::min(start + height, samples);
+          if (tile_by_tiles(start, stop, packed, scratch.first, scratch.second)) return;
+          tile_by_blas(start, stop, Scratch<T>(needs_conversion<T>(rows) ? height : 0, rows.size(1)),
+                       Scratch<T>(height, kTileCols));
+        });
+        return;
+      }
+    }
     const int64_t work = 2 * height * weights.rows * weights.cols;
     const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(work, 1));
-    torch::stable::parallel_for(0, (samples + height - 1) / height, grain, [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
       const Scratch<T> wide(needs_conversion<T>(rows) ? height : 0, rows.size(1));
       const Scratch<T> scratch(height, kTileCols);
-      for (int64_t i = begin; i < end; ++i) tile(i * height, std::min((i + 1) * height, samples), wide, scratch);
+      for (int64_t i = begin; i < end; ++i)
+        tile_by_blas(i * height, std::min((i + 1) * height, samples), wide, scratch);
     });
   }
 };
