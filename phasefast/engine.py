@@ -53,8 +53,8 @@ class ProbeOptions(TypedDict, total=False):
         batchnorm: ``"recompute"`` statistics on the fit rows (default), of each ``"batch"``, or ``"running"``.
         device: where to compute; the model's own device by default.
         precision: ``"exact"`` (default): float32, and float64 for cells where it is not enough; ``"fast"``: float32,
-            and float64 only where it fails, of rows rounded to bfloat16 where that is faster: on a GPU, or on a CPU with
-            bfloat16 tiles (Intel AMX); ``"double"``: float64 throughout.
+            and float64 only where it fails, of rows rounded to bfloat16 where that is faster: on a GPU, or on a CPU
+            with bfloat16 tiles (Intel AMX); ``"double"``: float64 throughout.
         route: how cells are solved: ``None`` (default) plans the fastest for each; ``"primal"``, ``"dual"``,
             ``"eigen"`` or ``"target-free"`` forces one. All give the same numbers; see docs/performance.md.
         selection: ``"folds"`` (default) or ``"loo"``: penalties by leave-one-out errors from one eigendecomposition.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -151,7 +152,7 @@ def check_residual(rows: Tensor, weight: Tensor, offset: Tensor, targets: Tensor
     guess = rows.double() @ weight.double() + offset.double()
     bound = slack(rows, weight) + 1e-6 * (guess.abs() + offset.double().abs())
     miss = guess - targets.double()
-    for j, (start, stop) in enumerate(zip(blocks, blocks[1:])):
+    for j, (start, stop) in enumerate(itertools.pairwise(blocks)):
         part, slip = miss[:, start:stop], bound[:, start:stop]
         limit = (2 * part.abs() * slip + slip.square()).sum(1) + 1e-13
         assert ((errors[j] - part.square().sum(1)).abs() <= limit).all()
