@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,6 +81,11 @@ class TargetMatrix:
     probes: tuple[Probe, ...]
     digest: str
     per_column: bool = False
+
+    @cached_property
+    def rounded(self) -> torch.Tensor:
+        """``fit`` in bfloat16, for all cells whose rows are; made once."""
+        return self.fit.bfloat16()
 
 
 @dataclass(frozen=True)

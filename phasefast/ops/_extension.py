@@ -66,7 +66,7 @@ def compiled(op: str) -> Callable[..., None] | None:
 
 def bfloat16_is_fast(device: torch.device) -> bool:
     """Whether products of bfloat16 rows take less time than those of float32 ones there."""
-    return device.type == "cuda" or bool(build_info().get("tiles"))
+    return device.type == "cuda" or (device.type == "cpu" and bool(build_info().get("tiles")))
 
 
 def build_info() -> dict[str, Any]:

@@ -32,6 +32,8 @@ def accumulate(
     """
     everything = slice(0, len(targets.fit))
     columns = targets.fit if with_cross else targets.fit[:, :0]
+    if with_cross and dtype == torch.float32 and cells[0].fit.dtype == torch.bfloat16:
+        columns = targets.rounded
     row_sums = [cell.sums.sum(0) for cell in cells]
     if not with_folds or len(targets.folds) == 2:
         grams, crosses = _zeros(cells, None), _zeros(cells, columns)
