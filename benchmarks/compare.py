@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import importlib
 import json
 import math
 import platform
@@ -60,7 +61,7 @@ def main(
     today = datetime.date.today().isoformat()
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"cpu-{re.sub('[^a-z0-9]+', '-', processor().lower()).strip('-')}-{today}.json"
-    console = Console()
+    console = Console(width=max(Console().width, 120))
     with threads_everywhere(count):
         for name in chosen:
             start = time.perf_counter()
@@ -105,11 +106,11 @@ def threads_everywhere(count: int) -> Any:
     torch.set_num_threads(count)
     try:
         from threadpoolctl import threadpool_limits
-    except ImportError:  # then scikit-learn is not there either
+    except ImportError:  # nor is scikit-learn there, which needs it
         yield
         return
-    import numpy  # noqa: F401  (its library has to be loaded to be limited)
-
+    with contextlib.suppress(ImportError):  # only libraries that are loaded can be limited
+        importlib.import_module("sklearn.linear_model")
     with threadpool_limits(count):
         yield
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 import tempfile
 from collections.abc import Callable, Sequence
@@ -75,16 +77,14 @@ def _checkpoints(n: int, d: int, count: int, alphas: list[float]) -> tuple[Calla
     """A sweep over a small network, from checkpoints in memory to stored scores."""
     torch.manual_seed(0)
     sample, m = (3, 12, 12), n // 4
-    models = [
-        nn.Sequential(nn.Flatten(), nn.Linear(math.prod(sample), d), nn.ReLU()) for _ in range(count)
-    ]
+    models = [nn.Sequential(nn.Flatten(), nn.Linear(math.prod(sample), d), nn.ReLU()) for _ in range(count)]
     images = torch.randn(n + m, *sample)
     probe_set = pf.ProbeSet.from_tensors(images[:n], None, images[n:], None)
     states = {step: model.state_dict() for step, model in enumerate(models)}
     (planned,) = plan(models[0], sample, n, m, layers="2", alphas=alphas)
 
     def run() -> None:
-        with tempfile.TemporaryDirectory() as out:
+        with tempfile.TemporaryDirectory() as out, contextlib.redirect_stderr(io.StringIO()):  # no progress
             pf.sweep(models[0], states, probe_set, out=out, layers="2", alphas=alphas)
 
     return run, count * planned.cost.flops, planned.cost.route

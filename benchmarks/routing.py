@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from cells import Cell
+from ours import Cell
 from timing import seconds
 
 NEAR = 1.5  # a choice within this factor of the fastest route is a good one
@@ -31,13 +31,12 @@ def penalties(count: int) -> list[float]:
 def section(smoke: bool) -> dict[str, Any]:
     """Cells of log-uniform sizes; those that would take long by any route are drawn again."""
     generator = torch.Generator().manual_seed(0)
-    limits = {"n": (20, 200), "d": (5, 200), "p": (2, 100)} if smoke else {"n": (200, 6000), "d": (50, 6000), "p": (10, 4000)}
+    sizes = ((20, 200), (5, 200), (2, 100)) if smoke else ((200, 6000), (50, 6000), (10, 4000))
+    low, high = torch.tensor(sizes).log().unbind(1)
     cells: list[dict[str, Any]] = []
     while len(cells) < (3 if smoke else 60):
-        low, high = (torch.tensor(list(ends)).log() for ends in zip(*limits.values(), strict=True))
-        drawn = (low + (high - low) * torch.rand(len(limits), generator=generator)).exp().round().int().tolist()
+        n, d, p = (low + (high - low) * torch.rand(3, generator=generator)).exp().round().int().tolist()
         count = int(torch.randint(1, 11, (), generator=generator))
-        n, d, p = drawn
         if n * d * (d + 2 * p) > _FLOPS:  # before the cell is made
             continue
         cell = made_up(n, d, p, penalties(count), generator)

@@ -1,4 +1,4 @@
-"""Checkpoints of VGG-8, all five stages (8192 to 512 features), against the honest loop and the forward passes alone."""
+"""Checkpoints of VGG-8, stages of 8192 to 512 features, against the honest loop and the forward passes alone."""
 
 from __future__ import annotations
 

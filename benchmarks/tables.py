@@ -68,7 +68,7 @@ def _sweep(measured: dict[str, Any]) -> list[Table]:
 
 def _inputs(measured: dict[str, Any]) -> list[Table]:
     table = _table(
-        f"{measured['n']} + {measured['m']} images, {measured['d']} features: {spread(measured['ratios'])} times as long",
+        f"{measured['n']} + {measured['m']} images, {measured['d']} features: {spread(measured['ratios'])} times",
         "size", "prepared in s", "seconds", "forward alone",
     )  # fmt: skip
     for record in measured["sizes"]:

@@ -18,7 +18,10 @@ OURS = "ours"
 
 @dataclass(frozen=True)
 class Side:
-    """One way of doing the work; ``run`` returns its held-out error, where it has one. A slow one runs once, between two runs of ours."""
+    """One way of doing the work; ``run`` returns its held-out error, where it has one.
+
+    A slow one runs once, between two runs of ours.
+    """
 
     name: str
     run: Callable[[], float | None]
