@@ -35,9 +35,13 @@ def section(smoke: bool, repeats: int) -> dict[str, Any]:
         sides += [Side(who, partial(OPPONENTS[who], data, alphas), who in SLOW) for who in there]
         rates: list[float] = []
         records = in_turn(sides, repeats, lambda _, rates=rates: rates.append(product_rate(torch.float32, repeats=2)))
-        best, cost = min(oracle(data, alphas)), cell.costs()[0]
+        exact, cost = dict(zip(alphas, oracle(data, alphas), strict=True)), cell.costs()[0]
+        best = min(exact.values())
+        known = {OURS: cell.chosen["exact"], FAST: cell.chosen["fast"]}
         for record in records:
             record["excess"] = record["error"] / best - 1
+            if record["who"] in known:
+                record["rounding"] = record["error"] / exact[known[record["who"]]] - 1
         shape = {"n": n, "m": m, "d": d, "p": p + CLASSES, "penalties": len(alphas)}
         bound = floor(cost.flops, rates, records[0]["seconds"], [])
         cases.append({"case": name, **shape, "route": cost.route, "oracle": best, "sides": records, "floor": bound})

@@ -39,7 +39,7 @@ def main(
     smoke: Annotated[bool, typer.Option(help="tiny sizes: seconds, and figures that mean nothing")] = False,
     data: Annotated[str | None, typer.Option(help="an .npz of CIFAR-10 images for the sweep")] = None,
     checkpoints: Annotated[int, typer.Option(help="of the sweep")] = 2,
-    repeats: Annotated[int, typer.Option(help="of cells, inputs and growth")] = 5,
+    repeats: Annotated[int, typer.Option(help="of cells, inputs and growth")] = 3,
     threads: Annotated[int | None, typer.Option(help="on all sides; as many as torch takes by default")] = None,
     out: Annotated[Path, typer.Option(help="folder of the result")] = ROOT / "benchmarks/results",
     picture: Annotated[Path, typer.Option(help="where the section growth is drawn")] = ROOT / "docs/performance.png",
@@ -54,7 +54,7 @@ def main(
         "sweep": lambda: sweeps.section(smoke, checkpoints, data),
         "inputs": lambda: sweeps.inputs(smoke, repeats),
         "routes": lambda: routing.section(smoke),
-        "growth": lambda: growth.section(smoke, min(repeats, 3)),
+        "growth": lambda: growth.section(smoke, repeats),
     }
     machine = {"processor": processor(), "threads": count, "torch": torch.__version__}
     machine |= {"python": platform.python_version(), "compiled": build_info()["compiled"]}

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-MEASURED, MODEL, GREY = "#0072B2", "#D55E00", "#555555"  # Okabe & Ito: told apart by all eyes, in print too
+MEASURED, MODEL = "#0072B2", "#D55E00"  # Okabe & Ito: told apart by all eyes, in print too
 NAMES = {
     "rows": ("fit rows", "n"),
     "features": ("features", "d"),
@@ -30,19 +30,21 @@ def draw(growth: dict[str, Any], path: Path) -> None:
     figure, grid = pyplot.subplots(2, 3, figsize=(10, 6), layout="constrained", facecolor="white")
     for axes, (name, axis) in zip(grid.flat, growth["axes"].items(), strict=True):
         label, symbol = NAMES[name]
-        values, taken = axis["values"], [median(own) for own in axis["seconds"]]
-        least = [flops / rate for flops in axis["flops"]]
-        axes.plot(values, least, "--", color=MODEL, linewidth=2, label="least: planned FLOPs at the rate of products")
-        spread = [[t - min(own) for t, own in zip(taken, axis["seconds"], strict=True)],
-                  [max(own) - t for t, own in zip(taken, axis["seconds"], strict=True)]]  # fmt: skip
-        axes.errorbar(values, taken, spread, fmt="o-", color=MEASURED, markersize=5, linewidth=1.5, label="measured")
+        values, best = axis["values"], [min(own) for own in axis["seconds"]]
+        planned = [flops / rate for flops in axis["flops"]]
+        axes.plot(values, planned, "--", color=MODEL, linewidth=2, label="floor: planned FLOPs at the rate of products")
+        above = [median(own) - least for own, least in zip(axis["seconds"], best, strict=True)]
+        bars = [[0.0] * len(best), above]
+        axes.errorbar(
+            values, best, bars, fmt="o-", color=MEASURED, markersize=5, label="measured: best, bar to the median"
+        )
         axes.set(xscale="log", yscale="log", xlabel=label)
         axes.set_xticks(values, [f"{value:,}" for value in values], fontsize=9)
         axes.minorticks_off()
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-        measured, planned = axis["exponent"], axis["planned"]
-        axes.set_title(f"time ~ ${symbol}^{{{measured:.2f}}}$, planned ${symbol}^{{{planned:.2f}}}$", fontsize=12)
+        time, flops = axis["exponent"], axis["planned"]
+        axes.set_title(f"time ~ ${symbol}^{{{time:.2f}}}$, planned ${symbol}^{{{flops:.2f}}}$", fontsize=12)
     for axes in grid[:, 0]:
         axes.set_ylabel("seconds")
     handles, labels = grid[0, 0].get_legend_handles_labels()

@@ -33,6 +33,7 @@ class Cell:
         splits = [(inputs[part], None if labels is None else labels[part]) for part in (slice(n), slice(n, None))]
         folds = FOLDS if self.penalties.selects else 1
         edges = [n * i // folds for i in range(folds + 1)]
+        self.chosen: dict[str, float] = {}  # the penalty of the last ``error``, by precision
         self.targets = build_targets(wanted, *splits, edges, fit.device)
 
     @classmethod
@@ -73,4 +74,6 @@ class Cell:
     def error(self, precision: str = "exact") -> float:
         """Held-out fraction of variance of the input that stays unexplained."""
         scores = self.scores(precision)
-        return next(score.value for score in scores if (score.split, score.metric) == ("heldout", "fvu"))
+        found = next(score for score in scores if (score.split, score.metric) == ("heldout", "fvu"))
+        self.chosen[precision] = found.fit.alpha
+        return found.value

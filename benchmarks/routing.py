@@ -10,8 +10,8 @@ from ours import Cell
 from timing import seconds
 
 NEAR = 1.5  # a choice within this factor of the fastest route is a good one
-_FLOPS = 7e10  # of all routes of a cell together: about as much as a core's worth of CPU does in a second
-_RUNS = 3
+_FLOPS = 5e10  # of all routes of a cell together: about as much as a core's worth of CPU does in a second
+_RUNS = 2
 
 
 def made_up(n: int, d: int, p: int, alphas: Sequence[float], generator: torch.Generator) -> Cell:

@@ -34,19 +34,19 @@ def _table(title: str, *columns: str) -> Table:
 
 def _comparison(case: dict[str, Any]) -> Table:
     title = f"{case['case']}: {case['n']} + {case['m']} rows, {case['d']} -> {case['p']}"
-    table = _table(title, "side", "seconds", "over ours", "held-out error", "over float64", "peak MB")
+    table = _table(title, "side", "seconds", "over ours", "held-out error", "over best", "rounding", "peak MB")
     for side in case["sides"]:
-        error, excess = (side.get(key) for key in ("error", "excess"))
+        error, *others = (side.get(key) for key in ("error", "excess", "rounding"))
         table.add_row(
             side["who"],
             spread(side["seconds"], 3),
             spread(side["ratios"]),
             "" if error is None else f"{error:.6f}",
-            "" if excess is None else f"{excess:+.1e}",
+            *("" if other is None else f"{other:+.1e}" for other in others),
             f"{side['peak_bytes'] / 1e6:.0f}",
         )
     least, over = case["floor"]["seconds"], case["floor"]["over"]
-    table.add_row("floor", spread(least, 3), f"ours over it {spread(over)}", "", "", "")
+    table.add_row("floor", spread(least, 3), f"ours over it {spread(over)}", "", "", "", "")
     return table
 
 
@@ -91,7 +91,7 @@ def _routes(measured: dict[str, Any]) -> list[Table]:
 def _growth(measured: dict[str, Any]) -> list[Table]:
     table = _table("exponents on the upper half", "what grows", "sizes", "seconds", "routes", "exponent", "planned")
     for name, axis in measured["axes"].items():
-        seconds = " ".join(f"{median(own):.3g}" for own in axis["seconds"])
+        seconds = " ".join(f"{min(own):.3g}" for own in axis["seconds"])
         sizes, routes = " ".join(map(str, axis["values"])), ", ".join(dict.fromkeys(axis["routes"]))
         table.add_row(name, sizes, seconds, routes, f"{axis['exponent']:.2f}", f"{axis['planned']:.2f}")
     return [table]
