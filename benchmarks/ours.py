@@ -18,6 +18,9 @@ from phasefast.stages.solve import Penalties
 from phasefast.stages.targets import Input, Label, build_targets
 from phasefast.types import Activations, Layer, Score
 
+# Values of ``route=``; the name of a cost may join two of them, of which the first here is the one to ask for.
+_FORCED = ("target-free", "eigen", "dual", "primal")
+
 
 class Cell:
     """Rows and targets as the engine has them; what all cells of a sweep share is made here, before any timing.
@@ -54,7 +57,8 @@ class Cell:
         costs = self.costs()
         if "route" not in inspect.signature(decode).parameters:
             return {costs[0].route: {}}
-        return {cost.route: {"route": cost.route} for cost in costs}
+        names = [next(name for name in _FORCED if name in cost.route) for cost in costs]
+        return {name: {"route": name} for name in names}
 
     def scores(self, precision: str = "exact", layers: int = 1, **forced: Any) -> list[Score]:
         """Decode and score the cell, as if several layers had its rows."""
