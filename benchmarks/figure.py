@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from statistics import median
@@ -38,7 +39,9 @@ def draw(growth: dict[str, Any], path: Path) -> None:
         axes.errorbar(
             values, best, bars, fmt="o-", color=MEASURED, markersize=5, label="measured: best, bar to the median"
         )
-        axes.set(xscale="log", yscale="log", xlabel=label)
+        highest = max(map(median, axis["seconds"]))
+        limits = 10 ** math.floor(math.log10(min(planned + best))), 10 ** math.ceil(math.log10(highest))
+        axes.set(xscale="log", yscale="log", xlabel=label, ylim=limits)  # whole decades: two labels at least
         axes.set_xticks(values, [f"{value:,}" for value in values], fontsize=9)
         axes.minorticks_off()
         axes.grid(color="#dddddd", linewidth=0.6)
