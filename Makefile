@@ -16,7 +16,7 @@ help:
 	@echo "make bench   benchmark ops, cells and sweeps against plain ATen, scikit-learn, himalaya and Adam"
 	@echo "make carry   fetch wheels for a GPU machine without a network (.carry)"
 	@echo "make gpu     build, test and benchmark on this machine's GPU with the Python at hand; no network needed"
-	@echo "make docs-tables  write docs/*.md anew from docs/results/*.json"
+	@echo "make docs-tables  write docs/*.md anew from docs/results/*.json and benchmarks/results/*.json"
 	@echo "make lint    check style and types;  make format  mend style"
 	@echo "make test-abi  run the op tests of this build under torch $(ABI_TORCH)"
 
@@ -47,7 +47,8 @@ test: $(VENV)/dev
 
 bench: $(VENV)/dev
 	$(PIP) --no-build-isolation --editable '.[bench]'
-	$(BIN)/python -m pytest benchmarks --benchmark-only
+	$(BIN)/python -m pytest benchmarks --benchmark-only -k 'not cuda'
+	$(BIN)/python benchmarks/compare.py
 
 # One build serves every torch from 2.11 on: the binary that .venv has built, under another torch.
 $(VENV)-abi/$(ABI_TORCH): $(VENV)/created
@@ -78,7 +79,7 @@ gpu:
 	    'import datetime, torch; name = torch.cuda.get_device_name().lower().replace(" ", "-"); \
 	    print(f"benchmarks/results/{name}-{datetime.date.today()}.json")')"
 
-# Documents from docs/*.md.jinja and docs/results/*.json.
+# Documents from docs/*.md.jinja, docs/results/*.json and the newest complete benchmarks/results/cpu-*.json.
 docs-tables: $(VENV)/dev
 	$(BIN)/python docs/render.py
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from timing import OURS, best_of, product_rate, seconds, synchronised
 
 from phasefast import build_info, ops
-
-OURS = "ours"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -28,24 +26,14 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
         machine_info["gpu"] = torch.cuda.get_device_name()
 
 
-def best_of(run: Callable[[], Any], repeats: int = 5) -> float:
-    """Seconds of the fastest of some calls after one that warms up."""
-    times = []
-    run()
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
 CUDA = torch.cuda.is_available() and build_info().get("cuda", False)
-no_kernels = pytest.mark.skipif(not CUDA, reason="built without CUDA kernels, or no GPU")
 
 
-@pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=no_kernels)])
+@pytest.fixture(scope="session", params=["cpu", "cuda"])
 def device(request: pytest.FixtureRequest) -> str:
     """Where both sides run."""
+    if request.param == "cuda" and not CUDA:
+        pytest.skip("built without CUDA kernels, or no GPU")
     return str(request.param)
 
 
@@ -58,12 +46,9 @@ def kernels(device: str) -> Any:
 @pytest.fixture(scope="session")
 def gemm_rate(device: str) -> dict[torch.dtype, float]:
     """Matrix products of this machine, in FLOP/s by type of the factors; TF32 off."""
-    size, rates = 8192 if device == "cuda" else 1024, {}
-    for dtype in (torch.float32, torch.bfloat16) if device == "cuda" else (torch.float32,):
-        a = torch.randn(size, size, device=device).to(dtype)
-        out = torch.empty_like(a)
-        rates[dtype] = 2 * size**3 / best_of(synchronised(partial(torch.mm, a, a, out=out), device))
-    return rates
+    size = 8192 if device == "cuda" else 1024
+    kinds = (torch.float32, torch.bfloat16) if device == "cuda" else (torch.float32,)
+    return {dtype: product_rate(dtype, device, size) for dtype in kinds}
 
 
 @pytest.fixture(scope="session")
@@ -72,17 +57,6 @@ def copy_rate(device: str) -> float:
     source = torch.randn(2**30 if device == "cuda" else 2**24, device=device)
     target = torch.empty_like(source)
     return 2 * source.nbytes / best_of(synchronised(partial(target.copy_, source), device))
-
-
-def synchronised(side: Callable[[], Any], device: str) -> Callable[[], Any]:
-    """The call with its work on the device done."""
-
-    def run() -> Any:
-        returned = side()
-        torch.cuda.synchronize()
-        return returned
-
-    return run if device == "cuda" else side
 
 
 @pytest.fixture
@@ -107,9 +81,7 @@ def measure(benchmark: Any, device: str) -> Callable[..., None]:
         """
         side = synchronised(side, device)
         if rounds is None:
-            start = time.perf_counter()
-            side()
-            rounds = int(min(max(1.0 / (time.perf_counter() - start), 3), 200))
+            rounds = int(min(max(1.0 / seconds(side), 3), 200))
         benchmark.group = f"{device} {group}"
         returned = benchmark.pedantic(side, rounds=rounds, warmup_rounds=int(rounds > 1))
         median = benchmark.stats.stats.median

@@ -1,4 +1,4 @@
-"""Write docs/*.md from docs/*.md.jinja: every number in them is read from docs/results/*.json.
+"""Write docs/*.md from docs/*.md.jinja: every number in them is read from docs/results and benchmarks/results.
 
 `python docs/render.py` writes them; `--check` exits with 1 where one is not what it would write.
 """
@@ -8,17 +8,29 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 DOCS = Path(__file__).parent
+BENCHMARKS = DOCS.parent / "benchmarks/results"
 
 
 def results() -> dict[str, Any]:
     """Content of docs/results/*.json by stem."""
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(DOCS.glob("results/*.json"))}
+
+
+def measured(folder: Path) -> dict[str, Any]:
+    """Sections of the newest result of benchmarks/compare.py that has them all."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("cpu-*.json"))]
+    complete = [
+        result for result in found if {"cell", "sweep", "inputs", "routes", "growth"} <= set(result["sections"])
+    ]
+    if not complete:
+        sys.exit(f"no complete result of benchmarks/compare.py in {folder.name}: run `make bench`")
+    return max(complete, key=lambda result: result["date"])["sections"]
 
 
 def pairs(runs: dict[str, Any]) -> list[dict[str, Any]]:
@@ -47,7 +59,12 @@ def spread(values: list[float]) -> float:
     return stdev(values) if len(values) > 1 else 0.0
 
 
-def rendered() -> dict[Path, str]:
+def ranged(values: list[float], digits: int = 2) -> str:
+    """Median, and from the least to the largest."""
+    return f"{median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def rendered(benchmarks: Path = BENCHMARKS) -> dict[Path, str]:
     """Text of each document by its path."""
     environment = Environment(
         loader=FileSystemLoader(DOCS), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
@@ -56,10 +73,16 @@ def rendered() -> dict[Path, str]:
     environment.filters["f"] = lambda value, digits=3: f"{value:.{digits}f}"
     environment.filters["signed"] = lambda value, digits=3: f"{value:+.{digits}f}"
     environment.filters["percent"] = lambda value, digits=1: f"{100 * value:+.{digits}f} %"
+    environment.filters["e"] = lambda value, digits=1: f"{value:.{digits}e}"
+    environment.filters.update(median=median, ranged=ranged)
     environment.globals.update(mean=mean, spread=spread, column=column, pairs=pairs, fine_tunings=fine_tunings)
     found = results()
     runs = {name: content for name, content in found.items() if "claims" in content}
-    names = {"runs": runs, **{name.replace("-", "_"): content for name, content in found.items()}}
+    names = {
+        "runs": runs,
+        "performance": measured(benchmarks),
+        **{name.replace("-", "_"): content for name, content in found.items()},
+    }
     return {path.with_suffix(""): environment.get_template(path.name).render(names) for path in DOCS.glob("*.md.jinja")}
 
 
@@ -69,7 +92,7 @@ def main() -> None:
         if "--check" not in sys.argv[1:]:
             path.write_text(text, encoding="utf-8")
         elif not path.exists() or path.read_text(encoding="utf-8") != text:
-            sys.exit(f"{path.name} is not what {path.name}.jinja and docs/results give: run `make docs-tables`")
+            sys.exit(f"{path.name} is not what {path.name}.jinja and the results give: run `make docs-tables`")
 
 
 if __name__ == "__main__":

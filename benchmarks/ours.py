@@ -1,0 +1,83 @@
+"""Our side of a cell: all that benchmarks know of the package's inner stages."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from opponents import CLASSES, Data
+from torch import Tensor
+
+from phasefast.engine import FOLDS, decode, sizes
+from phasefast.stages import plan
+from phasefast.stages.evaluate import evaluate
+from phasefast.stages.plan import Cost
+from phasefast.stages.solve import Penalties
+from phasefast.stages.targets import Input, Label, build_targets
+from phasefast.types import Activations, Layer, Score
+
+# Values of ``route=``; the name of a cost may join two of them, of which the first here is the one to ask for.
+_FORCED = ("target-free", "eigen", "dual", "primal")
+
+
+class Cell:
+    """Rows and targets as the engine has them; what all cells of a sweep share is made here, before any timing.
+
+    Args:
+        inputs, labels: of the n fit and the m held-out rows, one after another; no labels: the input alone.
+    """
+
+    def __init__(self, fit: Tensor, heldout: Tensor, inputs: Tensor, labels: Tensor | None, alphas: Sequence[float]):
+        n = len(fit)
+        self.fit, self.heldout, self.penalties = fit, heldout, Penalties(tuple(alphas))
+        wanted = [Input()] if labels is None else [Input(), Label(CLASSES)]
+        splits = [(inputs[part], None if labels is None else labels[part]) for part in (slice(n), slice(n, None))]
+        folds = FOLDS if self.penalties.selects else 1
+        edges = [n * i // folds for i in range(folds + 1)]
+        self.chosen: dict[str, float] = {}  # the penalty of the last ``error``, by precision
+        self.targets = build_targets(wanted, *splits, edges, fit.device)
+
+    @classmethod
+    def of(cls, data: Data, alphas: Sequence[float]) -> Cell:
+        """The cell whose opponents get ``data``."""
+        both = torch.cat([data.fit_targets, data.heldout_targets])
+        inputs, labels = both.split([data.inputs, both.shape[1] - data.inputs], 1)
+        return cls(data.fit, data.heldout, inputs, labels.argmax(1), alphas)
+
+    def costs(self) -> list[Cost]:
+        """Of all routes that can serve the cell, the planner's choice first."""
+        problem = sizes(len(self.heldout), self.targets, self.penalties)
+        every = getattr(plan, "routes", None)
+        return every(self.fit.shape[1], problem) if every else [plan.cell_cost(self.fit.shape[1], problem)]
+
+    def routes(self) -> dict[str, dict[str, Any]]:
+        """Arguments of ``scores`` by route, the planner's choice first."""
+        costs = self.costs()
+        if "route" not in inspect.signature(decode).parameters:
+            return {costs[0].route: {}}
+        names = [next(name for name in _FORCED if name in cost.route) for cost in costs]
+        return {name: {"route": name} for name in names}
+
+    def scores(self, precision: str = "exact", layers: int = 1, **forced: Any) -> list[Score]:
+        """Decode and score the cell, as if several layers had its rows."""
+        narrow = precision == "fast" and self.fit.is_cuda
+        shift = self.fit.mean(0)
+        fit, heldout = (
+            (rows - shift).to(torch.bfloat16 if narrow else torch.float32) for rows in (self.fit, self.heldout)
+        )
+        edges = zip(self.targets.folds, self.targets.folds[1:], strict=False)
+        sums = torch.stack([fit[start:stop].sum(0, dtype=torch.float64) for start, stop in edges])
+        cells = [
+            Activations(Layer(f"layer{i}", "layer", 0, fit.shape[1]), fit, heldout, shift, sums) for i in range(layers)
+        ]
+        found = decode(cells, self.targets, self.penalties, precision, **forced)
+        return [score for cell, decoder in found for score in evaluate(cell, decoder, self.targets)]
+
+    def error(self, precision: str = "exact") -> float:
+        """Held-out fraction of variance of the input that stays unexplained."""
+        scores = self.scores(precision)
+        found = next(score for score in scores if (score.split, score.metric) == ("heldout", "fvu"))
+        self.chosen[precision] = found.fit.alpha
+        return found.value

@@ -1,0 +1,92 @@
+"""benchmarks/compare.py runs, and what it writes is what docs/performance.md is made of."""
+
+from __future__ import annotations
+
+import json
+import math
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SECTIONS = ("cell", "sweep", "inputs", "routes", "growth")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a smoke run left its result; the last section is measured in a run of its own."""
+    out = tmp_path_factory.mktemp("results")
+    command = [
+        sys.executable,
+        "benchmarks/compare.py",
+        "--smoke",
+        "--repeats",
+        "2",
+        "--threads",
+        "1",
+        "--out",
+        out,
+        "--picture",
+    ]
+    for only in (",".join(SECTIONS[:-1]), SECTIONS[-1]):
+        done = subprocess.run([*command, out / "growth.png", "--only", only], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture(scope="module")
+def sections(folder: Path) -> dict[str, Any]:
+    (path,) = folder.glob("cpu-*.json")
+    text = path.read_text(encoding="utf-8")
+    assert str(ROOT) not in text
+    return json.loads(text)["sections"]
+
+
+def test_every_section_says_where_and_when(sections: dict[str, Any]) -> None:
+    assert tuple(sections) == SECTIONS
+    for section in sections.values():
+        assert {"date", "machine", "products", "took"} <= set(section)
+        assert set(section["products"]) == {"float32", "bfloat16", "float64"}
+
+
+def test_ratios_are_of_the_same_repeat(sections: dict[str, Any]) -> None:
+    for case in (*sections["cell"]["cases"], sections["sweep"]):
+        assert case["sides"][0]["who"] == "ours"
+        for side in case["sides"]:
+            assert len(side["seconds"]) == len(side["ours"]) == len(side["ratios"]) == 2
+            for theirs, ours, ratio in zip(side["seconds"], side["ours"], side["ratios"], strict=True):
+                assert math.isclose(theirs / ours, ratio, rel_tol=1e-4)
+        assert len(case["floor"]["over"]) == 2
+
+
+def test_all_sides_solve_the_same_problem(sections: dict[str, Any]) -> None:
+    for case in sections["cell"]["cases"]:
+        excess = {side["who"]: side["excess"] for side in case["sides"]}
+        for who in {"aten", "sklearn Ridge", "lstsq"} & set(excess):
+            assert abs(excess[who]) < 1e-4, (case["case"], who)
+        rounding = {side["who"]: side["rounding"] for side in case["sides"] if "rounding" in side}
+        assert set(rounding) == {"ours", "ours, fast"}
+        assert all(abs(value) < 1e-4 for value in rounding.values())
+    for layer in sections["sweep"]["layers"]:
+        assert all(abs(difference) < 1e-4 for difference in layer["difference"].values())
+
+
+def test_planner_and_growth_are_recorded(sections: dict[str, Any]) -> None:
+    for cell in sections["routes"]["cells"]:
+        assert cell["chosen"] in cell["seconds"]
+        assert cell["over_best"] >= 1
+    for axis in sections["growth"]["axes"].values():
+        assert len(axis["values"]) == len(axis["seconds"]) == len(axis["flops"]) == len(axis["routes"])
+        assert math.isfinite(axis["exponent"] + axis["planned"])
+
+
+def test_the_document_is_made_of_them(folder: Path, sections: dict[str, Any]) -> None:
+    documents = runpy.run_path(str(ROOT / "docs/render.py"))["rendered"](folder)
+    (text,) = (text for path, text in documents.items() if path.name == "performance.md")
+    for case in sections["cell"]["cases"]:
+        assert all(f"| {side['who']} |" in text for side in case["sides"])
+    assert (folder / "growth.png").stat().st_size > 10_000
