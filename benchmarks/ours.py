@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,16 +9,14 @@ import torch
 from opponents import CLASSES, Data
 from torch import Tensor
 
-from phasefast.engine import FOLDS, decode, sizes
-from phasefast.stages import plan
+from phasefast import ops
+from phasefast.decoding import Method, decode
+from phasefast.engine import FOLDS
 from phasefast.stages.evaluate import evaluate
-from phasefast.stages.plan import Cost
-from phasefast.stages.solve import Penalties
+from phasefast.stages.plan import Cost, routes
 from phasefast.stages.targets import Input, Label, build_targets
+from phasefast.systems import Penalties
 from phasefast.types import Activations, Layer, Score
-
-# Values of ``route=``; the name of a cost may join two of them, of which the first here is the one to ask for.
-_FORCED = ("target-free", "eigen", "dual", "primal")
 
 
 class Cell:
@@ -46,23 +43,23 @@ class Cell:
         inputs, labels = both.split([data.inputs, both.shape[1] - data.inputs], 1)
         return cls(data.fit, data.heldout, inputs, labels.argmax(1), alphas)
 
-    def costs(self) -> list[Cost]:
+    def costs(self, splits: str = "both") -> list[Cost]:
         """Of all routes that can serve the cell, the planner's choice first."""
-        problem = sizes(len(self.heldout), self.targets, self.penalties)
-        every = getattr(plan, "routes", None)
-        return every(self.fit.shape[1], problem) if every else [plan.cell_cost(self.fit.shape[1], problem)]
+        problem = Method(self.penalties, splits=splits).problem(len(self.heldout), self.targets)
+        return routes(self.fit.shape[1], problem)
 
-    def routes(self) -> dict[str, dict[str, Any]]:
+    def routes(self, splits: str) -> dict[str, dict[str, Any]]:
         """Arguments of ``scores`` by route, the planner's choice first."""
-        costs = self.costs()
-        if "route" not in inspect.signature(decode).parameters:
-            return {costs[0].route: {}}
-        names = [next(name for name in _FORCED if name in cost.route) for cost in costs]
-        return {name: {"route": name} for name in names}
+        forced: dict[str, dict[str, Any]] = {}
+        for cost in self.costs(splits):
+            route = "target-free" if cost.target_free else "eigen" if cost.eigen else cost.features
+            forced.setdefault(route, {"route": route, "splits": splits})
+        return forced
 
-    def scores(self, precision: str = "exact", layers: int = 1, **forced: Any) -> list[Score]:
+    def scores(self, precision: str = "exact", layers: int = 1, **method: Any) -> list[Score]:
         """Decode and score the cell, as if several layers had its rows."""
-        narrow = precision == "fast" and self.fit.is_cuda
+        how = Method(self.penalties, precision, **method)
+        narrow = precision == "fast" and ops.bfloat16_is_fast(self.fit.device)
         shift = self.fit.mean(0)
         fit, heldout = (
             (rows - shift).to(torch.bfloat16 if narrow else torch.float32) for rows in (self.fit, self.heldout)
@@ -72,8 +69,9 @@ class Cell:
         cells = [
             Activations(Layer(f"layer{i}", "layer", 0, fit.shape[1]), fit, heldout, shift, sums) for i in range(layers)
         ]
-        found = decode(cells, self.targets, self.penalties, precision, **forced)
-        return [score for cell, decoder in found for score in evaluate(cell, decoder, self.targets)]
+        both = how.splits == "both"
+        found = decode(cells, self.targets, how)
+        return [score for cell, decoder in found for score in evaluate(cell, decoder, self.targets, both)]
 
     def error(self, precision: str = "exact") -> float:
         """Held-out fraction of variance of the input that stays unexplained."""

@@ -40,17 +40,19 @@ def section(smoke: bool) -> dict[str, Any]:
         if n * d * (d + 2 * p) > _FLOPS:  # before the cell is made
             continue
         cell = made_up(n, d, p, penalties(count), generator)
-        costs = {cost.route: cost.flops for cost in cell.costs()}
+        splits = ("both", "heldout")[len(cells) % 2]
+        costs = {cost.route: cost.flops for cost in cell.costs(splits)}
         if sum(costs.values()) <= _FLOPS:
-            cells.append({"n": n, "d": d, "p": p, "penalties": count, "flops": costs} | _measured(cell))
+            size = {"n": n, "d": d, "p": p, "penalties": count, "splits": splits}
+            cells.append({**size, "flops": costs} | _measured(cell, splits))
     choices = [cell for cell in cells if len(cell["seconds"]) > 1]
     good = [cell for cell in choices if cell["over_best"] <= NEAR]
     share = len(good) / len(choices) if choices else None
     return {"near": NEAR, "cells": cells, "with_choice": len(choices), "share": share}
 
 
-def _measured(cell: Cell) -> dict[str, Any]:
-    routes = cell.routes()
+def _measured(cell: Cell, splits: str) -> dict[str, Any]:
+    routes = cell.routes(splits)
     taken: dict[str, list[float]] = {route: [] for route in routes}
     for _ in range(_RUNS):
         for route, forced in routes.items():

@@ -19,7 +19,7 @@ from phasefast.engine import Engine
 from phasefast.experiments.datasets import load
 from phasefast.experiments.models import make_model
 from phasefast.planning import plan
-from phasefast.stages.solve import DEFAULT_ALPHAS
+from phasefast.systems import DEFAULT_ALPHAS
 
 STAGES = [f"stage{i}" for i in range(1, 6)]
 WIDTHS = (8192, 4096, 2048, 1024, 512)
