@@ -38,6 +38,7 @@ def main(
     only: Annotated[str, typer.Option(help="sections to run, separated by commas")] = ",".join(SECTIONS),
     smoke: Annotated[bool, typer.Option(help="tiny sizes: seconds, and figures that mean nothing")] = False,
     data: Annotated[str | None, typer.Option(help="an .npz of CIFAR-10 images for the sweep")] = None,
+    weights: Annotated[str | None, typer.Option(help="a folder of VGG-8 checkpoints for the sweep")] = None,
     checkpoints: Annotated[int, typer.Option(help="of the sweep")] = 2,
     repeats: Annotated[int, typer.Option(help="of cells, inputs and growth")] = 3,
     threads: Annotated[int | None, typer.Option(help="on all sides; as many as torch takes by default")] = None,
@@ -51,7 +52,7 @@ def main(
     count = threads or torch.get_num_threads()
     run = {
         "cell": lambda: cells.section(smoke, repeats),
-        "sweep": lambda: sweeps.section(smoke, checkpoints, data),
+        "sweep": lambda: sweeps.section(smoke, checkpoints, data, weights),
         "inputs": lambda: sweeps.inputs(smoke, repeats),
         "routes": lambda: routing.section(smoke),
         "growth": lambda: growth.section(smoke, repeats),

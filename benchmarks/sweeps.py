@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from functools import partial
 from statistics import mean
 from typing import Any
 
@@ -15,11 +16,15 @@ from timing import OURS, Side, floor, in_turn, product_rate, seconds
 from torch import Tensor, nn
 
 import phasefast as pf
+from phasefast.checkpoints import order_checkpoints, read_state_dict
+from phasefast.decoding import decode
 from phasefast.engine import Engine
 from phasefast.experiments.datasets import load
 from phasefast.experiments.models import make_model
 from phasefast.planning import plan
+from phasefast.stages.evaluate import evaluate
 from phasefast.systems import DEFAULT_ALPHAS
+from phasefast.types import Activations
 
 STAGES = [f"stage{i}" for i in range(1, 6)]
 WIDTHS = (8192, 4096, 2048, 1024, 512)
@@ -29,10 +34,11 @@ _WIDEST_ORACLE = 2048  # wider layers would take float64 minutes
 
 
 class Run:
-    """A model, images and checkpoints: random weights, as what they cost does not depend on what they learned.
+    """A model, images and checkpoints; random weights cost what others do but for the search for their penalty.
 
     Args:
         file: an ``.npz`` of CIFAR-10 images (see ``phasefast.experiments.datasets``), or made-up smooth ones.
+        weights: a folder of state dicts; the last ``checkpoints`` of them by step are taken instead of random ones.
     """
 
     def __init__(
@@ -45,6 +51,7 @@ class Run:
         device: str = "cpu",
         stages: Sequence[str] = STAGES,
         file: str | None = None,
+        weights: str | None = None,
     ) -> None:
         self.n, self.m, self.batch, self.device, self.stages = n, m, batch, device, stages
         torch.manual_seed(0)
@@ -60,7 +67,11 @@ class Run:
         self.probe_set = pf.ProbeSet.from_tensors(*parts[0], *parts[1])
         self.model = make_model("vgg8", SAMPLE, CLASSES).to(device)
         self._there = self.images.to(device)
-        self.checkpoints = {step: self._fresh() for step in range(checkpoints)}
+        if weights is None:
+            self.checkpoints = {step: self._fresh() for step in range(checkpoints)}
+        else:
+            found = list(order_checkpoints(weights).values())[-checkpoints:]
+            self.checkpoints = {step: read_state_dict(path) for step, path in enumerate(found)}
         self.model.eval()
 
     @torch.no_grad()
@@ -96,10 +107,10 @@ class Run:
             yield name, Data(rows[: self.n], rows[self.n :], *targets, self.images[0].numel())
 
 
-def section(smoke: bool, checkpoints: int, file: str | None) -> dict[str, Any]:
+def section(smoke: bool, checkpoints: int, file: str | None, weights: str | None) -> dict[str, Any]:
     """Every checkpoint is a repeat: ours with the default penalties and certificates, the loop with one penalty."""
     n, m = (300, 60) if smoke else (10_000, 2_000)
-    run = Run(n, m, checkpoints, stages=STAGES[-2:] if smoke else STAGES, file=file)
+    run = Run(n, m, checkpoints, stages=STAGES[-2:] if smoke else STAGES, file=file, weights=weights)
     targets, step, rates = run.targets(), 0, []
     latest: dict[str, float] = {}
 
@@ -140,15 +151,16 @@ def section(smoke: bool, checkpoints: int, file: str | None) -> dict[str, Any]:
     bound = floor(flops, rates, records[0]["seconds"], records[-1]["seconds"])
     shape = {"n": n, "m": m, "d": [layer["dim"] for layer in layers], "p": targets[0].shape[1]}
     shape |= {"penalties": len(DEFAULT_ALPHAS), "checkpoints": checkpoints, "images": "CIFAR-10" if file else "made up"}
+    shape |= {"weights": "random" if weights is None else "trained"}
     return {"case": "vgg8", **shape, "preparing": preparing, "sides": records, "floor": bound, "layers": layers}
 
 
 def inputs(smoke: bool, repeats: int) -> dict[str, Any]:
-    """The same layer above images of two sizes: what a measurement takes once the targets are prepared."""
+    """The same layer above images of two sizes: what decoding takes once the targets are prepared."""
     n, m, width = (60, 20, 16) if smoke else (2_000, 500, 1_024)
     torch.manual_seed(0)
     images = torch.randn(n + m, *SAMPLE)
-    measured = {}
+    measured = []
     for size in (32, 64 if smoke else 224):
         pictures = nn.functional.interpolate(images, size=size, mode="bilinear")
         layers = {"pool": nn.AdaptiveAvgPool2d(8), "flat": nn.Flatten(), "wide": nn.Linear(192, width)}
@@ -157,20 +169,20 @@ def inputs(smoke: bool, repeats: int) -> dict[str, Any]:
         del pictures
         begin = time.perf_counter()
         engine = Engine(model, probe_set, layers="wide")
-        record = {"size": size, "preparing": time.perf_counter() - begin, "seconds": [], "forward": []}
-        measured[size] = (record, engine, probe_set)
-        engine.measure(0)
+        record = {"size": size, "preparing": time.perf_counter() - begin, "seconds": []}
+        begin = time.perf_counter()
+        rows = engine.activations()
+        record["capture"] = time.perf_counter() - begin
+        measured.append((record, engine, rows))
+        _decode(engine, rows)
     for _ in range(repeats):
-        for record, engine, probe_set in measured.values():
-            record["seconds"].append(seconds(lambda engine=engine: engine.measure(0)))
-            record["forward"].append(seconds(lambda engine=engine, data=probe_set: _forward(engine.model, data)))
-    small, large = (record for record, _, _ in measured.values())
+        for record, engine, rows in measured:
+            record["seconds"].append(seconds(partial(_decode, engine, rows)))
+    small, large = (record for record, _, _ in measured)
     ratios = [b / a for a, b in zip(small["seconds"], large["seconds"], strict=True)]
     return {"n": n, "m": m, "d": width, "penalties": len(DEFAULT_ALPHAS), "sizes": [small, large], "ratios": ratios}
 
 
-@torch.no_grad()
-def _forward(model: nn.Module, data: pf.ProbeSet) -> None:
-    for inputs in (data.fit_inputs, data.heldout_inputs):
-        for batch in inputs.split(256):
-            model(batch)
+def _decode(engine: Engine, rows: Sequence[Activations]) -> None:
+    for cell, decoder in decode(list(rows), engine.targets, engine.method):
+        evaluate(cell, decoder, engine.targets)

@@ -69,11 +69,11 @@ def _sweep(measured: dict[str, Any]) -> list[Table]:
 def _inputs(measured: dict[str, Any]) -> list[Table]:
     table = _table(
         f"{measured['n']} + {measured['m']} images, {measured['d']} features: {spread(measured['ratios'])} times",
-        "size", "prepared in s", "seconds", "forward alone",
+        "size", "prepared in s", "seconds", "capture in s",
     )  # fmt: skip
     for record in measured["sizes"]:
-        prepared, taken, forward = record["preparing"], spread(record["seconds"], 3), spread(record["forward"], 3)
-        table.add_row(str(record["size"]), f"{prepared:.2f}", taken, forward)
+        prepared, taken, captured = record["preparing"], spread(record["seconds"], 3), record["capture"]
+        table.add_row(str(record["size"]), f"{prepared:.2f}", taken, f"{captured:.2f}")
     return [table]
 
 
