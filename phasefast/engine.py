@@ -54,7 +54,7 @@ class ProbeOptions(TypedDict, total=False):
         batchnorm: ``"recompute"`` statistics on the fit rows (default), of each ``"batch"``, or ``"running"``.
         device: where to compute; the model's own device by default.
         precision: ``"exact"`` (default): float32, and float64 for cells where it is not enough; ``"fast"``: float32,
-            and float64 only where it fails, of rows rounded to bfloat16 where that is faster: on a GPU, or on a CPU with
+            and float64 only where it fails, of rows rounded to bfloat16 where that is faster: on a GPU, or a CPU with
             bfloat16 tiles (Intel AMX); ``"double"``: float64 throughout.
         tokens: for outputs [b, t, f]: ``"flatten"`` (default), ``"mean"`` over t, or ``"cls"``, the first.
         pool: average spatial dimensions to this size; 0 (default) keeps every position.

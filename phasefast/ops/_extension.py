@@ -73,8 +73,8 @@ def build_info() -> dict[str, Any]:
     """How the extension was built, or why there is none.
 
     Keys: ``compiled`` and ``problem``; with an extension also ``torch`` (built with), ``compiler``, ``cuda``,
-    ``cuda_version``, ``archs``, ``flags``, ``abi_target``, and ``tiles``: whether the CPU ops multiply in bfloat16 tiles,
-    as the processor can and ``PHASEFAST_TILES=0`` does not forbid.
+    ``cuda_version``, ``archs``, ``flags``, ``abi_target``, and ``tiles``: whether the CPU ops multiply in bfloat16
+    tiles, as the processor can and ``PHASEFAST_TILES=0`` does not forbid.
     """
     module, reason = _load()
     info: dict[str, Any] = {"compiled": module is not None, "problem": reason}
