@@ -103,7 +103,7 @@ class Activations:
     """Captured rows of one layer, minus ``shift``.
 
     Attributes:
-        fit: [n, d], heldout: [m, d], float32; float64 for a float64 model, bfloat16 where a GPU may be fast.
+        fit: [n, d], heldout: [m, d], float32; float64 for a float64 model, bfloat16 where it is fast and may be used.
         shift: [d] float32.
         sums: [k, d] float64 sums of the stored fit rows, per fold.
         route: ``"primal"``: the columns are the layer's features; ``"dual"``: n coordinates of the rows in their span.

@@ -70,7 +70,8 @@ def test_all_sides_solve_the_same_problem(sections: dict[str, Any]) -> None:
             assert abs(excess[who]) < 1e-4, (case["case"], who)
         rounding = {side["who"]: side["rounding"] for side in case["sides"] if "rounding" in side}
         assert set(rounding) == {"ours", "ours, fast"}
-        assert all(abs(value) < 1e-4 for value in rounding.values())
+        assert abs(rounding["ours"]) < 1e-4
+        assert abs(rounding["ours, fast"]) < 2e-2  # rows may be rounded to bfloat16
     for layer in sections["sweep"]["layers"]:
         assert all(abs(difference) < 1e-4 for difference in layer["difference"].values())
 

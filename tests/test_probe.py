@@ -177,11 +177,12 @@ def test_models_in_other_dtypes(net: SmallNet, probe_set: pf.ProbeSet, dtype: to
 
 
 def test_precisions_agree(net: SmallNet, probe_set: pf.ProbeSet) -> None:
-    values = [
+    exact, fast, double = (
         pf.probe(net, probe_set, layers="hidden", precision=p).value(split="heldout", metric="fvu")
         for p in ("exact", "fast", "double")
-    ]
-    assert values == pytest.approx([values[2]] * 3, rel=1e-4)
+    )
+    assert exact == pytest.approx(double, rel=1e-4)
+    assert fast == pytest.approx(double, rel=2e-3)  # rows may be rounded to bfloat16
 
 
 class Sequence(nn.Module):

@@ -1,7 +1,7 @@
 // Whether this processor multiplies bfloat16 tiles (Intel AMX) and the system lets us: asked once, at run time.
 #pragma once
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 11
 #define PHASEFAST_AMX 1
 #include <cpuid.h>
 #include <sys/syscall.h>

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -58,7 +58,7 @@ def check_gram(rows: Tensor, targets: Tensor, accumulator: torch.dtype = F64) ->
 @pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
 @pytest.mark.parametrize("accumulator", [F32, F64], ids=str)
 def test_gram_of_ragged_shapes(dtype, accumulator):
-    shapes = [(512, 64, 1), (513, 65, 33), (801, 97, 300), (4500, 130, 257), (700, 1100, 70), (1023, 511, 0)]
+    shapes = [(512, 64, 1), (513, 65, 33), (801, 97, 300), (4500, 98, 257), (520, 1100, 70), (1023, 211, 0)]
     for n, d, p in shapes:
         rows = torch.randn(n, d).relu().to(dtype)
         for targets in (torch.randn(n, p), torch.randn(n, p).to(BF16), torch.randn(n, p, dtype=F64)):
@@ -152,7 +152,7 @@ def check_residual(rows: Tensor, weight: Tensor, offset: Tensor, targets: Tensor
     guess = rows.double() @ weight.double() + offset.double()
     bound = slack(rows, weight) + 1e-6 * (guess.abs() + offset.double().abs())
     miss = guess - targets.double()
-    for j, (start, stop) in enumerate(itertools.pairwise(blocks)):
+    for j, (start, stop) in enumerate(pairwise(blocks)):
         part, slip = miss[:, start:stop], bound[:, start:stop]
         limit = (2 * part.abs() * slip + slip.square()).sum(1) + 1e-13
         assert ((errors[j] - part.square().sum(1)).abs() <= limit).all()
@@ -172,7 +172,7 @@ def test_residual_of_ragged_shapes(dtype, other):
         (256, 64, [0, 60, 70]),
         (801, 300, [0, 500, 500, 1100, 1103]),
         (999, 97, [7, 40, 75]),
-        (5000, 130, [3, 515, 1030, 1040]),
+        (2100, 130, [3, 515, 1030, 1040]),
     ):
         p = blocks[-1] + 2
         rows, weight = torch.randn(m, d).to(dtype), torch.randn(d, p)
