@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -22,11 +22,12 @@ ERROR_TOLERANCE = 1e-5  # relative, of the held-out squared error: above it, flo
 Precision = Literal["exact", "fast", "double"]
 Selection = Literal["folds", "loo"]
 Splits = Literal["both", "heldout"]
+PenaltyPer = Literal["target", "column"]
 _CHOICES = {
-    "precision": ("exact", "fast", "double"),
-    "selection": ("folds", "loo"),
-    "penalty_per": ("target", "column"),
-    "splits": ("both", "heldout"),
+    "precision": get_args(Precision),
+    "selection": get_args(Selection),
+    "penalty_per": get_args(PenaltyPer),
+    "splits": get_args(Splits),
     "route": (None, *FORCED_ROUTES),
 }
 
@@ -58,18 +59,23 @@ class Method:
 
     def problem(self, heldout: int, targets: TargetMatrix) -> Problem:
         """What the cost of a cell depends on, beside its width; ``heldout``: number of rows."""
-        folds = len(targets.folds) - 1 if self.penalties.selects and self.selection == "folds" else 1
+        (n, p), q, folds = targets.fit.shape, targets.sketch.fit.shape[1], len(targets.folds) - 1
+        return self.problem_of_sizes(n, heldout, p, q, folds, targets.per_column)
+
+    def problem_of_sizes(self, n: int, m: int, p: int, q: int, folds: int, per_column: bool = False) -> Problem:
+        """The same before there are targets: n fit and m held-out rows, p target columns, q of them sketched."""
+        selects, by_folds = self.penalties.selects, self.selection == "folds"
         return Problem(
-            n=len(targets.fit),
-            m=heldout,
-            p=targets.fit.shape[1],
-            q=targets.sketch.fit.shape[1],
-            folds=folds,
+            n,
+            m,
+            p,
+            q,
+            folds=folds if selects and by_folds else 1,
             penalties=len(self.penalties.alphas),
             zero=self.penalties.zero,
             fit_scores=self.splits == "both",
-            per_column=targets.per_column,
-            leave_one_out=self.penalties.selects and self.selection == "loo",
+            per_column=per_column,
+            leave_one_out=selects and not by_folds,
             stride=self.penalties.stride,
         )
 

@@ -10,13 +10,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from .checkpoints import state_hash
-from .decoding import Method, Precision, Selection, Splits, check_choices, decode
+from .decoding import Method, PenaltyPer, Precision, Selection, Splits, check_choices, decode
 from .errors import ArgumentError
 from .ops import bfloat16_is_fast
 from .scores import Scores
@@ -76,7 +76,7 @@ class ProbeOptions(TypedDict, total=False):
     precision: Precision
     route: ForcedRoute | None
     selection: Selection
-    penalty_per: Literal["target", "column"]
+    penalty_per: PenaltyPer
     splits: Splits
     tokens: TokenMode
     pool: int

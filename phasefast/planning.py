@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .decoding import Selection, Splits, check_choices
+from .decoding import Method, Selection, Splits
 from .engine import FOLDS, resolve_device
 from .errors import ArgumentError
 from .stages.capture import RowOptions, discover_layers
 from .stages.layers import select_layers, unwrap
-from .stages.plan import Cost, ForcedRoute, Problem, fitting_cost, group_layers, memory_budget
+from .stages.plan import Cost, ForcedRoute, fitting_cost, group_layers, memory_budget
 from .stages.preserve import preserved
 from .stages.targets import SKETCH_COLUMNS
 from .systems import DEFAULT_ALPHAS, Penalties
@@ -64,11 +64,10 @@ def plan(
     """
     if min(fit, heldout, *sample) < 1 or classes < 0:
         raise ArgumentError(f"expected positive sizes, got sample {tuple(sample)}, {fit} and {heldout} rows")
-    check_choices({"splits": splits, "selection": selection, "route": route})
+    method = Method(Penalties(tuple(alphas)), route=route, selection=selection, splits=splits)
     model = unwrap(model)
     home = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     where = resolve_device(device, home)
-    penalties = Penalties(tuple(alphas))
     with preserved(model, where):
         batch = torch.randn(2, *sample, device=where)
         try:
@@ -80,18 +79,7 @@ def plan(
     width = int(torch.Size(sample).numel())
     # Wider targets than there are fit rows are replaced by n + 1 columns (row space).
     p, q = min(width, fit + 1) + classes, min(width, SKETCH_COLUMNS) + min(classes, SKETCH_COLUMNS)
-    problem = Problem(
-        fit,
-        heldout,
-        p,
-        q,
-        folds=min(FOLDS, fit) if penalties.selects and selection == "folds" else 1,
-        penalties=len(penalties.alphas),
-        zero=penalties.zero,
-        fit_scores=splits == "both",
-        leave_one_out=penalties.selects and selection == "loo",
-        stride=penalties.stride,
-    )
+    problem = method.problem_of_sizes(fit, heldout, p, q, min(FOLDS, fit))
     budget = memory_budget(memory, where)
     groups = group_layers(found, problem, budget, route)
     rate = _product_rate(where)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -115,6 +116,11 @@ class Solution:
             return torch.full_like(rhs, math.nan)
         # A few columns: rounding them costs less than a wide copy of the root.
         return (root.mT @ (root @ rhs.to(root.dtype))).double()
+
+
+def fold_sums(rows: Tensor, folds: Sequence[int]) -> Tensor:
+    """Sums [k, d] float64 of rows [n, d] over each fold; ``folds``: k + 1 row offsets."""
+    return torch.stack([rows[start:stop].sum(0, dtype=torch.float64) for start, stop in itertools.pairwise(folds)])
 
 
 def centre(cell: Activations, moments: Moments, dtype: torch.dtype) -> System:

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import torch
 
 from ..errors import ArgumentError, MemoryBudgetError
-from ..types import Layer
+from ..types import Layer, Route
 
 ForcedRoute = Literal["primal", "dual", "eigen", "target-free"]
 FORCED_ROUTES: tuple[ForcedRoute, ...] = get_args(ForcedRoute)
@@ -64,7 +64,7 @@ class Cost:
         bytes: at the peak. selection_rows: fit rows that the penalty is chosen on.
     """
 
-    features: Literal["primal", "dual"]
+    features: Route
     eigen: bool
     target_free: bool
     flops: float
@@ -90,15 +90,6 @@ class _Sum:
         self.work += flops * weight
 
 
-def cell_cost(dim: int, problem: Problem, forced: ForcedRoute | None = None) -> Cost:
-    """The route of least work for a cell of ``dim`` features, among those that ``forced`` allows.
-
-    Raises:
-        ArgumentError: the forced route cannot give what is asked for.
-    """
-    return routes(dim, problem, forced)[0]
-
-
 def routes(dim: int, problem: Problem, forced: ForcedRoute | None = None) -> list[Cost]:
     """All routes that give what is asked for, the one of least work first.
 
@@ -121,7 +112,7 @@ def routes(dim: int, problem: Problem, forced: ForcedRoute | None = None) -> lis
 
 def _candidates(dim: int, problem: Problem, forced: ForcedRoute | None) -> Iterator[Cost]:
     wide = dim > problem.n and not problem.zero
-    spaces: list[Literal["primal", "dual"]] = ["primal", "dual"] if wide else ["primal"]
+    spaces: list[Route] = ["primal", "dual"] if wide else ["primal"]
     if forced in ("primal", "dual"):
         spaces = [forced]
     for features in spaces:
@@ -133,7 +124,7 @@ def _candidates(dim: int, problem: Problem, forced: ForcedRoute | None) -> Itera
             yield _cost(dim, problem, features, eigen=False, target_free=True)
 
 
-def _cost(dim: int, problem: Problem, features: Literal["primal", "dual"], eigen: bool, target_free: bool) -> Cost:
+def _cost(dim: int, problem: Problem, features: Route, eigen: bool, target_free: bool) -> Cost:
     n, m, p = problem.n, problem.m, problem.p
     total, k = _Sum(), dim
     kept = 4 * (n + m) * dim

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..isometry import coordinates
+from ..systems import fold_sums
 from ..types import Activations, Sketch, TargetMatrix
 
 
@@ -22,7 +23,7 @@ def reduce_features(cell: Activations, folds: tuple[int, ...]) -> Activations:
     if found is None:
         return cell
     fit, heldout = found
-    return replace(cell, fit=fit, heldout=heldout.contiguous(), sums=_fold_sums(fit, folds), route="dual")
+    return replace(cell, fit=fit, heldout=heldout.contiguous(), sums=fold_sums(fit, folds), route="dual")
 
 
 def subset(cell: Activations, targets: TargetMatrix, rows: int) -> tuple[Activations, TargetMatrix]:
@@ -31,7 +32,10 @@ def subset(cell: Activations, targets: TargetMatrix, rows: int) -> tuple[Activat
     The best penalty relative to the Gram matrix depends much on the ratio of features to rows, so this is kept. The
     fit rows of a probe set are in random order, so the first of each fold are a random choice, the same for all cells.
     """
-    kept = [range(start, start + (stop - start) * rows // len(cell.fit)) for start, stop in _pairs(targets.folds)]
+    kept = [
+        range(start, start + (stop - start) * rows // len(cell.fit))
+        for start, stop in itertools.pairwise(targets.folds)
+    ]
     folds = (0, *itertools.accumulate(len(part) for part in kept))
     dim = cell.fit.shape[1]
     order = torch.randperm(dim, generator=torch.Generator().manual_seed(0)).to(cell.fit.device)
@@ -41,7 +45,7 @@ def subset(cell: Activations, targets: TargetMatrix, rows: int) -> tuple[Activat
         return torch.cat([matrix[part.start : part.stop] for part in kept])
 
     fit, columns = take(cell.fit)[:, features], take(targets.sketch.fit)
-    sketch = Sketch(targets.sketch.blocks, columns, _fold_sums(columns, folds))
+    sketch = Sketch(targets.sketch.blocks, columns, fold_sums(columns, folds))
     share = len(fit) / len(cell.fit)
     smaller = replace(
         targets,
@@ -54,12 +58,4 @@ def subset(cell: Activations, targets: TargetMatrix, rows: int) -> tuple[Activat
         sketch=sketch,
     )
     layer, heldout = replace(cell.layer, dim=len(features)), cell.heldout[:0, : len(features)]
-    return replace(cell, layer=layer, fit=fit, heldout=heldout, sums=_fold_sums(fit, folds)), smaller
-
-
-def _fold_sums(rows: Tensor, folds: tuple[int, ...]) -> Tensor:
-    return torch.stack([rows[start:stop].sum(0, dtype=torch.float64) for start, stop in _pairs(folds)])
-
-
-def _pairs(folds: tuple[int, ...]) -> list[tuple[int, int]]:
-    return list(itertools.pairwise(folds))
+    return replace(cell, layer=layer, fit=fit, heldout=heldout, sums=fold_sums(fit, folds)), smaller

@@ -51,9 +51,8 @@ def select_by_leave_one_out(
     system = centre(cell, statistics.total, torch.float64)
     path = penalties.absolute(system)
     mean = columns.mean(0, dtype=torch.float64)
-    basis = solve_eigen(
-        replace(system, cross=system.cross[:, :0]), 0.0
-    ).inverse_root  # rows: eigenvectors over the roots of their eigenvalues
+    # Rows: eigenvectors over the roots of their eigenvalues.
+    basis = solve_eigen(replace(system, cross=system.cross[:, :0]), 0.0).inverse_root
     assert basis is not None
     values = 1 / basis.square().sum(1)
     scores = torch.cat([(rows.double() - system.row_mean) @ basis.mT for rows in cell.fit.split(_CHUNK)])  # U of U S V'
@@ -94,7 +93,7 @@ def refine_by_leave_one_out(
     rows, expected = cell.fit[:count].double() - system.row_mean, columns[:count].double() - mean
     cross = torch.zeros(cell.fit.shape[1], columns.shape[1], dtype=torch.float64, device=columns.device)
     for part, of_part in zip(cell.fit.split(_CHUNK), columns.split(_CHUNK), strict=True):
-        cross += part.to(statistics.dtype).mT @ of_part.to(statistics.dtype)
+        ops.gram([part.to(statistics.dtype)], of_part.to(statistics.dtype), [], [cross])
     cross -= torch.outer(system.row_mean, targets.sketch.sums.sum(0))
     system = replace(system, cross=torch.cat([cross, rows.mT], 1))
     known: dict[int, Tensor] = {}

@@ -98,6 +98,7 @@ def solve_target_free(
     system = centre(cell, statistics.total, statistics.dtype)
     path, dtype = penalties.absolute(system), statistics.dtype
     system = replace(system, cross=(cell.heldout.double() - system.row_mean).mT)
+    columns_of_fit, target_mean = targets.fit.to(dtype), targets.sums.sum(0) / len(targets.fit)
     for index, columns in _shared_penalties(targets, choice):
         solution = solve_cholesky(system, float(path[index]))
         weights = solution.weights.to(dtype)
@@ -110,10 +111,9 @@ def solve_target_free(
         free = replace(cell, heldout=combinations)
         fits = []
         for i, _ in columns:
-            estimate = _estimate_target_free(cell, system, targets, i, solution, combinations)
+            estimate = _estimate_target_free(cell, system, targets, i, target_mean, solution, combinations)
             fits.append(_block_fit(targets.blocks[i], solution, alpha, estimate, None, f"{cell.route}-target-free"))
-        target_mean = targets.sums.sum(0) / len(targets.fit)
-        yield free, Decoder(cell.layer, targets.fit.to(dtype), target_mean.to(dtype), tuple(fits))
+        yield free, Decoder(cell.layer, columns_of_fit, target_mean.to(dtype), tuple(fits))
 
 
 def _shared_penalties(
@@ -203,11 +203,17 @@ def _certify(cell: Activations, system: System, targets: TargetMatrix, parts: Se
 
 
 def _estimate_target_free(
-    cell: Activations, system: System, targets: TargetMatrix, index: int, solution: Solution, combinations: Tensor
+    cell: Activations,
+    system: System,
+    targets: TargetMatrix,
+    index: int,
+    target_mean: Tensor,
+    solution: Solution,
+    combinations: Tensor,
 ) -> float:
     """What rounding did to the held-out squared error of random combinations of a target's columns."""
     probe, block = targets.probes[index], targets.blocks[index]
-    mean = (targets.sums.sum(0) / len(targets.fit))[block.start : block.stop] @ probe.directions
+    mean = target_mean[block.start : block.stop] @ probe.directions
     nothing = torch.zeros(cell.fit.shape[1], len(mean), dtype=torch.float64, device=mean.device)
     wz = solution.apply_inverse(_gradient(cell, system, probe.fit, mean, nothing))
     wz += solution.apply_inverse(_gradient(cell, system, probe.fit, mean, wz) - solution.penalty * wz)

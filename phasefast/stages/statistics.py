@@ -48,7 +48,7 @@ def accumulate(
             parts = zip(cells, grams, crosses, strict=True)
             folds.append([Moments(stop - start, cell.sums[k], sketch.sums[k], g, c) for cell, g, c in parts])
         grams, crosses = _sums([[m.gram for m in fold] for fold in folds]), _zeros(cells, columns)
-        if sketch.fit is columns:
+        if with_cross and sketch.fit is targets.fit:
             crosses = _sums([[m.cross for m in fold] for fold in folds])
         elif with_cross:
             _add_products(cells, columns, everything, dtype, [], crosses)

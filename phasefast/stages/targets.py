@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError, DataError
 from ..isometry import coordinates
+from ..systems import fold_sums
 from ..target_cache import TargetCache
 from ..types import Probe, Sketch, TargetBlock, TargetKind, TargetMatrix
 
@@ -181,7 +181,7 @@ def build_targets(
         folds=tuple(folds),
         fit=fit_columns,
         heldout=heldout_columns,
-        sums=_fold_sums(fit_columns, folds),
+        sums=fold_sums(fit_columns, folds),
         deviation=deviation,
         sketch=_sketch(fit_columns, blocks, folds, fit_columns.shape[1] if per_column else SKETCH_COLUMNS),
         probes=tuple(_probe(fit_columns, heldout_columns, block) for block in blocks),
@@ -235,11 +235,6 @@ def _center(matrix: Tensor, mean: Tensor, center: Tensor) -> Tensor:
     return squares
 
 
-def _fold_sums(matrix: Tensor, folds: Sequence[int]) -> Tensor:
-    parts = [matrix[start:stop].sum(0, dtype=torch.float64) for start, stop in itertools.pairwise(folds)]
-    return torch.stack(parts)
-
-
 def _sketch(matrix: Tensor, blocks: Sequence[TargetBlock], folds: Sequence[int], limit: int) -> Sketch:
     # A Gaussian sketch keeps squared errors in the mean (Johnson-Lindenstrauss), the same one for every penalty,
     # so that penalties are compared on the same random directions at a fraction of the price.
@@ -254,7 +249,7 @@ def _sketch(matrix: Tensor, blocks: Sequence[TargetBlock], folds: Sequence[int],
         sketched.append(TargetBlock(block.name, block.kind, start, start + part.shape[1], block.width))
         start = sketched[-1].stop
     fit = matrix if start == matrix.shape[1] else torch.cat(parts, 1)
-    return Sketch(tuple(sketched), fit, _fold_sums(fit, folds))
+    return Sketch(tuple(sketched), fit, fold_sums(fit, folds))
 
 
 def _probe(fit: Tensor, heldout: Tensor, block: TargetBlock) -> Probe:

@@ -12,7 +12,7 @@ from phasefast.errors import ArgumentError
 from phasefast.isometry import coordinates
 from phasefast.stages import targets as target_stage
 from phasefast.stages.evaluate import evaluate
-from phasefast.stages.plan import ForcedRoute, Problem, cell_cost
+from phasefast.stages.plan import ForcedRoute, Problem, routes
 from phasefast.stages.targets import Input, Label, build_targets
 from phasefast.systems import Penalties
 from phasefast.types import Activations, TargetMatrix
@@ -123,13 +123,13 @@ def test_coordinates_keep_lengths_and_angles() -> None:
 
 def test_the_route_of_least_work_is_taken() -> None:
     problem = Problem(2000, 500, 3082, 74, 5, 8)
-    routes = [cell_cost(dim, problem).route for dim in (100, 2000, 2400, 8192, 65536)]
-    assert routes == ["primal", "primal", "dual", "dual", "dual"]
-    for small, large in itertools.pairwise(cell_cost(dim, problem).flops for dim in (100, 1000, 8192, 65536)):
+    taken = [routes(dim, problem)[0].route for dim in (100, 2000, 2400, 8192, 65536)]
+    assert taken == ["primal", "primal", "dual", "dual", "dual"]
+    for small, large in itertools.pairwise(routes(dim, problem)[0].flops for dim in (100, 1000, 8192, 65536)):
         assert small < large
     zero = Problem(2000, 500, 3082, 74, 5, 8, zero=True)
-    assert cell_cost(65536, zero).route == "primal"
+    assert routes(65536, zero)[0].route == "primal"
     heldout = Problem(8000, 2000, 8011, 74, 1, 1, fit_scores=False)
-    assert cell_cost(4096, heldout).route == "primal-target-free"
+    assert routes(4096, heldout)[0].route == "primal-target-free"
     many = Problem(400, 100, 50, 50, 5, 300)
-    assert cell_cost(100, many).route == "primal-eigen"
+    assert routes(100, many)[0].route == "primal-eigen"
