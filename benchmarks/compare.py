@@ -27,11 +27,13 @@ import typer
 from rich.console import Console
 from timing import product_rate
 
-from phasefast import build_info
+from phasefast import build_info, ops
 
 ROOT = Path(__file__).parents[1]
 SECTIONS = ("cell", "sweep", "inputs", "routes", "growth")
-_RATED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+_RATED = {"float32": torch.float32, "float64": torch.float64}
+if ops.bfloat16_is_fast(torch.device("cpu")):  # without instructions for it, one such product takes minutes
+    _RATED["bfloat16"] = torch.bfloat16
 
 
 def main(

@@ -60,11 +60,14 @@ class Method:
     def problem(self, heldout: int, targets: TargetMatrix) -> Problem:
         """What the cost of a cell depends on, beside its width; ``heldout``: number of rows."""
         (n, p), q, folds = targets.fit.shape, targets.sketch.fit.shape[1], len(targets.folds) - 1
-        return self.problem_of_sizes(n, heldout, p, q, folds, targets.per_column)
+        return self.problem_of_sizes(n, heldout, p, q, folds, len(targets.blocks), targets.per_column)
 
-    def problem_of_sizes(self, n: int, m: int, p: int, q: int, folds: int, per_column: bool = False) -> Problem:
-        """The same before there are targets: n fit and m held-out rows, p target columns, q of them sketched."""
+    def problem_of_sizes(
+        self, n: int, m: int, p: int, q: int, folds: int, targets: int, per_column: bool = False
+    ) -> Problem:
+        """The same before there are targets: n fit, m held-out rows, p columns of all targets, q of them sketched."""
         selects, by_folds = self.penalties.selects, self.selection == "folds"
+        choices = len(self.penalties.alphas) if selects else 1
         return Problem(
             n,
             m,
@@ -77,6 +80,7 @@ class Method:
             per_column=per_column,
             leave_one_out=selects and not by_folds,
             stride=self.penalties.stride,
+            chosen=choices if per_column else min(targets, choices),
         )
 
     def cost(self, cell: Activations, targets: TargetMatrix) -> Cost:
@@ -128,7 +132,7 @@ class _Work:
             del found
             self.statistics = None
             _accumulate([self], self.targets, torch.float64, again=not choice.reliable)
-            choice = choice if choice.reliable else self._choose()
+            choice = replace(choice, factors={}) if choice.reliable else self._choose()
             found = self._solve(choice, tolerance)
         yield from found
 

@@ -79,7 +79,7 @@ def plan(
     width = int(torch.Size(sample).numel())
     # Wider targets than there are fit rows are replaced by n + 1 columns (row space).
     p, q = min(width, fit + 1) + classes, min(width, SKETCH_COLUMNS) + min(classes, SKETCH_COLUMNS)
-    problem = method.problem_of_sizes(fit, heldout, p, q, min(FOLDS, fit))
+    problem = method.problem_of_sizes(fit, heldout, p, q, min(FOLDS, fit), 2 if classes else 1)
     budget = memory_budget(memory, where)
     groups = group_layers(found, problem, budget, route)
     rate = _product_rate(where)

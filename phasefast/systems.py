@@ -16,7 +16,9 @@ from .types import Activations, Moments
 
 DEFAULT_ALPHAS = tuple(10.0**k for k in range(-6, 2))
 _JITTERS = (1e-14, 1e-13, 1e-12, 1e-11)
+_LINE = 64  # bytes
 _LEAF = 256  # columns of a triangular block that LAPACK inverts
+_PANEL = 256  # columns that are eliminated by the inverse of their block
 _STRIPS = 4  # of a product with a triangular matrix, so that little of its zeros is multiplied
 
 
@@ -118,6 +120,12 @@ class Solution:
         return (root.mT @ (root @ rhs.to(root.dtype))).double()
 
 
+def aligned_empty(rows: int, cols: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Uninitialised [rows, cols], every row at the start of a cache line: else products take half as long again."""
+    step = _LINE // dtype.itemsize
+    return torch.empty(rows, (cols + step - 1) // step * step, dtype=dtype, device=device)[:, :cols]
+
+
 def fold_sums(rows: Tensor, folds: Sequence[int]) -> Tensor:
     """Sums [k, d] float64 of rows [n, d] over each fold; ``folds``: k + 1 row offsets."""
     return torch.stack([rows[start:stop].sum(0, dtype=torch.float64) for start, stop in itertools.pairwise(folds)])
@@ -157,8 +165,12 @@ def eigen_path(system: System, path: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(weights), (~solved).int()
 
 
-def solve_cholesky(system: System, penalty: float) -> Solution:
-    """Solve with one penalty: Cholesky, then (float64) with jitter, then by eigendecomposition with a rank cut."""
+def solve_cholesky(system: System, penalty: float, factor: Tensor | None = None) -> Solution:
+    """Solve with one penalty: Cholesky, then (float64) with jitter, then by eigendecomposition with a rank cut.
+
+    Args:
+        factor: the Cholesky factor, where it is known already.
+    """
     diagonal = system.gram.diagonal()
     largest = float(diagonal.max())
     alive = diagonal > 0
@@ -172,15 +184,15 @@ def solve_cholesky(system: System, penalty: float) -> Solution:
     jitters = (0.0, *(j * largest for j in _JITTERS)) if final and penalty > 0 else (0.0,)
     for jitter in jitters if penalty > 0 else ():
         path = torch.tensor([penalty + jitter], dtype=torch.float64, device=diagonal.device)
-        weights, factors, info = ridge_path(system, path, keep_factors=True)
-        if int(info[0]) == 0 and factors is not None:
-            root = factors[0].diagonal().double()
-            inverse_root = lower_inverse(factors[0])
+        weights, found = _weights_and_factor(system, path, factor)
+        if found is not None:
+            root = found.diagonal().double()
+            inverse_root = lower_inverse(found)
             dof = len(root) - (penalty + jitter) * _squares(inverse_root)
             live = root[alive] if rank else root
             condition = float((live.max() / live.min()) ** 2)
             route = system.cell.route
-            return Solution(weights[0], penalty + jitter, jitter, rank, dof, condition, route, inverse_root)
+            return Solution(weights, penalty + jitter, jitter, rank, dof, condition, route, inverse_root)
     if not final:
         return _failed(system, penalty)
     return solve_eigen(system, penalty)
@@ -197,6 +209,35 @@ def solve_eigen(system: System, penalty: float) -> Solution:
     dof = float((kept / (kept + penalty)).sum())
     condition = float((kept[-1] + penalty) / (kept[0] + penalty)) if len(kept) else 1.0
     return Solution(weights, penalty, 0.0, len(kept), dof, condition, f"{system.cell.route}-eigen", inverse_root)
+
+
+def substitute(factor: Tensor, rhs: Tensor) -> Tensor:
+    """(factor factor')^-1 rhs [d, c] in the factor's dtype, by halves: nearly all of it in large products."""
+    out = aligned_empty(len(rhs), rhs.shape[1], factor.dtype, factor.device).copy_(rhs)
+    scratch = aligned_empty(_PANEL, rhs.shape[1], factor.dtype, factor.device)
+
+    def solve(start: int, stop: int, flipped: bool) -> None:
+        if stop - start <= _PANEL:
+            inverse, own = inverses[start // _PANEL], out[start:stop]
+            own.copy_(torch.mm(inverse.mT if flipped else inverse, own, out=scratch[: stop - start]))
+            return
+        middle = start + ((stop - start) // 2 + _PANEL - 1) // _PANEL * _PANEL
+        below = factor[middle:stop, start:middle]
+        if flipped:
+            solve(middle, stop, flipped)
+            out[start:middle].addmm_(below.mT, out[middle:stop], alpha=-1)
+            solve(start, middle, flipped)
+        else:
+            solve(start, middle, flipped)
+            out[middle:stop].addmm_(below, out[start:middle], alpha=-1)
+            solve(middle, stop, flipped)
+
+    inverses = [
+        lower_inverse(factor[start : start + _PANEL, start : start + _PANEL]) for start in range(0, len(factor), _PANEL)
+    ]
+    for flipped in (False, True):
+        solve(0, len(factor), flipped)
+    return out
 
 
 def lower_inverse(factor: Tensor) -> Tensor:
@@ -224,14 +265,22 @@ def lower_inverse(factor: Tensor) -> Tensor:
     return out
 
 
+def _weights_and_factor(system: System, path: Tensor, factor: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Weights [d, p] of the path's one penalty and its factor [d, d]: the given one, or None where there is none."""
+    if factor is not None:
+        return substitute(factor, system.cross), factor
+    weights, factors, info = ridge_path(system, path, keep_factors=True)
+    return weights[0], factors[0] if factors is not None and int(info[0]) == 0 else None
+
+
 def _strips(start: int, stop: int) -> list[tuple[int, int]]:
     edges = [start + (stop - start) * i // _STRIPS for i in range(_STRIPS + 1)]
     return list(itertools.pairwise(edges))
 
 
 def _squares(matrix: Tensor) -> float:
-    """Sum of squares in float64, without a wide copy of the matrix."""
-    return sum(float(rows.double().square().sum()) for rows in matrix.split(1024))
+    """Sum of squares in float64, a few rows at a time: wide copies of them stay in the cache."""
+    return float(sum((rows.double().square().sum() for rows in matrix.split(64)), torch.zeros((), dtype=torch.float64)))
 
 
 def _failed(system: System, penalty: float) -> Solution:

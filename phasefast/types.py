@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -44,7 +44,7 @@ class Sketch:
 
 @dataclass(frozen=True)
 class Probe:
-    """Random combinations of a block's columns that a solution is certified on, all float64.
+    """What a solution is certified on: random combinations of a block's columns, or all where they are few; float64.
 
     Attributes:
         directions: [p, c]. fit: [n, c], heldout: [m, c], the block's columns times them.
@@ -53,6 +53,11 @@ class Probe:
     directions: torch.Tensor
     fit: torch.Tensor
     heldout: torch.Tensor
+
+    @property
+    def exact(self) -> bool:
+        """Whether these are the columns themselves, or some of them."""
+        return len(self.directions) <= self.directions.shape[1]
 
 
 @dataclass(frozen=True)
@@ -148,10 +153,12 @@ class PenaltyChoice:
     Attributes:
         indices: per target, an int64 tensor on the CPU: one index, or one for each of its columns.
         reliable: whether the precision of the statistics could rank the penalties.
+        factors: lower Cholesky factors [d, d] of Gram matrix and penalty that the choice has left, by index.
     """
 
     indices: tuple[torch.Tensor, ...]
     reliable: bool = True
+    factors: Mapping[int, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
     def first(cls, targets: TargetMatrix) -> PenaltyChoice:
@@ -167,7 +174,7 @@ class BlockFit:
         alpha: penalty over the mean diagonal of the centred Gram matrix. penalty: absolute, jitter included. Both are
             geometric means where columns have penalties of their own, dof the mean.
         dof: effective degrees of freedom, tr (G + penalty I)^-1 G. condition: estimate for G + penalty I.
-        error_estimate: relative error of the held-out squared error that rounding is estimated to have made.
+        error_estimate: relative error of the squared errors that rounding is estimated to have made.
         fit_error: squared error on the fit rows, or None where cancellation would spoil it.
     """
 

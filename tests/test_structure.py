@@ -17,6 +17,7 @@ LEVELS = (
     ("scores",),
     ("ops",),
     ("isometry", "systems", "target_cache"),
+    ("certificates",),
     ("stages",),
     ("decoding",),
     ("checkpoints", "engine", "store"),

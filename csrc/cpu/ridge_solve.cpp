@@ -17,7 +17,7 @@ constexpr int64_t kLeaf = 64;       // rows of a block that is inverted row by r
 constexpr int64_t kTiny = 1 << 22;  // operations below which a system is always left to one thread
 constexpr int64_t kSmall =
     1LL << 32;                   // ... and where there are enough of them for all threads: no waiting inside a system
-constexpr int64_t kStrip = 256;  // right-hand sides of one task
+constexpr int64_t kStrip = 128;  // right-hand sides of one task
 constexpr int64_t kPad = 16;     // keeps the rows of a strip off the same cache sets
 
 // The lower Cholesky factor of a block, by LAPACK, in place; 0, or the order of the minor that failed.

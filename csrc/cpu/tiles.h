@@ -35,25 +35,21 @@ class TileSession {
 };
 
 // out [32, 32] (+)= one column block of left times one of right, over some steps; with kLow the product of the low
-// parts is not left out.
+// parts is not left out. The tiles round after every addition, so they sum a span alone, and what they sum is added to
+// the other spans' sums afterwards: rounding grows with the root of the number of additions in a row (Higham, Accuracy
+// and Stability of Numerical Algorithms, ch. 4: blocked summation).
 template <int kLeft, int kRight, bool kLow = false>
 PHASEFAST_TARGET __attribute__((noinline)) void multiply_units(const char* left, const char* right, int64_t steps,
                                                                float* out, int64_t stride, bool add) {
   constexpr int64_t kHalf = 64;
-  float* below = out + 16 * stride;
-  const int64_t bytes = 4 * stride;
+  alignas(64) float own[kUnit * kUnit];
+  float* const sum = add ? own : out;
+  const int64_t sum_stride = add ? kUnit : stride;
   __asm__ volatile("" ::: "memory");  // the intrinsics do not say which memory they read and write
-  if (add) {
-    _tile_loadd(0, out, bytes);
-    _tile_loadd(1, out + 16, bytes);
-    _tile_loadd(2, below, bytes);
-    _tile_loadd(3, below + 16, bytes);
-  } else {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-  }
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
 #define PHASEFAST_PRODUCTS \
   _tile_dpbf16ps(0, 4, 6); \
   _tile_dpbf16ps(1, 4, 7); \
@@ -82,11 +78,16 @@ PHASEFAST_TARGET __attribute__((noinline)) void multiply_units(const char* left,
     }
   }
 #undef PHASEFAST_PRODUCTS
-  _tile_stored(0, out, bytes);
-  _tile_stored(1, out + 16, bytes);
-  _tile_stored(2, below, bytes);
-  _tile_stored(3, below + 16, bytes);
+  _tile_stored(0, sum, 4 * sum_stride);
+  _tile_stored(1, sum + 16, 4 * sum_stride);
+  _tile_stored(2, sum + 16 * sum_stride, 4 * sum_stride);
+  _tile_stored(3, sum + 16 * sum_stride + 16, 4 * sum_stride);
   __asm__ volatile("" ::: "memory");
+  for (int64_t r = 0; add && r < kUnit; ++r) {
+    float* to = out + r * stride;
+    _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), _mm512_load_ps(own + r * kUnit)));
+    _mm512_storeu_ps(to + 16, _mm512_add_ps(_mm512_loadu_ps(to + 16), _mm512_load_ps(own + r * kUnit + 16)));
+  }
 }
 
 #else  // never used: tiles_available() is false

@@ -24,7 +24,10 @@ _EIGEN_CALL = 3e7  # operations that a call takes the time of, however small the
 _EIGEN_FLOPS = 9.0  # per d^3: all eigenvalues and vectors of a symmetric matrix (Golub & Van Loan, section 8.3)
 _SELECTION_SHARE = 0.5  # of everything else: what choosing a penalty may take
 _SELECTION_ROWS = 256  # fewer give no first choice
-_REFINING = 3  # Cholesky factors that refine it: its own and its neighbours', and two for each halving of the stride
+_REFINING = (
+    2  # Cholesky factors that refine one: its own and a neighbour's, and one more for each halving of the stride
+)
+_INVERSE = 0.4  # per d^3: the inverse of a Cholesky factor, for certificates and degrees of freedom
 LEFT_OUT = 256  # rows whose leave-one-out errors do
 
 
@@ -37,7 +40,7 @@ class Problem:
             solution of least norm only the features themselves give.
         fit_scores: whether the fit rows are scored too. per_column: whether each column gets a penalty of its own.
         leave_one_out: whether penalties are chosen by leave-one-out errors instead of folds.
-        stride: how many penalties make a decade, a power of two.
+        stride: how many penalties make a decade, a power of two. chosen: how many of them are chosen, at most.
     """
 
     n: int
@@ -51,6 +54,7 @@ class Problem:
     per_column: bool = False
     leave_one_out: bool = False
     stride: int = 1
+    chosen: int = 1
 
 
 @dataclass(frozen=True)
@@ -133,11 +137,11 @@ def _cost(dim: int, problem: Problem, features: Route, eigen: bool, target_free:
         _add_reduction(total, dim, n, m)
     total.add(n * k * k)
     if eigen:
-        _add_eigen(total, k, 1)
+        _add_eigen(total, k, problem.chosen)
     else:
-        total.add(0.75 * k**3, _CHOLESKY)  # the factor, and its inverse for certificates and degrees of freedom
+        total.add(problem.chosen * (1 / 3 + _INVERSE) * k**3, _CHOLESKY)
     if target_free:
-        total.add(2 * k * k * m + 2 * m * n * k + 2 * m * n * p)
+        total.add(problem.chosen * (2 * k * k * m + 2 * m * n * k) + 2 * m * n * p)
     else:
         total.add(2 * n * k * p + 2 * k * k * p + 2 * m * k * p)
     choosing, rows = _choosing(dim, k, problem, eigen, total.work)
@@ -172,8 +176,9 @@ def _choosing(dim: int, k: int, problem: Problem, eigen: bool, rest: float) -> t
         return whole, problem.n
     steps = _Sum()
     steps.add(2 * problem.n * k * problem.q)
-    count = _REFINING + 2 * math.log2(problem.stride)
-    steps.add(count * (k**3 / 3 + 2 * k * k * (problem.q + LEFT_OUT)), _CHOLESKY)
+    count = problem.chosen * (_REFINING + math.log2(problem.stride))
+    # The factors of the chosen penalties are used again.
+    steps.add((count - problem.chosen) * k**3 / 3 + count * 2 * k * k * (problem.q + LEFT_OUT), _CHOLESKY)
     rows, best = problem.n // 2, (whole, problem.n)
     while rows >= _SELECTION_ROWS:
         first = _Sum(steps.flops, steps.work)
@@ -212,8 +217,9 @@ def _path_cost(k: int, problem: Problem, eigen: bool) -> _Sum:
 
 def _system_bytes(k: int, p: int, problem: Problem, rows: int) -> int:
     """A Gram matrix per fold and the sum, cross moments, factors and weights."""
-    folds = problem.folds if rows == problem.n else 1
-    grams = 8 * k * k * (folds + 1)
+    whole = rows == problem.n
+    folds = problem.folds if whole else 1
+    grams = 8 * k * k * (folds + 1) + (0 if whole else 4 * k * k * problem.chosen)
     crosses = 8 * k * (p + folds * problem.q)
     solving = 8 * k * (4 * k + 3 * p + (problem.penalties + 2) * problem.q)
     return grams + crosses + solving

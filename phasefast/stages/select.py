@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -80,48 +80,91 @@ def refine_by_leave_one_out(
     """From a first choice downhill to the penalty of least leave-one-out error on some of the rows.
 
     Each step costs one Cholesky factor of the whole cell: for cells whose folds would cost more than everything else.
-    Neighbours are a decade away at first, then half as far, and so on.
+    The slope of the error says on which side the least one lies; a neighbour is a decade away at first, then half as
+    far, and so on.
 
     Args:
         statistics: of ``cell``; its cross moments are not used. start: from a sample of the rows.
         left_out: how many rows.
+
+    Returns:
+        The choice, with the factors of the chosen penalties.
     """
-    system = centre(cell, statistics.total, statistics.dtype)
-    path = penalties.absolute(system)
-    columns, count = targets.sketch.fit, min(left_out, len(cell.fit))
-    mean = targets.sketch.sums.sum(0) / len(columns)
-    rows, expected = cell.fit[:count].double() - system.row_mean, columns[:count].double() - mean
-    cross = torch.zeros(cell.fit.shape[1], columns.shape[1], dtype=torch.float64, device=columns.device)
-    for part, of_part in zip(cell.fit.split(_CHUNK), columns.split(_CHUNK), strict=True):
-        ops.gram([part.to(statistics.dtype)], of_part.to(statistics.dtype), [], [cross])
-    cross -= torch.outer(system.row_mean, targets.sketch.sums.sum(0))
-    system = replace(system, cross=torch.cat([cross, rows.mT], 1))
-    known: dict[int, Tensor] = {}
-
-    def errors(index: int) -> Tensor:
-        if index not in known:
-            weights, _, _ = ridge_path(system, path[index : index + 1])
-            own, inverse = weights[0].double().split([columns.shape[1], count], 1)
-            left = 1 - 1 / len(cell.fit) - (rows * inverse.mT).sum(1)
-            miss = (expected - rows @ own) / left.clamp_min(torch.finfo(statistics.dtype).eps)[:, None]
-            found = _per_unit(miss.square().sum(0)[None], targets)[0]
-            known[index] = torch.nan_to_num(found, math.inf, math.inf).cpu()
-        return known[index]
-
-    best, stride = torch.cat(start.indices), penalties.stride
-    places = torch.arange(len(path))[:, None]
+    walk = _Walk(cell, statistics, targets, penalties, min(left_out, len(cell.fit)))
+    best, stride, last = torch.cat(start.indices), penalties.stride, len(penalties.alphas) - 1
     while stride:
-        near = torch.isin(places - best, torch.tensor([-stride, 0, stride]))
-        table = torch.full(near.shape, math.inf, dtype=torch.float64)
-        for index in near.any(1).nonzero()[:, 0].tolist():
-            table[index] = errors(index)
-        moved = _last_least(torch.where(near, table, math.inf))
-        if bool((moved == best).all()):
-            stride //= 2
-        best = moved
-    least = table.gather(0, best[None])[0] * (len(columns) / count)
-    failed = any(bool(torch.isinf(errors).any()) for errors in known.values())
-    return _checked(best, least, failed, targets, penalties, statistics.dtype)
+        searching = torch.ones_like(best, dtype=torch.bool)
+        while bool(searching.any()):
+            walk.keep(best)
+            errors, slopes = walk.at(best)
+            # Where nothing was found, the penalty was too weak for float32.
+            ahead = (best + torch.where(slopes > 0, -stride, stride)).clamp(0, last)
+            ahead = torch.where(searching, ahead, best)
+            theirs, _ = walk.at(ahead)
+            # The largest of equally good penalties is the steadiest.
+            searching &= (theirs < errors) | ((theirs == errors) & (ahead > best))
+            best = torch.where(searching, ahead, best)
+        stride //= 2
+    walk.keep(best)
+    least = walk.at(best)[0] * (len(cell.fit) / walk.count)
+    return _checked(best, least, walk.failed, targets, penalties, statistics.dtype, walk.factors)
+
+
+class _Walk:
+    """Leave-one-out errors, and their slopes, of the penalties that are asked for.
+
+    Attributes:
+        count: rows that are left out, one after the other. factors: of penalties by index, until they are dropped.
+        failed: whether a penalty was too weak for a factor.
+    """
+
+    def __init__(
+        self, cell: Activations, statistics: Statistics, targets: TargetMatrix, penalties: Penalties, count: int
+    ) -> None:
+        columns, sums = targets.sketch.fit, targets.sketch.sums.sum(0)
+        self.targets, self.count, self.total = targets, count, len(cell.fit)
+        system = centre(cell, statistics.total, statistics.dtype)
+        self.path = penalties.absolute(system)
+        self.rows = cell.fit[:count].double() - system.row_mean
+        self.expected = columns[:count].double() - sums / len(columns)
+        cross = torch.zeros(cell.fit.shape[1], columns.shape[1], dtype=torch.float64, device=columns.device)
+        for part, of_part in zip(cell.fit.split(_CHUNK), columns.split(_CHUNK), strict=True):
+            ops.gram([part.to(statistics.dtype)], of_part.to(statistics.dtype), [], [cross])
+        cross -= torch.outer(system.row_mean, sums)
+        cross = torch.cat([cross, self.rows.mT], 1)
+        self.system = replace(system, gram=system.gram.to(statistics.dtype), cross=cross.to(statistics.dtype))
+        self.factors: dict[int, Tensor] = {}
+        self.failed = False
+        self._known: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def keep(self, best: Tensor) -> None:
+        """Drop the factors of other penalties."""
+        self.factors = {index: factor for index, factor in self.factors.items() if index in best.tolist()}
+
+    def at(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Errors [u], and their derivatives [u] in the penalty, of one penalty for each unit."""
+        for index in set(indices.tolist()) - self._known.keys():
+            self._known[index] = self._solve(index)
+        pairs = [
+            (self._known[index][0][unit], self._known[index][1][unit]) for unit, index in enumerate(indices.tolist())
+        ]
+        errors, slopes = zip(*pairs, strict=True)
+        return torch.stack(errors), torch.stack(slopes)
+
+    def _solve(self, index: int) -> tuple[Tensor, Tensor]:
+        weights, factors, info = ridge_path(self.system, self.path[index : index + 1], keep_factors=True)
+        if int(info[0]) == 0 and factors is not None:
+            self.factors[index] = factors[0]
+        else:
+            self.failed = True
+        own, inverse = weights[0].double().split([self.expected.shape[1], self.count], 1)
+        left = 1 - 1 / self.total - (self.rows * inverse.mT).sum(1)
+        left = left.clamp_min(torch.finfo(weights.dtype).eps)[:, None]
+        miss = (self.expected - self.rows @ own) / left
+        # With the inverse's columns u of the rows a: d(a'W) = -u'W and d(a'u) = -u'u, per unit of penalty.
+        slope = (inverse.mT @ own - miss * inverse.square().sum(0)[:, None]) / left
+        sums = [_per_unit(each.sum(0)[None], self.targets)[0].cpu() for each in (miss.square(), 2 * miss * slope)]
+        return torch.nan_to_num(sums[0], math.inf, math.inf), sums[1]
 
 
 def _choice(errors: Tensor, targets: TargetMatrix, penalties: Penalties, dtype: torch.dtype) -> PenaltyChoice:
@@ -138,7 +181,13 @@ def _last_least(errors: Tensor) -> Tensor:
 
 
 def _checked(
-    best: Tensor, least: Tensor, failed: bool, targets: TargetMatrix, penalties: Penalties, dtype: torch.dtype
+    best: Tensor,
+    least: Tensor,
+    failed: bool,
+    targets: TargetMatrix,
+    penalties: Penalties,
+    dtype: torch.dtype,
+    factors: Mapping[int, Tensor] | None = None,
 ) -> PenaltyChoice:
     """The choice [u] with its errors; ``failed``: float32 found no solution for a weaker penalty."""
     units = [_units(block, targets) for block in targets.blocks]
@@ -147,7 +196,7 @@ def _checked(
     close = any(float(error.sum()) < _FLOAT32_FVU * deviation for error, deviation in explained)
     doubtful = alpha < _FLOAT32_ALPHA or (alpha < _FLOAT32_SMALL_ALPHA and close) or failed
     doubtful = doubtful or penalties.alphas[0] == 0  # a rank-deficient matrix may pass float32's Cholesky by chance
-    return PenaltyChoice(tuple(best.split(units)), dtype == torch.float64 or not doubtful)
+    return PenaltyChoice(tuple(best.split(units)), dtype == torch.float64 or not doubtful, factors or {})
 
 
 def _units(block: TargetBlock, targets: TargetMatrix) -> int:

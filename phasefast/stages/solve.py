@@ -4,33 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ..systems import Penalties, Solution, System, centre, solve_cholesky, solve_eigen
-from ..types import Activations, BlockFit, Decoder, PenaltyChoice, Probe, Statistics, TargetBlock, TargetMatrix
+from ..certificates import Certificate, Part, certify, certify_target_free, gradient, probe_of
+from ..systems import Penalties, Solution, System, aligned_empty, centre, solve_cholesky, solve_eigen
+from ..types import Activations, BlockFit, Decoder, PenaltyChoice, Statistics, TargetBlock, TargetMatrix
 
 _CHUNK = 1024
 _REFINE_ABOVE = 1e-8  # error estimate of a float64 solution that a step of refinement still mends
 _REFINEMENTS, _REFINED = 2, "-refined"
-# Below this share of the deviation the identity for the fit error cancels too many digits of the statistics.
-_CANCELLED = {torch.float32: 5e-2, torch.float64: 1e-8}
-_FIT_TOLERANCE = 2e-6
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Columns of one target that share a penalty: their place among the targets and their weights [d, c] float64."""
-
-    index: int
-    block: TargetBlock
-    columns: slice | Tensor
-    alpha: float
-    solution: Solution
-    weights: Tensor
-    probe: Probe
 
 
 def solve(
@@ -56,18 +41,20 @@ def solve(
     system = centre(cell, statistics.total, statistics.dtype)
     path = penalties.absolute(system)
     weights = torch.empty_like(system.cross)
-    parts: list[_Part] = []
+    parts: list[Part] = []
     for index, columns in _shared_penalties(targets, choice):
         crosses = [system.cross[:, chosen] for _, chosen in columns]
         together = replace(system, cross=crosses[0] if len(crosses) == 1 else torch.cat(crosses, 1))
-        solution = (solve_eigen if eigen else solve_cholesky)(together, float(path[index]))
+        penalty = float(path[index])
+        factor = choice.factors.get(index)
+        solution = solve_eigen(together, penalty) if eigen else solve_cholesky(together, penalty, factor)
         alpha = penalties.relative(system, index)
         shares = solution.weights.split([cross.shape[1] for cross in crosses], 1)
         for (i, chosen), share in zip(columns, shares, strict=True):
             own = weights[:, chosen].copy_(share)  # a view of the weights where the columns are a slice
-            parts.append(_Part(i, targets.blocks[i], chosen, alpha, solution, own, _probe(targets, i, chosen)))
-    fits = _certify(cell, system, targets, parts)
-    fits = [_refine(cell, system, targets, part, fit, tolerance) for part, fit in zip(parts, fits, strict=True)]
+            parts.append(Part(i, targets.blocks[i], chosen, alpha, solution, own, probe_of(targets, i, chosen)))
+    pairs = zip(parts, certify(cell, system, targets, parts), strict=True)
+    fits = [_refine(cell, system, targets, part, certificate, tolerance) for part, certificate in pairs]
     for part in parts:
         if isinstance(part.columns, Tensor):
             weights[:, part.columns] = part.weights
@@ -78,7 +65,8 @@ def solve(
     for i in range(len(targets.blocks)):
         own_fits = [(fit, part) for fit, part in zip(fits, parts, strict=True) if part.index == i]
         merged.append(_merged([fit for fit, _ in own_fits], [part.weights.shape[1] for _, part in own_fits]))
-    return Decoder(cell.layer, weights.to(dtype), offset.to(dtype), tuple(merged))
+    rounded = aligned_empty(len(weights), weights.shape[1], dtype, weights.device).copy_(weights)
+    return Decoder(cell.layer, rounded, offset.to(dtype), tuple(merged))
 
 
 def solve_target_free(
@@ -111,8 +99,8 @@ def solve_target_free(
         free = replace(cell, heldout=combinations)
         fits = []
         for i, _ in columns:
-            estimate = _estimate_target_free(cell, system, targets, i, target_mean, solution, combinations)
-            fits.append(_block_fit(targets.blocks[i], solution, alpha, estimate, None, f"{cell.route}-target-free"))
+            certificate = certify_target_free(cell, system, targets, i, target_mean, solution, combinations)
+            fits.append(_block_fit(targets.blocks[i], solution, alpha, certificate, f"{cell.route}-target-free"))
         yield free, Decoder(cell.layer, columns_of_fit, target_mean.to(dtype), tuple(fits))
 
 
@@ -131,126 +119,32 @@ def _shared_penalties(
         yield index, columns
 
 
-def _probe(targets: TargetMatrix, index: int, columns: slice | Tensor) -> Probe:
-    """The random combinations of a target's columns, or those of some of them."""
-    probe = targets.probes[index]
-    if isinstance(columns, slice):
-        return probe
-    directions = probe.directions[columns - targets.blocks[index].start]
-    products = [
-        torch.cat([rows[:, columns].double() @ directions for rows in matrix.split(_CHUNK)])
-        for matrix in (targets.fit, targets.heldout)
-    ]
-    return Probe(directions, *products)
-
-
-def _gradient(cell: Activations, system: System, expected: Tensor, mean: Tensor, weights: Tensor) -> Tensor:
-    """A'(T - A W) [d, k] float64 of the centred fit rows themselves, for targets [n, k] of some mean, weights [d, k].
-
-    Less penalty W it is the residual of the normal equations, zero for the exact W; (G + penalty I)^-1 of that is what
-    W lacks, to first order (Higham, Accuracy and Stability of Numerical Algorithms, ch. 12: iterative refinement).
-    """
-    offset = mean - system.row_mean @ weights
-    gradient = torch.zeros_like(weights)
-    for start in range(0, len(cell.fit), _CHUNK):
-        rows = cell.fit[start : start + _CHUNK].double()
-        miss = expected[start : start + _CHUNK].double() - rows @ weights - offset
-        gradient += rows.mT @ miss - torch.outer(system.row_mean, miss.sum(0))
-    return gradient
-
-
 def _refine(
-    cell: Activations, system: System, targets: TargetMatrix, part: _Part, fit: BlockFit, tolerance: float
+    cell: Activations,
+    system: System,
+    targets: TargetMatrix,
+    part: Part,
+    certificate: Certificate,
+    tolerance: float,
 ) -> BlockFit:
-    """Refine the part's weights in place where that pays, and certify them anew."""
+    """Refine the part's weights in place where that pays; its record, with the certificate of what it is then."""
     d, p = part.weights.shape
+    route = part.solution.route
     # A step of refinement multiplies 4 n d p times, solving in float64 n d (d + 2 p).
     pays = system.dtype == torch.float64 or 2 * p < d
     allowed = _REFINE_ABOVE if system.dtype == torch.float64 else tolerance
     for _ in range(_REFINEMENTS):
-        if not pays or not allowed < fit.error_estimate < math.inf:
+        if not pays or not allowed < certificate.error_estimate < math.inf:
             break
         expected, mean = targets.fit[:, part.columns], system.target_mean[part.columns]
-        missing = _gradient(cell, system, expected, mean, part.weights) - part.solution.penalty * part.weights
-        part.weights.add_(part.solution.apply_inverse(missing))
-        fit = replace(_certify(cell, system, targets, [part])[0], route=part.solution.route + _REFINED)
-    return fit
+        missing, _ = gradient(cell, system, expected, mean, part.weights)
+        part.weights.add_(part.solution.apply_inverse(missing - part.solution.penalty * part.weights))
+        (certificate,) = certify(cell, system, targets, [part])
+        route = part.solution.route + _REFINED
+    return _block_fit(part.block, part.solution, part.alpha, certificate, route)
 
 
-def _certify(cell: Activations, system: System, targets: TargetMatrix, parts: Sequence[_Part]) -> list[BlockFit]:
-    """Estimate what rounding did to the held-out squared error of random combinations of each part's columns."""
-    wz = torch.cat([part.weights @ part.probe.directions for part in parts], 1)
-    mean = torch.cat([system.target_mean[part.columns] @ part.probe.directions for part in parts])
-    gradient = _gradient(cell, system, torch.cat([part.probe.fit for part in parts], 1), mean, wz)
-    triples = zip(parts, gradient.chunk(len(parts), 1), wz.chunk(len(parts), 1), strict=True)
-    residuals = [own - part.solution.penalty * own_wz for part, own, own_wz in triples]
-    correction = torch.cat([part.solution.apply_inverse(r) for part, r in zip(parts, residuals, strict=True)], 1)
-    slacks = (wz * torch.cat(residuals, 1)).sum(0).abs().chunk(len(parts))
-    expected = torch.cat([part.probe.heldout for part in parts], 1)
-    offset = mean - system.row_mean @ wz
-    lost, kept = torch.zeros_like(wz[0]), torch.zeros_like(wz[0])
-    for start in range(0, len(cell.heldout), _CHUNK):
-        rows = cell.heldout[start : start + _CHUNK].double()
-        miss = expected[start : start + _CHUNK] - rows @ wz - offset
-        moved = rows @ correction - system.row_mean @ correction
-        lost += (moved.square() - 2 * miss * moved).sum(0)
-        kept += miss.square().sum(0)
-    estimates = _share(lost, kept).chunk(len(parts))
-    return [
-        _part_fit(system, targets, part, float(estimate.max()), float(slack.mean()))
-        for part, estimate, slack in zip(parts, estimates, slacks, strict=True)
-    ]
-
-
-def _estimate_target_free(
-    cell: Activations,
-    system: System,
-    targets: TargetMatrix,
-    index: int,
-    target_mean: Tensor,
-    solution: Solution,
-    combinations: Tensor,
-) -> float:
-    """What rounding did to the held-out squared error of random combinations of a target's columns."""
-    probe, block = targets.probes[index], targets.blocks[index]
-    mean = target_mean[block.start : block.stop] @ probe.directions
-    nothing = torch.zeros(cell.fit.shape[1], len(mean), dtype=torch.float64, device=mean.device)
-    wz = solution.apply_inverse(_gradient(cell, system, probe.fit, mean, nothing))
-    wz += solution.apply_inverse(_gradient(cell, system, probe.fit, mean, wz) - solution.penalty * wz)
-    lost, kept = torch.zeros_like(mean), torch.zeros_like(mean)
-    for start in range(0, len(cell.heldout), _CHUNK):
-        chunk = slice(start, start + _CHUNK)
-        predicted = combinations[chunk].double() @ probe.fit
-        miss = probe.heldout[chunk] - mean - predicted
-        moved = (cell.heldout[chunk].double() - system.row_mean) @ wz - predicted
-        lost += (moved.square() - 2 * miss * moved).sum(0)
-        kept += miss.square().sum(0)
-    return float(_share(lost, kept).max())
-
-
-def _share(lost: Tensor, kept: Tensor) -> Tensor:
-    return lost.abs() / kept.clamp_min(torch.finfo(torch.float64).tiny)
-
-
-def _part_fit(system: System, targets: TargetMatrix, part: _Part, estimate: float, slack: float) -> BlockFit:
-    """The record of a part; ``slack``: estimate of tr W'R for the residual R of its normal equations."""
-    if isinstance(part.columns, slice):
-        deviation = targets.deviation["fit"][part.index]
-    else:
-        deviation = float(targets.fit[:, part.columns].double().var(0, correction=0).sum() * len(targets.fit))
-    explained = float((part.weights * system.cross[:, part.columns]).sum())
-    # With G W = C - penalty W - R, the fit error is tr T'T - tr W'C - penalty tr W'W - tr W'R: no second pass over the
-    # rows where R is small.
-    fit_error = deviation - explained - part.solution.penalty * float(part.weights.square().sum())
-    trusted = fit_error > _CANCELLED[system.dtype] * deviation + slack / _FIT_TOLERANCE
-    return _block_fit(
-        part.block, part.solution, part.alpha, estimate, fit_error if trusted else None, part.solution.route
-    )
-
-
-def _block_fit(
-    block: TargetBlock, solution: Solution, alpha: float, estimate: float, fit_error: float | None, route: str
-) -> BlockFit:
+def _block_fit(block: TargetBlock, solution: Solution, alpha: float, certificate: Certificate, route: str) -> BlockFit:
     return BlockFit(
         block=block,
         alpha=alpha,
@@ -259,8 +153,8 @@ def _block_fit(
         rank=solution.rank,
         dof=solution.dof,
         condition=solution.condition,
-        error_estimate=math.inf if math.isnan(estimate) else estimate,
-        fit_error=fit_error,
+        error_estimate=certificate.error_estimate,
+        fit_error=certificate.fit_error,
         route=route,
     )
 

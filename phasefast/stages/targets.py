@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -12,12 +13,12 @@ from torch import Tensor
 
 from ..errors import ArgumentError, DataError
 from ..isometry import coordinates
-from ..systems import fold_sums
+from ..systems import aligned_empty, fold_sums
 from ..target_cache import TargetCache
 from ..types import Probe, Sketch, TargetBlock, TargetKind, TargetMatrix
 
 SKETCH_COLUMNS = 64
-PROBE_COLUMNS = 8
+PROBE_COLUMNS = 64
 _CHUNK = 1024
 Split = tuple[Tensor, Tensor | None]
 
@@ -159,7 +160,7 @@ def build_targets(
         key = cache.key(digest, folds, (part.dtype for part in (*fit_parts, *heldout_parts)))
         if (kept := cache.load(key, device)) is not None:
             return kept
-    fit_columns, heldout_columns = torch.cat(fit_parts, 1).to(device), torch.cat(heldout_parts, 1).to(device)
+    fit_columns, heldout_columns = (_side_by_side(parts, device) for parts in (fit_parts, heldout_parts))
     mean = fit_columns.mean(0, dtype=torch.float64)
     center = mean.clone()
     for block in blocks:
@@ -212,7 +213,16 @@ def _narrowed(blocks: Sequence[TargetBlock], fit: Tensor, heldout: Tensor) -> tu
         start = narrow[-1].stop
     if start == fit.shape[1]:
         return list(blocks), fit, heldout
-    return narrow, torch.cat([part[0] for part in parts], 1), torch.cat([part[1] for part in parts], 1)
+    fit, heldout = (_side_by_side(split, fit.device) for split in zip(*parts, strict=True))
+    return narrow, fit, heldout
+
+
+def _side_by_side(parts: Sequence[Tensor], device: torch.device) -> Tensor:
+    dtype = functools.reduce(torch.promote_types, (part.dtype for part in parts))
+    out = aligned_empty(len(parts[0]), sum(part.shape[1] for part in parts), dtype, device)
+    for part, place in zip(parts, out.split([part.shape[1] for part in parts], 1), strict=True):
+        place.copy_(part)
+    return out
 
 
 def _digest(targets: Sequence[Target], columns: Iterable[tuple[Tensor, Tensor]]) -> str:
@@ -255,8 +265,11 @@ def _sketch(matrix: Tensor, blocks: Sequence[TargetBlock], folds: Sequence[int],
 def _probe(fit: Tensor, heldout: Tensor, block: TargetBlock) -> Probe:
     generator = torch.Generator().manual_seed(0)
     columns = slice(block.start, block.stop)
-    shape = block.stop - block.start, PROBE_COLUMNS
-    directions = torch.randn(shape, generator=generator, dtype=torch.float64).to(fit.device)
+    width = block.stop - block.start
+    if width <= PROBE_COLUMNS:
+        directions = torch.eye(width, dtype=torch.float64, device=fit.device)
+    else:
+        directions = torch.randn(width, PROBE_COLUMNS, generator=generator, dtype=torch.float64).to(fit.device)
     products = [
         torch.cat([rows[:, columns].double() @ directions for rows in matrix.split(_CHUNK)])
         for matrix in (fit, heldout)

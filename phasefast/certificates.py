@@ -1,0 +1,177 @@
+"""What rounding did to a solution, measured on random combinations of its target columns, in float64."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .systems import Solution, System
+from .types import Activations, Probe, TargetBlock, TargetMatrix
+
+_CHUNK = 1024
+_FIT_TOLERANCE = 5e-6  # relative error that the identity for the fit error may have
+
+
+@dataclass(frozen=True)
+class Part:
+    """Columns of one target that share a penalty: their place among the targets and their weights [d, c] float64."""
+
+    index: int
+    block: TargetBlock
+    columns: slice | Tensor
+    alpha: float
+    solution: Solution
+    weights: Tensor
+    probe: Probe
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Of a part's solution.
+
+    Attributes:
+        error_estimate: relative error of the squared errors, held-out and fit, the larger.
+        fit_error: squared error on the fit rows, or None where only a pass over them can tell it.
+    """
+
+    error_estimate: float
+    fit_error: float | None
+
+
+def probe_of(targets: TargetMatrix, index: int, columns: slice | Tensor) -> Probe:
+    """The random combinations of a target's columns, or those of some of them."""
+    probe = targets.probes[index]
+    if isinstance(columns, slice):
+        return probe
+    directions = probe.directions[columns - targets.blocks[index].start]
+    products = [
+        torch.cat([rows[:, columns].double() @ directions for rows in matrix.split(_CHUNK)])
+        for matrix in (targets.fit, targets.heldout)
+    ]
+    return Probe(directions, *products)
+
+
+def gradient(
+    cell: Activations, system: System, expected: Tensor, mean: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A'(T - A W) [d, k] of the centred fit rows themselves, and the squares [k] of T - A W, float64.
+
+    Less penalty W the first is the residual of the normal equations, zero for the exact W; (G + penalty I)^-1 of that
+    is what W lacks, to first order (Higham, Accuracy and Stability of Numerical Algorithms, ch. 12: iterative
+    refinement).
+
+    Args:
+        expected: targets [n, k] of some mean [k]. weights: [d, k].
+    """
+    offset = mean - system.row_mean @ weights
+    total, squares = torch.zeros_like(weights), torch.zeros_like(mean)
+    for start in range(0, len(cell.fit), _CHUNK):
+        rows = cell.fit[start : start + _CHUNK].double()
+        miss = expected[start : start + _CHUNK].double() - rows @ weights - offset
+        squares += miss.square().sum(0)
+        total.addmm_(rows.mT, miss).addr_(system.row_mean, miss.sum(0), alpha=-1)
+    return total, squares
+
+
+def certify(cell: Activations, system: System, targets: TargetMatrix, parts: Sequence[Part]) -> list[Certificate]:
+    """Certificates of all parts of a cell, in one pass over its rows."""
+    sizes = [part.probe.directions.shape[1] for part in parts]
+    wz = torch.cat([part.weights @ part.probe.directions for part in parts], 1)
+    mean = torch.cat([system.target_mean[part.columns] @ part.probe.directions for part in parts])
+    expected = torch.cat([part.probe.fit for part in parts], 1)
+    deviation = (expected - mean).square().sum(0)
+    found, missed = gradient(cell, system, expected, mean, wz)
+    residual, penalty = torch.empty_like(wz), torch.empty_like(mean)
+    correction = torch.empty_like(wz)
+    for part, place, own in zip(parts, _places(sizes), found.split(sizes, 1), strict=True):
+        penalty[place] = part.solution.penalty
+        residual[:, place] = own - part.solution.penalty * wz[:, place]
+        correction[:, place] = part.solution.apply_inverse(residual[:, place])
+    expected = torch.cat([part.probe.heldout for part in parts], 1)
+    offset = mean - system.row_mean @ wz
+    lost, kept = torch.zeros_like(mean), torch.zeros_like(mean)
+    for start in range(0, len(cell.heldout), _CHUNK):
+        rows = cell.heldout[start : start + _CHUNK].double()
+        miss = expected[start : start + _CHUNK] - rows @ wz - offset
+        moved = rows @ correction - system.row_mean @ correction
+        lost += (moved.square() - 2 * miss * moved).sum(0)
+        kept += miss.square().sum(0)
+    # The same on the fit rows, without another pass: found = A'(T - A W), and (G + penalty I) correction = residual.
+    lost_fit = (correction * (residual - 2 * found - penalty * correction)).sum(0)
+    certificates = []
+    for part, place in zip(parts, _places(sizes), strict=True):
+        estimates = [_share(a[place], b[place], part.probe) for a, b in ((lost, kept), (lost_fit, missed))]
+        fit_error = _fit_error(system, targets, part, wz[:, place], missed[place], deviation[place])
+        certificates.append(Certificate(max(estimates), fit_error))
+    return certificates
+
+
+def certify_target_free(
+    cell: Activations,
+    system: System,
+    targets: TargetMatrix,
+    index: int,
+    target_mean: Tensor,
+    solution: Solution,
+    combinations: Tensor,
+) -> Certificate:
+    """The certificate of held-out rows' combinations [m, n] of a target's fit rows."""
+    probe, block = targets.probes[index], targets.blocks[index]
+    mean = target_mean[block.start : block.stop] @ probe.directions
+    nothing = torch.zeros(cell.fit.shape[1], len(mean), dtype=torch.float64, device=mean.device)
+    wz = solution.apply_inverse(gradient(cell, system, probe.fit, mean, nothing)[0])
+    wz += solution.apply_inverse(gradient(cell, system, probe.fit, mean, wz)[0] - solution.penalty * wz)
+    lost, kept = torch.zeros_like(mean), torch.zeros_like(mean)
+    for start in range(0, len(cell.heldout), _CHUNK):
+        chunk = slice(start, start + _CHUNK)
+        predicted = combinations[chunk].double() @ probe.fit
+        miss = probe.heldout[chunk] - mean - predicted
+        moved = (cell.heldout[chunk].double() - system.row_mean) @ wz - predicted
+        lost += (moved.square() - 2 * miss * moved).sum(0)
+        kept += miss.square().sum(0)
+    return Certificate(_share(lost, kept, probe), None)
+
+
+def _places(sizes: Sequence[int]) -> list[slice]:
+    return [slice(stop - size, stop) for size, stop in zip(sizes, itertools.accumulate(sizes), strict=True)]
+
+
+def _fit_error(
+    system: System, targets: TargetMatrix, part: Part, wz: Tensor, missed: Tensor, deviation: Tensor
+) -> float | None:
+    """The squared error on the fit rows by an identity, where that proves exact on the random combinations.
+
+    Args:
+        wz: weights of the combinations [d, c]. missed: their squared errors [c]. deviation: theirs from the mean [c].
+    """
+    # With G W = C - penalty W the fit error is tr T'T - tr W'C - penalty tr W'W: no second pass over the rows.
+    columns, penalty = part.columns, part.solution.penalty
+    cross = system.cross[:, columns]
+    explained = (wz * (cross @ part.probe.directions)).sum(0) + penalty * wz.square().sum(0)
+    if not _share(deviation - explained - missed, missed, part.probe) < _FIT_TOLERANCE:
+        return None
+    if part.probe.exact:
+        return float((deviation - explained).sum())
+    if isinstance(columns, slice):
+        whole = targets.deviation["fit"][part.index]
+    else:
+        whole = float(targets.fit[:, columns].double().var(0, correction=0).sum() * len(targets.fit))
+    return whole - float((part.weights * cross).sum()) - penalty * float(part.weights.square().sum())
+
+
+def _share(errors: Tensor, totals: Tensor, probe: Probe) -> float:
+    """Estimate of the error of a sum over all columns, relative to the sum, from those of a probe's columns [c].
+
+    Random combinations have it for their mean (Hutchinson 1990). The standard error of that mean is taken out of it,
+    but it is never less: what the combinations cannot tell from nothing counts. Inf where there is no solution.
+    """
+    error, total = errors.sum(), totals.sum().clamp_min(torch.finfo(torch.float64).tiny)
+    if not probe.exact:
+        variance = len(errors) * errors.var()
+        error = torch.maximum(error.square() - variance, variance).sqrt()
+    return float(torch.nan_to_num(error.abs() / total, math.inf, math.inf))

@@ -1,0 +1,106 @@
+"""What a solution says of its own rounding, against float64; and factors that are used again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from phasefast.stages.evaluate import evaluate
+from phasefast.stages.select import refine_by_leave_one_out
+from phasefast.stages.solve import solve
+from phasefast.stages.statistics import accumulate
+from phasefast.stages.targets import Input, Label, build_targets
+from phasefast.systems import Penalties, lower_inverse, substitute
+from phasefast.types import Activations, Decoder, PenaltyChoice, TargetMatrix
+from tests.oracle import captured
+
+CPU = torch.device("cpu")
+NEVER = float("inf")
+
+
+def make(seed: int, p: int, noise: float = 0.1) -> tuple[Activations, TargetMatrix]:
+    """Features of steeply falling size, which float32 finds hard, and targets that they explain well."""
+    g = torch.Generator().manual_seed(seed)
+    n, m, d = 500, 120, 90
+    a = torch.randn(n + m, d, generator=g) @ torch.diag(torch.logspace(0, -2.5, d)) @ torch.randn(d, d, generator=g)
+    t = a @ torch.randn(d, p, generator=g) + noise * torch.randn(n + m, p, generator=g)
+    labels = (t[:, 0] > 0).long()
+    folds = tuple(n * i // 5 for i in range(6))
+    splits = (t[:n], labels[:n]), (t[n:], labels[n:])
+    return captured(a[:n], a[n:], folds), build_targets([Input(), Label(2)], *splits, folds, CPU)
+
+
+def decoder_of(cell: Activations, targets: TargetMatrix, alpha: float, dtype: torch.dtype) -> Decoder:
+    (statistics,) = accumulate([cell], targets, dtype, with_folds=False)
+    return solve(cell, statistics, targets, Penalties((alpha,)), PenaltyChoice.first(targets), NEVER)
+
+
+def mse(cell: Activations, decoder: Decoder, targets: TargetMatrix) -> dict[str, float]:
+    direct = replace(decoder, fits=tuple(replace(fit, fit_error=None) for fit in decoder.fits))
+    return {score.split: score.value for score in evaluate(cell, direct, targets) if score.metric == "mse"}
+
+
+@pytest.mark.parametrize("alpha", [1e-6, 1e-4, 1e-2])
+@pytest.mark.parametrize("p", [5, 300])
+def test_rounding_is_estimated_on_both_splits(p: int, alpha: float) -> None:
+    """To first order where the columns are few; else from random combinations of them, which may overrate it."""
+    for seed in range(8):
+        cell, targets = make(seed, p)
+        rough, exact = (decoder_of(cell, targets, alpha, dtype) for dtype in (torch.float32, torch.float64))
+        truth = mse(cell, exact, targets)
+        errors = [abs(value / truth[split] - 1) for split, value in mse(cell, rough, targets).items()]
+        estimate = rough.fits[0].error_estimate
+        assert max(errors) <= (1.3 if p == 5 else 2) * estimate + 1e-6  # of the scoring itself, in float32
+        assert exact.fits[0].error_estimate < 1e-9
+        if p == 5:
+            assert estimate <= 1.3 * max(errors) + 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("noise", [1e-3, 0.1, 10.0])
+def test_a_fit_error_without_a_pass_over_the_rows_is_exact_or_absent(noise: float, dtype: torch.dtype) -> None:
+    given = 0
+    for seed, p in ((0, 5), (1, 300), (2, 80)):
+        cell, targets = make(seed, p, noise)
+        decoder = decoder_of(cell, targets, 1e-3, dtype)
+        wide = replace(decoder, weights=decoder.weights.double(), offset=decoder.offset.double())
+        direct = mse(cell, wide, targets)["fit"] * len(cell.fit) * p
+        if (found := decoder.fits[0].fit_error) is not None:
+            given += 1
+            assert found == pytest.approx(direct, rel=1e-5)
+    assert given == 3 or (dtype == torch.float32 and noise < 1)
+
+
+@pytest.mark.parametrize("d", [1, 7, 255, 256, 257, 700, 1100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_substitution_by_halves(d: int, dtype: torch.dtype) -> None:
+    a = torch.randn(2 * d + 5, d, dtype=torch.float64)
+    factor = torch.linalg.cholesky(a.mT @ a + torch.eye(d)).to(dtype)
+    rhs = torch.randn(d, 13, dtype=torch.float64)
+    expected = torch.cholesky_solve(rhs, factor.double())
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-11
+    for given in (rhs, rhs.mT.contiguous().mT):
+        torch.testing.assert_close(substitute(factor, given).double(), expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(rhs, rhs.clone())
+    assert substitute(factor, rhs[:, :0]).shape == (d, 0)
+    eye = (factor.double() @ lower_inverse(factor).double()).sub(torch.eye(d)).abs().max()
+    assert eye < tolerance
+
+
+def test_the_factors_of_a_refined_choice_give_its_solution() -> None:
+    cell, targets = make(3, 80, noise=3.0)
+    penalties = Penalties((1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0))
+    (statistics,) = accumulate([cell], targets, torch.float64, with_folds=False)
+    first = PenaltyChoice((torch.tensor([5]), torch.tensor([0])))
+    choice = refine_by_leave_one_out(cell, statistics, targets, penalties, first, left_out=200)
+    assert choice.factors
+    assert set(choice.factors) <= set(torch.cat(choice.indices).tolist())
+    again, anew = (
+        solve(cell, statistics, targets, penalties, given, NEVER) for given in (choice, replace(choice, factors={}))
+    )
+    torch.testing.assert_close(again.weights, anew.weights, rtol=1e-9, atol=1e-9)
+    for one, other in zip(again.fits, anew.fits, strict=True):
+        assert one.dof == pytest.approx(other.dof, rel=1e-9)
+        assert one.alpha == other.alpha
