@@ -131,8 +131,9 @@ class _Work:
         if dtype != torch.float64 and (doubtful or not worst <= tolerance):
             del found
             self.statistics = None
+            choice = replace(choice, factors={})
             _accumulate([self], self.targets, torch.float64, again=not choice.reliable)
-            choice = replace(choice, factors={}) if choice.reliable else self._choose()
+            choice = choice if choice.reliable else self._choose()
             found = self._solve(choice, tolerance)
         yield from found
 
