@@ -14,6 +14,7 @@ from .systems import Solution, System
 from .types import Activations, Probe, TargetBlock, TargetMatrix
 
 _CHUNK = 1024
+_FIT_FLOOR = 1e-3  # of the deviation: rounding of a fit error below that is told relative to that, not to nothing
 _FIT_TOLERANCE = 5e-6  # relative error that the identity for the fit error may have
 
 
@@ -49,6 +50,8 @@ def probe_of(targets: TargetMatrix, index: int, columns: slice | Tensor) -> Prob
     if isinstance(columns, slice):
         return probe
     directions = probe.directions[columns - targets.blocks[index].start]
+    if len(directions) <= directions.shape[1]:
+        directions = torch.eye(len(directions), dtype=directions.dtype, device=directions.device)
     products = [
         torch.cat([rows[:, columns].double() @ directions for rows in matrix.split(_CHUNK)])
         for matrix in (targets.fit, targets.heldout)
@@ -103,9 +106,10 @@ def certify(cell: Activations, system: System, targets: TargetMatrix, parts: Seq
         kept += miss.square().sum(0)
     # The same on the fit rows, without another pass: found = A'(T - A W), and (G + penalty I) correction = residual.
     lost_fit = (correction * (residual - 2 * found - penalty * correction)).sum(0)
+    scale = missed.clamp_min(_FIT_FLOOR * deviation)
     certificates = []
     for part, place in zip(parts, _places(sizes), strict=True):
-        estimates = [_share(a[place], b[place], part.probe) for a, b in ((lost, kept), (lost_fit, missed))]
+        estimates = [_share(a[place], b[place], part.probe) for a, b in ((lost, kept), (lost_fit, scale))]
         fit_error = _fit_error(system, targets, part, wz[:, place], missed[place], deviation[place])
         certificates.append(Certificate(max(estimates), fit_error))
     return certificates

@@ -18,7 +18,7 @@ from .stages.statistics import accumulate
 from .systems import Penalties
 from .types import Activations, Decoder, PenaltyChoice, Statistics, TargetMatrix
 
-ERROR_TOLERANCE = 1e-5  # relative, of the held-out squared error: above it, float32 is not enough
+ERROR_TOLERANCE = 1e-5  # relative, of the squared errors: above it, float32 is not enough
 Precision = Literal["exact", "fast", "double"]
 Selection = Literal["folds", "loo"]
 Splits = Literal["both", "heldout"]

@@ -219,7 +219,7 @@ def _system_bytes(k: int, p: int, problem: Problem, rows: int) -> int:
     """A Gram matrix per fold and the sum, cross moments, factors and weights."""
     whole = rows == problem.n
     folds = problem.folds if whole else 1
-    grams = 8 * k * k * (folds + 1) + (0 if whole else 4 * k * k * problem.chosen)
+    grams = 8 * k * k * (folds + 1) + (0 if whole else 16 * k * k * problem.chosen)
     crosses = 8 * k * (p + folds * problem.q)
     solving = 8 * k * (4 * k + 3 * p + (problem.penalties + 2) * problem.q)
     return grams + crosses + solving

@@ -164,6 +164,7 @@ class _Walk:
         # With the inverse's columns u of the rows a: d(a'W) = -u'W and d(a'u) = -u'u, per unit of penalty.
         slope = (inverse.mT @ own - miss * inverse.square().sum(0)[:, None]) / left
         sums = [_per_unit(each.sum(0)[None], self.targets)[0].cpu() for each in (miss.square(), 2 * miss * slope)]
+        self.failed |= not bool(sums[0].isfinite().all())
         return torch.nan_to_num(sums[0], math.inf, math.inf), sums[1]
 
 

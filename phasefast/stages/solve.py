@@ -88,7 +88,7 @@ def solve_target_free(
     system = replace(system, cross=(cell.heldout.double() - system.row_mean).mT)
     columns_of_fit, target_mean = targets.fit.to(dtype), targets.sums.sum(0) / len(targets.fit)
     for index, columns in _shared_penalties(targets, choice):
-        solution = solve_cholesky(system, float(path[index]))
+        solution = solve_cholesky(system, float(path[index]), choice.factors.get(index))
         weights = solution.weights.to(dtype)
         shift = (system.row_mean @ weights.double()).to(dtype)[:, None]
         combinations = torch.empty(len(cell.heldout), len(cell.fit), dtype=dtype, device=weights.device)

@@ -177,12 +177,18 @@ def build_targets(
                 )
     if not per_column:
         blocks, fit_columns, heldout_columns = _narrowed(blocks, fit_columns, heldout_columns)
+    sums = fold_sums(fit_columns, folds)
+    # Of the columns as they are stored, rounded: an identity with the moments of these must not cancel.
+    stored = torch.zeros_like(sums[0])
+    for rows in fit_columns.split(_CHUNK):
+        stored += (rows.double() - sums.sum(0) / len(fit_columns)).square().sum(0)
+    deviation["fit"] = tuple(float(stored[block.start : block.stop].sum()) for block in blocks)
     made = TargetMatrix(
         blocks=tuple(blocks),
         folds=tuple(folds),
         fit=fit_columns,
         heldout=heldout_columns,
-        sums=fold_sums(fit_columns, folds),
+        sums=sums,
         deviation=deviation,
         sketch=_sketch(fit_columns, blocks, folds, fit_columns.shape[1] if per_column else SKETCH_COLUMNS),
         probes=tuple(_probe(fit_columns, heldout_columns, block) for block in blocks),
