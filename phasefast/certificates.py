@@ -89,12 +89,10 @@ def certify(cell: Activations, system: System, targets: TargetMatrix, parts: Seq
     expected = torch.cat([part.probe.fit for part in parts], 1)
     deviation = (expected - mean).square().sum(0)
     found, missed = gradient(cell, system, expected, mean, wz)
-    residual, penalty = torch.empty_like(wz), torch.empty_like(mean)
-    correction = torch.empty_like(wz)
-    for part, place, own in zip(parts, _places(sizes), found.split(sizes, 1), strict=True):
-        penalty[place] = part.solution.penalty
-        residual[:, place] = own - part.solution.penalty * wz[:, place]
-        correction[:, place] = part.solution.apply_inverse(residual[:, place])
+    penalty = torch.cat([torch.full_like(part.probe.directions[0], part.solution.penalty) for part in parts])
+    residual = found - penalty * wz
+    pairs = zip(parts, residual.split(sizes, 1), strict=True)
+    correction = torch.cat([part.solution.apply_inverse(own) for part, own in pairs], 1)
     expected = torch.cat([part.probe.heldout for part in parts], 1)
     offset = mean - system.row_mean @ wz
     lost, kept = torch.zeros_like(mean), torch.zeros_like(mean)
