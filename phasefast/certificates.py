@@ -10,17 +10,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .dense import inner, product, row_chunk
 from .systems import Solution, System
 from .types import Activations, Probe, TargetBlock, TargetMatrix
 
-_CHUNK = 1024
 _FIT_FLOOR = 1e-3  # of the deviation: rounding of a fit error below that is told relative to that, not to nothing
 _FIT_TOLERANCE = 5e-6  # relative error that the identity for the fit error may have
 
 
 @dataclass(frozen=True)
 class Part:
-    """Columns of one target that share a penalty: their place among the targets and their weights [d, c] float64."""
+    """Columns of one target that share a penalty: their place among the targets and their weights [d, c]."""
 
     index: int
     block: TargetBlock
@@ -52,10 +52,7 @@ def probe_of(targets: TargetMatrix, index: int, columns: slice | Tensor) -> Prob
     directions = probe.directions[columns - targets.blocks[index].start]
     if len(directions) <= directions.shape[1]:
         directions = torch.eye(len(directions), dtype=directions.dtype, device=directions.device)
-    products = [
-        torch.cat([rows[:, columns].double() @ directions for rows in matrix.split(_CHUNK)])
-        for matrix in (targets.fit, targets.heldout)
-    ]
+    products = [product(matrix[:, columns], directions) for matrix in (targets.fit, targets.heldout)]
     return Probe(directions, *products)
 
 
@@ -73,9 +70,10 @@ def gradient(
     """
     offset = mean - system.row_mean @ weights
     total, squares = torch.zeros_like(weights), torch.zeros_like(mean)
-    for start in range(0, len(cell.fit), _CHUNK):
-        rows = cell.fit[start : start + _CHUNK].double()
-        miss = expected[start : start + _CHUNK].double() - rows @ weights - offset
+    size = row_chunk(cell.fit.shape[1])
+    for stored, own in zip(cell.fit.split(size), expected.split(size), strict=True):
+        rows = stored.double()
+        miss = own.double() - rows @ weights - offset
         squares += miss.square().sum(0)
         total.addmm_(rows.mT, miss).addr_(system.row_mean, miss.sum(0), alpha=-1)
     return total, squares
@@ -84,7 +82,7 @@ def gradient(
 def certify(cell: Activations, system: System, targets: TargetMatrix, parts: Sequence[Part]) -> list[Certificate]:
     """Certificates of all parts of a cell, in one pass over its rows."""
     sizes = [part.probe.directions.shape[1] for part in parts]
-    wz = torch.cat([part.weights @ part.probe.directions for part in parts], 1)
+    wz = torch.cat([product(part.weights, part.probe.directions) for part in parts], 1)
     mean = torch.cat([system.target_mean[part.columns] @ part.probe.directions for part in parts])
     expected = torch.cat([part.probe.fit for part in parts], 1)
     deviation = (expected - mean).square().sum(0)
@@ -96,9 +94,10 @@ def certify(cell: Activations, system: System, targets: TargetMatrix, parts: Seq
     expected = torch.cat([part.probe.heldout for part in parts], 1)
     offset = mean - system.row_mean @ wz
     lost, kept = torch.zeros_like(mean), torch.zeros_like(mean)
-    for start in range(0, len(cell.heldout), _CHUNK):
-        rows = cell.heldout[start : start + _CHUNK].double()
-        miss = expected[start : start + _CHUNK] - rows @ wz - offset
+    size = row_chunk(cell.heldout.shape[1])
+    for stored, own in zip(cell.heldout.split(size), expected.split(size), strict=True):
+        rows = stored.double()
+        miss = own - rows @ wz - offset
         moved = rows @ correction - system.row_mean @ correction
         lost += (moved.square() - 2 * miss * moved).sum(0)
         kept += miss.square().sum(0)
@@ -129,8 +128,9 @@ def certify_target_free(
     wz = solution.apply_inverse(gradient(cell, system, probe.fit, mean, nothing)[0])
     wz += solution.apply_inverse(gradient(cell, system, probe.fit, mean, wz)[0] - solution.penalty * wz)
     lost, kept = torch.zeros_like(mean), torch.zeros_like(mean)
-    for start in range(0, len(cell.heldout), _CHUNK):
-        chunk = slice(start, start + _CHUNK)
+    size = row_chunk(cell.heldout.shape[1])
+    for start in range(0, len(cell.heldout), size):
+        chunk = slice(start, start + size)
         predicted = combinations[chunk].double() @ probe.fit
         miss = probe.heldout[chunk] - mean - predicted
         moved = (cell.heldout[chunk].double() - system.row_mean) @ wz - predicted
@@ -163,7 +163,7 @@ def _fit_error(
         whole = targets.deviation["fit"][part.index]
     else:
         whole = float(targets.fit[:, columns].double().var(0, correction=0).sum() * len(targets.fit))
-    return whole - float((part.weights * cross).sum()) - penalty * float(part.weights.square().sum())
+    return whole - inner(part.weights, cross) - penalty * inner(part.weights, part.weights)
 
 
 def _share(errors: Tensor, totals: Tensor, probe: Probe) -> float:

@@ -17,8 +17,8 @@ constexpr int64_t kLeaf = 64;       // rows of a block that is inverted row by r
 constexpr int64_t kTiny = 1 << 22;  // operations below which a system is always left to one thread
 constexpr int64_t kSmall =
     1LL << 32;                   // ... and where there are enough of them for all threads: no waiting inside a system
-constexpr int64_t kStrip = 128;  // right-hand sides of one task
-constexpr int64_t kPad = 16;     // keeps the rows of a strip off the same cache sets
+constexpr int64_t kStrip = 128;  // right-hand sides of one task, at most
+constexpr int64_t kPad = 16;     // keeps the rows of a matrix off the same cache sets
 
 // The lower Cholesky factor of a block, by LAPACK, in place; 0, or the order of the minor that failed.
 template <typename T>
@@ -220,13 +220,35 @@ void substitute(const Matrix<T>& factor, T* inverses, const T* inverse_scale, co
   }
 }
 
+// All right-hand sides, in strips: as many for each thread.
+template <typename T>
+void substitute_all(const Matrix<T>& factor, T* inverses, const T* inverse_scale, const Matrix<T>& cross,
+                    const Matrix<T>& weights) {
+  const int64_t width = factor.rows;
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t rounds = (cross.cols + threads * kStrip - 1) / (threads * kStrip);
+  const int64_t share = cross.cols / std::max<int64_t>(threads * rounds, 1) + 1;
+  const int64_t strip = std::clamp<int64_t>((share + 15) / 16 * 16, 32, kStrip);
+  torch::stable::parallel_for(0, (cross.cols + strip - 1) / strip, 1, [&](int64_t begin, int64_t end) {
+    const Scratch<T> x(width, strip + kPad);
+    const Scratch<T> y(width, strip + kPad);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t cols = std::min(strip, cross.cols - i * strip);
+      substitute(factor, inverses, inverse_scale, cross.block(0, i * strip, width, cols),
+                 weights.block(0, i * strip, width, cols), x.matrix().block(0, 0, width, cols),
+                 y.matrix().block(0, 0, width, cols));
+    }
+  });
+}
+
 // One system. The scale is the root of the diagonal: NaN where that is negative, which LAPACK then reports; 0 where
 // dead.
 template <typename T>
 int32_t solve(const Matrix<T>& gram, const Matrix<T>& cross, T penalty, const Matrix<T>& weights,
               const Matrix<T>* factor) {
   const int64_t width = gram.rows;
-  const Scratch<T> scaled(width, width);
+  const Scratch<T> scaled(factor ? 0 : width, width + kPad);
+  const Matrix<T> a = factor ? *factor : scaled.matrix().block(0, 0, width, width);
   const Scratch<T> inverses(width, kBlock);
   std::vector<T> scale(width);
   std::vector<T> inverse(width);
@@ -237,7 +259,6 @@ int32_t solve(const Matrix<T>& gram, const Matrix<T>& cross, T penalty, const Ma
     scale[r] = std::sqrt(at(gram, r, r) + penalty);
     inverse[r] = scale[r] == 0 ? T(0) : 1 / scale[r];
   }
-  const Matrix<T> a = scaled.matrix();
   each_row(width, width, [&](int64_t r) {
     T* to = &at(a, r, 0);
     if (gram.col_stride == 1) {  // vector code
@@ -250,30 +271,20 @@ int32_t solve(const Matrix<T>& gram, const Matrix<T>& cross, T penalty, const Ma
   });
   const int32_t failed = factorise(a, inverses.data());
   const T nan = std::numeric_limits<T>::quiet_NaN();
-  if (factor) {
-    each_row(width, width, [&](int64_t r) {
-      const T own = failed ? nan : scale[r] == 0 ? T(1) : scale[r];
-      const T* from = &at(a, r, 0);
-      for (int64_t c = 0; c <= r; ++c) at(*factor, r, c) = from[c] * own;
-      for (int64_t c = r + 1; c < width; ++c) at(*factor, r, c) = failed ? nan : T(0);
-    });
-  }
   if (failed) {
     each_row(width, cross.cols, [&](int64_t r) { std::fill_n(&at(weights, r, 0), cross.cols, nan); });
+  } else if (width) {
+    substitute_all(a, inverses.data(), inverse.data(), cross, weights);
   }
-  if (failed || !width) return failed;
-  const int64_t strip = std::clamp<int64_t>((cross.cols / torch::stable::get_num_threads() + 15) / 16 * 16, 32, kStrip);
-  torch::stable::parallel_for(0, (cross.cols + strip - 1) / strip, 1, [&](int64_t begin, int64_t end) {
-    const Scratch<T> x(width, strip + kPad);
-    const Scratch<T> y(width, strip + kPad);
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t cols = std::min(strip, cross.cols - i * strip);
-      substitute(a, inverses.data(), inverse.data(), cross.block(0, i * strip, width, cols),
-                 weights.block(0, i * strip, width, cols), x.matrix().block(0, 0, width, cols),
-                 y.matrix().block(0, 0, width, cols));
-    }
-  });
-  return 0;
+  if (factor) {  // of the matrix that was scaled, until here
+    each_row(width, width, [&](int64_t r) {
+      const T own = failed ? nan : scale[r] == 0 ? T(1) : scale[r];
+      T* to = &at(a, r, 0);
+      for (int64_t c = 0; c <= r; ++c) to[c] *= own;
+      std::fill(to + r + 1, to + width, failed ? nan : T(0));
+    });
+  }
+  return failed;
 }
 
 struct Cell {

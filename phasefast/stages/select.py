@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..systems import Penalties, System, centre, eigen_path, ridge_path, solve_eigen
+from ..systems import Penalties, System, eigen_path, ridge_path, solve_eigen
 from ..types import Activations, Moments, PenaltyChoice, Statistics, TargetBlock, TargetMatrix
 
 _CHUNK = 1024
@@ -48,11 +48,11 @@ def select_by_leave_one_out(
     if not penalties.selects:
         return PenaltyChoice.first(targets)
     columns = targets.sketch.fit
-    system = centre(cell, statistics.total, torch.float64)
+    system = System(cell, statistics.total, torch.float64)
     path = penalties.absolute(system)
     mean = columns.mean(0, dtype=torch.float64)
     # Rows: eigenvectors over the roots of their eigenvalues.
-    basis = solve_eigen(replace(system, cross=system.cross[:, :0]), 0.0).inverse_root
+    basis = solve_eigen(system, columns.new_empty(len(system.diagonal), 0), 0.0).inverse_root
     assert basis is not None
     values = 1 / basis.square().sum(1)
     scores = torch.cat([(rows.double() - system.row_mean) @ basis.mT for rows in cell.fit.split(_CHUNK)])  # U of U S V'
@@ -123,7 +123,7 @@ class _Walk:
     ) -> None:
         columns, sums = targets.sketch.fit, targets.sketch.sums.sum(0)
         self.targets, self.count, self.total = targets, count, len(cell.fit)
-        system = centre(cell, statistics.total, statistics.dtype)
+        system = System(cell, statistics.total, statistics.dtype)
         self.path = penalties.absolute(system)
         self.rows = cell.fit[:count].double() - system.row_mean
         self.expected = columns[:count].double() - sums / len(columns)
@@ -131,8 +131,7 @@ class _Walk:
         for part, of_part in zip(cell.fit.split(_CHUNK), columns.split(_CHUNK), strict=True):
             ops.gram([part.to(statistics.dtype)], of_part.to(statistics.dtype), [], [cross])
         cross -= torch.outer(system.row_mean, sums)
-        cross = torch.cat([cross, self.rows.mT], 1)
-        self.system = replace(system, gram=system.gram.to(statistics.dtype), cross=cross.to(statistics.dtype))
+        self.system, self.rhs = system, torch.cat([cross, self.rows.mT], 1).to(statistics.dtype)
         self.factors: dict[int, Tensor] = {}
         self.failed = False
         self._known: dict[int, tuple[Tensor, Tensor]] = {}
@@ -152,8 +151,8 @@ class _Walk:
         return torch.stack(errors), torch.stack(slopes)
 
     def _solve(self, index: int) -> tuple[Tensor, Tensor]:
-        weights, factors, info = ridge_path(self.system, self.path[index : index + 1], keep_factors=True)
-        if int(info[0]) == 0 and factors is not None:
+        weights, factors, info = ridge_path(self.system, self.rhs, self.path[index : index + 1], keep_factors=True)
+        if int(info[0]) == 0:
             self.factors[index] = factors[0]
         else:
             self.failed = True
@@ -221,12 +220,12 @@ def _fold_errors(
     cross = torch.stack([fold.cross for fold in statistics.folds]).sum(0)
     total = replace(statistics.total, cross=cross, target_sum=targets.sketch.sums.sum(0))
     for fold, (start, stop) in zip(statistics.folds, itertools.pairwise(targets.folds), strict=True):
-        train = centre(cell, _without(total, fold), statistics.dtype)
+        train = System(cell, _without(total, fold), statistics.dtype)
         path = penalties.absolute(train)
-        weights, info = eigen_path(train, path) if eigen else ridge_path(train, path)[::2]
+        weights, info = eigen_path(train, train.cross, path) if eigen else ridge_path(train, train.cross, path)[::2]
         if statistics.dtype == torch.float64 and not eigen:
             for index in (info.bool() | (path == 0)).nonzero()[:, 0].tolist():
-                weights[index] = solve_eigen(train, float(path[index])).weights
+                weights[index] = solve_eigen(train, train.cross, float(path[index])).weights
         measure = _column_errors if targets.per_column else _target_errors
         yield torch.nan_to_num(measure(cell, train, weights, targets, slice(start, stop)), math.inf, math.inf)
 

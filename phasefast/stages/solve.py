@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..certificates import Certificate, Part, certify, certify_target_free, gradient, probe_of
-from ..systems import Penalties, Solution, System, aligned_empty, centre, solve_cholesky, solve_eigen
+from ..dense import aligned_empty, transposed_product
+from ..systems import Penalties, Solution, System, solve_cholesky, solve_eigen
 from ..types import Activations, BlockFit, Decoder, PenaltyChoice, Statistics, TargetBlock, TargetMatrix
 
 _CHUNK = 1024
@@ -38,35 +39,37 @@ def solve(
     Raises:
         SolveError: no factorisation succeeded (float64 only; in float32 the error estimate is infinite instead).
     """
-    system = centre(cell, statistics.total, statistics.dtype)
+    system = System(cell, statistics.total, statistics.dtype)
     path = penalties.absolute(system)
-    weights = torch.empty_like(system.cross)
+    d, p = system.cross.shape
+    weights = aligned_empty(d, p, system.dtype, path.device)
     parts: list[Part] = []
     for index, columns in _shared_penalties(targets, choice):
         crosses = [system.cross[:, chosen] for _, chosen in columns]
-        together = replace(system, cross=crosses[0] if len(crosses) == 1 else torch.cat(crosses, 1))
+        rhs = crosses[0] if len(crosses) == 1 else torch.cat(crosses, 1)
         penalty = float(path[index])
         factor = choice.factors.get(index)
-        solution = solve_eigen(together, penalty) if eigen else solve_cholesky(together, penalty, factor)
+        solution = solve_eigen(system, rhs, penalty) if eigen else solve_cholesky(system, rhs, penalty, factor)
         alpha = penalties.relative(system, index)
         shares = solution.weights.split([cross.shape[1] for cross in crosses], 1)
         for (i, chosen), share in zip(columns, shares, strict=True):
-            own = weights[:, chosen].copy_(share)  # a view of the weights where the columns are a slice
-            parts.append(Part(i, targets.blocks[i], chosen, alpha, solution, own, probe_of(targets, i, chosen)))
+            weights[:, chosen] = share.to(system.dtype)
+            parts.append(
+                Part(i, targets.blocks[i], chosen, alpha, solution, weights[:, chosen], probe_of(targets, i, chosen))
+            )
     pairs = zip(parts, certify(cell, system, targets, parts), strict=True)
-    fits = [_refine(cell, system, targets, part, certificate, tolerance) for part, certificate in pairs]
-    for part in parts:
-        if isinstance(part.columns, Tensor):
-            weights[:, part.columns] = part.weights
-    offset = system.target_mean - system.row_mean @ weights
-    refined = any(fit.route.endswith(_REFINED) for fit in fits)
-    dtype = torch.float64 if refined else statistics.dtype
+    found = [_refine(cell, system, targets, part, certificate, tolerance) for part, certificate in pairs]
+    if any(refined is not None for _, refined in found):
+        weights = weights.double()
+    for part, (_, refined) in zip(parts, found, strict=True):
+        if refined is not None:
+            weights[:, part.columns] = refined
+    offset = system.target_mean - transposed_product(weights, system.row_mean)
     merged = []
     for i in range(len(targets.blocks)):
-        own_fits = [(fit, part) for fit, part in zip(fits, parts, strict=True) if part.index == i]
-        merged.append(_merged([fit for fit, _ in own_fits], [part.weights.shape[1] for _, part in own_fits]))
-    rounded = aligned_empty(len(weights), weights.shape[1], dtype, weights.device).copy_(weights)
-    return Decoder(cell.layer, rounded, offset.to(dtype), tuple(merged))
+        own = [(fit, part) for (fit, _), part in zip(found, parts, strict=True) if part.index == i]
+        merged.append(_merged([fit for fit, _ in own], [part.weights.shape[1] for _, part in own]))
+    return Decoder(cell.layer, weights, offset.to(weights.dtype), tuple(merged))
 
 
 def solve_target_free(
@@ -83,12 +86,12 @@ def solve_target_free(
     Yields:
         For each penalty, the cell with the combinations h [m, n] as its held-out rows, and the targets as the decoder.
     """
-    system = centre(cell, statistics.total, statistics.dtype)
+    system = System(cell, statistics.total, statistics.dtype)
     path, dtype = penalties.absolute(system), statistics.dtype
-    system = replace(system, cross=(cell.heldout.double() - system.row_mean).mT)
+    rhs = (cell.heldout.double() - system.row_mean).mT
     columns_of_fit, target_mean = targets.fit.to(dtype), targets.sums.sum(0) / len(targets.fit)
     for index, columns in _shared_penalties(targets, choice):
-        solution = solve_cholesky(system, float(path[index]), choice.factors.get(index))
+        solution = solve_cholesky(system, rhs, float(path[index]), choice.factors.get(index))
         weights = solution.weights.to(dtype)
         shift = (system.row_mean @ weights.double()).to(dtype)[:, None]
         combinations = torch.empty(len(cell.heldout), len(cell.fit), dtype=dtype, device=weights.device)
@@ -126,22 +129,25 @@ def _refine(
     part: Part,
     certificate: Certificate,
     tolerance: float,
-) -> BlockFit:
-    """Refine the part's weights in place where that pays; its record, with the certificate of what it is then."""
+) -> tuple[BlockFit, Tensor | None]:
+    """The part's record, and its weights in float64 where it pays to refine them: then the record is of those."""
     d, p = part.weights.shape
     route = part.solution.route
     # A step of refinement multiplies 4 n d p times, solving in float64 n d (d + 2 p).
     pays = system.dtype == torch.float64 or 2 * p < d
     allowed = _REFINE_ABOVE if system.dtype == torch.float64 else tolerance
+    refined = None
     for _ in range(_REFINEMENTS):
         if not pays or not allowed < certificate.error_estimate < math.inf:
             break
         expected, mean = targets.fit[:, part.columns], system.target_mean[part.columns]
-        missing, _ = gradient(cell, system, expected, mean, part.weights)
-        part.weights.add_(part.solution.apply_inverse(missing - part.solution.penalty * part.weights))
+        before = part.weights.double()
+        missing, _ = gradient(cell, system, expected, mean, before)
+        refined = before + part.solution.apply_inverse(missing - part.solution.penalty * before)
+        part = replace(part, weights=refined)
         (certificate,) = certify(cell, system, targets, [part])
         route = part.solution.route + _REFINED
-    return _block_fit(part.block, part.solution, part.alpha, certificate, route)
+    return _block_fit(part.block, part.solution, part.alpha, certificate, route), refined
 
 
 def _block_fit(block: TargetBlock, solution: Solution, alpha: float, certificate: Certificate, route: str) -> BlockFit:

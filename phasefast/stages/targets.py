@@ -11,9 +11,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..dense import aligned_empty, product
 from ..errors import ArgumentError, DataError
 from ..isometry import coordinates
-from ..systems import aligned_empty, fold_sums
+from ..systems import fold_sums
 from ..target_cache import TargetCache
 from ..types import Probe, Sketch, TargetBlock, TargetKind, TargetMatrix
 
@@ -276,10 +277,7 @@ def _probe(fit: Tensor, heldout: Tensor, block: TargetBlock) -> Probe:
         directions = torch.eye(width, dtype=torch.float64, device=fit.device)
     else:
         directions = torch.randn(width, PROBE_COLUMNS, generator=generator, dtype=torch.float64).to(fit.device)
-    products = [
-        torch.cat([rows[:, columns].double() @ directions for rows in matrix.split(_CHUNK)])
-        for matrix in (fit, heldout)
-    ]
+    products = [product(matrix[:, columns], directions) for matrix in (fit, heldout)]
     return Probe(directions, *products)
 
 

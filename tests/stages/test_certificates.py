@@ -7,12 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from phasefast.dense import lower_inverse, substitute
 from phasefast.stages.evaluate import evaluate
 from phasefast.stages.select import refine_by_leave_one_out
 from phasefast.stages.solve import solve
 from phasefast.stages.statistics import accumulate
 from phasefast.stages.targets import Input, Label, build_targets
-from phasefast.systems import Penalties, lower_inverse, substitute
+from phasefast.systems import Penalties
 from phasefast.types import Activations, Decoder, PenaltyChoice, TargetMatrix
 from tests.oracle import captured
 
