@@ -73,6 +73,15 @@ class Scratch {
   T* data_;
 };
 
+// Elements from one row to the next in scratch: whole cache lines, and rows not all in the same sets of the cache.
+template <typename T>
+int64_t row_length(int64_t cols) {
+  constexpr int64_t line = 64 / sizeof(T);
+  constexpr int64_t page = 4096 / sizeof(T);
+  const int64_t length = (cols + line - 1) / line * line;
+  return length % page ? length : length + line;
+}
+
 // out = left right
 template <typename T>
 void multiply(const Matrix<T>& out, const Matrix<T>& left, const Matrix<T>& right) {

@@ -1,4 +1,4 @@
-// Symmetric products by panels: of each block column only the part on and below the diagonal is computed.
+// Symmetric products by halves: what is above the diagonal is computed in the blocks on it only.
 #include "gram.h"
 
 #include <torch/csrc/stable/library.h>
@@ -9,11 +9,9 @@
 namespace phasefast {
 namespace {
 
-constexpr int64_t kChunk = 4096;  // rows whose float32 sum is trusted before it goes into the accumulator
-constexpr int64_t kPanel = 256;   // columns of a gram's panel
-constexpr int64_t kStrip = 512;   // columns of a cross product's panel, at least
-constexpr int64_t kProduct =
-    1 << 21;  // elements of a product, where panels can be wider: BLAS packs the rows once for each
+constexpr int64_t kChunk = 4096;      // rows whose float32 sum is trusted before it goes into the accumulator
+constexpr int64_t kDiagonal = 256;    // columns of a gram's block on the diagonal
+constexpr int64_t kSide = 2048 + 16;  // rows and columns of another product, at most: BLAS packs all it multiplies
 
 // out += product, where the accumulator is the wider of the two.
 template <typename A, typename T>
@@ -31,36 +29,39 @@ void promote(const Matrix<A>& out, const Matrix<T>& product) {
 // out += left right, with the product in T. A tight product that is added afterwards beats one that BLAS adds in place.
 template <typename A, typename T>
 void accumulate(const Matrix<A>& out, const Matrix<T>& left, const Matrix<T>& right, const Scratch<T>& scratch) {
-  const Matrix<T> product = scratch.matrix(out.rows, out.cols);
+  const Matrix<T> product{scratch.data(), out.rows, out.cols, row_length<T>(out.cols), 1};
   multiply(product, left, right);
   promote(out, product);
 }
 
+// out += left' right, in products of about the same size.
 template <typename A, typename T>
-void add_gram(const Tensor& gram, const Matrix<T>& rows, const Scratch<T>& scratch) {
-  const Matrix<A> out = matrix<A>(gram);
+void accumulate_all(const Matrix<A>& out, const Matrix<T>& left, const Matrix<T>& right, const Scratch<T>& scratch) {
+  const auto share = [](int64_t size) {
+    const int64_t parts = (size + kSide - 1) / kSide;
+    return parts ? row_length<T>((size + parts - 1) / parts) : 1;
+  };
+  for (int64_t row = 0, height = share(out.rows); row < out.rows; row += height) {
+    for (int64_t col = 0, width = share(out.cols); col < out.cols; col += width) {
+      const Matrix<A> block = out.block(row, col, std::min(height, out.rows - row), std::min(width, out.cols - col));
+      accumulate(block, left.block(0, row, left.rows, block.rows).transposed(),
+                 right.block(0, col, right.rows, block.cols), scratch);
+    }
+  }
+}
+
+// The lower triangle of out += rows' rows: that of both halves, and the products of the right half with the left.
+template <typename A, typename T>
+void accumulate_lower(const Matrix<A>& out, const Matrix<T>& rows, const Scratch<T>& scratch) {
   const int64_t width = rows.cols;
-  for (int64_t start = 0; start < width; start += kPanel) {
-    const int64_t size = std::min(kPanel, width - start);
-    accumulate(out.block(start, start, width - start, size),
-               rows.block(0, start, rows.rows, width - start).transposed(), rows.block(0, start, rows.rows, size),
-               scratch);
-  }
-}
-
-int64_t strip_columns(int64_t width, int64_t cols) {
-  return std::min(cols, std::max(kStrip, kProduct / std::max<int64_t>(width, 1)));
-}
-
-template <typename A, typename T>
-void add_cross(const Tensor& cross, const Matrix<T>& rows, const Matrix<T>& targets, const Scratch<T>& scratch) {
-  const Matrix<A> out = matrix<A>(cross);
-  const int64_t strip = strip_columns(rows.cols, targets.cols);
-  for (int64_t start = 0; start < targets.cols; start += strip) {
-    const int64_t size = std::min(strip, targets.cols - start);
-    accumulate(out.block(0, start, rows.cols, size), rows.transposed(), targets.block(0, start, rows.rows, size),
-               scratch);
-  }
+  if (width <= kDiagonal) return accumulate(out, rows.transposed(), rows, scratch);
+  const int64_t half = (width / 2 + kDiagonal - 1) / kDiagonal * kDiagonal;
+  const int64_t rest = width - half;
+  const Matrix<T> left = rows.block(0, 0, rows.rows, half);
+  const Matrix<T> right = rows.block(0, half, rows.rows, rest);
+  accumulate_lower(out.block(0, 0, half, half), left, scratch);
+  accumulate_all(out.block(half, 0, rest, half), right, left, scratch);
+  accumulate_lower(out.block(half, half, rest, rest), right, scratch);
 }
 
 template <typename T>
@@ -70,20 +71,21 @@ void gram_cell(const Tensor& rows, const Tensor& targets, const Tensor* gram, co
   const int64_t chunk = std::min(kChunk, samples);
   const Scratch<T> wide(needs_conversion<T>(rows) ? chunk : 0, width);
   const Scratch<T> wide_targets(needs_conversion<T>(targets) ? chunk : 0, targets.size(1));
-  const Scratch<T> product(width, std::max(kPanel, strip_columns(width, targets.size(1))));
+  const int64_t longest = std::min(std::max(width, targets.size(1)), kSide);
+  const Scratch<T> product(std::min(width, kSide), row_length<T>(longest));
   for (int64_t start = 0; start < samples; start += chunk) {
     const int64_t stop = std::min(start + chunk, samples);
     const Matrix<T> a = rows_as<T>(rows, start, stop, wide);
     const Matrix<T> t = rows_as<T>(targets, start, stop, wide_targets);
     if (gram && gram->scalar_type() == ScalarType::Double) {
-      add_gram<double>(*gram, a, product);
+      accumulate_lower(matrix<double>(*gram), a, product);
     } else if (gram) {
-      add_gram<float>(*gram, a, product);
+      accumulate_lower(matrix<float>(*gram), a, product);
     }
     if (cross.scalar_type() == ScalarType::Double) {
-      add_cross<double>(cross, a, t, product);
+      accumulate_all(matrix<double>(cross), a, t, product);
     } else {
-      add_cross<float>(cross, a, t, product);
+      accumulate_all(matrix<float>(cross), a, t, product);
     }
   }
 }
