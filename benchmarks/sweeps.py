@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from opponents import CLASSES, Data, honest, oracle, with_labels
-from timing import OURS, Side, floor, in_turn, product_rate, seconds
+from timing import OURS, Side, floor, in_turn, seconds
 from torch import Tensor, nn
 
 import phasefast as pf
@@ -111,13 +111,20 @@ def section(smoke: bool, checkpoints: int, file: str | None, weights: str | None
     """Every checkpoint is a repeat: ours with the default penalties and certificates, the loop with one penalty."""
     n, m = (300, 60) if smoke else (10_000, 2_000)
     run = Run(n, m, checkpoints, stages=STAGES[-2:] if smoke else STAGES, file=file, weights=weights)
-    targets, step, rates = run.targets(), 0, []
+    targets, step = run.targets(), 0
     latest: dict[str, float] = {}
 
     def start(repeat: int) -> None:
         nonlocal step
         step = repeat
-        rates.append(product_rate(torch.float32, repeats=2))
+
+    # Seconds of them beside ours in each repeat: a processor that has just been idle is faster than under load.
+    size, count = (256, 2) if smoke else (4096, 8)
+    factor, product = torch.randn(size, size), torch.empty(size, size)
+
+    def products() -> None:
+        for _ in range(count):
+            torch.mm(factor, factor, out=product)
 
     def aten() -> float:
         latest.update((name, honest(data, [ALPHA])) for name, data in run.cells(step, targets))
@@ -138,8 +145,13 @@ def section(smoke: bool, checkpoints: int, file: str | None, weights: str | None
             chosen = scores.filter(target="input", metric="fvu", split="heldout")
             return mean(chosen.value(layer=stage) for stage in run.stages)
 
-        sides = [Side(OURS, ours), Side("aten, one penalty", aten), Side("forward passes alone", forward)]
-        records = in_turn(sides, checkpoints, start, warm=False)
+        sides = [
+            Side("products", products),
+            Side(OURS, ours),
+            Side("aten, one penalty", aten),
+            Side("forward passes alone", forward),
+        ]
+        measured, *records = in_turn(sides, checkpoints, start, warm=False)
     rows = tracker.scores.filter(step=step, target="input", metric="fvu", split="heldout").to_arrow().to_pylist()
     layers = [{name: row[name] for name in ("layer", "dim", "route", "dtype", "alpha", "value")} for row in rows]
     for layer, (name, data) in zip(layers, run.cells(step, targets), strict=True):
@@ -148,6 +160,7 @@ def section(smoke: bool, checkpoints: int, file: str | None, weights: str | None
             layer["difference"] = {OURS: layer["value"] / exact[0] - 1, "aten": latest[name] / exact[1] - 1}
     planned = plan(run.model, SAMPLE, n, m, classes=CLASSES, layers=run.stages)
     flops = sum(layer.cost.flops for layer in planned)
+    rates = [2 * count * size**3 / taken for taken in measured["seconds"]]
     bound = floor(flops, rates, records[0]["seconds"], records[-1]["seconds"])
     shape = {"n": n, "m": m, "d": [layer["dim"] for layer in layers], "p": targets[0].shape[1]}
     shape |= {"penalties": len(DEFAULT_ALPHAS), "checkpoints": checkpoints, "images": "CIFAR-10" if file else "made up"}

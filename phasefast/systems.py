@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .dense import aligned_empty, inner, lower_inverse, row_chunk, substitute
+from .dense import aligned_empty, inner, invert_lower, row_chunk, substitute
 from .errors import ArgumentError, SolveError
 from .types import Activations, Moments
 
@@ -188,7 +188,7 @@ def solve_cholesky(system: System, rhs: Tensor, penalty: float, factor: Tensor |
     """Solve with one penalty: Cholesky, then (float64) with jitter, then by eigendecomposition with a rank cut.
 
     Args:
-        rhs: [d, p]. factor: the Cholesky factor, where it is known already.
+        rhs: [d, p]. factor: the Cholesky factor, where it is known already; its inverse takes its place.
     """
     diagonal = system.diagonal
     largest = float(diagonal.max())
@@ -206,7 +206,7 @@ def solve_cholesky(system: System, rhs: Tensor, penalty: float, factor: Tensor |
         weights, found = _weights_and_factor(system, rhs, path, factor)
         if found is not None:
             root = found.diagonal().double()
-            inverse_root = lower_inverse(found)
+            inverse_root = invert_lower(found)
             dof = len(root) - (penalty + jitter) * inner(inverse_root, inverse_root)
             live = root[alive] if rank else root
             condition = float((live.max() / live.min()) ** 2)

@@ -153,7 +153,8 @@ class PenaltyChoice:
     Attributes:
         indices: per target, an int64 tensor on the CPU: one index, or one for each of its columns.
         reliable: whether the precision of the statistics could rank the penalties.
-        factors: lower Cholesky factors [d, d] of Gram matrix and penalty that the choice has left, by index.
+        factors: lower Cholesky factors [d, d] of Gram matrix and penalty that the choice has left, by index; solving
+            overwrites them.
     """
 
     indices: tuple[torch.Tensor, ...]

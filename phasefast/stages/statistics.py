@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..dense import aligned_empty
 from ..types import Activations, Moments, Statistics, TargetMatrix
 
 _CHUNK = 4096
@@ -68,7 +69,7 @@ def _zeros(cells: Sequence[Activations], columns: Tensor | None) -> list[Tensor]
     """Accumulators [d, p] for products with ``columns`` [n, p], or [d, d] for the rows' own."""
     widths = [cell.fit.shape[1] for cell in cells]
     shapes = [(width, width if columns is None else columns.shape[1]) for width in widths]
-    return [torch.zeros(s, dtype=torch.float64, device=c.fit.device) for s, c in zip(shapes, cells, strict=True)]
+    return [aligned_empty(*s, torch.float64, c.fit.device).zero_() for s, c in zip(shapes, cells, strict=True)]
 
 
 def _add_products(
