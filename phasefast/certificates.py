@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .dense import inner, product, row_chunk
+from .dense import inner, product, wide_rows
 from .systems import Solution, System
 from .types import Activations, Probe, TargetBlock, TargetMatrix
 
@@ -69,14 +69,13 @@ def gradient(
         expected: targets [n, k] of some mean [k]. weights: [d, k].
     """
     offset = mean - system.row_mean @ weights
-    total, squares = torch.zeros_like(weights), torch.zeros_like(mean)
-    size = row_chunk(cell.fit.shape[1])
-    for stored, own in zip(cell.fit.split(size), expected.split(size), strict=True):
-        rows = stored.double()
-        miss = own.double() - rows @ weights - offset
+    total, squares, sums = torch.zeros_like(weights), torch.zeros_like(mean), torch.zeros_like(mean)
+    for place, rows in wide_rows(cell.fit):
+        miss = expected[place].double() - rows @ weights - offset
         squares += miss.square().sum(0)
-        total.addmm_(rows.mT, miss).addr_(system.row_mean, miss.sum(0), alpha=-1)
-    return total, squares
+        sums += miss.sum(0)
+        total.addmm_(rows.mT, miss)
+    return total.addr_(system.row_mean, sums, alpha=-1), squares
 
 
 def certify(cell: Activations, system: System, targets: TargetMatrix, parts: Sequence[Part]) -> list[Certificate]:
@@ -94,10 +93,8 @@ def certify(cell: Activations, system: System, targets: TargetMatrix, parts: Seq
     expected = torch.cat([part.probe.heldout for part in parts], 1)
     offset = mean - system.row_mean @ wz
     lost, kept = torch.zeros_like(mean), torch.zeros_like(mean)
-    size = row_chunk(cell.heldout.shape[1])
-    for stored, own in zip(cell.heldout.split(size), expected.split(size), strict=True):
-        rows = stored.double()
-        miss = own - rows @ wz - offset
+    for place, rows in wide_rows(cell.heldout):
+        miss = expected[place] - rows @ wz - offset
         moved = rows @ correction - system.row_mean @ correction
         lost += (moved.square() - 2 * miss * moved).sum(0)
         kept += miss.square().sum(0)
@@ -128,12 +125,10 @@ def certify_target_free(
     wz = solution.apply_inverse(gradient(cell, system, probe.fit, mean, nothing)[0])
     wz += solution.apply_inverse(gradient(cell, system, probe.fit, mean, wz)[0] - solution.penalty * wz)
     lost, kept = torch.zeros_like(mean), torch.zeros_like(mean)
-    size = row_chunk(cell.heldout.shape[1])
-    for start in range(0, len(cell.heldout), size):
-        chunk = slice(start, start + size)
-        predicted = combinations[chunk].double() @ probe.fit
-        miss = probe.heldout[chunk] - mean - predicted
-        moved = (cell.heldout[chunk].double() - system.row_mean) @ wz - predicted
+    for place, rows in wide_rows(cell.heldout):
+        predicted = combinations[place].double() @ probe.fit
+        miss = probe.heldout[place] - mean - predicted
+        moved = (rows - system.row_mean) @ wz - predicted
         lost += (moved.square() - 2 * miss * moved).sum(0)
         kept += miss.square().sum(0)
     return Certificate(_share(lost, kept, probe), None)

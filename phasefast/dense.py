@@ -6,13 +6,14 @@ import contextlib
 import itertools
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 _LINE, _PAGE, _LARGE = 64, 4096, 1 << 24  # bytes
-_CACHED = 1 << 19  # elements of a float64 copy that stays in the cache
+_CACHED = 1 << 18  # elements of a float64 copy that stays in the cache
+_ROUND = 8  # times as many are worth a product
 _LEAF = 256  # columns of a triangular block that LAPACK inverts
 _PANEL = 256  # columns that are eliminated by the inverse of their block
 _STRIPS = 4  # of a product with a triangular matrix, so that little of its zeros is multiplied
@@ -45,8 +46,18 @@ def aligned_empty(rows: int, cols: int, dtype: torch.dtype, device: torch.device
 
 
 def row_chunk(cols: int) -> int:
-    """How many rows of a matrix are copied to float64 at a time."""
+    """How many rows of a matrix are worked on at a time, so that float64 copies of them stay in the cache."""
     return max(_CACHED // max(cols, 1), 16)
+
+
+def wide_rows(matrix: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of a matrix in float64, some at a time, with their place; the next ones overwrite them."""
+    count, cols = matrix.shape
+    size = _ROUND * row_chunk(cols)
+    buffer = aligned_empty(min(size, count), cols, torch.float64, matrix.device)
+    for start in range(0, count, size):
+        place = slice(start, min(start + size, count))
+        yield place, buffer[: place.stop - start].copy_(matrix[place])
 
 
 def inner(a: Tensor, b: Tensor) -> float:
@@ -58,15 +69,17 @@ def inner(a: Tensor, b: Tensor) -> float:
 
 def product(matrix: Tensor, right: Tensor) -> Tensor:
     """matrix right in float64: of a matrix [n, d] of any float type, and [d, k] float64."""
-    return torch.cat([rows.double() @ right for rows in matrix.split(row_chunk(matrix.shape[1]))])
+    out = right.new_empty(len(matrix), right.shape[1])
+    for place, rows in wide_rows(matrix):
+        torch.mm(rows, right, out=out[place])
+    return out
 
 
 def transposed_product(matrix: Tensor, right: Tensor) -> Tensor:
     """matrix' right in float64: of a matrix [n, d] of any float type, and [n] float64."""
-    size = row_chunk(matrix.shape[1])
     total = right.new_zeros(matrix.shape[1])
-    for rows, own in zip(matrix.split(size), right.split(size), strict=True):
-        total.addmv_(rows.double().mT, own)
+    for place, rows in wide_rows(matrix):
+        total.addmv_(rows.mT, right[place])
     return total
 
 

@@ -17,6 +17,7 @@ from .errors import ArgumentError, SolveError
 from .types import Activations, Moments
 
 DEFAULT_ALPHAS = tuple(10.0**k for k in range(-6, 2))
+_SPLIT = 2048  # rows or columns of a matrix that is multiplied by a few rows
 _JITTERS = (1e-14, 1e-13, 1e-12, 1e-11)
 
 
@@ -145,8 +146,10 @@ class Solution:
         root = self.inverse_root
         if root is None:
             return torch.full_like(rhs, math.nan)
-        # A few columns: rounding them costs less than a wide copy of the root.
-        return (root.mT @ (root @ rhs.to(root.dtype))).double()
+        # A few columns: rounding them costs less than a wide copy of the root; BLAS is slow at columns and at long rows.
+        rows = rhs.mT.to(root.dtype, memory_format=torch.contiguous_format)
+        rows = torch.cat([rows @ part.mT for part in root.split(_SPLIT)], 1)
+        return torch.cat([rows @ part for part in root.split(_SPLIT, 1)], 1).mT.double()
 
 
 def fold_sums(rows: Tensor, folds: Sequence[int]) -> Tensor:
