@@ -146,7 +146,7 @@ class Solution:
         root = self.inverse_root
         if root is None:
             return torch.full_like(rhs, math.nan)
-        # A few columns: rounding them costs less than a wide copy of the root; BLAS is slow at columns and at long rows.
+        # A few columns: rounding them costs less than widening the root; BLAS is slow at columns, and at long rows
         rows = rhs.mT.to(root.dtype, memory_format=torch.contiguous_format)
         rows = torch.cat([rows @ part.mT for part in root.split(_SPLIT)], 1)
         return torch.cat([rows @ part for part in root.split(_SPLIT, 1)], 1).mT.double()
