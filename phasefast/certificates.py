@@ -70,7 +70,7 @@ def gradient(
     """
     offset = mean - system.row_mean @ weights
     total, squares, sums = torch.zeros_like(weights), torch.zeros_like(mean), torch.zeros_like(mean)
-    for place, rows in wide_rows(cell.fit):
+    for place, rows in wide_rows(cell.fit, weights.shape[1]):
         miss = expected[place].double() - rows @ weights - offset
         squares += miss.square().sum(0)
         sums += miss.sum(0)
@@ -93,7 +93,7 @@ def certify(cell: Activations, system: System, targets: TargetMatrix, parts: Seq
     expected = torch.cat([part.probe.heldout for part in parts], 1)
     offset = mean - system.row_mean @ wz
     lost, kept = torch.zeros_like(mean), torch.zeros_like(mean)
-    for place, rows in wide_rows(cell.heldout):
+    for place, rows in wide_rows(cell.heldout, wz.shape[1]):
         miss = expected[place] - rows @ wz - offset
         moved = rows @ correction - system.row_mean @ correction
         lost += (moved.square() - 2 * miss * moved).sum(0)
@@ -125,7 +125,7 @@ def certify_target_free(
     wz = solution.apply_inverse(gradient(cell, system, probe.fit, mean, nothing)[0])
     wz += solution.apply_inverse(gradient(cell, system, probe.fit, mean, wz)[0] - solution.penalty * wz)
     lost, kept = torch.zeros_like(mean), torch.zeros_like(mean)
-    for place, rows in wide_rows(cell.heldout):
+    for place, rows in wide_rows(cell.heldout, combinations.shape[1]):
         predicted = combinations[place].double() @ probe.fit
         miss = probe.heldout[place] - mean - predicted
         moved = (rows - system.row_mean) @ wz - predicted

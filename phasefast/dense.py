@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import mmap
@@ -27,9 +26,11 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
     count = math.prod(shape)
     if device.type != "cpu" or count * dtype.itemsize < _LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(shape, dtype=dtype, device=device)
-    pages = mmap.mmap(-1, count * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a kernel without them
+    try:
+        pages = mmap.mmap(-1, count * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         pages.madvise(mmap.MADV_HUGEPAGE)
+    except OSError:  # a kernel without them, or no memory, of which torch has more to say
+        return torch.empty(shape, dtype=dtype, device=device)
     return torch.frombuffer(pages, dtype=dtype).view(tuple(shape))  # keeps the pages
 
 
@@ -50,10 +51,14 @@ def row_chunk(cols: int) -> int:
     return max(_CACHED // max(cols, 1), 16)
 
 
-def wide_rows(matrix: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of a matrix in float64, some at a time, with their place; the next ones overwrite them."""
+def wide_rows(matrix: Tensor, beside: int) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of a matrix in float64, some at a time, with their place; the next ones overwrite them.
+
+    Args:
+        beside: how many columns the widest matrix has that is made of so many rows.
+    """
     count, cols = matrix.shape
-    size = _ROUND * row_chunk(cols)
+    size = _ROUND * row_chunk(max(cols, beside))
     buffer = aligned_empty(min(size, count), cols, torch.float64, matrix.device)
     for start in range(0, count, size):
         place = slice(start, min(start + size, count))
@@ -70,7 +75,7 @@ def inner(a: Tensor, b: Tensor) -> float:
 def product(matrix: Tensor, right: Tensor) -> Tensor:
     """matrix right in float64: of a matrix [n, d] of any float type, and [d, k] float64."""
     out = right.new_empty(len(matrix), right.shape[1])
-    for place, rows in wide_rows(matrix):
+    for place, rows in wide_rows(matrix, right.shape[1]):
         torch.mm(rows, right, out=out[place])
     return out
 
@@ -78,7 +83,7 @@ def product(matrix: Tensor, right: Tensor) -> Tensor:
 def transposed_product(matrix: Tensor, right: Tensor) -> Tensor:
     """matrix' right in float64: of a matrix [n, d] of any float type, and [n] float64."""
     total = right.new_zeros(matrix.shape[1])
-    for place, rows in wide_rows(matrix):
+    for place, rows in wide_rows(matrix, 1):
         total.addmv_(rows.mT, right[place])
     return total
 

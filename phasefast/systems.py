@@ -146,8 +146,8 @@ class Solution:
         root = self.inverse_root
         if root is None:
             return torch.full_like(rhs, math.nan)
-        # A few columns: rounding them costs less than widening the root; BLAS is slow at columns, and at long rows
-        rows = rhs.mT.to(root.dtype, memory_format=torch.contiguous_format)
+        # Rounding the right-hand sides costs less than widening the root. BLAS is slow at few columns and at long rows.
+        rows = rhs.mT.to(root.dtype).contiguous()
         rows = torch.cat([rows @ part.mT for part in root.split(_SPLIT)], 1)
         return torch.cat([rows @ part for part in root.split(_SPLIT, 1)], 1).mT.double()
 
@@ -208,11 +208,10 @@ def solve_cholesky(system: System, rhs: Tensor, penalty: float, factor: Tensor |
         path = torch.tensor([penalty + jitter], dtype=torch.float64, device=diagonal.device)
         weights, found = _weights_and_factor(system, rhs, path, factor)
         if found is not None:
-            root = found.diagonal().double()
-            inverse_root = invert_lower(found)
-            dof = len(root) - (penalty + jitter) * inner(inverse_root, inverse_root)
-            live = root[alive] if rank else root
+            live = (found.diagonal()[alive] if rank else found.diagonal()).double()
             condition = float((live.max() / live.min()) ** 2)
+            inverse_root = invert_lower(found)
+            dof = len(found) - (penalty + jitter) * inner(inverse_root, inverse_root)
             route = system.cell.route
             return Solution(weights, penalty + jitter, jitter, rank, dof, condition, route, inverse_root)
     if not final:
@@ -250,9 +249,8 @@ def _failed(system: System, rhs: Tensor, penalty: float) -> Solution:
 
 def _eigenvectors(system: System) -> tuple[Tensor, Tensor]:
     """Eigenvalues [r] and eigenvectors [d, r] of the Gram matrix, ascending; in float64 of its numerical range."""
-    symmetric = torch.tril(system.gram) + torch.tril(system.gram, -1).mT
     try:
-        values, vectors = torch.linalg.eigh(symmetric)
+        values, vectors = torch.linalg.eigh(system.gram, UPLO="L")
     except RuntimeError as error:
         name = system.cell.layer.name
         raise SolveError(f"layer {name!r}: neither Cholesky nor the eigendecomposition succeeded: {error}") from error

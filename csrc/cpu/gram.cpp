@@ -26,7 +26,7 @@ void promote(const Matrix<A>& out, const Matrix<T>& product) {
                               });
 }
 
-// out += left right, with the product in T. A tight product that is added afterwards beats one that BLAS adds in place.
+// out += left right, with the product in T. A product apart that is added afterwards beats one added in place.
 template <typename A, typename T>
 void accumulate(const Matrix<A>& out, const Matrix<T>& left, const Matrix<T>& right, const Scratch<T>& scratch) {
   const Matrix<T> product{scratch.data(), out.rows, out.cols, row_length<T>(out.cols), 1};

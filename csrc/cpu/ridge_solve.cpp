@@ -18,6 +18,7 @@ constexpr int64_t kTiny = 1 << 22;  // operations below which a system is always
 constexpr int64_t kSmall =
     1LL << 32;                   // ... and where there are enough of them for all threads: no waiting inside a system
 constexpr int64_t kStrip = 128;  // right-hand sides of one task, at most
+constexpr int64_t kPad = 16;     // keeps the rows of a strip off the same cache sets
 
 // The lower Cholesky factor of a block, by LAPACK, in place; 0, or the order of the minor that failed.
 template <typename T>
@@ -229,8 +230,8 @@ void substitute_all(const Matrix<T>& factor, T* inverses, const T* inverse_scale
   const int64_t share = cross.cols / std::max<int64_t>(threads * rounds, 1) + 1;
   const int64_t strip = std::clamp<int64_t>((share + 15) / 16 * 16, 32, kStrip);
   torch::stable::parallel_for(0, (cross.cols + strip - 1) / strip, 1, [&](int64_t begin, int64_t end) {
-    const Scratch<T> x(width, row_length<T>(strip));
-    const Scratch<T> y(width, row_length<T>(strip));
+    const Scratch<T> x(width, strip + kPad);
+    const Scratch<T> y(width, strip + kPad);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t cols = std::min(strip, cross.cols - i * strip);
       substitute(factor, inverses, inverse_scale, cross.block(0, i * strip, width, cols),

@@ -57,17 +57,17 @@ def solve(
             parts.append(
                 Part(i, targets.blocks[i], chosen, alpha, solution, weights[:, chosen], probe_of(targets, i, chosen))
             )
-    pairs = zip(parts, certify(cell, system, targets, parts), strict=True)
-    found = [_refine(cell, system, targets, part, certificate, tolerance) for part, certificate in pairs]
-    if any(refined is not None for _, refined in found):
-        weights = weights.double()
-    for part, (_, refined) in zip(parts, found, strict=True):
+    fits = []
+    for part, certificate in zip(parts, certify(cell, system, targets, parts), strict=True):
+        fit, refined = _refine(cell, system, targets, part, certificate, tolerance)
+        fits.append(fit)
         if refined is not None:
+            weights = weights.double()
             weights[:, part.columns] = refined
     offset = system.target_mean - transposed_product(weights, system.row_mean)
     merged = []
     for i in range(len(targets.blocks)):
-        own = [(fit, part) for (fit, _), part in zip(found, parts, strict=True) if part.index == i]
+        own = [(fit, part) for fit, part in zip(fits, parts, strict=True) if part.index == i]
         merged.append(_merged([fit for fit, _ in own], [part.weights.shape[1] for _, part in own]))
     return Decoder(cell.layer, weights, offset.to(weights.dtype), tuple(merged))
 

@@ -76,6 +76,16 @@ def test_strides_and_views(impl, targets_dtype):
                 assert (wide[:, 2 * p :] == 0).all()
 
 
+@pytest.mark.parametrize(("d", "p"), [(256, 2065), (257, 1), (2064, 2064), (2065, 4130), (2400, 0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_more_columns_than_one_product_takes(d, p, dtype):
+    rows, targets = torch.randn(11, d, dtype=dtype), torch.randn(11, p)
+    gram, cross = accumulators(d, p, torch.float64)
+    before = (gram.clone(), cross.clone())
+    ops.gram([rows], targets, [gram], [cross])
+    assert_sums(rows, targets, before, (gram, cross))
+
+
 def test_every_4096_rows_are_promoted():
     n = 10_000
     rows, targets = torch.randn(n, 5), torch.randn(n, 2)

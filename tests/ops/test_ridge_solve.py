@@ -53,6 +53,18 @@ def test_solves_along_a_path(impl, d, p, dtype):
 
 
 @BOTH
+@pytest.mark.parametrize("d", [1, 130, 300])
+def test_factors_in_rows_that_are_apart(impl, dtype, d):
+    gram, lower, cross = system(d, 3, dtype)
+    weights, _, info = outputs([(d, 3)], 1, dtype)
+    wide = torch.full((1, d, d + 16), torch.nan, dtype=dtype)
+    impl.ridge_solve([lower], [cross], [torch.ones(1, dtype=torch.float64)], weights, [wide[:, :, :d]], info)
+    assert (info == 0).all()
+    assert_solved(gram, cross, 1.0, weights[0][0], wide[0, :, :d])
+    assert wide[:, :, d:].isnan().all()
+
+
+@BOTH
 def test_ragged_cells_without_factors(impl, dtype):
     sizes = [(5, 4), (200, 9), (1, 2), (0, 3), (6, 0)]
     systems = [system(d, p, dtype) for d, p in sizes]

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from phasefast.dense import invert_lower, substitute
 from phasefast.stages.evaluate import evaluate
 from phasefast.stages.select import refine_by_leave_one_out
 from phasefast.stages.solve import solve
@@ -73,24 +72,6 @@ def test_a_fit_error_without_a_pass_over_the_rows_is_exact_or_absent(noise: floa
             given += 1
             assert found == pytest.approx(direct, rel=1e-5)
     assert given == 3 or (dtype == torch.float32 and noise < 1)
-
-
-@pytest.mark.parametrize("d", [1, 7, 255, 256, 257, 700, 1100])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_substitution_by_halves(d: int, dtype: torch.dtype) -> None:
-    a = torch.randn(2 * d + 5, d, dtype=torch.float64)
-    factor = torch.linalg.cholesky(a.mT @ a + torch.eye(d)).to(dtype)
-    rhs = torch.randn(d, 13, dtype=torch.float64)
-    before = rhs.clone()
-    expected = torch.cholesky_solve(rhs, factor.double())
-    tolerance = 1e-4 if dtype == torch.float32 else 1e-11
-    for given in (rhs, rhs.mT.contiguous().mT):
-        torch.testing.assert_close(substitute(factor, given).double(), expected, rtol=tolerance, atol=tolerance)
-    assert torch.equal(rhs, before)
-    assert substitute(factor, rhs[:, :0]).shape == (d, 0)
-    inverse = invert_lower(factor.clone())
-    eye = (factor.double() @ inverse.double()).sub(torch.eye(d)).abs().max()
-    assert eye < tolerance
 
 
 def test_the_factors_of_a_refined_choice_give_its_solution() -> None:

@@ -1,0 +1,96 @@
+"""Storage, sums in float64 and triangular factors, against plain torch in float64."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+
+from phasefast.dense import (
+    aligned_empty,
+    empty,
+    inner,
+    invert_lower,
+    product,
+    row_chunk,
+    substitute,
+    transposed_product,
+    wide_rows,
+)
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "cols"), [(0, 5), (3, 0), (1, 1), (7, 130), (5, 1024), (33, 8192), (3000, 3000)])
+def test_rows_are_aligned_and_not_pages_apart(rows: int, cols: int, dtype: torch.dtype) -> None:
+    matrix = aligned_empty(rows, cols, dtype, CPU)
+    assert matrix.shape == (rows, cols)
+    assert matrix.dtype == dtype
+    step = matrix.stride(0) * dtype.itemsize
+    assert step % 64 == 0
+    assert cols == 0 or step % 4096
+    assert matrix.stride(0) >= cols
+    matrix.fill_(1)
+    assert float(matrix.double().sum()) == rows * cols
+
+
+def test_large_storage_lives_as_long_as_its_last_view() -> None:
+    whole = empty((3, 1 << 21), torch.float32, CPU)
+    assert whole.untyped_storage().nbytes() == 3 << 23
+    part = whole.zero_()[1:, 7:]
+    part += 1
+    del whole
+    gc.collect()
+    others = [empty((3, 1 << 21), torch.float32, CPU).fill_(9) for _ in range(3)]
+    assert bool((part == 1).all())
+    assert all(bool((other == 9).all()) for other in others)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 40, 5000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_sums_in_float64(rows: int, dtype: torch.dtype) -> None:
+    a, b = torch.randn(rows, 900).to(dtype), torch.randn(rows, 2 * 900).to(dtype)[:, ::2]
+    right, left = torch.randn(900, 3, dtype=torch.float64), torch.randn(rows, dtype=torch.float64)
+    close = {"rtol": 1e-12, "atol": 1e-10}
+    assert inner(a, b) == pytest.approx(float((a.double() * b.double()).sum()), rel=1e-9, abs=1e-9)
+    torch.testing.assert_close(product(b, right), b.double() @ right, **close)
+    torch.testing.assert_close(transposed_product(b, left), b.double().mT @ left, **close)
+    seen = torch.full((rows, 900), torch.nan, dtype=torch.float64)
+    for place, some in wide_rows(b, 7):
+        seen[place] = some
+    assert torch.equal(seen, b.double())
+
+
+def test_few_rows_at_a_time_where_what_is_beside_them_is_wide() -> None:
+    matrix = torch.randn(5000, 4)
+    parts = [place.stop - place.start for place, _ in wide_rows(matrix, 1 << 16)]
+    assert sum(parts) == 5000
+    assert max(parts) * (1 << 16) * 8 <= 1 << 26
+    assert [place for place, _ in wide_rows(matrix, 64)] == [slice(0, 5000)]
+
+
+def test_wide_matrices_are_still_taken_many_rows_at_a_time() -> None:
+    assert row_chunk(1 << 30) == 16
+    assert row_chunk(0) > 16
+
+
+@pytest.mark.parametrize("d", [1, 7, 255, 256, 257, 700, 1100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_triangular_factors(d: int, dtype: torch.dtype) -> None:
+    a = torch.randn(2 * d + 5, d, dtype=torch.float64)
+    factor = torch.linalg.cholesky(a.mT @ a + torch.eye(d)).to(dtype)
+    rhs = torch.randn(d, 13, dtype=torch.float64)
+    before = rhs.clone()
+    expected = torch.cholesky_solve(rhs, factor.double())
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-11
+    for given in (rhs, rhs.mT.contiguous().mT):
+        torch.testing.assert_close(substitute(factor, given).double(), expected, rtol=tolerance, atol=tolerance)
+    assert torch.equal(rhs, before)
+    assert substitute(factor, rhs[:, :0]).shape == (d, 0)
+    for stored in (factor.clone(), aligned_empty(d, d, dtype, CPU).copy_(factor)):
+        inverse = invert_lower(stored)
+        assert inverse.data_ptr() == stored.data_ptr()
+        assert float((factor.double() @ inverse.double()).sub(torch.eye(d)).abs().max()) < tolerance
+        assert torch.equal(inverse, inverse.tril())
