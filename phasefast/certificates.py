@@ -155,7 +155,7 @@ def _fit_error(
     if part.probe.exact:
         return float((deviation - explained).sum())
     if isinstance(columns, slice):
-        whole = targets.deviation["fit"][part.index]
+        whole = targets.squares[part.index]
     else:
         whole = float(targets.fit[:, columns].double().var(0, correction=0).sum() * len(targets.fit))
     return whole - inner(part.weights, cross) - penalty * inner(part.weights, part.weights)

@@ -202,6 +202,9 @@ def plan_command(
     memory: Annotated[str | None, typer.Option("--memory", help="Budget, such as 8GB.")] = None,
     route: Annotated[str | None, typer.Option("--route", help="Force primal, dual, eigen or target-free.")] = None,
     splits: Annotated[str, typer.Option("--splits", help="both, or heldout: no scores on the fit rows.")] = "both",
+    target_components: Annotated[
+        int | None, typer.Option("--target-components", min=1, help="Leading components of the input that are decoded.")
+    ] = None,
 ) -> None:
     """Route, work and memory of each layer, and its expected time at the rate of this machine's matrix products."""
     try:
@@ -209,6 +212,7 @@ def plan_command(
     except ValueError as error:
         raise ArgumentError(f"--sample: expected sizes such as 3,32,32, got {sample!r}") from error
     how: dict[str, Any] = {"layers": layer, "pool": pool, "memory": memory, "route": route, "splits": splits}
+    how["target_components"] = target_components
     found = plan(_load_model(model), shape, fit, heldout, classes=classes, **how)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("layer", overflow="fold")

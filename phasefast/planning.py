@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from .components import columns_with_components
 from .decoding import Method, Selection, Splits
 from .engine import FOLDS, resolve_device
 from .errors import ArgumentError
@@ -52,12 +53,14 @@ def plan(
     route: ForcedRoute | None = None,
     splits: Splits = "both",
     selection: Selection = "folds",
+    target_components: int | None = None,
 ) -> list[LayerPlan]:
     """Route, FLOPs, memory and expected time of every layer, for one checkpoint.
 
     Args:
         sample: shape of one input, such as (3, 32, 32). fit, heldout: numbers of rows. classes: of the label, or 0.
-        layers, alphas, tokens, pool, device, memory, route, splits, selection: see :class:`phasefast.ProbeOptions`.
+        layers, alphas, tokens, pool, device, memory, route, splits, selection, target_components: see
+            :class:`phasefast.ProbeOptions`.
 
     Raises:
         ArgumentError, LayerError: sizes or layers that cannot be. MemoryBudgetError: a layer that does not fit.
@@ -78,7 +81,8 @@ def plan(
             ) from error
     width = int(torch.Size(sample).numel())
     # Wider targets than there are fit rows are replaced by n + 1 columns (row space).
-    p, q = min(width, fit + 1) + classes, min(width, SKETCH_COLUMNS) + min(classes, SKETCH_COLUMNS)
+    columns = min(columns_with_components(width, target_components), fit + 1)
+    p, q = columns + classes, min(width, SKETCH_COLUMNS) + min(classes, SKETCH_COLUMNS)
     problem = method.problem_of_sizes(fit, heldout, p, q, min(FOLDS, fit), 2 if classes else 1)
     budget = memory_budget(memory, where)
     groups = group_layers(found, problem, budget, route)

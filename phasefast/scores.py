@@ -45,8 +45,13 @@ SCHEMA = pa.schema(
         ("source_hash", pa.string()),
         ("version", pa.string()),
         ("samples", pa.list_(pa.float32())),
+        ("approximation", pa.string()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("dropped", pa.float64()),
     ]
 )
+_LATER = ("approximation", "low", "high", "dropped")  # null in tables of versions that did not have them
 MODEL_LAYER = "model"
 _SHARD = re.compile(r"step-(\d+)\.parquet$")
 
@@ -55,11 +60,16 @@ class Scores:
     """A long, tidy table of metrics; columns are ``phasefast.scores.SCHEMA``.
 
     ``samples`` of held-out ``fvu`` and ``accuracy`` rows holds one number per held-out sample; their mean is ``value``.
+    Where ``approximation`` says what was left out, ``low`` to ``high`` is a 95 % interval for the exact value, and
+    ``dropped`` the share of the target's squared deviation that was left out.
     """
 
     def __init__(self, table: pa.Table) -> None:
-        if missing := [name for name in SCHEMA.names if name not in table.column_names]:
+        missing = [name for name in SCHEMA.names if name not in table.column_names]
+        if not set(missing) <= set(_LATER):
             raise StoreError(f"table of scores lacks the columns {missing}; it has {table.column_names}")
+        for name in missing:
+            table = table.append_column(SCHEMA.field(name), pa.nulls(len(table), SCHEMA.field(name).type))
         order = [("step", "ascending")]
         self._table = table.select(SCHEMA.names).cast(SCHEMA).sort_by(order) if len(table) else SCHEMA.empty_table()
 

@@ -16,7 +16,7 @@ from . import types
 from .files import replacing
 from .types import TargetMatrix
 
-FORMAT = 3  # raise it with any change of what `build_targets` makes of the same columns
+FORMAT = 4  # raise it with any change of what `build_targets` makes of the same columns
 _RECORDS: list[Any] = [record for record in vars(types).values() if isinstance(record, type) and is_dataclass(record)]
 _LAYOUT = [(record.__name__, [(field.name, field.type) for field in fields(record)]) for record in _RECORDS]
 
@@ -32,13 +32,16 @@ class TargetCache:
     folder: Path
     data: str
 
-    def key(self, digest: str, folds: Sequence[int], dtypes: Iterable[torch.dtype]) -> str:
+    def key(
+        self, digest: str, folds: Sequence[int], dtypes: Iterable[torch.dtype], components: int | None = None
+    ) -> str:
         """Content hash of a target matrix before it is made.
 
         Args:
-            digest: the targets' content hash. folds: row offsets. dtypes: of the targets' columns.
+            digest: the targets' content hash. folds: row offsets. dtypes: of the targets' columns. components: how many
+                leading ones are decoded, or None for all columns.
         """
-        parts = (FORMAT, _LAYOUT, self.data, digest, tuple(folds), tuple(dtypes))
+        parts = (FORMAT, _LAYOUT, self.data, digest, tuple(folds), tuple(dtypes), components)
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
     def load(self, key: str, device: torch.device) -> TargetMatrix | None:

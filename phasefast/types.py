@@ -20,13 +20,19 @@ TokenMode = Literal["flatten", "mean", "cls"]
 
 @dataclass(frozen=True)
 class TargetBlock:
-    """Columns ``start:stop`` of the target matrix that stand for the ``width`` columns of one target."""
+    """Columns ``start:stop`` of the target matrix that stand for the ``width`` columns of one target.
+
+    Attributes:
+        random: so many of them, the last, are random combinations of what leading components leave out: their squared
+            errors have its for their mean. 0: the columns stand for the target exactly.
+    """
 
     name: str
     kind: TargetKind
     start: int
     stop: int
     width: int
+    random: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,8 @@ class TargetMatrix:
         folds: k + 1 row offsets of the folds of the fit rows.
         fit: [n, p] float32. heldout: [m, p] float32.
         sums: [k, p] float64 sums of ``fit``, per fold.
-        deviation: squared deviation from the fit mean, per split and block: {"fit": [...], "heldout": [...]}.
+        deviation: squared deviation of the targets from the fit mean, per split and block: {"fit": [...], ...}.
+        dropped: how much of it leading components leave out, likewise. squares: that of the columns of ``fit``.
         sketch: what the choice of a penalty looks at. probes: what solutions are certified on, one entry per target.
         digest: content hash.
         per_column: whether each column of a regression has a penalty of its own.
@@ -82,6 +89,8 @@ class TargetMatrix:
     heldout: torch.Tensor
     sums: torch.Tensor
     deviation: dict[str, tuple[float, ...]]
+    dropped: dict[str, tuple[float, ...]]
+    squares: tuple[float, ...]
     sketch: Sketch
     probes: tuple[Probe, ...]
     digest: str
@@ -212,6 +221,20 @@ class Decoder:
 
 
 @dataclass(frozen=True)
+class Bounds:
+    """A 95 % interval for what an approximation stands for.
+
+    Attributes:
+        approximation: what was left out. dropped: share of the target's squared deviation outside its components.
+    """
+
+    approximation: str
+    low: float
+    high: float
+    dropped: float
+
+
+@dataclass(frozen=True)
 class Score:
     """One number: a metric of one target of one layer on one split; ``samples`` [m] average to ``value``."""
 
@@ -225,6 +248,7 @@ class Score:
     fit: BlockFit | None = None
     dtype: torch.dtype | None = None
     samples: torch.Tensor | None = None
+    bounds: Bounds | None = None
 
 
 @dataclass(frozen=True)

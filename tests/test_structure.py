@@ -17,6 +17,7 @@ LEVELS = (
     ("scores",),
     ("ops",),
     ("dense", "isometry", "target_cache"),
+    ("components",),
     ("systems",),
     ("certificates",),
     ("stages",),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .. import ops
+from ..components import interval
 from ..scores import MODEL_LAYER
-from ..types import Activations, BlockFit, Decoder, Score, TargetBlock, TargetMatrix
+from ..types import Activations, BlockFit, Bounds, Decoder, Score, TargetBlock, TargetMatrix
 
 
 def evaluate(cell: Activations, decoder: Decoder, targets: TargetMatrix, fit_scores: bool = True) -> list[Score]:
@@ -20,24 +22,23 @@ def evaluate(cell: Activations, decoder: Decoder, targets: TargetMatrix, fit_sco
     Held-out ``fvu`` and ``accuracy`` carry one value per sample.
     """
     place = {block.name: index for index, block in enumerate(targets.blocks)}
-    errors, hits = _residual(cell.heldout, decoder, targets.heldout, decoder.fits)
+    errors, hits = _residual(cell.heldout, decoder, targets.heldout, [fit.block for fit in decoder.fits])
     scores: list[Score] = []
     for index, fit in enumerate(decoder.fits):
-        deviation = targets.deviation["heldout"][place[fit.block.name]]
-        scores += _block_scores(decoder, fit, "heldout", errors[index], hits[index], deviation)
+        split = _Split("heldout", cell.heldout, targets.heldout, targets, place[fit.block.name])
+        scores += _block_scores(decoder, fit, split, errors[index], hits[index])
     if not fit_scores:
         return scores
     direct = [fit for fit in decoder.fits if fit.block.kind == "classes" or fit.fit_error is None]
-    errors, hits = _residual(cell.fit, decoder, targets.fit, direct)
+    errors, hits = _residual(cell.fit, decoder, targets.fit, [fit.block for fit in direct])
     for fit in decoder.fits:
-        deviation = targets.deviation["fit"][place[fit.block.name]]
+        split = _Split("fit", cell.fit, targets.fit, targets, place[fit.block.name])
         if fit in direct:
             row = direct.index(fit)
-            scores += _block_scores(decoder, fit, "fit", errors[row], hits[row], deviation)
+            scores += _block_scores(decoder, fit, split, errors[row], hits[row])
         else:
             assert fit.fit_error is not None
-            total = torch.tensor([fit.fit_error], dtype=torch.float64)
-            scores += _block_scores(decoder, fit, "fit", total, None, deviation, rows=len(cell.fit))
+            scores += _block_scores(decoder, fit, split, torch.tensor([fit.fit_error], dtype=torch.float64), None)
     return scores
 
 
@@ -64,9 +65,27 @@ def evaluate_model(outputs: dict[str, Tensor | None], labels: dict[str, Tensor |
     return scores
 
 
-def _residual(rows: Tensor, decoder: Decoder, targets: Tensor, fits: Sequence[BlockFit]) -> tuple[Tensor, Tensor]:
-    """Squared errors [k, m] float64 and hits [k, m] bool of the blocks of ``fits``."""
-    blocks = [fit.block for fit in fits]
+@dataclass(frozen=True)
+class _Split:
+    """One of the two: its rows, the columns of all targets, and the place of one of these among them."""
+
+    name: str
+    rows: Tensor
+    columns: Tensor
+    targets: TargetMatrix
+    index: int
+
+    @property
+    def deviation(self) -> float:
+        return self.targets.deviation[self.name][self.index]
+
+    @property
+    def dropped(self) -> float:
+        return self.targets.dropped[self.name][self.index]
+
+
+def _residual(rows: Tensor, decoder: Decoder, targets: Tensor, blocks: Sequence[TargetBlock]) -> tuple[Tensor, Tensor]:
+    """Squared errors [k, m] float64 and hits [k, m] bool of some blocks of columns."""
     errors = torch.empty(len(blocks), len(rows), dtype=torch.float64, device=rows.device)
     hits = torch.empty(len(blocks), len(rows), dtype=torch.bool, device=rows.device)
     if blocks:
@@ -86,25 +105,30 @@ def _columns(matrix: Tensor, blocks: Sequence[TargetBlock]) -> Tensor:
     return torch.cat(parts, -1)
 
 
-def _block_scores(
-    decoder: Decoder,
-    fit: BlockFit,
-    split: str,
-    errors: Tensor,
-    hits: Tensor | None,
-    deviation: float,
-    rows: int | None = None,
-) -> list[Score]:
-    rows = len(errors) if rows is None else rows
-    total = float(errors.sum())
-    fvu = total / deviation if deviation > 0 else math.nan
+def _block_scores(decoder: Decoder, fit: BlockFit, split: _Split, errors: Tensor, hits: Tensor | None) -> list[Score]:
+    """Args: errors: [rows], or the sum alone."""
+    block, rows, deviation = fit.block, len(split.rows), split.deviation
+    total, around = float(errors.sum()), None if block.random == 0 else _bounds(decoder, block, split)
 
-    def score(metric: str, value: float, samples: Tensor | None = None) -> Score:
-        kept = samples.float().cpu() if samples is not None and split == "heldout" else None
-        name, dim = decoder.layer.name, decoder.layer.dim
-        return Score(name, dim, fit.block.name, split, metric, value, rows, fit, decoder.weights.dtype, kept)
+    def score(metric: str, value: float, unit: float = 1.0, samples: Tensor | None = None) -> Score:
+        kept = samples.float().cpu() if samples is not None and split.name == "heldout" else None
+        bounds = around and replace(around, low=value + around.low * unit, high=value + around.high * unit)
+        name, dim, dtype = decoder.layer.name, decoder.layer.dim, decoder.weights.dtype
+        return Score(name, dim, block.name, split.name, metric, value, rows, fit, dtype, kept, bounds)
 
-    if fit.block.kind == "classes" and hits is not None:
-        return [score("accuracy", float(hits.double().mean()), hits)]
-    per_sample = errors * rows / deviation if deviation > 0 else torch.full_like(errors, math.nan)
-    return [score("mse", total / (rows * fit.block.width)), score("fvu", fvu, per_sample)]
+    if block.kind == "classes" and hits is not None:
+        return [score("accuracy", float(hits.double().mean()), samples=hits)]
+    elements, share = rows * block.width, 1 / deviation if deviation > 0 else math.nan
+    return [score("mse", total / elements, 1 / elements), score("fvu", total * share, share, errors * (rows * share))]
+
+
+def _bounds(decoder: Decoder, block: TargetBlock, split: _Split) -> Bounds:
+    """An interval for what the components leave out, as distances from the estimate by random columns."""
+    first = block.stop - block.random
+    singles = [replace(block, start=first + i, stop=first + i + 1) for i in range(block.random)]
+    losses = _residual(split.rows, decoder, split.columns, singles)[0].sum(1)
+    low, high = interval(losses)
+    if split.name == "fit":  # no decoder does worse on its fit rows than the mean
+        low, high = min(low, split.dropped), min(high, split.dropped)
+    estimate, label = float(losses.sum()), f"{first - block.start} of {block.width} components"
+    return Bounds(label, low - estimate, high - estimate, split.dropped / split.deviation)

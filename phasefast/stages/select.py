@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..dense import product, wide_rows
 from ..systems import Penalties, System, eigen_path, ridge_path, solve_eigen
 from ..types import Activations, Moments, PenaltyChoice, Statistics, TargetBlock, TargetMatrix
 
@@ -55,16 +56,18 @@ def select_by_leave_one_out(
     basis = solve_eigen(system, columns.new_empty(len(system.diagonal), 0), 0.0).inverse_root
     assert basis is not None
     values = 1 / basis.square().sum(1)
-    scores = torch.cat([(rows.double() - system.row_mean) @ basis.mT for rows in cell.fit.split(_CHUNK)])  # U of U S V'
+    scores = product(cell.fit, basis.mT).sub_(basis @ system.row_mean)  # U of U S V'
     rotated = torch.zeros(len(values), columns.shape[1], dtype=torch.float64, device=columns.device)
-    for rows, expected in zip(scores.split(_CHUNK), columns.split(_CHUNK), strict=True):
-        rotated += rows.mT @ (expected.double() - mean)
+    for place, expected in wide_rows(columns, len(values)):
+        rotated.addmm_(scores[place].mT, expected.sub_(mean))
     errors = torch.zeros(len(path), columns.shape[1], dtype=torch.float64, device=columns.device)
-    for index, penalty in enumerate(path):
-        shrink = values / (values + penalty)
-        for rows, expected in zip(scores.split(_CHUNK), columns.split(_CHUNK), strict=True):
-            miss = expected.double() - mean - rows @ (shrink[:, None] * rotated)
+    shrunk = values / (values + path[:, None])
+    for place, expected in wide_rows(columns, len(values)):
+        expected.sub_(mean)
+        rows = scores[place]
+        for index, shrink in enumerate(shrunk):
             left = 1 - 1 / len(scores) - rows.square() @ shrink
+            miss = expected - rows @ (shrink[:, None] * rotated)
             errors[index] += (miss / left.clamp_min(torch.finfo(torch.float64).eps)[:, None]).square().sum(0)
     return _choice(_per_unit(errors, targets), targets, penalties, torch.float64)
 

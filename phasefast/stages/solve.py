@@ -93,7 +93,7 @@ def solve_target_free(
     for index, columns in _shared_penalties(targets, choice):
         solution = solve_cholesky(system, rhs, float(path[index]), choice.factors.get(index))
         weights = solution.weights.to(dtype)
-        shift = (system.row_mean @ weights.double()).to(dtype)[:, None]
+        shift = transposed_product(weights, system.row_mean).to(dtype)[:, None]
         combinations = torch.empty(len(cell.heldout), len(cell.fit), dtype=dtype, device=weights.device)
         for start in range(0, len(cell.fit), _CHUNK):
             rows = cell.fit[start : start + _CHUNK].to(dtype)

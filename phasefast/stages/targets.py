@@ -11,7 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..dense import aligned_empty, product
+from ..components import RANDOM_COLUMNS, columns_with_components, project
+from ..dense import aligned_empty, product, wide_rows
 from ..errors import ArgumentError, DataError
 from ..isometry import coordinates
 from ..systems import fold_sums
@@ -121,6 +122,7 @@ def build_targets(
     device: torch.device,
     per_column: bool = False,
     cache: TargetCache | None = None,
+    components: int | None = None,
 ) -> TargetMatrix:
     """All targets side by side, regression columns minus their fit means, on ``device``.
 
@@ -129,6 +131,7 @@ def build_targets(
         folds: k + 1 row offsets from 0 to n.
         per_column: each column of a regression gets a penalty of its own, so that no other columns can stand for it.
         cache: where the result may lie already, of these very inputs; not for ``per_column``.
+        components: how many leading components of a wide regression target are decoded; not for ``per_column``.
 
     Raises:
         ArgumentError: no target, or two of one name.
@@ -158,7 +161,7 @@ def build_targets(
         heldout_parts.append(held)
     digest = _digest(targets, zip(fit_parts, heldout_parts, strict=True))
     if cache is not None:
-        key = cache.key(digest, folds, (part.dtype for part in (*fit_parts, *heldout_parts)))
+        key = cache.key(digest, folds, (part.dtype for part in (*fit_parts, *heldout_parts)), components)
         if (kept := cache.load(key, device)) is not None:
             return kept
     fit_columns, heldout_columns = (_side_by_side(parts, device) for parts in (fit_parts, heldout_parts))
@@ -176,14 +179,22 @@ def build_targets(
                 raise DataError(
                     f"target {block.name!r}: it is constant on the rows of a split; there is nothing to decode"
                 )
+    all_columns, all_blocks, dropped = fit_columns, list(blocks), {split: (0.0,) * len(blocks) for split in deviation}
     if not per_column:
-        blocks, fit_columns, heldout_columns = _narrowed(blocks, fit_columns, heldout_columns)
+        blocks, fit_columns, heldout_columns, dropped = _fewer(blocks, fit_columns, heldout_columns, components)
+    if not any(block.random for block in blocks):
+        all_columns, all_blocks = fit_columns, blocks
+    # Penalties are chosen by the targets themselves: components change nothing about the choice.
+    sketch = _sketch(all_columns, all_blocks, folds, all_columns.shape[1] if per_column else SKETCH_COLUMNS)
+    del all_columns
     sums = fold_sums(fit_columns, folds)
     # Of the columns as they are stored, rounded: an identity with the moments of these must not cancel.
-    stored = torch.zeros_like(sums[0])
-    for rows in fit_columns.split(_CHUNK):
-        stored += (rows.double() - sums.sum(0) / len(fit_columns)).square().sum(0)
-    deviation["fit"] = tuple(float(stored[block.start : block.stop].sum()) for block in blocks)
+    stored, mean = torch.zeros_like(sums[0]), sums.sum(0) / len(fit_columns)
+    for _, rows in wide_rows(fit_columns, 1):
+        stored += rows.sub_(mean).square_().sum(0)
+    of_stored = tuple(float(stored[block.start : block.stop].sum()) for block in blocks)
+    pairs = zip(blocks, of_stored, deviation["fit"], strict=True)
+    deviation["fit"] = tuple(before if block.random else own for block, own, before in pairs)
     made = TargetMatrix(
         blocks=tuple(blocks),
         folds=tuple(folds),
@@ -191,7 +202,9 @@ def build_targets(
         heldout=heldout_columns,
         sums=sums,
         deviation=deviation,
-        sketch=_sketch(fit_columns, blocks, folds, fit_columns.shape[1] if per_column else SKETCH_COLUMNS),
+        dropped=dropped,
+        squares=of_stored,
+        sketch=sketch,
         probes=tuple(_probe(fit_columns, heldout_columns, block) for block in blocks),
         digest=digest,
         per_column=per_column,
@@ -201,27 +214,48 @@ def build_targets(
     return made
 
 
-def _narrowed(blocks: Sequence[TargetBlock], fit: Tensor, heldout: Tensor) -> tuple[list[TargetBlock], Tensor, Tensor]:
-    """Blocks of more columns than there are fit rows, in the row space of these: n + 1 columns for each.
+def _fewer(
+    blocks: Sequence[TargetBlock], fit: Tensor, heldout: Tensor, components: int | None
+) -> tuple[list[TargetBlock], Tensor, Tensor, dict[str, tuple[float, ...]]]:
+    """Blocks of many columns by their leading components, or in the row space of the fit rows: n + 1 columns for each.
+
+    Returns:
+        The blocks with their columns, and per split and block the squares that the components leave out.
+    """
+    fewer, parts, start = [], [], 0
+    dropped: dict[str, list[float]] = {"fit": [], "heldout": []}
+    for block in blocks:
+        both = fit[:, block.start : block.stop], heldout[:, block.start : block.stop]
+        left = {"fit": 0.0, "heldout": 0.0}
+        width = columns_with_components(block.width, components) if block.kind == "regression" else block.width
+        if width < min(block.width, len(fit) + 1):
+            of_fit, of_heldout, left = project(*both, width - RANDOM_COLUMNS)
+            both, block = (of_fit.float(), of_heldout.float()), replace(block, random=RANDOM_COLUMNS)
+        elif block.kind == "regression" and block.width > len(fit) + 1:
+            both = _row_space(*both) or both
+        fewer.append(replace(block, start=start, stop=start + both[0].shape[1]))
+        parts.append(both)
+        start = fewer[-1].stop
+        for split, squares in dropped.items():
+            squares.append(left[split])
+    if start < fit.shape[1]:
+        fit, heldout = (_side_by_side(split, fit.device) for split in zip(*parts, strict=True))
+    return fewer, fit, heldout, {split: tuple(squares) for split, squares in dropped.items()}
+
+
+def _row_space(fit: Tensor, heldout: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Targets [n, n + 1] and [m, n + 1] with the same errors; None where the rows depend on each other too much.
 
     A decoder only predicts combinations of the fit rows' targets. What of a held-out row lies outside their span is
     lost whatever it predicts: one more column holds its length.
     """
-    narrow, parts, start = [], [], 0
-    for block in blocks:
-        both = fit[:, block.start : block.stop], heldout[:, block.start : block.stop]
-        found = coordinates(*both) if block.kind == "regression" and block.width > len(fit) + 1 else None
-        if found is not None:
-            rest = both[1].double().square().sum(1) - found[1].square().sum(1)
-            outside = torch.cat([torch.zeros_like(found[0][:, :1]), rest.clamp_min(0).sqrt()[:, None]])
-            both = torch.cat([torch.cat(found), outside], 1).float().split([len(fit), len(heldout)])
-        narrow.append(replace(block, start=start, stop=start + both[0].shape[1]))
-        parts.append(both)
-        start = narrow[-1].stop
-    if start == fit.shape[1]:
-        return list(blocks), fit, heldout
-    fit, heldout = (_side_by_side(split, fit.device) for split in zip(*parts, strict=True))
-    return narrow, fit, heldout
+    found = coordinates(fit, heldout)
+    if found is None:
+        return None
+    rest = heldout.double().square().sum(1) - found[1].square().sum(1)
+    outside = torch.cat([torch.zeros_like(found[0][:, :1]), rest.clamp_min(0).sqrt()[:, None]])
+    both = torch.cat([torch.cat(found), outside], 1).float()
+    return both[: len(fit)], both[len(fit) :]
 
 
 def _side_by_side(parts: Sequence[Tensor], device: torch.device) -> Tensor:
@@ -245,10 +279,9 @@ def _digest(targets: Sequence[Target], columns: Iterable[tuple[Tensor, Tensor]])
 def _center(matrix: Tensor, mean: Tensor, center: Tensor) -> Tensor:
     """Subtract ``center`` in place; returns the squared deviations [p] of the columns from ``mean``."""
     squares = torch.zeros_like(mean)
-    for rows in matrix.split(_CHUNK):
-        wide = rows.double()
-        squares += (wide - mean).square_().sum(0)
-        rows.copy_(wide.sub_(center))
+    for place, rows in wide_rows(matrix, matrix.shape[1]):
+        squares += (rows - mean).square_().sum(0)
+        matrix[place] = rows.sub_(center)
     return squares
 
 
