@@ -5,10 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import torch
 from opponents import CLASSES, OPPONENTS, SLOW, installed, oracle, synthetic
 from ours import Cell
-from timing import OURS, Side, floor, in_turn, product_rate
+from timing import OURS, Side, floor, in_turn, products
 
 FAST = "ours, fast"
 ONE, TEN = (1e-3,), tuple(10.0**k for k in range(-6, 4))
@@ -30,11 +29,12 @@ def section(smoke: bool, repeats: int) -> dict[str, Any]:
     for name, (n, m, d, p, alphas, opponents) in (SMOKE if smoke else CASES).items():
         data = synthetic(n, m, d, p)
         cell = Cell.of(data, alphas)
-        sides = [Side(OURS, cell.error), Side(FAST, partial(cell.error, "fast"))]
+        beside, flops = products(1, 256 if smoke else 4096)
+        sides = [beside, Side(OURS, cell.error), Side(FAST, partial(cell.error, "fast"))]
         there = [who for who in opponents if installed(who)]
         sides += [Side(who, partial(OPPONENTS[who], data, alphas), who in SLOW) for who in there]
-        rates: list[float] = []
-        records = in_turn(sides, repeats, lambda _, rates=rates: rates.append(product_rate(torch.float32, repeats=2)))
+        measured, *records = in_turn(sides, repeats)
+        rates = [flops / taken for taken in measured["seconds"]]
         exact, cost = dict(zip(alphas, oracle(data, alphas), strict=True)), cell.costs()[0]
         best = min(exact.values())
         known = {OURS: cell.chosen["exact"], FAST: cell.chosen["fast"]}

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from opponents import CLASSES, Data, honest, oracle, with_labels
-from timing import OURS, Side, floor, in_turn, seconds
+from timing import OURS, Side, floor, in_turn, products, seconds
 from torch import Tensor, nn
 
 import phasefast as pf
@@ -118,14 +118,6 @@ def section(smoke: bool, checkpoints: int, file: str | None, weights: str | None
         nonlocal step
         step = repeat
 
-    # Seconds of them beside ours in each repeat: a processor that has just been idle is faster than under load.
-    size, count = (256, 2) if smoke else (4096, 8)
-    factor, product = torch.randn(size, size), torch.empty(size, size)
-
-    def products() -> None:
-        for _ in range(count):
-            torch.mm(factor, factor, out=product)
-
     def aten() -> float:
         latest.update((name, honest(data, [ALPHA])) for name, data in run.cells(step, targets))
         return mean(latest.values())
@@ -145,8 +137,9 @@ def section(smoke: bool, checkpoints: int, file: str | None, weights: str | None
             chosen = scores.filter(target="input", metric="fvu", split="heldout")
             return mean(chosen.value(layer=stage) for stage in run.stages)
 
+        beside, of_products = products(2, 256) if smoke else products(8)
         sides = [
-            Side("products", products),
+            beside,
             Side(OURS, ours),
             Side("aten, one penalty", aten),
             Side("forward passes alone", forward),
@@ -160,7 +153,7 @@ def section(smoke: bool, checkpoints: int, file: str | None, weights: str | None
             layer["difference"] = {OURS: layer["value"] / exact[0] - 1, "aten": latest[name] / exact[1] - 1}
     planned = plan(run.model, SAMPLE, n, m, classes=CLASSES, layers=run.stages)
     flops = sum(layer.cost.flops for layer in planned)
-    rates = [2 * count * size**3 / taken for taken in measured["seconds"]]
+    rates = [of_products / taken for taken in measured["seconds"]]
     bound = floor(flops, rates, records[0]["seconds"], records[-1]["seconds"])
     shape = {"n": n, "m": m, "d": [layer["dim"] for layer in layers], "p": targets[0].shape[1]}
     shape |= {"penalties": len(DEFAULT_ALPHAS), "checkpoints": checkpoints, "images": "CIFAR-10" if file else "made up"}

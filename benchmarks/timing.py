@@ -59,6 +59,20 @@ def product_rate(dtype: torch.dtype, device: str = "cpu", size: int = 2048, repe
     return 2 * size**3 / best_of(run, repeats)
 
 
+def products(count: int, size: int = 4096) -> tuple[Side, float]:
+    """Float32 matrix products to be measured in turn with the rest, and their FLOPs.
+
+    A processor that has just been idle is faster than under load: a floor takes the rate that lasts, beside ours.
+    """
+    factor, out = torch.randn(size, size), torch.empty(size, size)
+
+    def run() -> None:
+        for _ in range(count):
+            torch.mm(factor, factor, out=out)
+
+    return Side("products", run), 2 * count * size**3
+
+
 def peak_growth(run: Callable[[], float | None]) -> tuple[float | None, int]:
     """What the call returns, and by how many bytes the resident memory grew at its peak (ru_maxrss)."""
     if sys.platform == "linux":
@@ -123,7 +137,7 @@ def floor(flops: float, rates: Sequence[float], taken: Sequence[float], forward:
     Args:
         rates: FLOP/s in each repeat. taken: our seconds. forward: seconds of the forward passes alone, or nothing.
     """
-    products = [flops / rate for rate in rates]
-    least = [a + b for a, b in zip(products, forward or [0.0] * len(products), strict=True)]
+    planned = [flops / rate for rate in rates]
+    least = [a + b for a, b in zip(planned, forward or [0.0] * len(planned), strict=True)]
     over = [own / bound for own, bound in zip(taken, least, strict=True)]
     return {"flops": flops, "rates": list(rates), "seconds": least, "over": over}
