@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -91,20 +91,18 @@ def certify(cell: Activations, system: System, targets: TargetMatrix, parts: Seq
     pairs = zip(parts, residual.split(sizes, 1), strict=True)
     correction = torch.cat([part.solution.apply_inverse(own) for part, own in pairs], 1)
     expected = torch.cat([part.probe.heldout for part in parts], 1)
-    offset = mean - system.row_mean @ wz
-    lost, kept = torch.zeros_like(mean), torch.zeros_like(mean)
-    for place, rows in wide_rows(cell.heldout, wz.shape[1]):
-        miss = expected[place] - rows @ wz - offset
-        moved = rows @ correction - system.row_mean @ correction
-        lost += (moved.square() - 2 * miss * moved).sum(0)
-        kept += miss.square().sum(0)
+    offset, back = mean - system.row_mean @ wz, system.row_mean @ correction
+    chunks = wide_rows(cell.heldout, wz.shape[1])
+    lost, kept = _changed((expected[place] - rows @ wz - offset, rows @ correction - back) for place, rows in chunks)
     # The same on the fit rows, without another pass: found = A'(T - A W), and (G + penalty I) correction = residual.
     lost_fit = (correction * (residual - 2 * found - penalty * correction)).sum(0)
     scale = missed.clamp_min(_FIT_FLOOR * deviation)
     certificates = []
     for part, place in zip(parts, _places(sizes), strict=True):
         estimates = [_share(a[place], b[place], part.probe) for a, b in ((lost, kept), (lost_fit, scale))]
-        fit_error = _fit_error(system, targets, part, wz[:, place], missed[place], deviation[place])
+        regression = part.block.kind == "regression"  # classes are scored by their hits, row by row
+        of_part = wz[:, place], missed[place], deviation[place]
+        fit_error = _fit_error(system, targets, part, *of_part) if regression else None
         certificates.append(Certificate(max(estimates), fit_error))
     return certificates
 
@@ -124,14 +122,16 @@ def certify_target_free(
     nothing = torch.zeros(cell.fit.shape[1], len(mean), dtype=torch.float64, device=mean.device)
     wz = solution.apply_inverse(gradient(cell, system, probe.fit, mean, nothing)[0])
     wz += solution.apply_inverse(gradient(cell, system, probe.fit, mean, wz)[0] - solution.penalty * wz)
-    lost, kept = torch.zeros_like(mean), torch.zeros_like(mean)
-    for place, rows in wide_rows(cell.heldout, combinations.shape[1]):
-        predicted = combinations[place].double() @ probe.fit
-        miss = probe.heldout[place] - mean - predicted
-        moved = (rows - system.row_mean) @ wz - predicted
-        lost += (moved.square() - 2 * miss * moved).sum(0)
-        kept += miss.square().sum(0)
-    return Certificate(_share(lost, kept, probe), None)
+    predicted, shift = product(combinations, probe.fit), system.row_mean @ wz
+    moved = product(cell.heldout, wz) - shift - predicted
+    return Certificate(_share(*_changed([(probe.heldout - mean - predicted, moved)]), probe), None)
+
+
+def _changed(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """What squared errors lose as predictions move, and the errors themselves [c], from (miss, move) of some rows."""
+    sums = [torch.stack([(move.square() - 2 * miss * move).sum(0), miss.square().sum(0)]) for miss, move in pairs]
+    lost, kept = torch.stack(sums).sum(0)
+    return lost, kept
 
 
 def _places(sizes: Sequence[int]) -> list[slice]:

@@ -119,6 +119,21 @@ class System:
         return torch.addr(self.moments.cross, self.moments.row_sum, self.target_mean, alpha=-1)
 
     @cached_property
+    def eigenvectors(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues [r] and eigenvectors [d, r] of the Gram matrix, ascending; in float64 of its numerical range."""
+        try:
+            values, vectors = torch.linalg.eigh(self.gram, UPLO="L")
+        except RuntimeError as error:
+            name = self.cell.layer.name
+            raise SolveError(
+                f"layer {name!r}: neither Cholesky nor the eigendecomposition succeeded: {error}"
+            ) from error
+        if self.dtype != torch.float64:
+            return values.clamp_min(0), vectors  # its rounding is as large as eigenvalues that still count
+        keep = values > len(values) * torch.finfo(torch.float64).eps * values[-1].clamp_min(0)
+        return values[keep], vectors[:, keep]
+
+    @cached_property
     def mean_diagonal(self) -> Tensor:
         """Of the Gram matrix of the layer's own features, however many columns stand for them here."""
         return self.diagonal.sum() / self.cell.layer.dim
@@ -179,7 +194,7 @@ def eigen_path(system: System, rhs: Tensor, path: Tensor) -> tuple[Tensor, Tenso
 
     A penalty of zero gives the solution of least norm; in float32 that cannot be told apart, and info is 1.
     """
-    values, basis = _eigenvectors(system)
+    values, basis = system.eigenvectors
     rotated = basis.mT @ rhs.to(basis)
     solved = (path > 0) | (system.dtype == torch.float64)
     divisors = torch.where(solved, path, torch.nan).to(values)
@@ -223,7 +238,7 @@ def solve_eigen(system: System, rhs: Tensor, penalty: float) -> Solution:
     """Solve with one penalty by eigendecomposition: weights of least norm where it is zero (float64 only)."""
     if penalty == 0 and system.dtype != torch.float64:
         return _failed(system, rhs, penalty)
-    values, basis = _eigenvectors(system)
+    values, basis = system.eigenvectors
     inverse_root = (basis / (values + penalty).sqrt()).mT
     weights = inverse_root.mT @ (inverse_root @ rhs.to(basis))
     kept = values.double()
@@ -245,16 +260,3 @@ def _weights_and_factor(
 def _failed(system: System, rhs: Tensor, penalty: float) -> Solution:
     weights = torch.full_like(rhs, math.nan)
     return Solution(weights, penalty, 0.0, 0, math.nan, math.inf, system.cell.route, None)
-
-
-def _eigenvectors(system: System) -> tuple[Tensor, Tensor]:
-    """Eigenvalues [r] and eigenvectors [d, r] of the Gram matrix, ascending; in float64 of its numerical range."""
-    try:
-        values, vectors = torch.linalg.eigh(system.gram, UPLO="L")
-    except RuntimeError as error:
-        name = system.cell.layer.name
-        raise SolveError(f"layer {name!r}: neither Cholesky nor the eigendecomposition succeeded: {error}") from error
-    if system.dtype != torch.float64:
-        return values.clamp_min(0), vectors  # its rounding is as large as eigenvalues that still count
-    keep = values > len(values) * torch.finfo(torch.float64).eps * values[-1].clamp_min(0)
-    return values[keep], vectors[:, keep]

@@ -137,7 +137,7 @@ def _cost(dim: int, problem: Problem, features: Route, eigen: bool, target_free:
         _add_reduction(total, dim, n, m)
     total.add(n * k * k)
     if eigen:
-        _add_eigen(total, k, problem.chosen)
+        _add_eigen(total, k, 1)
     else:
         total.add(problem.chosen * (1 / 3 + _INVERSE) * k**3, _CHOLESKY)
     if target_free:
