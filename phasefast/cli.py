@@ -224,7 +224,7 @@ def plan_command(
             f"{cost.flops / 1e9:.1f}",
             f"{cost.bytes / 1e9:.2f}",
             f"{entry.seconds:.2f}",
-            f"{cost.selection_rows} rows",
+            f"{cost.choosing}",
             f"{entry.forward_pass}",
         )
         table.add_row(Text(entry.layer.name), f"{entry.layer.dim}", cost.route, *numbers)

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 
 from .errors import ArgumentError
-from .stages.plan import FORCED_ROUTES, LEFT_OUT, Cost, ForcedRoute, Problem, fitting_cost
+from .stages.plan import FORCED_ROUTES, Cost, ForcedRoute, Problem, fitting_cost
 from .stages.reduce import reduce_features, subset
 from .stages.select import refine_by_leave_one_out, select_by_folds, select_by_leave_one_out
 from .stages.solve import solve, solve_target_free
@@ -111,15 +111,14 @@ class _Work:
     def __init__(self, cell: Activations, targets: TargetMatrix, method: Method) -> None:
         self.targets, self.method = targets, method
         self.cost = method.cost(cell, targets)
-        rows = self.cost.selection_rows
-        self.first = self._choose_on_sample(cell, rows) if rows < len(cell.fit) else None
+        self.first = self._choose_on_sample(cell) if self.cost.choosing.by == "descent" else None
         self.cell = reduce_features(cell, targets.folds) if self.cost.features == "dual" else cell
         self.statistics: Statistics | None = None
 
     @property
     def wants(self) -> tuple[bool, bool]:
         """Whether it needs moments of folds, and cross moments."""
-        return self.first is None and self.method.selection == "folds", not self.cost.target_free
+        return self.cost.choosing.by == "folds", not self.cost.target_free
 
     def decoders(self, dtype: torch.dtype) -> Iterator[tuple[Activations, Decoder]]:
         exact = self.method.precision == "exact"
@@ -140,25 +139,22 @@ class _Work:
     def _choose(self) -> PenaltyChoice:
         assert self.statistics is not None
         penalties = self.method.penalties
+        arguments, how = (self.cell, self.statistics, self.targets, penalties), self.cost.choosing
         if self.first is not None:
-            return refine_by_leave_one_out(self.cell, self.statistics, self.targets, penalties, self.first, LEFT_OUT)
-        if self.method.selection == "loo":
-            return select_by_leave_one_out(self.cell, self.statistics, self.targets, penalties)
+            return refine_by_leave_one_out(*arguments, self.first, how.left_out)
+        if how.by == "leave-one-out":
+            return select_by_leave_one_out(*arguments)
         choice = select_by_folds(self.cell, self.statistics, self.targets, penalties, self.cost.eigen)
         self.statistics = replace(self.statistics, folds=())
         return choice
 
-    def _choose_on_sample(self, cell: Activations, rows: int) -> PenaltyChoice:
-        """The penalty by cross-validation of a smaller cell of the same shape."""
-        part, targets = subset(cell, self.targets, rows)
+    def _choose_on_sample(self, cell: Activations) -> PenaltyChoice:
+        """The penalty of a smaller cell of the same shape."""
+        part, targets = subset(cell, self.targets, self.cost.choosing.rows)
         if part.fit.shape[1] > len(part.fit) and not self.method.penalties.zero:
             part = reduce_features(part, targets.folds)
-        choice = PenaltyChoice((), False)
-        for dtype in (torch.float32, torch.float64):
-            if not choice.reliable:
-                (statistics,) = accumulate([part], targets, dtype)
-                choice = select_by_folds(part, statistics, targets, self.method.penalties)
-        return choice
+        (statistics,) = accumulate([part], targets, torch.float64, with_folds=False, with_cross=False)
+        return select_by_leave_one_out(part, statistics, targets, self.method.penalties)
 
     def _solve(self, choice: PenaltyChoice, tolerance: float) -> list[tuple[Activations, Decoder]]:
         assert self.statistics is not None

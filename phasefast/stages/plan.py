@@ -28,7 +28,7 @@ _REFINING = (
     2  # Cholesky factors that refine one: its own and a neighbour's, and one more for each halving of the stride
 )
 _INVERSE = 0.4  # per d^3: the inverse of a Cholesky factor, for certificates and degrees of freedom
-LEFT_OUT = 256  # rows whose leave-one-out errors do
+_LEFT_OUT = (256, 128, 64)  # rows whose leave-one-out errors refine it, fewer where they are dear
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,24 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Choosing:
+    """How a penalty is chosen.
+
+    Attributes:
+        by: ``"nothing"`` (one is given), the errors of ``"folds"``, ``"leave-one-out"`` errors of all rows, or those of
+            some, by ``"descent"`` from the choice of a smaller cell.
+        rows: fit rows of the smaller cell. left_out: rows whose errors are followed.
+    """
+
+    by: Literal["nothing", "folds", "leave-one-out", "descent"]
+    rows: int = 0
+    left_out: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.left_out} rows" if self.by == "descent" else self.by
+
+
+@dataclass(frozen=True)
 class Cost:
     """What a cell takes by one route.
 
@@ -65,7 +83,7 @@ class Cost:
         features: ``"primal"``, the layer's own, or ``"dual"``, n coordinates of its rows.
         eigen: solved by eigendecompositions. target_free: held-out predictions without weights of the targets.
         flops: of all products and factorisations. work: the same in operations of large products of equal time.
-        bytes: at the peak. selection_rows: fit rows that the penalty is chosen on.
+        bytes: at the peak. choosing: how the penalty is chosen.
     """
 
     features: Route
@@ -74,7 +92,7 @@ class Cost:
     flops: float
     work: float
     bytes: int
-    selection_rows: int
+    choosing: Choosing
 
     @property
     def route(self) -> str:
@@ -144,12 +162,12 @@ def _cost(dim: int, problem: Problem, features: Route, eigen: bool, target_free:
         total.add(problem.chosen * (2 * k * k * m + 2 * m * n * k) + 2 * m * n * p)
     else:
         total.add(2 * n * k * p + 2 * k * k * p + 2 * m * k * p)
-    choosing, rows = _choosing(dim, k, problem, eigen, total.work)
+    choosing, how = _choosing(dim, k, problem, eigen, total.work)
     total.add(choosing.flops, choosing.work / choosing.flops if choosing.flops else 1.0)
     own_columns = m if target_free else p
-    solving = kept * (k / dim) * 2 + _system_bytes(k, own_columns, problem, rows) + (4 * m * n if target_free else 0)
+    solving = kept * (k / dim) * 2 + _system_bytes(k, own_columns, problem, how) + (4 * m * n if target_free else 0)
     reducing = 8 * (3 * n * n + 3 * n * m + 3 * 1024 * (n + m)) + kept if features == "dual" else 0
-    return Cost(features, eigen, target_free, total.flops, total.work, int(max(solving, reducing)), rows)
+    return Cost(features, eigen, target_free, total.flops, total.work, int(max(solving, reducing)), how)
 
 
 def _add_reduction(total: _Sum, dim: int, n: int, m: int) -> None:
@@ -163,48 +181,61 @@ def _add_eigen(total: _Sum, k: int, times: int) -> None:
     total.work += times * _EIGEN_CALL
 
 
-def _choosing(dim: int, k: int, problem: Problem, eigen: bool, rest: float) -> tuple[_Sum, int]:
-    """The cost of choosing a penalty, and the number of fit rows whose folds it is done on.
+def _choosing(dim: int, k: int, problem: Problem, eigen: bool, rest: float) -> tuple[_Sum, Choosing]:
+    """The cost of choosing a penalty, and how: the first of the ways that takes little beside the ``rest`` of the work.
 
-    All of them, where that takes little beside the ``rest`` of the work; otherwise some, with a like share of the
-    features, give a first choice, which leave-one-out errors of the whole cell refine.
+    Where none does, the cheapest.
     """
-    if problem.folds < 2 and not problem.leave_one_out:
-        return _Sum(), problem.n
-    whole = _path_cost(k, problem, eigen)
-    if problem.leave_one_out or eigen or whole.work <= _SELECTION_SHARE * rest:
-        return whole, problem.n
-    steps = _Sum()
-    steps.add(2 * problem.n * k * problem.q)
-    count = problem.chosen * (_REFINING + math.log2(problem.stride))
-    # The factors of the chosen penalties are used again.
-    steps.add((count - problem.chosen) * k**3 / 3 + count * 2 * k * k * (problem.q + LEFT_OUT), _CHOLESKY)
-    rows, best = problem.n // 2, (whole, problem.n)
-    while rows >= _SELECTION_ROWS:
-        first = _Sum(steps.flops, steps.work)
-        width = max(dim * rows // problem.n, 1)
-        if width > rows:
-            _add_reduction(first, width, rows, 0)
-            width = rows
-        first.add(rows * width * width)
-        path = _path_cost(width, replace(problem, n=rows), eigen=False)
-        first.add(path.flops, path.work / path.flops)
-        if first.work < best[0].work:
-            best = first, rows
-        if first.work - steps.work <= steps.work / 8:
-            break
-        rows //= 2
-    return best
+    if problem.leave_one_out:
+        return _leave_one_out_cost(k, problem), Choosing("leave-one-out")
+    if problem.folds < 2:
+        return _Sum(), Choosing("nothing")
+    ways = [(_folds_cost(k, problem, eigen), Choosing("folds"))]
+    if not eigen:
+        ways.append((_leave_one_out_cost(k, problem), Choosing("leave-one-out")))
+        ways += _descents(dim, k, problem)
+    little = (way for way in ways if way[0].work <= _SELECTION_SHARE * rest)
+    return next(little, min(ways, key=lambda way: way[0].work))
 
 
-def _path_cost(k: int, problem: Problem, eigen: bool) -> _Sum:
-    """Errors of all penalties on rows that their decoders have not seen."""
+def _descents(dim: int, k: int, problem: Problem) -> Iterator[tuple[_Sum, Choosing]]:
+    """Some of the rows, with a like share of the features, give a first choice; errors of the whole cell refine it."""
+    for left_out in _LEFT_OUT:
+        steps = _Sum()
+        steps.add(2 * problem.n * k * problem.q)
+        count = problem.chosen * (_REFINING + math.log2(problem.stride))
+        # The factors of the chosen penalties are used again.
+        steps.add((count - problem.chosen) * k**3 / 3 + count * 2 * k * k * (problem.q + left_out), _CHOLESKY)
+        best, rows = (_Sum(math.inf, math.inf), Choosing("descent")), problem.n // 2
+        while rows >= _SELECTION_ROWS:
+            first, width = _Sum(steps.flops, steps.work), max(dim * rows // problem.n, 1)
+            if width > rows:
+                _add_reduction(first, width, rows, 0)
+                width = rows
+            first.add(rows * width * width, _DOUBLE)
+            errors = _leave_one_out_cost(width, replace(problem, n=rows))
+            first.add(errors.flops, errors.work / errors.flops)
+            if first.work < best[0].work:
+                best = first, Choosing("descent", rows, left_out)
+            if first.work - steps.work <= steps.work / 8:
+                break
+            rows //= 2
+        if best[1].rows:
+            yield best
+
+
+def _leave_one_out_cost(k: int, problem: Problem) -> _Sum:
+    """Errors of all penalties on every row that is left out, from one eigendecomposition, in float64."""
+    total = _Sum()
+    _add_eigen(total, k, 1)
+    total.add(2 * problem.n * k * (k + problem.q) + problem.penalties * 2 * problem.n * k * problem.q, _DOUBLE)
+    return total
+
+
+def _folds_cost(k: int, problem: Problem, eigen: bool) -> _Sum:
+    """Errors of all penalties on folds that their decoders have not seen."""
     n, q, folds, count = problem.n, problem.q, problem.folds, problem.penalties
     total = _Sum()
-    if problem.leave_one_out:
-        _add_eigen(total, k, 2)  # in float64
-        total.add(2 * n * k * (k + q) + count * 2 * n * k * q, _DOUBLE)
-        return total
     total.add(2 * n * k * q + count * 2 * n * k * q)
     if eigen:
         _add_eigen(total, k, folds)
@@ -215,11 +246,11 @@ def _path_cost(k: int, problem: Problem, eigen: bool) -> _Sum:
     return total
 
 
-def _system_bytes(k: int, p: int, problem: Problem, rows: int) -> int:
+def _system_bytes(k: int, p: int, problem: Problem, how: Choosing) -> int:
     """A Gram matrix per fold and the sum, cross moments, factors and weights."""
-    whole = rows == problem.n
-    folds = problem.folds if whole else 1
-    grams = 8 * k * k * (folds + 1) + (0 if whole else 16 * k * k * problem.chosen)
+    folds = problem.folds if how.by == "folds" else 1
+    grams = 8 * k * k * (folds + 1) + (16 * k * k * problem.chosen if how.by == "descent" else 0)
+    grams += 8 * k * (problem.n + 3 * k) if how.by == "leave-one-out" else 0
     crosses = 8 * k * (p + folds * problem.q)
     solving = 8 * k * (4 * k + 3 * p + (problem.penalties + 2) * problem.q)
     return grams + crosses + solving

@@ -69,7 +69,7 @@ def select_by_leave_one_out(
             left = 1 - 1 / len(scores) - rows.square() @ shrink
             miss = expected - rows @ (shrink[:, None] * rotated)
             errors[index] += (miss / left.clamp_min(torch.finfo(torch.float64).eps)[:, None]).square().sum(0)
-    return _choice(_per_unit(errors, targets), targets, penalties, torch.float64)
+    return _choice(_per_unit(errors, targets), targets, penalties, statistics.dtype)
 
 
 def refine_by_leave_one_out(
