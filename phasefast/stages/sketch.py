@@ -51,21 +51,20 @@ def sketch_features(cell: Activations, folds: Sequence[int], size: int) -> Activ
     dim = cell.fit.shape[1]
     if size >= dim:
         return cell
-    generator, device, dtype = torch.Generator().manual_seed(0), cell.fit.device, cell.fit.dtype
-    dtype = torch.promote_types(dtype, torch.float32)
-    count = min(_SEGMENTS, size)
+    generator, device, count = torch.Generator().manual_seed(0), cell.fit.device, min(_SEGMENTS, size)
+    dtype = torch.promote_types(cell.fit.dtype, torch.float32)
     order = torch.cat([torch.randperm(dim, generator=generator) for _ in range(count)]).to(device)
     signs = ((2 * torch.randint(2, (count * dim,), generator=generator) - 1) / count**0.5).to(device, dtype)
     # Each column is a sum over the next few of all the features, as they come in one of the random orders.
     widths = [size * (i + 1) // count - size * i // count for i in range(count)]
-    starts = torch.tensor([i * dim + dim * k // width for i, width in enumerate(widths) for k in range(width)])
-    starts = starts.to(device)
+    starts = [i * dim + dim * k // width for i, width in enumerate(widths) for k in range(width)]
+    offsets = torch.tensor(starts, device=device)
 
     def combined(rows: Tensor) -> Tensor:
         out = torch.empty(len(rows), size, dtype=dtype, device=device)
         for own, chunk in zip(out.split(_CACHED), rows.split(_CACHED), strict=True):
             features = chunk.to(dtype).mT.contiguous()
-            own.copy_(embedding_bag(order, features, starts, mode="sum", per_sample_weights=signs).mT)
+            own.copy_(embedding_bag(order, features, offsets, mode="sum", per_sample_weights=signs).mT)
         return out
 
     fit = combined(cell.fit)
@@ -211,9 +210,10 @@ def _iterate(
         residual -= sizes @ moved
         predicted += sizes @ image_beyond
         # With e the error of the solution and K = A A', the residual is (K + penalty I) e. The fit residuals are wrong
-        # by penalty e, which is no longer than that; the held-out ones by B A'e, which is so many times longer than
-        # (A e, e) in the metric of K (K + penalty I), no longer either, as it is for the directions of the last two
-        # steps: nearly all of e lies there or beyond. Those of the first may lie where K is zero, and tell nothing.
+        # by penalty e, which is no longer than that; the held-out ones by B A'e. In the metric K (K + penalty I) e is
+        # no longer than the residual either: times the largest |B A'v| of unit v in this metric, that bounds what is
+        # wrong. It is known not of all v, but of those of the last two steps, near which most of e lies. Those of the
+        # first step alone may lie where K is zero, and tell nothing.
         length = residual.norm(dim=1)
         before, reached = reached, _reach(image_beyond, image @ image.mT + penalty * features @ features.mT)
         wrong = length, max(before, reached) * length
@@ -221,8 +221,8 @@ def _iterate(
         slacks = [float(((2 * left.norm(dim=1) + e) * e) @ weights) for left, e in zip(lefts, wrong, strict=True)]
         if all(slack <= most for slack, most in zip(slacks, allowed, strict=True)):
             return lefts, slacks, step
-        hopeful = all(slack <= _HOPELESS * most for slack, most in zip(slacks, allowed, strict=True))
-        if not math.isfinite(sum(slacks[:1])) or (step == _HALFWAY and not hopeful):
+        far = any(not slack <= _HOPELESS * most for slack, most in zip(slacks, allowed, strict=True))
+        if not math.isfinite(slacks[0]) or (far and step == _HALFWAY):
             return None
         smooth = inverse(residual)
         path = _independent(smooth - torch.cholesky_solve(moved @ smooth.mT, factor).mT @ path)

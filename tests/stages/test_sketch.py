@@ -41,6 +41,8 @@ def make(kind: str, seed: int, p: int, n: int = 0, d: int = 0, noise: float = 0.
     falling = torch.arange(1, p + 1) ** -0.5
     t = x @ torch.randn(d, p, generator=g) * falling
     t = t / t.std() + noise * torch.randn(n + m, p, generator=g)
+    if kind == "constant columns" and p > 1:
+        t[:, 1] = 2
     folds = tuple(n * i // 3 for i in range(4))
     return captured(a[:n], a[n:], folds), build_targets([Input()], (t[:n], None), (t[n:], None), folds, CPU)
 
