@@ -10,9 +10,9 @@ from opponents import CLASSES, Data
 from torch import Tensor
 
 from phasefast import ops
-from phasefast.decoding import Method, decode
+from phasefast.decoding import Method
 from phasefast.engine import FOLDS
-from phasefast.stages.evaluate import evaluate
+from phasefast.scoring import score_cells
 from phasefast.stages.plan import Cost, routes
 from phasefast.stages.targets import Input, Label, build_targets
 from phasefast.systems import Penalties
@@ -69,9 +69,7 @@ class Cell:
         cells = [
             Activations(Layer(f"layer{i}", "layer", 0, fit.shape[1]), fit, heldout, shift, sums) for i in range(layers)
         ]
-        both = how.splits == "both"
-        found = decode(cells, self.targets, how)
-        return [score for cell, decoder in found for score in evaluate(cell, decoder, self.targets, both)]
+        return list(score_cells(cells, self.targets, how))
 
     def error(self, precision: str = "exact") -> float:
         """Held-out fraction of variance of the input that stays unexplained."""

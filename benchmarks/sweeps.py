@@ -17,12 +17,11 @@ from torch import Tensor, nn
 
 import phasefast as pf
 from phasefast.checkpoints import order_checkpoints, read_state_dict
-from phasefast.decoding import decode
 from phasefast.engine import Engine
 from phasefast.experiments.datasets import load
 from phasefast.experiments.models import make_model
 from phasefast.planning import plan
-from phasefast.stages.evaluate import evaluate
+from phasefast.scoring import score_cells
 from phasefast.systems import DEFAULT_ALPHAS
 from phasefast.types import Activations
 
@@ -190,5 +189,4 @@ def inputs(smoke: bool, repeats: int) -> dict[str, Any]:
 
 
 def _decode(engine: Engine, rows: Sequence[Activations]) -> None:
-    for cell, decoder in decode(list(rows), engine.targets, engine.method):
-        evaluate(cell, decoder, engine.targets)
+    list(score_cells(list(rows), engine.targets, engine.method))

@@ -44,6 +44,7 @@ class Method:
     """How cells are decoded; see :class:`phasefast.ProbeOptions` for what the options mean.
 
     Attributes:
+        layer_sketch: wider cells are scored from a sketch of so many features; `decode` itself knows nothing of it.
         budget: bytes that a cell may take.
     """
 
@@ -52,6 +53,7 @@ class Method:
     route: ForcedRoute | None = None
     selection: Selection = "folds"
     splits: Splits = "both"
+    layer_sketch: int | None = None
     budget: int = sys.maxsize
 
     def __post_init__(self) -> None:
@@ -86,7 +88,7 @@ class Method:
     def cost(self, cell: Activations, targets: TargetMatrix) -> Cost:
         """What a cell takes by the route that it goes."""
         problem = self.problem(len(cell.heldout), targets)
-        return fitting_cost(cell.layer.dim, problem, self.budget, self.route)
+        return fitting_cost(cell.fit.shape[1], problem, self.budget, self.route)
 
 
 def decode(cells: list[Activations], targets: TargetMatrix, method: Method) -> Iterator[tuple[Activations, Decoder]]:

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoints import state_hash
-from .decoding import Method, PenaltyPer, Precision, Selection, Splits, check_choices, decode
+from .decoding import Method, PenaltyPer, Precision, Selection, Splits, check_choices
 from .errors import ArgumentError
 from .ops import bfloat16_is_fast
 from .scores import Scores
+from .scoring import score_cells
 from .stages.capture import RowOptions, capture, chunk_bounds, discover_layers, model_inputs
-from .stages.evaluate import evaluate, evaluate_model
+from .stages.evaluate import evaluate_model
 from .stages.layers import select_layers, unwrap
 from .stages.plan import ForcedRoute, group_layers, memory_budget
 from .stages.preserve import BATCHNORM_MODES, batchnorm_mode, fix_random_state, preserved, several_rows
@@ -63,6 +64,8 @@ class ProbeOptions(TypedDict, total=False):
         splits: ``"both"`` (default), or ``"heldout"``: no scores on the fit rows, which wide inputs save much by.
         target_components: decode regression targets of more columns by so many leading principal components, and 64
             random combinations of the rest: an estimate, with a 95 % interval in the columns ``low`` and ``high``.
+        layer_sketch: decode wider layers from so many random combinations of their features, and measure where the
+            errors of all features lie: ``low`` to ``high``; a layer for which that fails is decoded exactly.
         tokens: for outputs [b, t, f]: ``"flatten"`` (default), ``"mean"`` over t, or ``"cls"``, the first.
         pool: average spatial dimensions to this size; 0 (default) keeps every position.
         batch_size: of the forward passes, and of the BatchNorm statistics that need batches; 256, or 128 for
@@ -82,6 +85,7 @@ class ProbeOptions(TypedDict, total=False):
     penalty_per: PenaltyPer
     splits: Splits
     target_components: int | None
+    layer_sketch: int | None
     tokens: TokenMode
     pool: int
     batch_size: int | None
@@ -110,7 +114,8 @@ class Engine:
         home = next((tensor.device for tensor in tensors), torch.device("cpu"))
         self.device = resolve_device(options.get("device"), home)
         self.batchnorm: BatchNormMode = options.get("batchnorm", "recompute")
-        how = {name: options[name] for name in ("precision", "route", "selection", "splits") if name in options}
+        given = ("precision", "route", "selection", "splits", "layer_sketch")
+        how = {name: options[name] for name in given if name in options}
         penalties = Penalties(_as_tuple(options.get("alphas"), DEFAULT_ALPHAS), options.get("noise"))
         budget = memory_budget(options.get("memory"), self.device)
         self.method = Method(penalties, budget=budget, **how)
@@ -144,8 +149,7 @@ class Engine:
                 cells, outputs = self._capture(group)
                 if index == 0 and self.label is not None:
                     scores += self._model_scores(outputs, self.label)
-                for cell, decoder in decode(cells, self.targets, self.method):
-                    scores += evaluate(cell, decoder, self.targets, self.method.splits == "both")
+                scores += score_cells(cells, self.targets, self.method)
         same = {"step": step, "seconds": time.perf_counter() - start, "state_hash": weights}
         return Scores.from_rows({**self._row(score), **same} for score in scores)
 
@@ -204,7 +208,7 @@ class Engine:
         if score.samples is not None:
             row["samples"] = score.samples.numpy()
         if score.bounds is not None:
-            row |= asdict(score.bounds)
+            row |= {name: value for name, value in asdict(score.bounds).items() if value == value}  # NaN is not
         return row
 
     def _hash(self) -> str:
@@ -224,6 +228,8 @@ class Engine:
         }
         if projected := [(block.name, block.stop - block.start) for block in self.targets.blocks if block.random]:
             settings["components"] = projected
+        if self.method.layer_sketch is not None:
+            settings["sketch"] = self.method.layer_sketch
         return hashlib.blake2b(json.dumps(settings).encode(), digest_size=8).hexdigest()
 
 
@@ -265,9 +271,12 @@ def _check_options(options: dict[str, Any]) -> None:
         raise ArgumentError(
             "alphas and noise exclude each other: a relative and an absolute penalty cannot share a curve"
         )
-    for name in ("batch_size", "target_components"):
+    for name in ("batch_size", "target_components", "layer_sketch"):
         given = options.get(name)
         if given is not None and (not isinstance(given, int) or given < 1):
             raise ArgumentError(f"{name}: expected a positive integer, got {given!r}")
-    if options.get("target_components") is not None and options.get("penalty_per") == "column":
-        raise ArgumentError("target_components: combinations of columns have no penalties per column; leave one out")
+    approximations = [name for name in ("target_components", "layer_sketch") if options.get(name) is not None]
+    if approximations and options.get("penalty_per") == "column":
+        raise ArgumentError(f"{approximations[0]}: penalty_per='column' has no approximation; leave one of them out")
+    if len(approximations) > 1:
+        raise ArgumentError("target_components and layer_sketch: each has an interval of its own; leave one out")

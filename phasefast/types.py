@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -225,13 +226,14 @@ class Bounds:
     """A 95 % interval for what an approximation stands for.
 
     Attributes:
-        approximation: what was left out. dropped: share of the target's squared deviation outside its components.
+        approximation: what was left out. low, high: NaN where nothing is known of the exact value.
+        dropped: share of the target's squared deviation outside its components; NaN for other approximations.
     """
 
     approximation: str
-    low: float
-    high: float
-    dropped: float
+    low: float = math.nan
+    high: float = math.nan
+    dropped: float = math.nan
 
 
 @dataclass(frozen=True)

@@ -194,7 +194,7 @@ def test_options_that_cannot_be() -> None:
     for given in ({"target_components": 0}, {"target_components": 2.5}):
         with pytest.raises(ArgumentError, match="target_components: expected a positive integer"):
             pf.probe(model, probe_set, **given)
-    with pytest.raises(ArgumentError, match="target_components: combinations of columns have no penalties"):
+    with pytest.raises(ArgumentError, match="target_components: penalty_per='column' has no approximation"):
         pf.probe(model, probe_set, target_components=3, penalty_per="column")
 
 

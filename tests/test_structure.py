@@ -22,6 +22,7 @@ LEVELS = (
     ("certificates",),
     ("stages",),
     ("decoding",),
+    ("scoring",),
     ("checkpoints", "engine", "store"),
     ("probe", "sweep", "track", "planning"),
     ("__init__",),

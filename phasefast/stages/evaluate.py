@@ -42,6 +42,15 @@ def evaluate(cell: Activations, decoder: Decoder, targets: TargetMatrix, fit_sco
     return scores
 
 
+def squared_errors(cell: Activations, decoder: Decoder, targets: TargetMatrix) -> dict[str, list[float]]:
+    """Squared errors over all rows and columns, per split and target, classes' one-hot columns too."""
+    blocks, sides = [fit.block for fit in decoder.fits], {"fit": (cell.fit, targets.fit)}
+    sides["heldout"] = (cell.heldout, targets.heldout)
+    return {
+        split: _residual(rows, decoder, columns, blocks)[0].sum(1).tolist() for split, (rows, columns) in sides.items()
+    }
+
+
 def evaluate_model(outputs: dict[str, Tensor | None], labels: dict[str, Tensor | None], name: str) -> list[Score]:
     """Cross-entropy ``loss`` and ``accuracy`` of the model's own outputs [rows, classes], layer ``"model"``.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from .. import ops
-from ..dense import row_chunk
+from ..dense import inner, row_chunk
 from ..systems import fold_sums
 from ..types import Activations, BlockFit, TargetMatrix
 
@@ -43,7 +43,8 @@ def sketch_features(cell: Activations, folds: Sequence[int], size: int) -> Activ
     """The cell with ``size`` features that are sparse random combinations of its own, the same ones at every call.
 
     A feature goes, with a random sign, to one column of each of 8 segments (sparse embeddings: Nelson & Nguyen 2013).
-    Inner products of rows are kept in the mean. ``layer`` stays, so that relative penalties mean the same.
+    Inner products of rows are kept in the mean, and the sum of the centred Gram matrix's diagonal exactly: with
+    ``layer``, which stays, relative penalties are the same absolute ones.
 
     Args:
         folds: k + 1 row offsets of the folds of the fit rows. size: where the cell has no more features, it is kept.
@@ -67,8 +68,17 @@ def sketch_features(cell: Activations, folds: Sequence[int], size: int) -> Activ
             own.copy_(embedding_bag(order, features, offsets, mode="sum", per_sample_weights=signs).mT)
         return out
 
-    fit = combined(cell.fit)
-    return replace(cell, fit=fit, heldout=combined(cell.heldout), sums=fold_sums(fit, folds))
+    fit, heldout = combined(cell.fit), combined(cell.heldout)
+    before, after = _deviation(cell.fit, cell.sums.sum(0)), _deviation(fit, fit.sum(0, dtype=torch.float64))
+    if before > 0 and after > 0:
+        for rows in (fit, heldout):
+            rows *= (before / after) ** 0.5
+    return replace(cell, fit=fit, heldout=heldout, sums=fold_sums(fit, folds))
+
+
+def _deviation(rows: Tensor, total: Tensor) -> float:
+    """Squared deviation of rows [n, d] from their mean, given their sum [d]."""
+    return inner(rows, rows) - float(total.square().sum()) / len(rows)
 
 
 def measure(

@@ -1,0 +1,64 @@
+"""Captured cells become scores: decoded and evaluated, wide layers from a sketch where that was asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+from .decoding import Method, decode
+from .stages.evaluate import evaluate, squared_errors
+from .stages.sketch import measure, sketch_features
+from .types import Activations, Bounds, Score, TargetMatrix
+
+_FREE = 0.9  # of the degrees of freedom that a sketch has: a decoder that takes more would need what the sketch lacks
+_FAR = 0.25  # of a sketched error: where the exact one may be farther away, the sketch is of no use
+
+
+def score_cells(cells: list[Activations], targets: TargetMatrix, method: Method) -> Iterator[Score]:
+    """The scores of captured cells, in their order.
+
+    Args:
+        cells: emptied, so that rows that are not needed any more make room.
+    """
+    both, size = method.splits == "both", method.layer_sketch
+    if size is None:
+        for cell, decoder in decode(cells, targets, method):
+            yield from evaluate(cell, decoder, targets, both)
+        return
+    # A sketch is measured by its errors on both splits, which not all routes give.
+    on_both = replace(method, splits="both", route=None)
+    while cells:
+        whole = cells.pop(0)
+        found = _sketched(whole, size, targets, on_both) if whole.fit.shape[1] > size else None
+        exact = score_cells([whole], targets, replace(method, layer_sketch=None)) if found is None else found
+        yield from (each for each in exact if both or each.split == "heldout")
+
+
+def _sketched(whole: Activations, size: int, targets: TargetMatrix, method: Method) -> list[Score] | None:
+    """Scores of a cell decoded from a sketch, with bounds for the exact ones; None where these are far, or unknown."""
+    sketch = sketch_features(whole, targets.folds, size)
+    ((cell, decoder),) = decode([sketch], targets, method)
+    room = _FREE * min(size, len(whole.fit) - 1)
+    if not all(fit.dof <= room for fit in decoder.fits):
+        return None
+    errors = squared_errors(cell, decoder, targets)
+    ends = []
+    for index, found in enumerate(measure(whole, cell, decoder.fits, targets, errors)):
+        if found is None:
+            return None
+        ends.append({"fit": found.fit, "heldout": found.heldout})
+        for split, (low, high) in ends[-1].items():
+            error = errors[split][index]
+            if max(high - error, error - low) > _FAR * error:
+                return None
+    label = f"sketch of {size} of {whole.fit.shape[1]} features"
+    places = {fit.block.name: index for index, fit in enumerate(decoder.fits)}
+    scores = []
+    for each in evaluate(cell, decoder, targets):
+        index = places[each.target]
+        low, high = ends[index][each.split]
+        whole_error = {"fvu": targets.deviation[each.split][index], "mse": each.n * targets.blocks[index].width}
+        unit = 1 / whole_error.get(each.metric, math.nan)  # accuracies have no bounds: squared errors do not tell them
+        scores.append(replace(each, bounds=Bounds(label, low * unit, high * unit)))
+    return scores
