@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
+import approximations
 import cells
 import figure
 import growth
@@ -30,7 +31,7 @@ from timing import product_rate
 from phasefast import build_info, ops
 
 ROOT = Path(__file__).parents[1]
-SECTIONS = ("cell", "sweep", "inputs", "routes", "growth")
+SECTIONS = ("cell", "sweep", "approximations", "inputs", "routes", "growth")
 _RATED = {"float32": torch.float32, "float64": torch.float64}
 if ops.bfloat16_is_fast(torch.device("cpu")):  # without instructions for it, one such product takes minutes
     _RATED["bfloat16"] = torch.bfloat16
@@ -55,6 +56,7 @@ def main(
     run = {
         "cell": lambda: cells.section(smoke, repeats),
         "sweep": lambda: sweeps.section(smoke, checkpoints, data, weights),
+        "approximations": lambda: approximations.section(smoke, repeats, data, weights),
         "inputs": lambda: sweeps.inputs(smoke, repeats),
         "routes": lambda: routing.section(smoke),
         "growth": lambda: growth.section(smoke, repeats),

@@ -14,9 +14,7 @@ def show(console: Console, name: str, measured: dict[str, Any]) -> None:
     """Print one section."""
     products = ", ".join(f"{kind} {rate / 1e9:.0f}" for kind, rate in measured["products"].items())
     console.rule(f"{name} ({measured['took']:.0f} s; products at {products} GFLOP/s)")
-    for table in {"cell": _cells, "sweep": _sweep, "inputs": _inputs, "routes": _routes, "growth": _growth}[name](
-        measured
-    ):
+    for table in _TABLES[name](measured):
         console.print(table)
 
 
@@ -66,6 +64,21 @@ def _sweep(measured: dict[str, Any]) -> list[Table]:
     return [_comparison(measured), layers]
 
 
+def _approximations(measured: dict[str, Any]) -> list[Table]:
+    table = _table(
+        f"{measured['components']} components, sketches of {measured['sketch']} features",
+        "layer", "features", "way", "seconds", "times as fast", "held-out error", "exact one lies in", "dropped",
+    )  # fmt: skip
+    for layer in measured["layers"]:
+        for way, one in layer["ways"].items():
+            known = one["approximation"] is not None
+            ends = f"{one['low']:.6f} to {one['high']:.6f}" if known else ""
+            dropped = f"{one['dropped']:.4f}" if known and one["dropped"] is not None else ""
+            taken, faster, value = spread(one["seconds"]), f"{one['speedup']:.2f}", f"{one['value']:.6f}"
+            table.add_row(layer["layer"], str(layer["dim"]), way, taken, faster, value, ends, dropped)
+    return [table]
+
+
 def _inputs(measured: dict[str, Any]) -> list[Table]:
     table = _table(
         f"{measured['n']} + {measured['m']} images, {measured['d']} features: {spread(measured['ratios'])} times",
@@ -95,3 +108,13 @@ def _growth(measured: dict[str, Any]) -> list[Table]:
         sizes, routes = " ".join(map(str, axis["values"])), ", ".join(dict.fromkeys(axis["routes"]))
         table.add_row(name, sizes, seconds, routes, f"{axis['exponent']:.2f}", f"{axis['planned']:.2f}")
     return [table]
+
+
+_TABLES = {
+    "cell": _cells,
+    "sweep": _sweep,
+    "approximations": _approximations,
+    "inputs": _inputs,
+    "routes": _routes,
+    "growth": _growth,
+}

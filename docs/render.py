@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 DOCS = Path(__file__).parent
 BENCHMARKS = DOCS.parent / "benchmarks/results"
+SECTIONS = {"cell", "sweep", "approximations", "inputs", "routes", "growth"}
 
 
 def results() -> dict[str, Any]:
@@ -25,9 +26,7 @@ def results() -> dict[str, Any]:
 def measured(folder: Path) -> dict[str, Any]:
     """Sections of the newest result of benchmarks/compare.py that has them all; none where there is no such result."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("cpu-*.json"))]
-    complete = [
-        result for result in found if {"cell", "sweep", "inputs", "routes", "growth"} <= set(result["sections"])
-    ]
+    complete = [result for result in found if set(result["sections"]) >= SECTIONS]
     newest = max(complete, key=lambda result: result["date"], default={"sections": {}})
     return dict(newest["sections"])
 

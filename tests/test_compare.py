@@ -16,7 +16,7 @@ import torch
 from phasefast import ops
 
 ROOT = Path(__file__).parents[1]
-SECTIONS = ("cell", "sweep", "inputs", "routes", "growth")
+SECTIONS = ("cell", "sweep", "approximations", "inputs", "routes", "growth")
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,15 @@ def test_all_sides_solve_the_same_problem(sections: dict[str, Any]) -> None:
         assert abs(rounding["ours, fast"]) < 2e-2  # rows may be rounded to bfloat16
     for layer in sections["sweep"]["layers"]:
         assert all(abs(difference) < 1e-4 for difference in layer["difference"].values())
+
+
+def test_approximations_are_beside_the_exact_errors(sections: dict[str, Any]) -> None:
+    for layer in sections["approximations"]["layers"]:
+        assert layer["ways"]["exact"]["approximation"] is None
+        labels = {way: one["approximation"] for way, one in layer["ways"].items()}
+        assert labels["components"] == "8 of 3072 components"
+        assert ("sketch" in labels) == (layer["dim"] > 256)
+        assert all(one["low"] < one["high"] for one in layer["ways"].values() if one["approximation"])
 
 
 def test_planner_and_growth_are_recorded(sections: dict[str, Any]) -> None:
