@@ -11,7 +11,7 @@ from .stages.evaluate import evaluate, squared_errors
 from .stages.sketch import measure, sketch_features
 from .types import Activations, Bounds, Score, TargetMatrix
 
-_FREE = 0.9  # of the degrees of freedom that a sketch has: a decoder that takes more would need what the sketch lacks
+_FREE = 0.7  # of the degrees of freedom a sketch has: decoders that take more miss much of what it lacks
 _FAR = 0.25  # of a sketched error: where the exact one may be farther away, the sketch is of no use
 
 
