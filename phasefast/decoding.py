@@ -62,12 +62,17 @@ class Method:
     def problem(self, heldout: int, targets: TargetMatrix) -> Problem:
         """What the cost of a cell depends on, beside its width; ``heldout``: number of rows."""
         (n, p), q, folds = targets.fit.shape, targets.sketch.fit.shape[1], len(targets.folds) - 1
-        return self.problem_of_sizes(n, heldout, p, q, folds, len(targets.blocks), targets.per_column)
+        probes = sum(probe.directions.shape[1] for probe in targets.probes)
+        return self.problem_of_sizes(n, heldout, p, q, folds, len(targets.blocks), probes, targets.per_column)
 
     def problem_of_sizes(
-        self, n: int, m: int, p: int, q: int, folds: int, targets: int, per_column: bool = False
+        self, n: int, m: int, p: int, q: int, folds: int, targets: int, probes: int, per_column: bool = False
     ) -> Problem:
-        """The same before there are targets: n fit, m held-out rows, p columns of all targets, q of them sketched."""
+        """The same before there are targets: n fit, m held-out rows, p columns of all targets, q of them sketched.
+
+        Args:
+            probes: columns that solutions are certified on.
+        """
         selects, by_folds = self.penalties.selects, self.selection == "folds"
         choices = len(self.penalties.alphas) if selects else 1
         return Problem(
@@ -83,6 +88,7 @@ class Method:
             leave_one_out=selects and not by_folds,
             stride=self.penalties.stride,
             chosen=choices if per_column else min(targets, choices),
+            probes=probes,
         )
 
     def cost(self, cell: Activations, targets: TargetMatrix) -> Cost:

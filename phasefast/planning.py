@@ -17,7 +17,7 @@ from .stages.capture import RowOptions, discover_layers
 from .stages.layers import select_layers, unwrap
 from .stages.plan import Cost, ForcedRoute, fitting_cost, group_layers, memory_budget
 from .stages.preserve import preserved
-from .stages.targets import SKETCH_COLUMNS
+from .stages.targets import PROBE_COLUMNS, SKETCH_COLUMNS
 from .systems import DEFAULT_ALPHAS, Penalties
 from .types import Layer, TokenMode
 
@@ -82,8 +82,8 @@ def plan(
     width = int(torch.Size(sample).numel())
     # Wider targets than there are fit rows are replaced by n + 1 columns (row space).
     columns = min(columns_with_components(width, target_components), fit + 1)
-    p, q = columns + classes, min(width, SKETCH_COLUMNS) + min(classes, SKETCH_COLUMNS)
-    problem = method.problem_of_sizes(fit, heldout, p, q, min(FOLDS, fit), 2 if classes else 1)
+    q, probes = (min(columns, most) + min(classes, most) for most in (SKETCH_COLUMNS, PROBE_COLUMNS))
+    problem = method.problem_of_sizes(fit, heldout, columns + classes, q, min(FOLDS, fit), 2 if classes else 1, probes)
     budget = memory_budget(memory, where)
     groups = group_layers(found, problem, budget, route)
     rate = _product_rate(where)

@@ -104,7 +104,8 @@ def test_plan_tells_route_and_memory_of_every_layer() -> None:
     assert rows["stage1"] == ["1024", "dual"]
     assert rows["classifier"] == ["10", "primal"]
     assert "beside 3 forward passes" in result.stdout
-    heldout = invoke("plan", DIGITS_NET, "--sample", "1,8,8", "--fit", "200", "--heldout", "5", "--splits", "heldout")
+    free = "--route", "target-free", "--splits", "heldout"
+    heldout = invoke("plan", DIGITS_NET, "--sample", "1,8,8", "--fit", "200", "--heldout", "5", *free)
     assert "primal-target-free" in heldout.stdout
     assert "held-out scores only" in heldout.stdout
     forced = invoke("plan", DIGITS_NET, "--sample", "1,8,8", "--route", "target-free")

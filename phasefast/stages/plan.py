@@ -41,6 +41,7 @@ class Problem:
         fit_scores: whether the fit rows are scored too. per_column: whether each column gets a penalty of its own.
         leave_one_out: whether penalties are chosen by leave-one-out errors instead of folds.
         stride: how many penalties make a decade, a power of two. chosen: how many of them are chosen, at most.
+        probes: columns that solutions are certified on.
     """
 
     n: int
@@ -55,6 +56,7 @@ class Problem:
     leave_one_out: bool = False
     stride: int = 1
     chosen: int = 1
+    probes: int = 0
 
 
 @dataclass(frozen=True)
@@ -158,10 +160,16 @@ def _cost(dim: int, problem: Problem, features: Route, eigen: bool, target_free:
         _add_eigen(total, k, 1)
     else:
         total.add(problem.chosen * (1 / 3 + _INVERSE) * k**3, _CHOLESKY)
+    columns = problem.probes
     if target_free:
         total.add(problem.chosen * (2 * k * k * m + 2 * m * n * k) + 2 * m * n * p)
+        total.add(8 * k * k * columns)
+        total.add(2 * (4 * n * k + m * (n + k)) * columns, _DOUBLE)
     else:
         total.add(2 * n * k * p + 2 * k * k * p + 2 * m * k * p)
+        # The certificate: residual of the normal equations, its solution, the change of held-out predictions.
+        total.add(4 * k * k * columns)
+        total.add(2 * (2 * n * k + 2 * m * k + k * p) * columns, _DOUBLE)
     choosing, how = _choosing(dim, k, problem, eigen, total.work)
     total.add(choosing.flops, choosing.work / choosing.flops if choosing.flops else 1.0)
     own_columns = m if target_free else p
