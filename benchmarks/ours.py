@@ -11,12 +11,25 @@ from torch import Tensor
 
 from phasefast import ops
 from phasefast.decoding import Method
+from phasefast.dense import empty
 from phasefast.engine import FOLDS
 from phasefast.scoring import score_cells
 from phasefast.stages.plan import Cost, routes
 from phasefast.stages.targets import Input, Label, build_targets
 from phasefast.systems import Penalties
 from phasefast.types import Activations, Layer, Score
+
+_BATCH = 256
+
+
+def _captured(rows: Tensor, shift: Tensor, edges: Sequence[int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Rows less a shift, and their sums over folds, as the engine captures them."""
+    out = empty(rows.shape, dtype, rows.device)
+    sums = torch.zeros(len(edges) - 1, rows.shape[1], dtype=torch.float64, device=rows.device)
+    for total, start, stop in zip(sums, edges, edges[1:], strict=False):
+        squares = torch.zeros_like(total)
+        ops.capture([rows[start:stop]], [shift], [0], [out[start:stop]], [total], [squares])
+    return out, sums
 
 
 class Cell:
@@ -60,12 +73,11 @@ class Cell:
         """Decode and score the cell, as if several layers had its rows."""
         how = Method(self.penalties, precision, **method)
         narrow = precision == "fast" and ops.bfloat16_is_fast(self.fit.device)
-        shift = self.fit.mean(0)
-        fit, heldout = (
-            (rows - shift).to(torch.bfloat16 if narrow else torch.float32) for rows in (self.fit, self.heldout)
+        shift = self.fit[:_BATCH].mean(0)
+        (fit, sums), (heldout, _) = (
+            _captured(rows, shift, edges, torch.bfloat16 if narrow else torch.float32)
+            for rows, edges in ((self.fit, self.targets.folds), (self.heldout, (0, len(self.heldout))))
         )
-        edges = zip(self.targets.folds, self.targets.folds[1:], strict=False)
-        sums = torch.stack([fit[start:stop].sum(0, dtype=torch.float64) for start, stop in edges])
         cells = [
             Activations(Layer(f"layer{i}", "layer", 0, fit.shape[1]), fit, heldout, shift, sums) for i in range(layers)
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,14 +68,15 @@ def gradient(
     Args:
         expected: targets [n, k] of some mean [k]. weights: [d, k].
     """
-    offset = mean - system.row_mean @ weights
-    total, squares, sums = torch.zeros_like(weights), torch.zeros_like(mean), torch.zeros_like(mean)
-    for place, rows in wide_rows(cell.fit, weights.shape[1]):
-        miss = expected[place].double() - rows @ weights - offset
-        squares += miss.square().sum(0)
-        sums += miss.sum(0)
-        total.addmm_(rows.mT, miss)
-    return total.addr_(system.row_mean, sums, alpha=-1), squares
+    columns = weights.mT.contiguous()  # few columns are multiplied faster as rows
+    offset = (mean - columns @ system.row_mean)[:, None]
+    total, squares, sums = torch.zeros_like(columns), torch.zeros_like(mean), torch.zeros_like(mean)
+    for place, rows in wide_rows(cell.fit, len(columns)):
+        miss = (expected[place].mT - offset).sub_(columns @ rows.mT)
+        squares += miss.square().sum(1)
+        sums += miss.sum(1)
+        total.addmm_(miss, rows)
+    return total.addr_(sums, system.row_mean, alpha=-1).mT, squares
 
 
 def certify(cell: Activations, system: System, targets: TargetMatrix, parts: Sequence[Part]) -> list[Certificate]:
@@ -83,17 +84,17 @@ def certify(cell: Activations, system: System, targets: TargetMatrix, parts: Seq
     sizes = [part.probe.directions.shape[1] for part in parts]
     wz = torch.cat([product(part.weights, part.probe.directions) for part in parts], 1)
     mean = torch.cat([system.target_mean[part.columns] @ part.probe.directions for part in parts])
-    expected = torch.cat([part.probe.fit for part in parts], 1)
+    expected = _side_by_side([part.probe.fit for part in parts])
     deviation = (expected - mean).square().sum(0)
     found, missed = gradient(cell, system, expected, mean, wz)
     penalty = torch.cat([torch.full_like(part.probe.directions[0], part.solution.penalty) for part in parts])
     residual = found - penalty * wz
     pairs = zip(parts, residual.split(sizes, 1), strict=True)
     correction = torch.cat([part.solution.apply_inverse(own) for part, own in pairs], 1)
-    expected = torch.cat([part.probe.heldout for part in parts], 1)
-    offset, back = mean - system.row_mean @ wz, system.row_mean @ correction
-    chunks = wide_rows(cell.heldout, wz.shape[1])
-    lost, kept = _changed((expected[place] - rows @ wz - offset, rows @ correction - back) for place, rows in chunks)
+    expected = _side_by_side([part.probe.heldout for part in parts])
+    both = torch.cat([wz, correction], 1)
+    predicted, moved = (product(cell.heldout, both) - system.row_mean @ both).split(wz.shape[1], 1)
+    lost, kept = _changed(expected - mean - predicted, moved)
     # The same on the fit rows, without another pass: found = A'(T - A W), and (G + penalty I) correction = residual.
     lost_fit = (correction * (residual - 2 * found - penalty * correction)).sum(0)
     scale = missed.clamp_min(_FIT_FLOOR * deviation)
@@ -122,16 +123,19 @@ def certify_target_free(
     nothing = torch.zeros(cell.fit.shape[1], len(mean), dtype=torch.float64, device=mean.device)
     wz = solution.apply_inverse(gradient(cell, system, probe.fit, mean, nothing)[0])
     wz += solution.apply_inverse(gradient(cell, system, probe.fit, mean, wz)[0] - solution.penalty * wz)
-    predicted, shift = product(combinations, probe.fit), system.row_mean @ wz
-    moved = product(cell.heldout, wz) - shift - predicted
-    return Certificate(_share(*_changed([(probe.heldout - mean - predicted, moved)]), probe), None)
+    predicted = product(combinations, probe.fit)
+    moved = product(cell.heldout, wz) - system.row_mean @ wz - predicted
+    return Certificate(_share(*_changed(probe.heldout - mean - predicted, moved), probe), None)
 
 
-def _changed(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """What squared errors lose as predictions move, and the errors themselves [c], from (miss, move) of some rows."""
-    sums = [torch.stack([(move.square() - 2 * miss * move).sum(0), miss.square().sum(0)]) for miss, move in pairs]
-    lost, kept = torch.stack(sums).sum(0)
-    return lost, kept
+def _changed(miss: Tensor, move: Tensor) -> tuple[Tensor, Tensor]:
+    """What squared errors of rows [m, c] lose as predictions move, and the errors themselves [c]."""
+    return (move.square() - 2 * miss * move).sum(0), miss.square().sum(0)
+
+
+def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    """Few columns [n, c] each, stored as rows like all of them."""
+    return torch.cat([part.mT for part in parts]).mT
 
 
 def _places(sizes: Sequence[int]) -> list[slice]:

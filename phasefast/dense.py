@@ -12,7 +12,7 @@ from torch import Tensor
 
 _LINE, _PAGE, _LARGE = 64, 4096, 1 << 24  # bytes
 _CACHED = 1 << 18  # elements of a float64 copy that stays in the cache
-_ROUND = 8  # times as many are worth a product
+_ROUND, _ROWS = 2, 128  # times as many are worth a product, or so many rows of long ones
 _LEAF = 256  # columns of a triangular block that LAPACK inverts
 _PANEL = 256  # columns that are eliminated by the inverse of their block
 _STRIPS = 4  # of a product with a triangular matrix, so that little of its zeros is multiplied
@@ -58,7 +58,7 @@ def wide_rows(matrix: Tensor, beside: int) -> Iterator[tuple[slice, Tensor]]:
         beside: how many columns the widest matrix has that is made of so many rows.
     """
     count, cols = matrix.shape
-    size = _ROUND * row_chunk(max(cols, beside))
+    size = max(_ROUND * row_chunk(max(cols, beside)), _ROWS)
     buffer = aligned_empty(min(size, count), cols, torch.float64, matrix.device)
     for start in range(0, count, size):
         place = slice(start, min(start + size, count))
@@ -74,10 +74,11 @@ def inner(a: Tensor, b: Tensor) -> float:
 
 def product(matrix: Tensor, right: Tensor) -> Tensor:
     """matrix right in float64: of a matrix [n, d] of any float type, and [d, k] float64."""
-    out = right.new_empty(len(matrix), right.shape[1])
-    for place, rows in wide_rows(matrix, right.shape[1]):
-        torch.mm(rows, right, out=out[place])
-    return out
+    columns = right.mT.contiguous()  # few columns are multiplied faster as rows
+    out = columns.new_empty(len(columns), len(matrix))
+    for place, rows in wide_rows(matrix, len(columns)):
+        out[:, place] = columns @ rows.mT
+    return out.mT
 
 
 def transposed_product(matrix: Tensor, right: Tensor) -> Tensor:
