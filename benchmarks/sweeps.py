@@ -136,14 +136,15 @@ def section(smoke: bool, checkpoints: int, file: str | None, weights: str | None
             chosen = scores.filter(target="input", metric="fvu", split="heldout")
             return mean(chosen.value(layer=stage) for stage in run.stages)
 
-        beside, of_products = products(2, 256) if smoke else products(8)
+        beside = products(2, 256) if smoke else products(8)
         sides = [
-            beside,
+            *beside,
             Side(OURS, ours),
             Side("aten, one penalty", aten),
             Side("forward passes alone", forward),
         ]
-        measured, *records = in_turn(sides, checkpoints, start, warm=False)
+        measured = in_turn(sides, checkpoints, start, warm=False)
+        records = measured[len(beside) :]
     rows = tracker.scores.filter(step=step, target="input", metric="fvu", split="heldout").to_arrow().to_pylist()
     layers = [{name: row[name] for name in ("layer", "dim", "route", "dtype", "alpha", "value")} for row in rows]
     for layer, (name, data) in zip(layers, run.cells(step, targets), strict=True):
@@ -151,9 +152,7 @@ def section(smoke: bool, checkpoints: int, file: str | None, weights: str | None
             exact = oracle(data, [layer["alpha"], ALPHA])
             layer["difference"] = {OURS: layer["value"] / exact[0] - 1, "aten": latest[name] / exact[1] - 1}
     planned = plan(run.model, SAMPLE, n, m, classes=CLASSES, layers=run.stages)
-    flops = sum(layer.cost.flops for layer in planned)
-    rates = [of_products / taken for taken in measured["seconds"]]
-    bound = floor(flops, rates, records[0]["seconds"], records[-1]["seconds"])
+    bound = floor([layer.cost for layer in planned], beside, measured, records[-1]["seconds"])
     shape = {"n": n, "m": m, "d": [layer["dim"] for layer in layers], "p": targets[0].shape[1]}
     shape |= {"penalties": len(DEFAULT_ALPHAS), "checkpoints": checkpoints, "images": "CIFAR-10" if file else "made up"}
     shape |= {"weights": "random" if weights is None else "trained"}

@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 
-OURS = "ours"
+from phasefast.stages.plan import Cost
+
+OURS, SINGLE, DOUBLE = "ours", "float32 products", "float64 products"
 
 
 @dataclass(frozen=True)
@@ -21,11 +23,15 @@ class Side:
     """One way of doing the work; ``run`` returns its held-out error, where it has one.
 
     A slow one runs once, between two runs of ours.
+
+    Attributes:
+        flops: of products whose rate is wanted.
     """
 
     name: str
     run: Callable[[], float | None]
     slow: bool = False
+    flops: float = 0.0
 
 
 def seconds(run: Callable[[], Any]) -> float:
@@ -59,18 +65,22 @@ def product_rate(dtype: torch.dtype, device: str = "cpu", size: int = 2048, repe
     return 2 * size**3 / best_of(run, repeats)
 
 
-def products(count: int, size: int = 4096) -> tuple[Side, float]:
-    """Float32 matrix products to be measured in turn with the rest, and their FLOPs.
+def products(count: int, size: int = 4096) -> list[Side]:
+    """Products of float32 and of float64 matrices, to be measured in turn with the rest for :func:`floor`.
 
-    A processor that has just been idle is faster than under load: a floor takes the rate that lasts, beside ours.
+    A processor that has just been idle is faster than under load: a floor takes the rates that last, beside ours.
     """
-    factor, out = torch.randn(size, size), torch.empty(size, size)
 
-    def run() -> None:
+    def repeated(factor: torch.Tensor, out: torch.Tensor, count: int) -> None:
         for _ in range(count):
             torch.mm(factor, factor, out=out)
 
-    return Side("products", run), 2 * count * size**3
+    sides = []
+    for name, dtype, each, width in ((SINGLE, torch.float32, count, size), (DOUBLE, torch.float64, 1, size // 2)):
+        factor = torch.randn(width, width, dtype=dtype)
+        work = 2.0 * each * width**3
+        sides.append(Side(name, partial(repeated, factor, torch.empty_like(factor), each), flops=work))
+    return sides
 
 
 def peak_growth(run: Callable[[], float | None]) -> tuple[float | None, int]:
@@ -131,13 +141,19 @@ def in_turn(
     return list(records.values())
 
 
-def floor(flops: float, rates: Sequence[float], taken: Sequence[float], forward: Sequence[float]) -> dict[str, Any]:
-    """The least time: planned FLOPs at the rate of matrix products, and forward passes; and ours over it, per repeat.
+def floor(
+    costs: Sequence[Cost], beside: Sequence[Side], records: Sequence[dict[str, Any]], forward: Sequence[float] = ()
+) -> dict[str, Any]:
+    """The least time: planned FLOPs at the rates of matrix products, and forward passes; and ours over it, per repeat.
 
     Args:
-        rates: FLOP/s in each repeat. taken: our seconds. forward: seconds of the forward passes alone, or nothing.
+        beside: the products. records: of all sides. forward: seconds of the forward passes alone, or nothing.
     """
-    planned = [flops / rate for rate in rates]
+    taken = {record["who"]: record["seconds"] for record in records}
+    single, double = ([side.flops / each for each in taken[side.name]] for side in beside)
+    flops, wide = sum(cost.flops for cost in costs), sum(cost.double for cost in costs)
+    planned = [(flops - wide) / a + wide / b for a, b in zip(single, double, strict=True)]
     least = [a + b for a, b in zip(planned, forward or [0.0] * len(planned), strict=True)]
-    over = [own / bound for own, bound in zip(taken, least, strict=True)]
-    return {"flops": flops, "rates": list(rates), "seconds": least, "over": over}
+    over = [own / bound for own, bound in zip(taken[OURS], least, strict=True)]
+    rates = {"float32": single, "float64": double}
+    return {"flops": flops, "flops_double": wide, "rates": rates, "seconds": least, "over": over}

@@ -84,7 +84,8 @@ class Cost:
     Attributes:
         features: ``"primal"``, the layer's own, or ``"dual"``, n coordinates of its rows.
         eigen: solved by eigendecompositions. target_free: held-out predictions without weights of the targets.
-        flops: of all products and factorisations. work: the same in operations of large products of equal time.
+        flops: of all products and factorisations. double: those of them in float64 whatever the precision.
+        work: the same in operations of large float32 products of equal time.
         bytes: at the peak. choosing: how the penalty is chosen.
     """
 
@@ -92,6 +93,7 @@ class Cost:
     eigen: bool
     target_free: bool
     flops: float
+    double: float
     work: float
     bytes: int
     choosing: Choosing
@@ -104,14 +106,24 @@ class Cost:
 
 @dataclass
 class _Sum:
-    """Operations, and what they weigh."""
+    """Operations, those in float64, and what all of them weigh."""
 
     flops: float = 0.0
+    double: float = 0.0
     work: float = 0.0
 
     def add(self, flops: float, weight: float = 1.0) -> None:
         self.flops += flops
         self.work += flops * weight
+
+    def add_double(self, flops: float, weight: float = 1.0) -> None:
+        self.double += flops
+        self.add(flops, _DOUBLE * weight)
+
+    def merge(self, other: _Sum) -> None:
+        self.flops += other.flops
+        self.double += other.double
+        self.work += other.work
 
 
 def routes(dim: int, problem: Problem, forced: ForcedRoute | None = None) -> list[Cost]:
@@ -164,24 +176,24 @@ def _cost(dim: int, problem: Problem, features: Route, eigen: bool, target_free:
     if target_free:
         total.add(problem.chosen * (2 * k * k * m + 2 * m * n * k) + 2 * m * n * p)
         total.add(8 * k * k * columns)
-        total.add(2 * (4 * n * k + m * (n + k)) * columns, _DOUBLE)
+        total.add_double(2 * (4 * n * k + m * (n + k)) * columns)
     else:
         total.add(2 * n * k * p + 2 * k * k * p + 2 * m * k * p)
         # The certificate: residual of the normal equations, its solution, the change of held-out predictions.
         total.add(4 * k * k * columns)
-        total.add(2 * (2 * n * k + 2 * m * k + k * p) * columns, _DOUBLE)
+        total.add_double(2 * (2 * n * k + 2 * m * k + k * p) * columns)
     choosing, how = _choosing(dim, k, problem, eigen, total.work)
-    total.add(choosing.flops, choosing.work / choosing.flops if choosing.flops else 1.0)
+    total.merge(choosing)
     own_columns = m if target_free else p
     solving = kept * (k / dim) * 2 + _system_bytes(k, own_columns, problem, how) + (4 * m * n if target_free else 0)
     reducing = 8 * (3 * n * n + 3 * n * m + 3 * 1024 * (n + m)) + kept if features == "dual" else 0
-    return Cost(features, eigen, target_free, total.flops, total.work, int(max(solving, reducing)), how)
+    return Cost(features, eigen, target_free, total.flops, total.double, total.work, int(max(solving, reducing)), how)
 
 
 def _add_reduction(total: _Sum, dim: int, n: int, m: int) -> None:
     """Coordinates of rows: inner products, their Cholesky factor, projections, all in float64."""
-    total.add(2 * (n * n / 2 + n * m) * dim, _DOUBLE)
-    total.add(n**3 / 3 + n * n * m, _DOUBLE * _CHOLESKY)
+    total.add_double(2 * (n * n / 2 + n * m) * dim)
+    total.add_double(n**3 / 3 + n * n * m, _CHOLESKY)
 
 
 def _add_eigen(total: _Sum, k: int, times: int) -> None:
@@ -214,15 +226,14 @@ def _descents(dim: int, k: int, problem: Problem) -> Iterator[tuple[_Sum, Choosi
         count = problem.chosen * (_REFINING + math.log2(problem.stride))
         # The factors of the chosen penalties are used again.
         steps.add((count - problem.chosen) * k**3 / 3 + count * 2 * k * k * (problem.q + left_out), _CHOLESKY)
-        best, rows = (_Sum(math.inf, math.inf), Choosing("descent")), problem.n // 2
+        best, rows = (_Sum(work=math.inf), Choosing("descent")), problem.n // 2
         while rows >= _SELECTION_ROWS:
-            first, width = _Sum(steps.flops, steps.work), max(dim * rows // problem.n, 1)
+            first, width = replace(steps), max(dim * rows // problem.n, 1)
             if width > rows:
                 _add_reduction(first, width, rows, 0)
                 width = rows
-            first.add(rows * width * width, _DOUBLE)
-            errors = _leave_one_out_cost(width, replace(problem, n=rows))
-            first.add(errors.flops, errors.work / errors.flops)
+            first.add_double(rows * width * width)
+            first.merge(_leave_one_out_cost(width, replace(problem, n=rows)))
             if first.work < best[0].work:
                 best = first, Choosing("descent", rows, left_out)
             if first.work - steps.work <= steps.work / 8:
@@ -236,7 +247,7 @@ def _leave_one_out_cost(k: int, problem: Problem) -> _Sum:
     """Errors of all penalties on every row that is left out, from one eigendecomposition, in float64."""
     total = _Sum()
     _add_eigen(total, k, 1)
-    total.add(2 * problem.n * k * (k + problem.q) + problem.penalties * 2 * problem.n * k * problem.q, _DOUBLE)
+    total.add_double(2 * problem.n * k * (k + problem.q) + problem.penalties * 2 * problem.n * k * problem.q)
     return total
 
 
