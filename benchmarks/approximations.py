@@ -40,8 +40,8 @@ def section(smoke: bool, repeats: int, file: str | None, weights: str | None) ->
             found[way] = next(each for each in scores if (each.target, each.split, each.metric) == wanted)
 
         taken: dict[str, list[float]] = {way: [] for way in there}
-        for _ in range(1 if smoke else max(repeats - 1, 1)):
-            for way in there:
+        for repeat in range(1 if smoke else max(repeats - 1, 1)):
+            for way in there if repeat % 2 == 0 else there[::-1]:
                 taken[way].append(seconds(lambda way=way: measure(way)))
         records = {way: _record(found[way], taken[way], taken[EXACT]) for way in there}
         layers.append({"layer": cell.layer.name, "dim": cell.layer.dim, "ways": records})

@@ -1,4 +1,4 @@
-"""docs/performance.png from a result of compare.py: time against each size, and the planner's floor below it."""
+"""docs/performance.png from a result of compare.py: time against each size, and what the planner expects."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def draw(growth: dict[str, Any], path: Path) -> None:
     for axes, (name, axis) in zip(grid.flat, growth["axes"].items(), strict=True):
         label, symbol = NAMES[name]
         values, best = axis["values"], [min(own) for own in axis["seconds"]]
-        planned = [flops / rate for flops in axis["flops"]]
-        axes.plot(values, planned, "--", color=MODEL, linewidth=2, label="floor: planned FLOPs at the rate of products")
+        planned = [work / rate for work in axis["work"]]
+        axes.plot(values, planned, "--", color=MODEL, linewidth=2, label="planned, at the rate of products")
         above = [median(own) - least for own, least in zip(axis["seconds"], best, strict=True)]
         bars = [[0.0] * len(best), above]
         axes.errorbar(
@@ -46,8 +46,8 @@ def draw(growth: dict[str, Any], path: Path) -> None:
         axes.minorticks_off()
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-        time, flops = axis["exponent"], axis["planned"]
-        axes.set_title(f"time ~ ${symbol}^{{{time:.2f}}}$, planned ${symbol}^{{{flops:.2f}}}$", fontsize=12)
+        time, work = axis["exponent"], axis["planned"]
+        axes.set_title(f"time ~ ${symbol}^{{{time:.2f}}}$, planned ${symbol}^{{{work:.2f}}}$", fontsize=12)
     for axes in grid[:, 0]:
         axes.set_ylabel("seconds")
     handles, labels = grid[0, 0].get_legend_handles_labels()

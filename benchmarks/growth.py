@@ -1,4 +1,4 @@
-"""How the time grows with each size, and what the planner's FLOPs say of it."""
+"""How the time grows with each size, and what the planner expects of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from phasefast.planning import plan
 
 # What varies, and the sizes that stay.
 AXES: dict[str, tuple[Sequence[int], dict[str, int]]] = {
-    "rows": ((500, 1000, 2000, 4000, 8000, 16000), {"d": 256, "p": 512, "penalties": 8}),
+    "rows": ((1000, 2000, 4000, 8000, 16000, 32000), {"d": 256, "p": 512, "penalties": 8}),
     "features": ((128, 256, 512, 1024, 2048, 4096, 8192), {"n": 1000, "p": 512, "penalties": 1}),
     "targets": ((64, 256, 1024, 4096, 16384, 65536), {"n": 1000, "d": 256, "penalties": 8}),
     "layers": ((1, 2, 4, 8, 16), {"n": 2000, "d": 256, "p": 512, "penalties": 8}),
@@ -32,7 +32,7 @@ _SMOKE_SIZES = {"n": 40, "d": 16, "p": 8, "penalties": 2}
 
 
 def section(smoke: bool, repeats: int) -> dict[str, Any]:
-    """Per axis: sizes, seconds, planned FLOPs, and the exponents of the best seconds and of the FLOPs."""
+    """Per axis: sizes, seconds, planned work, and the exponents of the best seconds and of the work."""
     rates = [product_rate(torch.float32)]
     axes = {}
     for axis, (values, fixed) in AXES.items():
@@ -45,10 +45,10 @@ def section(smoke: bool, repeats: int) -> dict[str, Any]:
         for _ in range(repeats):
             for (run, _, _), own in zip(points, taken, strict=True):
                 own.append(seconds(run))
-        flops, routes = [point[1] for point in points], [point[2] for point in points]
-        axes[axis] = {"values": list(values), "fixed": fixed, "seconds": taken, "flops": flops, "routes": routes}
+        work, routes = [point[1] for point in points], [point[2] for point in points]
+        axes[axis] = {"values": list(values), "fixed": fixed, "seconds": taken, "work": work, "routes": routes}
         axes[axis]["exponent"] = exponent(values, [min(own) for own in taken])
-        axes[axis]["planned"] = exponent(values, flops)
+        axes[axis]["planned"] = exponent(values, work)
         rates.append(product_rate(torch.float32, repeats=2))
     return {"rates": rates, "axes": axes}
 
@@ -63,13 +63,13 @@ def exponent(sizes: Sequence[float], taken: Sequence[float]) -> float:
 
 
 def _point(size: dict[str, int]) -> tuple[Callable[[], Any], float, str]:
-    """What is timed, its planned FLOPs and its route."""
+    """What is timed, its planned work in operations of large float32 products, and its route."""
     alphas = penalties(size["penalties"])
     if "checkpoints" in size:
         return _checkpoints(size["n"], size["d"], size["checkpoints"], alphas)
     cell = made_up(size["n"], size["d"], size["p"], alphas, torch.Generator().manual_seed(0))
     cost, layers = cell.costs()[0], size.get("layers", 1)
-    return lambda: cell.scores(layers=layers), layers * cost.flops, cost.route
+    return lambda: cell.scores(layers=layers), layers * cost.work, cost.route
 
 
 def _checkpoints(n: int, d: int, count: int, alphas: list[float]) -> tuple[Callable[[], Any], float, str]:
@@ -86,4 +86,4 @@ def _checkpoints(n: int, d: int, count: int, alphas: list[float]) -> tuple[Calla
         with tempfile.TemporaryDirectory() as out, contextlib.redirect_stderr(io.StringIO()):  # no progress
             pf.sweep(models[0], states, probe_set, out=out, layers="2", alphas=alphas)
 
-    return run, count * planned.cost.flops, planned.cost.route
+    return run, count * planned.cost.work, planned.cost.route

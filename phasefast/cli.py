@@ -196,12 +196,13 @@ def plan_command(
     fit: Annotated[int, typer.Option("--fit", help="Rows that decoders are fitted on.")] = 4000,
     heldout: Annotated[int, typer.Option("--heldout", help="Rows that they are scored on.")] = 1000,
     classes: Annotated[int, typer.Option("--classes", help="Classes of the label; 0 for no label.")] = 10,
-    checkpoints: Annotated[int, typer.Option("--checkpoints", help="Of the sweep.")] = 1,
+    checkpoints: Annotated[int, typer.Option("--checkpoints", min=1, help="Of the sweep.")] = 1,
     layer: Annotated[list[str] | None, typer.Option("--layer", help="Glob of layers; may be given again.")] = None,
     pool: Annotated[int, typer.Option("--pool", help="Average images to this size; 0 keeps every position.")] = 0,
     memory: Annotated[str | None, typer.Option("--memory", help="Budget, such as 8GB.")] = None,
     route: Annotated[str | None, typer.Option("--route", help="Force primal, dual, eigen or target-free.")] = None,
     splits: Annotated[str, typer.Option("--splits", help="both, or heldout: no scores on the fit rows.")] = "both",
+    selection: Annotated[str, typer.Option("--selection", help="folds, or loo: leave-one-out errors.")] = "folds",
     target_components: Annotated[
         int | None, typer.Option("--target-components", min=1, help="Leading components of the input that are decoded.")
     ] = None,
@@ -212,7 +213,7 @@ def plan_command(
     except ValueError as error:
         raise ArgumentError(f"--sample: expected sizes such as 3,32,32, got {sample!r}") from error
     how: dict[str, Any] = {"layers": layer, "pool": pool, "memory": memory, "route": route, "splits": splits}
-    how["target_components"] = target_components
+    how |= {"selection": selection, "target_components": target_components}
     found = plan(_load_model(model), shape, fit, heldout, classes=classes, **how)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("layer", overflow="fold")
@@ -222,19 +223,24 @@ def plan_command(
         cost = entry.cost
         numbers = (
             f"{cost.flops / 1e9:.1f}",
-            f"{cost.bytes / 1e9:.2f}",
-            f"{entry.seconds:.2f}",
+            f"{cost.bytes / 1e9:.3f}",
+            f"{entry.seconds:.3f}",
             f"{cost.choosing}",
             f"{entry.forward_pass}",
         )
         table.add_row(Text(entry.layer.name), f"{entry.layer.dim}", cost.route, *numbers)
     console = Console()
     console.print(table)
+    console.print(
+        "penalty by: errors on folds, of rows left out one by one (all, or so many), or nothing where one is given; "
+        "pass: of the data through the model",
+        highlight=False,
+    )
     passes, seconds = found[-1].forward_pass, checkpoints * sum(entry.seconds for entry in found)
     if any(entry.cost.target_free for entry in found):
         console.print("target-free routes give held-out scores only", highlight=False)
     console.print(
-        f"{checkpoints} checkpoints: {seconds:.1f} s expected, beside {checkpoints * passes} forward passes",
+        f"{checkpoints} checkpoints: {seconds:.2f} s expected, beside {checkpoints * passes} forward passes",
         highlight=False,
     )
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from .dense import inner, product
 
 RANDOM_COLUMNS = 64  # combinations that stand for the rest
-_MORE, _ITERATIONS = 8, 2  # Halko, Martinsson & Tropp 2011, section 4.5: a little more than is asked for, and twice
+_MORE, _ITERATIONS = 8, 3  # Halko, Martinsson & Tropp 2011, section 4.5: a little more than is asked for, and again
 _Z = 1.959964  # of the normal distribution, two-sided 95 %
 _CAUTION = 1.25  # a variance that so few squares are found to have is often too small
 
@@ -34,13 +34,9 @@ def project(fit: Tensor, heldout: Tensor, count: int) -> tuple[Tensor, Tensor, d
     Returns:
         [n, count + RANDOM_COLUMNS] and [m, ...] float64, and the squares that the components leave out of each split.
     """
-    generator = torch.Generator().manual_seed(0)
-    with torch.random.fork_rng([fit.device] if fit.device.type == "cuda" else []):
-        torch.manual_seed(0)
-        _, _, found = torch.svd_lowrank(fit, min(count + _MORE, *fit.shape), _ITERATIONS)
-    # Any orthonormal directions give a right answer, the leading ones the narrowest interval.
+    generator = torch.Generator().manual_seed(0)  # the global one is the training's
     random = torch.randn(fit.shape[1], count + RANDOM_COLUMNS, generator=generator, dtype=torch.float64).to(fit.device)
-    basis = torch.linalg.qr(torch.cat([found[:, :count].double(), random[:, found[:, :count].shape[1] : count]], 1)).Q
+    basis = _leading(fit, random[:, : count + _MORE])[:, :count]
     rest = random[:, count:]
     for _ in range(2):  # twice is enough for orthogonality to rounding (Parlett 1998, section 6.9)
         rest = rest - basis @ (basis.mT @ rest)
@@ -50,6 +46,21 @@ def project(fit: Tensor, heldout: Tensor, count: int) -> tuple[Tensor, Tensor, d
     for (split, part), whole in zip(parts.items(), (fit, heldout), strict=True):
         left[split] = max(inner(whole, whole) - float(part[:, :count].square().sum()), 0.0)
     return parts["fit"], parts["heldout"], left
+
+
+def _leading(matrix: Tensor, start: Tensor) -> Tensor:
+    """Orthonormal [p, c] that nearly span the leading right singular vectors of [n, p], in their order; float64.
+
+    Any orthonormal directions give a right answer, these the narrowest interval.
+    """
+    basis = torch.linalg.qr(start).Q
+    for _ in range(_ITERATIONS):
+        images = matrix @ basis.to(matrix.dtype)
+        basis = torch.linalg.qr((matrix.mT @ images).double()).Q
+    images = product(matrix, basis)
+    vectors = torch.linalg.eigh(images.mT @ images).eigenvectors
+    leading: Tensor = basis @ vectors.flip(1)
+    return leading
 
 
 def interval(losses: Tensor) -> tuple[float, float]:

@@ -63,15 +63,26 @@ class Method:
         """What the cost of a cell depends on, beside its width; ``heldout``: number of rows."""
         (n, p), q, folds = targets.fit.shape, targets.sketch.fit.shape[1], len(targets.folds) - 1
         probes = sum(probe.directions.shape[1] for probe in targets.probes)
-        return self.problem_of_sizes(n, heldout, p, q, folds, len(targets.blocks), probes, targets.per_column)
+        widths = (min(block.width, n + 1) if block.random else block.stop - block.start for block in targets.blocks)
+        sizes = n, heldout, p, q, folds, len(targets.blocks), probes, sum(widths)
+        return self.problem_of_sizes(*sizes, targets.per_column)
 
     def problem_of_sizes(
-        self, n: int, m: int, p: int, q: int, folds: int, targets: int, probes: int, per_column: bool = False
+        self,
+        n: int,
+        m: int,
+        p: int,
+        q: int,
+        folds: int,
+        targets: int,
+        probes: int,
+        whole: int,
+        per_column: bool = False,
     ) -> Problem:
         """The same before there are targets: n fit, m held-out rows, p columns of all targets, q of them sketched.
 
         Args:
-            probes: columns that solutions are certified on.
+            probes: columns that solutions are certified on. whole: p, if there were no components.
         """
         selects, by_folds = self.penalties.selects, self.selection == "folds"
         choices = len(self.penalties.alphas) if selects else 1
@@ -89,6 +100,7 @@ class Method:
             stride=self.penalties.stride,
             chosen=choices if per_column else min(targets, choices),
             probes=probes,
+            whole=whole,
         )
 
     def cost(self, cell: Activations, targets: TargetMatrix) -> Cost:

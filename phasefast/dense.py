@@ -12,6 +12,7 @@ from torch import Tensor
 
 _LINE, _PAGE, _LARGE = 64, 4096, 1 << 24  # bytes
 _CACHED = 1 << 18  # elements of a float64 copy that stays in the cache
+_LAUNCH = 8  # times as many are worth the launches on a GPU
 _ROUND, _ROWS = 2, 128  # times as many are worth a product, or so many rows of long ones
 _LEAF = 256  # columns of a triangular block that LAPACK inverts
 _PANEL = 256  # columns that are eliminated by the inverse of their block
@@ -59,6 +60,7 @@ def wide_rows(matrix: Tensor, beside: int) -> Iterator[tuple[slice, Tensor]]:
     """
     count, cols = matrix.shape
     size = max(_ROUND * row_chunk(max(cols, beside)), _ROWS)
+    size *= 1 if matrix.device.type == "cpu" else _LAUNCH
     buffer = aligned_empty(min(size, count), cols, torch.float64, matrix.device)
     for start in range(0, count, size):
         place = slice(start, min(start + size, count))

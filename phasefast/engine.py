@@ -49,8 +49,8 @@ class ProbeOptions(TypedDict, total=False):
     Attributes:
         layers: globs over ``named_modules()``; the model's direct children by default.
         targets: what is decoded; the input, and the label where the probe set has labels, by default.
-        alphas: ridge penalties relative to the mean diagonal of the Gram matrix; 5-fold cross-validation on the fit
-            rows chooses one per target, ``[a]`` forces one. The decades from 1e-6 to 10 by default.
+        alphas: ridge penalties relative to the mean diagonal of the Gram matrix; errors on fit rows that are left out
+            choose one per target, ``[a]`` forces one. The decades from 1e-6 to 10 by default.
         noise: instead of ``alphas``, the standard deviation of noise on the activations (penalty = n noise^2).
         batchnorm: ``"recompute"`` statistics on the fit rows (default), of each ``"batch"``, or ``"running"``.
         device: where to compute; the model's own device by default.
@@ -58,14 +58,18 @@ class ProbeOptions(TypedDict, total=False):
             and float64 only where it fails, of rows rounded to bfloat16 where that is faster: on a GPU, or on a CPU
             with bfloat16 tiles (Intel AMX); ``"double"``: float64 throughout.
         route: how cells are solved: ``None`` (default) plans the fastest for each; ``"primal"``, ``"dual"``,
-            ``"eigen"`` or ``"target-free"`` forces one. All give the same numbers; see docs/performance.md.
-        selection: ``"folds"`` (default) or ``"loo"``: penalties by leave-one-out errors from one eigendecomposition.
+            ``"eigen"`` or ``"target-free"`` forces one. All give the same numbers at the same penalty; see
+            docs/performance.md.
+        selection: ``"folds"`` (default): penalties by 5-fold cross-validation, or by leave-one-out errors of all or
+            some rows where folds are dear; ``"loo"``: of all rows, from one eigendecomposition.
         penalty_per: ``"target"`` (default), or ``"column"``: each column of a regression chooses its own penalty.
         splits: ``"both"`` (default), or ``"heldout"``: no scores on the fit rows, which wide inputs save much by.
         target_components: decode regression targets of more columns by so many leading principal components, and 64
             random combinations of the rest: an estimate, with a 95 % interval in the columns ``low`` and ``high``.
-        layer_sketch: decode wider layers from so many random combinations of their features, and measure where the
-            errors of all features lie: ``low`` to ``high``; a layer for which that fails is decoded exactly.
+            Targets of no more columns than that stay exact.
+        layer_sketch: decode wider layers from so many random combinations of their features; ``value`` is the error of
+            that, ``low`` to ``high`` where the one of all features lies (not for accuracies). A layer for which it
+            fails, or is far off, is decoded exactly, which is what memory and ``phasefast plan`` allow for.
         tokens: for outputs [b, t, f]: ``"flatten"`` (default), ``"mean"`` over t, or ``"cls"``, the first.
         pool: average spatial dimensions to this size; 0 (default) keeps every position.
         batch_size: of the forward passes, and of the BatchNorm statistics that need batches; 256, or 128 for
@@ -273,7 +277,7 @@ def _check_options(options: dict[str, Any]) -> None:
         )
     for name in ("batch_size", "target_components", "layer_sketch"):
         given = options.get(name)
-        if given is not None and (not isinstance(given, int) or given < 1):
+        if given is not None and (not isinstance(given, int) or isinstance(given, bool) or given < 1):
             raise ArgumentError(f"{name}: expected a positive integer, got {given!r}")
     approximations = [name for name in ("target_components", "layer_sketch") if options.get(name) is not None]
     if approximations and options.get("penalty_per") == "column":

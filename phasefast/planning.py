@@ -83,7 +83,9 @@ def plan(
     # Wider targets than there are fit rows are replaced by n + 1 columns (row space).
     columns = min(columns_with_components(width, target_components), fit + 1)
     q, probes = (min(columns, most) + min(classes, most) for most in (SKETCH_COLUMNS, PROBE_COLUMNS))
-    problem = method.problem_of_sizes(fit, heldout, columns + classes, q, min(FOLDS, fit), 2 if classes else 1, probes)
+    whole = min(width, fit + 1) + classes
+    sizes = fit, heldout, columns + classes, q, min(FOLDS, fit), 2 if classes else 1, probes, whole
+    problem = method.problem_of_sizes(*sizes)
     budget = memory_budget(memory, where)
     groups = group_layers(found, problem, budget, route)
     rate = _product_rate(where)

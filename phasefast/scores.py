@@ -60,8 +60,8 @@ class Scores:
     """A long, tidy table of metrics; columns are ``phasefast.scores.SCHEMA``.
 
     ``samples`` of held-out ``fvu`` and ``accuracy`` rows holds one number per held-out sample; their mean is ``value``.
-    Where ``approximation`` says what was left out, ``low`` to ``high`` is a 95 % interval for the exact value, and
-    ``dropped`` the share of the target's squared deviation that was left out.
+    Where ``approximation`` says what was left out, ``low`` to ``high`` is an interval for the exact value, of 95 % or
+    more by estimate, and ``dropped`` the share of the target's squared deviation that components leave out.
     """
 
     def __init__(self, table: pa.Table) -> None:

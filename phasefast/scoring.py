@@ -26,13 +26,13 @@ def score_cells(cells: list[Activations], targets: TargetMatrix, method: Method)
         for cell, decoder in decode(cells, targets, method):
             yield from evaluate(cell, decoder, targets, both)
         return
-    # A sketch is measured by its errors on both splits, which not all routes give.
-    on_both = replace(method, splits="both", route=None)
+    # A sketch is measured by its errors on both splits.
+    route = None if method.route == "target-free" else method.route
+    on_both, exactly = replace(method, splits="both", route=route), replace(method, layer_sketch=None)
     while cells:
-        whole = cells.pop(0)
-        found = _sketched(whole, size, targets, on_both) if whole.fit.shape[1] > size else None
-        exact = score_cells([whole], targets, replace(method, layer_sketch=None)) if found is None else found
-        yield from (each for each in exact if both or each.split == "heldout")
+        found = _sketched(cells[0], size, targets, on_both) if cells[0].fit.shape[1] > size else None
+        alone = [cells.pop(0)]  # and nothing else keeps its rows
+        yield from (each for each in found or score_cells(alone, targets, exactly) if both or each.split == "heldout")
 
 
 def _sketched(whole: Activations, size: int, targets: TargetMatrix, method: Method) -> list[Score] | None:
@@ -42,7 +42,8 @@ def _sketched(whole: Activations, size: int, targets: TargetMatrix, method: Meth
     room = _FREE * min(size, len(whole.fit) - 1)
     if not all(fit.dof <= room for fit in decoder.fits):
         return None
-    errors = squared_errors(cell, decoder, targets)
+    evaluated = evaluate(cell, decoder, targets)
+    errors = squared_errors(cell, decoder, targets, evaluated)
     ends = []
     for index, found in enumerate(measure(whole, cell, decoder.fits, targets, errors)):
         if found is None:
@@ -55,7 +56,7 @@ def _sketched(whole: Activations, size: int, targets: TargetMatrix, method: Meth
     label = f"sketch of {size} of {whole.fit.shape[1]} features"
     places = {fit.block.name: index for index, fit in enumerate(decoder.fits)}
     scores = []
-    for each in evaluate(cell, decoder, targets):
+    for each in evaluated:
         index = places[each.target]
         low, high = ends[index][each.split]
         whole_error = {"fvu": targets.deviation[each.split][index], "mse": each.n * targets.blocks[index].width}

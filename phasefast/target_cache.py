@@ -59,8 +59,8 @@ class TargetCache:
 
     def store(self, key: str, targets: TargetMatrix) -> None:
         """Keep a matrix for ``load``; where that fails, a warning says so and nothing else happens."""
-        # Only narrowed targets: their inner products take n^2 p work, for a file of n^2 numbers. The rest takes a few
-        # passes over the columns, as reading a file of them would.
+        # Only targets by fewer columns than their own: inner products take n^2 p work for a file of n^2 numbers,
+        # components many passes. The rest takes a few passes over the columns, as reading a file of them would.
         if all(block.stop - block.start == block.width for block in targets.blocks):
             return
         path = self._path(key)

@@ -223,7 +223,7 @@ class Decoder:
 
 @dataclass(frozen=True)
 class Bounds:
-    """A 95 % interval for what an approximation stands for.
+    """An interval, of 95 % or more by estimate, for what an approximation stands for.
 
     Attributes:
         approximation: what was left out. low, high: NaN where nothing is known of the exact value.

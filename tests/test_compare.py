@@ -94,7 +94,7 @@ def test_planner_and_growth_are_recorded(sections: dict[str, Any]) -> None:
         assert cell["chosen"] in cell["seconds"]
         assert cell["over_best"] >= 1
     for axis in sections["growth"]["axes"].values():
-        assert len(axis["values"]) == len(axis["seconds"]) == len(axis["flops"]) == len(axis["routes"])
+        assert len(axis["values"]) == len(axis["seconds"]) == len(axis["work"]) == len(axis["routes"])
         assert math.isfinite(axis["exponent"] + axis["planned"])
 
 

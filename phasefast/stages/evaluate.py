@@ -42,13 +42,21 @@ def evaluate(cell: Activations, decoder: Decoder, targets: TargetMatrix, fit_sco
     return scores
 
 
-def squared_errors(cell: Activations, decoder: Decoder, targets: TargetMatrix) -> dict[str, list[float]]:
-    """Squared errors over all rows and columns, per split and target, classes' one-hot columns too."""
-    blocks, sides = [fit.block for fit in decoder.fits], {"fit": (cell.fit, targets.fit)}
-    sides["heldout"] = (cell.heldout, targets.heldout)
-    return {
-        split: _residual(rows, decoder, columns, blocks)[0].sum(1).tolist() for split, (rows, columns) in sides.items()
-    }
+def squared_errors(
+    cell: Activations, decoder: Decoder, targets: TargetMatrix, scores: Sequence[Score]
+) -> dict[str, list[float]]:
+    """Squared errors over all rows and columns, per split and target, classes' one-hot columns too.
+
+    Args:
+        scores: what ``evaluate`` says of both splits.
+    """
+    known = {(each.target, each.split): each.value * each.n for each in scores if each.metric == "mse"}
+    classes = [fit.block for fit in decoder.fits if fit.block.kind == "classes"]
+    for split, rows, columns in (("fit", cell.fit, targets.fit), ("heldout", cell.heldout, targets.heldout)):
+        errors = _residual(rows, decoder, columns, classes)[0].sum(1).tolist()
+        known |= {(block.name, split): error / block.width for block, error in zip(classes, errors, strict=True)}
+    blocks = [fit.block for fit in decoder.fits]
+    return {split: [known[block.name, split] * block.width for block in blocks] for split in ("fit", "heldout")}
 
 
 def evaluate_model(outputs: dict[str, Tensor | None], labels: dict[str, Tensor | None], name: str) -> list[Score]:

@@ -41,7 +41,7 @@ class Problem:
         fit_scores: whether the fit rows are scored too. per_column: whether each column gets a penalty of its own.
         leave_one_out: whether penalties are chosen by leave-one-out errors instead of folds.
         stride: how many penalties make a decade, a power of two. chosen: how many of them are chosen, at most.
-        probes: columns that solutions are certified on.
+        probes: columns that solutions are certified on. whole: target columns if there were no components, or 0 for p.
     """
 
     n: int
@@ -57,6 +57,7 @@ class Problem:
     stride: int = 1
     chosen: int = 1
     probes: int = 0
+    whole: int = 0
 
 
 @dataclass(frozen=True)
@@ -178,11 +179,13 @@ def _cost(dim: int, problem: Problem, features: Route, eigen: bool, target_free:
         total.add(8 * k * k * columns)
         total.add_double(2 * (4 * n * k + m * (n + k)) * columns)
     else:
-        total.add(2 * n * k * p + 2 * k * k * p + 2 * m * k * p)
+        total.add(2 * n * k * p + (4 if eigen else 2) * k * k * p + 2 * m * k * p)
         # The certificate: residual of the normal equations, its solution, the change of held-out predictions.
         total.add(4 * k * k * columns)
-        total.add_double(2 * (2 * n * k + 2 * m * k + k * p) * columns)
-    choosing, how = _choosing(dim, k, problem, eigen, total.work)
+        total.add_double(2 * (2 * n * k + 2 * m * k + 2 * k * p) * columns)
+    # Components change nothing about how penalties are chosen.
+    left_out = max(problem.whole - p, 0) * (2 * m * n if target_free else 2 * k * (n + k + m))
+    choosing, how = _choosing(dim, k, problem, eigen, total.work + left_out)
     total.merge(choosing)
     own_columns = m if target_free else p
     solving = kept * (k / dim) * 2 + _system_bytes(k, own_columns, problem, how) + (4 * m * n if target_free else 0)
@@ -245,8 +248,8 @@ def _descents(dim: int, k: int, problem: Problem) -> Iterator[tuple[_Sum, Choosi
 
 def _leave_one_out_cost(k: int, problem: Problem) -> _Sum:
     """Errors of all penalties on every row that is left out, from one eigendecomposition, in float64."""
-    total = _Sum()
-    _add_eigen(total, k, 1)
+    total = _Sum(work=_EIGEN_CALL)
+    total.add_double(_EIGEN_FLOPS * k**3, _EIGEN)
     total.add_double(2 * problem.n * k * (k + problem.q) + problem.penalties * 2 * problem.n * k * problem.q)
     return total
 
@@ -292,9 +295,9 @@ def group_layers(
         need = fitting_cost(layer.dim, problem, budget, forced).bytes
         if need > budget:
             raise MemoryBudgetError(
-                f"layer {layer.name!r}: its {layer.dim} features need {need / 1e9:.2f} GB, "
-                f"the budget is {budget / 1e9:.2f} GB; pool it (pool=), give one penalty (alphas=[a] needs no folds), "
-                "fewer rows, or a larger memory="
+                f"layer {layer.name!r}: its {layer.dim} features need {need / 1e6:,.1f} MB, "
+                f"the budget is {budget / 1e6:,.1f} MB; pool it (pool=), give one penalty (alphas=[a] needs no folds), "
+                f"fewer rows, or memory='{math.ceil(need / 1e6)}MB' or more"
             )
         if not groups or used + need > budget:
             groups.append([])

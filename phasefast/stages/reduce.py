@@ -57,5 +57,8 @@ def subset(cell: Activations, targets: TargetMatrix, rows: int) -> tuple[Activat
         deviation={"fit": tuple(share * value for value in targets.deviation["fit"])},
         sketch=sketch,
     )
-    layer, heldout = replace(cell.layer, dim=len(features)), cell.heldout[:0, : len(features)]
+    layer, heldout = (
+        replace(cell.layer, dim=max(cell.layer.dim * len(features) // dim, 1)),
+        cell.heldout[:0, : len(features)],
+    )
     return replace(cell, layer=layer, fit=fit, heldout=heldout, sums=fold_sums(fit, folds)), smaller

@@ -69,6 +69,8 @@ def select_by_leave_one_out(
             left = 1 - 1 / len(scores) - rows.square() @ shrink
             miss = expected - rows @ (shrink[:, None] * rotated)
             errors[index] += (miss / left.clamp_min(torch.finfo(torch.float64).eps)[:, None]).square().sum(0)
+    if len(values) >= len(scores) - 1:
+        errors[path == 0] = math.inf  # it goes through all rows, and what is left of each is rounding over rounding
     return _choice(_per_unit(errors, targets), targets, penalties, statistics.dtype)
 
 

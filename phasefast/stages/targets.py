@@ -138,7 +138,7 @@ def build_targets(
         DataError: a target that cannot be made of the inputs, or is not finite.
     """
     names = [getattr(target, "name", None) for target in targets]
-    if wrong := [target for target in targets if not hasattr(target, "columns")]:
+    if wrong := [target for target in targets if isinstance(target, type) or not hasattr(target, "columns")]:
         raise ArgumentError(
             f"targets: expected such as phasefast.Input(), phasefast.Label(10) or phasefast.Function(fn), got {wrong}"
         )
@@ -184,7 +184,7 @@ def build_targets(
         blocks, fit_columns, heldout_columns, dropped = _fewer(blocks, fit_columns, heldout_columns, components)
     if not any(block.random for block in blocks):
         all_columns, all_blocks = fit_columns, blocks
-    # Penalties are chosen by the targets themselves: components change nothing about the choice.
+    # Penalties are chosen by the targets themselves, not by their components.
     sketch = _sketch(all_columns, all_blocks, folds, all_columns.shape[1] if per_column else SKETCH_COLUMNS)
     del all_columns
     sums = fold_sums(fit_columns, folds)
