@@ -15,6 +15,7 @@ from .dense import inner, product
 
 RANDOM_COLUMNS = 64  # combinations that stand for the rest
 _MORE, _ITERATIONS = 8, 3  # Halko, Martinsson & Tropp 2011, section 4.5: a little more than is asked for, and again
+_SEED = 0  # the same columns for all cells of a sweep, and for its later parts
 _Z = 1.959964  # of the normal distribution, two-sided 95 %
 _CAUTION = 1.25  # a variance that so few squares are found to have is often too small
 
@@ -34,10 +35,13 @@ def project(fit: Tensor, heldout: Tensor, count: int) -> tuple[Tensor, Tensor, d
     Returns:
         [n, count + RANDOM_COLUMNS] and [m, ...] float64, and the squares that the components leave out of each split.
     """
-    generator = torch.Generator().manual_seed(0)  # the global one is the training's
-    random = torch.randn(fit.shape[1], count + RANDOM_COLUMNS, generator=generator, dtype=torch.float64).to(fit.device)
-    basis = _leading(fit, random[:, : count + _MORE])[:, :count]
-    rest = random[:, count:]
+    generator = torch.Generator().manual_seed(_SEED)  # the global one is the training's
+    # Independent of each other: combinations that the components were found from would miss part of the rest.
+    start, rest = (
+        torch.randn(fit.shape[1], columns, generator=generator, dtype=torch.float64).to(fit.device)
+        for columns in (count + _MORE, RANDOM_COLUMNS)
+    )
+    basis = _leading(fit, start)[:, :count]
     for _ in range(2):  # twice is enough for orthogonality to rounding (Parlett 1998, section 6.9)
         rest = rest - basis @ (basis.mT @ rest)
     directions = torch.cat([basis, rest / RANDOM_COLUMNS**0.5], 1)

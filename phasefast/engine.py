@@ -67,8 +67,8 @@ class ProbeOptions(TypedDict, total=False):
         target_components: decode regression targets of more columns by so many leading principal components, and 64
             random combinations of the rest: an estimate, with a 95 % interval in the columns ``low`` and ``high``.
             Targets of no more columns than that stay exact.
-        layer_sketch: decode wider layers from so many random combinations of their features; ``value`` is the error of
-            that, ``low`` to ``high`` where the one of all features lies (not for accuracies). A layer for which it
+        layer_sketch: decode wider layers from so many random combinations of their features, and estimate the error of
+            all features: ``value``, from ``low`` to ``high`` (accuracies are the sketch's own). A layer for which it
             fails, or is far off, is decoded exactly, which is what memory and ``phasefast plan`` allow for.
         tokens: for outputs [b, t, f]: ``"flatten"`` (default), ``"mean"`` over t, or ``"cls"``, the first.
         pool: average spatial dimensions to this size; 0 (default) keeps every position.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -60,6 +59,12 @@ def _sketched(whole: Activations, size: int, targets: TargetMatrix, method: Meth
         index = places[each.target]
         low, high = ends[index][each.split]
         whole_error = {"fvu": targets.deviation[each.split][index], "mse": each.n * targets.blocks[index].width}
-        unit = 1 / whole_error.get(each.metric, math.nan)  # accuracies have no bounds: squared errors do not tell them
-        scores.append(replace(each, bounds=Bounds(label, low * unit, high * unit)))
+        if each.metric not in whole_error:  # squared errors do not tell accuracies
+            scores.append(replace(each, bounds=Bounds(label)))
+            continue
+        unit = 1 / whole_error[each.metric]
+        # The sketch's own error is mostly above the exact one: curves would jump where a layer is decoded exactly.
+        middle = (low + high) / 2 * unit
+        samples = each.samples if each.samples is None or each.value == 0 else each.samples * (middle / each.value)
+        scores.append(replace(each, value=middle, samples=samples, bounds=Bounds(label, low * unit, high * unit)))
     return scores

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import phasefast as pf
+from phasefast import components as components_module
 from phasefast.components import RANDOM_COLUMNS, columns_with_components, interval, project
 from phasefast.decoding import Method, decode
 from phasefast.errors import ArgumentError, StoreError
@@ -50,10 +51,11 @@ def both_ways(seed: int, components: int, alphas=(1e-3,), how=None, **made):
     return scores(cell, some, alphas, **(how or {})), scores(cell, build_targets(kinds, *splits, FOLDS, CPU), alphas)
 
 
-def test_the_exact_loss_lies_in_the_interval() -> None:
+def test_the_exact_loss_lies_in_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     inside = {"fit": 0, "heldout": 0}
     cases = 0
     for seed in range(40):
+        monkeypatch.setattr(components_module, "_SEED", seed)
         for decay, components in ((0.2, 5), (1.0, 3), (2.0, 10), (1.0, 40)):
             got, exact = both_ways(
                 seed, components, (1e-5, 1e-2, 1.0)[seed % 3 :][:1], decay=decay, d=(10, 60, 115)[seed % 3]
@@ -168,10 +170,10 @@ def test_probe_labels_what_it_estimated(tmp_path) -> None:
     images, labels = torch.randn(300, 3, 8, 8).cumsum(3), torch.randint(0, 3, (300,))
     probe_set = pf.ProbeSet.from_tensors(images[:200], labels[:200], images[200:], labels[200:])
     sweep = {"out": tmp_path / "run", "layers": "1"}
-    some = pf.sweep(model, {0: model.state_dict()}, probe_set, target_components=30, **sweep)
+    some = pf.sweep(model, {0: model.state_dict()}, probe_set, target_components=100, **sweep)
     exact = pf.probe(model, probe_set, layers="1")
     assert pf.read_scores(tmp_path / "run").filter(layer="1", target="input").values_of("approximation") == [
-        "30 of 192 components"
+        "100 of 192 components"
     ]
     (row,) = some.filter(layer="1", target="input", metric="fvu", split="heldout").to_arrow().to_pylist()
     assert row["low"] <= exact.value(layer="1", target="input", metric="fvu", split="heldout") <= row["high"]
@@ -203,3 +205,18 @@ def test_the_plan_counts_fewer_columns() -> None:
     )
     assert some < 0.8 * whole
     assert row_space == plan(model, (3, 8, 8), 90, 100, alphas=[1e-3])[-1].cost.flops
+
+
+def test_what_is_left_out_is_estimated_without_bias(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The random columns know nothing of how the components were found, on either split."""
+    ratios = {"fit": [], "heldout": []}
+    for count in range(4, 64):
+        monkeypatch.setattr(components_module, "_SEED", 1000 + count)
+        g = torch.Generator().manual_seed(count)
+        rows = torch.randn(150, 160, generator=g) * torch.arange(1, 161) ** -0.3
+        fit, heldout = rows[:100] - rows[:100].mean(0), rows[100:] - rows[:100].mean(0)
+        *parts, left = project(fit, heldout, count)
+        for split, part in zip(ratios, parts, strict=True):
+            ratios[split].append(float(part[:, count:].square().sum()) / left[split])
+    for found in ratios.values():
+        assert torch.tensor(found).mean() == pytest.approx(1, abs=0.015)
