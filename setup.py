@@ -21,13 +21,13 @@ from torch.utils.cpp_extension import BuildExtension, include_paths, library_pat
 ROOT = Path(__file__).resolve().parent
 ABI_TARGET = "0x020b000000000000"  # stable ABI of torch 2.11: the binary loads in this and every later torch
 FLAGS = ["-std=c++20", "-O3", "-g0", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
-ARCHS = ("80", "90")  # code for every GPU of compute capability 8.x and 9.0, and for later ones as PTX
+ARCHS = ("80", "90a")  # code for every GPU of compute capability 8.x and 9.0
 NVCC_FLAGS = [
     "-std=c++20",
     "-O3",
     "-Xcompiler=-fvisibility=hidden",
     *(f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHS),
-    f"-gencode=arch=compute_{ARCHS[-1]},code=compute_{ARCHS[-1]}",
+    "-gencode=arch=compute_90,code=compute_90",  # PTX for later ones
 ]
 
 

@@ -141,7 +141,8 @@ def _himalaya(data: Data, model: Any) -> float:
 
     set_backend("torch_cuda" if data.fit.is_cuda else "torch")
     mean = data.fit.mean(0)
-    return data.error(model.fit(data.fit - mean, data.fit_targets).predict(data.heldout - mean))
+    prediction = model.fit(data.fit - mean, data.fit_targets).predict(data.heldout - mean)
+    return data.error(prediction.to(mean.device))  # it may lie on the CPU
 
 
 def adam(data: Data, alphas: Sequence[float]) -> float:

@@ -96,9 +96,21 @@ def test_capture_kernel_is_the_reference(kernels: Any, samples: int, given: torc
                 )
 
 
+@pytest.mark.parametrize("variant", ["sm90", "sm80"])
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("samples", [1, 33, 700, 9001])
-def test_gram_kernel_against_float64(kernels: Any, samples: int, dtype: torch.dtype) -> None:
+def test_gram_kernel_against_float64(
+    kernels: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    samples: int,
+    dtype: torch.dtype,
+    given: torch.dtype,
+    variant: str,
+) -> None:
+    if (dtype, given) == (torch.float32, torch.bfloat16):
+        pytest.skip("refused: the reference takes them")
+    monkeypatch.setenv("PHASEFAST_SM90", "0" if variant == "sm80" else "1")
     generator = torch.Generator("cuda").manual_seed(samples)
     widths = [1, 7, 64, 128, 129, 513, 40, *range(2, 15)]  # more cells than one launch takes
 
@@ -106,7 +118,7 @@ def test_gram_kernel_against_float64(kernels: Any, samples: int, dtype: torch.dt
         return torch.randn(shape, generator=generator, device="cuda") + 0.3
 
     rows = [random(samples, width + 3)[:, :width].to(dtype) for width in widths]
-    targets = random(samples, 210)[:, 5:]
+    targets = random(samples, 210).to(given)[:, 5:]
     wide = [torch.float64 if i % 2 else torch.float32 for i in range(len(widths))]
     repeats = []
     for _ in range(10):
@@ -122,8 +134,9 @@ def test_gram_kernel_against_float64(kernels: Any, samples: int, dtype: torch.dt
         left, norm = row.double(), row.double().norm(dim=0).max()
         gram_error = (gram - 1 - left.T @ left).tril().abs().max()
         cross_error = (cross - 1 - left.T @ targets.double()).abs().max()
-        assert gram_error <= 1e-5 * norm**2
-        assert cross_error <= 1e-5 * norm * targets.double().norm(dim=0).max()
+        start = 2**-23  # rounding of the ones that the sums began with
+        assert gram_error <= 1e-5 * norm**2 + start
+        assert cross_error <= 1e-5 * norm * targets.double().norm(dim=0).max() + start
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -149,7 +162,8 @@ def test_residual_kernel_against_float64(kernels: Any, samples: int, dtype: torc
         expected, expected_hits = torch.zeros_like(repeats[0][i]), torch.zeros_like(repeats[0][len(rows) + i])
         exact = [row.double()], [weights[i].double()], [offsets[i].double()], targets.double()
         reference.residual(*exact, edges, classes, [expected], [expected_hits])
-        torch.testing.assert_close(repeats[0][i], expected, rtol=1e-5, atol=1e-5)
+        # A block of one column has the square of a difference of numbers of order one, each good to about 1e-5.
+        torch.testing.assert_close(repeats[0][i], expected, rtol=1e-5, atol=5e-5)
         assert (repeats[0][len(rows) + i] == expected_hits).double().mean() > 0.99  # rounding may decide a near tie
 
 

@@ -1,4 +1,4 @@
-// Launches of the capture kernels. Not yet run on a GPU: registered beside the ops, chosen only where it is asked for.
+// Launches of the capture kernels.
 #include <torch/csrc/stable/library.h>
 
 #include "capture.h"
@@ -22,9 +22,7 @@ __global__ void __launch_bounds__(kCaptureThreads) capture_reduce_kernel(const _
 template <typename In, typename Out>
 void launch(const Captured& cell, const Caller& caller) {
   const CaptureWay way = capture_way(cell);
-  const int64_t tiles = way == CaptureWay::transposed
-                            ? (cell.sizes[2] + kSide - 1) / kSide * ((cell.sizes[3] + kSide - 1) / kSide)
-                            : (cell.width + kCaptureThreads - 1) / kCaptureThreads;
+  const int64_t tiles = capture_across(cell, way);
   const int64_t most = int64_t{32} * caller.processors();
   const auto blocks = static_cast<unsigned>(std::min(tiles * cell.splits, most));
   capture_kernel<In, Out><<<blocks, kCaptureThreads, 0, caller.stream()>>>(cell, way);
@@ -69,7 +67,7 @@ void capture(const Tensors& activations, const Tensors& shifts, const std::vecto
     cell.samples = x.size(0);
     cell.sample_stride = x.stride(0);
     cell.width = rows[i].size(1);
-    cell.splits = capture_splits(cell.width, cell.samples, caller.processors());
+    cell.splits = capture_splits(cell, capture_way(cell), caller.processors());
     const Tensor partial = caller.scratch(cell.splits > 1 ? 4 * cell.splits * cell.width : 0);  // two float64 each
     cell.partial = static_cast<double*>(partial.data_ptr());
     if (x.scalar_type() == ScalarType::Float) {

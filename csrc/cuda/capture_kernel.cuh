@@ -1,4 +1,4 @@
-// capture in one read of the activations. Not yet run on a GPU: the reference is the default route.
+// capture in one read of the activations.
 //
 // Every thread owns some features and goes through a range of samples, so that indices are worked out once and column
 // sums stay in registers. Ranges of samples are added up afterwards, in order.
@@ -13,6 +13,8 @@ constexpr int kMerged = 4;  // dimensions of a sample after those that lie one b
 constexpr int kSide = 32;   // of a tile that is transposed
 constexpr int kSideRows = kCaptureThreads / kSide;
 constexpr int kOwn = kSide / kSideRows;
+constexpr int kPacked = 4;  // features of a thread, where they lie side by side
+constexpr int kAhead = 4;   // samples that it reads before it goes on with the first
 
 // One cell. Sizes and strides of a sample's dimensions, the last fastest in the rows; pool: bins per dimension but the
 // first, or 0; width: features.
@@ -70,10 +72,10 @@ PHASEFAST_BOTH int64_t offset_of(const Captured& cell, int64_t feature) {
 // Features as they come: coalesced where the last dimension is dense.
 template <typename In, typename Out>
 PHASEFAST_DEVICE void capture_plain(const Captured& cell) {
-  const int64_t across = (cell.width + kCaptureThreads - 1) / kCaptureThreads;
-  for (int64_t item = Thread::block(); item < across * cell.splits; item += Thread::blocks()) {
-    const int64_t feature = item % across * kCaptureThreads + Thread::index();
-    const int split = static_cast<int>(item / across);
+  const int64_t columns = across(cell.width, kCaptureThreads);
+  for (int64_t item = Thread::block(); item < columns * cell.splits; item += Thread::blocks()) {
+    const int64_t feature = item % columns * kCaptureThreads + Thread::index();
+    const int split = static_cast<int>(item / columns);
     if (feature >= cell.width) continue;
     const In* from = static_cast<const In*>(cell.activations) + offset_of(cell, feature);
     const float shift = cell.shift[feature];
@@ -86,17 +88,77 @@ PHASEFAST_DEVICE void capture_plain(const Captured& cell) {
   }
 }
 
+// Features of a thread that are read and written at once.
+template <typename T>
+struct alignas(kPacked * sizeof(T)) Packed {
+  T values[kPacked];
+};
+
+// How the threads of a block share the packed features: narrow cells leave some for further samples.
+struct Lanes {
+  int64_t packs, across, width;  // packs of a sample, blocks across it, packs of a block
+  int count;                     // of samples at a time
+
+  PHASEFAST_BOTH static Lanes of(int64_t features) {
+    const int64_t packs = features / kPacked;
+    if (packs >= kCaptureThreads) {
+      return {packs, phasefast::cuda::across(packs, kCaptureThreads), kCaptureThreads, 1};
+    }
+    return {packs, 1, packs, static_cast<int>(kCaptureThreads / packs)};
+  }
+};
+
+// Features side by side in the activations, too. Every lane has a split of its own.
+template <typename In, typename Out>
+PHASEFAST_DEVICE void capture_packed(const Captured& cell) {
+  const Lanes lanes = Lanes::of(cell.width);
+  const int lane = static_cast<int>(Thread::index() / lanes.width);
+  const int64_t items = lanes.across * across(cell.splits, lanes.count);
+  for (int64_t item = Thread::block(); item < items; item += Thread::blocks()) {
+    const int64_t pack = item % lanes.across * lanes.width + Thread::index() % lanes.width;
+    const int split = static_cast<int>(item / lanes.across) * lanes.count + lane;
+    if (lane >= lanes.count || split >= cell.splits || pack >= lanes.packs) continue;
+    const int64_t feature = pack * kPacked;
+    const In* from = static_cast<const In*>(cell.activations) + offset_of(cell, feature);
+    Out* to = static_cast<Out*>(cell.rows) + feature;
+    float shift[kPacked];
+    for (int i = 0; i < kPacked; ++i) shift[i] = cell.shift[feature + i];
+    Moments moments[kPacked];
+    const int64_t end = first_sample(cell.samples, cell.splits, split + 1);
+    for (int64_t first = first_sample(cell.samples, cell.splits, split); first < end; first += kAhead) {
+      Packed<In> in[kAhead];
+      PHASEFAST_UNROLL
+      for (int i = 0; i < kAhead; ++i) {
+        const int64_t sample = first + i < end ? first + i : first;
+        in[i] = *reinterpret_cast<const Packed<In>*>(from + sample * cell.sample_stride);
+      }
+      PHASEFAST_UNROLL
+      for (int i = 0; i < kAhead; ++i) {
+        if (first + i >= end) continue;
+        Packed<Out> out;
+        PHASEFAST_UNROLL
+        for (int j = 0; j < kPacked; ++j) {
+          out.values[j] = narrowed<Out>(widened(in[i].values[j]) - shift[j]);
+          moments[j].add(widened(out.values[j]));
+        }
+        *reinterpret_cast<Packed<Out>*>(to + (first + i) * cell.width) = out;
+      }
+    }
+    for (int j = 0; j < kPacked; ++j) moments[j].put(cell, feature + j, split);
+  }
+}
+
 // Samples [sizes[2], sizes[3]] whose first dimension is the dense one (channels last): read along the first, written
 // along the second, through tiles in shared memory.
 template <typename In, typename Out>
 PHASEFAST_DEVICE void capture_transposed(const Captured& cell, char* shared) {
   float* tile = reinterpret_cast<float*>(shared);  // [kSide][kSide + 1]
   const int64_t height = cell.sizes[2], width = cell.sizes[3];
-  const int64_t down = (height + kSide - 1) / kSide, across = (width + kSide - 1) / kSide;
+  const int64_t down = across(height, kSide), columns = across(width, kSide);
   const int fast = Thread::index() % kSide, slow = Thread::index() / kSide;
-  for (int64_t item = Thread::block(); item < down * across * cell.splits; item += Thread::blocks()) {
-    const int64_t top = item / across % down * kSide, left = item % across * kSide;
-    const int split = static_cast<int>(item / (down * across));
+  for (int64_t item = Thread::block(); item < down * columns * cell.splits; item += Thread::blocks()) {
+    const int64_t top = item / columns % down * kSide, left = item % columns * kSide;
+    const int split = static_cast<int>(item / (down * columns));
     Moments moments[kOwn];
     const int64_t end = first_sample(cell.samples, cell.splits, split + 1);
     for (int64_t sample = first_sample(cell.samples, cell.splits, split); sample < end; ++sample) {
@@ -140,10 +202,10 @@ PHASEFAST_BOTH int64_t bin_end(int64_t bin, int64_t bins, int64_t size) {
 // Means over bins of the last three dimensions; those of size 0 are not there.
 template <typename In, typename Out>
 PHASEFAST_DEVICE void capture_pooled(const Captured& cell) {
-  const int64_t across = (cell.width + kCaptureThreads - 1) / kCaptureThreads;
-  for (int64_t item = Thread::block(); item < across * cell.splits; item += Thread::blocks()) {
-    const int64_t feature = item % across * kCaptureThreads + Thread::index();
-    const int split = static_cast<int>(item / across);
+  const int64_t columns = across(cell.width, kCaptureThreads);
+  for (int64_t item = Thread::block(); item < columns * cell.splits; item += Thread::blocks()) {
+    const int64_t feature = item % columns * kCaptureThreads + Thread::index();
+    const int split = static_cast<int>(item / columns);
     if (feature >= cell.width) continue;
     int64_t begin[kMerged], end[kMerged], rest = feature;
     float places = 1;
@@ -187,13 +249,22 @@ PHASEFAST_DEVICE void capture_reduce(const Captured& cell) {
   }
 }
 
-enum class CaptureWay { plain, transposed, pooled };
+enum class CaptureWay { plain, transposed, pooled, packed };
+
+// Whether all features lie side by side by kPacked, where a load or a store of so many is aligned.
+PHASEFAST_BOTH bool is_packed(const Captured& cell) {
+  const auto aligned = [](const void* place) { return reinterpret_cast<uintptr_t>(place) % 16 == 0; };
+  bool even = cell.sizes[kMerged - 1] % kPacked == 0 && cell.sample_stride % kPacked == 0;
+  for (int i = 0; i < kMerged - 1; ++i) even = even && (cell.sizes[i] == 1 || cell.strides[i] % kPacked == 0);
+  return even && cell.strides[kMerged - 1] == 1 && aligned(cell.activations) && aligned(cell.rows);
+}
 
 PHASEFAST_BOTH CaptureWay capture_way(const Captured& cell) {
   if (cell.pool) return CaptureWay::pooled;
   const bool flat = cell.sizes[0] == 1 && cell.sizes[1] == 1;
   const bool turned = cell.strides[2] == 1 && cell.strides[3] != 1;
-  return flat && turned && cell.sizes[2] > 1 && cell.sizes[3] > 1 ? CaptureWay::transposed : CaptureWay::plain;
+  if (flat && turned && cell.sizes[2] > 1 && cell.sizes[3] > 1) return CaptureWay::transposed;
+  return is_packed(cell) ? CaptureWay::packed : CaptureWay::plain;
 }
 
 // A sample's dimensions as the kernels take them, outermost first: merged where one lies behind the other (or only set
@@ -222,13 +293,20 @@ PHASEFAST_BOTH bool set_dimensions(Captured& cell, const int64_t* sizes, const i
   return true;
 }
 
-// As many ranges of samples as give each of `processors` some blocks, of at least eight samples.
-PHASEFAST_BOTH int capture_splits(int64_t width, int64_t samples, int processors) {
-  const int64_t blocks = (width + kCaptureThreads - 1) / kCaptureThreads;
-  const int64_t wanted = (8 * processors + blocks - 1) / (blocks ? blocks : 1);
-  const int64_t most = samples / 8;
+// Blocks of threads across the features of a sample.
+PHASEFAST_BOTH int64_t capture_across(const Captured& cell, CaptureWay way) {
+  if (way == CaptureWay::packed) return Lanes::of(cell.width).across;
+  if (way == CaptureWay::transposed) return across(cell.sizes[2], kSide) * across(cell.sizes[3], kSide);
+  return across(cell.width, kCaptureThreads);
+}
+
+// As many ranges of samples as give each of `processors` some blocks, of at least eight samples; whole lanes.
+PHASEFAST_BOTH int capture_splits(const Captured& cell, CaptureWay way, int processors) {
+  const int lanes = way == CaptureWay::packed ? Lanes::of(cell.width).count : 1;
+  const int64_t wanted = across(8 * processors, capture_across(cell, way));
+  const int64_t most = cell.samples / (8 * lanes);
   const int64_t splits = wanted < most ? wanted : most;
-  return splits < 1 ? 1 : static_cast<int>(splits);
+  return lanes * (splits < 1 ? 1 : static_cast<int>(splits));
 }
 
 constexpr int kCaptureShared = kSide * (kSide + 1) * 4;
@@ -239,6 +317,8 @@ PHASEFAST_DEVICE void capture_body(const Captured& cell, CaptureWay way, char* s
     capture_pooled<In, Out>(cell);
   } else if (way == CaptureWay::transposed) {
     capture_transposed<In, Out>(cell, shared);
+  } else if (way == CaptureWay::packed) {
+    capture_packed<In, Out>(cell);
   } else {
     capture_plain<In, Out>(cell);
   }

@@ -21,6 +21,7 @@ struct Thread {
   static PHASEFAST_DEVICE int64_t block() { return blockIdx.x; }
   static PHASEFAST_DEVICE int64_t blocks() { return gridDim.x; }
   static PHASEFAST_DEVICE void sync() { __syncthreads(); }
+  static PHASEFAST_DEVICE void converge() { __syncwarp(); }
 };
 
 PHASEFAST_DEVICE uint32_t shared_address(const void* pointer) {
@@ -55,6 +56,14 @@ PHASEFAST_DEVICE void load_matrices_transposed(uint32_t (&out)[4], const void* r
                : "memory");
 }
 
+// A sum in global memory whose old value is not waited for (atomicAdd would ask first which memory it is).
+PHASEFAST_DEVICE void add_to(float* place, float value) {
+  asm volatile("red.global.add.f32 [%0], %1;" ::"l"(__cvta_generic_to_global(place)), "f"(value) : "memory");
+}
+PHASEFAST_DEVICE void add_to(double* place, double value) {
+  asm volatile("red.global.add.f64 [%0], %1;" ::"l"(__cvta_generic_to_global(place)), "d"(value) : "memory");
+}
+
 // The value of the lane whose index differs by `mask`.
 template <typename T>
 PHASEFAST_DEVICE T shuffle(T value, int mask) {
@@ -74,6 +83,10 @@ PHASEFAST_DEVICE void multiply_add(float (&sum)[4], const uint32_t (&left)[4], c
 #endif
 
 namespace phasefast::cuda {
+
+PHASEFAST_BOTH int64_t across(int64_t size, int64_t side) {
+  return (size + side - 1) / side;
+}
 
 PHASEFAST_DEVICE float widened(float x) {
   return x;

@@ -1,32 +1,33 @@
-// Launches of the gram kernel. Not yet run on a GPU: registered beside the ops, chosen only where it is asked for.
+// The op gram for CUDA tensors: checks, and launches of the kernel that is made for the device.
 #include <torch/csrc/stable/library.h>
 
+#include <cstdlib>
+
 #include "cuda/gram_kernel.cuh"
-#include "cuda/launch.h"
+#include "cuda/gram_launch.h"
 #include "gram.h"
 
 namespace phasefast::cuda {
 namespace {
 
 template <typename In, typename Targets>
-__global__ void __launch_bounds__(kThreads) gram_kernel(const __grid_constant__ GramGroup<Targets> group) {
+__global__ void __launch_bounds__(kThreads) gram_kernel(const __grid_constant__ GramGroup group) {
   extern __shared__ __align__(16) char shared[];
   gram_body<In, Targets>(group, shared);
 }
 
-template <typename Targets>
-__global__ void __launch_bounds__(kThreads) gram_reduce_kernel(const __grid_constant__ GramGroup<Targets> group) {
-  gram_reduce_body(group);
+__global__ void __launch_bounds__(kThreads) gram_reduce_kernel(const __grid_constant__ GramGroup group) {
+  gram_reduce_body(group, kTileSize, kThreads);
 }
 
 template <typename In, typename Targets>
-void launch(GramGroup<Targets>& group, const Caller& caller) {
+void launch(GramGroup& group, const Caller& caller) {
   const auto kernel = gram_kernel<In, Targets>;
   constexpr int kBytes = gram_shared_bytes<In, Targets>();
   static_assert(kBytes <= kSharedBytes);
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes), "gram: shared memory");
   group.splits = gram_splits(group.tiles, group.samples, caller.processors());
-  Tensor partial = caller.scratch(group.splits > 1 ? group.tiles * group.splits * kTile * kTile : 0);
+  Tensor partial = caller.scratch(group.splits > 1 ? group.tiles * group.splits * kTileSize.places() : 0);
   group.partial = static_cast<float*>(partial.data_ptr());
   const int64_t items = group.tiles * group.splits;
   const int64_t resident = int64_t{2} * caller.processors();
@@ -39,22 +40,32 @@ void launch(GramGroup<Targets>& group, const Caller& caller) {
 }
 
 template <typename Targets>
-void gram_of(ScalarType type, const Tensors& rows, const Tensor& targets, const Tensors& grams,
-             const Tensors& crosses) {
+void launch(ScalarType type, GramGroup& group, const Caller& caller) {
+  if (type == ScalarType::Float) {
+    if constexpr (std::is_same_v<Targets, float>) launch<float, Targets>(group, caller);
+  } else if (type == ScalarType::BFloat16) {
+    launch<__nv_bfloat16, Targets>(group, caller);
+  } else {
+    launch<__half, Targets>(group, caller);
+  }
+}
+
+void gram_sm80(ScalarType type, const Tensors& rows, const Tensor& targets, const Tensors& grams,
+               const Tensors& crosses) {
   const Caller caller(targets);
-  GramGroup<Targets> group{};
-  group.targets = static_cast<const Targets*>(targets.data_ptr());
-  group.target_stride = targets.stride(0);
+  const Tensor dense = dense_rows(targets);
+  GramGroup group{};
+  group.targets = dense.data_ptr();
+  group.target_stride = dense.stride(0);
   group.cols = targets.size(1);
   group.samples = targets.size(0);
   const auto flush = [&] {
-    if (group.tiles == 0 || group.samples == 0) {
-    } else if (type == ScalarType::Float) {
-      if constexpr (std::is_same_v<Targets, float>) launch<float>(group, caller);
-    } else if (type == ScalarType::BFloat16) {
-      launch<__nv_bfloat16>(group, caller);
-    } else {
-      launch<__half>(group, caller);
+    if (group.tiles > 0 && group.samples > 0) {
+      if (targets.scalar_type() == ScalarType::Float) {
+        launch<float>(type, group, caller);
+      } else {
+        launch<__nv_bfloat16>(type, group, caller);
+      }
     }
     group.count = 0;
     group.tiles = 0;
@@ -62,23 +73,26 @@ void gram_of(ScalarType type, const Tensors& rows, const Tensor& targets, const 
   for (size_t i = 0; i < rows.size(); ++i) {
     if (rows[i].scalar_type() != type) continue;
     GramCell& cell = group.cells[group.count++];
-    cell = {};
+    set_outputs(cell, i, grams, crosses);
     cell.rows = rows[i].data_ptr();
     cell.row_stride = rows[i].stride(0);
     cell.width = rows[i].size(1);
-    cell.cross = crosses[i].data_ptr();
-    cell.cross_stride = crosses[i].stride(0);
-    cell.cross_wide = crosses[i].scalar_type() == ScalarType::Double;
-    if (!grams.empty()) {
-      cell.gram = grams[i].data_ptr();
-      cell.gram_stride = grams[i].stride(0);
-      cell.gram_wide = grams[i].scalar_type() == ScalarType::Double;
-    }
     cell.first = group.tiles;
-    group.tiles += gram_tiles(cell.width, group.cols, !grams.empty());
+    group.tiles += gram_tiles(cell.width, group.cols, !grams.empty(), kTileSize);
     if (group.count == kCells) flush();
   }
   flush();
+}
+
+// Whether the device runs code for sm_90a, and PHASEFAST_SM90=0 does not forbid it.
+bool is_hopper(const Tensor& tensor) {
+  const char* wanted = std::getenv("PHASEFAST_SM90");
+  if (wanted && wanted[0] == '0') return false;
+  int major = 0, minor = 0;
+  const int device = tensor.get_device_index();
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "compute capability");
+  check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "compute capability");
+  return major == 9 && minor == 0;
 }
 
 // float64, and bfloat16 targets of float32 rows, are refused: the reference takes them.
@@ -92,12 +106,9 @@ void gram(const Tensors& rows, const Tensor& targets, const Tensors& grams, cons
                  targets.scalar_type() == ScalarType::Float ? ScalarType::Float : ScalarType::Half});
     dense.push_back(dense_rows(rows[i]));
   }
+  const auto variant = is_hopper(targets) ? gram_sm90 : gram_sm80;
   for (const ScalarType type : {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half}) {
-    if (targets.scalar_type() == ScalarType::Float) {
-      gram_of<float>(type, dense, dense_rows(targets), grams, crosses);
-    } else {
-      gram_of<__nv_bfloat16>(type, dense, dense_rows(targets), grams, crosses);
-    }
+    variant(type, dense, dense_rows(targets), grams, crosses);
   }
 }
 

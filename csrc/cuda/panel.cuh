@@ -16,7 +16,7 @@ constexpr int kPart = kDepth * kTile;
 constexpr int kMine = kPart / kChunk / kThreads;  // chunks that a thread brings
 
 PHASEFAST_BOTH int64_t tiles_across(int64_t size) {
-  return (size + kTile - 1) / kTile;
+  return across(size, kTile);
 }
 
 // A row-major matrix from some place on, with what is left of its rows and columns.
@@ -45,6 +45,11 @@ template <typename T>
 constexpr int kParts = sizeof(T) == 4 ? 3 : 1;
 template <>
 inline constexpr int kParts<__half> = 2;
+
+// Products of parts that are not smaller than float32's rounding.
+PHASEFAST_BOTH constexpr bool part_counts(int left, int right) {
+  return left + right <= 2;
+}
 
 template <typename T>
 constexpr bool kIsBfloat16 = false;
@@ -77,9 +82,9 @@ struct Chunk {
     }
   }
 
-  // Part by part: the nearest bfloat16, then that of what is left.
+  // Part by part, `apart` from each other: the nearest bfloat16, then that of what is left.
   template <int parts>
-  PHASEFAST_DEVICE void store(__nv_bfloat16* to) const {
+  PHASEFAST_DEVICE void store(__nv_bfloat16* to, int64_t apart) const {
     struct alignas(16) Parts {
       __nv_bfloat16 values[kChunk];
     };
@@ -95,7 +100,7 @@ struct Chunk {
     }
     PHASEFAST_UNROLL
     for (int part = 0; part < parts; ++part) {
-      *reinterpret_cast<Parts*>(to + part * kPart) = out[part];
+      *reinterpret_cast<Parts*>(to + part * apart) = out[part];
     }
   }
 };
@@ -125,7 +130,7 @@ struct Loader {
     PHASEFAST_UNROLL
     for (int i = 0; i < kMine; ++i) {
       const int mine = Thread::index() + i * kThreads;
-      chunks[i].template store<kParts<T>>(panel + Layout::place(mine / Layout::kAcross, mine % Layout::kAcross));
+      chunks[i].template store<kParts<T>>(panel + Layout::place(mine / Layout::kAcross, mine % Layout::kAcross), kPart);
     }
   }
 
@@ -194,9 +199,11 @@ PHASEFAST_DEVICE void right_block(uint32_t (&out)[4], const __nv_bfloat16* panel
   load_matrices(out, panel + Rows::place(n + lane % 8 + lane / 16 * 8, k / kChunk + lane / 8 % 2));
 }
 
-// sum += the product of one stage. Products of parts that are smaller than float32's rounding are left out.
-template <typename LeftLayout, typename RightLayout, int left_parts, int right_parts>
-PHASEFAST_DEVICE void multiply_panels(const __nv_bfloat16* left, const __nv_bfloat16* right, Accumulator& sum) {
+// Adds the product of one stage to the sums of `count` of a warp's four blocks of 16 rows. Products of parts that are
+// smaller than float32's rounding are left out.
+template <typename LeftLayout, typename RightLayout, int left_parts, int right_parts, int count>
+PHASEFAST_DEVICE void multiply_blocks(const __nv_bfloat16* left, const __nv_bfloat16* right, int first,
+                                      float (&sum)[count][4][4]) {
   const int warp = Thread::index() / 32;
   PHASEFAST_ROLL  // fragments of one step at a time, or they do not fit into the registers
       for (int k = 0; k < kDepth; k += 16) {
@@ -213,16 +220,33 @@ PHASEFAST_DEVICE void multiply_panels(const __nv_bfloat16* left, const __nv_bflo
         b[2 * j + 1][1] = four[3];
       }
       PHASEFAST_UNROLL
-      for (int i = 0; i < 4; ++i) {
+      for (int i = 0; i < count; ++i) {
         PHASEFAST_UNROLL
         for (int part = left_parts - 1; part >= 0; --part) {
-          if (part + other > 2) continue;
+          if (!part_counts(part, other)) continue;
           uint32_t a[4];
-          left_block(a, left + part * kPart, warp / 4 * 64 + i * 16, k, LeftLayout());
+          left_block(a, left + part * kPart, warp / 4 * 64 + (first + i) * 16, k, LeftLayout());
           PHASEFAST_UNROLL
-          for (int j = 0; j < 4; ++j) multiply_add(sum.sum[i][j], a, b[j]);
+          for (int j = 0; j < 4; ++j) multiply_add(sum[i][j], a, b[j]);
         }
       }
+    }
+  }
+}
+
+// sum += the product of one stage. Sums of several parts start anew with every stage and are added up rounded, half of
+// them at a time: the tensor cores cut off.
+template <typename LeftLayout, typename RightLayout, int left_parts, int right_parts>
+PHASEFAST_DEVICE void multiply_panels(const __nv_bfloat16* left, const __nv_bfloat16* right, Accumulator& sum) {
+  if constexpr (left_parts * right_parts == 1) {
+    multiply_blocks<LeftLayout, RightLayout, 1, 1>(left, right, 0, sum.sum);
+  } else {
+    PHASEFAST_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      float own[2][4][4] = {};
+      multiply_blocks<LeftLayout, RightLayout, left_parts, right_parts>(left, right, 2 * half, own);
+      PHASEFAST_UNROLL
+      for (int i = 0; i < 32; ++i) sum.sum[2 * half + i / 16][i / 4 % 4][i % 4] += own[i / 16][i / 4 % 4][i % 4];
     }
   }
 }

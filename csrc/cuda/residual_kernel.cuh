@@ -1,4 +1,4 @@
-// residual on tensor cores of compute capability 8.0 and up. Not yet run on a GPU: the reference is the default route.
+// residual on tensor cores of compute capability 8.0 and up.
 //
 // A block of threads takes 128 rows of a cell and goes through the target columns tile by tile. Each tile of
 // predictions lies in shared memory only, is compared with the targets, and is forgotten; sums go on in float64.

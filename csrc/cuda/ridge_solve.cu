@@ -1,4 +1,4 @@
-// Launches of the ridge_solve kernels. Not yet run on a GPU: registered beside the ops, chosen only where asked for.
+// Launches of the ridge_solve kernels.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>

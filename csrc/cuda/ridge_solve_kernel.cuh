@@ -1,4 +1,4 @@
-// ridge_solve for all penalties of many cells at once. Not yet run on a GPU: the reference is the default route.
+// ridge_solve for all penalties of many cells at once.
 //
 // Left-looking Cholesky by block columns of 128 of the equilibrated matrices; diagonal blocks are inverted, so that
 // panels and right-hand sides are products of matrices (Higham, Accuracy and Stability of Numerical Algorithms, 10,
@@ -94,45 +94,142 @@ PHASEFAST_DEVICE void solve_update(const SolveCell& cell, int64_t column, int64_
   each_sum(tile, d - row, d - start, [&](int r, int c, float sum) { factor[(row + r) * d + start + c] -= sum; });
 }
 
-// Factors and inverts the diagonal block of one penalty, in shared memory.
+constexpr int kDiagonalStride = kTile + 1;  // columns are read without bank conflicts
+constexpr int kSub = 32;                    // columns that are eliminated before the rest of the block is updated
+constexpr int kSubs = kTile / kSub;
+constexpr int kGrid = 16;  // threads share a block as a grid of 16 x 16
+static_assert(kGrid * kGrid == kThreads);
+
+// A diagonal block in shared memory: its factor, and above the diagonal the transposed inverse of that.
+struct DiagonalBlock {
+  float *a, *inverted;  // [kTile, kDiagonalStride]; the inverse's own diagonal
+
+  PHASEFAST_DEVICE float& at(int row, int col) const { return a[row * kDiagonalStride + col]; }
+  PHASEFAST_DEVICE float& inverse(int row, int col) const { return at(col, row); }
+};
+
+// Columns [start, start + kSub) of the factor; `report` hears of pivots that are not positive.
+template <typename F>
+PHASEFAST_DEVICE void eliminate(const DiagonalBlock& block, int start, const F& report) {
+  for (int j = start; j < start + kSub; ++j) {
+    const float pivot = block.at(j, j), scale = 1 / sqrtf(pivot);  // NaN or infinite where not positive
+    Thread::sync();
+    if (Thread::index() == 0 && !(pivot > 0 && pivot < INFINITY)) report(j);
+    for (int row = j + Thread::index(); row < kTile; row += kThreads) block.at(row, j) *= scale;
+    Thread::sync();
+    for (int at = Thread::index(); at < (kTile - j - 1) * kSub; at += kThreads) {
+      const int row = j + 1 + at / kSub, col = j + 1 + at % kSub;
+      if (col < start + kSub && col <= row) block.at(row, col) -= block.at(row, j) * block.at(col, j);
+    }
+    Thread::sync();
+  }
+  // What is right of them, less their products.
+  constexpr int kMost = kTile / kGrid;
+  const int first = start + kSub, down = Thread::index() / kGrid, right = Thread::index() % kGrid;
+  float sum[kMost][kMost] = {};
+  for (int k = start; k < first; ++k) {
+    float left[kMost], above[kMost];
+    PHASEFAST_UNROLL
+    for (int i = 0; i < kMost; ++i) {
+      const int row = first + down + i * kGrid, col = first + right + i * kGrid;
+      left[i] = row < kTile ? block.at(row, k) : 0;
+      above[i] = col < kTile ? block.at(col, k) : 0;
+    }
+    PHASEFAST_UNROLL
+    for (int i = 0; i < kMost; ++i) {
+      PHASEFAST_UNROLL
+      for (int j = 0; j < kMost; ++j) sum[i][j] += left[i] * above[j];
+    }
+  }
+  PHASEFAST_UNROLL
+  for (int i = 0; i < kMost; ++i) {
+    PHASEFAST_UNROLL
+    for (int j = 0; j < kMost; ++j) {
+      const int row = first + down + i * kGrid, col = first + right + j * kGrid;
+      if (row < kTile && col <= row) block.at(row, col) -= sum[i][j];
+    }
+  }
+  Thread::sync();
+}
+
+// The inverse of a factor [L11 0; L21 L22] is [L11^-1 0; -L22^-1 L21 L11^-1, L22^-1]: first the blocks on the diagonal
+// column by column, then those below them, the nearest first.
+PHASEFAST_DEVICE void invert(const DiagonalBlock& block) {
+  const int thread = Thread::index();
+  if (thread < kTile) block.inverted[thread] = 1 / block.at(thread, thread);
+  Thread::sync();
+  if (thread < kTile) {
+    const int col = thread;
+    for (int row = col + 1; row < col / kSub * kSub + kSub; ++row) {
+      float sum = block.at(row, col) * block.inverted[col];
+      for (int k = col + 1; k < row; ++k) sum += block.at(row, k) * block.inverse(k, col);
+      block.inverse(row, col) = -sum * block.inverted[row];
+    }
+  }
+  Thread::sync();
+  constexpr int kMost = (kSubs - 1) * kSub * kSub / kThreads;
+  for (int apart = 1; apart < kSubs; ++apart) {
+    const int count = (kSubs - apart) * kSub * kSub / kThreads;
+    const auto place = [&](int i, int& row, int& col) {
+      const int at = thread + i * kThreads, down = apart + at / (kSub * kSub);
+      row = down * kSub + at / kSub % kSub;
+      col = (down - apart) * kSub + at % kSub;
+    };
+    for (int i = 0; i < count; ++i) {  // L21 L11^-1
+      int row, col;
+      place(i, row, col);
+      float sum = block.at(row, col) * block.inverted[col];
+      for (int k = col + 1; k < row / kSub * kSub; ++k) sum += block.at(row, k) * block.inverse(k, col);
+      block.inverse(row, col) = sum;
+    }
+    Thread::sync();
+    float sums[kMost];
+    PHASEFAST_UNROLL
+    for (int i = 0; i < kMost; ++i) {
+      if (i >= count) continue;
+      int row, col;
+      place(i, row, col);
+      float sum = block.inverted[row] * block.inverse(row, col);
+      for (int k = row / kSub * kSub; k < row; ++k) sum += block.inverse(row, k) * block.inverse(k, col);
+      sums[i] = -sum;
+    }
+    Thread::sync();
+    PHASEFAST_UNROLL
+    for (int i = 0; i < kMost; ++i) {
+      if (i >= count) continue;
+      int row, col;
+      place(i, row, col);
+      block.inverse(row, col) = sums[i];
+    }
+    Thread::sync();
+  }
+}
+
+// Factors and inverts the diagonal block of one penalty, in shared memory; what is missing of it is the identity.
 PHASEFAST_DEVICE void solve_diagonal(const SolveCell& cell, int64_t column, int step, char* shared) {
-  float* a = reinterpret_cast<float*>(shared);  // [kTile][kTileStride]
+  float* a = reinterpret_cast<float*>(shared);
+  const DiagonalBlock block{a, a + kTile * kDiagonalStride};
   const int64_t d = cell.width, start = column * kTile;
   const int size = block_size(start, d);
   float* factor = cell.factor + step * d * d + start * d + start;
   float* inverse = inverse_block(cell, step, column);
   Thread::sync();
-  for (int at = Thread::index(); at < size * size; at += kThreads) {
-    const int row = at / size, col = at % size;
-    a[row * kTileStride + col] = col <= row ? factor[row * d + col] : 0.0f;
+  for (int at = Thread::index(); at < kTile * kTile; at += kThreads) {
+    const int row = at / kTile, col = at % kTile;
+    block.at(row, col) = row < size && col <= row ? factor[row * d + col] : static_cast<float>(row == col);
   }
   Thread::sync();
-  for (int j = 0; j < size; ++j) {
-    const float pivot = a[j * kTileStride + j], scale = 1 / sqrtf(pivot);  // NaN or infinite where not positive
-    Thread::sync();
-    int32_t& info = cell.info[step * cell.info_stride];
-    if (Thread::index() == 0 && !(pivot > 0 && pivot < INFINITY) && info == 0) {
-      info = static_cast<int32_t>(start + j + 1);
-    }
-    for (int row = j + Thread::index(); row < size; row += kThreads) a[row * kTileStride + j] *= scale;
-    Thread::sync();
-    const int rest = size - j - 1;
-    for (int at = Thread::index(); at < rest * rest; at += kThreads) {
-      const int row = j + 1 + at / rest, col = j + 1 + at % rest;
-      if (col <= row) a[row * kTileStride + col] -= a[row * kTileStride + j] * a[col * kTileStride + j];
-    }
-    Thread::sync();
-  }
-  for (int at = Thread::index(); at < size * size; at += kThreads) {
-    const int row = at / size, col = at % size;
-    if (col <= row) factor[row * d + col] = a[row * kTileStride + col];
-  }
-  for (int col = Thread::index(); col < kTile; col += kThreads) {
-    for (int row = 0; row < size; ++row) {
-      float sum = row == col ? 1.0f : 0.0f;
-      for (int k = col; k < row; ++k) sum -= a[row * kTileStride + k] * inverse[k * kTile + col];
-      inverse[row * kTile + col] = row < col ? 0.0f : sum / a[row * kTileStride + row];
-    }
+  int32_t& info = cell.info[step * cell.info_stride];
+  const auto report = [&](int at) {
+    if (info == 0) info = static_cast<int32_t>(start + at + 1);
+  };
+  for (int sub = 0; sub < size; sub += kSub) eliminate(block, sub, report);
+  invert(block);
+  for (int at = Thread::index(); at < kTile * kTile; at += kThreads) {
+    const int row = at / kTile, col = at % kTile;
+    if (row >= size) continue;
+    if (col <= row) factor[row * d + col] = block.at(row, col);
+    inverse[row * kTile + col] = row < col ? 0.0f : row == col ? block.inverted[row] : block.inverse(row, col);
   }
 }
 
@@ -199,6 +296,7 @@ PHASEFAST_DEVICE void solve_factors(const SolveCell& cell, int64_t item) {
 }
 
 constexpr int kSolveShared = Pipeline<float, float, Rows>::kBytes;
+static_assert(kTile * (kDiagonalStride + 1) * 4 <= kSolveShared);
 
 enum class SolveStage { roots, scale, update, diagonal, panel, forward, backward, weights, factors };
 

@@ -1,6 +1,7 @@
-"""What CUDA tensors are computed with: a kernel where it is built and asked for, else PyTorch.
+"""What CUDA tensors are computed with: a kernel where it is built and was measured to be faster, else PyTorch.
 
-The kernels have not run on a GPU yet, so they are not the default: PHASEFAST_CUDA_KERNELS=1 asks for them.
+PHASEFAST_CUDA_KERNELS=1 asks for the kernels wherever they take the arguments, 0 for none;
+PHASEFAST_SM90=0 for the variants of compute capability 8.0 on Hopper too.
 """
 
 from __future__ import annotations
@@ -20,12 +21,15 @@ _TARGET_BLOCKS = 64  # kTargetBlocks of csrc/cuda/residual_kernel.cuh
 def implementation(op: str, built: bool) -> Callable[..., None]:
     """The implementation of an op for CUDA tensors; ``built``: whether the extension has CUDA kernels."""
     plain: Callable[..., None] = _gram if op == "gram" else getattr(reference, op)
-    if not built or os.environ.get("PHASEFAST_CUDA_KERNELS") != "1":
+    wanted = os.environ.get("PHASEFAST_CUDA_KERNELS")
+    if not built or wanted == "0":
         return plain
     kernel = getattr(torch.ops.phasefast_cuda, op).default
+    takes, faster = _TAKES[op], _FASTER[op]
 
     def route(*arguments: Any) -> None:
-        (kernel if _TAKES[op](*arguments) else plain)(*arguments)
+        use = takes(*arguments) and (wanted == "1" or faster(*arguments))
+        (kernel if use else plain)(*arguments)
 
     return route
 
@@ -51,6 +55,10 @@ def _takes_gram(rows: list[Tensor], targets: Tensor, *_: Any) -> bool:
     return _narrow(targets, *rows) and not mixed
 
 
+def _hopper(targets: Tensor) -> bool:
+    return torch.cuda.get_device_capability(targets.device) == (9, 0) and os.environ.get("PHASEFAST_SM90") != "0"
+
+
 # Whether a kernel takes these arguments of its op.
 _TAKES: dict[str, Callable[..., bool]] = {
     "capture": lambda activations, shifts, pools, rows, *_: _narrow(*activations, *rows),
@@ -59,4 +67,12 @@ _TAKES: dict[str, Callable[..., bool]] = {
     "residual": lambda rows, weights, offsets, targets, blocks, classes, *_: (
         _narrow(*rows, *weights, *offsets, targets) and len(classes) <= _TARGET_BLOCKS
     ),
+}
+
+# Whether it was faster there, at no loss of accuracy: benchmarks/results/, of GPUs.
+_FASTER: dict[str, Callable[..., bool]] = {
+    "capture": lambda activations, shifts, pools, *_: not any(pools),
+    "gram": lambda rows, targets, *_: _hopper(targets),
+    "ridge_solve": lambda *_: False,
+    "residual": lambda *_: False,
 }

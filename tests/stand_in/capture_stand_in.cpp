@@ -27,7 +27,7 @@ void run_from(const Captured& cell, int out, int blocks, uint64_t seed) {
 
 extern "C" {
 
-// The way taken (0 plain, 1 transposed, 2 pooled), or -1 where there are too many dimensions.
+// The way taken (0 plain, 1 transposed, 2 pooled, 3 packed), or -1 where there are too many dimensions.
 int capture_prepare(Captured* cell, const int64_t* sizes, const int64_t* strides, int count) {
   return set_dimensions(*cell, sizes, strides, count) ? static_cast<int>(capture_way(*cell)) : -1;
 }
@@ -45,7 +45,7 @@ int capture_run(const Captured* cell, int in, int out, int blocks, uint64_t seed
   return 0;
 }
 
-int capture_split_count(int64_t width, int64_t samples, int processors) {
-  return capture_splits(width, samples, processors);
+int capture_split_count(const Captured* cell, int processors) {
+  return capture_splits(*cell, capture_way(*cell), processors);
 }
 }

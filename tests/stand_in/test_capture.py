@@ -13,7 +13,7 @@ from tests.ops.test_capture import SHAPES, layouts
 
 MERGED = 4
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-PLAIN, TRANSPOSED, POOLED = range(3)
+PLAIN, TRANSPOSED, POOLED, PACKED = range(4)
 
 
 class Captured(ctypes.Structure):
@@ -30,7 +30,6 @@ class Captured(ctypes.Structure):
 @pytest.fixture(scope="module")
 def kernel(stand_in):
     library = stand_in("capture")
-    library.capture_split_count.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int]
     return library
 
 
@@ -73,7 +72,7 @@ def test_any_layout_and_pool(kernel, shape):
     ways = {}
     for (name, x), pool in itertools.product(layouts(shape).items(), (0, 2) if 3 <= len(shape) <= 5 else (0,)):
         ways[name, pool] = check(kernel, x, pool, splits=1 + len(shape) % 3, seed=pool)
-    assert ways["contiguous", 0] == PLAIN
+    assert ways["contiguous", 0] == (PACKED if x[0].numel() % 4 == 0 else PLAIN)
     if len(shape) == 4:
         assert ways["channels_last", 0] == TRANSPOSED
         assert ways["channels_last", 2] == POOLED
@@ -84,12 +83,32 @@ def test_any_layout_and_pool(kernel, shape):
 def test_sixteen_bit_floats(kernel, given, stored):
     torch.manual_seed(0)
     x = torch.randn(9, 40, 3, 3).to(given)
-    for layout, way in ((x, PLAIN), (x.to(memory_format=torch.channels_last), TRANSPOSED)):
+    for layout, way in ((x, PACKED), (x.to(memory_format=torch.channels_last), TRANSPOSED)):
         assert check(kernel, layout, 0, stored, splits=2) == way
         assert check(kernel, layout, 2, stored) == POOLED
 
 
+@pytest.mark.parametrize("width", [4, 60, 1024, 1028, 2056])
+@pytest.mark.parametrize("splits", [1, 3, 70])
+def test_features_side_by_side(kernel, width, splits):
+    torch.manual_seed(width)
+    x = torch.randn(150, width + 4)
+    assert check(kernel, x[:, :width], 0, splits=splits) == PACKED
+    assert check(kernel, x[:, 4:].bfloat16(), 0, torch.bfloat16, splits=splits) == PACKED
+    assert check(kernel, torch.randn(150, 3, width)[:, 1], 0, splits=splits) == PACKED
+    assert check(kernel, torch.randn(150, 3, 4, width)[:, :, ::2], 0, torch.float16, splits=splits) == PACKED
+    assert check(kernel, torch.randn(150, width + 1)[:, :width], 0, splits=splits) == PLAIN
+
+
+def split_count(kernel, width, samples):
+    cell = Captured(samples=samples, sample_stride=width, width=width)
+    assert kernel.capture_prepare(ctypes.byref(cell), (ctypes.c_int64 * 1)(width), (ctypes.c_int64 * 1)(1), 1) >= 0
+    return kernel.capture_split_count(ctypes.byref(cell), 132)
+
+
 def test_splits_fill_the_device_and_no_more(kernel):
-    assert kernel.capture_split_count(512, 256, 132) == 32
-    assert kernel.capture_split_count(10**6, 256, 132) == 1
-    assert kernel.capture_split_count(10, 3, 132) == 1
+    assert split_count(kernel, 513, 256) == 32
+    assert split_count(kernel, 10**6 + 1, 256) == 1
+    assert split_count(kernel, 10, 3) == 1
+    assert split_count(kernel, 64, 40_000) == 16 * (40_000 // 128)  # sixteen lanes
+    assert split_count(kernel, 4096, 40_000) == 264

@@ -13,7 +13,7 @@ KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 class Cell(ctypes.Structure):
-    """GramCell of csrc/cuda/gram_kernel.cuh."""
+    """GramCell of csrc/cuda/gram_tiles.cuh."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("rows", "gram", "cross")),
@@ -24,7 +24,7 @@ class Cell(ctypes.Structure):
 
 
 class Group(ctypes.Structure):
-    """GramGroup of csrc/cuda/gram_kernel.cuh."""
+    """GramGroup of csrc/cuda/gram_tiles.cuh."""
 
     _fields_ = (
         ("cells", Cell * CELLS),
@@ -40,7 +40,7 @@ class Group(ctypes.Structure):
 def kernel(stand_in):
     library = stand_in("gram")
     library.gram_count.restype = library.gram_split.restype = ctypes.c_int64
-    library.gram_count.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int]
+    library.gram_count.argtypes = [ctypes.c_int64, ctypes.c_int64, *[ctypes.c_int] * 3]
     library.gram_split_count.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int]
     library.gram_split.argtypes = [ctypes.c_int64, ctypes.c_int, ctypes.c_int]
     return library
@@ -55,7 +55,7 @@ def make_group(kernel, rows, targets, grams, crosses, splits):
         if gram is not None:
             cell.gram, cell.gram_stride, cell.gram_wide = gram.data_ptr(), gram.stride(0), gram.dtype == torch.float64
         cell.first = group.tiles
-        group.tiles += kernel.gram_count(cell.width, group.cols, gram is not None)
+        group.tiles += kernel.gram_count(cell.width, group.cols, gram is not None, TILE, TILE)
     return group
 
 
@@ -145,22 +145,23 @@ def test_the_order_of_blocks_and_threads_does_not_matter(kernel):
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other))
 
 
-def test_every_tile_is_met_exactly_once(kernel):
+@pytest.mark.parametrize(("height", "wide"), [(TILE, TILE), (256, 128), (256, 256)])
+def test_every_tile_is_met_exactly_once(kernel, height, wide):
     draw = random.Random(0)
     for _ in range(1000):
         widths = [draw.randint(1, 700) for _ in range(draw.randint(1, CELLS))]
-        cols, with_gram = draw.randint(1, 700), draw.random() < 0.7
+        cols, with_gram = draw.randint(0, 700), draw.random() < 0.7
         group = Group(count=len(widths), cols=cols)
         expected = set()
         for i, width in enumerate(widths):
             cell = group.cells[i]
             cell.width, cell.first, cell.gram = width, group.tiles, 1 if with_gram else None
-            group.tiles += kernel.gram_count(width, cols, int(with_gram))
-            edges = range(0, width, TILE)
-            expected |= {(i, r, c, 0) for r in edges for c in edges if c <= r and with_gram}
-            expected |= {(i, r, c, 1) for r in edges for c in range(0, cols, TILE)}
+            group.tiles += kernel.gram_count(width, cols, int(with_gram), height, wide)
+            down, right = range(0, width, height), range(0, width, wide)
+            expected |= {(i, r, c, 0) for r in down for c in right if c < r + height and with_gram}
+            expected |= {(i, r, c, 1) for r in down for c in range(0, cols, wide)}
         out = torch.empty(group.tiles, 4, dtype=torch.int64)
-        kernel.gram_schedule(ctypes.byref(group), ctypes.c_void_p(out.data_ptr()))
+        kernel.gram_schedule(ctypes.byref(group), height, wide, ctypes.c_void_p(out.data_ptr()))
         got = [tuple(tile) for tile in out.tolist()]
         assert len(got) == len(expected)
         assert set(got) == expected
