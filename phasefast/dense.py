@@ -12,7 +12,7 @@ from torch import Tensor
 
 _LINE, _PAGE, _LARGE = 64, 4096, 1 << 24  # bytes
 _CACHED = 1 << 18  # elements of a float64 copy that stays in the cache
-_LAUNCH = 8  # times as many are worth the launches on a GPU
+_LAUNCH = 32  # times as many are worth the launches on a GPU
 _ROUND, _ROWS = 2, 128  # times as many are worth a product, or so many rows of long ones
 _LEAF = 256  # columns of a triangular block that LAPACK inverts
 _PANEL = 256  # columns that are eliminated by the inverse of their block
@@ -47,9 +47,12 @@ def aligned_empty(rows: int, cols: int, dtype: torch.dtype, device: torch.device
     return empty((rows, stride), dtype, device)[:, :cols]
 
 
-def row_chunk(cols: int) -> int:
-    """How many rows of a matrix are worked on at a time, so that float64 copies of them stay in the cache."""
-    return max(_CACHED // max(cols, 1), 16)
+def row_chunk(cols: int, device: torch.device) -> int:
+    """How many rows of a matrix are worked on at a time: so many that float64 copies of them stay in the cache.
+
+    On a GPU so many that their number is worth the launches.
+    """
+    return max(_CACHED * (1 if device.type == "cpu" else _LAUNCH) // max(cols, 1), 16)
 
 
 def wide_rows(matrix: Tensor, beside: int) -> Iterator[tuple[slice, Tensor]]:
@@ -59,8 +62,7 @@ def wide_rows(matrix: Tensor, beside: int) -> Iterator[tuple[slice, Tensor]]:
         beside: how many columns the widest matrix has that is made of so many rows.
     """
     count, cols = matrix.shape
-    size = max(_ROUND * row_chunk(max(cols, beside)), _ROWS)
-    size *= 1 if matrix.device.type == "cpu" else _LAUNCH
+    size = max(_ROUND * row_chunk(max(cols, beside), matrix.device), _ROWS)
     buffer = aligned_empty(min(size, count), cols, torch.float64, matrix.device)
     for start in range(0, count, size):
         place = slice(start, min(start + size, count))
@@ -69,7 +71,7 @@ def wide_rows(matrix: Tensor, beside: int) -> Iterator[tuple[slice, Tensor]]:
 
 def inner(a: Tensor, b: Tensor) -> float:
     """Sum of the products of all elements, in float64."""
-    size = row_chunk(a.shape[1])
+    size = row_chunk(a.shape[1], a.device)
     parts = [(x.double() * y).sum() for x, y in zip(a.split(size), b.split(size), strict=True)]
     return float(torch.stack(parts).sum()) if parts else 0.0
 

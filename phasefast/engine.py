@@ -37,6 +37,7 @@ FOLDS = 5
 _AUTHORS_BATCH = 128  # arXiv 2312.06887 measures with the batch statistics of 128 images
 _BATCH = 256
 _GPU_BATCH = 2048  # launches of small networks take as long as their work below it
+_KEPT_SHARE = 0.1  # of the budget, that inputs kept on a GPU may take
 try:
     VERSION = version("phasefast")
 except PackageNotFoundError:  # run from a source tree that was never installed
@@ -122,7 +123,11 @@ class Engine:
         how = {name: options[name] for name in given if name in options}
         penalties = Penalties(_as_tuple(options.get("alphas"), DEFAULT_ALPHAS), options.get("noise"))
         budget = memory_budget(options.get("memory"), self.device)
-        self.method = Method(penalties, budget=budget, **how)
+        inputs = probe_set.fit_inputs, probe_set.heldout_inputs
+        taken = sum(split.nbytes for split in inputs if split.device != self.device)
+        keeps = self.device.type == "cuda" and taken <= _KEPT_SHARE * budget  # every checkpoint reads them again
+        self._fit_inputs, self._heldout_inputs = (split.to(self.device) if keeps else split for split in inputs)
+        self.method = Method(penalties, budget=budget - taken if keeps else budget, **how)
         fast = self.method.precision == "fast"
         stored = torch.bfloat16 if fast and bfloat16_is_fast(self.device) else torch.float32
         self.rows = RowOptions(options.get("tokens", "flatten"), options.get("pool", 0), stored)
@@ -167,19 +172,18 @@ class Engine:
         """The model ready to be run, and restored after; yields the layers in groups that are captured together."""
         with preserved(self.model, self.device):
             if self._layers is None:
-                first = next(model_inputs(self.probe_set.fit_inputs, [(0, 2)], self.model, self.device))
+                first = next(model_inputs(self._fit_inputs, [(0, 2)], self.model, self.device))
                 self._layers = discover_layers(self.model, self.names, first, self.rows)
             fix_random_state(self.device)
             fit_bounds = chunk_bounds(0, self.probe_set.n_fit, self.batch_size)
-            batches = model_inputs(self.probe_set.fit_inputs, fit_bounds, self.model, self.device)
+            batches = model_inputs(self._fit_inputs, fit_bounds, self.model, self.device)
             with batchnorm_mode(self.model, self.batchnorm, batches):
                 problem = self.method.problem(self.probe_set.n_heldout, self.targets)
                 yield group_layers(self._layers, problem, int(self.method.budget), self.method.route)
 
     def _capture(self, group: Sequence[Layer]) -> tuple[list[Activations], dict[str, Tensor | None]]:
         """Activations of a group of layers, and the model's own outputs per split where they are rows of numbers."""
-        data = self.probe_set
-        arguments = (data.fit_inputs, data.heldout_inputs, self.targets.folds, self._forward_batch)
+        arguments = (self._fit_inputs, self._heldout_inputs, self.targets.folds, self._forward_batch)
         fix_random_state(self.device)
         with several_rows(self.batchnorm):
             cells, fit_outputs, heldout_outputs = capture(self.model, group, *arguments, self.rows, self.device)

@@ -105,7 +105,7 @@ class System:
         """[d, d] in ``dtype``; only the lower triangle has a meaning."""
         wide, sums, mean = self.moments.gram, self.moments.row_sum, self.row_mean
         out = aligned_empty(len(wide), len(wide), self.dtype, wide.device)
-        size = row_chunk(len(wide))
+        size = row_chunk(len(wide), wide.device)
         for start in range(0, len(wide), size):
             stop = min(start + size, len(wide))
             own = wide[start:stop, :stop]

@@ -72,8 +72,8 @@ def test_few_rows_at_a_time_where_what_is_beside_them_is_wide() -> None:
 
 
 def test_wide_matrices_are_still_taken_many_rows_at_a_time() -> None:
-    assert row_chunk(1 << 30) == 16
-    assert row_chunk(0) > 16
+    assert row_chunk(1 << 30, CPU) == 16
+    assert row_chunk(0, CPU) > 16
 
 
 @pytest.mark.parametrize("d", [1, 7, 255, 256, 257, 700, 1100])

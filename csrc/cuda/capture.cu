@@ -8,15 +8,16 @@
 namespace phasefast::cuda {
 namespace {
 
-template <typename In, typename Out>
+template <bool packed, typename In, typename Out>
 __global__ void __launch_bounds__(kCaptureThreads)
     capture_kernel(const __grid_constant__ Captured cell, CaptureWay way) {
   __shared__ __align__(16) char shared[kCaptureShared];
-  capture_body<In, Out>(cell, way, shared);
+  capture_body<packed, In, Out>(cell, way, shared);
 }
 
 __global__ void __launch_bounds__(kCaptureThreads) capture_reduce_kernel(const __grid_constant__ Captured cell) {
-  capture_reduce(cell);
+  __shared__ __align__(16) char shared[kCaptureShared];
+  capture_reduce(cell, shared);
 }
 
 template <typename In, typename Out>
@@ -25,7 +26,8 @@ void launch(const Captured& cell, const Caller& caller) {
   const int64_t tiles = capture_across(cell, way);
   const int64_t most = int64_t{32} * caller.processors();
   const auto blocks = static_cast<unsigned>(std::min(tiles * cell.splits, most));
-  capture_kernel<In, Out><<<blocks, kCaptureThreads, 0, caller.stream()>>>(cell, way);
+  const auto kernel = way == CaptureWay::packed ? capture_kernel<true, In, Out> : capture_kernel<false, In, Out>;
+  kernel<<<blocks, kCaptureThreads, 0, caller.stream()>>>(cell, way);
   check(cudaGetLastError(), "capture: launch");
 }
 
@@ -78,7 +80,7 @@ void capture(const Tensors& activations, const Tensors& shifts, const std::vecto
       launch_to<__half>(rows[i].scalar_type(), cell, caller);
     }
     if (cell.splits == 1) continue;
-    const auto blocks = static_cast<unsigned>((cell.width + kCaptureThreads - 1) / kCaptureThreads);
+    const auto blocks = static_cast<unsigned>(across(cell.width, kSide));
     capture_reduce_kernel<<<blocks, kCaptureThreads, 0, caller.stream()>>>(cell);
     check(cudaGetLastError(), "capture: reduction");
   }

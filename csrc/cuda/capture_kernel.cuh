@@ -14,7 +14,7 @@ constexpr int kSide = 32;   // of a tile that is transposed
 constexpr int kSideRows = kCaptureThreads / kSide;
 constexpr int kOwn = kSide / kSideRows;
 constexpr int kPacked = 4;  // features of a thread, where they lie side by side
-constexpr int kAhead = 4;   // samples that it reads before it goes on with the first
+constexpr int kAhead = 8;   // samples that it reads before it goes on with the first
 
 // One cell. Sizes and strides of a sample's dimensions, the last fastest in the rows; pool: bins per dimension but the
 // first, or 0; width: features.
@@ -108,24 +108,36 @@ struct Lanes {
   }
 };
 
-// Features side by side in the activations, too. Every lane has a split of its own.
+// What the lanes of a block have summed up of one kind, added in order by the first: `mine` of its own features.
+PHASEFAST_DEVICE void add_lanes(const Lanes& lanes, double (&mine)[kPacked], double* shared) {
+  PHASEFAST_UNROLL
+  for (int i = 0; i < kPacked; ++i) shared[Thread::index() * kPacked + i] = mine[i];
+  Thread::sync();
+  if (Thread::index() < lanes.width) {
+    for (int lane = 1; lane < lanes.count; ++lane) {
+      for (int i = 0; i < kPacked; ++i) mine[i] += shared[(lane * lanes.width + Thread::index()) * kPacked + i];
+    }
+  }
+  Thread::sync();
+}
+
+// Features side by side in the activations, too.
 template <typename In, typename Out>
-PHASEFAST_DEVICE void capture_packed(const Captured& cell) {
+PHASEFAST_DEVICE void capture_packed(const Captured& cell, char* shared) {
   const Lanes lanes = Lanes::of(cell.width);
-  const int lane = static_cast<int>(Thread::index() / lanes.width);
-  const int64_t items = lanes.across * across(cell.splits, lanes.count);
-  for (int64_t item = Thread::block(); item < items; item += Thread::blocks()) {
+  const int lane = static_cast<int>(Thread::index() / lanes.width), ranges = cell.splits * lanes.count;
+  for (int64_t item = Thread::block(); item < lanes.across * cell.splits; item += Thread::blocks()) {
     const int64_t pack = item % lanes.across * lanes.width + Thread::index() % lanes.width;
-    const int split = static_cast<int>(item / lanes.across) * lanes.count + lane;
-    if (lane >= lanes.count || split >= cell.splits || pack >= lanes.packs) continue;
-    const int64_t feature = pack * kPacked;
+    const int split = static_cast<int>(item / lanes.across), range = split * lanes.count + lane;
+    const bool there = lane < lanes.count && pack < lanes.packs;
+    const int64_t feature = there ? pack * kPacked : 0;
     const In* from = static_cast<const In*>(cell.activations) + offset_of(cell, feature);
     Out* to = static_cast<Out*>(cell.rows) + feature;
     float shift[kPacked];
     for (int i = 0; i < kPacked; ++i) shift[i] = cell.shift[feature + i];
-    Moments moments[kPacked];
-    const int64_t end = first_sample(cell.samples, cell.splits, split + 1);
-    for (int64_t first = first_sample(cell.samples, cell.splits, split); first < end; first += kAhead) {
+    double sums[kPacked] = {}, squares[kPacked] = {};
+    const int64_t end = there ? first_sample(cell.samples, ranges, range + 1) : 0;
+    for (int64_t first = there ? first_sample(cell.samples, ranges, range) : 0; first < end; first += kAhead) {
       Packed<In> in[kAhead];
       PHASEFAST_UNROLL
       for (int i = 0; i < kAhead; ++i) {
@@ -139,12 +151,19 @@ PHASEFAST_DEVICE void capture_packed(const Captured& cell) {
         PHASEFAST_UNROLL
         for (int j = 0; j < kPacked; ++j) {
           out.values[j] = narrowed<Out>(widened(in[i].values[j]) - shift[j]);
-          moments[j].add(widened(out.values[j]));
+          const double stored = widened(out.values[j]);
+          sums[j] += stored;
+          squares[j] += stored * stored;
         }
         *reinterpret_cast<Packed<Out>*>(to + (first + i) * cell.width) = out;
       }
     }
-    for (int j = 0; j < kPacked; ++j) moments[j].put(cell, feature + j, split);
+    if (lanes.count > 1) {
+      add_lanes(lanes, sums, reinterpret_cast<double*>(shared));
+      add_lanes(lanes, squares, reinterpret_cast<double*>(shared));
+    }
+    if (!there || lane > 0) continue;
+    for (int j = 0; j < kPacked; ++j) Moments{sums[j], squares[j]}.put(cell, feature + j, split);
   }
 }
 
@@ -236,16 +255,29 @@ PHASEFAST_DEVICE void capture_pooled(const Captured& cell) {
   }
 }
 
-PHASEFAST_DEVICE void capture_reduce(const Captured& cell) {
-  const int64_t stride = Thread::blocks() * kCaptureThreads;
-  for (int64_t f = Thread::block() * kCaptureThreads + Thread::index(); f < cell.width; f += stride) {
+// The splits' sums, by eight threads for each feature, which are added in order.
+PHASEFAST_DEVICE void capture_reduce(const Captured& cell, char* shared) {
+  double* sums = reinterpret_cast<double*>(shared);  // [kSideRows, 2, kSide]
+  const int column = Thread::index() % kSide, own = Thread::index() / kSide;
+  for (int64_t first = Thread::block() * kSide; first < cell.width; first += Thread::blocks() * kSide) {
+    const int64_t feature = first + column < cell.width ? first + column : first;
     double sum = 0, square = 0;
-    for (int split = 0; split < cell.splits; ++split) {
-      sum += cell.partial[split * 2 * cell.width + f];
-      square += cell.partial[(split * 2 + 1) * cell.width + f];
+    for (int split = own; split < cell.splits; split += kSideRows) {
+      sum += cell.partial[split * 2 * cell.width + feature];
+      square += cell.partial[(split * 2 + 1) * cell.width + feature];
     }
-    cell.sums[f] += sum;
-    cell.squares[f] += square;
+    sums[2 * own * kSide + column] = sum;
+    sums[(2 * own + 1) * kSide + column] = square;
+    Thread::sync();
+    if (own == 0 && first + column < cell.width) {
+      for (int other = 1; other < kSideRows; ++other) {
+        sum += sums[2 * other * kSide + column];
+        square += sums[(2 * other + 1) * kSide + column];
+      }
+      cell.sums[feature] += sum;
+      cell.squares[feature] += square;
+    }
+    Thread::sync();
   }
 }
 
@@ -300,25 +332,27 @@ PHASEFAST_BOTH int64_t capture_across(const Captured& cell, CaptureWay way) {
   return across(cell.width, kCaptureThreads);
 }
 
-// As many ranges of samples as give each of `processors` some blocks, of at least eight samples; whole lanes.
+// As many ranges of samples as give each of `processors` some blocks, of at least eight samples a lane.
 PHASEFAST_BOTH int capture_splits(const Captured& cell, CaptureWay way, int processors) {
   const int lanes = way == CaptureWay::packed ? Lanes::of(cell.width).count : 1;
-  const int64_t wanted = across(8 * processors, capture_across(cell, way));
+  const int64_t wanted = across(4 * processors, capture_across(cell, way));
   const int64_t most = cell.samples / (8 * lanes);
   const int64_t splits = wanted < most ? wanted : most;
-  return lanes * (splits < 1 ? 1 : static_cast<int>(splits));
+  return splits < 1 ? 1 : static_cast<int>(splits);
 }
 
-constexpr int kCaptureShared = kSide * (kSide + 1) * 4;
+constexpr int kCaptureShared = kCaptureThreads * kPacked * 8;
+static_assert(kSide * (kSide + 1) * 4 <= kCaptureShared);
 
-template <typename In, typename Out>
+// Packed features are a kernel of their own, which needs more registers than the others.
+template <bool packed, typename In, typename Out>
 PHASEFAST_DEVICE void capture_body(const Captured& cell, CaptureWay way, char* shared) {
-  if (way == CaptureWay::pooled) {
+  if constexpr (packed) {
+    capture_packed<In, Out>(cell, shared);
+  } else if (way == CaptureWay::pooled) {
     capture_pooled<In, Out>(cell);
   } else if (way == CaptureWay::transposed) {
     capture_transposed<In, Out>(cell, shared);
-  } else if (way == CaptureWay::packed) {
-    capture_packed<In, Out>(cell);
   } else {
     capture_plain<In, Out>(cell);
   }

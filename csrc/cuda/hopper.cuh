@@ -20,18 +20,19 @@ struct Barrier {
   PHASEFAST_DEVICE void expect(int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address()), "r"(bytes) : "memory");
   }
-  // Arrives at this barrier of a block of the cluster.
+  // Arrives at this barrier of a block of the cluster. Nothing was written, so no memory is waited for, as it would be
+  // with the scope of the cluster.
   PHASEFAST_DEVICE void arrive(int block) {
     asm volatile(
         "{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\n"
-        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}\n" ::"r"(address()),
+        "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}\n" ::"r"(address()),
         "r"(block)
         : "memory");
   }
   // Until the phase of that parity is over.
   PHASEFAST_DEVICE void wait(uint32_t parity) {
     asm volatile(
-        "{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+        "{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
         "@done bra over;\nbra again;\nover:\n}\n" ::"r"(address()),
         "r"(parity)
         : "memory");

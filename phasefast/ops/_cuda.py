@@ -16,6 +16,9 @@ from torch import Tensor
 from . import reference
 
 _TARGET_BLOCKS = 64  # kTargetBlocks of csrc/cuda/residual_kernel.cuh
+_POOLED = 64  # values of which the mean is taken
+_WIDTH_OF_ONE = 256  # features of a system that fills a GPU by itself, as far as it can be filled
+_FEW_COLUMNS = 128
 
 
 def implementation(op: str, built: bool) -> Callable[..., None]:
@@ -69,10 +72,27 @@ _TAKES: dict[str, Callable[..., bool]] = {
     ),
 }
 
+def _capture_is_faster(activations: list[Tensor], shifts: Any, pools: list[int], *_: Any) -> bool:
+    """Not where many values make one: PyTorch has several threads add them up."""
+    sizes = (x[0, 0].numel() / pool ** (x.dim() - 2) for x, pool in zip(activations, pools, strict=True) if pool)
+    return all(size <= _POOLED for size in sizes)
+
+
+def _solve_is_faster(grams: list[Tensor], crosses: Any, penalties: list[Tensor], *_: Any) -> bool:
+    """Block columns wait for each other: it takes some systems at once to fill a GPU with them."""
+    return bool(grams) and sum(map(len, penalties)) * _WIDTH_OF_ONE >= max(map(len, grams))
+
+
+def _residual_is_faster(rows: list[Tensor], weights: Any, offsets: Any, targets: Tensor, *_: Any) -> bool:
+    """Launches decide for narrow cells; rows of bfloat16 take half the products."""
+    small = targets.shape[1] <= _FEW_COLUMNS and all(row.shape[1] <= _WIDTH_OF_ONE for row in rows)
+    return small or all(row.dtype == torch.bfloat16 for row in rows)
+
+
 # Whether it was faster there, at no loss of accuracy: benchmarks/results/, of GPUs.
 _FASTER: dict[str, Callable[..., bool]] = {
-    "capture": lambda activations, shifts, pools, *_: not any(pools),
+    "capture": _capture_is_faster,
     "gram": lambda rows, targets, *_: _hopper(targets),
-    "ridge_solve": lambda *_: False,
-    "residual": lambda *_: False,
+    "ridge_solve": _solve_is_faster,
+    "residual": _residual_is_faster,
 }

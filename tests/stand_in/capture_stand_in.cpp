@@ -9,10 +9,17 @@ namespace {
 
 template <typename In, typename Out>
 void run(const Captured& cell, int blocks, uint64_t seed) {
-  Machine::now().run(blocks, kCaptureThreads, kCaptureShared, seed,
-                     [&](char* shared) { capture_body<In, Out>(cell, capture_way(cell), shared); });
+  const CaptureWay way = capture_way(cell);
+  Machine::now().run(blocks, kCaptureThreads, kCaptureShared, seed, [&](char* shared) {
+    if (way == CaptureWay::packed) {
+      capture_body<true, In, Out>(cell, way, shared);
+    } else {
+      capture_body<false, In, Out>(cell, way, shared);
+    }
+  });
   if (cell.splits > 1) {
-    Machine::now().run(blocks, kCaptureThreads, 0, seed, [&](char*) { capture_reduce(cell); });
+    Machine::now().run(blocks, kCaptureThreads, kCaptureShared, seed,
+                       [&](char* shared) { capture_reduce(cell, shared); });
   }
 }
 
