@@ -46,4 +46,4 @@ def test_sweep(measure, gemm_rate, device, run, precision, who, tmp_path):
     work = CHECKPOINTS * sum(layer.cost.flops for layer in planned)
     rate = gemm_rate[torch.bfloat16 if precision == "fast" else torch.float32]
     side = {"ours": ours, "aten": theirs, "forward": forward}[who]
-    measure(f"sweep vgg8 {precision}", side, work, rate, who=who)
+    measure(f"sweep vgg8 {precision}", side, work, rate, who=who, rounds=2)  # of so many checkpoints each

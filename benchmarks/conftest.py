@@ -26,6 +26,13 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
         machine_info["gpu"] = torch.cuda.get_device_name()
 
 
+def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_json: dict[str, Any]) -> None:
+    """Without every single time: the file is kept."""
+    del config, benchmarks
+    for bench in output_json["benchmarks"]:
+        bench["stats"].pop("data", None)
+
+
 CUDA = torch.cuda.is_available() and build_info().get("cuda", False)
 
 

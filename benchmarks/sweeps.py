@@ -80,7 +80,7 @@ class Run:
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = None
-        model(self.images[: self.batch])
+        model(self.images[:256])
         return {name: value.to(self.device) for name, value in model.state_dict().items()}
 
     @torch.no_grad()

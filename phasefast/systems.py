@@ -172,21 +172,32 @@ def fold_sums(rows: Tensor, folds: Sequence[int]) -> Tensor:
     return torch.stack([rows[start:stop].sum(0, dtype=torch.float64) for start, stop in itertools.pairwise(folds)])
 
 
+def ridge_paths(
+    systems: Sequence[System], rhs: Sequence[Tensor], paths: Sequence[Tensor], keep_factors: bool = False
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Of each system, solutions [L, d, p] for right-hand sides [d, p] and absolute penalties [L], factors, info [L].
+
+    Args:
+        paths: equally long. keep_factors: [L, d, d] of each; otherwise there are none.
+    """
+    count, dtype = len(paths[0]), systems[0].dtype
+    weights = [torch.empty(count, *each.shape, dtype=dtype, device=each.device) for each in rhs]
+    factors: list[Tensor] = []
+    for each in rhs if keep_factors else ():
+        factors.append(aligned_empty(count * len(each), len(each), dtype, each.device).unflatten(0, (count, len(each))))
+    info = torch.empty(len(systems), count, dtype=torch.int32, device=rhs[0].device)
+    ops.ridge_solve(
+        [system.gram for system in systems], [each.to(dtype) for each in rhs], list(paths), weights, factors, info
+    )
+    return weights, factors, list(info)
+
+
 def ridge_path(
     system: System, rhs: Tensor, path: Tensor, keep_factors: bool = False
 ) -> tuple[Tensor, list[Tensor], Tensor]:
-    """Solutions [L, d, p] for right-hand sides [d, p] and a path of absolute penalties, factors [d, d], info [L].
-
-    Args:
-        keep_factors: otherwise there are no factors.
-    """
-    (d, p), count, device, dtype = rhs.shape, len(path), rhs.device, system.dtype
-    weights = torch.empty(count, d, p, dtype=dtype, device=device)
-    factors = aligned_empty(count * d, d, dtype, device) if keep_factors else None
-    kept = [] if factors is None else [factors.unflatten(0, (count, d))]
-    info = torch.empty(1, count, dtype=torch.int32, device=device)
-    ops.ridge_solve([system.gram], [rhs.to(dtype)], [path], [weights], kept, info)
-    return weights, list(kept[0]) if kept else [], info[0]
+    """Solutions [L, d, p] of one system, factors [d, d], or none, and info [L]; see :func:`ridge_paths`."""
+    weights, factors, info = ridge_paths([system], [rhs], [path], keep_factors)
+    return weights[0], list(factors[0]) if factors else [], info[0]
 
 
 def eigen_path(system: System, rhs: Tensor, path: Tensor) -> tuple[Tensor, Tensor]:

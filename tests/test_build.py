@@ -70,7 +70,7 @@ def machine_code():
 
 
 def test_machine_code_of_the_kernels_is_what_was_meant(machine_code):
-    assert set(machine_code) == {"80", "90"}
+    assert set(machine_code) == {"80", "90a"}
     for arch, run in machine_code.items():
         kernels = dict(part.split("\n", 1) for part in run.stdout.split("Function : ")[1:])
         for stem, count in (("gram_kernel", 5), ("residual_kernel", 3)):
@@ -86,6 +86,25 @@ def test_machine_code_of_the_kernels_is_what_was_meant(machine_code):
         assert all(wanted in solving for wanted in ("HMMA.16816.F32.BF16", "LDSM.16.M88.4", "LDSM.16.MT88.4")), arch
         spilled = [name for name, code in kernels.items() if re.search(r"\b(LDL|STL)\b", code)]
         assert not spilled, (arch, spilled)
+
+
+def test_machine_code_for_hopper_is_what_was_meant(machine_code):
+    kernels = dict(part.split("\n", 1) for part in machine_code["90a"].stdout.split("Function : ")[1:])
+    codes = {name: code for name, code in kernels.items() if re.search(r"sm90_kernel", name)}
+    assert len(codes) == 3
+    for name, code in codes.items():
+        turned = (
+            "tnspB" if "residual" in name else "tnspA.tnspB"
+        )  # the left rows of residual lie as they are multiplied
+        products = re.findall(r"HGMMA\.64x(\d+)x16\.F32\.BF16 \S+, gdesc\[\w+\](\S*),", code)
+        assert products, name
+        assert {kind.strip(".") for _, kind in products} == {turned}, (name, set(products))
+        assert "UTMALDG.3D" in code, name
+        assert "UTMALDG.3D.MULTICAST" in code, name
+        assert "USETMAXREG" in code, name
+    # No other code may wait for the memory of the whole GPU: only starting and ending a cluster does.
+    waits = [code.count("MEMBAR.ALL.GPU") for code in codes.values()]
+    assert max(waits) <= 3, waits
 
 
 @pytest.mark.parametrize(("required", "fails"), [("0", False), ("1", True)])

@@ -139,9 +139,13 @@ def test_gram_kernel_against_float64(
         assert cross_error <= 1e-5 * norm * targets.double().norm(dim=0).max() + start
 
 
+@pytest.mark.parametrize("variant", ["sm90", "sm80"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("samples", [1, 130, 700])
-def test_residual_kernel_against_float64(kernels: Any, samples: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("samples", [1, 130, 700, 20_000])
+def test_residual_kernel_against_float64(
+    kernels: Any, monkeypatch: pytest.MonkeyPatch, samples: int, dtype: torch.dtype, variant: str
+) -> None:
+    monkeypatch.setenv("PHASEFAST_SM90", "0" if variant == "sm80" else "1")
     generator = torch.Generator("cuda").manual_seed(samples)
 
     def random(*shape: int) -> torch.Tensor:

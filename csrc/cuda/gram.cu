@@ -1,8 +1,6 @@
 // The op gram for CUDA tensors: checks, and launches of the kernel that is made for the device.
 #include <torch/csrc/stable/library.h>
 
-#include <cstdlib>
-
 #include "cuda/gram_kernel.cuh"
 #include "cuda/gram_launch.h"
 #include "gram.h"
@@ -82,17 +80,6 @@ void gram_sm80(ScalarType type, const Tensors& rows, const Tensor& targets, cons
     if (group.count == kCells) flush();
   }
   flush();
-}
-
-// Whether the device runs code for sm_90a, and PHASEFAST_SM90=0 does not forbid it.
-bool is_hopper(const Tensor& tensor) {
-  const char* wanted = std::getenv("PHASEFAST_SM90");
-  if (wanted && wanted[0] == '0') return false;
-  int major = 0, minor = 0;
-  const int device = tensor.get_device_index();
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "compute capability");
-  check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "compute capability");
-  return major == 9 && minor == 0;
 }
 
 // float64, and bfloat16 targets of float32 rows, are refused: the reference takes them.

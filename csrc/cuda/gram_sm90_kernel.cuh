@@ -9,9 +9,7 @@
 #include <type_traits>
 
 #include "gram_sm90_layout.cuh"
-#include "hopper.cuh"
-#include "panel.cuh"
-#include "wgmma.cuh"
+#include "hopper_pipeline.cuh"
 
 namespace phasefast::cuda {
 
@@ -36,108 +34,38 @@ struct HopperItem {
   }
 };
 
-template <typename S>
-struct Ring {
-  char* slots;
-  Barrier *full, *empty;
+// Keeps clusters that are ahead waiting, a little, for those behind: what they read is then still in the L2 cache.
+struct Pace {
+  static constexpr int kEvery = 16, kSlack = 32;  // stages
+  static constexpr int kTries = 100;              // then it goes on: others may not be running
+  int64_t* all;                                   // stages that all clusters have begun
+  int64_t own = 0;
 
-  // Barriers are started by one thread, for all to see after the cluster's next barrier.
-  PHASEFAST_DEVICE void start() {
-    for (int slot = 0; slot < S::kSlots; ++slot) {
-      full[slot].start(1);
-      empty[slot].start(S::kBlocks * kGroups * 4);  // a lane of every warp that multiplies
-    }
-    publish_barriers();
+  PHASEFAST_DEVICE void step(int64_t clusters) {
+    if (++own % kEvery) return;
+    add_to(all, int64_t{kEvery});
+    for (int i = 0; i < kTries && own > current(all) / clusters + kSlack; ++i) pause(200);
   }
-  PHASEFAST_DEVICE char* slot(int at) const { return slots + at * S::kSlotBytes; }
-  // By all warps that multiply.
-  PHASEFAST_DEVICE void release(int at) {
-    if (Thread::index() % 32) return;
-    PHASEFAST_UNROLL
-    for (int block = 0; block < S::kBlocks; ++block) empty[at].arrive(block);
-  }
+  PHASEFAST_DEVICE void finish() { add_to(all, int64_t{1} << 40); }
 };
 
 // The thread that copies.
 template <typename S>
-PHASEFAST_DEVICE void produce(const GramGroup& group, const GramMaps& maps, Ring<S> ring, int rank, int64_t first,
-                              int64_t clusters) {
+PHASEFAST_DEVICE void produce(const GramGroup& group, const GramMaps& maps, const Ring<S>& ring, int rank) {
+  const int64_t first = Thread::block() / S::kBlocks, clusters = Thread::blocks() / S::kBlocks;
   Turn turn;
+  Pace pace{group.pace};
   for (int64_t item = first; item < group.tiles * group.splits; item += clusters) {
     const HopperItem at = HopperItem::at<S>(group, maps, item);
     const CUtensorMap& rows = maps.rows[at.tile.cell];
-    const CUtensorMap& others = at.tile.cross ? maps.targets : rows;
-    const int bytes = S::stage_bytes(maps.row_parts, at.right_parts);
-    const int row = static_cast<int>(at.tile.row) + rank * kBlockRows, col = static_cast<int>(at.tile.col);
+    const Factors factors{rows,          at.tile.cross ? maps.targets : rows, at.tile.row, at.tile.col, maps.row_parts,
+                          at.right_parts};
     for (int64_t begin = at.begin; begin < at.end; begin += S::kDepth) {
-      const int sample = static_cast<int>(begin);
-      Barrier& full = ring.full[turn.slot];
-      char* slot = ring.slot(turn.slot);
-      ring.empty[turn.slot].wait(turn.parity ^ 1);
-      full.expect(bytes);
-      for (int part = 0; part < maps.row_parts; ++part) {
-        for (int box = 0; box < S::kLeft; ++box) {
-          copy_box(slot + S::left(part, box), rows, full, row + box * kBox, sample, part);
-        }
-      }
-      constexpr int kShare = S::kRight / S::kBlocks;
-      for (int part = 0; part < at.right_parts; ++part) {
-        for (int box = rank * kShare; box < (rank + 1) * kShare; ++box) {
-          char* to = slot + S::right(part, box);
-          if constexpr (S::kBlocks > 1) {
-            copy_box(to, others, full, col + box * kBox, sample, part, (1 << S::kBlocks) - 1);
-          } else {
-            copy_box(to, others, full, col + box * kBox, sample, part);
-          }
-        }
-      }
-      turn.next<S::kSlots>();
+      if (rank == 0) pace.step(clusters);
+      fill<S, LeftColumns>(ring, turn, rank, factors, begin);
     }
   }
-}
-
-// The products of one slot: of all parts whose product counts, the smallest first.
-template <typename S, int left_parts, int right_parts>
-PHASEFAST_DEVICE void multiply(float (&sum)[S::kSums], uint32_t slot, int group, bool add) {
-  hold(sum);
-  begin_products();
-  PHASEFAST_UNROLL
-  for (int order = left_parts + right_parts - 2; order >= 0; --order) {
-    if (!part_counts(order, 0)) continue;
-    PHASEFAST_UNROLL
-    for (int part = 0; part < left_parts; ++part) {
-      const int other = order - part;
-      if (other < 0 || other >= right_parts) continue;
-      const uint64_t left = descriptor(slot + S::left(part, group), S::kBoxBytes);
-      const uint64_t right = descriptor(slot + S::right(other, 0), S::kBoxBytes);
-      PHASEFAST_UNROLL
-      for (int k = 0; k < S::kDepth / kStep; ++k) {
-        const uint64_t further = k * kStep * kBoxRow >> 4;
-        wgmma(sum, left + further, right + further, add);
-        add = true;
-      }
-    }
-  }
-  commit_products();
-}
-
-// The same for whatever numbers of parts there are.
-PHASEFAST_DEVICE void multiply_parts(float (&sum)[Split::kSums], uint32_t slot, int group, int left, int right) {
-  if (left == 3) {
-    multiply<Split, 3, 3>(sum, slot, group, false);
-  } else if (left == 2) {
-    if (right == 3) {
-      multiply<Split, 2, 3>(sum, slot, group, false);
-    } else if (right == 2) {
-      multiply<Split, 2, 2>(sum, slot, group, false);
-    } else {
-      multiply<Split, 2, 1>(sum, slot, group, false);
-    }
-  } else if (right == 3) {
-    multiply<Split, 1, 3>(sum, slot, group, false);
-  } else {
-    multiply<Split, 1, 1>(sum, slot, group, false);
-  }
+  if (rank == 0) pace.finish();
 }
 
 // Two neighbouring sums of a row, where the row and they are there; `pairs`: they are aligned to 8 bytes.
@@ -184,46 +112,10 @@ PHASEFAST_DEVICE void put_sums(const float (&sum)[S::kSums], const GramSink& sin
   }
 }
 
-// Adds up stages of parts: each stage's sums, which the tensor cores cut off, to rounded ones.
-PHASEFAST_DEVICE void add_stages(float (&total)[Split::kSums], Ring<Split> ring, Turn& turn, int stages, int own,
-                                 int left_parts, int right_parts) {
-  float sum[Split::kSums];
-  const uint32_t slots = shared_address(ring.slots);
-  for (int stage = 0; stage < stages; ++stage) {
-    ring.full[turn.slot].wait(turn.parity);
-    multiply_parts(sum, slots + turn.slot * Split::kSlotBytes, own, left_parts, right_parts);
-    wait_products<0>();
-    hold(sum);
-    ring.release(turn.slot);
-    PHASEFAST_UNROLL
-    for (int i = 0; i < Split::kSums; ++i) total[i] += sum[i];
-    turn.next<Split::kSlots>();
-  }
-}
-
-// Adds up stages of bfloat16: the products of one are on their way while those of the next are begun.
-PHASEFAST_DEVICE void add_stages(float (&sum)[Whole::kSums], Ring<Whole> ring, Turn& turn, int stages, int own, int,
-                                 int) {
-  const uint32_t slots = shared_address(ring.slots);
-  int before = 0;
-  for (int stage = 0; stage < stages; ++stage) {
-    ring.full[turn.slot].wait(turn.parity);
-    multiply<Whole, 1, 1>(sum, slots + turn.slot * Whole::kSlotBytes, own, stage > 0);
-    wait_products<1>();
-    if (stage > 0) ring.release(before);
-    before = turn.slot;
-    turn.next<Whole::kSlots>();
-  }
-  wait_products<0>();
-  hold(sum);
-  if (stages > 0) ring.release(before);
-}
-
 // A warpgroup that multiplies.
 template <typename S>
-PHASEFAST_DEVICE void consume(const GramGroup& group, const GramMaps& maps, Ring<S> ring, int rank, int64_t first,
-                              int64_t clusters) {
-  const int own = Thread::index() / 128 - 1;
+PHASEFAST_DEVICE void consume(const GramGroup& group, const GramMaps& maps, const Ring<S>& ring, int rank, int own) {
+  const int64_t first = Thread::block() / S::kBlocks, clusters = Thread::blocks() / S::kBlocks;
   Turn turn;
   for (int64_t item = first; item < group.tiles * group.splits; item += clusters) {
     const HopperItem at = HopperItem::at<S>(group, maps, item);
@@ -233,7 +125,11 @@ PHASEFAST_DEVICE void consume(const GramGroup& group, const GramMaps& maps, Ring
       constexpr int kWindow = S::kParts > 1 ? INT32_MAX : static_cast<int>(kPromote / S::kDepth);
       const int stages = left < kWindow ? left : kWindow;
       float sum[S::kSums] = {};
-      add_stages(sum, ring, turn, stages, own, maps.row_parts, at.right_parts);
+      if constexpr (S::kParts > 1) {
+        add_stages_of_parts<S, LeftColumns>(sum, ring, turn, stages, own, maps.row_parts, at.right_parts);
+      } else {
+        add_stages<S, LeftColumns>(sum, ring, turn, stages, own);
+      }
       GramSink sink = item_sink(group, at.tile, item, S::kSize);
       sink.fresh = fresh;
       put_sums<S>(sum, sink, rank * kBlockRows + own * 64);
@@ -245,22 +141,9 @@ PHASEFAST_DEVICE void consume(const GramGroup& group, const GramMaps& maps, Ring
 
 template <typename S>
 PHASEFAST_DEVICE void gram_sm90_body(const GramGroup& group, const GramMaps& maps, char* shared) {
-  __shared__ Barrier full[S::kSlots], empty[S::kSlots];
-  char* aligned = shared + (1024 - shared_address(shared) % 1024) % 1024;
-  Ring<S> ring{aligned, full, empty};
-  const int rank = S::kBlocks > 1 ? Cluster::rank() : 0;
-  const int64_t first = Thread::block() / S::kBlocks, clusters = Thread::blocks() / S::kBlocks;
-  if (Thread::index() == 0) ring.start();
-  Cluster::sync();
-  if (Thread::index() < 128) {
-    leave_registers<72>();
-    if (Thread::index() == 0) produce(group, maps, ring, rank, first, clusters);
-  } else {
-    take_registers<216>();
-    consume(group, maps, ring, rank, first, clusters);
-  }
-  Thread::converge();
-  Cluster::sync();  // nobody leaves while others may still write or signal here
+  run_roles<S>(
+      shared, [&](const Ring<S>& ring, int rank) { produce<S>(group, maps, ring, rank); },
+      [&](const Ring<S>& ring, int rank, int own) { consume<S>(group, maps, ring, rank, own); });
 }
 
 }  // namespace phasefast::cuda

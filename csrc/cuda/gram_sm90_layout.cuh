@@ -1,74 +1,17 @@
-// Where the Hopper gram kernel keeps what: slots, panels, descriptors, splits. Plain arithmetic, proved on the CPU by
-// tests/stand_in/test_gram_sm90.py.
+// How the Hopper gram kernel cuts its work. Plain arithmetic, proved on the CPU by tests/stand_in/test_gram_sm90.py.
 #pragma once
 
 #include "gram_tiles.cuh"
 
 namespace phasefast::cuda {
 
-constexpr int kGroups = 2;           // warpgroups that multiply: 64 rows of a tile each
-constexpr int kBlockRows = 128;      // of a tile, that a block of threads sums up
-constexpr int kHopperThreads = 384;  // a warpgroup that copies, and those that multiply
-constexpr int kBox = 64;             // columns of a box: 128 bytes, the widest swizzle
-constexpr int kBoxRow = 128;         // bytes
-constexpr int kSwizzleRows = 8;      // rows whose 16-byte chunks are permuted together
-constexpr int kStep = 16;            // samples of one product
-constexpr int kFewestStages = 8;     // of a split
+constexpr int kFewestStages = 8;  // of a split
 constexpr int kMostSplits = 16;
 constexpr int kTileStages = 8;                   // that starting and ending a tile takes the time of
 constexpr int64_t kPartials = int64_t{1} << 27;  // float32 values of unfinished sums
 
-// How a tile is summed up: by `blocks` of threads in a cluster, each with its own 128 rows and all columns; `depth`
-// samples a stage, `slots` stages in shared memory, of up to `parts` bfloat16 parts.
-template <int width, int depth, int slots, int blocks, int parts>
-struct Shape {
-  static constexpr TileSize kSize = {blocks * kBlockRows, width};
-  static constexpr int kDepth = depth, kSlots = slots, kBlocks = blocks, kParts = parts;
-  static constexpr int kBoxBytes = depth * kBoxRow;
-  static constexpr int kLeft = kBlockRows / kBox, kRight = width / kBox;  // boxes of a part
-  static constexpr int kSlotBytes = parts * (kLeft + kRight) * kBoxBytes;
-  static constexpr int kBytes = slots * kSlotBytes + 1024;  // that they can be aligned
-  static constexpr int kSums = width / 2;                   // of a thread
-  static_assert(kRight % blocks == 0 && kSize.height % width == 0);
-
-  // Bytes from the start of a slot to a box of a panel.
-  static PHASEFAST_BOTH constexpr int left(int part, int box) { return (part * kLeft + box) * kBoxBytes; }
-  static PHASEFAST_BOTH constexpr int right(int part, int box) {
-    return (parts * kLeft + part * kRight + box) * kBoxBytes;
-  }
-  // What arrives in a slot.
-  static PHASEFAST_BOTH constexpr int stage_bytes(int left_parts, int right_parts) {
-    return (left_parts * kLeft + right_parts * kRight) * kBoxBytes;
-  }
-};
 using Whole = Shape<256, 64, 4, 2, 1>;  // numbers that are bfloat16
 using Split = Shape<128, 32, 4, 2, 3>;  // numbers that are sums of parts; sums are rounded after every stage
-
-// The slot of a stage, and the parity of the phase in which it is filled.
-struct Turn {
-  int slot = 0;
-  uint32_t parity = 0;
-
-  template <int slots>
-  PHASEFAST_BOTH void next() {
-    if (++slot < slots) return;
-    slot = 0;
-    parity ^= 1;
-  }
-};
-
-// A box as a factor of products: its columns lie in rows of 128 bytes, swizzled; the next box of the panel, with the
-// next 64 columns, `box_bytes` behind (PTX ISA, matrix descriptor; leading and stride offsets of an operand whose
-// first dimension is the dense one).
-PHASEFAST_BOTH uint64_t descriptor(uint32_t address, int box_bytes) {
-  const auto field = [](uint64_t bytes, int shift) { return (bytes & 0x3ffff) >> 4 << shift; };
-  return field(address, 0) | field(box_bytes, 16) | field(kSwizzleRows * kBoxRow, 32) | uint64_t{1} << 62;
-}
-
-// Where a copy with 128-byte swizzle puts a value of a box.
-PHASEFAST_BOTH int swizzled(int row, int col) {
-  return row * kBoxRow + ((col / 8) ^ (row % kSwizzleRows)) * 16 + col % 8 * 2;
-}
 
 // How many ranges the samples are cut into: as many as leave clusters idle the least.
 PHASEFAST_BOTH int hopper_splits(int64_t tiles, int64_t samples, TileSize size, int depth, int clusters) {

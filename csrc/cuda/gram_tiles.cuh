@@ -2,7 +2,7 @@
 // kernel's.
 #pragma once
 
-#include "device.cuh"
+#include "hopper_layout.cuh"
 
 namespace phasefast::cuda {
 
@@ -26,6 +26,7 @@ struct GramGroup {
   int64_t target_stride, cols, samples, tiles;
   int splits;
   float* partial;  // [tiles, splits, height, width] where splits > 1
+  int64_t* pace;   // a count, zero at first; on Hopper only
 };
 
 // Where a tile stands: columns of A from `row` on, times columns of A or T from `col` on.
@@ -33,14 +34,6 @@ struct GramTile {
   int cell;
   int64_t row, col;
   bool cross;
-};
-
-// Rows and columns of a tile; the height is a multiple of the width.
-struct TileSize {
-  int height, width;
-
-  PHASEFAST_BOTH int64_t places() const { return int64_t{1} * height * width; }
-  PHASEFAST_BOTH int64_t times() const { return height / width; }
 };
 
 // Tiles that hold the lower triangle of a matrix: a row of them ends where it has passed the diagonal, or the matrix.

@@ -73,6 +73,20 @@ PHASEFAST_DEVICE void copy_box(void* to, const CUtensorMap& map, Barrier& barrie
       : "memory");
 }
 
+// A count in global memory that several blocks add to, what it has come to, and a rest of some nanoseconds.
+PHASEFAST_DEVICE void add_to(int64_t* place, int64_t value) {
+  asm volatile("red.relaxed.gpu.global.add.u64 [%0], %1;" ::"l"(__cvta_generic_to_global(place)), "l"(value)
+               : "memory");
+}
+PHASEFAST_DEVICE int64_t current(const int64_t* place) {
+  int64_t value;
+  asm volatile("ld.relaxed.gpu.global.s64 %0, [%1];" : "=l"(value) : "l"(__cvta_generic_to_global(place)) : "memory");
+  return value;
+}
+PHASEFAST_DEVICE void pause(int nanoseconds) {
+  asm volatile("nanosleep.u32 %0;" ::"r"(nanoseconds));
+}
+
 // Two neighbouring float32 sums in global memory, aligned to 8 bytes, like add_to.
 PHASEFAST_DEVICE void add_pair_to(float* place, float a, float b) {
   asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(place)), "f"(a), "f"(b)

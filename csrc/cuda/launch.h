@@ -7,6 +7,8 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <cstdlib>
+
 #include "checks.h"
 
 namespace phasefast::cuda {
@@ -34,6 +36,17 @@ inline cudaStream_t current_stream(int32_t device) {
 // The matrix with the elements of each row side by side: itself, or a copy.
 inline Tensor dense_rows(const Tensor& matrix) {
   return matrix.stride(1) == 1 || matrix.size(1) == 1 ? matrix : torch::stable::contiguous(matrix);
+}
+
+// Whether the device runs code for sm_90a, and PHASEFAST_SM90=0 does not forbid it.
+inline bool is_hopper(const Tensor& tensor) {
+  const char* wanted = std::getenv("PHASEFAST_SM90");
+  if (wanted && wanted[0] == '0') return false;
+  int major = 0, minor = 0;
+  const int device = tensor.get_device_index();
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "compute capability");
+  check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "compute capability");
+  return major == 9 && minor == 0;
 }
 
 // Makes a tensor's device the current one, as long as it lives.

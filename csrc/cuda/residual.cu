@@ -1,8 +1,10 @@
-// Launches of the residual kernel. Not yet run on a GPU: registered beside the ops, chosen only where it is asked for.
+// The op residual for CUDA tensors: checks, and launches of the kernel that is made for the device.
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
+
 #include "cuda/launch.h"
-#include "cuda/residual_kernel.cuh"
+#include "cuda/residual_launch.h"
 #include "residual.h"
 
 namespace phasefast::cuda {
@@ -26,9 +28,13 @@ void launch(const ResidualGroup& group, const Caller& caller) {
   check(cudaGetLastError(), "residual: launch");
 }
 
-void launch_as(ScalarType type, const ResidualGroup& group, const Caller& caller) {
+void launch_as(ScalarType type, const ResidualGroup& group, const Caller& caller, bool hopper) {
   if (group.count == 0 || group.blocks == 0 || group.samples == 0) return;
-  if (type == ScalarType::Float) {
+  const auto empty = [](const ResidualCell& cell) { return cell.width == 0; };
+  const bool copied = group.edges[group.blocks] > 0 && std::none_of(group.cells, group.cells + group.count, empty);
+  if (hopper && copied) {
+    residual_sm90(type, group, caller);
+  } else if (type == ScalarType::Float) {
     launch<float>(group, caller);
   } else if (type == ScalarType::BFloat16) {
     launch<__nv_bfloat16>(group, caller);
@@ -45,6 +51,7 @@ void residual(const Tensors& rows, const Tensors& weights, const Tensors& offset
   check_dtype({"targets"}, targets, {ScalarType::Float});
   if (classes.size() > kTargetBlocks) fail("classes has ", classes.size(), " entries, expected ", kTargetBlocks);
   const Caller caller(targets);
+  const bool hopper = is_hopper(targets);
   const Tensor expected = dense_rows(targets);
   ResidualGroup group{};
   group.blocks = static_cast<int>(classes.size());
@@ -79,10 +86,10 @@ void residual(const Tensors& rows, const Tensors& weights, const Tensors& offset
           rows[i].size(1),
       };
       if (group.count < kResidualCells) continue;
-      launch_as(type, group, caller);
+      launch_as(type, group, caller, hopper);
       group.count = 0;
     }
-    launch_as(type, group, caller);
+    launch_as(type, group, caller, hopper);
     group.count = 0;
   }
 }

@@ -46,8 +46,9 @@ struct Best {
   PHASEFAST_DEVICE void see(float candidate, int64_t at) {
     see(Best{candidate, candidate == candidate ? static_cast<int>(at) : kNan});
   }
-  PHASEFAST_DEVICE void gather() {
-    for (int mask = 16; mask; mask /= 2) see(Best{shuffle(value, mask), shuffle(col, mask)});
+  // Of all `lanes` neighbours.
+  PHASEFAST_DEVICE void gather(int lanes) {
+    for (int mask = lanes / 2; mask; mask /= 2) see(Best{shuffle(value, mask), shuffle(col, mask)});
   }
 };
 
@@ -70,8 +71,8 @@ PHASEFAST_DEVICE void compare(const ResidualGroup& group, const ResidualCell& ce
     for (int mask = 16; mask; mask /= 2) error += shuffle(error, mask);
     if (lane == 0) errors[row] += error;
     if (!classes) continue;
-    predicted.gather();
-    expected.gather();
+    predicted.gather(32);
+    expected.gather(32);
     if (lane == 0) {
       best[2 * row].see(predicted);
       best[2 * row + 1].see(expected);

@@ -19,6 +19,7 @@ _TARGET_BLOCKS = 64  # kTargetBlocks of csrc/cuda/residual_kernel.cuh
 _POOLED = 64  # values of which the mean is taken
 _WIDTH_OF_ONE = 256  # features of a system that fills a GPU by itself, as far as it can be filled
 _FEW_COLUMNS = 128
+_PRODUCTS = 1e10  # of which launches are a small part
 
 
 def implementation(op: str, built: bool) -> Callable[..., None]:
@@ -72,6 +73,7 @@ _TAKES: dict[str, Callable[..., bool]] = {
     ),
 }
 
+
 def _capture_is_faster(activations: list[Tensor], shifts: Any, pools: list[int], *_: Any) -> bool:
     """Not where many values make one: PyTorch has several threads add them up."""
     sizes = (x[0, 0].numel() / pool ** (x.dim() - 2) for x, pool in zip(activations, pools, strict=True) if pool)
@@ -83,10 +85,10 @@ def _solve_is_faster(grams: list[Tensor], crosses: Any, penalties: list[Tensor],
     return bool(grams) and sum(map(len, penalties)) * _WIDTH_OF_ONE >= max(map(len, grams))
 
 
-def _residual_is_faster(rows: list[Tensor], weights: Any, offsets: Any, targets: Tensor, *_: Any) -> bool:
-    """Launches decide for narrow cells; rows of bfloat16 take half the products."""
-    small = targets.shape[1] <= _FEW_COLUMNS and all(row.shape[1] <= _WIDTH_OF_ONE for row in rows)
-    return small or all(row.dtype == torch.bfloat16 for row in rows)
+def _residual_is_faster(rows: list[Tensor], weights: list[Tensor], offsets: Any, targets: Tensor, *_: Any) -> bool:
+    """Launches decide for narrow cells, products for wide ones."""
+    few, narrow = targets.shape[1] <= _FEW_COLUMNS, all(row.shape[1] <= _WIDTH_OF_ONE for row in rows)
+    return (few and narrow) or (_hopper(targets) and sum(map(Tensor.numel, weights)) * len(targets) >= _PRODUCTS)
 
 
 # Whether it was faster there, at no loss of accuracy: benchmarks/results/, of GPUs.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import ops
 from ..dense import product, wide_rows
-from ..systems import Penalties, System, eigen_path, ridge_path, solve_eigen
+from ..systems import Penalties, System, eigen_path, ridge_path, ridge_paths, solve_eigen
 from ..types import Activations, Moments, PenaltyChoice, Statistics, TargetBlock, TargetMatrix
 
 _CHUNK = 1024
@@ -133,7 +133,9 @@ class _Walk:
         self.rows = cell.fit[:count].double() - system.row_mean
         self.expected = columns[:count].double() - sums / len(columns)
         cross = torch.zeros(cell.fit.shape[1], columns.shape[1], dtype=torch.float64, device=columns.device)
-        for part, of_part in zip(cell.fit.split(_CHUNK), columns.split(_CHUNK), strict=True):
+        whole = cell.fit.is_cuda and cell.fit.dtype == columns.dtype == statistics.dtype
+        size = len(cell.fit) if whole else _CHUNK
+        for part, of_part in zip(cell.fit.split(size), columns.split(size), strict=True):
             ops.gram([part.to(statistics.dtype)], of_part.to(statistics.dtype), [], [cross])
         cross -= torch.outer(system.row_mean, sums)
         self.system, self.rhs = system, torch.cat([cross, self.rows.mT], 1).to(statistics.dtype)
@@ -224,15 +226,23 @@ def _fold_errors(
     """Squared errors [L, u] float64 on each fold, of decoders solved without it; Inf where a float32 solve failed."""
     cross = torch.stack([fold.cross for fold in statistics.folds]).sum(0)
     total = replace(statistics.total, cross=cross, target_sum=targets.sketch.sums.sum(0))
-    for fold, (start, stop) in zip(statistics.folds, itertools.pairwise(targets.folds), strict=True):
-        train = System(cell, _without(total, fold), statistics.dtype)
-        path = penalties.absolute(train)
-        weights, info = eigen_path(train, train.cross, path) if eigen else ridge_path(train, train.cross, path)[::2]
-        if statistics.dtype == torch.float64 and not eigen:
-            for index in (info.bool() | (path == 0)).nonzero()[:, 0].tolist():
-                weights[index] = solve_eigen(train, train.cross, float(path[index])).weights
-        measure = _column_errors if targets.per_column else _target_errors
-        yield torch.nan_to_num(measure(cell, train, weights, targets, slice(start, stop)), math.inf, math.inf)
+    measure = _column_errors if targets.per_column else _target_errors
+    folds = list(zip(statistics.folds, itertools.starmap(slice, itertools.pairwise(targets.folds)), strict=True))
+    together = len(folds) if cross.is_cuda else 1  # a GPU takes hardly longer for all than for one
+    for first in range(0, len(folds), together):
+        some = folds[first : first + together]
+        systems = [System(cell, _without(total, fold), statistics.dtype) for fold, _ in some]
+        paths = [penalties.absolute(system) for system in systems]
+        if eigen:
+            solved = [eigen_path(system, system.cross, path) for system, path in zip(systems, paths, strict=True)]
+        else:
+            weights, _, infos = ridge_paths(systems, [system.cross for system in systems], paths)
+            solved = list(zip(weights, infos, strict=True))
+        for (_, rows), train, path, (found, info) in zip(some, systems, paths, solved, strict=True):
+            if statistics.dtype == torch.float64 and not eigen:
+                for index in (info.bool() | (path == 0)).nonzero()[:, 0].tolist():
+                    found[index] = solve_eigen(train, train.cross, float(path[index])).weights
+            yield torch.nan_to_num(measure(cell, train, found, targets, rows), math.inf, math.inf)
 
 
 def _offsets(train: System, weights: Tensor) -> Tensor:

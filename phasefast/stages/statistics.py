@@ -80,11 +80,13 @@ def _add_products(
     grams: Sequence[Tensor],
     crosses: Sequence[Tensor],
 ) -> None:
-    """Add the products of some fit rows; a chunk at a time, where they have to be converted."""
-    for start in range(rows.start, rows.stop, _CHUNK):
-        chunk = slice(start, min(start + _CHUNK, rows.stop))
-        stored = cells[0].fit.dtype
-        kind = stored if stored == torch.bfloat16 and dtype == torch.float32 else dtype
+    """Add the products of some fit rows; a chunk at a time, but on a GPU where none has to be converted."""
+    stored = cells[0].fit.dtype
+    kind = stored if stored == torch.bfloat16 and dtype == torch.float32 else dtype
+    whole = columns.is_cuda and all(matrix.dtype == kind for matrix in (columns, *(cell.fit for cell in cells)))
+    size = max(rows.stop - rows.start, 1) if whole else _CHUNK
+    for start in range(rows.start, rows.stop, size):
+        chunk = slice(start, min(start + size, rows.stop))
         ops.gram([cell.fit[chunk].to(kind) for cell in cells], columns[chunk].to(kind), grams, crosses)
 
 

@@ -143,6 +143,7 @@ def widened(argument):
 
 def test_cuda_kernels_are_used_where_asked_for_and_leave_the_rest_to_the_reference(monkeypatch):
     plain = {op: _cuda._gram if op == "gram" else getattr(reference, op) for op in _extension.OPS}
+    monkeypatch.setenv("PHASEFAST_CUDA_KERNELS", "0")
     assert all(_cuda.implementation(op, True) is plain[op] for op in _extension.OPS)
     monkeypatch.setenv("PHASEFAST_CUDA_KERNELS", "1")
     assert all(_cuda.implementation(op, False) is plain[op] for op in _extension.OPS)
@@ -155,3 +156,27 @@ def test_cuda_kernels_are_used_where_asked_for_and_leave_the_rest_to_the_referen
         wide = [widened(argument) for argument in given]
         _cuda.implementation(op, True)(*wide)
         assert op not in asked
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_cuda_kernels_are_the_default_where_they_are_faster(monkeypatch, faster):
+    monkeypatch.delenv("PHASEFAST_CUDA_KERNELS", raising=False)
+    asked = []
+    kernels = {op: SimpleNamespace(default=lambda *args, op=op: asked.append(op)) for op in _extension.OPS}
+    monkeypatch.setattr(torch.ops, "phasefast_cuda", SimpleNamespace(**kernels), raising=False)
+    monkeypatch.setattr(_cuda, "_FASTER", dict.fromkeys(_extension.OPS, lambda *_: faster))
+    for op, given in arguments().items():
+        _cuda.implementation(op, True)(*given)
+    assert asked == (list(arguments()) if faster else [])
+
+
+def test_what_makes_cuda_kernels_faster():
+    capture, solve, residual = (_cuda._FASTER[op] for op in ("capture", "ridge_solve", "residual"))
+    image, flat = torch.empty(2, 3, 16, 16), torch.empty(2, 3)
+    assert capture([image, flat], [], [4, 0])
+    assert not capture([image, flat], [], [1, 0])  # 256 values make one
+    gram, path = torch.empty(1024, 1024), torch.empty(4)
+    assert solve([gram], [], [path])
+    assert not solve([gram], [], [path[:3]])
+    assert not solve([], [], [])
+    assert residual([torch.empty(10, 256)], [torch.empty(256, 74)], [], torch.empty(10, 74))

@@ -29,8 +29,7 @@ class Captured(ctypes.Structure):
 
 @pytest.fixture(scope="module")
 def kernel(stand_in):
-    library = stand_in("capture")
-    return library
+    return stand_in("capture")
 
 
 def check(kernel, x, pool, dtype=torch.float32, *, splits=1, blocks=3, seed=0):

@@ -32,7 +32,7 @@ class Group(ctypes.Structure):
         ("targets", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("target_stride", "cols", "samples", "tiles")),
         ("splits", ctypes.c_int),
-        ("partial", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in ("partial", "pace")),
     )
 
 

@@ -1,0 +1,85 @@
+// Launches of the residual kernel for Hopper.
+#include <algorithm>
+
+#include "cuda/parts.cuh"
+#include "cuda/residual_launch.h"
+#include "cuda/residual_sm90_kernel.cuh"
+
+namespace phasefast::cuda {
+namespace {
+
+static_assert(sizeof(HopperResidual) + sizeof(ResidualMaps) <= 32000);  // what a kernel takes since CUDA 12.1
+
+__global__ void __launch_bounds__(kHopperThreads, 1)
+    residual_sm90_kernel(const __grid_constant__ HopperResidual work, const __grid_constant__ ResidualMaps maps) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  extern __shared__ char shared[];
+  residual_sm90_body(work, maps, shared);
+#endif
+}
+
+__global__ void __launch_bounds__(kSplitThreads)
+    residual_sm90_reduce_kernel(const __grid_constant__ HopperResidual work) {
+  residual_reduce_body(work, kSplitThreads);
+}
+
+Matrix rows_of(ScalarType type, const ResidualCell& cell, int64_t samples) {
+  return {type, cell.rows, cell.row_stride, samples, cell.width};
+}
+Matrix weights_of(const ResidualGroup& group, const ResidualCell& cell) {
+  return {ScalarType::Float, cell.weights, cell.weight_stride, cell.width, group.edges[group.blocks]};
+}
+
+// Rows [begin, begin + samples) of all cells.
+void launch(HopperResidual& work, const ResidualMaps& maps, const Caller& caller) {
+  using S = ResidualShape;
+  const ResidualGroup& group = work.group;
+  const int64_t clusters = caller.processors() / S::kBlocks;
+  const int64_t items = across(group.samples, S::kSize.height) * group.count;
+  work.tiles = all_tiles(group);
+  work.ranges = residual_ranges(items, work.tiles, clusters);
+  const int64_t places = group.samples * group.count * group.blocks;
+  const Tensor partial = caller.scratch(work.ranges > 1 ? 2 * work.ranges * places : 0);
+  work.partial = static_cast<double*>(partial.data_ptr());
+  launch_clusters<S>(residual_sm90_kernel, std::min(items * work.ranges, clusters), caller, work, maps);
+  if (work.ranges == 1) return;
+  const int64_t blocks = std::min<int64_t>(across(places, kSplitThreads), 8 * caller.processors());
+  residual_sm90_reduce_kernel<<<static_cast<unsigned>(blocks), kSplitThreads, 0, caller.stream()>>>(work);
+  check(cudaGetLastError(), "residual: reduction");
+}
+
+}  // namespace
+
+void residual_sm90(ScalarType type, const ResidualGroup& all, const Caller& caller) {
+  int64_t fixed = 0, each = 0;
+  for (int i = 0; i < all.count; ++i) {
+    const Matrix weights = weights_of(all, all.cells[i]);
+    fixed += scratch_bytes(weights) * weights.rows;
+    each += scratch_bytes(rows_of(type, all.cells[i], all.samples));
+  }
+  const int64_t most = each ? std::max<int64_t>(kScratch / each, ResidualShape::kSize.height) : all.samples;
+  const Tensor kept = caller.scratch(across(fixed, sizeof(float)));
+  char* place = static_cast<char*>(kept.data_ptr());
+  ResidualMaps maps{};
+  maps.row_parts = parts_of(type);
+  for (int i = 0; i < all.count; ++i) {
+    const Matrix weights = weights_of(all, all.cells[i]);
+    maps.weights[i] = tensor_map(parts_at(weights, 0, weights.rows, place, caller), ResidualShape::kDepth);
+  }
+  for (int64_t begin = 0; begin < all.samples; begin += most) {
+    HopperResidual work{all, 0, 1, nullptr};
+    work.group.samples = std::min(most, all.samples - begin);
+    work.group.targets += begin * all.target_stride;
+    const Tensor held = caller.scratch(across(each * work.group.samples, sizeof(float)));
+    char* scratch = static_cast<char*>(held.data_ptr());
+    for (int i = 0; i < all.count; ++i) {
+      const Matrix rows = rows_of(type, all.cells[i], all.samples);
+      maps.rows[i] = tensor_map(parts_at(rows, begin, work.group.samples, scratch, caller), kBox);
+      work.group.cells[i].errors += begin;
+      work.group.cells[i].hits += begin;
+    }
+    launch(work, maps, caller);
+  }
+}
+
+}  // namespace phasefast::cuda

@@ -1,0 +1,161 @@
+// residual on Hopper's tensor cores (compute capability 9.0): predictions stay in the registers that they are summed up
+// in, are compared with the targets there, and are forgotten.
+#pragma once
+
+#include "hopper_pipeline.cuh"
+#include "residual_sm90_layout.cuh"
+
+namespace phasefast::cuda {
+
+struct ResidualMaps {
+  CUtensorMap rows[kResidualCells], weights[kResidualCells];  // [part, row, column]
+  int row_parts;
+};
+
+// Calls body(cell, first row, range) for the items of a cluster.
+template <typename F>
+PHASEFAST_DEVICE void each_item(const HopperResidual& work, const F& body) {
+  constexpr int kBlocks = ResidualShape::kBlocks;
+  const int64_t down = across(work.group.samples, ResidualShape::kSize.height);
+  for (int64_t item = Thread::block() / kBlocks; item < down * work.group.count * work.ranges;
+       item += Thread::blocks() / kBlocks) {
+    const int64_t rest = item / work.ranges;
+    body(static_cast<int>(rest / down), rest % down * ResidualShape::kSize.height,
+         static_cast<int>(item % work.ranges));
+  }
+}
+
+// The thread that copies.
+PHASEFAST_DEVICE void produce(const HopperResidual& work, const ResidualMaps& maps, const Ring<ResidualShape>& ring,
+                              int rank) {
+  Turn turn;
+  each_item(work, [&](int cell, int64_t first, int range) {
+    const int64_t depth = work.group.cells[cell].width;
+    int64_t before = 0;
+    for (int block = 0; block < work.group.blocks; ++block) {
+      const Stretch own = stretch(work, block, before, range);
+      before += block_tiles(work.group, block);
+      for (int64_t tile = own.begin; tile < own.end; ++tile) {
+        const int64_t col = work.group.edges[block] + tile * ResidualShape::kSize.width;
+        const Factors factors{maps.rows[cell], maps.weights[cell], first, col, maps.row_parts, kParts<float>};
+        for (int64_t at = 0; at < depth; at += ResidualShape::kDepth) {
+          fill<ResidualShape, LeftRows>(ring, turn, rank, factors, at);
+        }
+      }
+    }
+  });
+}
+
+// What a thread knows of one of its rows in a block of targets.
+struct RowMiss {
+  double error = 0;
+  Best predicted = Best::none(), expected = Best::none();
+
+  PHASEFAST_DEVICE void see(float prediction, float target, int64_t col, bool classes) {
+    const double miss = static_cast<double>(prediction - target);
+    error += miss * miss;
+    if (!classes) return;
+    predicted.see(prediction, col);
+    expected.see(target, col);
+  }
+  // Together with the other three threads of the row.
+  PHASEFAST_DEVICE void gather() {
+    for (int mask = 2; mask; mask /= 2) error += shuffle(error, mask);
+    predicted.gather(4);
+    expected.gather(4);
+  }
+  PHASEFAST_DEVICE bool hit() const { return predicted.col >= 0 && predicted.col == expected.col; }
+};
+
+// A tile of predictions, less the offset, in the registers of its warpgroup (PTX ISA, the accumulator of
+// wgmma.m64nNk16): rows `first` and `first` + 8 of a thread, columns from `left` to `right` of the targets.
+PHASEFAST_DEVICE void compare_sums(const HopperResidual& work, const ResidualCell& cell,
+                                   const float (&sum)[ResidualShape::kSums], int64_t first, int64_t left, int64_t right,
+                                   bool classes, RowMiss (&misses)[2]) {
+  const int64_t own = left + Thread::index() % 4 * 2;
+  PHASEFAST_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    const int64_t row = first + half * 8;
+    if (row >= work.group.samples) continue;
+    const float* target = work.group.targets + row * work.group.target_stride;
+    PHASEFAST_UNROLL
+    for (int i = 0; i < ResidualShape::kSums / 4; ++i) {
+      PHASEFAST_UNROLL
+      for (int j = 0; j < 2; ++j) {
+        const int64_t col = own + i * 8 + j;
+        if (col >= right) continue;
+        const float prediction = sum[4 * i + 2 * half + j] + cell.offset[col * cell.offset_stride];
+        misses[half].see(prediction, target[col], col, classes);
+      }
+    }
+  }
+}
+
+// What is known of a row and a block goes to the caller, or to the range's own place.
+PHASEFAST_DEVICE void put_row(const HopperResidual& work, int cell, int block, int64_t row, int range, bool seen,
+                              const RowMiss& miss) {
+  const ResidualCell& own = work.group.cells[cell];
+  const bool classes = work.group.classes[block];
+  if (work.ranges > 1) {
+    const int64_t place = (int64_t{range} * work.group.count + cell) * work.group.blocks + block;
+    work.partial[place * work.group.samples + row] = miss.error;
+  } else {
+    own.errors[block * own.error_stride + row] = miss.error;
+  }
+  if (classes ? seen : range == 0) own.hits[block * own.hit_stride + row] = classes && miss.hit();
+}
+
+// A warpgroup that multiplies and compares.
+PHASEFAST_DEVICE void consume(const HopperResidual& work, const ResidualMaps& maps, const Ring<ResidualShape>& ring,
+                              int rank, int own) {
+  using S = ResidualShape;
+  const int lane = Thread::index() % 32, warp = Thread::index() / 32 % 4;
+  Turn turn;
+  each_item(work, [&](int cell, int64_t start, int range) {
+    const ResidualCell& of = work.group.cells[cell];
+    const int64_t first = start + rank * kBlockRows + own * 64 + warp * 16 + lane / 4;
+    const int stages = static_cast<int>(across(of.width, S::kDepth));
+    int64_t before = 0;
+    for (int block = 0; block < work.group.blocks; ++block) {
+      const Stretch tiles = stretch(work, block, before, range);
+      before += block_tiles(work.group, block);
+      RowMiss misses[2];
+      const int64_t edge = work.group.edges[block + 1];
+      for (int64_t tile = tiles.begin; tile < tiles.end; ++tile) {
+        float sum[S::kSums] = {};
+        add_stages_of_parts<S, LeftRows>(sum, ring, turn, stages, own, maps.row_parts, kParts<float>);
+        const int64_t left = work.group.edges[block] + tile * S::kSize.width;
+        const int64_t right = left + S::kSize.width < edge ? left + S::kSize.width : edge;
+        compare_sums(work, of, sum, first, left, right, work.group.classes[block], misses);
+      }
+      PHASEFAST_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        misses[half].gather();
+        const int64_t row = first + half * 8;
+        if (lane % 4 == 0 && row < work.group.samples) {
+          put_row(work, cell, block, row, range, tiles.begin < tiles.end, misses[half]);
+        }
+      }
+    }
+  });
+}
+
+PHASEFAST_DEVICE void residual_sm90_body(const HopperResidual& work, const ResidualMaps& maps, char* shared) {
+  run_roles<ResidualShape>(
+      shared, [&](const Ring<ResidualShape>& ring, int rank) { produce(work, maps, ring, rank); },
+      [&](const Ring<ResidualShape>& ring, int rank, int own) { consume(work, maps, ring, rank, own); });
+}
+
+// The ranges' errors, added up in order.
+PHASEFAST_DEVICE void residual_reduce_body(const HopperResidual& work, int threads) {
+  const int64_t samples = work.group.samples, count = int64_t{work.group.count} * work.group.blocks * samples;
+  for (int64_t at = Thread::block() * threads + Thread::index(); at < count; at += Thread::blocks() * threads) {
+    const int64_t row = at % samples, block = at / samples % work.group.blocks;
+    const ResidualCell& cell = work.group.cells[at / samples / work.group.blocks];
+    double error = 0;
+    for (int range = 0; range < work.ranges; ++range) error += work.partial[range * count + at];
+    cell.errors[block * cell.error_stride + row] = error;
+  }
+}
+
+}  // namespace phasefast::cuda
