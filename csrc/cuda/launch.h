@@ -38,10 +38,14 @@ inline Tensor dense_rows(const Tensor& matrix) {
   return matrix.stride(1) == 1 || matrix.size(1) == 1 ? matrix : torch::stable::contiguous(matrix);
 }
 
+inline bool is_set(const char* variable, char value) {
+  const char* given = std::getenv(variable);
+  return given && given[0] == value;
+}
+
 // Whether the device runs code for sm_90a, and PHASEFAST_SM90=0 does not forbid it.
 inline bool is_hopper(const Tensor& tensor) {
-  const char* wanted = std::getenv("PHASEFAST_SM90");
-  if (wanted && wanted[0] == '0') return false;
+  if (is_set("PHASEFAST_SM90", '0')) return false;
   int major = 0, minor = 0;
   const int device = tensor.get_device_index();
   check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "compute capability");

@@ -51,7 +51,7 @@ void residual(const Tensors& rows, const Tensors& weights, const Tensors& offset
   check_dtype({"targets"}, targets, {ScalarType::Float});
   if (classes.size() > kTargetBlocks) fail("classes has ", classes.size(), " entries, expected ", kTargetBlocks);
   const Caller caller(targets);
-  const bool hopper = is_hopper(targets);
+  const bool hopper = is_set("PHASEFAST_SM90_RESIDUAL", '1') && is_hopper(targets);
   const Tensor expected = dense_rows(targets);
   ResidualGroup group{};
   group.blocks = static_cast<int>(classes.size());

@@ -1,7 +1,8 @@
 """What CUDA tensors are computed with: a kernel where it is built and was measured to be faster, else PyTorch.
 
 PHASEFAST_CUDA_KERNELS=1 asks for the kernels wherever they take the arguments, 0 for none;
-PHASEFAST_SM90=0 for the variants of compute capability 8.0 on Hopper too.
+PHASEFAST_SM90=0 for the variants of compute capability 8.0 on Hopper too; PHASEFAST_SM90_RESIDUAL=1 for Hopper's variant
+of residual, which has an open fault (csrc/cuda/residual_sm90.cu).
 """
 
 from __future__ import annotations
@@ -88,7 +89,8 @@ def _solve_is_faster(grams: list[Tensor], crosses: Any, penalties: list[Tensor],
 def _residual_is_faster(rows: list[Tensor], weights: list[Tensor], offsets: Any, targets: Tensor, *_: Any) -> bool:
     """Launches decide for narrow cells, products for wide ones."""
     few, narrow = targets.shape[1] <= _FEW_COLUMNS, all(row.shape[1] <= _WIDTH_OF_ONE for row in rows)
-    return (few and narrow) or (_hopper(targets) and sum(map(Tensor.numel, weights)) * len(targets) >= _PRODUCTS)
+    asked = os.environ.get("PHASEFAST_SM90_RESIDUAL") == "1" and _hopper(targets)
+    return (few and narrow) or (asked and sum(map(Tensor.numel, weights)) * len(targets) >= _PRODUCTS)
 
 
 # Whether it was faster there, at no loss of accuracy: benchmarks/results/, of GPUs.
