@@ -140,7 +140,7 @@ def test_gram_kernel_against_float64(
         assert cross_error <= 1e-5 * norm * targets.double().norm(dim=0).max() + start
 
 
-# The variant with an open fault only where it is asked for: an illegal instruction ends all that runs after it.
+# Ragged shapes, which the variant has not run on, only where they are asked for: a fault ends all that runs after it.
 ASKED = os.environ.get("PHASEFAST_SM90_RESIDUAL") == "1"
 
 
@@ -174,6 +174,23 @@ def test_residual_kernel_against_float64(
         # A block of one column has the square of a difference of numbers of order one, each good to about 1e-5.
         torch.testing.assert_close(repeats[0][i], expected, rtol=1e-5, atol=5e-5)
         assert (repeats[0][len(rows) + i] == expected_hits).double().mean() > 0.99  # rounding may decide a near tie
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("samples", [1, 130, 20_000])
+def test_residual_kernel_of_even_shapes_against_float64(kernels: Any, samples: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator("cuda").manual_seed(samples)
+    edges, classes, width = [0, 512, 522], [False, True], 192
+    rows, targets = (torch.randn(samples, size, generator=generator, device="cuda") for size in (width, 522))
+    weights, offset = (torch.randn(size, 522, generator=generator, device="cuda") / width**0.5 for size in (width, 1))
+    rows = rows.to(dtype)
+    found, expected = (torch.full((2, samples), torch.nan, dtype=torch.float64, device="cuda") for _ in range(2))
+    hits, expected_hits = (torch.ones(2, samples, dtype=torch.bool, device="cuda") for _ in range(2))
+    kernels.residual([rows], [weights], [offset[0]], targets, edges, classes, [found], [hits])
+    wide = [rows.double()], [weights.double()], [offset[0].double()], targets.double()
+    reference.residual(*wide, edges, classes, [expected], [expected_hits])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert (hits == expected_hits).double().mean() > 0.99  # rounding may decide a near tie
 
 
 @pytest.mark.parametrize(("width", "columns"), [(1, 1), (130, 7), (512, 300), (1030, 20)])

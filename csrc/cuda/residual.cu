@@ -28,11 +28,18 @@ void launch(const ResidualGroup& group, const Caller& caller) {
   check(cudaGetLastError(), "residual: launch");
 }
 
+// Whether the variant for Hopper takes these cells, and has run on their like (see residual_sm90.cu) or is asked for.
+bool suits_sm90(const ResidualGroup& group) {
+  const auto cells = [&](auto holds) { return std::all_of(group.cells, group.cells + group.count, holds); };
+  const bool there = group.edges[group.blocks] > 0 && cells([](const ResidualCell& c) { return c.width > 0; });
+  const bool whole = cells([](const ResidualCell& c) { return c.width % 64 == 0; });
+  const bool even = std::all_of(group.edges, group.edges + group.blocks, [](int64_t edge) { return edge % 8 == 0; });
+  return there && ((whole && even) || is_set("PHASEFAST_SM90_RESIDUAL", '1'));
+}
+
 void launch_as(ScalarType type, const ResidualGroup& group, const Caller& caller, bool hopper) {
   if (group.count == 0 || group.blocks == 0 || group.samples == 0) return;
-  const auto empty = [](const ResidualCell& cell) { return cell.width == 0; };
-  const bool copied = group.edges[group.blocks] > 0 && std::none_of(group.cells, group.cells + group.count, empty);
-  if (hopper && copied) {
+  if (hopper && suits_sm90(group)) {
     residual_sm90(type, group, caller);
   } else if (type == ScalarType::Float) {
     launch<float>(group, caller);
@@ -51,7 +58,7 @@ void residual(const Tensors& rows, const Tensors& weights, const Tensors& offset
   check_dtype({"targets"}, targets, {ScalarType::Float});
   if (classes.size() > kTargetBlocks) fail("classes has ", classes.size(), " entries, expected ", kTargetBlocks);
   const Caller caller(targets);
-  const bool hopper = is_set("PHASEFAST_SM90_RESIDUAL", '1') && is_hopper(targets);
+  const bool hopper = is_hopper(targets);
   const Tensor expected = dense_rows(targets);
   ResidualGroup group{};
   group.blocks = static_cast<int>(classes.size());

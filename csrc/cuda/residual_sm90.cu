@@ -1,6 +1,7 @@
-// Launches of the residual kernel for Hopper. Not the default: on an H100 it was right, and 1.8 times as fast as
-// PyTorch, at every shape of benchmarks/, but stopped with an illegal instruction at 60 rows of 54 features and 39
-// columns of targets in two blocks. PHASEFAST_SM90_RESIDUAL=1 asks for it.
+// Launches of the residual kernel for Hopper. On an H100 it was right wherever it ran: widths that are multiples of 64,
+// blocks of targets that begin at multiples of 8. A block at column 36 ended in an illegal instruction: copies of boxes
+// have to begin at multiples of 16 bytes (triton-lang/triton issue 7385), as they do since. What has not run yet is not
+// the default: PHASEFAST_SM90_RESIDUAL=1 asks for it.
 #include <algorithm>
 
 #include "cuda/parts.cuh"

@@ -36,7 +36,7 @@ PHASEFAST_DEVICE void produce(const HopperResidual& work, const ResidualMaps& ma
       const Stretch own = stretch(work, block, before, range);
       before += block_tiles(work.group, block);
       for (int64_t tile = own.begin; tile < own.end; ++tile) {
-        const int64_t col = work.group.edges[block] + tile * ResidualShape::kSize.width;
+        const int64_t col = block_start(work.group, block) + tile * ResidualShape::kSize.width;
         const Factors factors{maps.rows[cell], maps.weights[cell], first, col, maps.row_parts, kParts<float>};
         for (int64_t at = 0; at < depth; at += ResidualShape::kDepth) {
           fill<ResidualShape, LeftRows>(ring, turn, rank, factors, at);
@@ -68,11 +68,12 @@ struct RowMiss {
 };
 
 // A tile of predictions, less the offset, in the registers of its warpgroup (PTX ISA, the accumulator of
-// wgmma.m64nNk16): rows `first` and `first` + 8 of a thread, columns from `left` to `right` of the targets.
+// wgmma.m64nNk16): rows `first` and `first` + 8 of a thread, columns from `left` on, of which those of the block count.
 PHASEFAST_DEVICE void compare_sums(const HopperResidual& work, const ResidualCell& cell,
-                                   const float (&sum)[ResidualShape::kSums], int64_t first, int64_t left, int64_t right,
-                                   bool classes, RowMiss (&misses)[2]) {
-  const int64_t own = left + Thread::index() % 4 * 2;
+                                   const float (&sum)[ResidualShape::kSums], int64_t first, int64_t left, int block,
+                                   RowMiss (&misses)[2]) {
+  const int64_t own = left + Thread::index() % 4 * 2, begin = work.group.edges[block];
+  const int64_t end = work.group.edges[block + 1];
   PHASEFAST_UNROLL
   for (int half = 0; half < 2; ++half) {
     const int64_t row = first + half * 8;
@@ -83,9 +84,9 @@ PHASEFAST_DEVICE void compare_sums(const HopperResidual& work, const ResidualCel
       PHASEFAST_UNROLL
       for (int j = 0; j < 2; ++j) {
         const int64_t col = own + i * 8 + j;
-        if (col >= right) continue;
+        if (col < begin || col >= end) continue;
         const float prediction = sum[4 * i + 2 * half + j] + cell.offset[col * cell.offset_stride];
-        misses[half].see(prediction, target[col], col, classes);
+        misses[half].see(prediction, target[col], col, work.group.classes[block]);
       }
     }
   }
@@ -120,13 +121,11 @@ PHASEFAST_DEVICE void consume(const HopperResidual& work, const ResidualMaps& ma
       const Stretch tiles = stretch(work, block, before, range);
       before += block_tiles(work.group, block);
       RowMiss misses[2];
-      const int64_t edge = work.group.edges[block + 1];
       for (int64_t tile = tiles.begin; tile < tiles.end; ++tile) {
         float sum[S::kSums] = {};
         add_stages_of_parts<S, LeftRows>(sum, ring, turn, stages, own, maps.row_parts, kParts<float>);
-        const int64_t left = work.group.edges[block] + tile * S::kSize.width;
-        const int64_t right = left + S::kSize.width < edge ? left + S::kSize.width : edge;
-        compare_sums(work, of, sum, first, left, right, work.group.classes[block], misses);
+        const int64_t left = block_start(work.group, block) + tile * S::kSize.width;
+        compare_sums(work, of, sum, first, left, block, misses);
       }
       PHASEFAST_UNROLL
       for (int half = 0; half < 2; ++half) {

@@ -19,8 +19,14 @@ struct HopperResidual {
   double* partial;  // [ranges, cells, blocks, samples] where ranges > 1
 };
 
+// Where the tiles of a block begin: with copies of boxes at a multiple of 16 bytes, so maybe a little before the block.
+PHASEFAST_BOTH int64_t block_start(const ResidualGroup& group, int block) {
+  return group.edges[block] / kChunk * kChunk;
+}
+
 PHASEFAST_BOTH int64_t block_tiles(const ResidualGroup& group, int block) {
-  return across(group.edges[block + 1] - group.edges[block], ResidualShape::kSize.width);
+  if (group.edges[block + 1] == group.edges[block]) return 0;
+  return across(group.edges[block + 1] - block_start(group, block), ResidualShape::kSize.width);
 }
 
 PHASEFAST_BOTH int64_t all_tiles(const ResidualGroup& group) {

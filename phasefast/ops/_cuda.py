@@ -1,8 +1,8 @@
 """What CUDA tensors are computed with: a kernel where it is built and was measured to be faster, else PyTorch.
 
 PHASEFAST_CUDA_KERNELS=1 asks for the kernels wherever they take the arguments, 0 for none;
-PHASEFAST_SM90=0 for the variants of compute capability 8.0 on Hopper too; PHASEFAST_SM90_RESIDUAL=1 for Hopper's variant
-of residual, which has an open fault (csrc/cuda/residual_sm90.cu).
+PHASEFAST_SM90=0 for the variants of compute capability 8.0 on Hopper too;
+PHASEFAST_SM90_RESIDUAL=1 for Hopper's residual at shapes that it has not run on (csrc/cuda/residual_sm90.cu).
 """
 
 from __future__ import annotations
@@ -86,11 +86,15 @@ def _solve_is_faster(grams: list[Tensor], crosses: Any, penalties: list[Tensor],
     return bool(grams) and sum(map(len, penalties)) * _WIDTH_OF_ONE >= max(map(len, grams))
 
 
-def _residual_is_faster(rows: list[Tensor], weights: list[Tensor], offsets: Any, targets: Tensor, *_: Any) -> bool:
-    """Launches decide for narrow cells, products for wide ones."""
-    few, narrow = targets.shape[1] <= _FEW_COLUMNS, all(row.shape[1] <= _WIDTH_OF_ONE for row in rows)
-    asked = os.environ.get("PHASEFAST_SM90_RESIDUAL") == "1" and _hopper(targets)
-    return (few and narrow) or (asked and sum(map(Tensor.numel, weights)) * len(targets) >= _PRODUCTS)
+def _residual_is_faster(
+    rows: list[Tensor], weights: list[Tensor], offsets: Any, targets: Tensor, edges: list[int], *_: Any
+) -> bool:
+    """Launches decide for narrow cells, products for wide ones: those that Hopper's variant has run on."""
+    widths = [row.shape[1] for row in rows]
+    narrow = targets.shape[1] <= _FEW_COLUMNS and all(width <= _WIDTH_OF_ONE for width in widths)
+    even = all(width % 64 == 0 for width in widths) and all(edge % 8 == 0 for edge in edges[:-1])
+    many = sum(map(Tensor.numel, weights)) * len(targets) >= _PRODUCTS
+    return narrow or (many and _hopper(targets) and (even or os.environ.get("PHASEFAST_SM90_RESIDUAL") == "1"))
 
 
 # Whether it was faster there, at no loss of accuracy: benchmarks/results/, of GPUs.

@@ -228,7 +228,7 @@ def _fold_errors(
     total = replace(statistics.total, cross=cross, target_sum=targets.sketch.sums.sum(0))
     measure = _column_errors if targets.per_column else _target_errors
     folds = list(zip(statistics.folds, itertools.starmap(slice, itertools.pairwise(targets.folds)), strict=True))
-    together = len(folds) if cross.is_cuda else 1  # a GPU takes hardly longer for all than for one
+    together = _folds_at_once(len(folds), cross.device)
     for first in range(0, len(folds), together):
         some = folds[first : first + together]
         systems = [System(cell, _without(total, fold), statistics.dtype) for fold, _ in some]
@@ -243,6 +243,11 @@ def _fold_errors(
                 for index in (info.bool() | (path == 0)).nonzero()[:, 0].tolist():
                     found[index] = solve_eigen(train, train.cross, float(path[index])).weights
             yield torch.nan_to_num(measure(cell, train, found, targets, rows), math.inf, math.inf)
+
+
+def _folds_at_once(folds: int, device: torch.device) -> int:
+    """A GPU takes hardly longer for all of them than for one; a CPU has less room for their matrices."""
+    return 1 if device.type == "cpu" else folds
 
 
 def _offsets(train: System, weights: Tensor) -> Tensor:

@@ -179,4 +179,5 @@ def test_what_makes_cuda_kernels_faster():
     assert solve([gram], [], [path])
     assert not solve([gram], [], [path[:3]])
     assert not solve([], [], [])
-    assert residual([torch.empty(10, 256)], [torch.empty(256, 74)], [], torch.empty(10, 74))
+    assert residual([torch.empty(10, 256)], [torch.empty(256, 74)], [], torch.empty(10, 74), [0, 64, 74])
+    assert not residual([torch.empty(10, 512)], [torch.empty(512, 74)], [], torch.empty(10, 74), [0, 64, 74])

@@ -10,9 +10,10 @@ import torch
 from sklearn.linear_model import Ridge
 
 from phasefast.decoding import Method, decode
+from phasefast.stages import select
 from phasefast.stages.evaluate import evaluate
 from phasefast.stages.reduce import subset
-from phasefast.stages.select import refine_by_leave_one_out, select_by_leave_one_out
+from phasefast.stages.select import refine_by_leave_one_out, select_by_folds, select_by_leave_one_out
 from phasefast.stages.statistics import accumulate
 from phasefast.stages.targets import Input, Label, build_targets
 from phasefast.systems import Penalties
@@ -46,6 +47,21 @@ def leave_one_out(cell: Activations, columns: torch.Tensor, rows: int) -> np.nda
             error += (model.predict(a[i : i + 1])[0] - t[i]) ** 2
         total.append(error)
     return np.stack(total)
+
+
+@pytest.mark.parametrize(("dtype", "eigen"), [(torch.float32, False), (torch.float64, False), (torch.float64, True)])
+@pytest.mark.parametrize("per_column", [False, True])
+def test_folds_solved_together_choose_the_same(
+    monkeypatch: pytest.MonkeyPatch, per_column: bool, dtype: torch.dtype, eigen: bool
+) -> None:
+    cell, targets, _ = make(3, 90, 30, per_column)
+    (statistics,) = accumulate([cell], targets, dtype)
+    choices = []
+    for together in (1, 5):
+        monkeypatch.setattr(select, "_folds_at_once", lambda *_, together=together: together)
+        choices.append(select_by_folds(cell, statistics, targets, Penalties(ALPHAS), eigen))
+    assert all(torch.equal(a, b) for a, b in zip(choices[0].indices, choices[1].indices, strict=True))
+    assert choices[0].reliable == choices[1].reliable
 
 
 @pytest.mark.parametrize("per_column", [False, True])
