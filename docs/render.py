@@ -31,6 +31,12 @@ def measured(folder: Path) -> dict[str, Any]:
     return dict(newest["sections"])
 
 
+def on_gpu(folder: Path) -> dict[str, Any]:
+    """The newest result of a GPU."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("nvidia-*.json"))]
+    return max((result for result in found if "ops" in result), key=lambda result: str(result["date"]), default={})
+
+
 def pairs(runs: dict[str, Any]) -> list[dict[str, Any]]:
     """Every back-test of every run: one per network, seed and transfer task."""
     return [
@@ -79,6 +85,7 @@ def rendered(benchmarks: Path = BENCHMARKS) -> dict[Path, str]:
     names = {
         "runs": runs,
         "performance": measured(benchmarks),
+        "gpu": on_gpu(BENCHMARKS),
         **{name.replace("-", "_"): content for name, content in found.items()},
     }
     return {path.with_suffix(""): environment.get_template(path.name).render(names) for path in DOCS.glob("*.md.jinja")}
