@@ -124,8 +124,9 @@ class Engine:
         penalties = Penalties(_as_tuple(options.get("alphas"), DEFAULT_ALPHAS), options.get("noise"))
         budget = memory_budget(options.get("memory"), self.device)
         inputs = probe_set.fit_inputs, probe_set.heldout_inputs
-        taken = sum(split.nbytes for split in inputs if split.device != self.device)
-        keeps = self.device.type == "cuda" and taken <= _KEPT_SHARE * budget  # every checkpoint reads them again
+        taken = sum(split.nbytes for split in inputs if split.device.type == "cpu")
+        # Every checkpoint reads them again; a budget that was given is for the cells alone, as `phasefast plan` counts.
+        keeps = self.device.type == "cuda" and options.get("memory") is None and taken <= _KEPT_SHARE * budget
         self._fit_inputs, self._heldout_inputs = (split.to(self.device) if keeps else split for split in inputs)
         self.method = Method(penalties, budget=budget - taken if keeps else budget, **how)
         fast = self.method.precision == "fast"

@@ -29,11 +29,21 @@ def coordinates(rows: Tensor, others: Tensor) -> tuple[Tensor, Tensor] | None:
     for start in range(0, d, _COLUMNS):
         left, right = (matrix[:, start : start + _COLUMNS].mT.double().contiguous() for matrix in (rows, others))
         ops.gram([left], right, [inner], [across])
+    factor = _factor(inner)
+    del inner  # as large as what follows
+    if factor is None:
+        return None
+    return factor, torch.linalg.solve_triangular(factor, across, upper=False).mT
+
+
+def _factor(inner: Tensor) -> Tensor | None:
+    """The Cholesky factor [n, n] with the least jitter that allows one; the diagonal of ``inner`` is overwritten."""
     diagonal = inner.diagonal()
     largest, before = diagonal.max(), diagonal.clone()
     for jitter in _JITTERS:
         diagonal.copy_(before + jitter * largest)
+        factor: Tensor
         factor, failed = torch.linalg.cholesky_ex(inner)
         if int(failed) == 0 and bool(factor.diagonal().isfinite().all()):
-            return factor, torch.linalg.solve_triangular(factor, across, upper=False).mT
+            return factor
     return None

@@ -46,6 +46,10 @@ void launch_to(ScalarType out, const Captured& cell, const Caller& caller) {
 void capture(const Tensors& activations, const Tensors& shifts, const std::vector<int64_t>& pools, const Tensors& rows,
              const Tensors& sums, const Tensors& squares) {
   check_capture(activations, shifts, pools, rows, sums, squares);
+  if (activations.empty()) return;
+  check_devices(
+      activations[0],
+      {{"activations", &activations}, {"shifts", &shifts}, {"rows", &rows}, {"sums", &sums}, {"squares", &squares}});
   for (size_t i = 0; i < activations.size(); ++i) {
     const int64_t index = static_cast<int64_t>(i);
     const auto types = {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half};

@@ -86,6 +86,9 @@ void gram_sm80(ScalarType type, const Tensors& rows, const Tensor& targets, cons
 void gram(const Tensors& rows, const Tensor& targets, const Tensors& grams, const Tensors& crosses) {
   check_gram(rows, targets, grams, crosses);
   check_dtype({"targets"}, targets, {ScalarType::Float, ScalarType::BFloat16});
+  const Tensors one = {targets};
+  const Tensor& like = rows.empty() ? targets : rows[0];
+  check_devices(like, {{"targets", &one}, {"rows", &rows}, {"grams", &grams}, {"crosses", &crosses}});
   Tensors dense;
   for (size_t i = 0; i < rows.size(); ++i) {
     check_dtype({"rows", static_cast<int64_t>(i)}, rows[i],

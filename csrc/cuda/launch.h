@@ -8,6 +8,8 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <cstdlib>
+#include <initializer_list>
+#include <utility>
 
 #include "checks.h"
 
@@ -51,6 +53,18 @@ inline bool is_hopper(const Tensor& tensor) {
   check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "compute capability");
   check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "compute capability");
   return major == 9 && minor == 0;
+}
+
+// All tensors on the device of one of them.
+inline void check_devices(const Tensor& like, std::initializer_list<std::pair<const char*, const Tensors*>> lists) {
+  for (const auto& [name, tensors] : lists) {
+    for (size_t i = 0; i < tensors->size(); ++i) {
+      const Tensor& tensor = (*tensors)[i];
+      if (tensor.is_cuda() && tensor.get_device_index() == like.get_device_index()) continue;
+      fail(Name{name, static_cast<int64_t>(i)}, " is on another device than the rest, expected all on CUDA device ",
+           like.get_device_index());
+    }
+  }
 }
 
 // Makes a tensor's device the current one, as long as it lives.

@@ -54,7 +54,7 @@ inline int64_t padded(int64_t cols) {
 }
 
 inline bool usable(const Matrix& matrix) {
-  return matrix.type == ScalarType::BFloat16 && matrix.stride % kChunk == 0 &&
+  return matrix.type == ScalarType::BFloat16 && matrix.stride % kChunk == 0 && matrix.stride >= matrix.cols &&
          reinterpret_cast<uintptr_t>(matrix.data) % 16 == 0;
 }
 

@@ -57,6 +57,13 @@ void residual(const Tensors& rows, const Tensors& weights, const Tensors& offset
   check_residual(rows, weights, offsets, targets, edges, classes, errors, hits);
   check_dtype({"targets"}, targets, {ScalarType::Float});
   if (classes.size() > kTargetBlocks) fail("classes has ", classes.size(), " entries, expected ", kTargetBlocks);
+  const Tensors one = {targets};
+  check_devices(rows.empty() ? targets : rows[0], {{"targets", &one},
+                                                   {"rows", &rows},
+                                                   {"weights", &weights},
+                                                   {"offsets", &offsets},
+                                                   {"errors", &errors},
+                                                   {"hits", &hits}});
   const Caller caller(targets);
   const bool hopper = is_hopper(targets);
   const Tensor expected = dense_rows(targets);

@@ -33,6 +33,13 @@ Matrix weights_of(const ResidualGroup& group, const ResidualCell& cell) {
   return {ScalarType::Float, cell.weights, cell.weight_stride, cell.width, group.edges[group.blocks]};
 }
 
+// Whether a cell has the rows of the one before, as those of several penalties have.
+bool same_rows(const ResidualGroup& group, int cell) {
+  if (cell == 0) return false;
+  const ResidualCell &own = group.cells[cell], &before = group.cells[cell - 1];
+  return own.rows == before.rows && own.row_stride == before.row_stride && own.width == before.width;
+}
+
 // Rows [begin, begin + samples) of all cells.
 void launch(HopperResidual& work, const ResidualMaps& maps, const Caller& caller) {
   using S = ResidualShape;
@@ -58,7 +65,7 @@ void residual_sm90(ScalarType type, const ResidualGroup& all, const Caller& call
   for (int i = 0; i < all.count; ++i) {
     const Matrix weights = weights_of(all, all.cells[i]);
     fixed += scratch_bytes(weights) * weights.rows;
-    each += scratch_bytes(rows_of(type, all.cells[i], all.samples));
+    each += same_rows(all, i) ? 0 : scratch_bytes(rows_of(type, all.cells[i], all.samples));
   }
   const int64_t most = each ? std::max<int64_t>(kScratch / each, ResidualShape::kSize.height) : all.samples;
   const Tensor kept = caller.scratch(across(fixed, sizeof(float)));
@@ -77,7 +84,8 @@ void residual_sm90(ScalarType type, const ResidualGroup& all, const Caller& call
     char* scratch = static_cast<char*>(held.data_ptr());
     for (int i = 0; i < all.count; ++i) {
       const Matrix rows = rows_of(type, all.cells[i], all.samples);
-      maps.rows[i] = tensor_map(parts_at(rows, begin, work.group.samples, scratch, caller), kBox);
+      maps.rows[i] = same_rows(all, i) ? maps.rows[i - 1]
+                                       : tensor_map(parts_at(rows, begin, work.group.samples, scratch, caller), kBox);
       work.group.cells[i].errors += begin;
       work.group.cells[i].hits += begin;
     }

@@ -46,6 +46,13 @@ void ridge_solve(const Tensors& grams, const Tensors& crosses, const Tensors& pe
     check_dtype({"grams", static_cast<int64_t>(i)}, grams[i], {ScalarType::Float});
   }
   if (grams.empty() || info.size(1) == 0) return;
+  const Tensors one = {info};
+  check_devices(grams[0], {{"grams", &grams},
+                           {"crosses", &crosses},
+                           {"penalties", &penalties},
+                           {"weights", &weights},
+                           {"factors", &factors},
+                           {"info", &one}});
   const Caller caller(info);
   SolveGroup group{};
   int64_t used = 0;

@@ -7,6 +7,7 @@ PHASEFAST_SM90_RESIDUAL=1 for Hopper's residual at shapes that it has not run on
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 from . import reference
 
 _TARGET_BLOCKS = 64  # kTargetBlocks of csrc/cuda/residual_kernel.cuh
+_ROWS = 4096
 _POOLED = 64  # values of which the mean is taken
 _WIDTH_OF_ONE = 256  # features of a system that fills a GPU by itself, as far as it can be filled
 _FEW_COLUMNS = 128
@@ -33,10 +35,20 @@ def implementation(op: str, built: bool) -> Callable[..., None]:
     takes, faster = _TAKES[op], _FASTER[op]
 
     def route(*arguments: Any) -> None:
-        use = takes(*arguments) and (wanted == "1" or faster(*arguments))
+        try:
+            use = _runs(*arguments) and takes(*arguments) and (wanted == "1" or faster(*arguments))
+        except (IndexError, ValueError):  # of arguments that do not fit each other: the kernel's checks say which
+            use = True
         (kernel if use else plain)(*arguments)
 
     return route
+
+
+def _runs(*arguments: Any) -> bool:
+    """Whether there is code for the GPU that the tensors are on."""
+    tensors = itertools.chain(*(x if isinstance(x, (list, tuple)) else [x] for x in arguments))
+    devices = {x.device for x in tensors if isinstance(x, Tensor) and x.is_cuda}
+    return all(torch.cuda.get_device_capability(device) >= (8, 0) for device in devices)
 
 
 def _narrow(*tensors: Tensor) -> bool:
@@ -45,14 +57,20 @@ def _narrow(*tensors: Tensor) -> bool:
 
 @torch.no_grad()
 def _gram(rows: list[Tensor], targets: Tensor, grams: list[Tensor], crosses: list[Tensor]) -> None:
-    """The reference, but for bfloat16: those products go to the tensor cores, which sum them in float32."""
-    if any(matrix.dtype != torch.bfloat16 for matrix in (targets, *rows)):
-        reference.gram(rows, targets, grams, crosses)
-        return
-    for i, (a, c) in enumerate(zip(rows, crosses, strict=True)):
-        if grams:
-            grams[i].add_(torch.mm(a.mT, a, out_dtype=torch.float32).tril_())
-        c.add_(torch.mm(a.mT, targets, out_dtype=torch.float32))
+    """The reference, but for bfloat16: those products go to the tensor cores, which sum them in float32.
+
+    Some rows at a time, so that sums are as long as the accumulators' type is good for.
+    """
+    narrow = all(matrix.dtype == torch.bfloat16 for matrix in (targets, *rows))
+    for start in range(0, len(targets), _ROWS):
+        part, own = targets[start : start + _ROWS], [row[start : start + _ROWS] for row in rows]
+        if not narrow:
+            reference.gram(own, part, grams, crosses)
+            continue
+        for i, (a, c) in enumerate(zip(own, crosses, strict=True)):
+            if grams:
+                grams[i].add_(torch.mm(a.mT, a, out_dtype=torch.float32).tril_())
+            c.add_(torch.mm(a.mT, part, out_dtype=torch.float32))
 
 
 def _takes_gram(rows: list[Tensor], targets: Tensor, *_: Any) -> bool:
@@ -77,7 +95,7 @@ _TAKES: dict[str, Callable[..., bool]] = {
 
 def _capture_is_faster(activations: list[Tensor], shifts: Any, pools: list[int], *_: Any) -> bool:
     """Not where many values make one: PyTorch has several threads add them up."""
-    sizes = (x[0, 0].numel() / pool ** (x.dim() - 2) for x, pool in zip(activations, pools, strict=True) if pool)
+    sizes = (x.shape[2:].numel() / pool ** (x.dim() - 2) for x, pool in zip(activations, pools, strict=True) if pool)
     return all(size <= _POOLED for size in sizes)
 
 

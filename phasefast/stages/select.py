@@ -16,6 +16,7 @@ from ..systems import Penalties, System, eigen_path, ridge_path, ridge_paths, so
 from ..types import Activations, Moments, PenaltyChoice, Statistics, TargetBlock, TargetMatrix
 
 _CHUNK = 1024
+_FOLDS_BYTES = 1 << 30
 # Rounding of a float32 Gram matrix acts like a penalty of about the first size; what it adds to the errors of weak
 # penalties only matters where hardly anything else is left unexplained.
 _FLOAT32_ALPHA, _FLOAT32_SMALL_ALPHA, _FLOAT32_FVU = 1e-5, 1e-2, 1e-3
@@ -228,7 +229,7 @@ def _fold_errors(
     total = replace(statistics.total, cross=cross, target_sum=targets.sketch.sums.sum(0))
     measure = _column_errors if targets.per_column else _target_errors
     folds = list(zip(statistics.folds, itertools.starmap(slice, itertools.pairwise(targets.folds)), strict=True))
-    together = _folds_at_once(len(folds), cross.device)
+    together = 1 if eigen else _folds_at_once(len(folds), cross)
     for first in range(0, len(folds), together):
         some = folds[first : first + together]
         systems = [System(cell, _without(total, fold), statistics.dtype) for fold, _ in some]
@@ -245,9 +246,10 @@ def _fold_errors(
             yield torch.nan_to_num(measure(cell, train, found, targets, rows), math.inf, math.inf)
 
 
-def _folds_at_once(folds: int, device: torch.device) -> int:
-    """A GPU takes hardly longer for all of them than for one; a CPU has less room for their matrices."""
-    return 1 if device.type == "cpu" else folds
+def _folds_at_once(folds: int, cross: Tensor) -> int:
+    """A GPU takes hardly longer for all of them than for one, as long as their matrices are small."""
+    matrices = 20 * folds * len(cross) ** 2  # bytes: float64 and float32, and factors
+    return folds if cross.is_cuda and matrices <= _FOLDS_BYTES else 1
 
 
 def _offsets(train: System, weights: Tensor) -> Tensor:

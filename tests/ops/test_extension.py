@@ -181,3 +181,12 @@ def test_what_makes_cuda_kernels_faster():
     assert not solve([], [], [])
     assert residual([torch.empty(10, 256)], [torch.empty(256, 74)], [], torch.empty(10, 74), [0, 64, 74])
     assert not residual([torch.empty(10, 512)], [torch.empty(512, 74)], [], torch.empty(10, 74), [0, 64, 74])
+
+
+def test_pytorch_products_are_summed_some_rows_at_a_time():
+    rows, targets = torch.randn(9000, 6), torch.randn(9000, 3)
+    grams, crosses = torch.ones(6, 6, dtype=torch.float64), torch.ones(6, 3, dtype=torch.float64)
+    _cuda._gram([rows], targets, [grams], [crosses])
+    wide = rows.double()
+    torch.testing.assert_close(grams.tril(), (wide.T @ wide).tril() + torch.ones(6, 6).tril(), rtol=1e-6, atol=1e-3)
+    torch.testing.assert_close(crosses, wide.T @ targets.double() + 1, rtol=1e-6, atol=1e-3)
