@@ -146,7 +146,8 @@ class Engine:
         cache = None if out is None or per_column else TargetCache(Path(out) / "cache", probe_set.digest)
         components = options.get("target_components")
         self.targets = build_targets(chosen, fit, heldout, folds, self.device, per_column, cache, components)
-        self.config_hash = self._hash()
+        self.settings = self._settings()
+        self.config_hash = hashlib.blake2b(json.dumps(self.settings).encode(), digest_size=8).hexdigest()
         self._layers: list[Layer] | None = None
 
     def measure(self, step: int) -> Scores:
@@ -220,7 +221,8 @@ class Engine:
             row |= {name: value for name, value in asdict(score.bounds).items() if value == value}  # NaN is not
         return row
 
-    def _hash(self) -> str:
+    def _settings(self) -> dict[str, Any]:
+        """What scores of one table have in common, as JSON has it: none of these may differ."""
         settings: dict[str, Any] = {
             "names": self.names,
             "run": self.run,
@@ -239,7 +241,7 @@ class Engine:
             settings["components"] = projected
         if self.method.layer_sketch is not None:
             settings["sketch"] = self.method.layer_sketch
-        return hashlib.blake2b(json.dumps(settings).encode(), digest_size=8).hexdigest()
+        return settings
 
 
 def _as_tuple(value: Any, default: Sequence[Any]) -> tuple[Any, ...]:

@@ -120,6 +120,11 @@ class Scores:
         """The different values of a text column; ``"none"`` stands for null."""
         return ["none" if value is None else value for value in self._table.column(column).unique().to_pylist()]
 
+    def approximations(self, target: str, metric: str) -> list[str]:
+        """What held-out values of a target were estimated from, such as ``"sketch of 64 of 512 features"``."""
+        found = self.filter(target=target, metric=metric, split="heldout").values_of("approximation")
+        return [each for each in found if each != "none"]
+
     def filter(self, **equal: str | int | float) -> Scores:
         """Rows whose columns equal the given values: ``scores.filter(layer="fc", metric="fvu", split="heldout")``."""
         table = self._table

@@ -64,7 +64,8 @@ class PhaseTracker:
         self.seconds = 0.0
         self.scores = Scores.from_rows([])
         if out is not None:
-            self.scores = Scores.concat(list(open_store(out, self._engine.config_hash, overwrite).values()))
+            engine = self._engine
+            self.scores = Scores.concat(list(open_store(out, engine.config_hash, engine.settings, overwrite).values()))
 
     def step(self, step: int, force: bool = False) -> Scores | None:
         """Measure if ``step`` is one to measure at and not measured yet; the new scores, or None.

@@ -114,9 +114,13 @@ def plot_phases(scores: Scores, report: PhaseReport, path: str | Path, title: st
     cell = _last_layer(report, scores, fvu_target if fvu else label_target)
     page.header(title, cell)
     if fvu:
-        page.panel(fvu, labels[0], _FVU, cell, f"{fvu_target} variance not decodable (FVU)", "fvu", last=not accuracy)
+        name = f"{fvu_target} variance not decodable (FVU)" + (
+            ", estimated" * bool(scores.approximations(fvu_target, "fvu"))
+        )
+        page.panel(fvu, labels[0], _FVU, cell, name, "fvu", last=not accuracy)
     if accuracy:
-        page.panel(accuracy, labels[1], _ACCURACY, cell, "held-out accuracy", "accuracy", last=True)
+        name = "held-out accuracy" + (", estimated" if scores.approximations(label_target, "accuracy") else "")
+        page.panel(accuracy, labels[1], _ACCURACY, cell, name, "accuracy", last=True)
     try:
         figure.savefig(path, format="png")
     except OSError as error:

@@ -39,6 +39,8 @@ def print_report(scores: Scores, report: PhaseReport, console: Console) -> None:
             if part:
                 console.print()
             console.print(table)
+        if estimates := scores.approximations(target, shown):
+            console.print(f"Estimates: {'; '.join(estimates)}. Intervals: columns low and high.", style="dim")
 
 
 def phase_table(cells: Sequence[CellPhases], two_lines: bool = False) -> Table:

@@ -50,7 +50,10 @@ class Input:
     def columns(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
         """Inputs [n, p] and [m, p] float32; DataError for inputs that are not floating point."""
         if not fit[0].is_floating_point():
-            raise DataError(f"target {self.name!r}: expected floating-point inputs to reconstruct, got {fit[0].dtype}")
+            raise DataError(
+                f"target {self.name!r}: expected floating-point inputs to reconstruct, got {fit[0].dtype}; "
+                "give images as numbers such as x.float() / 255, or leave this target out"
+            )
         return fit[0].flatten(1).float(), heldout[0].flatten(1).float()
 
 

@@ -105,3 +105,10 @@ def test_names_keep_their_end() -> None:
     assert short("stage1") == "stage1"
     assert short(LONG[2]) == "..." + LONG[2][-25:]
     assert len(short(LONG[2])) == 28
+
+
+def test_estimates_are_called_so() -> None:
+    scores = make_scores(["fc"], log2_steps(9), network=False)
+    assert "Estimates" not in printed(scores, 100)
+    text = printed(scores.with_column("approximation", "sketch of 8 of 64 features"), 100)
+    assert text.count("Estimates: sketch of 8 of 64 features. Intervals: columns low and high.") == 2
