@@ -85,11 +85,11 @@ def product(matrix: Tensor, right: Tensor) -> Tensor:
     return out.mT
 
 
-def transposed_product(matrix: Tensor, right: Tensor) -> Tensor:
-    """matrix' right in float64: of a matrix [n, d] of any float type, and [n] float64."""
-    total = right.new_zeros(matrix.shape[1])
-    for place, rows in wide_rows(matrix, 1):
-        total.addmv_(rows.mT, right[place])
+def left_product(left: Tensor, matrix: Tensor) -> Tensor:
+    """left matrix in float64: of [c, n] float64, and a matrix [n, d] of any float type."""
+    total = left.new_zeros(len(left), matrix.shape[1])
+    for place, rows in wide_rows(matrix, len(left)):
+        total.addmm_(left[:, place], rows)
     return total
 
 

@@ -12,10 +12,10 @@ from phasefast.dense import (
     empty,
     inner,
     invert_lower,
+    left_product,
     product,
     row_chunk,
     substitute,
-    transposed_product,
     wide_rows,
 )
 
@@ -52,11 +52,11 @@ def test_large_storage_lives_as_long_as_its_last_view() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_sums_in_float64(rows: int, dtype: torch.dtype) -> None:
     a, b = torch.randn(rows, 900).to(dtype), torch.randn(rows, 2 * 900).to(dtype)[:, ::2]
-    right, left = torch.randn(900, 3, dtype=torch.float64), torch.randn(rows, dtype=torch.float64)
+    right, left = torch.randn(900, 3, dtype=torch.float64), torch.randn(2, rows, dtype=torch.float64)
     close = {"rtol": 1e-12, "atol": 1e-10}
     assert inner(a, b) == pytest.approx(float((a.double() * b.double()).sum()), rel=1e-9, abs=1e-9)
     torch.testing.assert_close(product(b, right), b.double() @ right, **close)
-    torch.testing.assert_close(transposed_product(b, left), b.double().mT @ left, **close)
+    torch.testing.assert_close(left_product(left, b), left @ b.double(), **close)
     seen = torch.full((rows, 900), torch.nan, dtype=torch.float64)
     for place, some in wide_rows(b, 7):
         seen[place] = some

@@ -50,13 +50,13 @@ def squared_errors(
     Args:
         scores: what ``evaluate`` says of both splits.
     """
-    known = {(each.target, each.split): each.value * each.n for each in scores if each.metric == "mse"}
+    widths = {fit.block.name: fit.block.width for fit in decoder.fits}
+    known = {(s.target, s.split): s.value * s.n * widths[s.target] for s in scores if s.metric == "mse"}
     classes = [fit.block for fit in decoder.fits if fit.block.kind == "classes"]
     for split, rows, columns in (("fit", cell.fit, targets.fit), ("heldout", cell.heldout, targets.heldout)):
         errors = _residual(rows, decoder, columns, classes)[0].sum(1).tolist()
-        known |= {(block.name, split): error / block.width for block, error in zip(classes, errors, strict=True)}
-    blocks = [fit.block for fit in decoder.fits]
-    return {split: [known[block.name, split] * block.width for block in blocks] for split in ("fit", "heldout")}
+        known |= {(block.name, split): error for block, error in zip(classes, errors, strict=True)}
+    return {split: [known[name, split] for name in widths] for split in ("fit", "heldout")}
 
 
 def evaluate_model(outputs: dict[str, Tensor | None], labels: dict[str, Tensor | None], name: str) -> list[Score]:

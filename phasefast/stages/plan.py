@@ -199,8 +199,8 @@ def _add_reduction(total: _Sum, dim: int, n: int, m: int) -> None:
     total.add_double(n**3 / 3 + n * n * m, _CHOLESKY)
 
 
-def _add_eigen(total: _Sum, k: int, times: int) -> None:
-    total.add(times * _EIGEN_FLOPS * k**3, _EIGEN)
+def _add_eigen(total: _Sum, k: int, times: int, double: bool = False) -> None:
+    (total.add_double if double else total.add)(times * _EIGEN_FLOPS * k**3, _EIGEN)
     total.work += times * _EIGEN_CALL
 
 
@@ -248,8 +248,8 @@ def _descents(dim: int, k: int, problem: Problem) -> Iterator[tuple[_Sum, Choosi
 
 def _leave_one_out_cost(k: int, problem: Problem) -> _Sum:
     """Errors of all penalties on every row that is left out, from one eigendecomposition, in float64."""
-    total = _Sum(work=_EIGEN_CALL)
-    total.add_double(_EIGEN_FLOPS * k**3, _EIGEN)
+    total = _Sum()
+    _add_eigen(total, k, 1, double=True)
     total.add_double(2 * problem.n * k * (k + problem.q) + problem.penalties * 2 * problem.n * k * problem.q)
     return total
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from .. import ops
-from ..dense import inner, row_chunk
+from ..dense import inner, left_product, product
 from ..systems import fold_sums
 from ..types import Activations, BlockFit, TargetMatrix
 
@@ -289,14 +289,10 @@ def _inverse(cell: Activations, gram: Tensor, penalty: float) -> _Inverse | None
 
 
 def _times(rows: Tensor, mean: Tensor, right: Tensor) -> Tensor:
-    """right (rows - mean)' in float64: of rows [n, d], right [c, d]. BLAS is faster at few rows than at few columns."""
-    out: Tensor = torch.cat([right @ part.double().mT for part in rows.split(row_chunk(rows.shape[1], rows.device))], 1)
-    return out - (right @ mean)[:, None]
+    """right (rows - mean)' in float64: of rows [n, d], right [c, d]."""
+    return product(rows, right.mT).mT - (right @ mean)[:, None]
 
 
 def _adjoint(rows: Tensor, mean: Tensor, left: Tensor) -> Tensor:
     """left (rows - mean) in float64: of rows [n, d], left [c, n]."""
-    total, size = -torch.outer(left.sum(1), mean), row_chunk(rows.shape[1], rows.device)
-    for part, own in zip(rows.split(size), left.split(size, 1), strict=True):
-        total.addmm_(own, part.double())
-    return total
+    return left_product(left, rows).addr_(left.sum(1), mean, alpha=-1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..certificates import Certificate, Part, certify, certify_target_free, gradient, probe_of
-from ..dense import aligned_empty, transposed_product
+from ..dense import aligned_empty, left_product
 from ..systems import Penalties, Solution, System, solve_cholesky, solve_eigen
 from ..types import Activations, BlockFit, Decoder, PenaltyChoice, Statistics, TargetBlock, TargetMatrix
 
@@ -64,7 +64,7 @@ def solve(
         if refined is not None:
             weights = weights.double()
             weights[:, part.columns] = refined
-    offset = system.target_mean - transposed_product(weights, system.row_mean)
+    offset = system.target_mean - left_product(system.row_mean[None], weights)[0]
     merged = []
     for i in range(len(targets.blocks)):
         own = [(fit, part) for fit, part in zip(fits, parts, strict=True) if part.index == i]
@@ -93,7 +93,7 @@ def solve_target_free(
     for index, columns in _shared_penalties(targets, choice):
         solution = solve_cholesky(system, rhs, float(path[index]), choice.factors.get(index))
         weights = solution.weights.to(dtype)
-        shift = transposed_product(weights, system.row_mean).to(dtype)[:, None]
+        shift = left_product(system.row_mean[None], weights).to(dtype).mT
         combinations = torch.empty(len(cell.heldout), len(cell.fit), dtype=dtype, device=weights.device)
         for start in range(0, len(cell.fit), _CHUNK):
             rows = cell.fit[start : start + _CHUNK].to(dtype)
