@@ -175,7 +175,14 @@ class Engine:
         with preserved(self.model, self.device):
             if self._layers is None:
                 first = next(model_inputs(self._fit_inputs, [(0, 2)], self.model, self.device))
-                self._layers = discover_layers(self.model, self.names, first, self.rows)
+                try:
+                    self._layers = discover_layers(self.model, self.names, first, self.rows)
+                except RuntimeError as error:  # the model's own
+                    error.add_note(
+                        f"The model was given samples of shape {tuple(first.shape[1:])}, {first.dtype}: does the probe "
+                        "set hold what it takes? Images are numbers such as x.float() / 255."
+                    )
+                    raise
             fix_random_state(self.device)
             fit_bounds = chunk_bounds(0, self.probe_set.n_fit, self.batch_size)
             batches = model_inputs(self._fit_inputs, fit_bounds, self.model, self.device)
@@ -227,6 +234,7 @@ class Engine:
             "names": self.names,
             "run": self.run,
             "model": [(name, list(t.shape)) for name, t in self.model.named_parameters()],
+            "modules": [f"{name}: {type(m).__name__}({m.extra_repr()})" for name, m in self.model.named_modules()],
             "targets": self.targets.digest,
             "data": self.probe_set.digest,
             "penalties": [self.method.penalties.alphas, self.method.penalties.noise],

@@ -15,14 +15,17 @@ from .scores import Scores, list_shards, prepare_store, read_shard
 _NAMES = {
     "names": "layers",
     "model": "the model's parameters",
+    "modules": "the model's modules",
     "data": "the probe set",
-    "penalties": "alphas or noise",
-    "choice": "selection or penalty_per",
-    "batchnorm": "batchnorm or batch_size",
-    "rows": "tokens, pool or the rows' dtype",
+    "penalties": "alphas, noise",
+    "choice": "selection, penalty_per",
+    "batchnorm": "batchnorm, batch_size",
+    "rows": "tokens, pool, dtype of rows",
     "components": "target_components",
     "sketch": "layer_sketch",
 }
+_FOLLOW = {"folds": ("data", "penalties"), "targets": ("data",)}  # what differs with others says nothing by itself
+_LONGEST = 60  # characters of a setting that is shown
 
 
 def open_store(
@@ -38,18 +41,20 @@ def open_store(
             run or architecture.
     """
     folder = prepare_store(directory)
+    for path in folder.glob("settings-*.json") if overwrite else ():
+        remove_file(path)
     done: dict[int, Scores] = {}
     for step, path in list_shards(directory).items():
         if overwrite:
-            remove_shard(path)
+            remove_file(path)
             continue
         scores = read_shard(path)
         found = scores.values_of("config_hash")
         if found != [config_hash]:
             raise StoreError(
-                f"{path}: measured with another configuration (expected {config_hash}, found {', '.join(found)})"
-                f"{_difference(folder, found[0], settings)}; give the same model, run, options and data, another "
-                "out=, or overwrite=True to start over"
+                f"{path}: measured with another configuration{_difference(folder, found[0], settings)} "
+                f"(expected {config_hash}, found {', '.join(found)}); give the same model, run, options and data, "
+                "another out=, or overwrite=True to start over"
             )
         done[step] = scores
     kept = _settings_file(folder, config_hash)
@@ -70,8 +75,16 @@ def _difference(folder: Path, config_hash: str, settings: Mapping[str, Any]) -> 
     except (OSError, ValueError):
         return ""
     own = json.loads(json.dumps(settings))
-    names = [_NAMES.get(key, key) for key in {**own, **others} if own.get(key) != others.get(key)]
-    return f": {'; '.join(names)} differ{'s' if len(names) == 1 else ''}"
+    keys = [key for key in {**own, **others} if own.get(key) != others.get(key)]
+    keys = [key for key in keys if not set(_FOLLOW.get(key, ())) & set(keys)]
+    return ": " + "; ".join(_change(key, others.get(key), own.get(key)) for key in keys)
+
+
+def _change(key: str, stored: object, now: object) -> str:
+    name, texts = _NAMES.get(key, key), [json.dumps(each) for each in (stored, now)]
+    if key in ("model", "modules", "data", "targets") or max(map(len, texts)) > _LONGEST:
+        return f"{name} differ" if " " in name or name.endswith("s") else f"{name} differs"
+    return f"{name} stored {texts[0]}, now {texts[1]}"
 
 
 def check_weights(stored: Scores, column: str, expected: str) -> None:
@@ -91,8 +104,8 @@ def check_weights(stored: Scores, column: str, expected: str) -> None:
         )
 
 
-def remove_shard(path: Path) -> None:
-    """Delete one shard; StoreError names it where that fails."""
+def remove_file(path: Path) -> None:
+    """Delete what an earlier run left; StoreError names it where that fails."""
     try:
         path.unlink()
     except OSError as error:

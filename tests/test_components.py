@@ -172,6 +172,9 @@ def test_probe_labels_what_it_estimated(tmp_path) -> None:
     sweep = {"out": tmp_path / "run", "layers": "1"}
     some = pf.sweep(model, {0: model.state_dict()}, probe_set, target_components=100, **sweep)
     exact = pf.probe(model, probe_set, layers="1")
+    estimates = [row for row in pf.read_scores(tmp_path / "run").to_arrow().to_pylist() if row["low"] is not None]
+    assert estimates
+    assert all(row["low"] <= row["value"] <= row["high"] for row in estimates)
     assert pf.read_scores(tmp_path / "run").filter(layer="1", target="input").values_of("approximation") == [
         "100 of 192 components"
     ]

@@ -126,6 +126,9 @@ def _block_scores(decoder: Decoder, fit: BlockFit, split: _Split, errors: Tensor
     """Args: errors: [rows], or the sum alone."""
     block, rows, deviation = fit.block, len(split.rows), split.deviation
     total, around = float(errors.sum()), None if block.random == 0 else _bounds(decoder, block, split)
+    if around is not None:  # an estimate beyond what can be is moved to the end of its interval
+        outside = min(around.high, 0.0) + max(around.low, 0.0)
+        total, around = total + outside, replace(around, low=around.low - outside, high=around.high - outside)
 
     def score(metric: str, value: float, unit: float = 1.0, samples: Tensor | None = None) -> Score:
         kept = samples.float().cpu() if samples is not None and split.name == "heldout" else None
