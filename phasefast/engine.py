@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -20,7 +21,7 @@ from .checkpoints import state_hash
 from .decoding import Method, PenaltyPer, Precision, Selection, Splits, check_choices
 from .errors import ArgumentError
 from .ops import bfloat16_is_fast
-from .scores import Scores
+from .scores import MODEL_LAYER, Scores
 from .scoring import score_cells
 from .stages.capture import RowOptions, capture, chunk_bounds, discover_layers, model_inputs
 from .stages.evaluate import evaluate_model
@@ -149,6 +150,7 @@ class Engine:
         self.settings = self._settings()
         self.config_hash = hashlib.blake2b(json.dumps(self.settings).encode(), digest_size=8).hexdigest()
         self._layers: list[Layer] | None = None
+        self._warned = False
 
     def measure(self, step: int) -> Scores:
         """Scores of the model as it is now, labelled ``step``. The model is left exactly as it was found."""
@@ -201,6 +203,15 @@ class Engine:
     def _model_scores(self, outputs: dict[str, Tensor | None], label: str) -> list[Score]:
         width = next(block.stop - block.start for block in self.targets.blocks if block.name == label)
         usable = {split: out if out is not None and out.shape[1] == width else None for split, out in outputs.items()}
+        others = {out.shape[1] for out in outputs.values() if out is not None and out.shape[1] != width}
+        if others and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"the model has {others.pop()} outputs, target {label!r} {width} classes: no rows of layer "
+                f"{MODEL_LAYER!r}; give the classes the model was trained on as labels from 0, or Label(classes)",
+                RuntimeWarning,
+                stacklevel=4,
+            )
         labels = {"fit": self.probe_set.fit_labels, "heldout": self.probe_set.heldout_labels}
         return evaluate_model(usable, labels, label)
 

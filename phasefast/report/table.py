@@ -40,7 +40,7 @@ def print_report(scores: Scores, report: PhaseReport, console: Console) -> None:
                 console.print()
             console.print(table)
         if estimates := scores.approximations(target, shown):
-            console.print(f"Estimates: {'; '.join(estimates)}. Intervals: columns low and high.", style="dim")
+            console.print(f"~ estimates: {'; '.join(estimates)}. Intervals: columns low and high.", style="dim")
 
 
 def phase_table(cells: Sequence[CellPhases], two_lines: bool = False) -> Table:
@@ -62,22 +62,22 @@ def phase_table(cells: Sequence[CellPhases], two_lines: bool = False) -> Table:
     return table
 
 
-def curve_tables(curves: Mapping[str, Mapping[int, float]], width: int) -> Iterator[Table]:
-    """One row per curve ``{step: value}``, one column per step; as many tables as it takes to stay within ``width``."""
+def curve_tables(curves: Mapping[str, Mapping[int, str]], width: int) -> Iterator[Table]:
+    """One row per curve ``{step: text}``, one column per step; as many tables as it takes to stay within ``width``."""
     steps = sorted({step for curve in curves.values() for step in curve})
     first = max([len("step"), *(len(short(name)) for name in curves)])
     while steps:
         table, used, count = _table(padding=0), first, 0
         table.add_column("step", no_wrap=True)
         for step in steps:
-            cells = [number(curve[step]) if step in curve else "" for curve in curves.values()]
+            cells = [curve.get(step, "") for curve in curves.values()]
             used += 1 + max(len(text) for text in [str(step), *cells])
             if count and used > width:
                 break
             table.add_column(str(step), justify="right", no_wrap=True)
             count += 1
         for name, curve in curves.items():
-            table.add_row(short(name), *(number(curve[step]) if step in curve else "" for step in steps[:count]))
+            table.add_row(short(name), *(curve.get(step, "") for step in steps[:count]))
         yield table
         steps = steps[count:]
 
@@ -121,6 +121,11 @@ def _span(start: int, end: int) -> str:
     return f"{start}-{end}" if start < end else str(start)
 
 
-def _curve(scores: Scores, layer: str, target: str, metric: str) -> dict[int, float]:
+def _curve(scores: Scores, layer: str, target: str, metric: str) -> dict[int, str]:
+    """Text of each step's value, with ``~`` before an estimate."""
     steps, values = scores.curve(layer, target, metric)
-    return dict(zip(steps.tolist(), values.tolist()))
+    rows = scores.filter(layer=layer, target=target, metric=metric, split="heldout").to_arrow()
+    estimated = {
+        step for step, what in zip(rows["step"].to_pylist(), rows["approximation"].to_pylist()) if what is not None
+    }
+    return {step: "~" * (step in estimated) + number(value) for step, value in zip(steps.tolist(), values.tolist())}
