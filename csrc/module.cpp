@@ -1,7 +1,9 @@
-// The Python module: only build_info(). pybind11 cannot be included beside the stable headers, so it lives here alone.
+// The Python module, beside the ops. pybind11 cannot be included beside the stable headers, so it lives here alone.
 #include <pybind11/pybind11.h>
 
-#include "cpu/amx.h"
+#include <stdexcept>
+
+#include "cpu/processor.h"
 
 namespace py = pybind11;
 
@@ -26,11 +28,22 @@ py::dict build_info() {
   info["cuda_version"] = py::none();
   info["archs"] = py::tuple();
 #endif
-  info["tiles"] = phasefast::tiles_available();
+  info["products"] = std::string(phasefast::kProducts[static_cast<size_t>(phasefast::products().load())]);
+  info["bfloat16_is_fast"] = phasefast::bfloat16_is_fast();
   info["flags"] = PHASEFAST_FLAGS;
   const unsigned long long target = TORCH_TARGET_VERSION;
   info["abi_target"] = py::str(std::to_string(target >> 56) + "." + std::to_string((target >> 48) & 0xff));
   return info;
+}
+
+void use_products(const std::string& name) {
+  for (size_t i = 0; i < phasefast::kProducts.size(); ++i) {
+    if (phasefast::kProducts[i] == name && phasefast::processor_has(phasefast::Products(i))) {
+      phasefast::products() = phasefast::Products(i);
+      return;
+    }
+  }
+  throw std::invalid_argument("this processor has no " + name);
 }
 
 }  // namespace
@@ -38,4 +51,5 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Loading this module registers the ops torch.ops.phasefast.*";
   m.def("build_info", &build_info, "How this module was built.");
+  m.def("use_products", &use_products, "From now on multiply by blas, avx2, avx512 or amx: for tests and benchmarks.");
 }

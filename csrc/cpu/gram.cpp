@@ -4,7 +4,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/cpu.h"
-#include "cpu/tiles.h"
+#include "cpu/products.h"
 
 namespace phasefast {
 namespace {
@@ -90,10 +90,10 @@ void gram_cell(const Tensor& rows, const Tensor& targets, const Tensor* gram, co
   }
 }
 
-// The same by tiles. The left operand is packed for a strip of columns and a chunk of samples, by all threads; a right
-// operand for a panel and a span, by the thread that multiplies it.
-constexpr int64_t kTileStrip = 1024;
-constexpr int64_t kTilePanel = 256;
+// The same with packed operands: the left one for a strip of columns and a chunk of samples, by all threads; a right
+// one for a panel and a span, by the thread that multiplies it.
+constexpr int64_t kStrip = 1024;
+constexpr int64_t kPanel = 256;
 
 struct PanelScratch {
   PackedScratch right;
@@ -116,40 +116,42 @@ void promote_block(const Tensor& out, int64_t row, int64_t col, const Matrix<flo
   }
 }
 
-// Rows [row, row + height) and columns [col, col + width) of an accumulator, of samples [start, stop) of the right
-// operand.
-struct Panel {
+// What the rows are multiplied with: themselves, of which the lower triangle is wanted, or the targets.
+struct Factor {
   const Tensor& right;
   const Tensor& out;
   bool lower;
+  Formats formats;
+};
+
+// Rows [row, row + height) and columns [col, col + width) of an accumulator, of samples [start, stop).
+struct Panel {
+  const Factor& factor;
   int64_t start, stop, row, height, col, width;
 
   void add(const PackedScratch& left, int64_t left_block, const PanelScratch& scratch) const {
-    const TileSession session;
-    const Packed packed{scratch.right.span(0).data, parts_of(right.scalar_type())};
+    const ProductSession session;
+    const Packed packed{scratch.right.span(0).data, factor.formats.right};
     const Matrix<float> product = scratch.product.matrix(height, width);
-    const std::optional<int64_t> diagonal = lower ? std::optional((row - col) / kUnit) : std::nullopt;
+    const std::optional<int64_t> diagonal = factor.lower ? std::optional((row - col) / kUnit) : std::nullopt;
     for (int64_t k = start; k < stop; k += kSpan) {
       const int64_t depth = std::min(kSpan, stop - k);
-      pack_block(right, k, depth, col, width, false, packed);
+      pack_block(factor.right, k, depth, col, width, false, packed);
       multiply_span(left.span((k - start) / kSpan).block(left_block), packed, depth, product, k > start, diagonal);
     }
     for (int64_t r = 0; r < height; r += kUnit) {
       const int64_t known = diagonal ? std::min(width, r + kUnit * (*diagonal + 1)) : width;
-      promote_block(out, row + r, col, product.block(r, 0, std::min(kUnit, height - r), known));
+      promote_block(factor.out, row + r, col, product.block(r, 0, std::min(kUnit, height - r), known));
     }
   }
 };
 
-bool worth_tiles(const Tensor& rows) {
-  return tiles_available() && rows.scalar_type() != ScalarType::Double && rows.size(0) >= 512 && rows.size(1) >= 64;
-}
-
-void gram_cell_by_tiles(const Tensor& rows, const Tensor& targets, const Tensor* gram, const Tensor& cross) {
+// The rows' products with factors that all want them in the same format.
+void add_packed(const Tensor& rows, const std::vector<Factor>& factors) {
   const int64_t samples = rows.size(0);
   const int64_t width = rows.size(1);
-  const int64_t strip = std::min(kTileStrip, width);
-  const PackedScratch left(std::min(kChunk, samples), strip, parts_of(rows.scalar_type()));
+  const int64_t strip = std::min(kStrip, width);
+  const PackedScratch left(std::min(kChunk, samples), strip, factors.front().formats.left);
   for (int64_t row = 0; row < width; row += strip) {
     const int64_t height = std::min(strip, width - row);
     for (int64_t start = 0; start < samples; start += kChunk) {
@@ -161,21 +163,34 @@ void gram_cell_by_tiles(const Tensor& rows, const Tensor& targets, const Tensor*
         }
       });
       std::vector<Panel> panels;
-      for (int64_t col = 0; gram && col < row + height; col += kTilePanel) {
-        const int64_t top = std::max(row, col);
-        panels.push_back(
-            {rows, *gram, true, start, stop, top, row + height - top, col, std::min(kTilePanel, row + height - col)});
-      }
-      for (int64_t col = 0; col < targets.size(1); col += kTilePanel) {
-        panels.push_back(
-            {targets, cross, false, start, stop, row, height, col, std::min(kTilePanel, targets.size(1) - col)});
+      for (const Factor& factor : factors) {
+        const int64_t cols = factor.lower ? row + height : factor.right.size(1);
+        for (int64_t col = 0; col < cols; col += kPanel) {
+          const int64_t top = factor.lower ? std::max(row, col) : row;
+          panels.push_back({factor, start, stop, top, row + height - top, col, std::min(kPanel, cols - col)});
+        }
       }
       share_out(
           static_cast<int64_t>(panels.size()),
-          [&] { return PanelScratch{{kSpan, kTilePanel, 2}, {strip, kTilePanel}}; },
+          [&] { return PanelScratch{{kSpan, kPanel, Format::kSplit}, {strip, kPanel}}; },
           [&](int64_t i, const PanelScratch& scratch) { panels[i].add(left, (panels[i].row - row) / kUnit, scratch); });
     }
   }
+}
+
+bool worth_packing(const Tensor& rows) {
+  return products() != Products::kBlas && rows.scalar_type() != ScalarType::Double && rows.size(0) >= 512 &&
+         rows.size(1) >= 64;
+}
+
+void gram_cell_packed(const Tensor& rows, const Tensor& targets, const Tensor* gram, const Tensor& cross) {
+  const ScalarType type = rows.scalar_type();
+  const Factor of_targets{targets, cross, false, formats_of(type, targets.scalar_type())};
+  if (!gram) return add_packed(rows, {of_targets});
+  const Factor own{rows, *gram, true, formats_of(type, type)};
+  if (own.formats.left == of_targets.formats.left) return add_packed(rows, {own, of_targets});
+  add_packed(rows, {own});
+  add_packed(rows, {of_targets});
 }
 
 void gram(const Tensors& rows, const Tensor& targets, const Tensors& grams, const Tensors& crosses) {
@@ -184,8 +199,8 @@ void gram(const Tensors& rows, const Tensor& targets, const Tensors& grams, cons
     const Tensor* own = grams.empty() ? nullptr : &grams[i];
     if (rows[i].scalar_type() == ScalarType::Double) {
       gram_cell<double>(rows[i], targets, own, crosses[i]);
-    } else if (worth_tiles(rows[i])) {
-      gram_cell_by_tiles(rows[i], targets, own, crosses[i]);
+    } else if (worth_packing(rows[i])) {
+      gram_cell_packed(rows[i], targets, own, crosses[i]);
     } else {
       gram_cell<float>(rows[i], targets, own, crosses[i]);
     }

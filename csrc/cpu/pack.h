@@ -1,18 +1,36 @@
-// Operands of tile products: float numbers as one or two bfloat16 parts, in the order in which the tiles want them.
+// Operands of products of blocks: float32 numbers, or one or two bfloat16 parts of them, in the order in which vectors
+// and tiles want them.
 #pragma once
 
-#include "cpu/amx.h"
 #include "cpu/cpu.h"
+#include "cpu/processor.h"
 
-#ifdef PHASEFAST_AMX
+#ifdef PHASEFAST_X86
 #include <immintrin.h>
 #define PHASEFAST_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16,amx-tile,amx-bf16")))
 #endif
 
 namespace phasefast {
 
-// A unit is 32 columns by 32 of the summed index: two tiles of 16 rows of 64 bytes for each part. A span is the units
-// whose left operand stays in the first-level cache while columns go by.
+enum class Format { kFloat32, kBFloat16, kSplit };
+
+// Those of a product's factors.
+struct Formats {
+  Format left, right;
+};
+
+inline Formats formats_of(ScalarType left, ScalarType right) {
+  const bool narrow = left == ScalarType::BFloat16 && right == ScalarType::BFloat16;
+  const auto of_tiles = [](ScalarType type) {
+    return type == ScalarType::BFloat16 ? Format::kBFloat16 : Format::kSplit;
+  };
+  if (products() == Products::kAmx) return {of_tiles(left), of_tiles(right)};
+  return narrow && bfloat16_is_fast() ? Formats{Format::kBFloat16, Format::kBFloat16}
+                                      : Formats{Format::kFloat32, Format::kFloat32};
+}
+
+// A unit is 32 columns by 32 of the summed index: float32 rows of 32 columns, or two tiles of 16 rows of 64 bytes for
+// each part. A span is the units whose left operand stays in the first-level cache while columns go by.
 constexpr int64_t kUnit = 32;
 constexpr int64_t kTileBytes = 1024;
 constexpr int64_t kSteps = 8;  // units of a span
@@ -24,40 +42,37 @@ inline int64_t units(int64_t count) {
 inline int64_t spans(int64_t depth) {
   return (depth + kSpan - 1) / kSpan;
 }
-inline int parts_of(ScalarType type) {
-  return type == ScalarType::BFloat16 ? 1 : 2;
-}
 
 // One span of a packed operand, a block of 32 columns after the other.
 struct Packed {
   char* data;
-  int parts;
+  Format format;
 
-  int64_t unit_bytes() const { return 2 * parts * kTileBytes; }
+  int64_t unit_bytes() const { return (format == Format::kBFloat16 ? 2 : 4) * kTileBytes; }
   // A line is left free between blocks, so that they do not meet in the same sets of a cache.
   int64_t stride() const { return kSteps * unit_bytes() + 64; }
-  Packed block(int64_t index) const { return {data + index * stride(), parts}; }
+  Packed block(int64_t index) const { return {data + index * stride(), format}; }
 };
 
 // Memory for a packed operand of some spans, aligned to cache lines.
 class PackedScratch {
  public:
-  PackedScratch(int64_t depth, int64_t cols, int parts)
-      : parts_(parts),
-        bytes_(units(cols) * Packed{nullptr, parts}.stride()),
+  PackedScratch(int64_t depth, int64_t cols, Format format)
+      : format_(format),
+        bytes_(units(cols) * Packed{nullptr, format}.stride()),
         memory_(1, spans(depth) * bytes_ / 4 + 16) {
     data_ = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(memory_.data()) + 63) & ~uintptr_t{63});
   }
-  Packed span(int64_t index) const { return {data_ + index * bytes_, parts_}; }
+  Packed span(int64_t index) const { return {data_ + index * bytes_, format_}; }
 
  private:
-  int parts_;
+  Format format_;
   int64_t bytes_;
   Scratch<float> memory_;
   char* data_;
 };
 
-#ifdef PHASEFAST_AMX
+#ifdef PHASEFAST_X86
 #pragma GCC diagnostic push  // false alarms in gcc 12's own headers (gcc bug 105593)
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -187,7 +202,7 @@ PHASEFAST_TARGET void pack_row_units(const Matrix<X> from, const Packed out) {
       const __m512 high = load_some(at + 16 * from.col_stride, from.col_stride, width - 16);
       const __m512i rounded = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
       _mm512_store_si512(to, rounded);
-      if (out.parts == 1) continue;
+      if (out.format == Format::kBFloat16) continue;
       const __m512 low_rest = _mm512_sub_ps(low, widened(_mm512_castsi512_si256(rounded)));
       const __m512 high_rest = _mm512_sub_ps(high, widened(_mm512_extracti64x4_epi64(rounded, 1)));
       _mm512_store_si512(to + 2 * kTileBytes, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high_rest, low_rest)));
@@ -198,11 +213,35 @@ PHASEFAST_TARGET void pack_row_units(const Matrix<X> from, const Packed out) {
 #pragma GCC diagnostic pop
 #endif
 
-// Packs a [depth, cols] matrix, depth at most a span; a left operand is transposed tile by tile.
+// Packs a [depth, cols] matrix as float32 rows of 32 columns, zeros beyond its edges.
 template <typename X>
-void pack([[maybe_unused]] const Matrix<X>& from, [[maybe_unused]] bool left, [[maybe_unused]] const Packed& out) {
-#ifdef PHASEFAST_AMX
-  if (out.parts == 1) {
+void pack_floats(const Matrix<X>& from, const Packed& out) {
+  constexpr int64_t kAhead = 8;  // rows: each lies on a page of its own, where hardware does not look ahead
+  const int64_t wide = from.col_stride == 1 ? from.cols / kUnit * kUnit : 0;
+  for (int64_t k = 0; k < kUnit * units(from.rows); ++k) {
+    const int64_t cols = k < from.rows ? from.cols : 0;
+    const X* row = from.data + k * from.row_stride;
+    const int64_t ahead = k + kAhead < from.rows ? kAhead * from.row_stride : 0;
+    for (int64_t c = 0; c < from.cols; c += kUnit) {
+      float* to = reinterpret_cast<float*>(out.block(c / kUnit).data) + k * kUnit;
+      if (c < std::min(wide, cols)) {
+        for (int64_t j = 0; j < kUnit; j += 64 / sizeof(X)) __builtin_prefetch(row + ahead + c + j);
+        for (int64_t j = 0; j < kUnit; ++j) to[j] = static_cast<float>(widen(row[c + j]));
+      } else {
+        for (int64_t j = 0; j < kUnit; ++j) {
+          to[j] = c + j < cols ? static_cast<float>(widen(row[(c + j) * from.col_stride])) : 0.0F;
+        }
+      }
+    }
+  }
+}
+
+// Packs a [depth, cols] matrix, depth at most a span, as a left or a right operand.
+template <typename X>
+void pack(const Matrix<X>& from, [[maybe_unused]] bool left, const Packed& out) {
+  if (out.format == Format::kFloat32) return pack_floats(from, out);
+#ifdef PHASEFAST_X86
+  if (out.format == Format::kBFloat16) {
     pack_units<X, 1>(from, left, out);
   } else {
     pack_units<X, 2>(from, left, out);
@@ -212,8 +251,9 @@ void pack([[maybe_unused]] const Matrix<X>& from, [[maybe_unused]] bool left, [[
 
 // Packs [cols, depth] rows as a left operand, depth at most a span.
 template <typename X>
-void pack_rows([[maybe_unused]] const Matrix<X>& from, [[maybe_unused]] const Packed& out) {
-#ifdef PHASEFAST_AMX
+void pack_rows(const Matrix<X>& from, const Packed& out) {
+  if (out.format == Format::kFloat32) return pack_floats(from.transposed(), out);
+#ifdef PHASEFAST_X86
   pack_row_units(from, out);
 #endif
 }

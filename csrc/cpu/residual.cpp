@@ -7,7 +7,7 @@
 #include <limits>
 #include <numeric>
 
-#include "cpu/tiles.h"
+#include "cpu/products.h"
 
 namespace phasefast {
 namespace {
@@ -15,13 +15,13 @@ namespace {
 constexpr int64_t kTileRows = 256;
 constexpr int64_t kTileCols = 512;
 constexpr int64_t kGrain = 1 << 21;  // operations that are worth a thread
-// Of a squared error: what tile products may be expected to add to it, and the standard deviation that they may give
+// Of a squared error: what products of split numbers may be expected to add to it, and the standard deviation that they may give
 // it.
 constexpr double kBias = 1e-6;
 constexpr double kSpread = 1e-5;
 
-bool worth_tiles(const Tensor& rows, int64_t cols) {
-  return tiles_available() && rows.scalar_type() != ScalarType::Double && rows.size(0) >= 256 && rows.size(1) >= 64 &&
+bool worth_packing(const Tensor& rows, int64_t cols) {
+  return products() != Products::kBlas && rows.scalar_type() != ScalarType::Double && rows.size(0) >= 256 && rows.size(1) >= 64 &&
          cols >= 32;
 }
 
@@ -82,14 +82,15 @@ PHASEFAST_CLONES double squared(const double* a, const double* o, const double* 
   return miss(a, o, t, n);
 }
 
-// Weights packed for tile products, and the squares that tell how far those are from float32.
-class TileWeights {
+// Weights packed for products, and the squares that tell how far those of bfloat16 parts are from float32.
+class PackedWeights {
  public:
-  TileWeights(const Matrix<float>& weights, const std::vector<int64_t>& edges)
+  PackedWeights(const Matrix<float>& weights, const std::vector<int64_t>& edges, Formats formats)
       : depth_(weights.rows),
         blocks_(static_cast<int64_t>(edges.size()) - 1),
-        packed_(depth_, edges.back() - edges.front(), 2),
-        squares_(depth_ * blocks_) {
+        formats_(formats),
+        packed_(depth_, edges.back() - edges.front(), formats.right),
+        squares_(formats.right == Format::kSplit ? depth_ * blocks_ : 0) {
     const int64_t cols = edges.back() - edges.front();
     const int64_t strips = (cols + kTileCols - 1) / kTileCols;
     torch::stable::parallel_for(0, spans(depth_) * strips, 1, [&](int64_t begin, int64_t end) {
@@ -100,6 +101,7 @@ class TileWeights {
              false, packed_.span(i / strips).block(col / kUnit));
       }
     });
+    if (squares_.empty()) return;
     torch::stable::parallel_for(0, depth_, kSpan, [&](int64_t begin, int64_t end) {
       for (int64_t k = begin; k < end; ++k) {
         for (int64_t j = 0; j < blocks_; ++j) squares_[k * blocks_ + j] = sum(weights, k, edges[j], edges[j + 1]);
@@ -109,12 +111,15 @@ class TileWeights {
 
   // product = rows weights for columns from left on, counted from the first edge, a multiple of kUnit.
   void multiply(const PackedScratch& rows, int64_t left, const Matrix<float>& product) const {
-    const TileSession session;
+    const ProductSession session;
     for (int64_t k = 0; k < depth_; k += kSpan) {
       multiply_span(rows.span(k / kSpan), packed_.span(k / kSpan).block(left / kUnit), std::min(kSpan, depth_ - k),
                     product, k > 0);
     }
   }
+
+  Format left() const { return formats_.left; }
+  bool exact() const { return squares_.empty(); }
 
   // What the parts left out are expected to add to the squared error of block j: each product's error is independent.
   double bias(const std::vector<double>& row_squares, int64_t j) const {
@@ -135,6 +140,7 @@ class TileWeights {
   }
 
   int64_t depth_, blocks_;
+  Formats formats_;
   PackedScratch packed_;
   std::vector<double> squares_;
 };
@@ -211,26 +217,33 @@ struct Cell {
   }
 
   // False where the result may not be as good as float32's: where the error is next to nothing, or not finite.
-  bool tile_by_tiles(int64_t start, int64_t stop, const TileWeights& packed, const PackedScratch& left_operand,
-                     const ProductScratch& scratch) const {
-    std::vector<double> squares(weights.rows);
+  bool tile_packed(int64_t start, int64_t stop, const PackedWeights& packed, const PackedScratch& left_operand,
+                   const ProductScratch& scratch) const {
     with_data(rows, [&](auto* data) {
       using X = std::remove_pointer_t<decltype(data)>;
       const Matrix<X> a = matrix<X>(rows).block(start, 0, stop - start, weights.rows);
       for (int64_t k = 0; k < a.cols; k += kSpan) {
         pack_rows(a.block(0, k, a.rows, std::min(kSpan, a.cols - k)), left_operand.span(k / kSpan));
       }
-      for (int64_t r = 0; r < a.rows; ++r) {
-        for (int64_t k = 0; k < a.cols; ++k) {
-          const double value = widen(a.data[r * a.row_stride + k * a.col_stride]);
-          squares[k] += value * value;
-        }
-      }
     });
     tile(start, stop, [&](int64_t left, int64_t cols) {
       const Matrix<float> product = scratch.matrix(stop - start, cols);
       packed.multiply(left_operand, left - edges.front(), product);
       return product;
+    });
+    return packed.exact() || split_is_enough(start, stop, packed);
+  }
+
+  bool split_is_enough(int64_t start, int64_t stop, const PackedWeights& packed) const {
+    std::vector<double> squares(weights.rows);
+    with_data(rows, [&](auto* data) {
+      const auto a = matrix<std::remove_pointer_t<decltype(data)>>(rows);
+      for (int64_t r = start; r < stop; ++r) {
+        for (int64_t k = 0; k < a.cols; ++k) {
+          const double value = widen(a.data[r * a.row_stride + k * a.col_stride]);
+          squares[k] += value * value;
+        }
+      }
     });
     for (int64_t j = 0; j < errors.rows; ++j) {
       const double* error = errors.data + j * errors.row_stride;
@@ -248,16 +261,15 @@ struct Cell {
     const int64_t height = std::clamp<int64_t>((samples / 8 + 31) / 32 * 32, 64, kTileRows);
     const int64_t count = (samples + height - 1) / height;
     if constexpr (std::is_same_v<T, float>) {
-      if (worth_tiles(rows, edges.back() - edges.front())) {
-        const TileWeights packed(weights, edges);
+      if (worth_packing(rows, edges.back() - edges.front())) {
+        const PackedWeights packed(weights, edges, formats_of(rows.scalar_type(), ScalarType::Float));
         const auto make = [&] {
-          return std::pair<PackedScratch, ProductScratch>{{weights.rows, height, parts_of(rows.scalar_type())},
-                                                          {height, kTileCols}};
+          return std::pair<PackedScratch, ProductScratch>{{weights.rows, height, packed.left()}, {height, kTileCols}};
         };
         share_out(count, make, [&](int64_t i, const auto& scratch) {
           const int64_t start = i * height;
           const int64_t stop = std::min(start + height, samples);
-          if (tile_by_tiles(start, stop, packed, scratch.first, scratch.second)) return;
+          if (tile_packed(start, stop, packed, scratch.first, scratch.second)) return;
           tile_by_blas(start, stop, Scratch<T>(needs_conversion<T>(rows) ? height : 0, rows.size(1)),
                        Scratch<T>(height, kTileCols));
         });

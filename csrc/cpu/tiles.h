@@ -5,9 +5,6 @@
 // Numbers below 2^-126, parts included, count as zero.
 #pragma once
 
-#include <atomic>
-#include <optional>
-
 #include "cpu/pack.h"
 
 namespace phasefast {
@@ -15,7 +12,7 @@ namespace phasefast {
 // Of a product of float32 numbers in two parts each: standard deviation of what is left out.
 constexpr double kSplitError = 0.6 / (1 << 17);
 
-#ifdef PHASEFAST_AMX
+#ifdef PHASEFAST_X86
 
 // Tiles of this thread, all of 16 rows of 64 bytes, while the object lives. Plain "m" operands: the compiler's own
 // intrinsics do not say which memory they read.
@@ -90,7 +87,7 @@ PHASEFAST_TARGET __attribute__((noinline)) void multiply_units(const char* left,
   }
 }
 
-#else  // never used: tiles_available() is false
+#else  // never used: products() is not kAmx
 
 struct TileSession {
   TileSession() {}
@@ -100,45 +97,11 @@ void multiply_units(const char*, const char*, int64_t, float*, int64_t, bool) {}
 
 #endif
 
-// out (+)= left right over a span of that depth, block by block. Of a Gram matrix, which is given by its diagonal,
-// blocks above that are left out, j > i + diagonal, but not the product of the low parts: without it the matrix may
-// have negative eigenvalues, with it the matrix is that of numbers of 16 bits.
-inline void multiply_span(const Packed& left, const Packed& right, int64_t depth, const Matrix<float>& out, bool add,
-                          std::optional<int64_t> diagonal = std::nullopt) {
-  auto multiply_pair = left.parts == 1 ? (right.parts == 1 ? multiply_units<1, 1> : multiply_units<1, 2>)
-                                       : (right.parts == 1 ? multiply_units<2, 1> : multiply_units<2, 2>);
-  if (diagonal && left.parts == 2) multiply_pair = multiply_units<2, 2, true>;
-  const int64_t cols = units(out.cols);
-  for (int64_t i = 0; i < units(out.rows); ++i) {
-    for (int64_t j = 0; j < (diagonal ? std::min(cols, i + *diagonal + 1) : cols); ++j) {
-      multiply_pair(left.block(i).data, right.block(j).data, units(depth), out.data + kUnit * (i * out.row_stride + j),
-                    out.row_stride, add);
-    }
-  }
+inline auto tile_product(Format left, Format right, bool with_low) {
+  const bool one = left == Format::kBFloat16;
+  if (right == Format::kBFloat16) return one ? multiply_units<1, 1> : multiply_units<2, 1>;
+  if (one) return multiply_units<1, 2>;
+  return with_low ? multiply_units<2, 2, true> : multiply_units<2, 2>;
 }
-
-// Tasks taken one after the other by as many threads as there are, each with scratch of its own.
-template <typename Make, typename Run>
-void share_out(int64_t tasks, const Make& make, const Run& run) {
-  std::atomic<int64_t> next{0};
-  const int64_t threads = std::min<int64_t>(tasks, torch::stable::get_num_threads());
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    const auto scratch = make();
-    for (int64_t task = next++; task < tasks; task = next++) run(task, scratch);
-  });
-}
-
-// Memory for a float32 product in whole units. The rows' distance is no power of two, so that they do not meet in the
-// same sets of a cache.
-class ProductScratch {
- public:
-  ProductScratch(int64_t rows, int64_t cols)
-      : stride_(kUnit * units(cols) + 16), memory_(kUnit * units(rows), stride_) {}
-  Matrix<float> matrix(int64_t rows, int64_t cols) const { return {memory_.data(), rows, cols, stride_, 1}; }
-
- private:
-  int64_t stride_;
-  Scratch<float> memory_;
-};
 
 }  // namespace phasefast
