@@ -1,9 +1,9 @@
 // gram on Hopper's tensor cores (compute capability 9.0), for numbers that are sums of bfloat16 parts.
 //
-// One warpgroup copies panels of both factors into a ring of slots, two multiply them; a cluster of two shares the
-// right panel where numbers are bfloat16 themselves. Both factors are row-major in samples, which is the layout that
-// wgmma takes transposed, so nothing is turned. Sums of parts start anew with every stage, smallest products first, and
-// are added up rounded: the tensor cores cut off.
+// One warpgroup copies panels of both factors into a ring of slots, two multiply them; the two blocks of a cluster
+// share the right panel. Both factors are row-major in samples, which is the layout that wgmma takes transposed, so
+// nothing is turned. Sums of parts start anew with every stage, smallest products first, and are added up rounded: the
+// tensor cores cut off.
 #pragma once
 
 #include <type_traits>

@@ -58,7 +58,8 @@ struct Factors {
   int left_parts, right_parts;
 };
 
-// Fills one slot, by the thread that copies; `at`: what is summed over, from there on.
+// Fills one slot, by the thread that copies; `at`: what is summed over, from there on. Each block of the cluster copies
+// its own rows of the left panel and its share of the right one, that to both blocks.
 template <typename S, typename Left>
 PHASEFAST_DEVICE void fill(const Ring<S>& ring, Turn& turn, int rank, const Factors& factors, int64_t at) {
   Barrier& full = ring.full[turn.slot];
@@ -71,16 +72,14 @@ PHASEFAST_DEVICE void fill(const Ring<S>& ring, Turn& turn, int rank, const Fact
       Left::copy(slot + S::left(part, box), factors.left, full, row, at, part);
     }
   }
+  static_assert(S::kBlocks == 2);
   constexpr int kShare = S::kRight / S::kBlocks;
+  constexpr uint16_t kBoth = 3;
   for (int part = 0; part < factors.right_parts; ++part) {
     for (int box = rank * kShare; box < (rank + 1) * kShare; ++box) {
       char* to = slot + S::right(part, box);
       const int col = static_cast<int>(factors.col) + box * kBox, row = static_cast<int>(at);
-      if constexpr (S::kBlocks > 1) {
-        copy_box(to, factors.right, full, col, row, part, (1 << S::kBlocks) - 1);
-      } else {
-        copy_box(to, factors.right, full, col, row, part);
-      }
+      copy_box(to, factors.right, full, col, row, part, kBoth);
     }
   }
   turn.next<S::kSlots>();
@@ -174,7 +173,7 @@ PHASEFAST_DEVICE void run_roles(char* shared, const Produce& produce, const Cons
   __shared__ Barrier full[S::kSlots], empty[S::kSlots];
   char* aligned = shared + (1024 - shared_address(shared) % 1024) % 1024;
   Ring<S> ring{aligned, full, empty};
-  const int rank = S::kBlocks > 1 ? Cluster::rank() : 0;
+  const int rank = Cluster::rank();
   if (Thread::index() == 0) ring.start();
   Cluster::sync();
   if (Thread::index() < 128) {
