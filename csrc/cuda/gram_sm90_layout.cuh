@@ -2,6 +2,7 @@
 #pragma once
 
 #include "gram_tiles.cuh"
+#include "hopper_layout.cuh"
 
 namespace phasefast::cuda {
 

@@ -2,7 +2,7 @@
 // kernel's.
 #pragma once
 
-#include "hopper_layout.cuh"
+#include "tile_size.cuh"
 
 namespace phasefast::cuda {
 

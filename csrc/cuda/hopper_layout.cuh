@@ -2,7 +2,7 @@
 // CPU by tests/stand_in/test_gram_sm90.py.
 #pragma once
 
-#include "device.cuh"
+#include "tile_size.cuh"
 
 namespace phasefast::cuda {
 
@@ -13,14 +13,6 @@ constexpr int kBox = 64;             // values of a box's row: 128 bytes, the wi
 constexpr int kBoxRow = 128;         // bytes
 constexpr int kSwizzleRows = 8;      // rows whose 16-byte chunks are permuted together
 constexpr int kStep = 16;            // of what is summed over, in one product
-
-// Rows and columns of a tile; the height is a multiple of the width.
-struct TileSize {
-  int height, width;
-
-  PHASEFAST_BOTH int64_t places() const { return int64_t{1} * height * width; }
-  PHASEFAST_BOTH int64_t times() const { return height / width; }
-};
 
 // How a tile is summed up: by `blocks` of threads in a cluster, each with its own 128 rows and all columns; `depth`
 // samples a stage, `slots` stages in shared memory, of up to `parts` bfloat16 parts.
