@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(kSplitThreads) gram_sm90_reduce_kernel(const _
 template <typename S>
 void launch(GramGroup& group, const GramMaps& maps, const Caller& caller) {
   const int64_t clusters = caller.processors() / S::kBlocks;
-  group.splits = hopper_splits(group.tiles, group.samples, S::kSize, S::kDepth, static_cast<int>(clusters));
+  group.splits = hopper_splits(group.tiles, group.samples, S::kSize, S::kDepth, clusters);
   const int64_t items = group.tiles * group.splits;
   Tensor partial = caller.scratch(group.splits > 1 ? items * S::kSize.places() : 0), pace = caller.scratch(2);
   group.partial = static_cast<float*>(partial.data_ptr());

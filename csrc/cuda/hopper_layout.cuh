@@ -38,6 +38,20 @@ struct Shape {
   }
 };
 
+// How many pieces to cut each of `items` into, `most` or fewer, that `clusters` end soonest: a piece takes the time of
+// its share of `steps`, and of `extra` more for beginning and ending it.
+inline int fastest_cut(int64_t items, int64_t steps, int extra, int64_t most, int64_t clusters) {
+  int best = 1;
+  int64_t least = 0;
+  for (int pieces = 1; pieces <= most; ++pieces) {
+    const int64_t time = across(items * pieces, clusters) * (across(steps, pieces) + extra);
+    if (pieces > 1 && time >= least) continue;
+    best = pieces;
+    least = time;
+  }
+  return best;
+}
+
 // The slot of a stage, and the parity of the phase in which it is filled.
 struct Turn {
   int slot = 0;

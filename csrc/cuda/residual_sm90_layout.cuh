@@ -2,13 +2,15 @@
 // tests/stand_in/test_residual_sm90.py.
 #pragma once
 
+#include <algorithm>
+
 #include "hopper_layout.cuh"
 #include "residual_kernel.cuh"
 
 namespace phasefast::cuda {
 
 using ResidualShape = Shape<128, 64, 2, 2, 3>;  // depth: what is summed over lies along the left rows' 128 bytes
-constexpr int kMostRanges = 8;
+constexpr int64_t kMostRanges = 8;
 constexpr int kRangeTiles = 1;  // that beginning and ending a range takes the time of
 
 // What a launch does: items are ranges of the tiles that target columns are cut into, of some rows of a cell.
@@ -49,17 +51,9 @@ PHASEFAST_BOTH Stretch stretch(const HopperResidual& work, int block, int64_t be
   return {inside(first), inside(last)};
 }
 
-// How many ranges leave clusters idle the least, where `items` are there already.
-PHASEFAST_BOTH int residual_ranges(int64_t items, int64_t tiles, int64_t clusters) {
-  int best = 1;
-  int64_t least = 0;
-  for (int ranges = 1; ranges <= kMostRanges && ranges <= tiles; ++ranges) {
-    const int64_t time = across(items * ranges, clusters) * (across(tiles, ranges) + kRangeTiles);
-    if (ranges > 1 && time >= least) continue;
-    best = ranges;
-    least = time;
-  }
-  return best;
+// How many ranges the tiles of each of `items` are cut into.
+inline int residual_ranges(int64_t items, int64_t tiles, int64_t clusters) {
+  return fastest_cut(items, tiles, kRangeTiles, std::min(kMostRanges, tiles), clusters);
 }
 
 }  // namespace phasefast::cuda
