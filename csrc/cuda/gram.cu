@@ -25,11 +25,10 @@ void launch(GramGroup& group, const Caller& caller) {
   static_assert(kBytes <= kSharedBytes);
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes), "gram: shared memory");
   group.splits = gram_splits(group.tiles, group.samples, caller.processors());
-  Tensor partial = caller.scratch(group.splits > 1 ? group.tiles * group.splits * kTileSize.places() : 0);
+  Tensor partial = caller.scratch(group.splits > 1 ? group.items() * kTileSize.places() : 0);
   group.partial = static_cast<float*>(partial.data_ptr());
-  const int64_t items = group.tiles * group.splits;
   const int64_t resident = int64_t{2} * caller.processors();
-  kernel<<<static_cast<unsigned>(std::min(items, resident)), kThreads, kBytes, caller.stream()>>>(group);
+  kernel<<<static_cast<unsigned>(std::min(group.items(), resident)), kThreads, kBytes, caller.stream()>>>(group);
   check(cudaGetLastError(), "gram: launch");
   if (group.splits == 1) return;
   gram_reduce_kernel<<<static_cast<unsigned>(std::min(group.tiles, 4 * resident)), kThreads, 0, caller.stream()>>>(

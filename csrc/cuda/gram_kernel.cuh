@@ -46,7 +46,7 @@ PHASEFAST_DEVICE void gram_item(const Source<Left>& left, const Source<Right>& r
 
 template <typename In, typename Targets>
 PHASEFAST_DEVICE void gram_body(const GramGroup& group, char* shared) {
-  const int64_t items = group.tiles * group.splits;
+  const int64_t items = group.items();
   for (int64_t item = Thread::block(); item < items; item += Thread::blocks()) {
     const GramTile tile = gram_tile(group, item / group.splits, kTileSize);
     const int split = static_cast<int>(item % group.splits);

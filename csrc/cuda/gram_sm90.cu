@@ -26,12 +26,11 @@ template <typename S>
 void launch(GramGroup& group, const GramMaps& maps, const Caller& caller) {
   const int64_t clusters = caller.processors() / S::kBlocks;
   group.splits = hopper_splits(group.tiles, group.samples, S::kSize, S::kDepth, clusters);
-  const int64_t items = group.tiles * group.splits;
-  Tensor partial = caller.scratch(group.splits > 1 ? items * S::kSize.places() : 0), pace = caller.scratch(2);
+  Tensor partial = caller.scratch(group.splits > 1 ? group.items() * S::kSize.places() : 0), pace = caller.scratch(2);
   group.partial = static_cast<float*>(partial.data_ptr());
   group.pace = static_cast<int64_t*>(pace.data_ptr());
   check(cudaMemsetAsync(group.pace, 0, sizeof(int64_t), caller.stream()), "gram: pace");
-  launch_clusters<S>(gram_sm90_kernel<S>, std::min(items, clusters), caller, group, maps);
+  launch_clusters<S>(gram_sm90_kernel<S>, std::min(group.items(), clusters), caller, group, maps);
   if (group.splits == 1) return;
   const unsigned reducers = static_cast<unsigned>(std::min<int64_t>(group.tiles, 8 * caller.processors()));
   gram_sm90_reduce_kernel<S><<<reducers, kSplitThreads, 0, caller.stream()>>>(group);

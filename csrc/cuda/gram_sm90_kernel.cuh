@@ -52,19 +52,17 @@ struct Pace {
 // The thread that copies.
 template <typename S>
 PHASEFAST_DEVICE void produce(const GramGroup& group, const GramMaps& maps, const Ring<S>& ring, int rank) {
-  const int64_t first = Thread::block() / S::kBlocks, clusters = Thread::blocks() / S::kBlocks;
-  Turn turn;
   Pace pace{group.pace};
-  for (int64_t item = first; item < group.tiles * group.splits; item += clusters) {
+  each_item<S>(group, [&](int64_t item, Turn& turn) {
     const HopperItem at = HopperItem::at<S>(group, maps, item);
     const CUtensorMap& rows = maps.rows[at.tile.cell];
     const Factors factors{rows,          at.tile.cross ? maps.targets : rows, at.tile.row, at.tile.col, maps.row_parts,
                           at.right_parts};
     for (int64_t begin = at.begin; begin < at.end; begin += S::kDepth) {
-      if (rank == 0) pace.step(clusters);
+      if (rank == 0) pace.step(Thread::blocks() / S::kBlocks);
       fill<S, LeftColumns>(ring, turn, rank, factors, begin);
     }
-  }
+  });
   if (rank == 0) pace.finish();
 }
 
@@ -115,9 +113,7 @@ PHASEFAST_DEVICE void put_sums(const float (&sum)[S::kSums], const GramSink& sin
 // A warpgroup that multiplies.
 template <typename S>
 PHASEFAST_DEVICE void consume(const GramGroup& group, const GramMaps& maps, const Ring<S>& ring, int rank, int own) {
-  const int64_t first = Thread::block() / S::kBlocks, clusters = Thread::blocks() / S::kBlocks;
-  Turn turn;
-  for (int64_t item = first; item < group.tiles * group.splits; item += clusters) {
+  each_item<S>(group, [&](int64_t item, Turn& turn) {
     const HopperItem at = HopperItem::at<S>(group, maps, item);
     int left = at.begin < at.end ? static_cast<int>(across(at.end - at.begin, S::kDepth)) : 0;
     bool fresh = group.splits > 1;
@@ -136,7 +132,7 @@ PHASEFAST_DEVICE void consume(const GramGroup& group, const GramMaps& maps, cons
       fresh = false;
       left -= stages;
     } while (left > 0);
-  }
+  });
 }
 
 template <typename S>

@@ -27,6 +27,8 @@ struct GramGroup {
   int splits;
   float* partial;  // [tiles, splits, height, width] where splits > 1
   int64_t* pace;   // a count, zero at first; on Hopper only
+
+  PHASEFAST_BOTH int64_t items() const { return tiles * splits; }
 };
 
 // Where a tile stands: columns of A from `row` on, times columns of A or T from `col` on.

@@ -167,6 +167,14 @@ PHASEFAST_DEVICE void add_stages(float (&sum)[S::kSums], const Ring<S>& ring, Tu
   if (stages > 0) ring.release(before);
 }
 
+// Calls body(item, turn) for a cluster's items of what a launch does; turns go on from one item to the next.
+template <typename S, typename Work, typename F>
+PHASEFAST_DEVICE void each_item(const Work& work, const F& body) {
+  Turn turn;
+  const int64_t first = Thread::block() / S::kBlocks, clusters = Thread::blocks() / S::kBlocks;
+  for (int64_t item = first; item < work.items(); item += clusters) body(item, turn);
+}
+
 // The roles of a block of threads: produce(ring, rank) by one thread, consume(ring, rank, own) by two warpgroups.
 template <typename S, typename Produce, typename Consume>
 PHASEFAST_DEVICE void run_roles(char* shared, const Produce& produce, const Consume& consume) {
