@@ -45,13 +45,13 @@ void launch(HopperResidual& work, const ResidualMaps& maps, const Caller& caller
   using S = ResidualShape;
   const ResidualGroup& group = work.group;
   const int64_t clusters = caller.processors() / S::kBlocks;
-  const int64_t items = across(group.samples, S::kSize.height) * group.count;
+  const int64_t items = work.down() * group.count;  // before they are cut into ranges
   work.tiles = all_tiles(group);
   work.ranges = residual_ranges(items, work.tiles, clusters);
   const int64_t places = group.samples * group.count * group.blocks;
   const Tensor partial = caller.scratch(work.ranges > 1 ? 2 * work.ranges * places : 0);
   work.partial = static_cast<double*>(partial.data_ptr());
-  launch_clusters<S>(residual_sm90_kernel, std::min(items * work.ranges, clusters), caller, work, maps);
+  launch_clusters<S>(residual_sm90_kernel, std::min(work.items(), clusters), caller, work, maps);
   if (work.ranges == 1) return;
   const int64_t blocks = std::min<int64_t>(across(places, kSplitThreads), 8 * caller.processors());
   residual_sm90_reduce_kernel<<<static_cast<unsigned>(blocks), kSplitThreads, 0, caller.stream()>>>(work);

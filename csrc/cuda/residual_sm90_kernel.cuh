@@ -12,24 +12,23 @@ struct ResidualMaps {
   int row_parts;
 };
 
-// Calls body(cell, first row, range) for the items of a cluster.
-template <typename F>
-PHASEFAST_DEVICE void each_item(const HopperResidual& work, const F& body) {
-  constexpr int kBlocks = ResidualShape::kBlocks;
-  const int64_t down = across(work.group.samples, ResidualShape::kSize.height);
-  for (int64_t item = Thread::block() / kBlocks; item < down * work.group.count * work.ranges;
-       item += Thread::blocks() / kBlocks) {
-    const int64_t rest = item / work.ranges;
-    body(static_cast<int>(rest / down), rest % down * ResidualShape::kSize.height,
-         static_cast<int>(item % work.ranges));
+// An item: a range of the target tiles, for rows of a cell from `first` on.
+struct ResidualItem {
+  int cell, range;
+  int64_t first;
+
+  static PHASEFAST_DEVICE ResidualItem at(const HopperResidual& work, int64_t item) {
+    const int64_t rest = item / work.ranges, down = work.down();
+    return {static_cast<int>(rest / down), static_cast<int>(item % work.ranges),
+            rest % down * ResidualShape::kSize.height};
   }
-}
+};
 
 // The thread that copies.
 PHASEFAST_DEVICE void produce(const HopperResidual& work, const ResidualMaps& maps, const Ring<ResidualShape>& ring,
                               int rank) {
-  Turn turn;
-  each_item(work, [&](int cell, int64_t first, int range) {
+  each_item<ResidualShape>(work, [&](int64_t item, Turn& turn) {
+    const auto [cell, range, first] = ResidualItem::at(work, item);
     const int64_t depth = work.group.cells[cell].width;
     int64_t before = 0;
     for (int block = 0; block < work.group.blocks; ++block) {
@@ -111,8 +110,8 @@ PHASEFAST_DEVICE void consume(const HopperResidual& work, const ResidualMaps& ma
                               int rank, int own) {
   using S = ResidualShape;
   const int lane = Thread::index() % 32, warp = Thread::index() / 32 % 4;
-  Turn turn;
-  each_item(work, [&](int cell, int64_t start, int range) {
+  each_item<S>(work, [&](int64_t item, Turn& turn) {
+    const auto [cell, range, start] = ResidualItem::at(work, item);
     const ResidualCell& of = work.group.cells[cell];
     const int64_t first = start + rank * kBlockRows + own * 64 + warp * 16 + lane / 4;
     const int stages = static_cast<int>(across(of.width, S::kDepth));

@@ -19,6 +19,10 @@ struct HopperResidual {
   int64_t tiles;  // of all blocks of targets
   int ranges;
   double* partial;  // [ranges, cells, blocks, samples] where ranges > 1
+
+  // Tiles that a cell's rows are cut into.
+  PHASEFAST_BOTH int64_t down() const { return across(group.samples, ResidualShape::kSize.height); }
+  PHASEFAST_BOTH int64_t items() const { return down() * group.count * ranges; }
 };
 
 // Where the tiles of a block begin: with copies of boxes at a multiple of 16 bytes, so maybe a little before the block.
