@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 _LINE, _PAGE, _LARGE = 64, 4096, 1 << 24  # bytes
+_CONVERTED = 4096  # rows in another type that are kept at a time
 _CACHED = 1 << 18  # elements of a float64 copy that stays in the cache
 _LAUNCH = 32  # times as many are worth the launches on a GPU
 _ROUND, _ROWS = 2, 128  # times as many are worth a product, or so many rows of long ones
@@ -67,6 +68,18 @@ def wide_rows(matrix: Tensor, beside: int) -> Iterator[tuple[slice, Tensor]]:
     for start in range(0, count, size):
         place = slice(start, min(start + size, count))
         yield place, buffer[: place.stop - start].copy_(matrix[place])
+
+
+def converted_rows(matrices: Sequence[Tensor], dtype: torch.dtype) -> Iterator[list[Tensor]]:
+    """Rows of equally long matrices [n, d] in ``dtype``, some at a time.
+
+    On a GPU all of them where none has to be converted, which saves launches.
+    """
+    count = len(matrices[0])
+    whole = matrices[0].is_cuda and all(matrix.dtype == dtype for matrix in matrices)
+    size = max(count, 1) if whole else _CONVERTED
+    for start in range(0, count, size):
+        yield [matrix[start : start + size].to(dtype) for matrix in matrices]
 
 
 def inner(a: Tensor, b: Tensor) -> float:

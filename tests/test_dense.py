@@ -9,6 +9,7 @@ import torch
 
 from phasefast.dense import (
     aligned_empty,
+    converted_rows,
     empty,
     inner,
     invert_lower,
@@ -69,6 +70,26 @@ def test_few_rows_at_a_time_where_what_is_beside_them_is_wide() -> None:
     assert sum(parts) == 5000
     assert max(parts) * (1 << 16) * 8 <= 1 << 26
     assert [place for place, _ in wide_rows(matrix, 64)] == [slice(0, 5000)]
+
+
+class OnGpu(torch.Tensor):
+    """Says that it is on a GPU."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize("rows", [0, 1, 5000, 8192])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_converted_rows_are_some_at_a_time_or_all_on_a_gpu_that_converts_none(rows: int, dtype: torch.dtype) -> None:
+    matrices = [torch.randn(rows, 3), torch.randn(rows, 2)]
+    for given, most in ((matrices, 4096), ([m.as_subclass(OnGpu) for m in matrices], 8192)):
+        parts = list(converted_rows(given, dtype))
+        assert max((len(part) for part, _ in parts), default=0) == min(rows, most if dtype == torch.float32 else 4096)
+        for matrix, seen in zip(matrices, zip(*parts) if parts else [[], []], strict=True):
+            assert all(part.dtype == dtype for part in seen)
+            assert torch.equal(torch.cat([matrix[:0].to(dtype), *seen]), matrix.to(dtype))
+    mixed = [matrices[0].as_subclass(OnGpu), matrices[1].double().as_subclass(OnGpu)]
+    assert all(len(part) <= 4096 for part, _ in converted_rows(mixed, torch.float32))
 
 
 def test_wide_matrices_are_still_taken_many_rows_at_a_time() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..dense import product, wide_rows
+from ..dense import converted_rows, product, wide_rows
 from ..systems import Penalties, System, eigen_path, ridge_path, ridge_paths, solve_eigen
 from ..types import Activations, Moments, PenaltyChoice, Statistics, TargetBlock, TargetMatrix
 
@@ -134,10 +134,8 @@ class _Walk:
         self.rows = cell.fit[:count].double() - system.row_mean
         self.expected = columns[:count].double() - sums / len(columns)
         cross = torch.zeros(cell.fit.shape[1], columns.shape[1], dtype=torch.float64, device=columns.device)
-        whole = cell.fit.is_cuda and cell.fit.dtype == columns.dtype == statistics.dtype
-        size = len(cell.fit) if whole else _CHUNK
-        for part, of_part in zip(cell.fit.split(size), columns.split(size), strict=True):
-            ops.gram([part.to(statistics.dtype)], of_part.to(statistics.dtype), [], [cross])
+        for part, of_columns in converted_rows([cell.fit, columns], statistics.dtype):
+            ops.gram([part], of_columns, [], [cross])
         cross -= torch.outer(system.row_mean, sums)
         self.system, self.rhs = system, torch.cat([cross, self.rows.mT], 1).to(statistics.dtype)
         self.factors: dict[int, Tensor] = {}

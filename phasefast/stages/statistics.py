@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..dense import aligned_empty
+from ..dense import aligned_empty, converted_rows
 from ..types import Activations, Moments, Statistics, TargetMatrix
-
-_CHUNK = 4096
 
 
 def accumulate(
@@ -80,14 +78,11 @@ def _add_products(
     grams: Sequence[Tensor],
     crosses: Sequence[Tensor],
 ) -> None:
-    """Add the products of some fit rows; a chunk at a time, but on a GPU where none has to be converted."""
+    """Add the products of some fit rows."""
     stored = cells[0].fit.dtype
     kind = stored if stored == torch.bfloat16 and dtype == torch.float32 else dtype
-    whole = columns.is_cuda and all(matrix.dtype == kind for matrix in (columns, *(cell.fit for cell in cells)))
-    size = max(rows.stop - rows.start, 1) if whole else _CHUNK
-    for start in range(rows.start, rows.stop, size):
-        chunk = slice(start, min(start + size, rows.stop))
-        ops.gram([cell.fit[chunk].to(kind) for cell in cells], columns[chunk].to(kind), grams, crosses)
+    for *parts, of_columns in converted_rows([*(cell.fit[rows] for cell in cells), columns[rows]], kind):
+        ops.gram(parts, of_columns, grams, crosses)
 
 
 def _sums(folds: Sequence[Sequence[Tensor]]) -> list[Tensor]:
