@@ -51,11 +51,8 @@ def sweep(
     """
     ordered = order_checkpoints(checkpoints)
     engine = Engine(model, probe_set, run, out, **options)
-    done = {
-        step: scores
-        for step, scores in open_store(out, engine.config_hash, engine.settings, overwrite).items()
-        if step in ordered
-    }
+    stored = open_store(out, engine.config_hash, engine.settings, overwrite)
+    done = {step: scores for step, scores in stored.items() if step in ordered}
     todo = {step: source for step, source in ordered.items() if step not in done}
     failures: dict[int, PhasefastError] = {}
     before = copy.deepcopy(engine.model.state_dict())
