@@ -64,43 +64,26 @@ class Method:
         (n, p), q, folds = targets.fit.shape, targets.sketch.fit.shape[1], len(targets.folds) - 1
         probes = sum(probe.directions.shape[1] for probe in targets.probes)
         widths = (min(block.width, n + 1) if block.random else block.stop - block.start for block in targets.blocks)
-        sizes = n, heldout, p, q, folds, len(targets.blocks), probes, sum(widths)
-        return self.problem_of_sizes(*sizes, targets.per_column)
+        sizes = Problem(n, heldout, p, q, folds, probes=probes, whole=sum(widths), per_column=targets.per_column)
+        return self.posed(sizes, len(targets.blocks))
 
-    def problem_of_sizes(
-        self,
-        n: int,
-        m: int,
-        p: int,
-        q: int,
-        folds: int,
-        targets: int,
-        probes: int,
-        whole: int,
-        per_column: bool = False,
-    ) -> Problem:
-        """The same before there are targets: n fit, m held-out rows, p columns of all targets, q of them sketched.
+    def posed(self, sizes: Problem, targets: int) -> Problem:
+        """The problem of these sizes by this method.
 
         Args:
-            probes: columns that solutions are certified on. whole: p, if there were no components.
+            sizes: with as many folds as there are; what only the method knows does not matter. targets: their number.
         """
         selects, by_folds = self.penalties.selects, self.selection == "folds"
         choices = len(self.penalties.alphas) if selects else 1
-        return Problem(
-            n,
-            m,
-            p,
-            q,
-            folds=folds if selects and by_folds else 1,
+        return replace(
+            sizes,
+            folds=sizes.folds if selects and by_folds else 1,
             penalties=len(self.penalties.alphas),
             zero=self.penalties.zero,
             fit_scores=self.splits == "both",
-            per_column=per_column,
             leave_one_out=selects and not by_folds,
             stride=self.penalties.stride,
-            chosen=choices if per_column else min(targets, choices),
-            probes=probes,
-            whole=whole,
+            chosen=choices if sizes.per_column else min(targets, choices),
         )
 
     def cost(self, cell: Activations, targets: TargetMatrix) -> Cost:

@@ -15,7 +15,7 @@ from .engine import FOLDS, resolve_device
 from .errors import ArgumentError
 from .stages.capture import RowOptions, discover_layers
 from .stages.layers import select_layers, unwrap
-from .stages.plan import Cost, ForcedRoute, fitting_cost, group_layers, memory_budget
+from .stages.plan import Cost, ForcedRoute, Problem, fitting_cost, group_layers, memory_budget
 from .stages.preserve import preserved
 from .stages.targets import PROBE_COLUMNS, SKETCH_COLUMNS
 from .systems import DEFAULT_ALPHAS, Penalties
@@ -84,8 +84,8 @@ def plan(
     columns = min(columns_with_components(width, target_components), fit + 1)
     q, probes = (min(columns, most) + min(classes, most) for most in (SKETCH_COLUMNS, PROBE_COLUMNS))
     whole = min(width, fit + 1) + classes
-    sizes = fit, heldout, columns + classes, q, min(FOLDS, fit), 2 if classes else 1, probes, whole
-    problem = method.problem_of_sizes(*sizes)
+    sizes = Problem(fit, heldout, columns + classes, q, min(FOLDS, fit), probes=probes, whole=whole)
+    problem = method.posed(sizes, targets=2 if classes else 1)
     budget = memory_budget(memory, where)
     groups = group_layers(found, problem, budget, route)
     rate = _product_rate(where)

@@ -49,7 +49,7 @@ class Problem:
     p: int
     q: int
     folds: int
-    penalties: int
+    penalties: int = 1
     zero: bool = False
     fit_scores: bool = True
     per_column: bool = False
