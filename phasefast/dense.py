@@ -70,16 +70,20 @@ def wide_rows(matrix: Tensor, beside: int) -> Iterator[tuple[slice, Tensor]]:
         yield place, buffer[: place.stop - start].copy_(matrix[place])
 
 
-def converted_rows(matrices: Sequence[Tensor], dtype: torch.dtype) -> Iterator[list[Tensor]]:
-    """Rows of equally long matrices [n, d] in ``dtype``, some at a time.
+def converted_rows(
+    matrices: Sequence[Tensor], dtype: torch.dtype, most: int | None = None
+) -> Iterator[tuple[slice, list[Tensor]]]:
+    """Rows of equally long matrices [n, d] in ``dtype``, some at a time, with their place.
 
-    On a GPU all of them where none has to be converted, which saves launches.
+    Args:
+        most: rows at a time; by default all on a GPU where none has to be converted, which saves launches.
     """
     count = len(matrices[0])
     whole = matrices[0].is_cuda and all(matrix.dtype == dtype for matrix in matrices)
-    size = max(count, 1) if whole else _CONVERTED
+    size = most or (max(count, 1) if whole else _CONVERTED)
     for start in range(0, count, size):
-        yield [matrix[start : start + size].to(dtype) for matrix in matrices]
+        place = slice(start, min(start + size, count))
+        yield place, [matrix[place].to(dtype) for matrix in matrices]
 
 
 def inner(a: Tensor, b: Tensor) -> float:

@@ -84,12 +84,16 @@ def test_converted_rows_are_some_at_a_time_or_all_on_a_gpu_that_converts_none(ro
     matrices = [torch.randn(rows, 3), torch.randn(rows, 2)]
     for given, most in ((matrices, 4096), ([m.as_subclass(OnGpu) for m in matrices], 8192)):
         parts = list(converted_rows(given, dtype))
-        assert max((len(part) for part, _ in parts), default=0) == min(rows, most if dtype == torch.float32 else 4096)
-        for matrix, seen in zip(matrices, zip(*parts) if parts else [[], []], strict=True):
-            assert all(part.dtype == dtype for part in seen)
-            assert torch.equal(torch.cat([matrix[:0].to(dtype), *seen]), matrix.to(dtype))
+        sizes = [place.stop - place.start for place, _ in parts]
+        assert max(sizes, default=0) == min(rows, most if dtype == torch.float32 else 4096)
+        assert sum(sizes) == rows
+        for place, some in parts:
+            for matrix, part in zip(matrices, some, strict=True):
+                assert part.dtype == dtype
+                assert torch.equal(part, matrix[place].to(dtype))
+        assert all(len(part) <= 100 for _, (part, _) in converted_rows(given, dtype, 100))
     mixed = [matrices[0].as_subclass(OnGpu), matrices[1].double().as_subclass(OnGpu)]
-    assert all(len(part) <= 4096 for part, _ in converted_rows(mixed, torch.float32))
+    assert all(len(part) <= 4096 for _, (part, _) in converted_rows(mixed, torch.float32))
 
 
 def test_wide_matrices_are_still_taken_many_rows_at_a_time() -> None:

@@ -15,7 +15,7 @@ from ..dense import converted_rows, product, wide_rows
 from ..systems import Penalties, System, eigen_path, ridge_path, ridge_paths, solve_eigen
 from ..types import Activations, Moments, PenaltyChoice, Statistics, TargetBlock, TargetMatrix
 
-_CHUNK = 1024
+_CHUNK = 1024  # rows whose errors are made at a time
 _FOLDS_BYTES = 1 << 30
 # Rounding of a float32 Gram matrix acts like a penalty of about the first size; what it adds to the errors of weak
 # penalties only matters where hardly anything else is left unexplained.
@@ -134,7 +134,7 @@ class _Walk:
         self.rows = cell.fit[:count].double() - system.row_mean
         self.expected = columns[:count].double() - sums / len(columns)
         cross = torch.zeros(cell.fit.shape[1], columns.shape[1], dtype=torch.float64, device=columns.device)
-        for part, of_columns in converted_rows([cell.fit, columns], statistics.dtype):
+        for _, (part, of_columns) in converted_rows([cell.fit, columns], statistics.dtype):
             ops.gram([part], of_columns, [], [cross])
         cross -= torch.outer(system.row_mean, sums)
         self.system, self.rhs = system, torch.cat([cross, self.rows.mT], 1).to(statistics.dtype)
@@ -271,9 +271,9 @@ def _column_errors(cell: Activations, train: System, weights: Tensor, targets: T
     """Squared errors [L, u] per column on the rows of a fold."""
     offsets = _offsets(train, weights)
     errors = torch.zeros(len(weights), weights.shape[2], dtype=torch.float64, device=weights.device)
-    for rows, expected in zip(cell.fit[fold].split(_CHUNK), targets.sketch.fit[fold].split(_CHUNK), strict=True):
+    for _, (rows, expected) in converted_rows([cell.fit[fold], targets.sketch.fit[fold]], weights.dtype, _CHUNK):
         for index, (weight, offset) in enumerate(zip(weights, offsets, strict=True)):
-            miss = torch.addmm(offset, rows.to(weight.dtype), weight).sub_(expected)
+            miss = torch.addmm(offset, rows, weight).sub_(expected)
             errors[index] += miss.square_().sum(0, dtype=torch.float64)
     return _per_unit(errors, targets)
 

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from .. import ops
-from ..dense import inner, left_product, product
+from ..dense import converted_rows, inner, left_product, product
 from ..systems import fold_sums
 from ..types import Activations, BlockFit, TargetMatrix
 
 _SEGMENTS = 8  # nonzeros for each feature
-_CHUNK, _CACHED = 1024, 256  # rows
+_CACHED = 256  # rows
 _STEPS, _HALFWAY, _HOPELESS = 30, 15, 300.0  # at half the steps, so many times the allowed slack are too much
 _SLACK = 0.01  # of the sketched error: what the iteration may leave open
 _ROUNDING = 1e-5  # of the sketched error: what float32 may have added to it
@@ -265,9 +265,8 @@ def _gram(cell: Activations) -> Tensor:
     """
     mean = cell.sums.sum(0) / len(cell.fit)
     gram: Tensor = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=mean.device)
-    for rows in cell.fit.split(_CHUNK):
-        wide = rows.double()
-        ops.gram([wide], wide[:, :0], [gram], [gram[:, :0]])
+    for _, (rows,) in converted_rows([cell.fit], torch.float64):
+        ops.gram([rows], rows[:, :0], [gram], [gram[:, :0]])
     gram.addr_(mean, mean, alpha=-len(cell.fit))
     return gram
 

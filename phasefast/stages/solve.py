@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from ..certificates import Certificate, Part, certify, certify_target_free, gradient, probe_of
-from ..dense import aligned_empty, left_product
+from ..dense import aligned_empty, converted_rows, left_product
 from ..systems import Penalties, Solution, System, solve_cholesky, solve_eigen
 from ..types import Activations, BlockFit, Decoder, PenaltyChoice, Statistics, TargetBlock, TargetMatrix
 
-_CHUNK = 1024
 _REFINE_ABOVE = 1e-8  # error estimate of a float64 solution that a step of refinement still mends
 _REFINEMENTS, _REFINED = 2, "-refined"
 
@@ -95,9 +94,8 @@ def solve_target_free(
         weights = solution.weights.to(dtype)
         shift = left_product(system.row_mean[None], weights).to(dtype).mT
         combinations = torch.empty(len(cell.heldout), len(cell.fit), dtype=dtype, device=weights.device)
-        for start in range(0, len(cell.fit), _CHUNK):
-            rows = cell.fit[start : start + _CHUNK].to(dtype)
-            torch.sub(weights.mT @ rows.mT, shift, out=combinations[:, start : start + len(rows)])
+        for place, (rows,) in converted_rows([cell.fit], dtype):
+            torch.mm(weights.mT, rows.mT, out=combinations[:, place]).sub_(shift)
         alpha = penalties.relative(system, index)
         free = replace(cell, heldout=combinations)
         fits = []

@@ -81,7 +81,7 @@ def _add_products(
     """Add the products of some fit rows."""
     stored = cells[0].fit.dtype
     kind = stored if stored == torch.bfloat16 and dtype == torch.float32 else dtype
-    for *parts, of_columns in converted_rows([*(cell.fit[rows] for cell in cells), columns[rows]], kind):
+    for _, (*parts, of_columns) in converted_rows([*(cell.fit[rows] for cell in cells), columns[rows]], kind):
         ops.gram(parts, of_columns, grams, crosses)
 
 
