@@ -146,6 +146,11 @@ class Scores:
         rows = self.filter(layer=layer, target=target, metric=metric, split=split).to_arrow()
         return rows.column("step").to_numpy(), rows.column("value").to_numpy()
 
+    def estimated(self, layer: str, target: str, metric: str) -> np.ndarray:
+        """Whether each value [K] of the held-out curve is an estimate, bool."""
+        rows = self.filter(layer=layer, target=target, metric=metric, split="heldout").to_arrow()
+        return np.asarray(rows.column("approximation").is_valid())
+
     def samples(self, layer: str, target: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps [K] int64 and per-sample held-out values [K, m] float32 of one metric."""
         rows = self.filter(layer=layer, target=target, metric=metric, split="heldout").to_arrow()

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,15 +28,17 @@ _INK, _MUTED, _STOP = "#222222", "#666666", "#0072B2"
 _PHASES = {"constant": ("#8c8c8c", "i"), "decrease": ("#009E73", "ii"), "increase": ("#D55E00", "iii")}
 _MARKERS = "osD^vPX<>h"
 _MAX_FVU = 1.25
+_HOLLOW: dict[str, Any] = {"markerfacecolor": "white", "markeredgewidth": 1.1}
 
 
 @dataclass(frozen=True)
 class _Curve:
-    """Values [K] at steps [K] and how they are drawn."""
+    """Values [K] at steps [K], which of them are estimates [K], and how they are drawn."""
 
     name: str
     steps: np.ndarray
     values: np.ndarray
+    estimated: np.ndarray
     colour: str
     marker: str
     width: float = 1.5
@@ -114,13 +116,10 @@ def plot_phases(scores: Scores, report: PhaseReport, path: str | Path, title: st
     cell = _last_layer(report, scores, fvu_target if fvu else label_target)
     page.header(title, cell)
     if fvu:
-        name = f"{fvu_target} variance not decodable (FVU)" + (
-            ", estimated" * bool(scores.approximations(fvu_target, "fvu"))
-        )
+        name = f"{fvu_target} variance not decodable (FVU)"
         page.panel(fvu, labels[0], _FVU, cell, name, "fvu", last=not accuracy)
     if accuracy:
-        name = "held-out accuracy" + (", estimated" if scores.approximations(label_target, "accuracy") else "")
-        page.panel(accuracy, labels[1], _ACCURACY, cell, name, "accuracy", last=True)
+        page.panel(accuracy, labels[1], _ACCURACY, cell, "held-out accuracy", "accuracy", last=True)
     try:
         figure.savefig(path, format="png")
     except OSError as error:
@@ -199,24 +198,27 @@ class _Page:
             axes.spines[side].set_visible(False)
         self._phases(axes, cell)
         for curve in curves:
-            axes.plot(
-                [self._axis.at(step) for step in curve.steps.tolist()],
-                np.minimum(curve.values, top),
-                curve.dashes,
-                color=curve.colour,
-                linewidth=curve.width,
-                marker=curve.marker,
-                markersize=3.5 + curve.width,
-                markeredgecolor="white" if curve.marker != "x" else curve.colour,
-                markeredgewidth=0.6 if curve.marker != "x" else 1.5,
-                clip_on=False,
-            )
+            self._curve(axes, curve, top)
+        if any(curve.estimated.any() for curve in curves):
+            example = axes.plot([], [], color=_INK, marker="o", markersize=5.5, linestyle="none", **_HOLLOW)
+            tight = {"frameon": False, "handletextpad": 0.1, "borderpad": 0, "borderaxespad": 0.15}
+            axes.legend(example, ["estimate"], loc="lower right", bbox_to_anchor=(1, 1), fontsize=9, **tight)
         self._names(axes, labels, height)
         ticks = self._axis.ticks(self._width)
         axes.set_xticks([self._axis.at(step) for step in ticks], [str(step) if last else "" for step in ticks])
         axes.tick_params(colors=_INK, labelsize=9.5, length=3)
         if last:
             axes.set_xlabel("training step", fontsize=10.5, color=_INK)
+
+    def _curve(self, axes: Axes, curve: _Curve, top: float) -> None:
+        """The line, cut at ``top``, with full markers at exact values and hollow ones at estimates."""
+        places, values = np.array([self._axis.at(step) for step in curve.steps.tolist()]), np.minimum(curve.values, top)
+        crossed = curve.marker == "x"
+        edge = {"markeredgecolor": curve.colour if crossed else "white", "markeredgewidth": 1.5 if crossed else 0.6}
+        drawn: dict[str, Any] = {"color": curve.colour, "markersize": 3.5 + curve.width, "clip_on": False}
+        axes.plot(places, values, curve.dashes, linewidth=curve.width, **drawn)
+        for chosen, how in ((~curve.estimated, edge), (curve.estimated, _HOLLOW)):
+            axes.plot(places[chosen], values[chosen], linestyle="none", marker=curve.marker, **drawn, **how)
 
     def _phases(self, axes: Axes, cell: CellPhases | None) -> None:
         for phase in cell.phases if cell else ():
@@ -264,7 +266,8 @@ def _curves(scores: Scores, metric: str, preferred: str, colours: Sequence[str])
             if np.isfinite(values).any():
                 width = 2.4 if index == len(layers) - 1 else 1.5
                 marker = _MARKERS[(len(layers) - 1 - index) % len(_MARKERS)]
-                found.append(_Curve(layer, steps, values, colours[index], marker, width))
+                estimated = scores.estimated(layer, target, metric)
+                found.append(_Curve(layer, steps, values, estimated, colours[index], marker, width))
         if found:
             return target, found
     return preferred, []
@@ -274,7 +277,8 @@ def _own_accuracy(scores: Scores) -> list[_Curve]:
     rows = scores.filter(layer=MODEL_LAYER, metric="accuracy", split="heldout").to_arrow()
     steps, values = rows.column("step").to_numpy(), rows.column("value").to_numpy()
     marker = "x" if len(steps) == 1 else ""
-    return [_Curve("model", steps, values, _INK, marker, 1.8, "--")] if np.isfinite(values).any() else []
+    exact = np.zeros(len(steps), dtype=bool)
+    return [_Curve("model", steps, values, exact, _INK, marker, 1.8, "--")] if np.isfinite(values).any() else []
 
 
 def _last_layer(report: PhaseReport, scores: Scores, target: str) -> CellPhases | None:

@@ -123,9 +123,5 @@ def _span(start: int, end: int) -> str:
 
 def _curve(scores: Scores, layer: str, target: str, metric: str) -> dict[int, str]:
     """Text of each step's value, with ``~`` before an estimate."""
-    steps, values = scores.curve(layer, target, metric)
-    rows = scores.filter(layer=layer, target=target, metric=metric, split="heldout").to_arrow()
-    estimated = {
-        step for step, what in zip(rows["step"].to_pylist(), rows["approximation"].to_pylist()) if what is not None
-    }
-    return {step: "~" * (step in estimated) + number(value) for step, value in zip(steps.tolist(), values.tolist())}
+    curve = *scores.curve(layer, target, metric), scores.estimated(layer, target, metric)
+    return {step: "~" * guessed + number(value) for step, value, guessed in zip(*(part.tolist() for part in curve))}

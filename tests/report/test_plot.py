@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from phasefast.errors import DataError, DependencyError, StoreError
@@ -33,6 +35,14 @@ def has_colour(image: np.ndarray, colour: str, alpha: float) -> bool:
     """Whether a visible area is painted in a colour laid over white."""
     wanted = alpha * np.array(to_rgb(colour)) + 1 - alpha
     return (np.abs(image - wanted).max(axis=2) < 0.01).sum() > 1000
+
+
+def drawn(scores: Scores, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Axes]:
+    """The panels, upper one first."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    plot_phases(scores, NOTHING, folder / "phases.png")
+    return figures[0].axes[1:]
 
 
 @pytest.mark.parametrize(
@@ -84,6 +94,32 @@ def test_panels_without_data_are_left_out(tmp_path: Path) -> None:
     lower = draw(make_scores(NAMES[:2], steps, fvu=False), NOTHING, tmp_path)
     own = draw(make_scores(NAMES[:2], steps, fvu=False, accuracy=False), NOTHING, tmp_path)
     assert len(both) > len(upper) > len(lower) == len(own)
+
+
+def test_estimates_have_hollow_markers_and_a_legend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = make_scores(["a", "b"], [0, 1, 2, 4])
+    assert all(panel.get_legend() is None for panel in drawn(scores, tmp_path, monkeypatch))
+    rows = scores.to_arrow().to_pylist()
+    for entry in rows:
+        if entry["layer"] == "b" and entry["metric"] == "fvu" and entry["step"] in (0, 4):
+            entry["approximation"] = "sketch of 8 of 64 features"
+    scores = Scores.from_rows(rows)
+    upper, lower = drawn(scores, tmp_path, monkeypatch)
+    legend = upper.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["estimate"]
+    assert lower.get_legend() is None
+    marked = [line for line in upper.lines if line.get_marker() not in ("", "None") and len(line.get_xdata())]
+    found = {
+        (float(place), float(value)): line.get_markerfacecolor() == "white"
+        for line in marked
+        for place, value in zip(line.get_xdata(), line.get_ydata())
+    }
+    expected = {}
+    for layer, hollow in (("a", ()), ("b", (0, 4))):
+        for step, value in zip(*scores.curve(layer, "input", "fvu")):
+            expected[_StepAxis(np.array([0, 1, 2, 4])).at(int(step)), float(value)] = step in hollow
+    assert found == expected
 
 
 def test_values_that_are_not_finite_leave_a_gap(tmp_path: Path) -> None:
