@@ -22,7 +22,7 @@ PIXELS_PER_INCH = 180
 # Inches: the width, and from top to bottom what lies above and below each other.
 _WIDTH, _TITLE, _STRIP, _FVU, _ACCURACY, _GAP, _FOOT, _LEFT = 9.0, 0.5, 0.5, 3.3, 1.9, 0.2, 0.62, 0.85
 _LETTER, _LINE = 0.078, 0.165  # inches that a letter and a line of 9-point text take
-_LONGEST, _MOST_LABELS, _MOST_ACCURACY_LABELS = 28, 20, 6
+_LONGEST = 28  # letters of a name
 _INK, _MUTED, _STOP = "#222222", "#666666", "#0072B2"
 # Okabe and Ito's colours, which all kinds of colour vision tell apart; in grey the written names do.
 _PHASES = {"constant": ("#8c8c8c", "i"), "decrease": ("#009E73", "ii"), "increase": ("#D55E00", "iii")}
@@ -43,6 +43,9 @@ class _Curve:
     marker: str
     width: float = 1.5
     dashes: str = "-"
+
+
+_Label = tuple[str, _Curve | None]  # a text and the curve whose end it names
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def plot_phases(scores: Scores, report: PhaseReport, path: str | Path, title: st
     if not fvu and not accuracy:
         raise DataError(f"nothing to draw: expected finite held-out 'fvu' or 'accuracy' rows, got {scores!r}")
     panels = [(curves, height) for curves, height in ((fvu, _FVU), (accuracy, _ACCURACY)) if curves]
-    labels = [_labels(fvu, _MOST_LABELS), _labels(accuracy, _MOST_ACCURACY_LABELS)]
+    labels = [_labels(curves, int(inches / _LINE) + 1) for curves, inches in ((fvu, _FVU), (accuracy, _ACCURACY))]
     right = 0.42 + _LETTER * max(len(text) for panel in labels for text, _ in panel)
     height = _TITLE + _STRIP + sum(_GAP + panel for _, panel in panels) + _FOOT
     figure = Figure(figsize=(_WIDTH, height), dpi=PIXELS_PER_INCH, facecolor="white")
@@ -175,7 +178,7 @@ class _Page:
     def panel(
         self,
         curves: Sequence[_Curve],
-        labels: Sequence[tuple[str, _Curve]],
+        labels: Sequence[_Label],
         height: float,
         cell: CellPhases | None,
         ylabel: str,
@@ -227,22 +230,23 @@ class _Page:
         for step in cell.stop_window or () if cell else ():
             axes.axvline(self._axis.at(step), color=_STOP, linewidth=1.1, linestyle=(0, (4, 3)), zorder=1)
 
-    def _names(self, axes: Axes, labels: Sequence[tuple[str, _Curve]], height: float) -> None:
+    def _names(self, axes: Axes, labels: Sequence[_Label], height: float) -> None:
         """The names at the ends of the curves, moved apart where they would overlap."""
         bottom, top = axes.get_ylim()
-        labels = sorted(labels, key=lambda label: _end(label[1])[1])  # stable: of equals, later layers are higher
-        ends = [_end(curve) for _, curve in labels]
-        wanted = (np.clip([value for _, value in ends], bottom, top) - bottom) / (top - bottom)
-        places = _spread(wanted, min(_LINE / height, 1 / len(labels)))
+        ends = [(int(self._axis.steps[-1]), bottom) if curve is None else _end(curve) for _, curve in labels]
+        order = sorted(range(len(labels)), key=lambda i: ends[i][1])  # stable: of equals, later layers are higher
+        wanted = (np.clip([ends[i][1] for i in order], bottom, top) - bottom) / (top - bottom)
+        places = _spread(wanted, _LINE / height)
         inch, page = 1 / self._width, axes.transAxes
-        for (name, curve), (step, _), y, place in zip(labels, ends, wanted, places):
-            start = self._inches(self._axis.at(step) - self._axis.limits[0]) * inch + 0.06 * inch
-            x = [start, max(start, 1 - 0.05 * inch), 1 + 0.12 * inch, 1 + 0.25 * inch]
-            bend = [y, y, place, place]
-            axes.plot(x, bend, color=curve.colour, linewidth=0.9, transform=page, clip_on=False, zorder=1)
-            axes.text(
-                1 + 0.31 * inch, place, name, transform=page, fontsize=9, color=_INK, va="center", parse_math=False
-            )
+        for i, y, place in zip(order, wanted, places, strict=True):
+            (name, curve), step = labels[i], ends[i][0]
+            if curve is not None:
+                start = self._inches(self._axis.at(step) - self._axis.limits[0]) * inch + 0.06 * inch
+                x = [start, max(start, 1 - 0.05 * inch), 1 + 0.12 * inch, 1 + 0.25 * inch]
+                bend = [y, y, place, place]
+                axes.plot(x, bend, color=curve.colour, linewidth=0.9, transform=page, clip_on=False, zorder=1)
+            colour, x_of_name = _MUTED if curve is None else _INK, 1 + 0.31 * inch
+            axes.text(x_of_name, place, name, transform=page, fontsize=9, color=colour, va="center", parse_math=False)
 
     def _axes(self, height: float) -> Axes:
         self._top -= height
@@ -296,8 +300,11 @@ def _limits(curves: Sequence[_Curve], metric: str) -> tuple[float, float]:
     return -0.025 * top, top
 
 
-def _labels(curves: Sequence[_Curve], most: int) -> list[tuple[str, _Curve]]:
-    """What is written at the ends: curves that coincide share a name; of too many, evenly spaced ones keep theirs."""
+def _labels(curves: Sequence[_Curve], most: int) -> list[_Label]:
+    """What is written at the ends, at most so many: curves that coincide share a name.
+
+    Of too many, the last two and evenly spaced others keep theirs, and the first label says how many layers have none.
+    """
     groups: list[list[_Curve]] = []
     for curve in curves:
         twin = next((g for g in groups if np.array_equal(g[0].values, curve.values, equal_nan=True)), None)
@@ -305,8 +312,13 @@ def _labels(curves: Sequence[_Curve], most: int) -> list[tuple[str, _Curve]]:
             groups.append([curve])
         else:
             twin.append(curve)
-    kept = np.linspace(0, len(groups) - 1, min(most, len(groups))).round().astype(int)
-    return [(_short(" = ".join(curve.name for curve in groups[i])), groups[i][-1]) for i in kept]
+    if len(groups) <= most:
+        kept, labels = groups, list[_Label]()
+    else:
+        # The last two of accuracies are the network's own and the last layer's, whose phases are shown.
+        kept = [*(groups[i] for i in np.linspace(0, len(groups) - 2, most - 2).round().astype(int)), groups[-1]]
+        labels = [(f"{len(curves) - sum(map(len, kept))} more layers", None)]
+    return labels + [(_short(" = ".join(curve.name for curve in group)), group[-1]) for group in kept]
 
 
 def _short(name: str) -> str:

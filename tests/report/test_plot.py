@@ -122,6 +122,28 @@ def test_estimates_have_hollow_markers_and_a_legend(tmp_path: Path, monkeypatch:
     assert found == expected
 
 
+def texts(panel: Axes) -> list[str]:
+    return [text.get_text() for text in panel.texts]
+
+
+def test_all_layers_are_named_where_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    upper, lower = drawn(make_scores(NAMES[:10], [0, 1, 2]), tmp_path, monkeypatch)
+    assert set(texts(upper)) == set(NAMES[:10])
+    assert set(texts(lower)) == {*NAMES[:10], "model"}
+    assert len(texts(drawn(make_scores(NAMES, [0, 1, 2]), tmp_path, monkeypatch)[0])) == 20
+
+
+def test_layers_without_a_name_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"layer{i}" for i in range(40)]
+    for panel, named in zip(drawn(make_scores(names, [0, 1, 2]), tmp_path, monkeypatch), (19, 10), strict=True):
+        found = [text for text in texts(panel) if text in names]
+        assert len(found) == named
+        assert {"layer0", "layer39"} <= set(found)
+        assert f"{40 - named} more layers" in texts(panel)
+        heights = sorted(text.get_position()[1] for text in panel.texts)
+        assert min(np.diff(heights)) * panel.get_position().height * panel.figure.get_figheight() > 0.16
+
+
 def test_values_that_are_not_finite_leave_a_gap(tmp_path: Path) -> None:
     scores = make_scores(["a", "b"], [0, 1, 2], accuracy=False)
     rows = scores.to_arrow().to_pylist()
