@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoints import state_hash
+from .components import RANDOM_COLUMNS
 from .decoding import Method, PenaltyPer, Precision, Selection, Splits, check_choices
 from .errors import ArgumentError
 from .ops import bfloat16_is_fast
@@ -145,12 +146,12 @@ class Engine:
         folds = [probe_set.n_fit * i // count for i in range(count + 1)]
         per_column = options.get("penalty_per") == "column"
         cache = None if out is None or per_column else TargetCache(Path(out) / "cache", probe_set.digest)
-        components = options.get("target_components")
-        self.targets = build_targets(chosen, fit, heldout, folds, self.device, per_column, cache, components)
+        self._components = options.get("target_components")
+        self.targets = build_targets(chosen, fit, heldout, folds, self.device, per_column, cache, self._components)
         self.settings = self._settings()
         self.config_hash = hashlib.blake2b(json.dumps(self.settings).encode(), digest_size=8).hexdigest()
         self._layers: list[Layer] | None = None
-        self._warned = False
+        self._warned = self._measured = False
 
     def measure(self, step: int) -> Scores:
         """Scores of the model as it is now, labelled ``step``. The model is left exactly as it was found."""
@@ -163,6 +164,9 @@ class Engine:
                 if index == 0 and self.label is not None:
                     scores += self._model_scores(outputs, self.label)
                 scores += score_cells(cells, self.targets, self.method)
+        if not self._measured and all(score.bounds is None for score in scores):
+            self._say_that_all_is_exact(step)
+        self._measured = True
         same = {"step": step, "seconds": time.perf_counter() - start, "state_hash": weights}
         return Scores.from_rows({**self._row(score), **same} for score in scores)
 
@@ -214,6 +218,27 @@ class Engine:
             )
         labels = {"fit": self.probe_set.fit_labels, "heldout": self.probe_set.heldout_labels}
         return evaluate_model(usable, labels, label)
+
+    def _say_that_all_is_exact(self, step: int) -> None:
+        """Warn where an approximation was asked for that was not needed, or of no use."""
+        count, size, n = self._components, self.method.layer_sketch, self.probe_set.n_fit
+        widest = max((layer.dim for layer in self._layers or ()), default=0)
+        if count is not None:
+            limit = count + RANDOM_COLUMNS
+            narrow = all(block.width <= limit for block in self.targets.blocks if block.kind == "regression")
+            why = (
+                f"no regression target has more than {limit} columns"
+                if narrow
+                else f"{n} fit rows need only {n + 1} columns"
+            )
+            text = f"target_components={count} was not needed: {why}; all scores are exact"
+        elif size is not None and widest <= size:
+            text = f"layer_sketch={size} was not needed: no layer has more features; all scores are exact"
+        elif size is not None:
+            text = f"layer_sketch={size} could stand for no layer at step {step}: all were decoded exactly"
+        else:
+            return
+        warnings.warn(text, RuntimeWarning, stacklevel=4)
 
     def _row(self, score: Score) -> dict[str, Any]:
         row: dict[str, Any] = {

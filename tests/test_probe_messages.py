@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -23,3 +26,41 @@ def test_labels_that_the_model_was_not_trained_on_are_said_once(net: SmallNet) -
         scores = pf.probe(net, probe_set, layers="hidden")
     assert len(caught) == 1
     assert "model" not in scores.to_pandas()["layer"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("n", "options", "words"),
+    [
+        (80, {"layer_sketch": 54}, "layer_sketch=54 was not needed: no layer has more features; all scores are exact"),
+        (80, {"layer_sketch": 8}, "layer_sketch=8 could stand for no layer at step 0: all were decoded exactly"),
+        (80, {"target_components": 9}, "target_components=9 was not needed: no regression target has more than 73"),
+        (40, {"target_components": 9}, "target_components=9 was not needed: 40 fit rows need only 41 columns"),
+    ],
+)
+def test_an_approximation_that_was_not_made_is_said_once(
+    n: int, options: dict, words: str, net: SmallNet, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(n + 20, 1, 6, 6)
+    targets = [pf.Input(), pf.Function(lambda x: x.flatten(1).repeat(1, 3 if n == 40 else 1), name="repeated")]
+    probe_set = pf.ProbeSet.from_tensors(x[:n], None, x[n:], None)
+    states = dict.fromkeys((0, 1, 2), net.state_dict())
+    shared = {"layers": "conv", "targets": targets, "alphas": [1e-3]}
+    with pytest.warns(RuntimeWarning) as caught:
+        scores = pf.sweep(net, states, probe_set, out=tmp_path, **shared, **options)
+    (warning,) = caught
+    assert str(warning.message).startswith(words)
+    assert warning.filename == __file__
+    assert scores.values_of("approximation") == ["none"]
+
+
+def test_an_approximation_that_was_made_is_not_warned_of(net: SmallNet) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(120, 1, 6, 6)
+    probe_set = pf.ProbeSet.from_tensors(x[:100], None, x[100:], None)
+    wide = pf.Function(lambda x: x.flatten(1).repeat(1, 3), name="wide")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores = pf.probe(net, probe_set, layers="hidden", targets=wide, alphas=[1e-3], target_components=9)
+        pf.probe(net, probe_set, layers="hidden", targets=wide, alphas=[1e-3])
+    assert scores.values_of("approximation") == ["9 of 108 components"]
