@@ -25,6 +25,7 @@ _NAMES = {
     "sketch": "layer_sketch",
 }
 _FOLLOW = {"folds": ("data", "penalties"), "targets": ("data",)}  # what differs with others says nothing by itself
+PHASES, PICTURE = "phases.json", "phases.png"  # what a report writes beside the scores that it is of
 _LONGEST = 60  # characters of a setting that is shown
 
 
@@ -34,7 +35,8 @@ def open_store(
     """Make a run directory's ``scores/``; the steps that are finished there.
 
     Args:
-        config_hash: of ``settings``, which are kept beside the shards. overwrite: start over: remove the shards.
+        config_hash: of ``settings``, which are kept beside the shards.
+        overwrite: start over: remove the shards, and the phases and the picture that were made of them.
 
     Raises:
         StoreError: the directory cannot be written, or a shard was measured with other options, layers, targets, data,
@@ -44,7 +46,11 @@ def open_store(
     for path in folder.glob("settings-*.json") if overwrite else ():
         remove_file(path)
     done: dict[int, Scores] = {}
-    for step, path in list_shards(directory).items():
+    shards = list_shards(directory)
+    for name in (PHASES, PICTURE) if overwrite and shards else ():  # before the shards: a kill leaves none behind
+        if (path := Path(directory) / name).is_file():
+            remove_file(path)
+    for step, path in shards.items():
         if overwrite:
             remove_file(path)
             continue
@@ -105,8 +111,8 @@ def check_weights(stored: Scores, column: str, expected: str) -> None:
 
 
 def remove_file(path: Path) -> None:
-    """Delete what an earlier run left; StoreError names it where that fails."""
+    """Delete a file that an earlier run left; StoreError names it where that fails."""
     try:
         path.unlink()
     except OSError as error:
-        raise StoreError(f"cannot remove the earlier scores {path}: {error}; choose another directory") from error
+        raise StoreError(f"cannot remove {path} of earlier scores: {error}; choose another directory") from error

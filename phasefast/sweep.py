@@ -39,7 +39,8 @@ def sweep(
         checkpoints: ``{step: state dict or file}``, a list of state dicts or of files, or a folder.
         out: directory whose ``scores/`` gets one Parquet shard per step, whole or not at all, and ``cache/`` what later
             sweeps of the same data and targets need not make again.
-        run: label of the rows. overwrite: start over, removing the scores in ``out``. weights_only: see ``torch.load``.
+        run: label of the rows. weights_only: see ``torch.load``.
+        overwrite: start over, removing the scores in ``out``, their ``phases.json`` and ``phases.png``.
         **options: see :class:`phasefast.ProbeOptions`.
 
     Returns:

@@ -30,7 +30,8 @@ class PhaseTracker:
         probe_set: the samples. steps: ``"log2"`` (0, 1, 2, 4, ...) or the steps to measure at.
         out: directory whose ``scores/`` gets one Parquet shard per step, and ``cache/`` what later runs on the
             same data and targets need not make again; None keeps all in memory only.
-        run: label of the rows. overwrite: start over, removing the scores in ``out``.
+        run: label of the rows.
+        overwrite: start over, removing the scores in ``out``, their ``phases.json`` and ``phases.png``.
         on_error: ``"warn"`` lets the training go on when a measurement fails; ``"raise"`` does not.
         **options: see :class:`phasefast.ProbeOptions`.
 

@@ -11,6 +11,7 @@ import torch
 
 import phasefast as pf
 from phasefast.errors import CheckpointError, StoreError, SweepError
+from phasefast.report import write_phases
 from phasefast.scores import list_shards
 from tests.conftest import SmallNet
 
@@ -145,6 +146,28 @@ def test_another_configuration_is_refused_before_any_work(
         pf.sweep(net, checkpoints, probe_set, out=tmp_path, layers="hidden", alphas=[0.1])
     pf.sweep(net, checkpoints, probe_set, out=tmp_path, layers="hidden", alphas=[0.1], overwrite=True)
     assert set(pf.read_scores(tmp_path).filter(layer="hidden").to_pandas()["alpha"].round(6)) == {0.1}
+
+
+def test_overwriting_removes_the_report_of_the_removed_scores_and_nothing_else(
+    net: SmallNet, probe_set: pf.ProbeSet, checkpoints: dict, tmp_path: Path
+) -> None:
+    kept = [tmp_path / name for name in ("notes.txt", "results.png", "phases.json.bak", "cache/mine.pt", "scores/mine")]
+    reports = [tmp_path / name for name in ("phases.json", "phases.png")]
+    options = {"out": tmp_path, "layers": "hidden", "alphas": [0.1]}
+    for path in (*kept, *reports):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    few = {step: checkpoints[step] for step in (0, 1)}
+    pf.sweep(net, few, probe_set, overwrite=True, **options)  # no scores, so that these are of others
+    pf.sweep(net, few, probe_set, **options)
+    assert all(path.exists() for path in (*kept, *reports))
+    write_phases(tmp_path)
+    pf.sweep(net, few, probe_set, overwrite=True, **options)
+    assert not any(path.exists() for path in reports)
+    assert all(path.exists() for path in kept)
+    reports[0].mkdir()
+    pf.sweep(net, few, probe_set, overwrite=True, **options)
+    assert reports[0].is_dir()
 
 
 def test_stored_steps_never_stand_in_for_other_weights(

@@ -9,6 +9,7 @@ from rich.console import Console
 from ..errors import StoreError
 from ..scores import Scores, read_scores
 from ..stages.phases import detect_phases
+from ..store import PHASES, PICTURE
 from ..types import PhaseReport
 from .plot import plot_phases
 from .table import print_report
@@ -25,7 +26,7 @@ def write_phases(directory: str | Path) -> tuple[Scores, PhaseReport]:
     """
     scores = read_scores(directory)
     report = detect_phases(scores)
-    path = Path(directory) / "phases.json"
+    path = Path(directory) / PHASES
     try:
         report.write(path)
     except OSError as error:
@@ -44,8 +45,7 @@ def write_report(directory: str | Path, console: Console | None = None) -> Phase
     scores, report = write_phases(directory)
     print_report(scores, report, console)
     runs = scores.to_arrow().column("run").unique().to_pylist()
-    picture = plot_phases(
-        scores, report, Path(directory) / "phases.png", title=f"Learning phases: {', '.join(map(str, runs))}"
-    )
-    console.print(f"wrote {Path(directory) / 'phases.json'} and {picture}", highlight=False, soft_wrap=True)
+    title = f"Learning phases: {', '.join(map(str, runs))}"
+    picture = plot_phases(scores, report, Path(directory) / PICTURE, title=title)
+    console.print(f"wrote {Path(directory) / PHASES} and {picture}", highlight=False, soft_wrap=True)
     return report
