@@ -76,10 +76,10 @@ def converted_rows(
     """Rows of equally long matrices [n, d] in ``dtype``, some at a time, with their place.
 
     Args:
-        most: rows at a time; by default all on a GPU where none has to be converted, which saves launches.
+        most: rows at a time; by default all where none has to be converted.
     """
     count = len(matrices[0])
-    whole = matrices[0].is_cuda and all(matrix.dtype == dtype for matrix in matrices)
+    whole = all(matrix.dtype == dtype for matrix in matrices)
     size = most or (max(count, 1) if whole else _CONVERTED)
     for start in range(0, count, size):
         place = slice(start, min(start + size, count))

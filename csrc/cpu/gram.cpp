@@ -93,7 +93,8 @@ void gram_cell(const Tensor& rows, const Tensor& targets, const Tensor* gram, co
 // The same with packed operands: the left one for a strip of columns and a chunk of samples, by all threads; a right
 // one for a panel and a span, by the thread that multiplies it.
 constexpr int64_t kStrip = 1024;
-constexpr int64_t kPanel = 256;
+constexpr int64_t kPanel = 384;
+constexpr int64_t kRows = 8192;  // of a chunk
 
 struct PanelScratch {
   PackedScratch right;
@@ -151,11 +152,11 @@ void add_packed(const Tensor& rows, const std::vector<Factor>& factors) {
   const int64_t samples = rows.size(0);
   const int64_t width = rows.size(1);
   const int64_t strip = std::min(kStrip, width);
-  const PackedScratch left(std::min(kChunk, samples), strip, factors.front().formats.left);
+  const PackedScratch left(std::min(kRows, samples), strip, factors.front().formats.left);
   for (int64_t row = 0; row < width; row += strip) {
     const int64_t height = std::min(strip, width - row);
-    for (int64_t start = 0; start < samples; start += kChunk) {
-      const int64_t stop = std::min(start + kChunk, samples);
+    for (int64_t start = 0; start < samples; start += kRows) {
+      const int64_t stop = std::min(start + kRows, samples);
       torch::stable::parallel_for(0, spans(stop - start), 1, [&](int64_t begin, int64_t end) {
         for (int64_t s = begin; s < end; ++s) {
           const int64_t from = start + s * kSpan;

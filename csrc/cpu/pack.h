@@ -210,6 +210,23 @@ PHASEFAST_TARGET void pack_row_units(const Matrix<X> from, const Packed out) {
   }
 }
 
+// Packs [cols, depth] rows as a left operand of float32: blocks of 16 x 16 numbers are transposed.
+template <typename X>
+PHASEFAST_TARGET void pack_row_vectors(const Matrix<X> from, const Packed out) {
+  alignas(64) char tile[kTileBytes];
+  for (int64_t r = 0; r < kUnit * units(from.rows); r += 16) {
+    char* to = out.block(r / kUnit).data + r % kUnit * 4;
+    for (int64_t k = 0; k < kUnit * units(from.cols); k += 16, to += 16 * kUnit * 4) {
+      for (int64_t i = 0; i < 16; ++i) {
+        const X* at = from.data + (r + i) * from.row_stride + k * from.col_stride;
+        _mm512_store_ps(tile + 64 * i, load_some(at, from.col_stride, r + i < from.rows ? from.cols - k : 0));
+      }
+      transpose(tile);
+      for (int64_t i = 0; i < 16; ++i) _mm512_store_si512(to + i * kUnit * 4, _mm512_load_si512(tile + 64 * i));
+    }
+  }
+}
+
 #pragma GCC diagnostic pop
 #endif
 
@@ -239,23 +256,21 @@ void pack_floats(const Matrix<X>& from, const Packed& out) {
 // Packs a [depth, cols] matrix, depth at most a span, as a left or a right operand.
 template <typename X>
 void pack(const Matrix<X>& from, [[maybe_unused]] bool left, const Packed& out) {
-  if (out.format == Format::kFloat32) return pack_floats(from, out);
 #ifdef PHASEFAST_X86
-  if (out.format == Format::kBFloat16) {
-    pack_units<X, 1>(from, left, out);
-  } else {
-    pack_units<X, 2>(from, left, out);
-  }
+  if (out.format == Format::kBFloat16) return pack_units<X, 1>(from, left, out);
+  if (out.format == Format::kSplit) return pack_units<X, 2>(from, left, out);
 #endif
+  pack_floats(from, out);
 }
 
 // Packs [cols, depth] rows as a left operand, depth at most a span.
 template <typename X>
 void pack_rows(const Matrix<X>& from, const Packed& out) {
-  if (out.format == Format::kFloat32) return pack_floats(from.transposed(), out);
 #ifdef PHASEFAST_X86
-  pack_row_units(from, out);
+  if (out.format != Format::kFloat32) return pack_row_units(from, out);
+  if (products() == Products::kAvx512) return pack_row_vectors(from, out);
 #endif
+  pack_floats(from.transposed(), out);
 }
 
 }  // namespace phasefast

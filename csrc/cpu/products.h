@@ -25,8 +25,9 @@ class ProductSession {
 // have negative eigenvalues, with it the matrix is that of numbers of 16 bits.
 inline void multiply_span(const Packed& left, const Packed& right, int64_t depth, const Matrix<float>& out, bool add,
                           std::optional<int64_t> diagonal = std::nullopt) {
-  const auto multiply_pair = products() == Products::kAmx ? tile_product(left.format, right.format, diagonal.has_value())
-                                                          : vector_product(left.format);
+  const auto multiply_pair = products() == Products::kAmx
+                                 ? tile_product(left.format, right.format, diagonal.has_value())
+                                 : vector_product(left.format);
   const int64_t cols = units(out.cols);
   for (int64_t i = 0; i < units(out.rows); ++i) {
     for (int64_t j = 0; j < (diagonal ? std::min(cols, i + *diagonal + 1) : cols); ++j) {

@@ -15,14 +15,14 @@ namespace {
 constexpr int64_t kTileRows = 256;
 constexpr int64_t kTileCols = 512;
 constexpr int64_t kGrain = 1 << 21;  // operations that are worth a thread
-// Of a squared error: what products of split numbers may be expected to add to it, and the standard deviation that they may give
-// it.
+// Of a squared error: what products of split numbers may be expected to add to it, and the standard deviation that they
+// may give it.
 constexpr double kBias = 1e-6;
 constexpr double kSpread = 1e-5;
 
 bool worth_packing(const Tensor& rows, int64_t cols) {
-  return products() != Products::kBlas && rows.scalar_type() != ScalarType::Double && rows.size(0) >= 256 && rows.size(1) >= 64 &&
-         cols >= 32;
+  return products() != Products::kBlas && rows.scalar_type() != ScalarType::Double && rows.size(0) >= 256 &&
+         rows.size(1) >= 64 && cols >= 32;
 }
 
 // Where the first largest value of a row stands; a NaN anywhere makes it invalid for good.

@@ -9,8 +9,8 @@ namespace phasefast {
 
 #ifdef PHASEFAST_X86
 
-// out [32, 32] (+)= one column block of left times one of right, over some steps; kPairs: of bfloat16 numbers, which lie
-// as the tiles want them.
+// out [32, 32] (+)= one column block of left times one of right, over some steps; kPairs: of bfloat16 numbers, which
+// lie as the tiles want them.
 template <bool kPairs>
 PHASEFAST_TARGET __attribute__((noinline)) void multiply_avx512(const char* left, const char* right, int64_t steps,
                                                                 float* out, int64_t stride, bool add) {

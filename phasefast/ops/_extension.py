@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import warnings
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -32,7 +33,9 @@ def _load() -> tuple[ModuleType | None, str | None]:
         return None, f"phasefast._C does not load under torch {torch.__version__}: {error}; {_MEND}"
     for op in OPS:
         torch.library.register_fake(f"phasefast::{op}", _fake)
-    library, built = _cuda_library(), module.build_info()["cuda"]
+    library, built, taken = _cuda_library(), module.build_info()["cuda"], module.build_info()["products"]
+    if (wanted := os.environ.get("PHASEFAST_PRODUCTS", taken)) != taken:
+        warnings.warn(f"PHASEFAST_PRODUCTS={wanted}: not on this processor; {taken} is taken", stacklevel=2)
     for op in OPS:
         library.impl(op, _cuda.implementation(op, built), "CUDA")
     return module, None
@@ -66,15 +69,15 @@ def compiled(op: str) -> Callable[..., None] | None:
 
 def bfloat16_is_fast(device: torch.device) -> bool:
     """Whether products of bfloat16 rows take less time than those of float32 ones there."""
-    return device.type == "cuda" or (device.type == "cpu" and bool(build_info().get("tiles")))
+    return device.type == "cuda" or (device.type == "cpu" and bool(build_info().get("bfloat16_is_fast")))
 
 
 def build_info() -> dict[str, Any]:
     """How the extension was built, or why there is none.
 
     Keys: ``compiled`` and ``problem``; with an extension also ``torch`` (built with), ``compiler``, ``cuda``,
-    ``cuda_version``, ``archs``, ``flags``, ``abi_target``, and ``tiles``: whether the CPU ops multiply in bfloat16
-    tiles, as the processor can and ``PHASEFAST_TILES=0`` does not forbid.
+    ``cuda_version``, ``archs``, ``flags``, ``abi_target``, ``products``: how the CPU ops multiply, by ``blas``,
+    ``avx2``, ``avx512`` or ``amx``, the fastest of them or what ``PHASEFAST_PRODUCTS`` names, and ``bfloat16_is_fast``.
     """
     module, reason = _load()
     info: dict[str, Any] = {"compiled": module is not None, "problem": reason}

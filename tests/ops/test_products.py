@@ -1,7 +1,8 @@
-"""gram and residual at sizes where the processor's bfloat16 tiles do the work, against float64; and without tiles."""
+"""gram and residual at sizes where operands are packed, by each kind of product that there is, against float64."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -16,23 +17,46 @@ from phasefast import ops
 from phasefast.ops import _extension
 
 ROOT = Path(__file__).parents[2]
-TILES = bool(_extension.build_info().get("tiles"))
 SPLIT = 0.6 * 2.0**-17  # standard deviation of what two bfloat16 parts leave out of a product
 ROUNDING = 1e-6  # of float32 sums, of the sum of magnitudes
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 
-pytestmark = pytest.mark.skipif(not TILES, reason="no AMX bfloat16 tiles here, or no extension, or PHASEFAST_TILES=0")
+if not _extension.available():
+    pytest.skip("the compiled ops are not there", allow_module_level=True)
+CHOICE = _extension.build_info()["products"]
+
+
+def use(kind: str) -> bool:
+    """Multiply that way from now on; False where the processor cannot."""
+    try:
+        importlib.import_module("phasefast._C").use_products(kind)
+    except ValueError:
+        return False
+    return True
+
+
+KINDS = [kind for kind in ("blas", "avx2", "avx512", "amx") if use(kind)]
+use(CHOICE)
+
+
+@pytest.fixture(params=[kind for kind in KINDS if kind != "blas"], autouse=True)
+def kind(request):
+    assert use(request.param)
+    yield request.param
+    use(CHOICE)
 
 
 def slack(left: Tensor, right: Tensor, *, alike: bool = False) -> Tensor:
-    """Bound on the error of left @ right in two parts: six standard deviations, and float32's own rounding.
+    """Bound on the error of left @ right: float32's own rounding, and of two parts six standard deviations.
 
     Args:
         alike: the sum is of the same numbers again and again, whose errors add up.
     """
     spread = (left.double().square() @ right.double().square()).sqrt()
     magnitude = left.double().abs() @ right.double().abs()
-    return 6 * SPLIT * (magnitude if alike else spread) + ROUNDING * magnitude
+    lost = SPLIT if _extension.build_info()["products"] == "amx" else 0.0
+    rounding = 256 * 2.0**-25 if alike else ROUNDING  # of a span, all to the same side
+    return 6 * lost * (magnitude if alike else spread) + rounding * magnitude
 
 
 def check_gram(rows: Tensor, targets: Tensor, accumulator: torch.dtype = F64) -> None:
@@ -120,7 +144,9 @@ def test_bfloat16_products_are_exact():
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf, 3.4e38])
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
-def test_gram_of_what_is_not_finite(bad, dtype):
+def test_gram_of_what_is_not_finite(bad, dtype, kind):
+    if bad == 3.4e38 and kind != "amx":
+        pytest.skip("no infinity but as bfloat16")
     rows, targets = torch.randn(600, 70), torch.randn(600, 40)
     rows[5, 3], targets[7, 2] = bad, bad
     gram, cross = torch.zeros(70, 70, dtype=F64), torch.zeros(70, 40, dtype=F64)
@@ -232,30 +258,39 @@ gram, cross = torch.zeros(100, 100, dtype=torch.float64), torch.zeros(100, 80, d
 ops.gram([rows], targets, [gram], [cross])
 errors, hits = torch.zeros(1, 900, dtype=torch.float64), torch.zeros(1, 900, dtype=torch.bool)
 ops.residual([rows], [weight], [torch.zeros(80)], targets, [0, 80], [True], [errors], [hits])
-torch.save((build_info()["tiles"], gram.tril(), cross, errors, hits), sys.argv[2])
+torch.save((build_info()["products"], gram.tril(), cross, errors, hits), sys.argv[2])
 """
 
 
-def test_the_switch_turns_them_off(tmp_path):
+def test_a_switch_tells_which_products(tmp_path, kind):
     torch.save((torch.randn(900, 100), torch.randn(900, 80), torch.randn(100, 80)), tmp_path / "given")
     rows, targets, weight = torch.load(tmp_path / "given")
-    results = {}
-    for value in ("0", "1"):
-        paths = [str(tmp_path / "given"), str(tmp_path / value)]
-        env = {**os.environ, "PHASEFAST_TILES": value}
-        subprocess.run([sys.executable, "-c", CODE, *paths], cwd=ROOT, env=env, check=True, timeout=120)
-        results[value] = torch.load(tmp_path / value)
-    assert [results[value][0] for value in ("0", "1")] == [False, True]
     exact = (rows.double().T @ rows.double()).tril(), rows.double().T @ targets.double()
     exact += ((rows.double() @ weight.double() - targets.double()).square().sum(1)[None],)
-    without, by_tiles = (
-        [((a - b).norm() / b.norm()).item() for a, b in zip(results[value][1:4], exact)] for value in ("0", "1")
-    )
-    assert all(error < 5e-7 for error in without)
-    assert all(1e-8 < error < 1e-5 for error in by_tiles)
-    assert (results["0"][4] == results["1"][4]).float().mean() > 0.99
+    results = []
+    for wanted in ("blas", kind):
+        paths = [str(tmp_path / "given"), str(tmp_path / wanted)]
+        env = {**os.environ, "PHASEFAST_PRODUCTS": wanted}
+        subprocess.run([sys.executable, "-W", "error", "-c", CODE, *paths], cwd=ROOT, env=env, check=True, timeout=120)
+        taken, *found = torch.load(tmp_path / wanted)
+        assert taken == wanted
+        limit = 1e-5 if wanted == "amx" else 5e-7
+        assert all((a - b).norm() < limit * b.norm() for a, b in zip(found, exact, strict=False))
+        results.append(found)
+    assert not torch.equal(results[0][1], results[1][1])
+    assert (results[0][3] == results[1][3]).float().mean() > 0.99
 
 
-def test_bfloat16_is_fast_where_there_are_tiles():
-    assert ops.bfloat16_is_fast(torch.device("cpu"))
+def test_products_that_the_processor_lacks_are_said(kind):
+    env = {**os.environ, "PHASEFAST_PRODUCTS": "abacus"}
+    code = "from phasefast import build_info; print(build_info()['products'])"
+    given = {"cwd": ROOT, "env": env, "check": True, "timeout": 120, "capture_output": True, "text": True}
+    ran = subprocess.run([sys.executable, "-c", code], **given)
+    assert ran.stdout.strip() in KINDS
+    assert f"PHASEFAST_PRODUCTS=abacus: not on this processor; {ran.stdout.strip()} is taken" in ran.stderr
+
+
+def test_bfloat16_is_fast_where_there_are_tiles_or_pairs(kind):
+    pairs = "avx512_bf16" in Path("/proc/cpuinfo").read_text()
+    assert ops.bfloat16_is_fast(torch.device("cpu")) == (kind == "amx" or (kind == "avx512" and pairs))
     assert ops.bfloat16_is_fast(torch.device("cuda"))
