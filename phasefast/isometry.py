@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import ops
+from .dense import aligned_empty
 
 _COLUMNS = 1024
 # Of the largest squared length. A jitter is one more feature for each row, of the rounding's own size.
@@ -23,17 +24,26 @@ def coordinates(rows: Tensor, others: Tensor) -> tuple[Tensor, Tensor] | None:
     Returns:
         None where rows depend on each other so much that there is no factor.
     """
-    n, d = rows.shape
-    inner = torch.zeros(n, n, dtype=torch.float64, device=rows.device)
-    across = torch.zeros(n, len(others), dtype=torch.float64, device=rows.device)
-    for start in range(0, d, _COLUMNS):
-        left, right = (matrix[:, start : start + _COLUMNS].mT.double().contiguous() for matrix in (rows, others))
-        ops.gram([left], right, [inner], [across])
+    inner, across = _inner_products(rows, others)
     factor = _factor(inner)
     del inner  # as large as what follows
     if factor is None:
         return None
     return factor, torch.linalg.solve_triangular(factor, across, upper=False).mT
+
+
+def _inner_products(rows: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Of rows with each other [n, n], lower triangle, and with others [n, m], float64."""
+    n, d = rows.shape
+    inner = aligned_empty(n, n, torch.float64, rows.device).zero_()
+    across = torch.zeros(n, len(others), dtype=torch.float64, device=rows.device)
+    size = min(_COLUMNS, max(d, 1))
+    buffers = [aligned_empty(size, len(matrix), torch.float64, matrix.device) for matrix in (rows, others)]
+    for start in range(0, d, size):
+        parts = zip(buffers, (rows[:, start : start + size].mT, others[:, start : start + size].mT), strict=True)
+        left, right = (buffer[: len(part)].copy_(part) for buffer, part in parts)
+        ops.gram([left], right, [inner], [across])
+    return inner, across
 
 
 def _factor(inner: Tensor) -> Tensor | None:

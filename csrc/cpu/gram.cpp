@@ -93,7 +93,7 @@ void gram_cell(const Tensor& rows, const Tensor& targets, const Tensor* gram, co
 // The same with packed operands: the left one for a strip of columns and a chunk of samples, by all threads; a right
 // one for a panel and a span, by the thread that multiplies it.
 constexpr int64_t kStrip = 1024;
-constexpr int64_t kPanel = 384;
+constexpr int64_t kPanel = 256;
 constexpr int64_t kRows = 8192;  // of a chunk
 
 struct PanelScratch {
