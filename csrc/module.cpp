@@ -51,5 +51,6 @@ void use_products(const std::string& name) {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Loading this module registers the ops torch.ops.phasefast.*";
   m.def("build_info", &build_info, "How this module was built.");
-  m.def("use_products", &use_products, "From now on multiply by blas, avx2, avx512 or amx: for tests and benchmarks.");
+  m.def("use_products", &use_products,
+        "From now on multiply by blas, avx2, avx512 or amx: for tests, while no op is running.");
 }

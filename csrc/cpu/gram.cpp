@@ -94,7 +94,7 @@ void gram_cell(const Tensor& rows, const Tensor& targets, const Tensor* gram, co
 // one for a panel and a span, by the thread that multiplies it.
 constexpr int64_t kStrip = 1024;
 constexpr int64_t kPanel = 256;
-constexpr int64_t kRows = 8192;  // of a chunk
+constexpr int64_t kRows = 8192;  // of a chunk: sums of 32 spans, which round less than as many numbers in a row
 
 struct PanelScratch {
   PackedScratch right;
@@ -147,6 +147,27 @@ struct Panel {
   }
 };
 
+// The panels of a strip of rows: large ones, but as many as keep all threads busy until the end.
+std::vector<Panel> panels_of(const std::vector<Factor>& factors, int64_t start, int64_t stop, int64_t row,
+                             int64_t height) {
+  const size_t enough = 4 * torch::stable::get_num_threads();
+  std::vector<Panel> panels;
+  for (int64_t width = kPanel, tall = kStrip; panels.size() < enough && width >= kUnit;
+       tall > width ? tall /= 2 : width /= 2) {
+    panels.clear();
+    for (const Factor& factor : factors) {
+      const int64_t cols = factor.lower ? row + height : factor.right.size(1);
+      for (int64_t col = 0; col < cols; col += width) {
+        for (int64_t top = factor.lower ? std::max(row, col) : row; top < row + height; top += tall) {
+          panels.push_back(
+              {factor, start, stop, top, std::min(tall, row + height - top), col, std::min(width, cols - col)});
+        }
+      }
+    }
+  }
+  return panels;
+}
+
 // The rows' products with factors that all want them in the same format.
 void add_packed(const Tensor& rows, const std::vector<Factor>& factors) {
   const int64_t samples = rows.size(0);
@@ -163,14 +184,7 @@ void add_packed(const Tensor& rows, const std::vector<Factor>& factors) {
           pack_block(rows, from, std::min(kSpan, stop - from), row, height, true, left.span(s));
         }
       });
-      std::vector<Panel> panels;
-      for (const Factor& factor : factors) {
-        const int64_t cols = factor.lower ? row + height : factor.right.size(1);
-        for (int64_t col = 0; col < cols; col += kPanel) {
-          const int64_t top = factor.lower ? std::max(row, col) : row;
-          panels.push_back({factor, start, stop, top, row + height - top, col, std::min(kPanel, cols - col)});
-        }
-      }
+      const std::vector<Panel> panels = panels_of(factors, start, stop, row, height);
       share_out(
           static_cast<int64_t>(panels.size()),
           [&] { return PanelScratch{{kSpan, kPanel, Format::kSplit}, {strip, kPanel}}; },
@@ -189,6 +203,7 @@ void gram_cell_packed(const Tensor& rows, const Tensor& targets, const Tensor* g
   const Factor of_targets{targets, cross, false, formats_of(type, targets.scalar_type())};
   if (!gram) return add_packed(rows, {of_targets});
   const Factor own{rows, *gram, true, formats_of(type, type)};
+  if (targets.size(1) == 0) return add_packed(rows, {own});
   if (own.formats.left == of_targets.formats.left) return add_packed(rows, {own, of_targets});
   add_packed(rows, {own});
   add_packed(rows, {of_targets});

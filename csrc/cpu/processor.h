@@ -19,7 +19,7 @@ namespace phasefast {
 // Where the products of float32 and narrower numbers come from: PyTorch's BLAS, vectors of 8 or 16 float32, bfloat16
 // tiles.
 enum class Products { kBlas, kAvx2, kAvx512, kAmx };
-constexpr std::array<std::string_view, 4> kProducts{"blas", "avx2", "avx512", "amx"};
+inline constexpr std::array<std::string_view, 4> kProducts{"blas", "avx2", "avx512", "amx"};
 
 #ifdef PHASEFAST_X86
 // Intel 64 and IA-32 Architectures Software Developer's Manual, vol. 1, ch. 18: leaf 7 names the instructions, XCR0 the
@@ -60,7 +60,7 @@ inline bool processor_has(Products products) {
   }
 }
 
-// Whether bfloat16 numbers are multiplied in pairs, at twice the rate of float32.
+// Whether bfloat16 numbers are multiplied in pairs, at about twice the rate of float32.
 inline bool processor_has_pairs() {
   return __builtin_cpu_supports("avx512bf16");
 }

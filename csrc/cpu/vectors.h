@@ -1,6 +1,6 @@
 // Products of vectors of 8 (AVX2) or 16 float32, and of pairs of bfloat16 (AVX512_BF16), which are summed in float32. A
 // block of the result stays in registers over a span (Goto and van de Geijn 2008, "Anatomy of high-performance matrix
-// multiplication").
+// multiplication"). Pairs count numbers below 2^-126 as zero.
 #pragma once
 
 #include "cpu/pack.h"
