@@ -63,7 +63,7 @@ def main(
     }
     machine = {"processor": processor(), "threads": count, "torch": torch.__version__}
     machine |= {"python": platform.python_version(), "compiled": build_info()["compiled"]}
-    machine |= {"instructions": build_info().get("products", "none")}
+    machine |= {"instructions": build_info().get("products", "blas")}
     today = datetime.date.today().isoformat()
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"cpu-{re.sub('[^a-z0-9]+', '-', processor().lower()).strip('-')}-{today}.json"

@@ -168,10 +168,13 @@ class _Work:
 
 
 def _accumulate(work: Sequence[_Work], targets: TargetMatrix, dtype: torch.dtype, again: bool = True) -> None:
-    """Moments of all cells, those that need the same in the same launches; ``again``: penalties are still to choose."""
-    for wanted in {own.wants for own in work}:
-        same = [own for own in work if own.wants == wanted]
-        folds, cross = wanted
+    """Moments of all cells, those that need the same in the same launches; ``again``: penalties are still to choose.
+
+    Rows of different types are apart: the moments of a dual cell's coordinates do not depend on its neighbours.
+    """
+    for wanted in {(own.wants, own.cell.fit.dtype) for own in work}:
+        same = [own for own in work if (own.wants, own.cell.fit.dtype) == wanted]
+        (folds, cross), _ = wanted
         found = accumulate([own.cell for own in same], targets, dtype, with_folds=folds and again, with_cross=cross)
         for own, statistics in zip(same, found, strict=True):
             own.statistics = statistics

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 _LINE, _PAGE, _LARGE = 64, 4096, 1 << 24  # bytes
-_CONVERTED = 4096  # rows in another type that are kept at a time
+_CONVERTED, _CONVERTED_ELEMENTS = 4096, 1 << 25  # rows in another type that are kept at a time, at most
 _CACHED = 1 << 18  # elements of a float64 copy that stays in the cache
 _LAUNCH = 32  # times as many are worth the launches on a GPU
 _ROUND, _ROWS = 2, 128  # times as many are worth a product, or so many rows of long ones
@@ -75,15 +75,22 @@ def converted_rows(
 ) -> Iterator[tuple[slice, list[Tensor]]]:
     """Rows of equally long matrices [n, d] in ``dtype``, some at a time, with their place.
 
+    The next ones overwrite them.
+
     Args:
         most: rows at a time; by default all where none has to be converted.
     """
-    count = len(matrices[0])
-    whole = all(matrix.dtype == dtype for matrix in matrices)
-    size = most or (max(count, 1) if whole else _CONVERTED)
-    for start in range(0, count, size):
+    count, others = len(matrices[0]), [matrix for matrix in matrices if matrix.dtype != dtype]
+    few = max(min(_CONVERTED, _CONVERTED_ELEMENTS // max(sum(matrix.shape[1] for matrix in others), 1)), _ROWS)
+    size = min(most or (few if others else count), count)
+    buffers = {id(m): aligned_empty(size, m.shape[1], dtype, m.device) for m in others}
+    for start in range(0, count, max(size, 1)):
         place = slice(start, min(start + size, count))
-        yield place, [matrix[place].to(dtype) for matrix in matrices]
+        parts = [matrix[place] for matrix in matrices]
+        for i, matrix in enumerate(matrices):
+            if id(matrix) in buffers:
+                parts[i] = buffers[id(matrix)][: len(parts[i])].copy_(parts[i])
+        yield place, parts
 
 
 def inner(a: Tensor, b: Tensor) -> float:

@@ -59,7 +59,7 @@ class ProbeOptions(TypedDict, total=False):
         device: where to compute; the model's own device by default.
         precision: ``"exact"`` (default): float32, and float64 for cells where it is not enough; ``"fast"``: float32,
             and float64 only where it fails, of rows rounded to bfloat16 where that is faster: on a GPU, or on a CPU
-            with Intel AMX or AVX512_BF16; ``"double"``: float64 throughout.
+            with Intel AMX, or AVX512_BF16 on other makes; ``"double"``: float64 throughout.
         route: how cells are solved: ``None`` (default) plans the fastest for each; ``"primal"``, ``"dual"``,
             ``"eigen"`` or ``"target-free"`` forces one. All give the same numbers at the same penalty; see
             docs/performance.md.

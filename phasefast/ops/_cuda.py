@@ -18,7 +18,6 @@ from torch import Tensor
 from . import reference
 
 _TARGET_BLOCKS = 64  # kTargetBlocks of csrc/cuda/residual_kernel.cuh
-_ROWS = 4096
 _POOLED = 64  # values of which the mean is taken
 _WIDTH_OF_ONE = 256  # features of a system that fills a GPU by itself, as far as it can be filled
 _FEW_COLUMNS = 128
@@ -57,16 +56,11 @@ def _narrow(*tensors: Tensor) -> bool:
 
 @torch.no_grad()
 def _gram(rows: list[Tensor], targets: Tensor, grams: list[Tensor], crosses: list[Tensor]) -> None:
-    """The reference, but for bfloat16: those products go to the tensor cores, which sum them in float32.
-
-    Some rows at a time, so that sums are as long as the accumulators' type is good for.
-    """
-    narrow = all(matrix.dtype == torch.bfloat16 for matrix in (targets, *rows))
-    for start in range(0, len(targets), _ROWS):
-        part, own = targets[start : start + _ROWS], [row[start : start + _ROWS] for row in rows]
-        if not narrow:
-            reference.gram(own, part, grams, crosses)
-            continue
+    """The reference, but for bfloat16: those products go to the tensor cores, which sum them in float32."""
+    if any(matrix.dtype != torch.bfloat16 for matrix in (targets, *rows)):
+        reference.gram(rows, targets, grams, crosses)
+        return
+    for part, *own in zip(targets.split(reference.ROWS), *(row.split(reference.ROWS) for row in rows), strict=True):
         for i, (a, c) in enumerate(zip(own, crosses, strict=True)):
             if grams:
                 grams[i].add_(torch.mm(a.mT, a, out_dtype=torch.float32).tril_())

@@ -31,14 +31,22 @@ def _load() -> tuple[ModuleType | None, str | None]:
         return None, f"phasefast._C is not built for this Python; {_MEND}"
     except (ImportError, OSError, RuntimeError) as error:
         return None, f"phasefast._C does not load under torch {torch.__version__}: {error}; {_MEND}"
+    if not hasattr(module, "use_products"):
+        return None, f"phasefast._C is of an older version; {_MEND}"
     for op in OPS:
         torch.library.register_fake(f"phasefast::{op}", _fake)
-    library, built, taken = _cuda_library(), module.build_info()["cuda"], module.build_info()["products"]
-    if (wanted := os.environ.get("PHASEFAST_PRODUCTS", taken)) != taken:
-        warnings.warn(f"PHASEFAST_PRODUCTS={wanted}: not on this processor; {taken} is taken", stacklevel=2)
+    library, built = _cuda_library(), module.build_info()["cuda"]
     for op in OPS:
         library.impl(op, _cuda.implementation(op, built), "CUDA")
     return module, None
+
+
+@functools.cache
+def _warn_of_products(taken: str) -> None:
+    wanted = os.environ.get("PHASEFAST_PRODUCTS") or taken
+    if wanted != taken:
+        expected = "expected blas, avx2, avx512 or amx, whichever this processor and build have"
+        warnings.warn(f"PHASEFAST_PRODUCTS={wanted}: {expected}; {taken} is taken", RuntimeWarning, stacklevel=3)
 
 
 @functools.cache
@@ -83,4 +91,5 @@ def build_info() -> dict[str, Any]:
     info: dict[str, Any] = {"compiled": module is not None, "problem": reason}
     if module is not None:
         info.update(module.build_info())
+        _warn_of_products(info["products"])
     return info

@@ -8,6 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+ROWS = 4096
+
 
 @torch.no_grad()
 def capture(
@@ -37,12 +39,16 @@ def capture(
 
 @torch.no_grad()
 def gram(rows: Sequence[Tensor], targets: Tensor, grams: Sequence[Tensor], crosses: Sequence[Tensor]) -> None:
-    """grams[i] [d, d] += rows' rows, lower triangle only, or grams is empty; crosses[i] [d, p] += rows' targets."""
-    for i, (a, c) in enumerate(zip(rows, crosses, strict=True)):
-        wide = a.to(torch.promote_types(a.dtype, torch.float32))
-        if grams:
-            grams[i].add_(torch.tril(wide.mT @ wide))
-        c += wide.mT @ targets.to(wide.dtype)
+    """grams[i] [d, d] += rows' rows, lower triangle only, or grams is empty; crosses[i] [d, p] += rows' targets.
+
+    Some rows at a time, so that sums are as long as the rows' type is good for.
+    """
+    for part, *own in zip(targets.split(ROWS), *(row.split(ROWS) for row in rows), strict=True):
+        for i, (a, c) in enumerate(zip(own, crosses, strict=True)):
+            wide = a.to(torch.promote_types(a.dtype, torch.float32))
+            if grams:
+                grams[i].add_(torch.tril(wide.mT @ wide))
+            c += wide.mT @ part.to(wide.dtype)
 
 
 @torch.no_grad()

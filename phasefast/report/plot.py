@@ -110,7 +110,9 @@ def plot_phases(scores: Scores, report: PhaseReport, path: str | Path, title: st
     if not fvu and not accuracy:
         raise DataError(f"nothing to draw: expected finite held-out 'fvu' or 'accuracy' rows, got {scores!r}")
     panels = [(curves, height) for curves, height in ((fvu, _FVU), (accuracy, _ACCURACY)) if curves]
-    labels = [_labels(curves, int(inches / _LINE) + 1) for curves, inches in ((fvu, _FVU), (accuracy, _ACCURACY))]
+    labels = [
+        _labels(curves, int(inches / _LINE + 1e-6) + 1) for curves, inches in ((fvu, _FVU), (accuracy, _ACCURACY))
+    ]
     right = 0.42 + _LETTER * max(len(text) for panel in labels for text, _ in panel)
     height = _TITLE + _STRIP + sum(_GAP + panel for _, panel in panels) + _FOOT
     figure = Figure(figsize=(_WIDTH, height), dpi=PIXELS_PER_INCH, facecolor="white")
@@ -202,7 +204,7 @@ class _Page:
         self._phases(axes, cell)
         for curve in curves:
             self._curve(axes, curve, top)
-        if any(curve.estimated.any() for curve in curves):
+        if any((curve.estimated & np.isfinite(curve.values)).any() for curve in curves):
             example = axes.plot([], [], color=_INK, marker="o", markersize=5.5, linestyle="none", **_HOLLOW)
             tight = {"frameon": False, "handletextpad": 0.1, "borderpad": 0, "borderaxespad": 0.15}
             axes.legend(example, ["estimate"], loc="lower right", bbox_to_anchor=(1, 1), fontsize=9, **tight)

@@ -188,7 +188,9 @@ def _cost(dim: int, problem: Problem, features: Route, eigen: bool, target_free:
     choosing, how = _choosing(dim, k, problem, eigen, total.work + left_out)
     total.merge(choosing)
     own_columns = m if target_free else p
-    solving = kept * (k / dim) * 2 + _system_bytes(k, own_columns, problem, how) + (4 * m * n if target_free else 0)
+    solving = kept * (k / dim) * 2 + _system_bytes(k, own_columns, problem, how)
+    if target_free:  # combinations, and the targets as they are packed to be combined
+        solving += 4 * (2 * m * n + n * p)
     reducing = 8 * (3 * n * n + 3 * n * m + 3 * 1024 * (n + m)) + kept if features == "dual" else 0
     return Cost(features, eigen, target_free, total.flops, total.double, total.work, int(max(solving, reducing)), how)
 

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -181,6 +182,29 @@ def test_what_makes_cuda_kernels_faster():
     assert not solve([], [], [])
     assert residual([torch.empty(10, 256)], [torch.empty(256, 74)], [], torch.empty(10, 74), [0, 64, 74])
     assert not residual([torch.empty(10, 512)], [torch.empty(512, 74)], [], torch.empty(10, 74), [0, 64, 74])
+
+
+@pytest.mark.parametrize("wanted", ["abacus", "amx", ""])
+def test_products_that_are_not_there_are_said(wanted):
+    code = "from phasefast import build_info; build_info(); print(build_info()['products'])"
+    run = python(code, ROOT, PHASEFAST_PRODUCTS=wanted)
+    assert run.returncode == 0, run.stderr
+    taken = run.stdout.strip()
+    said = f"RuntimeWarning: PHASEFAST_PRODUCTS={wanted}: expected blas, avx2, avx512 or amx" in run.stderr
+    assert said == (wanted not in ("", taken))
+    assert run.stderr.count("Warning:") == said
+    assert not said or f"{taken} is taken" in run.stderr
+
+
+def test_the_reference_sums_some_rows_at_a_time():
+    rows, targets = torch.randn(9000, 6) + 3, torch.randn(9000, 3)
+    found = []
+    for edges in ([0, 9000], [0, 4096, 8192, 9000]):
+        grams, crosses = torch.zeros(6, 6, dtype=torch.float64), torch.zeros(6, 3, dtype=torch.float64)
+        for start, stop in pairwise(edges):
+            reference.gram([rows[start:stop]], targets[start:stop], [grams], [crosses])
+        found.append((grams, crosses))
+    assert all(torch.equal(whole, parts) for whole, parts in zip(*found))
 
 
 def test_pytorch_products_are_summed_some_rows_at_a_time():

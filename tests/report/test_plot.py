@@ -135,7 +135,7 @@ def test_all_layers_are_named_where_there_is_room(tmp_path: Path, monkeypatch: p
 
 def test_layers_without_a_name_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"layer{i}" for i in range(40)]
-    for panel, named in zip(drawn(make_scores(names, [0, 1, 2]), tmp_path, monkeypatch), (19, 10), strict=True):
+    for panel, named in zip(drawn(make_scores(names, [0, 1, 2]), tmp_path, monkeypatch), (20, 10), strict=True):
         found = [text for text in texts(panel) if text in names]
         assert len(found) == named
         assert {"layer0", "layer39"} <= set(found)

@@ -140,3 +140,19 @@ def test_bfloat16_rows_are_multiplied_as_they_are():
         for c, d in ((cell, decoder), (reference, exact_decoder))
     )
     assert ours == pytest.approx(theirs, rel=2e-3)
+
+
+def test_a_dual_cell_does_not_depend_on_the_cell_before_it() -> None:
+    """Coordinates of rows are float64, also where another layer's rows are bfloat16."""
+    g = torch.Generator().manual_seed(3)
+    t = torch.randn(150, 6, generator=g)
+    cells = []
+    for width in (20, 300):
+        a = t @ torch.randn(6, width, generator=g) + 0.1 * torch.randn(150, width, generator=g)
+        cell = captured(a[:100], a[100:])
+        cells.append(replace(cell, fit=cell.fit.bfloat16(), heldout=cell.heldout.bfloat16()))
+    targets = build_targets([Input()], (t[:100], None), (t[100:], None), (0, 100), torch.device("cpu"))
+    method = Method(Penalties((0.1,)), "fast")
+    *_, (_, behind) = decode(list(cells), targets, method)
+    ((_, alone),) = decode(cells[1:], targets, method)
+    assert torch.equal(behind.weights, alone.weights)
