@@ -129,17 +129,18 @@ def section(smoke: bool, checkpoints: int, file: str | None, weights: str | None
         begin = time.perf_counter()
         tracker = pf.PhaseTracker(run.model, run.probe_set, **options)
         preparing = time.perf_counter() - begin
+        given = pf.PhaseTracker(run.model, run.probe_set, **options | {"out": f"{out}/given", "alphas": [ALPHA]})
 
-        def ours() -> float:
+        def ours(by: pf.PhaseTracker = tracker) -> float:
             run.model.load_state_dict(run.checkpoints[step])
-            scores = tracker.step(step, force=True)
-            chosen = scores.filter(target="input", metric="fvu", split="heldout")
+            chosen = by.step(step, force=True).filter(target="input", metric="fvu", split="heldout")
             return mean(chosen.value(layer=stage) for stage in run.stages)
 
         beside = products(2, 256) if smoke else products(8)
         sides = [
             *beside,
             Side(OURS, ours),
+            Side("ours, one penalty", partial(ours, given)),
             Side("aten, one penalty", aten),
             Side("forward passes alone", forward),
         ]

@@ -76,14 +76,16 @@ def test_few_rows_at_a_time_where_what_is_beside_them_is_wide() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_rows_are_converted_some_at_a_time_or_all_taken_where_none_is(rows: int, dtype: torch.dtype) -> None:
     matrices = [torch.randn(rows, 3), torch.randn(rows, 2)]
-    parts = list(converted_rows(matrices, dtype))
-    sizes = [place.stop - place.start for place, _ in parts]
-    assert max(sizes, default=0) == (rows if dtype == torch.float32 else min(rows, 4096))
-    assert sum(sizes) == rows
-    for place, some in parts:
+    sizes = []
+    for place, some in converted_rows(matrices, dtype):
+        sizes.append(place.stop - place.start)
         for matrix, part in zip(matrices, some, strict=True):
             assert part.dtype == dtype
             assert torch.equal(part, matrix[place].to(dtype))
+    assert max(sizes, default=0) == (rows if dtype == torch.float32 else min(rows, 4096))
+    assert sum(sizes) == rows
+    wide = torch.zeros(4096, 1 << 16, dtype=torch.bfloat16)
+    assert max(len(part) for _, (part,) in converted_rows([wide], dtype)) == 512
     assert all(len(part) <= 100 for _, (part, _) in converted_rows(matrices, dtype, 100))
     mixed = [matrices[0], matrices[1].double()]
     assert all(len(part) <= 4096 for _, (part, _) in converted_rows(mixed, torch.float32))

@@ -93,7 +93,8 @@ void gram_cell(const Tensor& rows, const Tensor& targets, const Tensor* gram, co
 // The same with packed operands: the left one for a strip of columns and a chunk of samples, by all threads; a right
 // one for a panel and a span, by the thread that multiplies it.
 constexpr int64_t kStrip = 1024;
-constexpr int64_t kPanel = 256;
+constexpr int64_t kPanel = 256;  // columns, at most
+constexpr int64_t kLeast = 64;
 constexpr int64_t kRows = 8192;  // of a chunk: sums of 32 spans, which round less than as many numbers in a row
 
 struct PanelScratch {
@@ -147,22 +148,25 @@ struct Panel {
   }
 };
 
-// The panels of a strip of rows: large ones, but as many as keep all threads busy until the end.
+// The panels of a strip of rows. Each is a small share of what is left, so that all threads end at about the same time
+// (guided self-scheduling: Polychronopoulos and Kuck 1987), but not too small to be worth its packing.
 std::vector<Panel> panels_of(const std::vector<Factor>& factors, int64_t start, int64_t stop, int64_t row,
                              int64_t height) {
-  const size_t enough = 4 * torch::stable::get_num_threads();
+  const auto cols_of = [&](const Factor& factor) { return factor.lower ? row + height : factor.right.size(1); };
+  const auto cut = [](int64_t size, int64_t most) { return std::clamp(size / kUnit * kUnit, kLeast, most); };
+  int64_t left = 0;  // elements of the products
+  for (const Factor& factor : factors) left += height * cols_of(factor);
   std::vector<Panel> panels;
-  for (int64_t width = kPanel, tall = kStrip; panels.size() < enough && width >= kUnit;
-       tall > width ? tall /= 2 : width /= 2) {
-    panels.clear();
-    for (const Factor& factor : factors) {
-      const int64_t cols = factor.lower ? row + height : factor.right.size(1);
-      for (int64_t col = 0; col < cols; col += width) {
-        for (int64_t top = factor.lower ? std::max(row, col) : row; top < row + height; top += tall) {
-          panels.push_back(
-              {factor, start, stop, top, std::min(tall, row + height - top), col, std::min(width, cols - col)});
-        }
+  for (const Factor& factor : factors) {
+    const int64_t cols = cols_of(factor);
+    for (int64_t col = 0, width = 0; col < cols; col += width) {
+      const int64_t share = left / (2 * torch::stable::get_num_threads());
+      width = std::min(cut(share / height, kPanel), cols - col);
+      const int64_t tall = cut(share / width, kStrip);
+      for (int64_t top = factor.lower ? std::max(row, col) : row; top < row + height; top += tall) {
+        panels.push_back({factor, start, stop, top, std::min(tall, row + height - top), col, width});
       }
+      left -= height * width;
     }
   }
   return panels;
