@@ -235,7 +235,7 @@ class Engine:
         elif size is not None and widest <= size:
             text = f"layer_sketch={size} was not needed: no layer has more features; all scores are exact"
         elif size is not None:
-            text = f"layer_sketch={size} could stand for no layer at step {step}: all were decoded exactly"
+            text = f"layer_sketch={size} was too small for every layer at step {step}: all were decoded exactly"
         else:
             return
         warnings.warn(text, RuntimeWarning, stacklevel=4)

@@ -89,7 +89,7 @@ def _difference(folder: Path, config_hash: str, settings: Mapping[str, Any]) -> 
 def _change(key: str, stored: object, now: object) -> str:
     name, texts = _NAMES.get(key, key), [json.dumps(each) for each in (stored, now)]
     if key in ("model", "modules", "data", "targets") or max(map(len, texts)) > _LONGEST:
-        return f"{name} differ" if " " in name or name.endswith("s") else f"{name} differs"
+        return f"{name} differ" if "," in name or name.endswith("s") else f"{name} differs"
     return f"{name} stored {texts[0]}, now {texts[1]}"
 
 

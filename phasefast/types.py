@@ -67,6 +67,12 @@ class Probe:
         return len(self.directions) <= self.directions.shape[1]
 
 
+def rounding_of(rounded: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
+    """Means [p] float64 of rounded columns [n, p], less those of the columns themselves, which add up to ``sums``."""
+    parts = [part.sum(0, dtype=torch.float64) for part in rounded.split(1024)]
+    return (torch.stack(parts).sum(0) - sums) / len(rounded)
+
+
 @dataclass(frozen=True)
 class TargetMatrix:
     """All targets side by side, regression columns minus their fit means, and what all cells of a sweep need of them.
@@ -101,6 +107,11 @@ class TargetMatrix:
     def rounded(self) -> torch.Tensor:
         """``fit`` in bfloat16, for all cells whose rows are; made once."""
         return self.fit.bfloat16()
+
+    @cached_property
+    def rounding(self) -> torch.Tensor:
+        """What that adds to the columns' means, [p] float64."""
+        return rounding_of(self.rounded, self.sums.sum(0))
 
 
 @dataclass(frozen=True)

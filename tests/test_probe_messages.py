@@ -32,7 +32,7 @@ def test_labels_that_the_model_was_not_trained_on_are_said_once(net: SmallNet) -
     ("n", "options", "words"),
     [
         (80, {"layer_sketch": 54}, "layer_sketch=54 was not needed: no layer has more features; all scores are exact"),
-        (80, {"layer_sketch": 8}, "layer_sketch=8 could stand for no layer at step 0: all were decoded exactly"),
+        (80, {"layer_sketch": 8}, "layer_sketch=8 was too small for every layer at step 0: all were decoded exactly"),
         (80, {"target_components": 9}, "target_components=9 was not needed: no regression target has more than 73"),
         (40, {"target_components": 9}, "target_components=9 was not needed: 40 fit rows need only 41 columns"),
     ],

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import ops
 from ..dense import aligned_empty, converted_rows
-from ..types import Activations, Moments, Statistics, TargetMatrix
+from ..types import Activations, Moments, Statistics, TargetMatrix, rounding_of
 
 
 def accumulate(
@@ -25,18 +25,19 @@ def accumulate(
 
     Args:
         dtype: of the products: float32, or float64 where float32 cannot hold the answer; sums are float64. The float32
-            products of rows stored in bfloat16 are those with targets rounded to it.
+            products of rows stored in bfloat16 are those with targets rounded to it, which keep their means.
         with_folds: keep the folds' moments too, where there is more than one.
         with_cross: make the cross moments of all fit rows; otherwise they have no columns.
     """
     everything = slice(0, len(targets.fit))
-    columns = targets.fit if with_cross else targets.fit[:, :0]
-    if with_cross and dtype == torch.float32 and cells[0].fit.dtype == torch.bfloat16:
-        columns = targets.rounded
+    narrow = dtype == torch.float32 and cells[0].fit.dtype == torch.bfloat16
+    columns = (targets.rounded if narrow else targets.fit) if with_cross else targets.fit[:, :0]
     row_sums = [cell.sums.sum(0) for cell in cells]
     if not with_folds or len(targets.folds) == 2:
         grams, crosses = _zeros(cells, None), _zeros(cells, columns)
         _add_products(cells, columns, everything, dtype, grams, crosses)
+        if with_cross and narrow:
+            _keep_means(row_sums, targets.rounding, crosses)
         folds: list[list[Moments]] = []
     else:
         sketch = targets.sketch
@@ -44,6 +45,9 @@ def accumulate(
         for k, (start, stop) in enumerate(itertools.pairwise(targets.folds)):
             grams, crosses = _zeros(cells, None), _zeros(cells, sketch.fit)
             _add_products(cells, sketch.fit, slice(start, stop), dtype, grams, crosses)
+            if narrow:
+                rounding = rounding_of(sketch.fit[start:stop].bfloat16(), sketch.sums[k])
+                _keep_means([cell.sums[k] for cell in cells], rounding, crosses)
             parts = zip(cells, grams, crosses, strict=True)
             folds.append([Moments(stop - start, cell.sums[k], sketch.sums[k], g, c) for cell, g, c in parts])
         grams, crosses = _sums([[m.gram for m in fold] for fold in folds]), _zeros(cells, columns)
@@ -51,6 +55,8 @@ def accumulate(
             crosses = _sums([[m.cross for m in fold] for fold in folds])
         elif with_cross:
             _add_products(cells, columns, everything, dtype, [], crosses)
+            if narrow:
+                _keep_means(row_sums, targets.rounding, crosses)
     totals = zip(cells, row_sums, grams, crosses, strict=True)
     return [
         Statistics(
@@ -83,6 +89,15 @@ def _add_products(
     kind = stored if stored == torch.bfloat16 and dtype == torch.float32 else dtype
     for _, (*parts, of_columns) in converted_rows([*(cell.fit[rows] for cell in cells), columns[rows]], kind):
         ops.gram(parts, of_columns, grams, crosses)
+
+
+def _keep_means(row_sums: Sequence[Tensor], rounding: Tensor, crosses: Sequence[Tensor]) -> None:
+    """Take what rounding adds to the targets' means out of their products with rows.
+
+    It lies along the rows' mean, a direction in which the centred rows may hardly vary, so weights would be far off.
+    """
+    for row_sum, cross in zip(row_sums, crosses, strict=True):
+        cross.addr_(row_sum, rounding, alpha=-1)
 
 
 def _sums(folds: Sequence[Sequence[Tensor]]) -> list[Tensor]:
