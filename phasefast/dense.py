@@ -83,14 +83,11 @@ def converted_rows(
     count, others = len(matrices[0]), [matrix for matrix in matrices if matrix.dtype != dtype]
     few = max(min(_CONVERTED, _CONVERTED_ELEMENTS // max(sum(matrix.shape[1] for matrix in others), 1)), _ROWS)
     size = min(most or (few if others else count), count)
-    buffers = {id(m): aligned_empty(size, m.shape[1], dtype, m.device) for m in others}
+    buffers = [None if m.dtype == dtype else aligned_empty(size, m.shape[1], dtype, m.device) for m in matrices]
     for start in range(0, count, max(size, 1)):
         place = slice(start, min(start + size, count))
-        parts = [matrix[place] for matrix in matrices]
-        for i, matrix in enumerate(matrices):
-            if id(matrix) in buffers:
-                parts[i] = buffers[id(matrix)][: len(parts[i])].copy_(parts[i])
-        yield place, parts
+        parts = zip((matrix[place] for matrix in matrices), buffers, strict=True)
+        yield place, [part if buffer is None else buffer[: len(part)].copy_(part) for part, buffer in parts]
 
 
 def inner(a: Tensor, b: Tensor) -> float:

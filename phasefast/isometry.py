@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .dense import aligned_empty
+from .dense import aligned_empty, converted_rows
 
 _COLUMNS = 1024
 # Of the largest squared length. A jitter is one more feature for each row, of the rounding's own size.
@@ -34,14 +34,10 @@ def coordinates(rows: Tensor, others: Tensor) -> tuple[Tensor, Tensor] | None:
 
 def _inner_products(rows: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     """Of rows with each other [n, n], lower triangle, and with others [n, m], float64."""
-    n, d = rows.shape
+    n = len(rows)
     inner = aligned_empty(n, n, torch.float64, rows.device).zero_()
     across = torch.zeros(n, len(others), dtype=torch.float64, device=rows.device)
-    size = min(_COLUMNS, max(d, 1))
-    buffers = [aligned_empty(size, len(matrix), torch.float64, matrix.device) for matrix in (rows, others)]
-    for start in range(0, d, size):
-        parts = zip(buffers, (rows[:, start : start + size].mT, others[:, start : start + size].mT), strict=True)
-        left, right = (buffer[: len(part)].copy_(part) for buffer, part in parts)
+    for _, (left, right) in converted_rows([rows.mT, others.mT], torch.float64, _COLUMNS):
         ops.gram([left], right, [inner], [across])
     return inner, across
 

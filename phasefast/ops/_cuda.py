@@ -60,7 +60,7 @@ def _gram(rows: list[Tensor], targets: Tensor, grams: list[Tensor], crosses: lis
     if any(matrix.dtype != torch.bfloat16 for matrix in (targets, *rows)):
         reference.gram(rows, targets, grams, crosses)
         return
-    for part, *own in zip(targets.split(reference.ROWS), *(row.split(reference.ROWS) for row in rows), strict=True):
+    for part, *own in reference.some_rows(targets, rows):
         for i, (a, c) in enumerate(zip(own, crosses, strict=True)):
             if grams:
                 grams[i].add_(torch.mm(a.mT, a, out_dtype=torch.float32).tril_())

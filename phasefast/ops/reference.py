@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -37,13 +37,15 @@ def capture(
         square += stored.square().sum(0)
 
 
+def some_rows(targets: Tensor, rows: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """Some rows of the targets, and the same of each of ``rows``: so many as sums of their type are good for."""
+    return zip(targets.split(ROWS), *(row.split(ROWS) for row in rows), strict=True)
+
+
 @torch.no_grad()
 def gram(rows: Sequence[Tensor], targets: Tensor, grams: Sequence[Tensor], crosses: Sequence[Tensor]) -> None:
-    """grams[i] [d, d] += rows' rows, lower triangle only, or grams is empty; crosses[i] [d, p] += rows' targets.
-
-    Some rows at a time, so that sums are as long as the rows' type is good for.
-    """
-    for part, *own in zip(targets.split(ROWS), *(row.split(ROWS) for row in rows), strict=True):
+    """grams[i] [d, d] += rows' rows, lower triangle only, or grams is empty; crosses[i] [d, p] += rows' targets."""
+    for part, *own in some_rows(targets, rows):
         for i, (a, c) in enumerate(zip(own, crosses, strict=True)):
             wide = a.to(torch.promote_types(a.dtype, torch.float32))
             if grams:

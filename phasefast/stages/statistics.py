@@ -32,31 +32,31 @@ def accumulate(
     everything = slice(0, len(targets.fit))
     narrow = dtype == torch.float32 and cells[0].fit.dtype == torch.bfloat16
     columns = (targets.rounded if narrow else targets.fit) if with_cross else targets.fit[:, :0]
+    kind = torch.bfloat16 if narrow else dtype
     row_sums = [cell.sums.sum(0) for cell in cells]
     if not with_folds or len(targets.folds) == 2:
         grams, crosses = _zeros(cells, None), _zeros(cells, columns)
-        _add_products(cells, columns, everything, dtype, grams, crosses)
-        if with_cross and narrow:
-            _keep_means(row_sums, targets.rounding, crosses)
-        folds: list[list[Moments]] = []
+        _add_products(cells, columns, everything, kind, grams, crosses)
+        apart, folds = with_cross, list[list[Moments]]()
     else:
         sketch = targets.sketch
         folds = []
         for k, (start, stop) in enumerate(itertools.pairwise(targets.folds)):
             grams, crosses = _zeros(cells, None), _zeros(cells, sketch.fit)
-            _add_products(cells, sketch.fit, slice(start, stop), dtype, grams, crosses)
+            _add_products(cells, sketch.fit, slice(start, stop), kind, grams, crosses)
             if narrow:
                 rounding = rounding_of(sketch.fit[start:stop].bfloat16(), sketch.sums[k])
                 _keep_means([cell.sums[k] for cell in cells], rounding, crosses)
             parts = zip(cells, grams, crosses, strict=True)
             folds.append([Moments(stop - start, cell.sums[k], sketch.sums[k], g, c) for cell, g, c in parts])
         grams, crosses = _sums([[m.gram for m in fold] for fold in folds]), _zeros(cells, columns)
-        if with_cross and sketch.fit is targets.fit:
-            crosses = _sums([[m.cross for m in fold] for fold in folds])
+        apart = with_cross and sketch.fit is not targets.fit
+        if apart:
+            _add_products(cells, columns, everything, kind, [], crosses)
         elif with_cross:
-            _add_products(cells, columns, everything, dtype, [], crosses)
-            if narrow:
-                _keep_means(row_sums, targets.rounding, crosses)
+            crosses = _sums([[m.cross for m in fold] for fold in folds])
+    if apart and narrow:
+        _keep_means(row_sums, targets.rounding, crosses)
     totals = zip(cells, row_sums, grams, crosses, strict=True)
     return [
         Statistics(
@@ -80,13 +80,11 @@ def _add_products(
     cells: Sequence[Activations],
     columns: Tensor,
     rows: slice,
-    dtype: torch.dtype,
+    kind: torch.dtype,
     grams: Sequence[Tensor],
     crosses: Sequence[Tensor],
 ) -> None:
-    """Add the products of some fit rows."""
-    stored = cells[0].fit.dtype
-    kind = stored if stored == torch.bfloat16 and dtype == torch.float32 else dtype
+    """Add the products of some fit rows, in a type."""
     for _, (*parts, of_columns) in converted_rows([*(cell.fit[rows] for cell in cells), columns[rows]], kind):
         ops.gram(parts, of_columns, grams, crosses)
 
