@@ -17,7 +17,7 @@ _LAUNCH = 32  # times as many are worth the launches on a GPU
 _ROUND, _ROWS = 2, 128  # times as many are worth a product, or so many rows of long ones
 _LEAF = 256  # columns of a triangular block that LAPACK inverts
 _PANEL = 256  # columns that are eliminated by the inverse of their block
-_STRIPS = 4  # of a product with a triangular matrix, so that little of its zeros is multiplied
+_STRIP, _STRIPS = 256, 8  # rows or columns of a triangular matrix that are multiplied at a time; at most so many parts
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -160,10 +160,10 @@ def invert_lower(factor: Tensor) -> Tensor:
         invert(middle, stop)
         # [a 0; b c]^-1 = [a^-1 0; -c^-1 b a^-1, c^-1], the triangular factors taken strip by strip.
         mixed = scratch[: stop - middle, : middle - start]
-        for low, high in _strips(start, middle):
+        for low, high in strips(start, middle):
             columns = slice(low - start, high - start)
             torch.mm(below[:, low - start :], factor[low:middle, low:high], out=mixed[:, columns])
-        for low, high in _strips(middle, stop):
+        for low, high in strips(middle, stop):
             rows = below[low - middle : high - middle]
             rows.addmm_(factor[low:high, middle:high], mixed[: high - middle], beta=0, alpha=-1)
 
@@ -173,6 +173,8 @@ def invert_lower(factor: Tensor) -> Tensor:
     return factor
 
 
-def _strips(start: int, stop: int) -> list[tuple[int, int]]:
-    edges = [start + (stop - start) * i // _STRIPS for i in range(_STRIPS + 1)]
+def strips(start: int, stop: int) -> list[tuple[int, int]]:
+    """Edges of parts of a triangular matrix, so many that little of its zeros is multiplied and products stay large."""
+    count = min(max((stop - start) // _STRIP, 1), _STRIPS)
+    edges = [start + (stop - start) * i // count for i in range(count + 1)]
     return list(itertools.pairwise(edges))

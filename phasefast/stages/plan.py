@@ -176,12 +176,12 @@ def _cost(dim: int, problem: Problem, features: Route, eigen: bool, target_free:
     columns = problem.probes
     if target_free:
         total.add(problem.chosen * (2 * k * k * m + 2 * m * n * k) + 2 * m * n * p)
-        total.add(8 * k * k * columns)
+        total.add(4 * k * k * columns)
         total.add_double(2 * (4 * n * k + m * (n + k)) * columns)
     else:
         total.add(2 * n * k * p + (4 if eigen else 2) * k * k * p + 2 * m * k * p)
         # The certificate: residual of the normal equations, its solution, the change of held-out predictions.
-        total.add(4 * k * k * columns)
+        total.add((4 if eigen else 2) * k * k * columns)
         total.add_double(2 * (2 * n * k + 2 * m * k + 2 * k * p) * columns)
     # Components change nothing about how penalties are chosen.
     left_out = max(problem.whole - p, 0) * (2 * m * n if target_free else 2 * k * (n + k + m))

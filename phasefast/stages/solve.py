@@ -9,13 +9,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..certificates import Certificate, Part, certify, certify_target_free, gradient, probe_of
+from .. import ops
+from ..certificates import Certificate, Part, certify, certify_target_free, probe_of
 from ..dense import aligned_empty, converted_rows, left_product
 from ..systems import Penalties, Solution, System, solve_cholesky, solve_eigen
 from ..types import Activations, BlockFit, Decoder, PenaltyChoice, Statistics, TargetBlock, TargetMatrix
 
 _REFINE_ABOVE = 1e-8  # error estimate of a float64 solution that a step of refinement still mends
-_REFINEMENTS, _REFINED = 2, "-refined"
+_GAIN = 100  # by which a step of refinement in float32 makes errors smaller, at best
+_REFINED = "-refined"
+_MISSES = 4096  # rows whose misses are kept at a time
 
 
 def solve(
@@ -31,8 +34,8 @@ def solve(
 
     Args:
         statistics: of ``cell``; the systems are solved in ``statistics.dtype``.
-        tolerance: error estimate above which a float32 solution is refined in float64, where that is cheaper than
-            solving in float64; the weights are float64 then.
+        tolerance: error estimate above which a float32 solution is refined: in float32, and where that does not do
+            and is cheaper than solving in float64, in float64; the weights are float64 then.
         eigen: by eigendecomposition instead of Cholesky.
 
     Raises:
@@ -61,7 +64,7 @@ def solve(
         fit, refined = _refine(cell, system, targets, part, certificate, tolerance)
         fits.append(fit)
         if refined is not None:
-            weights = weights.double()
+            weights = weights.to(torch.promote_types(weights.dtype, refined.dtype))
             weights[:, part.columns] = refined
     offset = system.target_mean - left_product(system.row_mean[None], weights)[0]
     merged = []
@@ -128,24 +131,41 @@ def _refine(
     certificate: Certificate,
     tolerance: float,
 ) -> tuple[BlockFit, Tensor | None]:
-    """The part's record, and its weights in float64 where it pays to refine them: then the record is of those."""
+    """The part's record, and its refined weights where it pays to refine them: then the record is of those."""
     d, p = part.weights.shape
-    route = part.solution.route
-    # A step of refinement multiplies 4 n d p times, solving in float64 n d (d + 2 p).
-    pays = system.dtype == torch.float64 or 2 * p < d
-    allowed = _REFINE_ABOVE if system.dtype == torch.float64 else tolerance
-    refined = None
-    for _ in range(_REFINEMENTS):
-        if not pays or not allowed < certificate.error_estimate < math.inf:
+    wide = system.dtype == torch.float64
+    # A step multiplies 4 n d p times, solving in float64 n d (d + 2 p).
+    steps = [system.dtype, torch.float64] if wide or 2 * p < d else [system.dtype]
+    allowed = _REFINE_ABOVE if wide else tolerance
+    hopeless = math.inf if wide else allowed * _GAIN ** len(steps)
+    route, refined = part.solution.route, None
+    for dtype in steps:
+        if not allowed < certificate.error_estimate < hopeless:
             break
-        expected, mean = targets.fit[:, part.columns], system.target_mean[part.columns]
-        before = part.weights.double()
-        missing, _ = gradient(cell, system, expected, mean, before)
-        refined = before + part.solution.apply_inverse(missing - part.solution.penalty * before)
+        refined = _corrected(cell, system, targets, part, dtype)
         part = replace(part, weights=refined)
         (certificate,) = certify(cell, system, targets, [part])
         route = part.solution.route + _REFINED
     return _block_fit(part.block, part.solution, part.alpha, certificate, route), refined
+
+
+def _corrected(cell: Activations, system: System, targets: TargetMatrix, part: Part, dtype: torch.dtype) -> Tensor:
+    """Weights [d, c] in ``dtype`` after a step of refinement whose products are of that type.
+
+    Misses come from the rows themselves, not from their Gram matrix: what rounding does to a miss moves predictions by
+    no more than that, however ill-conditioned the rows are (Bjorck, Linear Algebra Appl. 88/89, 1987: corrected
+    semi-normal equations).
+    """
+    weights, columns = part.weights.to(dtype), part.columns
+    offset = system.target_mean[columns] - left_product(system.row_mean[None], weights)[0]
+    missing = aligned_empty(*part.weights.shape, torch.float64, weights.device).zero_()
+    sums = torch.zeros_like(offset)
+    for _, (rows, expected) in converted_rows([cell.fit, targets.fit[:, columns]], dtype, most=_MISSES):
+        miss = torch.addmm(expected - offset.to(dtype), rows, weights, alpha=-1)
+        sums += miss.sum(0, dtype=torch.float64)
+        ops.gram([rows], miss, [], [missing])
+    missing.addr_(system.row_mean, sums, alpha=-1).sub_(weights, alpha=part.solution.penalty)
+    return (weights + part.solution.apply_inverse(missing)).to(dtype)
 
 
 def _block_fit(block: TargetBlock, solution: Solution, alpha: float, certificate: Certificate, route: str) -> BlockFit:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from phasefast.stages.evaluate import evaluate
 from phasefast.stages.select import refine_by_leave_one_out
-from phasefast.stages.solve import solve
+from phasefast.stages.solve import _corrected, solve
 from phasefast.stages.statistics import accumulate
 from phasefast.stages.targets import Input, Label, build_targets
 from phasefast.systems import Penalties
@@ -32,9 +33,11 @@ def make(seed: int, p: int, noise: float = 0.1) -> tuple[Activations, TargetMatr
     return captured(a[:n], a[n:], folds), build_targets([Input(), Label(2)], *splits, folds, CPU)
 
 
-def decoder_of(cell: Activations, targets: TargetMatrix, alpha: float, dtype: torch.dtype) -> Decoder:
+def decoder_of(
+    cell: Activations, targets: TargetMatrix, alpha: float, dtype: torch.dtype, tolerance: float = NEVER
+) -> Decoder:
     (statistics,) = accumulate([cell], targets, dtype, with_folds=False)
-    return solve(cell, statistics, targets, Penalties((alpha,)), PenaltyChoice.first(targets), NEVER)
+    return solve(cell, statistics, targets, Penalties((alpha,)), PenaltyChoice.first(targets), tolerance)
 
 
 def mse(cell: Activations, decoder: Decoder, targets: TargetMatrix) -> dict[str, float]:
@@ -105,6 +108,46 @@ def test_columns_with_penalties_of_their_own_are_certified_alike(dtype: torch.dt
     decoder = solve(cell, statistics, targets, Penalties((1e-3, 1e-2, 0.1)), PenaltyChoice((indices,)), NEVER)
     direct = mse(cell, decoder, targets)["fit"] * 500 * 200
     assert decoder.fits[0].fit_error == pytest.approx(direct, rel=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [1e-5, 1e-4])
+@pytest.mark.parametrize("p", [5, 300])
+def test_refinement_in_float32_takes_most_of_the_rounding_away(p: int, alpha: float) -> None:
+    before, after = [], []
+    for seed in range(4):
+        cell, targets = make(seed, p)
+        rough, exact = (decoder_of(cell, targets, alpha, dtype) for dtype in (torch.float32, torch.float64))
+        found = decoder_of(cell, targets, alpha, torch.float32, rough.fits[0].error_estimate / 2)
+        assert found.fits[0].route.endswith("-refined")
+        assert found.weights.dtype == torch.float32
+        for decoder, errors in ((rough, before), (found, after)):
+            wide = replace(decoder, weights=decoder.weights.double(), offset=decoder.offset.double())
+            truth = mse(cell, exact, targets)
+            errors.append(max(abs(value / truth[k] - 1) for k, value in mse(cell, wide, targets).items()))
+        assert after[-1] <= 3 * found.fits[0].error_estimate + 1e-6
+    assert sum(after) < sum(before) / 8
+
+
+def test_few_columns_are_refined_in_float64_where_float32_does_not_do() -> None:
+    cell, targets = make(0, 5)
+    decoder = decoder_of(cell, targets, 1e-4, torch.float32, 1e-6)
+    truth = mse(cell, decoder_of(cell, targets, 1e-4, torch.float64), targets)
+    assert decoder.weights.dtype == torch.float64
+    assert mse(cell, decoder, targets) == pytest.approx(truth, rel=1e-7)
+
+
+def test_a_solution_too_far_off_for_a_step_is_left_to_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    refined: list[int] = []
+
+    def corrected(*given: Any) -> torch.Tensor:
+        refined.append(given[3].index)
+        return _corrected(*given)
+
+    monkeypatch.setattr("phasefast.stages.solve._corrected", corrected)
+    cell, targets = make(0, 300, noise=1e-3)
+    decoder = decoder_of(cell, targets, 1e-6, torch.float32, 1e-5)
+    assert decoder.fits[0].error_estimate > 0.1
+    assert 0 not in refined
 
 
 def test_a_fit_without_error_needs_no_refinement() -> None:
