@@ -156,12 +156,12 @@ def _corrected(cell: Activations, system: System, targets: TargetMatrix, part: P
     no more than that, however ill-conditioned the rows are (Bjorck, Linear Algebra Appl. 88/89, 1987: corrected
     semi-normal equations).
     """
-    weights, columns = part.weights.to(dtype), part.columns
+    weights, columns, (d, p) = part.weights.to(dtype), part.columns, part.weights.shape
     offset = system.target_mean[columns] - left_product(system.row_mean[None], weights)[0]
-    missing = aligned_empty(*part.weights.shape, torch.float64, weights.device).zero_()
+    missing = aligned_empty(d, p, torch.float64, weights.device).zero_()
     sums = torch.zeros_like(offset)
     for _, (rows, expected) in converted_rows([cell.fit, targets.fit[:, columns]], dtype, most=_MISSES):
-        miss = torch.addmm(expected - offset.to(dtype), rows, weights, alpha=-1)
+        miss = (expected - offset.to(dtype)).addmm_(rows, weights, alpha=-1)
         sums += miss.sum(0, dtype=torch.float64)
         ops.gram([rows], miss, [], [missing])
     missing.addr_(system.row_mean, sums, alpha=-1).sub_(weights, alpha=part.solution.penalty)
