@@ -8,7 +8,8 @@ A curve is the mean held-out loss at each probed step. What is asked of it, in t
   same values in random order (a permutation test): a curve that is neither a better valley nor smoother is noise.
 * *Is a change large enough?* It must be at least 2 % of the loss before it, 0.001, and three times the step noise, and
   its bootstrap interval must exclude 0. The step noise is what neighbouring steps scatter, by the median absolute
-  second difference (Gasser et al. 1986); with fewer than seven steps, by the residual of the valley fit.
+  second difference (Gasser et al. 1986), or by the larger of the third one and the residual of the valley fit, if that
+  is less; with fewer than seven steps, by that residual.
 * *Is there a plateau before it?* The longest beginning of three or more probed steps whose losses stay within 20 % of
   the following change of their mean, with at most a third of its slope (per probed step), and whose own drift would
   not count as a change. A straight line has none.
@@ -19,7 +20,9 @@ what other held-out samples would have given *for these checkpoints*, not what a
 What this cannot do: a random walk is as smooth as a trend, and is often reported as one. With fewer than seven steps
 there are too few orders to test (``order_p`` is None), so that checkpoints that scatter by more than 2 % are often
 reported as a change. A straight fall with step noise of 5 % of its size may get a plateau at its beginning; a valley
-may lose its plateau, or with fewer than ten steps pass for noise, where the step noise is a tenth of its depth.
+may lose its plateau, or with fewer than ten steps pass for noise, where the step noise is a tenth of its depth. A fall
+and a rise that take two or three probed steps each look like scatter: of rises by a seventh of the fall before them,
+about half are named at 12 steps and nearly all at 16; probe more steps there.
 """
 
 from __future__ import annotations
@@ -35,9 +38,7 @@ import numpy as np
 from ..errors import ArgumentError, DataError, LayerError, PhasefastError
 from ..scores import Scores
 from ..types import CellPhases, Phase, PhaseKind, PhaseReport
-
-_GROUPS = 1_000
-_CHUNK = 4_000_000
+from ..valley import bootstrap, order_test, step_noise, valley
 
 
 @dataclass(frozen=True)
@@ -128,21 +129,23 @@ def detect_curve(
     steps, samples = _checked(steps, samples, f"layer {layer!r}, target {target!r}")
     rng = np.random.default_rng(seed)
     loss = samples.mean(axis=1)
-    fits, places = _valley(loss[None])
+    fits, places = valley(loss[None])
+    noise, rough = step_noise(loss, fits[0], rules.order_steps)
     curve = _Curve(
         loss=loss,
         fit=fits[0],
         minimum=int(places[0]),
-        replicates=_bootstrap(samples, replicates, rng),
+        replicates=bootstrap(samples, replicates, rng),
         tails=(50 * (1 - confidence), 50 * (1 + confidence)),
-        noise=_step_noise(loss, fits[0], rules),
-        order_p=_order_test(loss, rules.permutations, rng) if len(loss) >= rules.order_steps else None,
+        noise=noise,
+        rough=rough,
+        order_p=order_test(loss, rules.permutations, rng) if len(loss) >= rules.order_steps else None,
         rules=rules,
     )
     spans = curve.spans()
     window = curve.stop_window(spans)
     # A percentile that is a probed step, not a number between two of them.
-    low, high = np.percentile(steps[_valley(curve.replicates)[1]], curve.tails, method="inverted_cdf")
+    low, high = np.percentile(steps[valley(curve.replicates)[1]], curve.tails, method="inverted_cdf")
     return CellPhases(
         layer=layer,
         target=target,
@@ -212,75 +215,6 @@ def _checked(steps: np.ndarray, samples: np.ndarray, where: str) -> tuple[np.nda
     return whole, samples
 
 
-def _valley(curves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Least-squares fits [R, K] of curves [R, K] that fall, then rise; and the index of each curve's minimum [R].
-
-    The minimum is the smallest value among those steps that the fit pools into its lowest level.
-    """
-    size = curves.shape[1]
-    chunk = max(1, _CHUNK // size**2)
-    if len(curves) > chunk:
-        parts = [_valley(curves[i : i + chunk]) for i in range(0, len(curves), chunk)]
-        return np.concatenate([fit for fit, _ in parts]), np.concatenate([place for _, place in parts])
-    rising = _rising(curves)  # [R, s, K]: rises from step s on
-    falling = _rising(curves[:, ::-1])[:, ::-1, ::-1]  # [R, k, K]: falls up to step k
-    error = ((falling - curves[:, None]) ** 2).sum(axis=2)
-    error[:, :-1] += ((rising - curves[:, None]) ** 2).sum(axis=2)[:, 1:]
-    row, split = np.arange(len(curves)), error.argmin(axis=1)
-    fit = np.where(np.arange(size) <= split[:, None], falling[row, split], rising[row, np.minimum(split + 1, size - 1)])
-    bottom = fit <= fit.min(axis=1, keepdims=True)
-    return fit, np.where(bottom, curves, np.inf).argmin(axis=1)
-
-
-def _rising(curves: np.ndarray) -> np.ndarray:
-    """[R, s, i]: the isotonic regression of steps s and after, and the curve itself before s.
-
-    By the max-min formula: the fit at i is the largest over j <= i of the smallest over l >= i of the mean of j..l.
-    """
-    rows, size = curves.shape
-    level = curves.mean(axis=1, keepdims=True)
-    ends = np.concatenate([np.zeros((rows, 1)), np.cumsum(curves - level, axis=1)], axis=1)
-    count = np.arange(size) - np.arange(size)[:, None] + 1  # [j, l]
-    means = np.where(count > 0, (ends[:, None, 1:] - ends[:, :-1, None]) / np.maximum(count, 1), np.inf)
-    least = np.minimum.accumulate(means[:, :, ::-1], axis=2)[:, :, ::-1]
-    most = np.maximum.accumulate(np.where(count > 0, least, -np.inf)[:, ::-1], axis=1)[:, ::-1]
-    return np.where(count > 0, most + level[:, None], curves[:, None])
-
-
-def _bootstrap(samples: np.ndarray, replicates: int, rng: np.random.Generator) -> np.ndarray:
-    """Mean curves [R, K] of resampled held-out samples, the same ones at every step.
-
-    Many samples are first put into 1,000 random groups, and groups are drawn: as good a spread, and much cheaper.
-    """
-    groups = min(samples.shape[1], _GROUPS)
-    starts = np.arange(groups) * samples.shape[1] // groups
-    sums = np.add.reduceat(samples[:, rng.permutation(samples.shape[1])], starts, axis=1)  # [K, g]
-    sizes = np.diff(starts, append=samples.shape[1])
-    drawn = rng.integers(groups, size=(replicates, groups)) + groups * np.arange(replicates)[:, None]
-    weights = np.bincount(drawn.ravel(), minlength=replicates * groups).reshape(replicates, groups).astype(np.float64)
-    means: np.ndarray = (weights @ sums.T) / (weights @ sizes)[:, None]
-    return means
-
-
-def _order_test(curve: np.ndarray, permutations: int, rng: np.random.Generator) -> float:
-    """Twice (Bonferroni) the smaller p-value of being a better valley and of being smoother than in random order."""
-    curves = np.concatenate([curve[None], rng.permuted(np.tile(curve, (permutations, 1)), axis=1)])
-    residual = ((curves - _valley(curves)[0]) ** 2).sum(axis=1)
-    rough = (np.diff(curves, axis=1) ** 2).sum(axis=1)
-    slack = 1e-9 * ((curve - curve.mean()) ** 2).sum()  # a permutation that ties with the curve counts against it
-    p = min((values <= values[0] + slack).mean() for values in (residual, rough))
-    return min(1.0, 2 * float(p))
-
-
-def _step_noise(curve: np.ndarray, fit: np.ndarray, rules: PhaseRules) -> float:
-    """Standard deviation of what neighbouring steps scatter; with few steps only what no valley explains."""
-    if len(curve) < rules.order_steps:
-        free = len(curve) - len(np.unique(fit))  # a fitted level costs one degree of freedom
-        return float(np.sqrt(((curve - fit) ** 2).sum() / max(free, 1)))
-    # 0.6745 sqrt(6): the median absolute second difference of white noise with standard deviation 1.
-    return float(np.median(np.abs(np.diff(curve, 2))) / (0.6745 * np.sqrt(6)))
-
-
 @dataclass(frozen=True)
 class _Span:
     """A phase by the indices of its steps; ``before`` are those whose mean its change is counted from."""
@@ -298,7 +232,8 @@ class _Curve:
     Attributes:
         loss, fit: [K] the mean losses and their valley fit. minimum: index of the lowest step.
         replicates: [R, K] bootstrapped curves. tails: the percentiles that bound an interval.
-        noise: standard deviation between neighbouring steps. order_p: None where there are too few steps.
+        noise, rough: standard deviation between neighbouring steps, without the curve's curvature and with it.
+        order_p: None where there are too few steps.
     """
 
     loss: np.ndarray
@@ -307,6 +242,7 @@ class _Curve:
     replicates: np.ndarray
     tails: tuple[float, float]
     noise: float
+    rough: float
     order_p: float | None
     rules: PhaseRules
 
@@ -326,7 +262,8 @@ class _Curve:
             end = replace(end, last=top if self.loss[top] - self.loss[last] >= self._needed(self.loss[low]) else last)
         if falls:
             return [*falls, end] if rises else falls
-        if (plateau := self._plateau(end.last)) is None:
+        plateau = self._plateau(end.last)
+        if plateau is None or plateau < low:  # what falls from it to the minimum has no name
             return [end]
         return [replace(start, last=plateau), replace(end, first=plateau, before=slice(0, plateau + 1))]
 
@@ -369,22 +306,21 @@ class _Curve:
             after = abs(self.loss[stop] - self.loss[end]) / (stop - end)
             change = abs(self.loss[stop] - part.mean())
             near = np.abs(part - part.mean()).max() <= self.rules.plateau * change
-            flat = abs(slope) * end < self._needed(self.loss[0])  # its own drift would not count as a change
+            # Its own drift would not count as a change, nor does it bend more than the whole curve.
+            flat = abs(slope) * end < max(self._needed(self.loss[0]), self.rules.noise * self.rough)
             if near and flat and abs(slope) <= self.rules.slope * after:
                 return end
         return None
 
     def stop_window(self, spans: Sequence[_Span]) -> tuple[int, int] | None:
         """Indices of the first and last step around the minimum about as good as it; None without a decrease."""
-        # Read from the valley fit, so that one odd step does not close it; nor does a rise too small to count.
         kinds = [span.kind for span in spans]
         if "decrease" not in kinds:
             return None
-        bottom = self.fit.min()
+        # Read from the valley fit, so that one odd step does not close it.
         margin = self.rules.window * abs(self.change(spans[kinds.index("decrease")])[0])
-        later = margin if "increase" in kinds else max(margin, self._needed(bottom))
-        near = np.flatnonzero(self.fit <= bottom + np.where(np.arange(len(self.fit)) < self.minimum, margin, later))
-        return int(near[0]), int(near[-1])
+        near = np.flatnonzero(self.fit <= self.fit.min() + margin)
+        return int(near[0]), int(near[-1]) if "increase" in kinds else len(self.fit) - 1
 
     def evidence(self, spans: Sequence[_Span]) -> dict[str, Any]:
         """What the decision rests on, ready for JSON."""

@@ -188,6 +188,35 @@ def test_a_levelling_fall_rarely_gets_an_increase() -> None:
     assert found["d"] >= 94, found
 
 
+def test_a_steep_valley_is_not_taken_for_scatter() -> None:
+    steep = [0.707, 0.702, 0.637, 0.495, 0.401, 0.380, 0.405, 0.433, 0.435, 0.436, 0.436]
+    assert kinds(find(steep, scatter=0.005)) == "di"
+
+
+@pytest.mark.parametrize("size", [7, 9, 12, 16, 25])
+def test_a_steep_fall_that_scatters_rarely_gets_an_increase(size: int) -> None:
+    rng, place, found = np.random.default_rng(size), np.linspace(0, 1, size), Counter[str]()
+    for seed in range(100):
+        fall = 0.3 + 0.5 / (1 + np.exp((place - rng.uniform(0.3, 0.6)) * rng.uniform(10, 25)))
+        scattered = fall + rng.choice([0.005, 0.015]) * rng.normal(size=size)
+        cell = find(scattered, np.arange(size), seed, m=50, scatter=0.02, **QUICK)
+        found["i" in kinds(cell)] += 1
+        increase = cell.phase("increase")
+        assert increase is None or increase.start_step >= cell.minimum_step
+        if increase is None and cell.stop_window is not None:
+            assert cell.stop_window[1] == size - 1
+    assert found[True] <= 12, found
+
+
+def test_an_increase_never_begins_before_the_minimum() -> None:
+    rng = np.random.default_rng(0)
+    for seed in range(200):
+        flat = np.concatenate([np.full(6, 0.5), 0.5 - 0.012 * rng.random(3), 0.5 + 0.012 * np.arange(1, 5)])
+        cell = find(flat, np.arange(13), seed, m=50, scatter=0.005, **QUICK)
+        increase = cell.phase("increase")
+        assert increase is None or increase.start_step >= cell.minimum_step
+
+
 def test_valleys_are_found_where_they_are() -> None:
     rng = np.random.default_rng(5)
     errors = []
