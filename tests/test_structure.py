@@ -16,7 +16,7 @@ LEVELS = (
     ("types", "errors", "files", "progress"),
     ("scores",),
     ("ops",),
-    ("dense", "isometry", "target_cache"),
+    ("dense", "isometry", "target_cache", "valley"),
     ("components",),
     ("systems",),
     ("certificates",),
