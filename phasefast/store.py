@@ -20,7 +20,7 @@ _NAMES = {
     "penalties": "alphas, noise",
     "choice": "selection, penalty_per",
     "batchnorm": "batchnorm, batch_size",
-    "rows": "tokens, pool, dtype of rows",
+    "rows": "tokens, pool, type of rows (precision='fast': bfloat16 where the device is fast at it)",
     "components": "target_components",
     "sketch": "layer_sketch",
 }
