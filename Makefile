@@ -13,7 +13,7 @@ SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -na
 help:
 	@echo "make demo    train on 8x8 digits, probe every layer, show the learning phases (runs/demo)"
 	@echo "make test    run the tests"
-	@echo "make bench   benchmark ops, cells and sweeps against plain ATen, scikit-learn, himalaya and Adam"
+	@echo "make bench   benchmark ops, cells and sweeps against plain ATen, scikit-learn, himalaya and Adam; BENCH='--size full' for docs/performance.md"
 	@echo "make carry   fetch wheels for a GPU machine without a network (.carry)"
 	@echo "make gpu     build, test and benchmark on this machine's GPU with the Python at hand; no network needed"
 	@echo "make docs-tables  write docs/*.md anew from docs/results/*.json and benchmarks/results/*.json"
@@ -48,7 +48,7 @@ test: $(VENV)/dev
 bench: $(VENV)/dev
 	$(PIP) --no-build-isolation --editable '.[bench]'
 	$(BIN)/python -m pytest benchmarks --benchmark-only -k 'not cuda'
-	$(BIN)/python benchmarks/compare.py
+	$(BIN)/python benchmarks/compare.py $(BENCH)
 
 # One build serves every torch from 2.11 on: the binary that .venv has built, under another torch.
 $(VENV)-abi/$(ABI_TORCH): $(VENV)/created

@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from sweeps import STAGES, Run
-from timing import seconds
+from timing import Size, seconds
 
 from phasefast.engine import Engine
 from phasefast.scoring import score_cells
@@ -16,8 +16,9 @@ from phasefast.types import Activations, Score
 EXACT = "exact"
 
 
-def section(smoke: bool, repeats: int, file: str | None, weights: str | None) -> dict[str, Any]:
+def section(size: Size, repeats: int, file: str | None, weights: str | None) -> dict[str, Any]:
     """Per layer and way: seconds in turn, held-out error of the input, its interval, what the components leave out."""
+    smoke = size == Size.SMOKE
     n, m = (300, 60) if smoke else (10_000, 2_000)
     components, sketch = (8, 256) if smoke else (256, 2048)
     run = Run(n, m, 1, stages=STAGES[-2:] if smoke else STAGES, file=file, weights=weights)

@@ -26,7 +26,7 @@ import tables
 import torch
 import typer
 from rich.console import Console
-from timing import product_rate
+from timing import Size, product_rate
 
 from phasefast import build_info, ops
 
@@ -39,40 +39,47 @@ if ops.bfloat16_is_fast(torch.device("cpu")):  # without instructions for it, on
 
 def main(
     only: Annotated[str, typer.Option(help="sections to run, separated by commas")] = ",".join(SECTIONS),
-    smoke: Annotated[bool, typer.Option(help="tiny sizes: seconds, and figures that mean nothing")] = False,
+    size: Annotated[
+        Size, typer.Option(help="smoke: figures that mean nothing; full: those of the documents")
+    ] = Size.QUICK,
     data: Annotated[str | None, typer.Option(help="an .npz of CIFAR-10 images for the sweep")] = None,
     weights: Annotated[str | None, typer.Option(help="a folder of VGG-8 checkpoints for the sweep")] = None,
-    checkpoints: Annotated[int, typer.Option(help="of the sweep")] = 2,
-    repeats: Annotated[int, typer.Option(help="of cells, inputs and growth")] = 3,
+    checkpoints: Annotated[int | None, typer.Option(help="of the sweep; 13 in full, else 1")] = None,
+    repeats: Annotated[int | None, typer.Option(help="of cells, inputs and growth; 3 in full, else 2")] = None,
     threads: Annotated[int | None, typer.Option(help="on all sides; as many as torch takes by default")] = None,
     out: Annotated[Path, typer.Option(help="folder of the result")] = ROOT / "benchmarks/results",
-    picture: Annotated[Path, typer.Option(help="where the section growth is drawn")] = ROOT / "docs/performance.png",
+    picture: Annotated[
+        Path | None, typer.Option(help="where growth is drawn; beside the result unless in full")
+    ] = None,
 ) -> None:
     """Measure, print tables, and merge what was measured into a JSON file."""
     chosen = [name.strip() for name in only.split(",")]
     if unknown := [name for name in chosen if name not in SECTIONS]:
         raise typer.BadParameter(f"{unknown}; there are {SECTIONS}", param_hint="--only")
-    count = threads or torch.get_num_threads()
+    count, full = threads or torch.get_num_threads(), size == Size.FULL
+    checkpoints, repeats = checkpoints or (13 if full else 1), repeats or (3 if full else 2)
     run = {
-        "cell": lambda: cells.section(smoke, repeats),
-        "sweep": lambda: sweeps.section(smoke, checkpoints, data, weights),
-        "approximations": lambda: approximations.section(smoke, repeats, data, weights),
-        "inputs": lambda: sweeps.inputs(smoke, repeats),
-        "routes": lambda: routing.section(smoke),
-        "growth": lambda: growth.section(smoke, repeats),
+        "cell": lambda: cells.section(size, repeats),
+        "sweep": lambda: sweeps.section(size, checkpoints, data, weights),
+        "approximations": lambda: approximations.section(size, repeats, data, weights),
+        "inputs": lambda: sweeps.inputs(size, repeats),
+        "routes": lambda: routing.section(size),
+        "growth": lambda: growth.section(size, repeats),
     }
     machine = {"processor": processor(), "threads": count, "torch": torch.__version__}
     machine |= {"python": platform.python_version(), "compiled": build_info()["compiled"]}
     machine |= {"instructions": build_info().get("products", "blas")}
     today = datetime.date.today().isoformat()
     out.mkdir(parents=True, exist_ok=True)
-    path = out / f"cpu-{re.sub('[^a-z0-9]+', '-', processor().lower()).strip('-')}-{today}.json"
+    kind = "" if full else f"-{size}"
+    path = out / f"cpu-{re.sub('[^a-z0-9]+', '-', processor().lower()).strip('-')}-{today}{kind}.json"
+    picture = picture or (ROOT / "docs/performance.png" if full else path.with_suffix(".png"))
     console = Console(width=max(Console().width, 120))
     with threads_everywhere(count):
         for name in chosen:
             start = time.perf_counter()
             rates = {kind: product_rate(dtype, repeats=3) for kind, dtype in _RATED.items()}
-            measured = {"date": today, "machine": machine, "smoke": smoke, "products": rates, **run[name]()}
+            measured = {"date": today, "machine": machine, "size": size, "products": rates, **run[name]()}
             measured["took"] = time.perf_counter() - start
             merge(path, name, measured)
             tables.show(console, name, measured)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from ours import Cell
-from timing import seconds
+from timing import Size, seconds
 
 NEAR = 1.5  # a choice within this factor of the fastest route is a good one
 _FLOPS = 5e10  # of all routes of a cell together: about as much as a core's worth of CPU does in a second
@@ -28,9 +28,9 @@ def penalties(count: int) -> list[float]:
     return [10.0 ** (6 * (k + 0.5) / count - 4) for k in range(count)]
 
 
-def section(smoke: bool) -> dict[str, Any]:
+def section(extent: Size) -> dict[str, Any]:
     """Cells of log-uniform sizes; those that would take long by any route are drawn again."""
-    generator = torch.Generator().manual_seed(0)
+    smoke, generator = extent == Size.SMOKE, torch.Generator().manual_seed(0)
     sizes = ((20, 200), (5, 200), (2, 100)) if smoke else ((200, 6000), (50, 6000), (10, 4000))
     low, high = torch.tensor(sizes).log().unbind(1)
     cells: list[dict[str, Any]] = []

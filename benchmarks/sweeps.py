@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from opponents import CLASSES, Data, honest, oracle, with_labels
-from timing import OURS, Side, floor, in_turn, products, seconds
+from timing import OURS, Side, Size, floor, in_turn, products, seconds
 from torch import Tensor, nn
 
 import phasefast as pf
@@ -106,8 +106,9 @@ class Run:
             yield name, Data(rows[: self.n], rows[self.n :], *targets, self.images[0].numel())
 
 
-def section(smoke: bool, checkpoints: int, file: str | None, weights: str | None) -> dict[str, Any]:
+def section(size: Size, checkpoints: int, file: str | None, weights: str | None) -> dict[str, Any]:
     """Every checkpoint is a repeat: ours with the default penalties and certificates, the loop with one penalty."""
+    smoke = size == Size.SMOKE
     n, m = (300, 60) if smoke else (10_000, 2_000)
     run = Run(n, m, checkpoints, stages=STAGES[-2:] if smoke else STAGES, file=file, weights=weights)
     targets, step = run.targets(), 0
@@ -160,8 +161,9 @@ def section(smoke: bool, checkpoints: int, file: str | None, weights: str | None
     return {"case": "vgg8", **shape, "preparing": preparing, "sides": records, "floor": bound, "layers": layers}
 
 
-def inputs(smoke: bool, repeats: int) -> dict[str, Any]:
+def inputs(extent: Size, repeats: int) -> dict[str, Any]:
     """The same layer above images of two sizes: what decoding takes once the targets are prepared."""
+    smoke = extent == Size.SMOKE
     n, m, width = (60, 20, 16) if smoke else (2_000, 500, 1_024)
     torch.manual_seed(0)
     images = torch.randn(n + m, *SAMPLE)

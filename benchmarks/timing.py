@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import enum
 import resource
 import sys
 import time
@@ -56,6 +57,14 @@ def synchronised(side: Callable[[], Any], device: str) -> Callable[[], Any]:
         return returned
 
     return run if device == "cuda" else side
+
+
+class Size(enum.StrEnum):
+    """How much is measured: enough to see that it runs, what minutes allow, or all that the documents are made of."""
+
+    SMOKE = "smoke"
+    QUICK = "quick"
+    FULL = "full"
 
 
 def product_rate(dtype: torch.dtype, device: str = "cpu", size: int = 2048, repeats: int = 5) -> float:

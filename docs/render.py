@@ -24,11 +24,16 @@ def results() -> dict[str, Any]:
 
 
 def measured(folder: Path) -> dict[str, Any]:
-    """Sections of the newest result of benchmarks/compare.py that has them all; none where there is no such result."""
+    """Sections of the newest result of benchmarks/compare.py that has them all, in full if any is; or none."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("cpu-*.json"))]
     complete = [result for result in found if set(result["sections"]) >= SECTIONS]
-    newest = max(complete, key=lambda result: result["date"], default={"sections": {}})
+    newest = max(complete, key=lambda result: (in_full(result), result["date"]), default={"sections": {}})
     return dict(newest["sections"])
+
+
+def in_full(result: dict[str, Any]) -> bool:
+    """Whether all of its sections are of the full size."""
+    return all(section["size"] == "full" for section in result["sections"].values())
 
 
 def on_gpu(folder: Path) -> dict[str, Any]:

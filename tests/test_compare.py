@@ -26,8 +26,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [
         sys.executable,
         "benchmarks/compare.py",
-        "--smoke",
+        "--size",
+        "smoke",
         "--repeats",
+        "2",
+        "--checkpoints",
         "2",
         "--threads",
         "1",
