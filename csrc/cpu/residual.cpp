@@ -258,15 +258,18 @@ struct Cell {
 
   void run() const {
     const int64_t samples = rows.size(0);
-    const int64_t height = std::clamp<int64_t>((samples / 8 + 31) / 32 * 32, 64, kTileRows);
-    const int64_t count = (samples + height - 1) / height;
+    const auto height_of = [&](int64_t tiles) {
+      return std::clamp<int64_t>((samples / tiles + 31) / 32 * 32, 64, kTileRows);
+    };
     if constexpr (std::is_same_v<T, float>) {
       if (worth_packing(rows, edges.back() - edges.front())) {
+        // About two for each thread: packed products have the same bits in tiles of any height.
+        const int64_t height = height_of(std::max<int64_t>(8, 2 * torch::stable::get_num_threads()));
         const PackedWeights packed(weights, edges, formats_of(rows.scalar_type(), ScalarType::Float));
         const auto make = [&] {
           return std::pair<PackedScratch, ProductScratch>{{weights.rows, height, packed.left()}, {height, kTileCols}};
         };
-        share_out(count, make, [&](int64_t i, const auto& scratch) {
+        share_out((samples + height - 1) / height, make, [&](int64_t i, const auto& scratch) {
           const int64_t start = i * height;
           const int64_t stop = std::min(start + height, samples);
           if (tile_packed(start, stop, packed, scratch.first, scratch.second)) return;
@@ -276,6 +279,8 @@ struct Cell {
         return;
       }
     }
+    const int64_t height = height_of(8);
+    const int64_t count = (samples + height - 1) / height;
     const int64_t work = 2 * height * weights.rows * weights.cols;
     const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(work, 1));
     torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
