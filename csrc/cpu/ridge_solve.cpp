@@ -6,17 +6,20 @@
 #include <cmath>
 #include <limits>
 
-#include "cpu/cpu.h"
+#include "cpu/cholesky.h"
 
 namespace phasefast {
 namespace {
 
-constexpr int64_t kBlock = 128;     // columns of a diagonal block
-constexpr int64_t kPanel = 256;     // columns that are updated by one product for all threads
-constexpr int64_t kLeaf = 64;       // rows of a block that is inverted row by row
-constexpr int64_t kTiny = 1 << 22;  // operations below which a system is always left to one thread
-constexpr int64_t kSmall =
-    1LL << 32;                   // ... and where there are enough of them for all threads: no waiting inside a system
+constexpr int64_t kBlock = 128;        // columns of a diagonal block
+constexpr int64_t kPanel = 256;        // columns that are updated by one product for all threads
+constexpr int64_t kLeaf = 64;          // rows of a block that is inverted row by row
+constexpr int64_t kTiny = 1 << 22;     // operations below which a system is always left to one thread
+constexpr int64_t kSmall = 1LL << 32;  // ... and where there are enough of them for all threads: no waiting inside one
+// Columns of a system that is factorised straight from registers, by one thread: where other systems keep the other
+// threads busy, and where it is alone.
+constexpr int64_t kStraight = 2048;
+constexpr int64_t kStraightAlone = 768;
 constexpr int64_t kStrip = 128;  // right-hand sides of one task, at most
 constexpr int64_t kPad = 16;     // keeps the rows of a strip off the same cache sets
 
@@ -241,45 +244,66 @@ void substitute_all(const Matrix<T>& factor, T* inverses, const T* inverse_scale
   });
 }
 
-// One system. The scale is the root of the diagonal: NaN where that is negative, which LAPACK then reports; 0 where
-// dead.
 template <typename T>
-int32_t solve(const Matrix<T>& gram, const Matrix<T>& cross, T penalty, const Matrix<T>& weights,
-              const Matrix<T>* factor) {
+T& at(const Matrix<T>& m, int64_t r, int64_t c) {
+  return m.data[r * m.row_stride + c * m.col_stride];
+}
+
+// One system, scaled on both sides; its factor is that of the scaled matrix, and only its lower triangle is written.
+template <typename T>
+int32_t solve_scaled(const Matrix<T>& gram, const Matrix<T>& cross, T penalty, const T* inverse_scale,
+                     const Matrix<T>& weights, const Matrix<T>* factor, bool straight) {
   const int64_t width = gram.rows;
+#ifdef PHASEFAST_X86
+  if constexpr (std::is_same_v<T, float>) {
+    if (straight) {
+      SmallCholesky system(gram, penalty, inverse_scale);
+      if (const int32_t failed = system.factorise()) return failed;
+      system.substitute(cross, inverse_scale, weights);
+      if (factor) system.put(*factor);
+      return 0;
+    }
+  }
+#endif
   const Scratch<T> scaled(factor ? 0 : width, row_length<T>(width));
   const Matrix<T> a = factor ? *factor : scaled.matrix().block(0, 0, width, width);
   const Scratch<T> inverses(width, kBlock);
-  std::vector<T> scale(width);
-  std::vector<T> inverse(width);
-  const auto at = [](const Matrix<T>& m, int64_t r, int64_t c) -> T& {
-    return m.data[r * m.row_stride + c * m.col_stride];
-  };
-  for (int64_t r = 0; r < width; ++r) {
-    scale[r] = std::sqrt(at(gram, r, r) + penalty);
-    inverse[r] = scale[r] == 0 ? T(0) : 1 / scale[r];
-  }
   each_row(width, width, [&](int64_t r) {
     T* to = &at(a, r, 0);
     if (gram.col_stride == 1) {  // vector code
       const T* from = &at(gram, r, 0);
-      for (int64_t c = 0; c < r; ++c) to[c] = from[c] * inverse[r] * inverse[c];
+      for (int64_t c = 0; c < r; ++c) to[c] = from[c] * inverse_scale[r] * inverse_scale[c];
     } else {
-      for (int64_t c = 0; c < r; ++c) to[c] = at(gram, r, c) * inverse[r] * inverse[c];
+      for (int64_t c = 0; c < r; ++c) to[c] = at(gram, r, c) * inverse_scale[r] * inverse_scale[c];
     }
-    at(a, r, r) = scale[r] == 0 ? T(1) : (at(gram, r, r) + penalty) * inverse[r] * inverse[r];
+    const T own = at(gram, r, r) + penalty;
+    at(a, r, r) = own == 0 ? T(1) : own * inverse_scale[r] * inverse_scale[r];
   });
   const int32_t failed = factorise(a, inverses.data());
-  const T nan = std::numeric_limits<T>::quiet_NaN();
-  if (failed) {
-    each_row(width, cross.cols, [&](int64_t r) { std::fill_n(&at(weights, r, 0), cross.cols, nan); });
-  } else if (width) {
-    substitute_all(a, inverses.data(), inverse.data(), cross, weights);
+  if (!failed) substitute_all(a, inverses.data(), inverse_scale, cross, weights);
+  return failed;
+}
+
+// The scale is the root of the diagonal: NaN where that is negative, which the factorisation then reports; 0 where
+// dead.
+template <typename T>
+int32_t solve(const Matrix<T>& gram, const Matrix<T>& cross, T penalty, const Matrix<T>& weights,
+              const Matrix<T>* factor, bool straight) {
+  const int64_t width = gram.rows;
+  if (!width) return 0;
+  std::vector<T> scale(width);
+  std::vector<T> inverse(width);
+  for (int64_t r = 0; r < width; ++r) {
+    scale[r] = std::sqrt(at(gram, r, r) + penalty);
+    inverse[r] = scale[r] == 0 ? T(0) : 1 / scale[r];
   }
-  if (factor) {  // of the matrix that was scaled, until here
+  const int32_t failed = solve_scaled(gram, cross, penalty, inverse.data(), weights, factor, straight);
+  const T nan = std::numeric_limits<T>::quiet_NaN();
+  if (failed) each_row(width, cross.cols, [&](int64_t r) { std::fill_n(&at(weights, r, 0), cross.cols, nan); });
+  if (factor) {
     each_row(width, width, [&](int64_t r) {
       const T own = failed ? nan : scale[r] == 0 ? T(1) : scale[r];
-      T* to = &at(a, r, 0);
+      T* to = &at(*factor, r, 0);
       for (int64_t c = 0; c <= r; ++c) to[c] *= own;
       std::fill(to + r + 1, to + width, failed ? nan : T(0));
     });
@@ -294,19 +318,24 @@ struct Cell {
   int64_t info_stride;
 
   template <typename T>
-  void solve_step(int64_t l) const {
+  void solve_step(int64_t l, bool straight) const {
     Matrix<T> factor{};
     if (factors) factor = slice<T>(*factors, l);
     const double penalty = static_cast<const double*>(penalties.data_ptr())[l * penalties.stride(0)];
     info[l * info_stride] = solve(matrix<T>(gram), matrix<T>(cross), static_cast<T>(penalty), slice<T>(weights, l),
-                                  factors ? &factor : nullptr);
+                                  factors ? &factor : nullptr, straight);
   }
-  void run(int64_t l) const {
+  // most: columns of a system that may be factorised straight from registers.
+  void run(int64_t l, int64_t most) const {
     if (gram.scalar_type() == ScalarType::Double) {
-      solve_step<double>(l);
+      solve_step<double>(l, false);
     } else {
-      solve_step<float>(l);
+      solve_step<float>(l, straight(most));
     }
+  }
+  bool straight(int64_t most) const {
+    return gram.scalar_type() == ScalarType::Float && gram.size(0) <= most && gram.stride(1) == 1 &&
+           processor_has(Products::kAvx512);
   }
   int64_t operations() const {
     const int64_t width = gram.size(0);
@@ -318,19 +347,21 @@ void ridge_solve(const Tensors& grams, const Tensors& crosses, const Tensors& pe
                  const Tensors& factors, const Tensor& info) {
   check_ridge_solve(grams, crosses, penalties, weights, factors, info);
   const int64_t steps = info.size(1);
-  const bool many = static_cast<int64_t>(grams.size()) * steps >= 2 * torch::stable::get_num_threads();
+  const int64_t tasks = static_cast<int64_t>(grams.size()) * steps;
+  const int64_t threads = torch::stable::get_num_threads();
   std::vector<Cell> small;
   for (size_t i = 0; i < grams.size(); ++i) {
     int32_t* out = static_cast<int32_t*>(info.data_ptr()) + static_cast<int64_t>(i) * info.stride(0);
     const Cell cell{grams[i], crosses[i],    penalties[i], weights[i], factors.empty() ? nullptr : &factors[i],
                     out,      info.stride(1)};
-    if (cell.operations() < (many ? kSmall : kTiny)) {
+    const bool shared = tasks > 1 && 2 * tasks >= threads && cell.straight(kStraightAlone);
+    if (shared || cell.operations() < (tasks >= 2 * threads ? kSmall : kTiny)) {
       small.push_back(cell);
     } else {
-      for (int64_t l = 0; l < steps; ++l) cell.run(l);
+      for (int64_t l = 0; l < steps; ++l) cell.run(l, kStraightAlone);
     }
   }
-  each_task(static_cast<int64_t>(small.size()) * steps, [&](int64_t i) { small[i / steps].run(i % steps); });
+  each_task(static_cast<int64_t>(small.size()) * steps, [&](int64_t i) { small[i / steps].run(i % steps, kStraight); });
 }
 
 }  // namespace

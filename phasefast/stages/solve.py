@@ -65,7 +65,7 @@ def solve(
         fits.append(fit)
         if refined is not None:
             weights = weights.to(torch.promote_types(weights.dtype, refined.dtype))
-            weights[:, part.columns] = refined
+            weights[:, part.columns] = refined.to(weights.dtype)
     offset = system.target_mean - left_product(system.row_mean[None], weights)[0]
     merged = []
     for i in range(len(targets.blocks)):

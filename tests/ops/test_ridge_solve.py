@@ -41,7 +41,9 @@ def assert_solved(gram: Tensor, cross: Tensor, penalty: float, weight: Tensor, f
 
 
 @BOTH
-@pytest.mark.parametrize(("d", "p"), [(1, 1), (2, 5), (127, 3), (128, 300), (129, 7), (300, 1), (390, 521)])
+@pytest.mark.parametrize(
+    ("d", "p"), [(1, 1), (2, 5), (8, 16), (17, 33), (127, 3), (128, 300), (129, 7), (300, 1), (390, 521), (780, 20)]
+)
 def test_solves_along_a_path(impl, d, p, dtype):
     gram, lower, cross = system(d, p, dtype)
     path = torch.tensor([0.0, 1e-2, 1e5], dtype=torch.float64)
@@ -62,6 +64,24 @@ def test_factors_in_rows_that_are_apart(impl, dtype, d):
     assert (info == 0).all()
     assert_solved(gram, cross, 1.0, weights[0][0], wide[0, :, :d])
     assert wide[:, :, d:].isnan().all()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("steps", [1, 4])
+def test_systems_of_any_size_on_any_number_of_threads(threads, steps):
+    """Small ones go straight from registers, by one thread each; how large these may be depends on the others."""
+    torch.set_num_threads(threads)
+    path = torch.logspace(-1, 1, steps, dtype=torch.float64)
+    for d, p in [
+        *((int(d), int(p)) for d, p in zip(torch.randint(1, 200, (12,)), torch.randint(1, 80, (12,)))),
+        (900, 40),
+    ]:
+        gram, lower, cross = system(d, p, torch.float32)
+        weights, factors, info = outputs([(d, p)], steps, torch.float32)
+        ops.ridge_solve([lower], [cross], [path], weights, factors, info)
+        assert (info == 0).all()
+        for step, penalty in enumerate(path.tolist()):
+            assert_solved(gram, cross, penalty, weights[0][step], factors[0][step])
 
 
 @BOTH
@@ -94,13 +114,14 @@ def test_dead_columns_get_zero_weights(impl, dtype):
     assert_solved(gram[alive][:, alive], cross[alive], 0.0, weights[0][0, alive], None)
 
 
+@BOTH
 @pytest.mark.parametrize("where", [0, 5, 127, 128, 200, 299])
-def test_first_bad_minor_is_reported_and_other_cells_are_solved(impl, where):
-    gram, lower, cross = system(300, 4, torch.float64)
-    bad = torch.eye(300, dtype=torch.float64)
+def test_first_bad_minor_is_reported_and_other_cells_are_solved(impl, where, dtype):
+    gram, lower, cross = system(300, 4, dtype)
+    bad = torch.eye(300, dtype=dtype)
     bad[where, where] = -1.0
     path = torch.tensor([0.0, 3.0], dtype=torch.float64)
-    weights, factors, info = outputs([(300, 4)] * 2, 2, torch.float64)
+    weights, factors, info = outputs([(300, 4)] * 2, 2, dtype)
     impl.ridge_solve([bad, lower], [cross, cross], [path, path], weights, factors, info)
     assert info.tolist() == [[where + 1, 0], [0, 0]]
     assert weights[0][0].isnan().all()

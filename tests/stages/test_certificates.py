@@ -45,6 +45,13 @@ def mse(cell: Activations, decoder: Decoder, targets: TargetMatrix) -> dict[str,
     return {score.split: score.value for score in evaluate(cell, direct, targets) if score.metric == "mse"}
 
 
+def off(cell: Activations, decoder: Decoder, exact: Decoder, targets: TargetMatrix) -> float:
+    """Relative error of a decoder's squared errors, the larger of both splits'; of tiny ones relative to a floor."""
+    block, truth = targets.blocks[0], mse(cell, exact, targets)
+    floor = 1e-3 * targets.deviation["fit"][0] / (block.width * len(cell.fit))
+    return max(abs(value - truth[k]) / max(truth[k], floor) for k, value in mse(cell, decoder, targets).items())
+
+
 @pytest.mark.parametrize("alpha", [1e-6, 1e-4, 1e-2])
 @pytest.mark.parametrize("p", [5, 300])
 def test_rounding_is_estimated_on_both_splits(p: int, alpha: float) -> None:
@@ -52,14 +59,11 @@ def test_rounding_is_estimated_on_both_splits(p: int, alpha: float) -> None:
     for seed in range(8):
         cell, targets = make(seed, p)
         rough, exact = (decoder_of(cell, targets, alpha, dtype) for dtype in (torch.float32, torch.float64))
-        truth = mse(cell, exact, targets)
-        floor = 1e-3 * targets.deviation["fit"][0] / (p * len(cell.fit))
-        errors = [abs(value - truth[k]) / max(truth[k], floor) for k, value in mse(cell, rough, targets).items()]
-        estimate = rough.fits[0].error_estimate
-        assert max(errors) <= 3 * estimate + 1e-6  # of the scoring itself, in float32
+        error, estimate = off(cell, rough, exact, targets), rough.fits[0].error_estimate
+        assert error <= 3 * estimate + 1e-6  # of the scoring itself, in float32
         assert exact.fits[0].error_estimate < 1e-9
         if p == 5 and alpha == 1e-2:  # for weaker penalties the factor that corrects is rough itself
-            assert estimate <= 3 * max(errors) + 1e-6
+            assert estimate <= 3 * error + 1e-6
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -122,8 +126,7 @@ def test_refinement_in_float32_takes_most_of_the_rounding_away(p: int, alpha: fl
         assert found.weights.dtype == torch.float32
         for decoder, errors in ((rough, before), (found, after)):
             wide = replace(decoder, weights=decoder.weights.double(), offset=decoder.offset.double())
-            truth = mse(cell, exact, targets)
-            errors.append(max(abs(value / truth[k] - 1) for k, value in mse(cell, wide, targets).items()))
+            errors.append(off(cell, wide, exact, targets))
         assert after[-1] <= 3 * found.fits[0].error_estimate + 1e-6
     assert sum(after) < sum(before) / 8
 
@@ -148,6 +151,25 @@ def test_a_solution_too_far_off_for_a_step_is_left_to_float64(monkeypatch: pytes
     decoder = decoder_of(cell, targets, 1e-6, torch.float32, 1e-5)
     assert decoder.fits[0].error_estimate > 0.1
     assert 0 not in refined
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_columns_of_which_some_are_refined_further(seed: int) -> None:
+    """Those of a penalty of their own: few that may get float64 weights beside many that do not."""
+    cell, _ = make(seed, 5)
+    g = torch.Generator().manual_seed(seed)
+    weights = torch.randn(90, 80, generator=g)
+    fit, heldout = (
+        rows @ weights + 0.01 * torch.randn(len(rows), 80, generator=g) for rows in (cell.fit, cell.heldout)
+    )
+    targets = build_targets([Input()], (fit, None), (heldout, None), (0, 500), CPU, per_column=True)
+    (statistics,) = accumulate([cell], targets, torch.float32, with_folds=False)
+    choice = PenaltyChoice((torch.randint(0, 3, (80,), generator=g),))
+    decoder = solve(cell, statistics, targets, Penalties((1e-5, 1e-4, 1e-2)), choice, 1e-7)
+    (exact,) = accumulate([cell], targets, torch.float64, with_folds=False)
+    truth = solve(cell, exact, targets, Penalties((1e-5, 1e-4, 1e-2)), choice, NEVER)
+    assert "refined" in decoder.fits[0].route
+    assert off(cell, decoder, truth, targets) <= 3 * decoder.fits[0].error_estimate + 1e-6
 
 
 def test_a_fit_without_error_needs_no_refinement() -> None:
