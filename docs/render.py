@@ -33,7 +33,7 @@ def measured(folder: Path) -> dict[str, Any]:
 
 def in_full(result: dict[str, Any]) -> bool:
     """Whether all of its sections are of the full size."""
-    return all(section["size"] == "full" for section in result["sections"].values())
+    return all(section.get("size") == "full" for section in result["sections"].values())
 
 
 def on_gpu(folder: Path) -> dict[str, Any]:

@@ -10,12 +10,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .dense import inner, product, wide_rows
+from .dense import inner, left_product, product, wide_rows
 from .systems import Solution, System
 from .types import Activations, Probe, TargetBlock, TargetMatrix
 
 _FIT_FLOOR = 1e-3  # of the deviation: rounding of a fit error below that is told relative to that, not to nothing
 _FIT_TOLERANCE = 5e-6  # relative error that the identity for the fit error may have
+_SIGNS = 8  # random vectors of signs that a trace is estimated with
+# Mean squared relative error of rounding to bfloat16: numbers of a mantissa m in [1, 2), evenly spread on a logarithmic
+# scale, are off by up to 2^-8, evenly spread too: 2^-16 / 3 times the mean of 1 / m^2.
+_ROUNDED = 2.0**-16 / 3 * 3 / (8 * math.log(2))
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,8 @@ def certify(cell: Activations, system: System, targets: TargetMatrix, parts: Seq
         regression = part.block.kind == "regression"  # classes are scored by their hits, row by row
         of_part = wz[:, place], missed[place], deviation[place]
         fit_error = _fit_error(system, targets, part, *of_part) if regression else None
-        certificates.append(Certificate(max(estimates), fit_error))
+        blurred = _blurred(cell, system, part.solution, wz[:, place], missed[place])
+        certificates.append(Certificate(max(*estimates, float(blurred.sum() / kept[place].sum())), fit_error))
     return certificates
 
 
@@ -122,10 +127,40 @@ def certify_target_free(
     mean = target_mean[block.start : block.stop] @ probe.directions
     nothing = torch.zeros(cell.fit.shape[1], len(mean), dtype=torch.float64, device=mean.device)
     wz = solution.apply_inverse(gradient(cell, system, probe.fit, mean, nothing)[0])
-    wz += solution.apply_inverse(gradient(cell, system, probe.fit, mean, wz)[0] - solution.penalty * wz)
+    found, missed = gradient(cell, system, probe.fit, mean, wz)
+    wz += solution.apply_inverse(found - solution.penalty * wz)
     predicted = product(combinations, probe.fit)
     moved = product(cell.heldout, wz) - system.row_mean @ wz - predicted
-    return Certificate(_share(*_changed(probe.heldout - mean - predicted, moved), probe), None)
+    lost, kept = _changed(probe.heldout - mean - predicted, moved)
+    blurred = _blurred(cell, system, solution, wz, missed)
+    return Certificate(max(_share(lost, kept, probe), float(blurred.sum() / kept.sum())), None)
+
+
+def _blurred(cell: Activations, system: System, solution: Solution, weights: Tensor, missed: Tensor) -> Tensor:
+    """What rounding the stored rows is expected to do to the held-out squared errors [c] of weights [d, c].
+
+    Each number is off on its own, so to first order what is off in predictions is a sum of three random ones: by
+    held-out rows, by weights that fit rows move through what they predict, and through what they miss. Traces are
+    estimated with random signs (Hutchinson 1990).
+
+    Args:
+        missed: squared errors on the fit rows [c].
+    """
+    if not cell.rounded:
+        return torch.zeros_like(missed)
+    # Coordinates of the rows have the weights' norms, but not the features' sizes.
+    sizes = system.diagonal if cell.route == "primal" else system.mean_diagonal.expand(len(weights))
+    variance = _ROUNDED / system.moments.count * sizes
+    random = torch.Generator().manual_seed(0)
+    rows, features = (
+        torch.randint(0, 2, (_SIGNS, size), generator=random).mul_(2).sub_(1).to(weights) for size in cell.fit.shape
+    )
+    back = left_product(rows, cell.fit).addr_(rows.sum(1), system.row_mean, alpha=-1)
+    turned = solution.apply_inverse(torch.cat([back, features * variance.sqrt()]).mT)
+    moved = product(cell.heldout, turned) - system.row_mean @ turned
+    by_predictions, by_misses = (part.square().sum() / _SIGNS for part in moved.split(_SIGNS, 1))
+    total: Tensor = (variance @ weights.square()) * (len(cell.heldout) + by_predictions) + missed * by_misses
+    return total
 
 
 def _changed(miss: Tensor, move: Tensor) -> tuple[Tensor, Tensor]:

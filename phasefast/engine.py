@@ -131,8 +131,9 @@ class Engine:
         keeps = self.device.type == "cuda" and options.get("memory") is None and taken <= _KEPT_SHARE * budget
         self._fit_inputs, self._heldout_inputs = (split.to(self.device) if keeps else split for split in inputs)
         self.method = Method(penalties, budget=budget - taken if keeps else budget, **how)
-        fast = self.method.precision == "fast"
-        stored = torch.bfloat16 if fast and bfloat16_is_fast(self.device) else torch.float32
+        stored = torch.float64 if self.method.precision == "double" else torch.float32
+        if self.method.precision == "fast" and bfloat16_is_fast(self.device):
+            stored = torch.bfloat16
         self.rows = RowOptions(options.get("tokens", "flatten"), options.get("pool", 0), stored)
         self.batch_size = options.get("batch_size") or (_AUTHORS_BATCH if self.batchnorm == "batch" else _BATCH)
         large = self.device.type == "cuda" and self.batchnorm != "batch" and options.get("batch_size") is None

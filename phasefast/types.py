@@ -133,6 +133,7 @@ class Activations:
         shift: [d] float32.
         sums: [k, d] float64 sums of the stored fit rows, per fold.
         route: ``"primal"``: the columns are the layer's features; ``"dual"``: n coordinates of the rows in their span.
+        rounded: whether the rows were rounded to bfloat16.
     """
 
     layer: Layer
@@ -141,6 +142,7 @@ class Activations:
     shift: torch.Tensor
     sums: torch.Tensor
     route: Route = "primal"
+    rounded: bool = False
 
 
 @dataclass(frozen=True)

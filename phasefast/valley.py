@@ -78,7 +78,7 @@ def step_noise(curve: np.ndarray, fit: np.ndarray, few: int) -> tuple[float, flo
     """
     free = len(curve) - len(np.unique(fit))  # a fitted level costs one degree of freedom
     unexplained = float(np.sqrt(((curve - fit) ** 2).sum() / max(free, 1)))
-    if len(curve) < few:
+    if len(curve) < max(few, 4):  # the shortest curve with a third difference
         return unexplained, unexplained
     # Per order, the median absolute difference of white noise: 0.6745 times the root of the sum of squared binomials.
     middle = {k: float(np.median(np.abs(np.diff(curve, k)))) for k in (2, 3)}

@@ -263,9 +263,10 @@ struct Cell {
     };
     if constexpr (std::is_same_v<T, float>) {
       if (worth_packing(rows, edges.back() - edges.front())) {
-        // About two for each thread: packed products have the same bits in tiles of any height.
-        const int64_t height = height_of(std::max<int64_t>(8, 2 * torch::stable::get_num_threads()));
         const PackedWeights packed(weights, edges, formats_of(rows.scalar_type(), ScalarType::Float));
+        // About two for each thread: exact products have the same bits in tiles of any height.
+        const int64_t tiles = packed.exact() ? std::max<int64_t>(8, 2 * torch::stable::get_num_threads()) : 8;
+        const int64_t height = height_of(tiles);
         const auto make = [&] {
           return std::pair<PackedScratch, ProductScratch>{{weights.rows, height, packed.left()}, {height, kTileCols}};
         };

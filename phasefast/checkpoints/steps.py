@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,25 +12,30 @@ from typing import Any
 from ..errors import CheckpointError
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
-_NAMED = re.compile(r"(?:global_?step|steps?|iter(?:ation)?|checkpoint|ckpt)[-_=]?(\d+)", re.IGNORECASE)
+_WORDS = r"(?:global_?step|steps?|iter(?:ation)?|checkpoint|ckpt)[-_=]?"
+_NUMBER = r"(\d+(?:\.\d+)?)([km]?)(?![a-z\d])"  # 500, 64k, 1.5k, but not 1e3
+_NAMED = re.compile(_WORDS + _NUMBER, re.IGNORECASE)
+_OTHER = r"(?<![a-z])(?:epochs?|model|weights|net|state)|(?<![a-z\d])(?<!\d\.)"  # not the 18 of resnet18
+_ALONE = re.compile(f"(?:{_OTHER}){_NUMBER}", re.IGNORECASE)
+_UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
 _SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 
 
 def parse_step(name: str | os.PathLike[str]) -> int:
-    """The step in a file name: ``step_128.pt``, ``iter-000128``, ``checkpoint-48000``, ``epoch=3-step=500.ckpt``.
+    """The step in a file name: ``step_128.pt``, ``iter-000128``, ``step64k.pt``, ``epoch=3-step=500.ckpt``.
 
     Raises:
         CheckpointError: no step, or several numbers of which none is named.
     """
-    stem = Path(name).name
-    named = _NAMED.findall(stem)
-    numbers = re.findall(r"\d+", Path(stem).stem)
-    if named:
-        return int(named[-1])
-    if len(numbers) == 1:
-        return int(numbers[0])
+    path = Path(name)
+    named = _NAMED.findall(path.stem if path.suffix in _SUFFIXES else path.name)
+    alone = _ALONE.findall(path.stem)
+    for number, unit in named[-1:] or (alone if len(alone) == 1 else []):
+        step = float(number) * _UNITS[unit.lower()]
+        if step.is_integer():
+            return int(step)
     raise CheckpointError(
-        f"{name}: no step in its name (expected such as step_128.pt or 128.pt); give {{step: path}} instead of a list"
+        f"{name}: no step in its name (expected such as step_128.pt, step64k.pt or 128.pt); give {{step: path}} instead"
     )
 
 
@@ -40,7 +46,8 @@ def order_checkpoints(
 
     Args:
         checkpoints: ``{step: state dict or file}``; a list of files, whose steps are in their names; a list of state
-            dicts, whose steps are 0, 1, 2, ...; a file; or a folder of files.
+            dicts, whose steps are 0, 1, 2, ...; a file; or a folder of files, of which those without a step in their
+            names are left out, with a warning.
 
     Raises:
         CheckpointError: nothing to sweep, a step that is missing, negative or there twice.
@@ -54,7 +61,10 @@ def order_checkpoints(
         found = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES)
         if not found:
             raise CheckpointError(f"{folder}: holds no files ending in {', '.join(_SUFFIXES)}")
-        return order_checkpoints(found)
+        with_step = [path for path in found if _has_step(path)]
+        if left := [path.name for path in found if path not in with_step] if with_step else []:
+            warnings.warn(f"{folder}: left out {left}, with no step in their names", RuntimeWarning, stacklevel=3)
+        return order_checkpoints(with_step or found)
     if isinstance(checkpoints, Mapping):
         pairs = list(checkpoints.items())
         if bad := [step for step, _ in pairs if isinstance(step, bool) or not isinstance(step, int) or step < 0]:
@@ -69,3 +79,11 @@ def order_checkpoints(
             raise CheckpointError(f"step {step}: given twice, as {ordered[step]} and {source}; give {{step: path}}")
         ordered[step] = source
     return ordered
+
+
+def _has_step(path: Path) -> bool:
+    try:
+        parse_step(path)
+    except CheckpointError:
+        return False
+    return True

@@ -187,7 +187,8 @@ class _Spool:
 
     def finish(self) -> Activations:
         assert self.shift is not None
-        return Activations(self.layer, self.rows["fit"], self.rows["heldout"], self.shift, self.sums)
+        fit, heldout = self.rows["fit"], self.rows["heldout"]
+        return Activations(self.layer, fit, heldout, self.shift, self.sums, rounded=fit.dtype == torch.bfloat16)
 
 
 @contextmanager

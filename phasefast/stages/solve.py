@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,9 +16,9 @@ from ..systems import Penalties, Solution, System, solve_cholesky, solve_eigen
 from ..types import Activations, BlockFit, Decoder, PenaltyChoice, Statistics, TargetBlock, TargetMatrix
 
 _REFINE_ABOVE = 1e-8  # error estimate of a float64 solution that a step of refinement still mends
-_GAIN = 100  # by which a step of refinement in float32 makes errors smaller, at best
+_GAIN = 50  # by which a step of refinement in float32 makes errors smaller, in every other cell
 _REFINED = "-refined"
-_MISSES = 4096  # rows whose misses are kept at a time
+_MISSES, _STRIP = 4096, 1024  # rows and columns whose misses are kept at a time
 
 
 def solve(
@@ -60,8 +60,12 @@ def solve(
                 Part(i, targets.blocks[i], chosen, alpha, solution, weights[:, chosen], probe_of(targets, i, chosen))
             )
     fits = []
-    for part, certificate in zip(parts, certify(cell, system, targets, parts), strict=True):
-        fit, refined = _refine(cell, system, targets, part, certificate, tolerance)
+    certificates = certify(cell, system, targets, parts)
+    how = [_Refinement.of(part, system, tolerance) for part in parts]
+    if any(not own.error_estimate < each.hopeless for own, each in zip(certificates, how, strict=True)):
+        how = [replace(each, steps=()) for each in how]  # the whole cell needs float64
+    for part, certificate, each in zip(parts, certificates, how, strict=True):
+        fit, refined = _refine(cell, system, targets, part, certificate, each)
         fits.append(fit)
         if refined is not None:
             weights = weights.to(torch.promote_types(weights.dtype, refined.dtype))
@@ -123,49 +127,77 @@ def _shared_penalties(
         yield index, columns
 
 
+@dataclass(frozen=True)
+class _Refinement:
+    """What may be done about the rounding of a part's weights.
+
+    Attributes:
+        steps: types of the products of each step.
+        allowed: error estimate that needs none. hopeless: one that they cannot make small enough.
+    """
+
+    steps: tuple[torch.dtype, ...]
+    allowed: float
+    hopeless: float
+
+    @classmethod
+    def of(cls, part: Part, system: System, tolerance: float) -> _Refinement:
+        """A step multiplies 4 n d p times, solving in float64 n d (d + 2 p), and these take twice as long."""
+        d, p = part.weights.shape
+        if system.dtype == torch.float64:
+            return cls((torch.float64, torch.float64), _REFINE_ABOVE, math.inf)
+        steps = (torch.float32, torch.float64) if 2 * p < d else (torch.float32,) if p <= 4 * d else ()
+        return cls(steps, tolerance, tolerance * _GAIN ** len(steps))
+
+
 def _refine(
     cell: Activations,
     system: System,
     targets: TargetMatrix,
     part: Part,
     certificate: Certificate,
-    tolerance: float,
+    how: _Refinement,
 ) -> tuple[BlockFit, Tensor | None]:
     """The part's record, and its refined weights where it pays to refine them: then the record is of those."""
-    d, p = part.weights.shape
-    wide = system.dtype == torch.float64
-    # A step multiplies 4 n d p times, solving in float64 n d (d + 2 p).
-    steps = [system.dtype, torch.float64] if wide or 2 * p < d else [system.dtype]
-    allowed = _REFINE_ABOVE if wide else tolerance
-    hopeless = math.inf if wide else allowed * _GAIN ** len(steps)
     route, refined = part.solution.route, None
-    for dtype in steps:
-        if not allowed < certificate.error_estimate < hopeless:
+    for dtype in how.steps:
+        if not how.allowed < certificate.error_estimate < how.hopeless:
             break
-        refined = _corrected(cell, system, targets, part, dtype)
+        weights = _corrected(cell, system, targets, part, dtype)
+        (found,) = certify(cell, system, targets, [replace(part, weights=weights)])
+        if not found.error_estimate < certificate.error_estimate:
+            break
+        refined, certificate, route = weights, found, part.solution.route + _REFINED
         part = replace(part, weights=refined)
-        (certificate,) = certify(cell, system, targets, [part])
-        route = part.solution.route + _REFINED
     return _block_fit(part.block, part.solution, part.alpha, certificate, route), refined
 
 
 def _corrected(cell: Activations, system: System, targets: TargetMatrix, part: Part, dtype: torch.dtype) -> Tensor:
     """Weights [d, c] in ``dtype`` after a step of refinement whose products are of that type.
 
-    Misses come from the rows themselves, not from their Gram matrix: what rounding does to a miss moves predictions by
-    no more than that, however ill-conditioned the rows are (Bjorck, Linear Algebra Appl. 88/89, 1987: corrected
-    semi-normal equations).
+    Misses come from the rows themselves, not from their Gram matrix, so that what rounding does to a miss moves
+    predictions by no more than that (Bjorck, Linear Algebra Appl. 88/89, 1987: corrected semi-normal equations).
+    ``certificates.gradient`` makes the same of few columns in float64.
     """
-    weights, columns, (d, p) = part.weights.to(dtype), part.columns, part.weights.shape
-    offset = system.target_mean[columns] - left_product(system.row_mean[None], weights)[0]
-    missing = aligned_empty(d, p, torch.float64, weights.device).zero_()
-    sums = torch.zeros_like(offset)
-    for _, (rows, expected) in converted_rows([cell.fit, targets.fit[:, columns]], dtype, most=_MISSES):
-        miss = (expected - offset.to(dtype)).addmm_(rows, weights, alpha=-1)
-        sums += miss.sum(0, dtype=torch.float64)
-        ops.gram([rows], miss, [], [missing])
-    missing.addr_(system.row_mean, sums, alpha=-1).sub_(weights, alpha=part.solution.penalty)
-    return (weights + part.solution.apply_inverse(missing)).to(dtype)
+    d, p = part.weights.shape
+    refined = aligned_empty(d, p, dtype, part.weights.device)
+    for start in range(0, p, _STRIP):
+        strip = slice(start, min(start + _STRIP, p))
+        if isinstance(part.columns, slice):
+            columns: slice | Tensor = slice(part.columns.start + strip.start, part.columns.start + strip.stop)
+        else:
+            columns = part.columns[strip]
+        weights = part.weights[:, strip].to(dtype)
+        offset = system.target_mean[columns] - left_product(system.row_mean[None], weights)[0]
+        missing = aligned_empty(d, weights.shape[1], torch.float64, weights.device).zero_()
+        sums = torch.zeros_like(offset)
+        for _, (rows, expected) in converted_rows([cell.fit, targets.fit[:, columns]], dtype, most=_MISSES):
+            miss = (expected - offset.to(dtype)).addmm_(rows, weights, alpha=-1)
+            sums += miss.sum(0, dtype=torch.float64)
+            ops.gram([rows], miss, [], [missing])
+        missing.addr_(system.row_mean, sums, alpha=-1).sub_(weights, alpha=part.solution.penalty)
+        refined[:, strip] = part.solution.apply_inverse(missing).add_(weights)
+    return refined
 
 
 def _block_fit(block: TargetBlock, solution: Solution, alpha: float, certificate: Certificate, route: str) -> BlockFit:

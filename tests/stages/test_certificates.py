@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -9,15 +10,17 @@ import pytest
 import torch
 
 from phasefast.stages.evaluate import evaluate
+from phasefast.stages.reduce import reduce_features
 from phasefast.stages.select import refine_by_leave_one_out
 from phasefast.stages.solve import _corrected, solve
 from phasefast.stages.statistics import accumulate
 from phasefast.stages.targets import Input, Label, build_targets
-from phasefast.systems import Penalties
+from phasefast.systems import Penalties, fold_sums
 from phasefast.types import Activations, Decoder, PenaltyChoice, TargetMatrix
 from tests.oracle import captured
 
 CPU = torch.device("cpu")
+F64 = torch.float64
 NEVER = float("inf")
 
 
@@ -159,17 +162,38 @@ def test_columns_of_which_some_are_refined_further(seed: int) -> None:
     cell, _ = make(seed, 5)
     g = torch.Generator().manual_seed(seed)
     weights = torch.randn(90, 80, generator=g)
-    fit, heldout = (
-        rows @ weights + 0.01 * torch.randn(len(rows), 80, generator=g) for rows in (cell.fit, cell.heldout)
-    )
+    fit, heldout = (rows @ weights + torch.randn(len(rows), 80, generator=g) for rows in (cell.fit, cell.heldout))
     targets = build_targets([Input()], (fit, None), (heldout, None), (0, 500), CPU, per_column=True)
     (statistics,) = accumulate([cell], targets, torch.float32, with_folds=False)
     choice = PenaltyChoice((torch.randint(0, 3, (80,), generator=g),))
-    decoder = solve(cell, statistics, targets, Penalties((1e-5, 1e-4, 1e-2)), choice, 1e-7)
+    decoder = solve(cell, statistics, targets, Penalties((1e-4, 1e-3, 1e-2)), choice, 1e-7)
     (exact,) = accumulate([cell], targets, torch.float64, with_folds=False)
-    truth = solve(cell, exact, targets, Penalties((1e-5, 1e-4, 1e-2)), choice, NEVER)
+    truth = solve(cell, exact, targets, Penalties((1e-4, 1e-3, 1e-2)), choice, NEVER)
     assert "refined" in decoder.fits[0].route
     assert off(cell, decoder, truth, targets) <= 3 * decoder.fits[0].error_estimate + 1e-6
+
+
+@pytest.mark.parametrize("alpha", [1e-5, 1e-3])
+@pytest.mark.parametrize("noise", [0.1, 1.0, 10.0])
+@pytest.mark.parametrize("route", ["primal", "dual"])
+def test_what_rounded_rows_do_is_estimated(route: str, noise: float, alpha: float) -> None:
+    folds = (0, 250, 500)
+    for seed in range(3):
+        cell, targets = make(seed, 30, noise)
+        fit, heldout = cell.fit.bfloat16(), cell.heldout.bfloat16()
+        narrow = replace(cell, fit=fit, heldout=heldout, sums=fold_sums(fit, folds), rounded=True)
+        if route == "dual":
+            few, some = slice(0, 60), replace(targets, fit=targets.fit[:60], folds=(0, 60))
+            targets = replace(some, sums=some.fit.double().sum(0, keepdim=True))
+            cell, narrow = (replace(c, fit=c.fit[few], sums=fold_sums(c.fit[few], (0, 60))) for c in (cell, narrow))
+            narrow = reduce_features(narrow, (0, 60))
+            assert narrow.route == "dual"
+        truth, rough = decoder_of(cell, targets, alpha, F64), decoder_of(narrow, targets, alpha, torch.float32)
+        values = [mse(c, d, targets)["heldout"] for c, d in ((narrow, rough), (cell, truth))]
+        error, estimate = abs(values[0] / values[1] - 1), rough.fits[0].error_estimate
+        chance = 4 * math.sqrt(estimate / len(cell.heldout))  # what is off in predictions meets what they miss
+        assert error <= 3 * estimate + chance
+        assert estimate <= 5 * error + chance
 
 
 def test_a_fit_without_error_needs_no_refinement() -> None:

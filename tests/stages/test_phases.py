@@ -197,7 +197,8 @@ def test_a_steep_valley_is_not_taken_for_scatter() -> None:
 def test_a_steep_fall_that_scatters_rarely_gets_an_increase(size: int) -> None:
     rng, place, found = np.random.default_rng(size), np.linspace(0, 1, size), Counter[str]()
     for seed in range(100):
-        fall = 0.3 + 0.5 / (1 + np.exp((place - rng.uniform(0.3, 0.6)) * rng.uniform(10, 25)))
+        steep = 0.3 + 0.5 / (1 + np.exp((place - rng.uniform(0.3, 0.6)) * rng.uniform(10, 25)))
+        fall = steep if seed % 2 else 0.3 + 0.5 * np.exp(-rng.uniform(2, 5) * place)
         scattered = fall + rng.choice([0.005, 0.015]) * rng.normal(size=size)
         cell = find(scattered, np.arange(size), seed, m=50, scatter=0.02, **QUICK)
         found["i" in kinds(cell)] += 1
@@ -205,7 +206,7 @@ def test_a_steep_fall_that_scatters_rarely_gets_an_increase(size: int) -> None:
         assert increase is None or increase.start_step >= cell.minimum_step
         if increase is None and cell.stop_window is not None:
             assert cell.stop_window[1] == size - 1
-    assert found[True] <= 12, found
+    assert found[True] <= 5, found
 
 
 def test_an_increase_never_begins_before_the_minimum() -> None:
