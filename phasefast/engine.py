@@ -51,7 +51,7 @@ class ProbeOptions(TypedDict, total=False):
 
     Attributes:
         layers: globs over ``named_modules()``; the model's direct children by default.
-        targets: what is decoded; the input, and the label where the probe set has labels, by default.
+        targets: what is decoded; by default the input, where it is floating-point, and the label, where there is one.
         alphas: ridge penalties relative to the mean diagonal of the Gram matrix; errors on fit rows that are left out
             choose one per target, ``[a]`` forces one. The decades from 1e-6 to 10 by default.
         noise: instead of ``alphas``, the standard deviation of noise on the activations (penalty = n noise^2).
@@ -311,6 +311,12 @@ def _default_targets(probe_set: ProbeSet) -> list[Target]:
     labels: list[Tensor] = [x for x in (probe_set.fit_labels, probe_set.heldout_labels) if x is not None]
     if labels:
         targets.append(Label(int(torch.cat(labels).max()) + 1))
+    if not targets:
+        raise ArgumentError(
+            f"targets: nothing to decode by default: the samples are {probe_set.fit_inputs.dtype}, so they are not "
+            "decoded themselves (images are given as numbers such as x.float() / 255), and there are no labels; give "
+            "such as phasefast.Function(fn)"
+        )
     return targets
 
 

@@ -77,7 +77,8 @@ def plan(
             found = discover_layers(model, select_layers(model, layers), batch, RowOptions(tokens, pool))
         except RuntimeError as error:
             raise ArgumentError(
-                f"the model takes no input of shape {tuple(sample)}: {error}; give its sample"
+                f"the model takes no floating-point input of shape {tuple(sample)}: {error}; give its sample (models "
+                "of tokens cannot be planned)"
             ) from error
     width = int(torch.Size(sample).numel())
     # Wider targets than there are fit rows are replaced by n + 1 columns (row space).

@@ -126,7 +126,7 @@ def test_plan_is_what_a_measurement_does(net: SmallNet, probe_set: pf.ProbeSet) 
         assert entry.seconds > 0
     with pytest.raises(ArgumentError, match="positive"):
         pf.plan(net, (1, 6, 6), 0, 60)
-    with pytest.raises(ArgumentError, match=r"takes no input of shape \(3, 6, 6\).*sample"):
+    with pytest.raises(ArgumentError, match=r"takes no floating-point input of shape \(3, 6, 6\).*sample"):
         pf.plan(net, (3, 6, 6), 150, 60)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import phasefast as pf
+from phasefast.errors import ArgumentError
 from tests.conftest import SmallNet
 
 
@@ -17,6 +18,12 @@ def test_a_model_that_cannot_take_the_samples_says_what_it_was_given(net: SmallN
     with pytest.raises(RuntimeError) as caught:
         pf.probe(net, pf.ProbeSet.from_tensors(x[:40], y[:40], x[40:], y[40:]), layers="hidden")
     assert "samples of shape (1, 6, 6), torch.uint8" in caught.value.__notes__[0]
+
+
+def test_samples_that_leave_nothing_to_decode_say_why(net: SmallNet) -> None:
+    x = torch.randint(0, 255, (60, 1, 6, 6), dtype=torch.uint8)
+    with pytest.raises(ArgumentError, match=r"the samples are torch.uint8.*x.float\(\) / 255.*no labels"):
+        pf.probe(net, pf.ProbeSet.from_tensors(x[:40], None, x[40:], None), layers="hidden")
 
 
 def test_labels_that_the_model_was_not_trained_on_are_said_once(net: SmallNet) -> None:

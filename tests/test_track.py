@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import phasefast as pf
-from phasefast.errors import ArgumentError, NonFiniteError, StoreError
+from phasefast.errors import ArgumentError, LayerError, NonFiniteError, StoreError
 from tests.conftest import SmallNet
 from tests.test_sweep import without_seconds
 
@@ -83,6 +83,13 @@ def test_failure_warns_and_training_goes_on(net: SmallNet, probe_set: pf.ProbeSe
     strict = pf.PhaseTracker(net, probe_set, out=None, layers="hidden", on_error="raise")
     with pytest.raises(NonFiniteError):
         strict.step(0)
+
+
+def test_what_will_not_heal_raises_at_the_first_measurement(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    net.add_module("unused", torch.nn.Linear(2, 2))
+    tracker = pf.PhaseTracker(net, probe_set, out=None, layers=["hidden", "unused"])
+    with pytest.raises(LayerError, match="never fired"):
+        tracker.step(0)
 
 
 def test_bad_arguments(net: SmallNet, probe_set: pf.ProbeSet) -> None:

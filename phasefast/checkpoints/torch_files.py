@@ -82,8 +82,8 @@ def _load(path: str, weights_only: bool) -> Any:
         raise CheckpointError(f"{path}: no such file") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path}: not a file of plain tensors ({str(error).splitlines()[0]}); "
-            "if you trust it, pass weights_only=False"
+            f"{path}: holds more than plain tensors; save model.state_dict(), or, if you trust the file and there is a "
+            "state dict in it, pass weights_only=False"
         ) from error
     except Exception as error:  # a damaged pickle can raise anything
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -146,7 +146,9 @@ def build_targets(
             f"targets: expected such as phasefast.Input(), phasefast.Label(10) or phasefast.Function(fn), got {wrong}"
         )
     if not names or len(set(names)) != len(names):
-        raise ArgumentError(f"targets: expected at least one, with different names, got {names}")
+        raise ArgumentError(
+            f"targets: expected at least one, with different names, got {names}; Function(fn, name=...) gives one"
+        )
     blocks, fit_parts, heldout_parts, start = [], [], [], 0
     for target in targets:
         columns, held = target.columns(fit, heldout)
