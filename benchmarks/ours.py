@@ -79,7 +79,8 @@ class Cell:
             for rows, edges in ((self.fit, self.targets.folds), (self.heldout, (0, len(self.heldout))))
         )
         cells = [
-            Activations(Layer(f"layer{i}", "layer", 0, fit.shape[1]), fit, heldout, shift, sums) for i in range(layers)
+            Activations(Layer(f"layer{i}", "layer", 0, fit.shape[1]), fit, heldout, shift, sums, rounded=narrow)
+            for i in range(layers)
         ]
         return list(score_cells(cells, self.targets, how))
 

@@ -16,7 +16,7 @@ from .types import Activations, Probe, TargetBlock, TargetMatrix
 
 _FIT_FLOOR = 1e-3  # of the deviation: rounding of a fit error below that is told relative to that, not to nothing
 _FIT_TOLERANCE = 5e-6  # relative error that the identity for the fit error may have
-_SIGNS = 8  # random vectors of signs that a trace is estimated with
+_SIGNS, _SOME = 8, 1024  # random vectors of signs that a trace is estimated with, and rows, at most
 # Mean squared relative error of rounding to bfloat16: numbers of a mantissa m in [1, 2), evenly spread on a logarithmic
 # scale, are off by up to 2^-8, evenly spread too: 2^-16 / 3 times the mean of 1 / m^2.
 _ROUNDED = 2.0**-16 / 3 * 3 / (8 * math.log(2))
@@ -151,15 +151,20 @@ def _blurred(cell: Activations, system: System, solution: Solution, weights: Ten
     # Coordinates of the rows have the weights' norms, but not the features' sizes.
     sizes = system.diagonal if cell.route == "primal" else system.mean_diagonal.expand(len(weights))
     variance = _ROUNDED / system.moments.count * sizes
+    # Rows are in random order: sums over all of them are those over some, times as many.
+    fit, heldout = cell.fit[:_SOME], cell.heldout[:_SOME]
     random = torch.Generator().manual_seed(0)
     rows, features = (
-        torch.randint(0, 2, (_SIGNS, size), generator=random).mul_(2).sub_(1).to(weights) for size in cell.fit.shape
+        torch.randint(0, 2, (_SIGNS, size), generator=random).mul_(2).sub_(1).to(weights) for size in fit.shape
     )
-    back = left_product(rows, cell.fit).addr_(rows.sum(1), system.row_mean, alpha=-1)
+    back = left_product(rows, fit).addr_(rows.sum(1), system.row_mean, alpha=-1)
     turned = solution.apply_inverse(torch.cat([back, features * variance.sqrt()]).mT)
-    moved = product(cell.heldout, turned) - system.row_mean @ turned
-    by_predictions, by_misses = (part.square().sum() / _SIGNS for part in moved.split(_SIGNS, 1))
-    total: Tensor = (variance @ weights.square()) * (len(cell.heldout) + by_predictions) + missed * by_misses
+    moved = product(heldout, turned) - system.row_mean @ turned
+    by_rows, by_misses = (
+        part.square().sum() / _SIGNS * len(cell.heldout) / len(heldout) for part in moved.split(_SIGNS, 1)
+    )
+    by_predictions = len(cell.heldout) + by_rows * len(cell.fit) / len(fit)
+    total: Tensor = (variance @ weights.square()) * by_predictions + missed * by_misses
     return total
 
 
