@@ -28,9 +28,9 @@ def penalties(count: int) -> list[float]:
     return [10.0 ** (6 * (k + 0.5) / count - 4) for k in range(count)]
 
 
-def section(extent: Size) -> dict[str, Any]:
+def section(size: Size) -> dict[str, Any]:
     """Cells of log-uniform sizes; those that would take long by any route are drawn again."""
-    smoke, generator = extent == Size.SMOKE, torch.Generator().manual_seed(0)
+    smoke, generator = size == Size.SMOKE, torch.Generator().manual_seed(0)
     sizes = ((20, 200), (5, 200), (2, 100)) if smoke else ((200, 6000), (50, 6000), (10, 4000))
     low, high = torch.tensor(sizes).log().unbind(1)
     cells: list[dict[str, Any]] = []
@@ -43,8 +43,8 @@ def section(extent: Size) -> dict[str, Any]:
         splits = ("both", "heldout")[len(cells) % 2]
         costs = {cost.route: cost.flops for cost in cell.costs(splits)}
         if sum(costs.values()) <= _FLOPS:
-            size = {"n": n, "d": d, "p": p, "penalties": count, "splits": splits}
-            cells.append({**size, "flops": costs} | _measured(cell, splits))
+            shape = {"n": n, "d": d, "p": p, "penalties": count, "splits": splits}
+            cells.append({**shape, "flops": costs} | _measured(cell, splits))
     choices = [cell for cell in cells if len(cell["seconds"]) > 1]
     good = [cell for cell in choices if cell["over_best"] <= NEAR]
     share = len(good) / len(choices) if choices else None

@@ -161,22 +161,22 @@ def section(size: Size, checkpoints: int, file: str | None, weights: str | None)
     return {"case": "vgg8", **shape, "preparing": preparing, "sides": records, "floor": bound, "layers": layers}
 
 
-def inputs(extent: Size, repeats: int) -> dict[str, Any]:
+def inputs(size: Size, repeats: int) -> dict[str, Any]:
     """The same layer above images of two sizes: what decoding takes once the targets are prepared."""
-    smoke = extent == Size.SMOKE
+    smoke = size == Size.SMOKE
     n, m, width = (60, 20, 16) if smoke else (2_000, 500, 1_024)
     torch.manual_seed(0)
     images = torch.randn(n + m, *SAMPLE)
     measured = []
-    for size in (32, 64 if smoke else 224):
-        pictures = nn.functional.interpolate(images, size=size, mode="bilinear")
+    for pixels in (32, 64 if smoke else 224):
+        pictures = nn.functional.interpolate(images, size=pixels, mode="bilinear")
         layers = {"pool": nn.AdaptiveAvgPool2d(8), "flat": nn.Flatten(), "wide": nn.Linear(192, width)}
         model = nn.Sequential(OrderedDict(layers))
         probe_set = pf.ProbeSet.from_tensors(pictures[:n], None, pictures[n:], None)
         del pictures
         begin = time.perf_counter()
         engine = Engine(model, probe_set, layers="wide")
-        record = {"size": size, "preparing": time.perf_counter() - begin, "seconds": []}
+        record = {"size": pixels, "preparing": time.perf_counter() - begin, "seconds": []}
         begin = time.perf_counter()
         rows = engine.activations()
         record["capture"] = time.perf_counter() - begin

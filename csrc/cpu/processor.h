@@ -81,6 +81,13 @@ inline bool blas_is_slow() {
 }
 #endif
 
+inline Products fastest_products() {
+  if (processor_has(Products::kAmx)) return Products::kAmx;
+  if (blas_is_slow() && processor_has(Products::kAvx512)) return Products::kAvx512;
+  if (blas_is_slow() && processor_has(Products::kAvx2)) return Products::kAvx2;
+  return Products::kBlas;
+}
+
 // The kind in use: what PHASEFAST_PRODUCTS names, where the processor has it, else the fastest.
 inline std::atomic<Products>& products() {
   static std::atomic<Products> chosen = [] {
@@ -88,12 +95,16 @@ inline std::atomic<Products>& products() {
     for (size_t i = 0; wanted && i < kProducts.size(); ++i) {
       if (kProducts[i] == wanted && processor_has(Products(i))) return Products(i);
     }
-    if (processor_has(Products::kAmx)) return Products::kAmx;
-    if (blas_is_slow() && processor_has(Products::kAvx512)) return Products::kAvx512;
-    if (blas_is_slow() && processor_has(Products::kAvx2)) return Products::kAvx2;
-    return Products::kBlas;
+    return fastest_products();
   }();
   return chosen;
+}
+
+// Whether small systems are solved in vectors of 16: calls of BLAS cost more than their products, of whatever make the
+// processor is. A kind that was asked for and has none turns it off.
+inline bool solves_in_vectors() {
+  const Products kind = products();
+  return kind >= Products::kAvx512 || (kind == fastest_products() && processor_has(Products::kAvx512));
 }
 
 // Whether products of bfloat16 numbers take less time than those of float32.

@@ -335,7 +335,7 @@ struct Cell {
   }
   bool straight(int64_t most) const {
     return gram.scalar_type() == ScalarType::Float && gram.size(0) <= most && gram.stride(1) == 1 &&
-           processor_has(Products::kAvx512);
+           solves_in_vectors();
   }
   int64_t operations() const {
     const int64_t width = gram.size(0);

@@ -197,6 +197,25 @@ def test_results_do_not_depend_on_the_threads(d, p):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other))
 
 
+@pytest.mark.parametrize("way", KINDS)
+def test_systems_are_solved_alike_in_vectors_and_by_blas(way):
+    """Whichever the kind of products picks for small systems."""
+    assert use(way)
+    for d, p in ((5, 3), (64, 40), (129, 7), (400, 33)):
+        rows = torch.randn(2 * d, d, dtype=F64)
+        gram, cross = rows.T @ rows, torch.randn(d, p, dtype=F64)
+        path = torch.tensor([0.5, 50.0], dtype=F64)
+        weights, factors = torch.full((2, d, p), torch.nan), torch.full((2, d, d), torch.nan)
+        info = torch.full((1, 2), -1, dtype=torch.int32)
+        ops.ridge_solve([gram.float()], [cross.float()], [path], [weights], [factors], info)
+        assert (info == 0).all()
+        for found, factor, penalty in zip(weights, factors, path):
+            matrix = gram + penalty * torch.eye(d, dtype=F64)
+            exact = torch.linalg.solve(matrix, cross)
+            assert (found - exact).norm() <= 1e-4 * exact.norm()
+            assert (factor.double() @ factor.double().T - matrix).norm() <= 1e-5 * matrix.norm()
+
+
 def outputs(k: int, m: int) -> tuple[Tensor, Tensor]:
     """Poisoned errors and hits."""
     return torch.full((k, m), torch.nan, dtype=F64), torch.ones(k, m, dtype=torch.bool)
