@@ -17,9 +17,9 @@ from .types import Activations, Probe, TargetBlock, TargetMatrix
 _FIT_FLOOR = 1e-3  # of the deviation: rounding of a fit error below that is told relative to that, not to nothing
 _FIT_TOLERANCE = 5e-6  # relative error that the identity for the fit error may have
 _SIGNS, _SOME = 8, 1024  # random vectors of signs that a trace is estimated with, and rows, at most
-# Mean squared relative error of rounding to bfloat16: numbers of a mantissa m in [1, 2), evenly spread on a logarithmic
-# scale, are off by up to 2^-8, evenly spread too: 2^-16 / 3 times the mean of 1 / m^2.
-_ROUNDED = 2.0**-16 / 3 * 3 / (8 * math.log(2))
+# Mean squared error of rounding to bfloat16 over the mean square: numbers of a mantissa m in [1, 2), evenly spread on a
+# logarithmic scale, are off by up to 2^-8, evenly spread too: 2^-16 / 3 over the mean of m^2.
+_ROUNDED = 2.0**-16 / 3 * 2 * math.log(2) / 3
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Certificate:
     """Of a part's solution.
 
     Attributes:
-        error_estimate: relative error of the squared errors, held-out and fit, the larger.
+        error_estimate: relative error of the squared errors, held-out and fit, the larger; or what rounded rows are
+            expected to do to the held-out one, where that is more.
         fit_error: squared error on the fit rows, or None where only a pass over them can tell it.
     """
 
@@ -148,11 +149,12 @@ def _blurred(cell: Activations, system: System, solution: Solution, weights: Ten
     """
     if not cell.rounded:
         return torch.zeros_like(missed)
-    # Coordinates of the rows have the weights' norms, but not the features' sizes.
-    sizes = system.diagonal if cell.route == "primal" else system.mean_diagonal.expand(len(weights))
+    sizes = system.moments.gram.diagonal()  # of the rows as they are stored
+    if cell.route == "dual":  # coordinates of the rows have the weights' norms, but not the features' sizes
+        sizes = (sizes.sum() / cell.layer.dim).expand(len(weights))
     variance = _ROUNDED / system.moments.count * sizes
-    # Rows are in random order: sums over all of them are those over some, times as many.
-    fit, heldout = cell.fit[:_SOME], cell.heldout[:_SOME]
+    # Sums over all rows are those over some, far apart, times as many.
+    fit, heldout = (split[:: max(-(-len(split) // _SOME), 1)] for split in (cell.fit, cell.heldout))
     random = torch.Generator().manual_seed(0)
     rows, features = (
         torch.randint(0, 2, (_SIGNS, size), generator=random).mul_(2).sub_(1).to(weights) for size in fit.shape

@@ -83,7 +83,6 @@ class Method:
             fit_scores=self.splits == "both",
             leave_one_out=selects and not by_folds,
             stride=self.penalties.stride,
-            row_bytes=8 if self.precision == "double" else 4,
             chosen=choices if sizes.per_column else min(targets, choices),
         )
 

@@ -59,7 +59,7 @@ class ProbeOptions(TypedDict, total=False):
         device: where to compute; the model's own device by default.
         precision: ``"exact"`` (default): float32, and float64 for cells where it is not enough; ``"fast"``: float32,
             and float64 only where it fails, of rows rounded to bfloat16 where that is faster: on a GPU, or on a CPU
-            with Intel AMX, or AVX512_BF16 on other makes; ``"double"``: float64 throughout.
+            with Intel AMX, or AVX512_BF16 on other makes; ``"double"``: float64 from the captured rows on.
         route: how cells are solved: ``None`` (default) plans the fastest for each; ``"primal"``, ``"dual"``,
             ``"eigen"`` or ``"target-free"`` forces one. All give the same numbers at the same penalty; see
             docs/performance.md.
@@ -131,9 +131,8 @@ class Engine:
         keeps = self.device.type == "cuda" and options.get("memory") is None and taken <= _KEPT_SHARE * budget
         self._fit_inputs, self._heldout_inputs = (split.to(self.device) if keeps else split for split in inputs)
         self.method = Method(penalties, budget=budget - taken if keeps else budget, **how)
-        stored = torch.float64 if self.method.precision == "double" else torch.float32
-        if self.method.precision == "fast" and bfloat16_is_fast(self.device):
-            stored = torch.bfloat16
+        fast = self.method.precision == "fast"
+        stored = torch.bfloat16 if fast and bfloat16_is_fast(self.device) else torch.float32
         self.rows = RowOptions(options.get("tokens", "flatten"), options.get("pool", 0), stored)
         self.batch_size = options.get("batch_size") or (_AUTHORS_BATCH if self.batchnorm == "batch" else _BATCH)
         large = self.device.type == "cuda" and self.batchnorm != "batch" and options.get("batch_size") is None

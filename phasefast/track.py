@@ -11,7 +11,7 @@ from torch import nn
 
 from .checkpoints import state_hash
 from .engine import Engine, ProbeOptions
-from .errors import ArgumentError, DataError, LayerError, PhasefastError
+from .errors import ArgumentError, DataError, LayerError, MemoryBudgetError, PhasefastError
 from .scores import Scores
 from .stages.probe_set import ProbeSet
 from .store import check_weights, open_store
@@ -32,8 +32,8 @@ class PhaseTracker:
             same data and targets need not make again; None keeps all in memory only.
         run: label of the rows.
         overwrite: start over, removing the scores in ``out``, their ``phases.json`` and ``phases.png``.
-        on_error: ``"warn"`` lets the training go on when a measurement fails; ``"raise"`` does not. What is wrong with
-            the layers, the options or the data raises always, at the first measurement.
+        on_error: ``"warn"`` lets the training go on when a measurement fails; ``"raise"`` does not. Layers, options
+            or data that cannot be raise all the same, at the first measurement: the next ones would fail too.
         **options: see :class:`phasefast.ProbeOptions`.
 
     Attributes:
@@ -94,7 +94,7 @@ class PhaseTracker:
             if self._out is not None:
                 scores.write_shard(self._out)
         except (PhasefastError, RuntimeError) as error:  # RuntimeError: out of memory on the device
-            lasting = isinstance(error, (ArgumentError, DataError, LayerError)) and not len(self.scores)
+            lasting = isinstance(error, (ArgumentError, DataError, LayerError, MemoryBudgetError)) and self.seconds == 0
             if lasting or self._on_error == "raise":
                 raise
             warnings.warn(f"step {step} was not measured or not stored: {error}", RuntimeWarning, stacklevel=2)

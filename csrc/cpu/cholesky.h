@@ -1,4 +1,4 @@
-// Cholesky factor and substitution of a float32 system that stays in a core's own caches, straight from registers: no
+// Cholesky factor and substitution of a float32 system, small enough for one core's caches, straight from registers: no
 // packing, no inverted blocks, no calls. With the factor upper triangular and row-major, all three steps are one
 // kernel: 8 rows of 16 or 32 columns, less what the rows before (or after) them take away, solved against their
 // diagonal block. Up-looking, a strip of columns after the other (Golub and Van Loan, Matrix Computations, ch. 4.2), so

@@ -101,7 +101,7 @@ inline std::atomic<Products>& products() {
 }
 
 // Whether small systems are solved in vectors of 16: calls of BLAS cost more than their products, of whatever make the
-// processor is. A kind that was asked for and has none turns it off.
+// processor is. A kind that was asked for, and has none and is not the fastest, turns it off.
 inline bool solves_in_vectors() {
   const Products kind = products();
   return kind >= Products::kAvx512 || (kind == fastest_products() && processor_has(Products::kAvx512));

@@ -252,7 +252,7 @@ T& at(const Matrix<T>& m, int64_t r, int64_t c) {
 // One system, scaled on both sides; its factor is that of the scaled matrix, and only its lower triangle is written.
 template <typename T>
 int32_t solve_scaled(const Matrix<T>& gram, const Matrix<T>& cross, T penalty, const T* inverse_scale,
-                     const Matrix<T>& weights, const Matrix<T>* factor, bool straight) {
+                     const Matrix<T>& weights, const Matrix<T>* factor, [[maybe_unused]] bool straight) {
   const int64_t width = gram.rows;
 #ifdef PHASEFAST_X86
   if constexpr (std::is_same_v<T, float>) {

@@ -6,6 +6,7 @@ import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ..errors import CheckpointError
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
 _WORDS = r"(?:global_?step|steps?|iter(?:ation)?|checkpoint|ckpt)[-_=]?"
-_NUMBER = r"(\d+(?:\.\d+)?)([km]?)(?![a-z\d])"  # 500, 64k, 1.5k, but not 1e3
+_NUMBER = r"(\d+(?:\.\d+)?)([km]?)(?![a-z\d]|\.\d)"  # 500, 64k, 1.5k, but not 1e3
 _NAMED = re.compile(_WORDS + _NUMBER, re.IGNORECASE)
 _OTHER = r"(?<![a-z])(?:epochs?|model|weights|net|state)|(?<![a-z\d])(?<!\d\.)"  # not the 18 of resnet18
 _ALONE = re.compile(f"(?:{_OTHER}){_NUMBER}", re.IGNORECASE)
@@ -28,11 +29,11 @@ def parse_step(name: str | os.PathLike[str]) -> int:
         CheckpointError: no step, or several numbers of which none is named.
     """
     path = Path(name)
-    named = _NAMED.findall(path.stem if path.suffix in _SUFFIXES else path.name)
-    alone = _ALONE.findall(path.stem)
+    stem = path.stem if path.suffix in _SUFFIXES else path.name
+    named, alone = _NAMED.findall(stem), _ALONE.findall(stem)
     for number, unit in named[-1:] or (alone if len(alone) == 1 else []):
-        step = float(number) * _UNITS[unit.lower()]
-        if step.is_integer():
+        step = Decimal(number) * _UNITS[unit.lower()]
+        if step % 1 == 0:
             return int(step)
     raise CheckpointError(
         f"{name}: no step in its name (expected such as step_128.pt, step64k.pt or 128.pt); give {{step: path}} instead"

@@ -41,7 +41,6 @@ class Problem:
         fit_scores: whether the fit rows are scored too. per_column: whether each column gets a penalty of its own.
         leave_one_out: whether penalties are chosen by leave-one-out errors instead of folds.
         stride: how many penalties make a decade, a power of two. chosen: how many of them are chosen, at most.
-        row_bytes: of a stored number.
         probes: columns that solutions are certified on. whole: target columns if there were no components, or 0 for p.
     """
 
@@ -57,7 +56,6 @@ class Problem:
     leave_one_out: bool = False
     stride: int = 1
     chosen: int = 1
-    row_bytes: int = 4
     probes: int = 0
     whole: int = 0
 
@@ -166,7 +164,7 @@ def _candidates(dim: int, problem: Problem, forced: ForcedRoute | None) -> Itera
 def _cost(dim: int, problem: Problem, features: Route, eigen: bool, target_free: bool) -> Cost:
     n, m, p = problem.n, problem.m, problem.p
     total, k = _Sum(), dim
-    kept = problem.row_bytes * (n + m) * dim
+    kept = 4 * (n + m) * dim
     if features == "dual":
         k = n
         _add_reduction(total, dim, n, m)

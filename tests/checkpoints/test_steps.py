@@ -21,6 +21,8 @@ from phasefast.errors import CheckpointError
         ("step_5-v1.ckpt", 5),
         ("step64k.pt", 64_000),
         ("step-1.5k.pt", 1_500),
+        ("step8.2k.pt", 8_200),
+        ("1.5k", 1_500),
         ("step1000-tokens4B", 1_000),
         ("ckpt_12_best.pt", 12),
         ("128.pt", 128),
@@ -37,7 +39,18 @@ def test_a_step_is_read_as_it_is_meant(name: str, step: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["last.ckpt", "resnet18.pt", "step1e3.pt", "step1.5.pt", "v1.5.pt", "model_1_2.pt", "step128a.pt"]
+    "name",
+    [
+        "last.ckpt",
+        "resnet18.pt",
+        "step1e3.pt",
+        "step1.5.pt",
+        "step1.5e3.pt",
+        "step1.5B.pt",
+        "v1.5.pt",
+        "model_1_2.pt",
+        "step128a.pt",
+    ],
 )
 def test_what_may_mean_something_else_is_refused(name: str) -> None:
     with pytest.raises(CheckpointError, match="no step in its name"):
