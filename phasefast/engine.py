@@ -138,7 +138,8 @@ class Engine:
         large = self.device.type == "cuda" and self.batchnorm != "batch" and options.get("batch_size") is None
         self._forward_batch = _GPU_BATCH if large else self.batch_size
         self.names = select_layers(self.model, options.get("layers"))
-        chosen = _as_tuple(options.get("targets"), _default_targets(probe_set))
+        given_targets = options.get("targets")
+        chosen = _as_tuple(_default_targets(probe_set) if given_targets is None else given_targets, ())
         self.label = next((target.name for target in chosen if isinstance(target, Label)), None)
         fit = (probe_set.fit_inputs, probe_set.fit_labels)
         heldout = (probe_set.heldout_inputs, probe_set.heldout_labels)

@@ -26,6 +26,13 @@ def test_samples_that_leave_nothing_to_decode_say_why(net: SmallNet) -> None:
         pf.probe(net, pf.ProbeSet.from_tensors(x[:40], None, x[40:], None), layers="hidden")
 
 
+def test_samples_that_are_not_decoded_themselves_need_a_target_or_labels() -> None:
+    x, model = torch.randint(0, 9, (60, 5)), torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Flatten())
+    probe_set = pf.ProbeSet.from_tensors(x[:40], None, x[40:], None)
+    mean = pf.Function(lambda x: x.float().mean(1, keepdim=True), name="mean")
+    assert pf.probe(model, probe_set, layers="1", targets=mean).targets == ["mean"]
+
+
 def test_labels_that_the_model_was_not_trained_on_are_said_once(net: SmallNet) -> None:
     x, y = torch.randn(60, 1, 6, 6), torch.randint(1, 4, (60,))  # from 1 to 3, where the model has three outputs
     probe_set = pf.ProbeSet.from_tensors(x[:40], y[:40], x[40:], y[40:])

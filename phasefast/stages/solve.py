@@ -62,8 +62,8 @@ def solve(
     fits = []
     certificates = certify(cell, system, targets, parts)
     how = [_Refinement.of(part, system, tolerance) for part in parts]
-    hopeless = system.dtype != torch.float64
-    if hopeless and any(not own.error_estimate < each.hopeless for own, each in zip(certificates, how, strict=True)):
+    again = system.dtype != torch.float64  # float64 has nothing to be solved again in
+    if again and any(not own.error_estimate < each.hopeless for own, each in zip(certificates, how, strict=True)):
         how = [replace(each, steps=()) for each in how]  # the whole cell needs float64
     for part, certificate, each in zip(parts, certificates, how, strict=True):
         fit, refined = _refine(cell, system, targets, part, certificate, each)
