@@ -108,9 +108,9 @@ def certify(cell: Activations, system: System, targets: TargetMatrix, parts: Seq
         estimates = [_share(a[place], b[place], part.probe) for a, b in ((lost, kept), (lost_fit, scale))]
         regression = part.block.kind == "regression"  # classes are scored by their hits, row by row
         of_part = wz[:, place], missed[place], deviation[place]
-        fit_error = _fit_error(system, targets, part, *of_part) if regression else None
+        fit_error, doubt = _fit_error(system, targets, part, *of_part) if regression else (None, 0.0)
         blurred = _blurred(cell, system, part.solution, wz[:, place], missed[place])
-        certificates.append(Certificate(max(*estimates, float(blurred.sum() / kept[place].sum())), fit_error))
+        certificates.append(Certificate(max(*estimates, doubt, float(blurred.sum() / kept[place].sum())), fit_error))
     return certificates
 
 
@@ -186,8 +186,8 @@ def _places(sizes: Sequence[int]) -> list[slice]:
 
 def _fit_error(
     system: System, targets: TargetMatrix, part: Part, wz: Tensor, missed: Tensor, deviation: Tensor
-) -> float | None:
-    """The squared error on the fit rows by an identity, where that proves exact on the random combinations.
+) -> tuple[float | None, float]:
+    """The squared error on the fit rows by an identity, where that proves exact on the random combinations; its error.
 
     Args:
         wz: weights of the combinations [d, c]. missed: their squared errors [c]. deviation: theirs from the mean [c].
@@ -196,15 +196,16 @@ def _fit_error(
     columns, penalty = part.columns, part.solution.penalty
     cross = system.cross[:, columns]
     explained = (wz * (cross @ part.probe.directions)).sum(0) + penalty * wz.square().sum(0)
-    if not _share(deviation - explained - missed, missed, part.probe) < _FIT_TOLERANCE:
-        return None
+    doubt = _share(deviation - explained - missed, missed, part.probe)
+    if not doubt < _FIT_TOLERANCE:
+        return None, 0.0
     if part.probe.exact:
-        return float((deviation - explained).sum())
+        return float((deviation - explained).sum()), doubt
     if isinstance(columns, slice):
         whole = targets.squares[part.index]
     else:
         whole = float(targets.fit[:, columns].double().var(0, correction=0).sum() * len(targets.fit))
-    return whole - inner(part.weights, cross) - penalty * inner(part.weights, part.weights)
+    return whole - inner(part.weights, cross) - penalty * inner(part.weights, part.weights), doubt
 
 
 def _share(errors: Tensor, totals: Tensor, probe: Probe) -> float:

@@ -20,7 +20,7 @@ from ..target_cache import TargetCache
 from ..types import Probe, Sketch, TargetBlock, TargetKind, TargetMatrix
 
 SKETCH_COLUMNS = 64
-PROBE_COLUMNS = 64
+PROBE_COLUMNS = 32
 _CHUNK = 1024
 Split = tuple[Tensor, Tensor | None]
 

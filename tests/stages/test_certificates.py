@@ -84,6 +84,21 @@ def test_a_fit_error_without_a_pass_over_the_rows_is_exact_or_absent(noise: floa
     assert given == 3 or (dtype == torch.float32 and noise < 1)
 
 
+def test_what_a_fit_error_without_a_pass_lacks_is_in_the_estimate() -> None:
+    """Solutions that are nearly exact, of targets that are nearly explained: sums that cancel are off the most."""
+    for seed in range(6):
+        g = torch.Generator().manual_seed(seed)
+        a, folds = torch.randn(1500, 150, generator=g).relu(), (0, 1200)
+        t = a[:, :32] @ torch.randn(32, 400, generator=g) + 1.0 * torch.randn(1500, 400, generator=g)
+        cell = captured(a[:1200], a[1200:], folds)
+        targets = build_targets([Input()], (t[:1200], None), (t[1200:], None), folds, CPU)
+        decoder = decoder_of(cell, targets, 1e-2, torch.float32)
+        wide = replace(decoder, weights=decoder.weights.double(), offset=decoder.offset.double())
+        found, direct = decoder.fits[0].fit_error, mse(cell, wide, targets)["fit"] * 1200 * 400
+        assert found is not None
+        assert abs(found / direct - 1) <= 4 * decoder.fits[0].error_estimate
+
+
 def test_the_factors_of_a_refined_choice_give_its_solution() -> None:
     cell, targets = make(3, 80, noise=3.0)
     penalties = Penalties((1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0))
