@@ -11,6 +11,7 @@ from .stages.probe_set import ProbeSet
 from .stages.targets import Function, Input, Label
 from .sweep import sweep
 from .track import PhaseTracker
+from .watch import watch
 
 __all__ = [
     "Function",
@@ -28,4 +29,5 @@ __all__ = [
     "probe",
     "read_scores",
     "sweep",
+    "watch",
 ]

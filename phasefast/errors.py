@@ -45,3 +45,7 @@ class SweepError(PhasefastError, RuntimeError):
 
 class DependencyError(PhasefastError, ImportError):
     """An optional dependency is missing; the message says which extra brings it."""
+
+
+# The next checkpoint would fail with these too.
+LASTING = (ArgumentError, DataError, LayerError, MemoryBudgetError, DependencyError)

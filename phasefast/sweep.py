@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 from torch import nn
 
 from .checkpoints import file_hash, load_into, order_checkpoints, read_ahead, read_state_dict, state_hash
 from .checkpoints.steps import Source
 from .engine import Engine, ProbeOptions
-from .errors import PhasefastError, StoreError, SweepError
+from .errors import LASTING, ArgumentError, PhasefastError, StoreError, SweepError
 from .progress import progress
 from .scores import Scores
 from .stages.preserve import on_device
@@ -30,6 +30,7 @@ def sweep(
     run: str = "run",
     overwrite: bool = False,
     weights_only: bool = True,
+    shard: tuple[int, int] | None = None,
     **options: Unpack[ProbeOptions],
 ) -> Scores:
     """Probe the model with the weights of each checkpoint; steps that ``out`` holds already are not measured again.
@@ -41,49 +42,112 @@ def sweep(
             sweeps of the same data and targets need not make again.
         run: label of the rows. weights_only: see ``torch.load``.
         overwrite: start over, removing the scores in ``out``, their ``phases.json`` and ``phases.png``.
+        shard: ``(i, n)``: only every n-th checkpoint, from the i-th on (0 to n - 1). Jobs with the same ``out`` share a
+            sweep so, and may be started again with another n.
         **options: see :class:`phasefast.ProbeOptions`.
 
     Returns:
-        The scores of all given checkpoints, those of earlier calls included.
+        The scores of all given checkpoints, or of the shard's; those of earlier calls included.
 
     Raises:
         SweepError: some checkpoints failed; names them, after all others were measured and stored.
+        ArgumentError, DataError, LayerError, MemoryBudgetError, DependencyError: at the first checkpoint, where all
+            would fail.
         StoreError: ``out`` cannot be written, or holds scores of another configuration or of other weights.
     """
-    ordered = order_checkpoints(checkpoints)
-    engine = Engine(model, probe_set, run, out, **options)
-    stored = open_store(out, engine.config_hash, engine.settings, overwrite)
-    done = {step: scores for step, scores in stored.items() if step in ordered}
-    todo = {step: source for step, source in ordered.items() if step not in done}
-    failures: dict[int, PhasefastError] = {}
-    before = copy.deepcopy(engine.model.state_dict())
-    try:
-        for step, scores in done.items():
-            _check_same(scores, ordered[step], engine.model, weights_only)
-        with on_device(engine.model, engine.device), progress("sweeping", len(todo), "checkpoints") as update:
-            ahead = read_ahead(todo, engine.device, weights_only=weights_only)
-            for index, (step, read) in enumerate(ahead):
-                source = todo[step]
-                try:
-                    load_into(engine.model, read(), _name(step, source))
-                    done[step] = engine.measure(step)
-                    if not isinstance(source, Mapping):
-                        done[step] = done[step].with_column("source_hash", file_hash(source))
-                    done[step].write_shard(out)
-                except StoreError:
-                    raise
-                except PhasefastError as error:
-                    failures[step] = error
-                update(index + 1, f"step {step}" + (" failed" if step in failures else ""))
-    finally:
-        engine.model.load_state_dict(before)
+    ordered = _share(order_checkpoints(checkpoints), shard)
+    if shard is not None and overwrite:
+        raise ArgumentError("overwrite=True with shard=: it would remove what other shards write; empty out= instead")
+    sweeper = Sweeper(model, probe_set, out, run=run, overwrite=overwrite, weights_only=weights_only, **options)
+    failures = sweeper.measure(ordered)
+    scores = sweeper.scores(ordered.keys())
     if failures:
         listed = "\n".join(f"  step {step}: {error}" for step, error in failures.items())
-        kept = f"the other {len(done)} are stored in {out}" if done else "none was measured"
+        kept = f"the other {len(scores.steps)} are stored in {out}" if scores.steps else "none was measured"
         raise SweepError(
             f"{len(failures)} of {len(ordered)} checkpoints failed, {kept}; sweep again to retry:\n{listed}"
         )
-    return Scores.concat([done[step] for step in ordered])
+    return scores
+
+
+class Sweeper:
+    """Measures checkpoints that ``out`` does not hold yet; targets, layers and plan are made once.
+
+    Args:
+        model, probe_set, out, run, overwrite, weights_only, **options: as for :func:`sweep`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        probe_set: ProbeSet,
+        out: str | Path,
+        *,
+        run: str = "run",
+        overwrite: bool = False,
+        weights_only: bool = True,
+        **options: Any,
+    ) -> None:
+        self._engine, self._out, self._weights_only = Engine(model, probe_set, run, out, **options), out, weights_only
+        self._done = open_store(out, self._engine.config_hash, self._engine.settings, overwrite)
+        self._unchecked = set(self._done)
+
+    @property
+    def steps(self) -> list[int]:
+        """All that are measured, those that ``out`` held included."""
+        return sorted(self._done)
+
+    def scores(self, steps: Iterable[int]) -> Scores:
+        """Of the given steps, those that are measured."""
+        return Scores.concat([self._done[step] for step in steps if step in self._done])
+
+    def measure(self, ordered: Mapping[int, Source]) -> dict[int, PhasefastError]:
+        """Measure and store the checkpoints that are not done; what failed, by step. The model is left as it was found.
+
+        Raises:
+            As :func:`sweep` does, but SweepError.
+        """
+        model, failures = self._engine.model, dict[int, PhasefastError]()
+        todo = {step: source for step, source in ordered.items() if step not in self._done}
+        unchecked = sorted(self._unchecked & ordered.keys())
+        if not todo and not unchecked:
+            return failures
+        before = copy.deepcopy(model.state_dict())
+        try:
+            for step in unchecked:
+                _check_same(self._done[step], ordered[step], model, self._weights_only)
+                self._unchecked.remove(step)
+            with on_device(model, self._engine.device), progress("sweeping", len(todo), "checkpoints") as update:
+                ahead = read_ahead(todo, self._engine.device, weights_only=self._weights_only)
+                for index, (step, read) in enumerate(ahead):
+                    source = todo[step]
+                    try:
+                        load_into(model, read(), _name(step, source))
+                        scores = self._engine.measure(step)
+                        if not isinstance(source, Mapping):
+                            scores = scores.with_column("source_hash", file_hash(source))
+                        scores.write_shard(self._out)
+                        self._done[step] = scores
+                    except StoreError:
+                        raise
+                    except PhasefastError as error:
+                        if isinstance(error, LASTING) and not self._done:
+                            raise
+                        failures[step] = error
+                    update(index + 1, f"step {step}" + (" failed" if step in failures else ""))
+        finally:
+            model.load_state_dict(before)
+        return failures
+
+
+def _share(ordered: Mapping[int, Source], shard: tuple[int, int] | None) -> dict[int, Source]:
+    """Every n-th checkpoint from the i-th on, where a shard (i, n) is given."""
+    if shard is None:
+        return dict(ordered)
+    index, count = shard
+    if not 0 <= index < count:
+        raise ArgumentError(f"shard: expected (i, n) with 0 <= i < n, got {shard}")
+    return dict(list(ordered.items())[index::count])
 
 
 def _name(step: int, source: Source) -> str:

@@ -11,7 +11,7 @@ from torch import nn
 
 from .checkpoints import state_hash
 from .engine import Engine, ProbeOptions
-from .errors import ArgumentError, DataError, LayerError, MemoryBudgetError, PhasefastError
+from .errors import LASTING, ArgumentError, PhasefastError
 from .scores import Scores
 from .stages.probe_set import ProbeSet
 from .store import check_weights, open_store
@@ -94,8 +94,7 @@ class PhaseTracker:
             if self._out is not None:
                 scores.write_shard(self._out)
         except (PhasefastError, RuntimeError) as error:  # RuntimeError: out of memory on the device
-            lasting = isinstance(error, (ArgumentError, DataError, LayerError, MemoryBudgetError)) and self.seconds == 0
-            if lasting or self._on_error == "raise":
+            if self._on_error == "raise" or (isinstance(error, LASTING) and self.seconds == 0):
                 raise
             warnings.warn(f"step {step} was not measured or not stored: {error}", RuntimeWarning, stacklevel=2)
             return None

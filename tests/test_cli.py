@@ -72,12 +72,12 @@ def test_info_says_what_there_is() -> None:
 
 def test_info_says_why_the_extension_is_not_used_and_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = {"compiled": False, "problem": "phasefast._C is not built; pip install -e ."}
-    monkeypatch.setattr("phasefast.cli.build_info", lambda: problem)
+    monkeypatch.setattr("phasefast.cli.reporting.build_info", lambda: problem)
     assert "not used: phasefast._C is not built; pip install -e ." in invoke("info").stdout
 
 
 def test_info_names_the_extra_of_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("phasefast.cli._EXTRAS", {"no-such-package": "vision"})
+    monkeypatch.setattr("phasefast.cli.reporting._EXTRAS", {"no-such-package": "vision"})
     assert "missing: pip install 'phasefast[vision]'" in invoke("info").stdout
 
 
@@ -148,7 +148,7 @@ def test_layers_of_a_module_in_the_current_directory(tmp_path: Path, monkeypatch
         ("no.such.module:net", "expected package.module:callable; No module named 'no'"),
         ("phasefast.experiments.models:digits_nett", "has no attribute 'digits_nett'"),
         ("json:dumps", "without required arguments"),
-        ("json:JSONDecoder", "expected a torch.nn.Module, got JSONDecoder"),
+        ("json:JSONDecoder", "expected a Module, got JSONDecoder"),
         (":net", "expected package.module:callable"),
         ("resnet19", "did you mean resnet1"),
         ("???", "no torchvision model has such a name"),

@@ -25,6 +25,7 @@ LEVELS = (
     ("scoring",),
     ("checkpoints", "engine", "store"),
     ("probe", "sweep", "track", "planning"),
+    ("watch",),
     ("__init__",),
     ("report",),
     ("experiments",),

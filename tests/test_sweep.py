@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import phasefast as pf
-from phasefast.errors import CheckpointError, StoreError, SweepError
+from phasefast.errors import ArgumentError, CheckpointError, LayerError, StoreError, SweepError
 from phasefast.report import write_phases
 from phasefast.scores import list_shards
 from tests.conftest import SmallNet
@@ -92,6 +92,38 @@ pf.sweep(SmallNet(), {str(tmp_path)!r}, probe_set, out={str(tmp_path / "killed")
     pf.sweep(net, tmp_path, probe_set, out=tmp_path / "whole", layers=["conv", "hidden"])
     assert without_seconds(pf.read_scores(tmp_path / "killed")) == without_seconds(pf.read_scores(tmp_path / "whole"))
     assert all(list_shards(tmp_path / "killed")[step].stat().st_mtime_ns == stamp for step, stamp in stamps.items())
+
+
+def test_shards_share_a_sweep_and_resume_it_in_another_number(
+    net: SmallNet, probe_set: pf.ProbeSet, checkpoints: dict, tmp_path: Path
+) -> None:
+    whole = pf.sweep(net, checkpoints, probe_set, out=tmp_path / "whole", layers="hidden")
+    steps = [pf.sweep(net, checkpoints, probe_set, out=tmp_path, layers="hidden", shard=(i, 3)).steps for i in (2, 0)]
+    assert steps == [[2], [0, 4]]
+    stamps = {step: path.stat().st_mtime_ns for step, path in list_shards(tmp_path).items()}
+    for index in range(5):  # the fifth has nothing to do
+        pf.sweep(net, checkpoints, probe_set, out=tmp_path, layers="hidden", shard=(index, 5))
+    assert without_seconds(pf.read_scores(tmp_path)) == without_seconds(whole)
+    assert all(list_shards(tmp_path)[step].stat().st_mtime_ns == stamp for step, stamp in stamps.items())
+
+
+def test_what_all_checkpoints_would_meet_is_raised_at_the_first(
+    net: SmallNet, probe_set: pf.ProbeSet, checkpoints: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(LayerError, match="'unused': its forward hook never fired"):
+        pf.sweep(net, checkpoints, probe_set, out=tmp_path, layers=["conv", "unused"])
+    assert "step 1" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shard", [(2, 2), (-1, 2), (0, 0)])
+def test_shards_that_cannot_be_are_refused(
+    net: SmallNet, probe_set: pf.ProbeSet, checkpoints: dict, tmp_path: Path, shard: tuple[int, int]
+) -> None:
+    with pytest.raises(ArgumentError, match="0 <= i < n"):
+        pf.sweep(net, checkpoints, probe_set, out=tmp_path, shard=shard)
+    with pytest.raises(ArgumentError, match="what other shards write"):
+        pf.sweep(net, checkpoints, probe_set, out=tmp_path, shard=(0, 2), overwrite=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_bad_checkpoints_are_named_and_the_others_stored(

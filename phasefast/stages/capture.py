@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..dense import empty
 from ..errors import ArgumentError, LayerError, NonFiniteError
 from ..types import Activations, Layer, TokenMode
 
@@ -143,10 +144,7 @@ class _Spool:
         self, layer: Layer, n: int, m: int, folds: Sequence[int], device: torch.device, dtype: torch.dtype
     ) -> None:
         self.layer, self.folds = layer, tuple(folds)
-        self.rows = {
-            split: torch.empty(count, layer.dim, dtype=dtype, device=device)
-            for split, count in (("fit", n), ("heldout", m))
-        }
+        self.rows = {split: empty((count, layer.dim), dtype, device) for split, count in (("fit", n), ("heldout", m))}
         self.written = {"fit": 0, "heldout": 0}
         self.shift: Tensor | None = None
         self.sums = torch.zeros(len(folds) - 1, layer.dim, dtype=torch.float64, device=device)

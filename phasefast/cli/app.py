@@ -1,0 +1,58 @@
+"""The command line itself: what all commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+from typer.core import TyperGroup
+
+from ..errors import PhasefastError
+
+Directory = Annotated[Path, typer.Argument(help="Run directory: the one that holds scores/.", show_default=False)]
+Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:0; CUDA if there is any.")]
+Model = Annotated[
+    str, typer.Argument(help="package.module:callable that makes a model, or a torchvision name.", show_default=False)
+]
+Layers = Annotated[list[str] | None, typer.Option("--layer", help="Glob of layers; may be given again.")]
+Pool = Annotated[int, typer.Option(help="Average images to this size; 0 keeps every position.")]
+Memory = Annotated[str | None, typer.Option(help="Budget, such as 8GB; most of what is free by default.")]
+Route = Annotated[str | None, typer.Option(help="Force primal, dual, eigen or target-free.")]
+Splits = Annotated[str, typer.Option(help="both, or heldout: no scores on the fit rows.")]
+Selection = Annotated[str, typer.Option(help="folds, or loo: leave-one-out errors.")]
+Components = Annotated[int | None, typer.Option(min=1, help="Leading components of the input that are decoded.")]
+
+
+class _Group(TyperGroup):
+    """Shows phasefast's own errors as one line; whatever else goes wrong is a fault and keeps its traceback."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        try:
+            return super().invoke(ctx)
+        except PhasefastError as error:
+            if ctx.params.get("debug"):
+                raise
+            message = " ".join(f"error: {error}".split())
+            Console(stderr=True).print(Text(message, style="red"), soft_wrap=True)
+            raise typer.Exit(1) from error
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="For every layer at every checkpoint: how much of the input can still be decoded, and in which phase it is.",
+)
+
+
+@app.callback()
+def _options(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error, not only its message.")
+    ] = False,
+) -> None:
+    """Options of all commands; read by the group where an error arrives."""

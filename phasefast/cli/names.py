@@ -1,0 +1,82 @@
+"""What names on the command line stand for: models, functions and probe sets."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+from ..errors import ArgumentError
+from ..stages.probe_set import ProbeSet
+
+Made = TypeVar("Made")
+
+
+def load_model(name: str) -> nn.Module:
+    """The model that ``package.module:callable`` or a torchvision name stands for; ArgumentError if there is none."""
+    return _made(name, "model", nn.Module) if ":" in name else _torchvision(name)
+
+
+def load_probe_set(name: str) -> ProbeSet:
+    """The probe set in a file, or the one that ``package.module:callable`` makes; ArgumentError if there is none."""
+    if Path(name).is_file():
+        return ProbeSet.load(name)
+    if ":" not in name:
+        raise ArgumentError(f"probe set {name!r}: expected a file of ProbeSet.save or package.module:callable")
+    return _made(name, "probe set", ProbeSet)
+
+
+def load_function(name: str) -> Callable[[Tensor], Tensor]:
+    """The function that ``package.module:function`` stands for; ArgumentError if there is none."""
+    found = _import(name, "function")
+    if not callable(found):
+        raise ArgumentError(f"function {name!r}: expected a callable, got {type(found).__name__}")
+    return found  # type: ignore[no-any-return]
+
+
+def _made(name: str, what: str, kind: type[Made]) -> Made:
+    """What ``package.module:name`` is, or makes where it has to be called."""
+    made = _import(name, what)
+    if not isinstance(made, kind) and callable(made):
+        try:
+            made = made()
+        except TypeError as error:
+            raise ArgumentError(f"{what} {name!r}: expected a callable without required arguments; {error}") from error
+    if not isinstance(made, kind):
+        raise ArgumentError(f"{what} {name!r}: expected a {kind.__name__}, got {type(made).__name__}")
+    return made
+
+
+def _import(name: str, what: str) -> object:
+    """The object that ``package.module:name`` stands for."""
+    module_name, _, attribute = name.partition(":")
+    # An installed command, unlike `python -m`, does not look for modules where it is called.
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ArgumentError(f"{what} {name!r}: expected package.module:callable; {error}") from error
+
+
+def _torchvision(name: str) -> nn.Module:
+    try:
+        from torchvision.models import get_model, list_models
+    except ImportError as error:
+        raise ArgumentError(
+            f"model {name!r}: expected package.module:callable; names of torchvision models need torchvision: "
+            "pip install 'phasefast[vision]'"
+        ) from error
+    known = list_models()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "no torchvision model has such a name"
+        raise ArgumentError(f"model {name!r}: expected package.module:callable or a torchvision name; {hint}")
+    model: nn.Module = get_model(name, weights=None)
+    return model

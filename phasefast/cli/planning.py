@@ -1,0 +1,95 @@
+"""Commands about one's own model: its layers, and what measuring them takes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..errors import ArgumentError
+from ..planning import plan
+from ..stages.layers import select_layers
+from .app import Components, Layers, Memory, Model, Pool, Route, Selection, Splits, app
+from .names import load_model
+
+
+@app.command()
+def layers(
+    model: Model,
+    pattern: Annotated[
+        list[str] | None, typer.Option("--pattern", help="Glob of names; may be given more than once.")
+    ] = None,
+) -> None:
+    """List the modules of a model that can be probed; * marks those that are probed by default, or match."""
+    network = load_model(model)
+    chosen = set(select_layers(network, pattern))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("")
+    table.add_column("layer", overflow="fold")
+    table.add_column("class", overflow="fold")
+    for name, module in network.named_modules():
+        if name and (pattern is None or name in chosen):
+            table.add_row("*" if name in chosen else "", Text(name), Text(type(module).__name__))
+    console = Console()
+    console.print(table)
+    marked = "match" if pattern else "are probed by default"
+    console.print(
+        f"{len(chosen)} of {sum(1 for name, _ in network.named_modules() if name)} modules {marked}", highlight=False
+    )
+
+
+@app.command("plan")
+def plan_command(
+    model: Model,
+    sample: Annotated[str, typer.Option("--sample", help="Shape of one input.")] = "3,32,32",
+    fit: Annotated[int, typer.Option("--fit", help="Rows that decoders are fitted on.")] = 4000,
+    heldout: Annotated[int, typer.Option("--heldout", help="Rows that they are scored on.")] = 1000,
+    classes: Annotated[int, typer.Option("--classes", help="Classes of the label; 0 for no label.")] = 10,
+    checkpoints: Annotated[int, typer.Option("--checkpoints", min=1, help="Of the sweep.")] = 1,
+    layer: Layers = None,
+    pool: Pool = 0,
+    memory: Memory = None,
+    route: Route = None,
+    splits: Splits = "both",
+    selection: Selection = "folds",
+    target_components: Components = None,
+) -> None:
+    """Route, work and memory of each layer, and its expected time at the rate of this machine's matrix products."""
+    try:
+        shape = [int(size) for size in sample.split(",")]
+    except ValueError as error:
+        raise ArgumentError(f"--sample: expected sizes such as 3,32,32, got {sample!r}") from error
+    how: dict[str, Any] = {"layers": layer, "pool": pool, "memory": memory, "route": route, "splits": splits}
+    how |= {"selection": selection, "target_components": target_components}
+    found = plan(load_model(model), shape, fit, heldout, classes=classes, **how)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("layer", overflow="fold")
+    for title in ("features", "route", "GFLOP", "GB", "seconds", "penalty by", "pass"):
+        table.add_column(title, justify="right")
+    for entry in found:
+        cost = entry.cost
+        numbers = (
+            f"{cost.flops / 1e9:.1f}",
+            f"{cost.bytes / 1e9:.3f}",
+            f"{entry.seconds:.3f}",
+            f"{cost.choosing}",
+            f"{entry.forward_pass}",
+        )
+        table.add_row(Text(entry.layer.name), f"{entry.layer.dim}", cost.route, *numbers)
+    console = Console()
+    console.print(table)
+    console.print(
+        "penalty by: errors on folds, of rows left out one by one (all, or so many), or nothing where one is given; "
+        "pass: of the data through the model",
+        highlight=False,
+    )
+    passes, seconds = found[-1].forward_pass, checkpoints * sum(entry.seconds for entry in found)
+    if any(entry.cost.target_free for entry in found):
+        console.print("target-free routes give held-out scores only", highlight=False)
+    console.print(
+        f"{checkpoints} checkpoints: {seconds:.2f} s expected, beside {checkpoints * passes} forward passes",
+        highlight=False,
+    )

@@ -1,0 +1,75 @@
+"""Commands that look at what is there: a run's scores, and the installation."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..engine import VERSION
+from ..ops._extension import build_info
+from ..report import print_report, write_phases, write_report
+from .app import Directory, app
+
+_EXTRAS = {"torchvision": "vision", "matplotlib": "report", "pandas": "report", "scikit-learn": "demo"}
+
+
+@app.command()
+def phases(
+    directory: Directory,
+    json: Annotated[bool, typer.Option("--json", help="Print phases.json instead of tables.")] = False,
+) -> None:
+    """Detect the phases of a run: write phases.json into its directory and print the tables."""
+    scores, found = write_phases(directory)
+    if json:
+        typer.echo(found.to_json())
+    else:
+        print_report(scores, found, Console())
+
+
+@app.command()
+def report(directory: Directory) -> None:
+    """Like phases, and draw phases.png."""
+    write_report(directory)
+
+
+@app.command()
+def info() -> None:
+    """Versions, how the extension was built or why it is not used, and what there is to compute on."""
+    table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    for name, value in _facts():
+        table.add_row(name, Text(value))
+    Console().print(table)
+
+
+def _facts() -> list[tuple[str, str]]:
+    """What ``info`` shows: (name, value)."""
+    build = build_info()
+    facts = [("phasefast", VERSION), ("Python", platform.python_version()), ("torch", torch.__version__)]
+    facts.append(("extension", "compiled" if build["compiled"] else f"not used: {build['problem']}"))
+    for key, value in build.items():
+        if key not in ("compiled", "problem"):
+            text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+            facts.append((f"  {key.replace('_', ' ')}", "none" if text in ("", "None") else text))
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    facts.append(("CUDA devices", ", ".join(devices) or "none"))
+    facts.append(
+        ("CPU", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
+    )
+    return facts + [(package, _version(package, extra)) for package, extra in _EXTRAS.items()]
+
+
+def _version(package: str, extra: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return f"missing: pip install 'phasefast[{extra}]'"

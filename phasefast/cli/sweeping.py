@@ -1,0 +1,94 @@
+"""The command that measures checkpoints: all of a folder, a share of them, or as they arrive."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+
+from ..errors import ArgumentError
+from ..stages.phases import detect_phases
+from ..sweep import sweep
+from ..watch import watch
+from .app import Components, Device, Layers, Memory, Model, Pool, Route, Selection, Splits, app
+from .names import load_model, load_probe_set
+
+
+@app.command("sweep")
+def sweep_command(
+    model: Model,
+    checkpoints: Annotated[
+        Path, typer.Argument(help="Folder of checkpoints with their steps in their names.", show_default=False)
+    ],
+    probe_set: Annotated[
+        str,
+        typer.Argument(
+            help="File of ProbeSet.save, or package.module:callable that makes a ProbeSet.", show_default=False
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Directory for the scores; what it holds is not measured again.")] = Path(
+        "runs/sweep"
+    ),
+    run: Annotated[str, typer.Option(help="Label of the rows.")] = "run",
+    layer: Layers = None,
+    alpha: Annotated[
+        list[float] | None, typer.Option(help="Relative ridge penalty; may be given again, and the best is chosen.")
+    ] = None,
+    batchnorm: Annotated[str, typer.Option(help="Statistics: recompute, batch or running.")] = "recompute",
+    tokens: Annotated[str, typer.Option(help="Of sequences: flatten, mean or cls.")] = "flatten",
+    pool: Pool = 0,
+    precision: Annotated[str, typer.Option(help="exact, fast or double.")] = "exact",
+    splits: Splits = "both",
+    selection: Selection = "folds",
+    route: Route = None,
+    target_components: Components = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Of the forward passes.")] = None,
+    memory: Memory = None,
+    device: Device = None,
+    shard: Annotated[
+        str | None, typer.Option(help="i/n: every n-th checkpoint from the i-th on, from 0; torchrun's by default.")
+    ] = None,
+    watch_every: Annotated[
+        float | None, typer.Option("--watch", min=0, help="Go on, looking for new checkpoints after so many seconds.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over.")] = False,
+    trust: Annotated[bool, typer.Option("--trust", help="Unpickle whatever a checkpoint holds; it may run code.")] = (
+        False
+    ),
+) -> None:
+    """Measure every checkpoint of a training, once; several jobs may share the work."""
+    options: dict[str, Any] = {"layers": layer, "alphas": alpha, "batchnorm": batchnorm, "tokens": tokens, "pool": pool}
+    options |= {"precision": precision, "splits": splits, "selection": selection, "route": route}
+    options |= {"target_components": target_components, "batch_size": batch_size, "memory": memory}
+    local = os.environ.get("LOCAL_RANK", "0")
+    options["device"] = device or (f"cuda:{local}" if torch.cuda.is_available() else "cpu")
+    share = _shard(shard)
+    inputs = load_model(model), checkpoints, load_probe_set(probe_set)
+    console = Console()
+    if watch_every is None:
+        found = sweep(*inputs, out=out, run=run, overwrite=overwrite, weights_only=not trust, shard=share, **options)
+        text = f"{len(found.steps)} checkpoints of {len(found.layers)} layers are in {out}; see phasefast report {out}"
+        console.print(text, highlight=False, soft_wrap=True)
+        return
+    if share is not None or overwrite:
+        raise ArgumentError("--watch: it takes neither --shard, torchrun nor --overwrite")
+    for scores in watch(*inputs, out=out, every=watch_every, run=run, weights_only=not trust, **options):
+        console.print(f"{len(scores.steps)} checkpoints to step {scores.steps[-1]}", highlight=False)
+        if len(scores.steps) > 1:
+            console.print(str(detect_phases(scores)), highlight=False, soft_wrap=True)
+
+
+def _shard(given: str | None) -> tuple[int, int] | None:
+    """The share of this job: of ``i/n``, or of torchrun's processes."""
+    if given is None:
+        rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+        return (rank, world) if world > 1 else None
+    match = re.fullmatch(r"(\d+)/(\d+)", given)
+    if match is None:
+        raise ArgumentError(f"--shard: expected such as 0/4, got {given!r}")
+    return int(match[1]), int(match[2])

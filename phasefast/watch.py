@@ -1,0 +1,78 @@
+"""Measure checkpoints as a training that runs elsewhere writes them."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Unpack
+
+from torch import nn
+
+from .checkpoints import order_checkpoints
+from .checkpoints.steps import Source
+from .engine import ProbeOptions
+from .errors import CheckpointError
+from .scores import Scores
+from .stages.probe_set import ProbeSet
+from .sweep import Sweeper
+
+
+def watch(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    probe_set: ProbeSet,
+    *,
+    out: str | Path,
+    every: float = 60.0,
+    run: str = "run",
+    weights_only: bool = True,
+    **options: Unpack[ProbeOptions],
+) -> Iterator[Scores]:
+    """Sweep a folder again and again; yields all scores in ``out`` at first and whenever there are new ones.
+
+    It never ends by itself: leave the loop when you have seen enough. A checkpoint that cannot be read is perhaps still
+    being written: a warning names it, and it is tried again once it has changed.
+
+    Args:
+        folder: of checkpoints; may be empty still. every: seconds between two looks.
+        model, probe_set, out, run, weights_only, **options: as for :func:`phasefast.sweep`.
+
+    Raises:
+        CheckpointError: there is no such folder, or a step is there twice.
+        And as :func:`phasefast.sweep` does, but SweepError.
+    """
+    if not Path(folder).is_dir():
+        raise CheckpointError(f"{folder}: expected a folder to watch; make it first")
+    sweeper = Sweeper(model, probe_set, out, run=run, weights_only=weights_only, **options)
+    return _rounds(sweeper, folder, every)
+
+
+def _rounds(sweeper: Sweeper, folder: str | os.PathLike[str], every: float) -> Iterator[Scores]:
+    failed: dict[int, int] = {}  # steps, and when their checkpoints had last been written
+    seen: list[int] = []
+    while True:
+        found = _checkpoints(folder)
+        written = {step: _written(source) for step, source in found.items()}  # before they are read
+        ready = {step: source for step, source in found.items() if failed.get(step) != written[step]}
+        for step, error in sweeper.measure(ready).items():
+            failed[step] = written[step]
+            warnings.warn(f"step {step} is tried again when it has changed: {error}", RuntimeWarning, stacklevel=3)
+        if sweeper.steps != seen:
+            seen = sweeper.steps
+            yield sweeper.scores(seen)
+        time.sleep(every)
+
+
+def _checkpoints(folder: str | os.PathLike[str]) -> dict[int, Source]:
+    """Those in the folder, by step; none where there are none yet."""
+    return order_checkpoints(folder) if any(os.scandir(folder)) else {}
+
+
+def _written(source: Source) -> int:
+    """When a file, or the newest file of a folder, was written, in ns."""
+    path = Path(os.fspath(source))  # type: ignore[arg-type]
+    files = [path, *(path.iterdir() if path.is_dir() else ())]
+    return max((file.stat().st_mtime_ns for file in files if file.exists()), default=0)

@@ -1,0 +1,96 @@
+"""``phasefast sweep``: the same numbers as the function, in shares, and as checkpoints arrive."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import phasefast as pf
+
+from .conftest import SmallNet
+from .test_cli import fails, invoke
+
+NET = "tests.conftest:SmallNet"
+
+
+@pytest.fixture
+def place(probe_set: pf.ProbeSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory with three checkpoints and a probe set."""
+    (tmp_path / "checkpoints").mkdir()
+    for step in (0, 10, 200):
+        torch.manual_seed(step)
+        torch.save(SmallNet().state_dict(), tmp_path / f"checkpoints/step_{step}.pt")
+    probe_set.save(tmp_path / "probe_set.pt")
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    return tmp_path
+
+
+def swept(place: Path, *arguments: str) -> str:
+    given = [NET, place / "checkpoints", place / "probe_set.pt", "--out", place / "out", *arguments]
+    result = invoke("sweep", *given)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def rows(scores: pf.Scores) -> list[dict]:
+    return scores.to_arrow().drop_columns(["seconds"]).to_pylist()
+
+
+def test_gives_the_numbers_of_the_function(place: Path, probe_set: pf.ProbeSet) -> None:
+    options = "--layer", "hid*", "--layer", "conv", "--alpha", "0.1", "--alpha", "1e-3", "--batchnorm", "batch"
+    text = swept(place, *options, "--precision", "double", "--splits", "heldout", "--run", "a", "--batch-size", "50")
+    assert "3 checkpoints of 2 layers" in text
+    how = {"layers": ["hid*", "conv"], "alphas": [0.1, 1e-3], "batchnorm": "batch", "batch_size": 50}
+    how |= {"precision": "double", "splits": "heldout", "run": "a"}
+    expected = pf.sweep(SmallNet(), place / "checkpoints", probe_set, out=place / "expected", **how)
+    assert rows(pf.read_scores(place / "out")) == rows(expected)
+    assert "report" in text
+    assert invoke("report", place / "out").exit_code == 0
+
+
+def test_shares_are_given_or_torchruns(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    swept(place, "--shard", "1/2", "--layer", "hidden")
+    assert pf.read_scores(place / "out").steps == [10]
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    swept(place, "--layer", "hidden")
+    assert pf.read_scores(place / "out").steps == [0, 10, 200]
+    assert "what other shards write" in fails(
+        "sweep", NET, place / "checkpoints", place / "probe_set.pt", "--overwrite", "--out", place / "out"
+    )
+
+
+def test_watching_tells_the_phases_of_what_is_there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_more(seconds: float) -> None:
+        assert seconds == 5
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("time.sleep", no_more)
+    given = NET, place / "checkpoints", place / "probe_set.pt", "--layer", "hidden", "--out", place / "out"
+    result = invoke("sweep", *given, "--watch", "5")
+    assert "3 checkpoints to step 200" in result.stdout
+    assert "hidden" in result.stdout
+    assert result.exit_code == 130
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((NET, "checkpoints", "nothing.pt"), "probe set 'nothing.pt': expected a file of ProbeSet.save or"),
+        ((NET, "checkpoints", "tests.conftest:SmallNet"), "expected a ProbeSet, got SmallNet"),
+        ((NET, "missing", "probe_set.pt"), "missing"),
+        ((NET, "checkpoints", "probe_set.pt", "--shard", "1-2"), "--shard: expected such as 0/4, got '1-2'"),
+        ((NET, "checkpoints", "probe_set.pt", "--shard", "2/2"), "0 <= i < n"),
+        ((NET, "checkpoints", "probe_set.pt", "--watch", "1", "--shard", "0/2"), "--watch"),
+        ((NET, "checkpoints", "probe_set.pt", "--precision", "best"), "precision"),
+    ],
+)
+def test_what_cannot_be_is_named(
+    place: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], words: str
+) -> None:
+    monkeypatch.chdir(place)
+    assert words in fails("sweep", *arguments)
