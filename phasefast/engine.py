@@ -6,7 +6,6 @@ import difflib
 import hashlib
 import json
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -21,6 +20,7 @@ from .checkpoints import state_hash
 from .components import RANDOM_COLUMNS
 from .decoding import Method, PenaltyPer, Precision, Selection, Splits, check_choices
 from .errors import ArgumentError
+from .notices import warn
 from .ops import bfloat16_is_fast
 from .scores import MODEL_LAYER, Scores
 from .scoring import score_cells
@@ -211,11 +211,9 @@ class Engine:
         others = {out.shape[1] for out in outputs.values() if out is not None and out.shape[1] != width}
         if others and not self._warned:
             self._warned = True
-            warnings.warn(
+            warn(
                 f"the model has {others.pop()} outputs, target {label!r} {width} classes: no rows of layer "
                 f"{MODEL_LAYER!r}; give the classes the model was trained on as labels from 0, or Label(classes)",
-                RuntimeWarning,
-                stacklevel=4,
             )
         labels = {"fit": self.probe_set.fit_labels, "heldout": self.probe_set.heldout_labels}
         return evaluate_model(usable, labels, label)
@@ -239,7 +237,7 @@ class Engine:
             text = f"layer_sketch={size} was too small for every layer at step {step}: all were decoded exactly"
         else:
             return
-        warnings.warn(text, RuntimeWarning, stacklevel=4)
+        warn(text)
 
     def _row(self, score: Score) -> dict[str, Any]:
         row: dict[str, Any] = {
@@ -316,6 +314,10 @@ def _default_targets(probe_set: ProbeSet) -> list[Target]:
             f"targets: nothing to decode by default: the samples are {probe_set.fit_inputs.dtype}, so they are not "
             "decoded themselves (images are given as numbers such as x.float() / 255), and there are no labels; give "
             "such as phasefast.Function(fn)"
+        )
+    if probe_set.fit_inputs.dtype == torch.uint8:  # images, unlike the integers that stand for tokens
+        warn(
+            "the samples are torch.uint8, so only the label is decoded; give images as numbers such as x.float() / 255",
         )
     return targets
 

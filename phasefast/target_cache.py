@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -14,6 +13,7 @@ import torch
 
 from . import types
 from .files import replacing
+from .notices import warn
 from .types import TargetMatrix
 
 FORMAT = 5  # raise it with any change of what `build_targets` makes of the same columns
@@ -69,10 +69,8 @@ class TargetCache:
             with replacing(path) as partial:
                 torch.save((key, targets), partial)
         except (OSError, RuntimeError) as error:  # torch.save raises either where the disk is full
-            warnings.warn(
+            warn(
                 f"{path}: cannot keep the target statistics ({error}); they are made again next time",
-                RuntimeWarning,
-                stacklevel=2,
             )
 
     def _path(self, key: str) -> Path:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
+import operator
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, Unpack
+from typing import Literal, SupportsIndex, Unpack
 
 from torch import nn
 
 from .checkpoints import state_hash
 from .engine import Engine, ProbeOptions
 from .errors import LASTING, ArgumentError, PhasefastError
+from .notices import warn
 from .scores import Scores
 from .stages.probe_set import ProbeSet
 from .store import check_weights, open_store
@@ -76,11 +77,11 @@ class PhaseTracker:
             step: updates done so far. force: measure at any step, such as the last one.
 
         Raises:
-            ArgumentError: a negative step.
+            ArgumentError: a step that is negative or no integer.
             StoreError: the step is stored, but of other weights: ``out`` belongs to another training.
         """
-        if step < 0:
-            raise ArgumentError(f"step: expected the number of updates done, >= 0, got {step}")
+        if not isinstance(step, SupportsIndex) or (step := operator.index(step)) < 0:
+            raise ArgumentError(f"step: expected the number of updates done, >= 0, got {step!r}")
         wanted = is_log2_step(step) if self._steps is None else step in self._steps
         if not (wanted or force):
             return None
@@ -96,6 +97,6 @@ class PhaseTracker:
         except (PhasefastError, RuntimeError) as error:  # RuntimeError: out of memory on the device
             if self._on_error == "raise" or (isinstance(error, LASTING) and self.seconds == 0):
                 raise
-            warnings.warn(f"step {step} was not measured or not stored: {error}", RuntimeWarning, stacklevel=2)
+            warn(f"step {step} was not measured or not stored: {error}")
             return None
         return scores

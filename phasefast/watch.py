@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Unpack
@@ -15,6 +14,7 @@ from .checkpoints import order_checkpoints
 from .checkpoints.steps import Source
 from .engine import ProbeOptions
 from .errors import CheckpointError
+from .notices import warn
 from .scores import Scores
 from .stages.probe_set import ProbeSet
 from .sweep import Sweeper
@@ -59,7 +59,7 @@ def _rounds(sweeper: Sweeper, folder: str | os.PathLike[str], every: float) -> I
         ready = {step: source for step, source in found.items() if failed.get(step) != written[step]}
         for step, error in sweeper.measure(ready).items():
             failed[step] = written[step]
-            warnings.warn(f"step {step} is tried again when it has changed: {error}", RuntimeWarning, stacklevel=3)
+            warn(f"step {step} is tried again when it has changed: {error}")
         if sweeper.steps != seen:
             seen = sweeper.steps
             yield sweeper.scores(seen)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import phasefast as pf
-from phasefast.errors import ArgumentError
+from phasefast.errors import ArgumentError, DataError
 from tests.conftest import SmallNet
 
 
@@ -24,6 +24,30 @@ def test_samples_that_leave_nothing_to_decode_say_why(net: SmallNet) -> None:
     x = torch.randint(0, 255, (60, 1, 6, 6), dtype=torch.uint8)
     with pytest.raises(ArgumentError, match=r"the samples are torch.uint8.*x.float\(\) / 255.*no labels"):
         pf.probe(net, pf.ProbeSet.from_tensors(x[:40], None, x[40:], None), layers="hidden")
+
+
+@pytest.mark.parametrize(("dtype", "count"), [(torch.uint8, 1), (torch.int64, 0)])
+def test_images_whose_type_is_not_decoded_are_warned_of_and_tokens_are_not(dtype: torch.dtype, count: int) -> None:
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(5, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x.float())
+
+    x, y = torch.randint(0, 9, (60, 5), dtype=dtype), torch.arange(60) % 2
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        scores = pf.probe(Net(), pf.ProbeSet.from_tensors(x[:40], y[:40], x[40:], y[40:]))
+    told = [warning for warning in caught if "so only the label is decoded" in str(warning.message)]
+    assert [warning.filename for warning in told] == [__file__] * count
+    assert scores.targets == ["label"]
+
+
+def test_a_function_that_gives_no_numbers_is_named(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    with pytest.raises(DataError, match="target 'word': expected numbers, got list"):
+        pf.probe(net, probe_set, layers="hidden", targets=pf.Function(lambda x: ["a"] * len(x), name="word"))
 
 
 def test_samples_that_are_not_decoded_themselves_need_a_target_or_labels() -> None:

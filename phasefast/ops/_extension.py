@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-import warnings
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import torch
 
+from ..notices import warn
 from . import _cuda
 
 OPS = ("capture", "gram", "ridge_solve", "residual")
@@ -46,7 +46,7 @@ def _warn_of_products(taken: str) -> None:
     wanted = os.environ.get("PHASEFAST_PRODUCTS") or taken
     if wanted != taken:
         expected = "expected blas, avx2, avx512 or amx, whichever this processor and build have"
-        warnings.warn(f"PHASEFAST_PRODUCTS={wanted}: {expected}; {taken} is taken", RuntimeWarning, stacklevel=3)
+        warn(f"PHASEFAST_PRODUCTS={wanted}: {expected}; {taken} is taken")
 
 
 @functools.cache

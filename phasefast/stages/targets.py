@@ -108,7 +108,13 @@ class Function:
     def _values(self, inputs: Tensor) -> Tensor:
         parts = []
         for batch in inputs.split(_CHUNK):
-            value = torch.as_tensor(self.fn(batch.clone()))
+            given = self.fn(batch.clone())
+            try:
+                value = torch.as_tensor(given)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise DataError(
+                    f"target {self.name!r}: expected numbers, got {type(given).__name__}; {error}"
+                ) from error
             if value.dim() == 0 or len(value) != len(batch):
                 raise DataError(
                     f"target {self.name!r}: expected one row per input of {len(batch)}, got {tuple(value.shape)}"
