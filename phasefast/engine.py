@@ -306,9 +306,8 @@ def resolve_device(given: str | torch.device | None, home: torch.device) -> torc
 
 def _default_targets(probe_set: ProbeSet) -> list[Target]:
     targets: list[Target] = [Input()] if probe_set.fit_inputs.is_floating_point() else []
-    labels: list[Tensor] = [x for x in (probe_set.fit_labels, probe_set.heldout_labels) if x is not None]
-    if labels:
-        targets.append(Label(int(torch.cat(labels).max()) + 1))
+    if probe_set.classes:
+        targets.append(Label(probe_set.classes))
     if not targets:
         raise ArgumentError(
             f"targets: nothing to decode by default: the samples are {probe_set.fit_inputs.dtype}, so they are not "

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .components import columns_with_components
 from .decoding import Method, Selection, Splits
@@ -39,7 +39,7 @@ class LayerPlan:
 
 def plan(
     model: nn.Module,
-    sample: Sequence[int],
+    sample: Sequence[int] | Tensor,
     fit: int,
     heldout: int,
     *,
@@ -58,35 +58,39 @@ def plan(
     """Route, FLOPs, memory and expected time of every layer, for one checkpoint.
 
     Args:
-        sample: shape of one input, such as (3, 32, 32). fit, heldout: numbers of rows. classes: of the label, or 0.
+        sample: shape of one input, such as (3, 32, 32), or an input itself: integers, such as tokens, are not decoded.
+        fit, heldout: numbers of rows. classes: of the label, or 0.
         layers, alphas, tokens, pool, device, memory, route, splits, selection, target_components: see
             :class:`phasefast.ProbeOptions`.
 
     Raises:
         ArgumentError, LayerError: sizes or layers that cannot be. MemoryBudgetError: a layer that does not fit.
     """
-    if min(fit, heldout, *sample) < 1 or classes < 0:
-        raise ArgumentError(f"expected positive sizes, got sample {tuple(sample)}, {fit} and {heldout} rows")
+    shape = tuple(sample.shape if isinstance(sample, Tensor) else sample)
+    if min(fit, heldout, *shape) < 1 or classes < 0:
+        raise ArgumentError(f"expected positive sizes, got sample {shape}, {fit} and {heldout} rows")
+    example = sample if isinstance(sample, Tensor) else torch.randn(shape)
+    width = example.numel() if example.is_floating_point() else 0
+    if not width and not classes:
+        raise ArgumentError(f"nothing to decode: the sample is {example.dtype}, and there are no classes")
     method = Method(Penalties(tuple(alphas)), route=route, selection=selection, splits=splits)
     model = unwrap(model)
     home = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     where = resolve_device(device, home)
     with preserved(model, where):
-        batch = torch.randn(2, *sample, device=where)
+        batch = torch.stack([example, example]).to(where)
         try:
             found = discover_layers(model, select_layers(model, layers), batch, RowOptions(tokens, pool))
         except RuntimeError as error:
             raise ArgumentError(
-                f"the model takes no floating-point input of shape {tuple(sample)}: {error}; give its sample (models "
-                "of tokens cannot be planned)"
+                f"the model takes no {example.dtype} input of shape {shape}: {error}; give one that it takes"
             ) from error
-    width = int(torch.Size(sample).numel())
     # Wider targets than there are fit rows are replaced by n + 1 columns (row space).
     columns = min(columns_with_components(width, target_components), fit + 1)
     q, probes = (min(columns, most) + min(classes, most) for most in (SKETCH_COLUMNS, PROBE_COLUMNS))
     whole = min(width, fit + 1) + classes
     sizes = Problem(fit, heldout, columns + classes, q, min(FOLDS, fit), probes=probes, whole=whole)
-    problem = method.posed(sizes, targets=2 if classes else 1)
+    problem = method.posed(sizes, targets=(width > 0) + (classes > 0))
     budget = memory_budget(memory, where)
     groups = group_layers(found, problem, budget, route)
     rate = _product_rate(where)

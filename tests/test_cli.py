@@ -126,8 +126,28 @@ def test_plan_is_what_a_measurement_does(net: SmallNet, probe_set: pf.ProbeSet) 
         assert entry.seconds > 0
     with pytest.raises(ArgumentError, match="positive"):
         pf.plan(net, (1, 6, 6), 0, 60)
-    with pytest.raises(ArgumentError, match=r"takes no floating-point input of shape \(3, 6, 6\).*sample"):
+    with pytest.raises(ArgumentError, match=r"takes no torch.float32 input of shape \(3, 6, 6\)"):
         pf.plan(net, (3, 6, 6), 150, 60)
+
+
+def test_plan_of_a_probe_set_is_what_a_measurement_of_it_does(
+    probe_set: pf.ProbeSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = torch.randint(0, 9, (80, 5)), torch.arange(80) % 3
+    tokens, model = pf.ProbeSet.from_tensors(x[:60], y[:60], x[60:], y[60:]), torch.nn.Sequential()
+    model.append(torch.nn.Embedding(9, 4)).append(torch.nn.Flatten())
+    engine = Engine(model, tokens, layers="*", tokens="mean")
+    planned = pf.plan(model, x[0], 60, 20, classes=tokens.classes, layers="*", tokens="mean")
+    assert [entry.cost for entry in planned] == [engine.method.cost(c, engine.targets) for c in engine.activations()]
+    with pytest.raises(ArgumentError, match=r"the sample is torch.int64, and there are no classes"):
+        pf.plan(model, x[0], 60, 20)
+    probe_set.save(tmp_path / "probe_set.pt")
+    given = invoke("plan", "tests.conftest:SmallNet", "--layer", "hidden", "--probe-set", tmp_path / "probe_set.pt")
+    sizes = "--sample", "1,6,6", "--fit", "150", "--heldout", "60", "--classes", "3"
+    same = invoke("plan", "tests.conftest:SmallNet", "--layer", "hidden", *sizes)
+    columns = [[line.split()[:5] for line in each.stdout.splitlines()[:2]] for each in (given, same)]
+    assert columns[0] == columns[1]
+    assert columns[0][1][0] == "hidden"
 
 
 def test_layers_of_a_torchvision_model() -> None:

@@ -8,12 +8,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
 
 from ..errors import ArgumentError
 from ..planning import plan
 from ..stages.layers import select_layers
-from .app import Components, Layers, Memory, Model, Pool, Route, Selection, Splits, app
-from .names import load_model
+from ..stages.probe_set import ProbeSet
+from .app import PROBE_SET, Components, Layers, Memory, Model, Pool, Route, Selection, Splits, Tokens, app
+from .names import load_model, load_probe_set
 
 
 @app.command()
@@ -44,12 +46,14 @@ def layers(
 @app.command("plan")
 def plan_command(
     model: Model,
-    sample: Annotated[str, typer.Option("--sample", help="Shape of one input.")] = "3,32,32",
-    fit: Annotated[int, typer.Option("--fit", help="Rows that decoders are fitted on.")] = 4000,
-    heldout: Annotated[int, typer.Option("--heldout", help="Rows that they are scored on.")] = 1000,
-    classes: Annotated[int, typer.Option("--classes", help="Classes of the label; 0 for no label.")] = 10,
-    checkpoints: Annotated[int, typer.Option("--checkpoints", min=1, help="Of the sweep.")] = 1,
+    sample: Annotated[str, typer.Option(help="Shape of one input.")] = "3,32,32",
+    fit: Annotated[int, typer.Option(help="Rows that decoders are fitted on.")] = 4000,
+    heldout: Annotated[int, typer.Option(help="Rows that they are scored on.")] = 1000,
+    classes: Annotated[int, typer.Option(help="Classes of the label; 0 for no label.")] = 10,
+    probe_set: Annotated[str | None, typer.Option(help=f"{PROBE_SET}; instead of the four sizes above.")] = None,
+    checkpoints: Annotated[int, typer.Option(min=1, help="Of the sweep.")] = 1,
     layer: Layers = None,
+    tokens: Tokens = "flatten",
     pool: Pool = 0,
     memory: Memory = None,
     route: Route = None,
@@ -58,13 +62,10 @@ def plan_command(
     target_components: Components = None,
 ) -> None:
     """Route, work and memory of each layer, and its expected time at the rate of this machine's matrix products."""
-    try:
-        shape = [int(size) for size in sample.split(",")]
-    except ValueError as error:
-        raise ArgumentError(f"--sample: expected sizes such as 3,32,32, got {sample!r}") from error
-    how: dict[str, Any] = {"layers": layer, "pool": pool, "memory": memory, "route": route, "splits": splits}
-    how |= {"selection": selection, "target_components": target_components}
-    found = plan(load_model(model), shape, fit, heldout, classes=classes, **how)
+    how: dict[str, Any] = {"layers": layer, "tokens": tokens, "pool": pool, "memory": memory, "route": route}
+    how |= {"splits": splits, "selection": selection, "target_components": target_components}
+    sizes = (_shape(sample), fit, heldout, classes) if probe_set is None else _sizes(load_probe_set(probe_set))
+    found = plan(load_model(model), *sizes[:3], classes=sizes[3], **how)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("layer", overflow="fold")
     for title in ("features", "route", "GFLOP", "GB", "seconds", "penalty by", "pass"):
@@ -93,3 +94,15 @@ def plan_command(
         f"{checkpoints} checkpoints: {seconds:.2f} s expected, beside {checkpoints * passes} forward passes",
         highlight=False,
     )
+
+
+def _shape(text: str) -> list[int]:
+    try:
+        return [int(size) for size in text.split(",")]
+    except ValueError as error:
+        raise ArgumentError(f"--sample: expected sizes such as 3,32,32, got {text!r}") from error
+
+
+def _sizes(probe_set: ProbeSet) -> tuple[Tensor, int, int, int]:
+    """An input, the numbers of rows, and of classes."""
+    return probe_set.fit_inputs[0], probe_set.n_fit, probe_set.n_heldout, probe_set.classes

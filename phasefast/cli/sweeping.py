@@ -15,7 +15,7 @@ from ..errors import ArgumentError
 from ..stages.phases import detect_phases
 from ..sweep import sweep
 from ..watch import watch
-from .app import Components, Device, Layers, Memory, Model, Pool, Route, Selection, Splits, app
+from .app import PROBE_SET, Components, Device, Layers, Memory, Model, Pool, Route, Selection, Splits, Tokens, app
 from .names import load_model, load_probe_set
 
 
@@ -27,9 +27,7 @@ def sweep_command(
     ],
     probe_set: Annotated[
         str,
-        typer.Argument(
-            help="File of ProbeSet.save, or package.module:callable that makes a ProbeSet.", show_default=False
-        ),
+        typer.Argument(help=f"{PROBE_SET}.", show_default=False),
     ],
     out: Annotated[Path, typer.Option(help="Directory for the scores; what it holds is not measured again.")] = Path(
         "runs/sweep"
@@ -40,7 +38,7 @@ def sweep_command(
         list[float] | None, typer.Option(help="Relative ridge penalty; may be given again, and the best is chosen.")
     ] = None,
     batchnorm: Annotated[str, typer.Option(help="Statistics: recompute, batch or running.")] = "recompute",
-    tokens: Annotated[str, typer.Option(help="Of sequences: flatten, mean or cls.")] = "flatten",
+    tokens: Tokens = "flatten",
     pool: Pool = 0,
     precision: Annotated[str, typer.Option(help="exact, fast or double.")] = "exact",
     splits: Splits = "both",

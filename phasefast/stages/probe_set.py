@@ -163,6 +163,12 @@ class ProbeSet:
                 digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
+    @property
+    def classes(self) -> int:
+        """One more than the largest label; 0 without labels."""
+        labels = [each for each in (self.fit_labels, self.heldout_labels) if each is not None]
+        return int(torch.cat(labels).max()) + 1 if labels else 0
+
     def __repr__(self) -> str:
         shape, labels = tuple(self.fit_inputs.shape[1:]), "with" if self.fit_labels is not None else "without"
         return f"ProbeSet(n_fit={self.n_fit}, n_heldout={self.n_heldout}, sample shape {shape}, {labels} labels)"
