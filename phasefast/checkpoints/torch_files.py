@@ -1,4 +1,4 @@
-"""State dicts from ``torch.save`` files, and loading them into a model with errors that name the keys."""
+"""State dicts from ``torch.save`` files."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import CheckpointError
+from .messages import shown
 from .steps import Source
 
 _NESTED = ("state_dict", "model_state_dict", "model")
-_PREFIXES = ("_orig_mod.", "module.")
-_SHOWN = 5
 
 
 def read_state_dict(source: Source, *, weights_only: bool = True) -> dict[str, Tensor]:
@@ -39,40 +38,10 @@ def read_state_dict(source: Source, *, weights_only: bool = True) -> dict[str, T
         raise CheckpointError(f"{name}: expected a state dict (names to tensors), got {kind}; save model.state_dict()")
     if bad := [key for key, value in loaded.items() if not isinstance(value, Tensor)]:
         raise CheckpointError(
-            f"{name}: expected a state dict (names to tensors), but {bad[:_SHOWN]} are not tensors; "
+            f"{name}: expected a state dict (names to tensors), but {shown(bad)} are not tensors; "
             "save model.state_dict()"
         )
     return dict(loaded)
-
-
-def load_into(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
-    """Load a state dict whose keys and shapes must be the model's, but for the prefixes of ``torch.compile`` and DDP.
-
-    Raises:
-        CheckpointError: names the checkpoint and the keys that are missing, unexpected or of another shape.
-    """
-    own = model.state_dict()
-    while state.keys() != own.keys():
-        prefix = next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), None)
-        if prefix is None:
-            break
-        state = {key[len(prefix) :]: value for key, value in state.items()}
-    problems = [
-        f"{what} {sorted(keys)[:_SHOWN]}{' ...' if len(keys) > _SHOWN else ''}"
-        for what, keys in (
-            ("lacks the keys", own.keys() - state.keys()),
-            ("has unexpected keys", state.keys() - own.keys()),
-        )
-        if keys
-    ]
-    problems += [
-        f"{key} has shape {tuple(state[key].shape)}, the model's is {tuple(value.shape)}"
-        for key, value in own.items()
-        if key in state and isinstance(value, Tensor) and state[key].shape != value.shape
-    ][:_SHOWN]
-    if problems:
-        raise CheckpointError(f"{name} does not fit {type(model).__name__}: it " + "; it ".join(problems))
-    model.load_state_dict(state)
 
 
 def _load(path: str, weights_only: bool) -> Any:
