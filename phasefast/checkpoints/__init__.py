@@ -3,7 +3,8 @@
 from .ahead import read_ahead
 from .fingerprint import file_hash, state_hash
 from .loading import load_into
-from .steps import order_checkpoints, parse_step
-from .torch_files import read_state_dict
+from .ordering import order_checkpoints
+from .reading import read_state_dict
+from .steps import parse_step
 
 __all__ = ["file_hash", "load_into", "order_checkpoints", "parse_step", "read_ahead", "read_state_dict", "state_hash"]
