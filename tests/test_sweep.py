@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 
 import phasefast as pf
@@ -62,15 +63,18 @@ def test_files_folders_and_prefixes(net: SmallNet, probe_set: pf.ProbeSet, check
         assert without_seconds(got) == without_seconds(expected)
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_a_folder_of_checkpoints_in_folders(
     net: SmallNet, probe_set: pf.ProbeSet, checkpoints: dict, tmp_path: Path
 ) -> None:
     expected = pf.sweep(net, checkpoints, probe_set, out=tmp_path / "a", layers="hidden")
-    folder = tmp_path / "checkpoints"
+    folder, last = tmp_path / "checkpoints", STEPS[-1]
     for step, state in checkpoints.items():
         (folder / f"checkpoint-{step}").mkdir(parents=True)
         torch.save({"state": {}}, folder / f"checkpoint-{step}/optimizer.pt")
-        save_file(state, folder / f"checkpoint-{step}/model.safetensors")
+        if step != last:
+            save_file(state, folder / f"checkpoint-{step}/model.safetensors")
+    dcp.save({"model": checkpoints[last]}, checkpoint_id=folder / f"checkpoint-{last}", no_dist=True)
     options = {"out": tmp_path / "b", "layers": "hidden"}
     got = pf.sweep(net, folder, probe_set, **options)
     assert without_seconds(got) == without_seconds(expected)

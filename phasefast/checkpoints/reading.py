@@ -10,10 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import CheckpointError
+from .distributed import read_distributed
 from .index import read_index
 from .messages import shown
 from .safetensors_files import read_safetensors
-from .sources import INDEX, SAFETENSORS, Source, entry_of
+from .sources import DISTRIBUTED, INDEX, SAFETENSORS, Source, entry_of
 from .torch_files import read_torch_file
 
 _NESTED = ("state_dict", "model_state_dict", "model", "app")
@@ -52,6 +53,8 @@ def _nested(loaded: Any) -> str | None:
 
 
 def _read(entry: Path, weights_only: bool) -> Any:
+    if entry.name == DISTRIBUTED:
+        return read_distributed(entry.parent, weights_only=weights_only)
     if entry.name.endswith(INDEX):
         return _merged(entry, weights_only)
     if entry.suffix == SAFETENSORS:

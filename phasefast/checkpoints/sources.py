@@ -15,12 +15,14 @@ TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 SAFETENSORS = ".safetensors"
 SUFFIXES = (*TORCH_SUFFIXES, SAFETENSORS)
 INDEX = ".index.json"
+DISTRIBUTED = ".metadata"
 # Of several in a folder the first counts, in the order of transformers.
 ENTRIES = (
     f"model{SAFETENSORS}",
     f"model{SAFETENSORS}{INDEX}",
     "pytorch_model.bin",
     f"pytorch_model.bin{INDEX}",
+    DISTRIBUTED,
 )
 
 
@@ -49,6 +51,8 @@ def weights_files(path: str | os.PathLike[str]) -> list[Path]:
         CheckpointError: a folder that is no checkpoint, or an index that cannot be read.
     """
     entry = entry_of(path)
+    if entry.name == DISTRIBUTED:
+        return [entry, *sorted(entry.parent.glob("*.distcp"))]
     if entry.name.endswith(INDEX):
         return [entry, *(entry.parent / shard for shard in read_index(entry))]
     return [entry]

@@ -46,7 +46,8 @@ def test_files_and_folders_are_ordered_together(tmp_path: Path) -> None:
         100: "step_100/model.safetensors.index.json",
         128: "checkpoint-128/pytorch_model.bin",
         200: "epoch=0-step=200/pytorch_model.bin.index.json",
-        500: "global_step500/pytorch_model.bin",
+        500: "global_step500/.metadata",
+        1000: "epoch=1-step=1000.ckpt/.metadata",
     }
     touch(tmp_path, *entries.values(), "logs/events.bin", "config.json", "step_7.txt")
     expected = {step: tmp_path / name.split("/")[0] for step, name in entries.items()}
