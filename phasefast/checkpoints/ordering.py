@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import CheckpointError
-from .sources import ENTRIES, SUFFIXES, Source, find_entry
+from .sources import BESIDE, ENTRIES, SUFFIXES, Source, find_entry
 from .steps import has_step, parse_step
 
-# What trainers save beside the weights, also one for each rank.
-_BESIDE = re.compile(r"(optimizer|scheduler|scaler|rng_state|training_args)([-_]?\d+)?\.\w+")
+_BESIDE = re.compile(rf"{BESIDE}\.\w+")
 
 
 def order_checkpoints(

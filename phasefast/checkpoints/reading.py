@@ -14,10 +14,8 @@ from .distributed import read_distributed
 from .index import read_index
 from .messages import shown
 from .safetensors_files import read_safetensors
-from .sources import DISTRIBUTED, INDEX, SAFETENSORS, Source, entry_of
+from .sources import DISTRIBUTED, INDEX, NESTED, SAFETENSORS, Source, entry_of
 from .torch_files import read_torch_file
-
-_NESTED = ("state_dict", "model_state_dict", "model", "app")
 
 
 def read_state_dict(source: Source, *, weights_only: bool = True) -> dict[str, Tensor]:
@@ -48,7 +46,7 @@ def read_state_dict(source: Source, *, weights_only: bool = True) -> dict[str, T
 
 def _nested(loaded: Any) -> str | None:
     """The key under which a checkpoint keeps its weights beside other things, if it does."""
-    found = _NESTED if isinstance(loaded, Mapping) else ()
+    found = NESTED if isinstance(loaded, Mapping) else ()
     return next((key for key in found if isinstance(loaded.get(key), Mapping)), None)
 
 

@@ -16,6 +16,12 @@ SAFETENSORS = ".safetensors"
 SUFFIXES = (*TORCH_SUFFIXES, SAFETENSORS)
 INDEX = ".index.json"
 DISTRIBUTED = ".metadata"
+# The keys of weights beside other things, and the names of such things, also one for each rank or group.
+NESTED = ("state_dict", "model_state_dict", "model", "app")
+BESIDE = (
+    r"(?:optim(?:izer)?s?|(?:lr_)?schedulers?|(?:grad_)?scalers?|data_?loaders?|rng(?:_states?)?|training_args)"
+    r"(?:[-_]?\d+)?"
+)
 # Of several in a folder the first counts, in the order of transformers.
 ENTRIES = (
     f"model{SAFETENSORS}",

@@ -58,6 +58,7 @@ def test_files_and_folders_are_ordered_together(tmp_path: Path) -> None:
 
 def test_what_trainers_save_beside_the_weights_is_not_taken_for_them(tmp_path: Path) -> None:
     beside = ("optimizer.pt", "optimizer_1.bin", "scheduler.pt", "scaler.pt", "training_args.bin", "rng_state_0.pth")
+    beside += ("optim-00001.pt", "lr_scheduler_2.pt", "dataloader_3.pt")
     shards = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json")
     folder = tmp_path / "checkpoint-64"
     touch(folder, *beside, *shards, "global_step64/mp_rank_00_model_states.pt")
