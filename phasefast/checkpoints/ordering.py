@@ -7,12 +7,38 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from ..errors import CheckpointError
+from .messages import damage_named
 from .sources import BESIDE, ENTRIES, SUFFIXES, Source, find_entry
 from .steps import has_step, parse_step
 
 _BESIDE = re.compile(rf"{BESIDE}\.\w+")
+_UNFINISHED = f"hold none of {', '.join(ENTRIES)}"
+_Some = TypeVar("_Some", bound=Source)
+
+
+def find_checkpoints(folder: str | os.PathLike[str]) -> dict[int, Path]:
+    """The checkpoints with a step in their names that are in a folder, in ascending order; there may be none.
+
+    Warns of what it leaves out beside them. A folder that is itself a checkpoint is none of its own.
+
+    Raises:
+        CheckpointError: a folder that cannot be read, or a step that is there twice.
+    """
+    folder = Path(folder)
+    found, unfinished = _sorted_out(folder)
+    with_step = [path for path in found if has_step(path)]
+    if not with_step and find_entry(folder):
+        return {}
+    for names, why in (
+        ([path.name for path in found if path not in with_step] if with_step else [], "with no step in their names"),
+        (unfinished if found else [], f"which {_UNFINISHED}: still being written?"),
+    ):
+        if names:
+            warnings.warn(f"{folder}: left out {names}, {why}", RuntimeWarning, stacklevel=4)
+    return _by_step([(parse_step(path), path) for path in with_step])
 
 
 def order_checkpoints(
@@ -32,7 +58,9 @@ def order_checkpoints(
         path = Path(checkpoints)
         if not path.exists():
             raise CheckpointError(f"{path}: expected a folder of checkpoints or a list of files; it is not there")
-        return order_checkpoints(_in_folder(path) if path.is_dir() else [path])
+        if not path.is_dir():
+            return order_checkpoints([path])
+        return {**find_checkpoints(path)} or order_checkpoints([path] if find_entry(path) else _without_steps(path))
     if isinstance(checkpoints, Mapping):
         pairs = list(checkpoints.items())
         if bad := [step for step, _ in pairs if isinstance(step, bool) or not isinstance(step, int) or step < 0]:
@@ -41,7 +69,11 @@ def order_checkpoints(
         pairs = [(i if isinstance(c, Mapping) else parse_step(c), c) for i, c in enumerate(checkpoints)]
     if not pairs:
         raise CheckpointError("checkpoints: expected at least one, got none")
-    ordered: dict[int, Source] = {}
+    return _by_step(pairs)
+
+
+def _by_step(pairs: Sequence[tuple[int, _Some]]) -> dict[int, _Some]:
+    ordered: dict[int, _Some] = {}
     for step, source in sorted(pairs, key=lambda pair: pair[0]):
         if step in ordered:
             raise CheckpointError(f"step {step}: given twice, as {ordered[step]} and {source}; give {{step: path}}")
@@ -49,31 +81,27 @@ def order_checkpoints(
     return ordered
 
 
-def _in_folder(folder: Path) -> list[Path]:
-    """The checkpoints with a step that a folder holds, else itself where it is one; warns of what is left out."""
-    files, complete, others = _sorted_out(folder)
-    found = sorted(files + complete)
-    with_step = [path for path in found if has_step(path)]
-    if not with_step and find_entry(folder):
-        return [folder]
-    unfinished = [path.name for path in others if has_step(path)]
-    wanted = f"hold none of {', '.join(ENTRIES)}"
+def _without_steps(folder: Path) -> list[Path]:
+    """What may be weights in a folder without any step.
+
+    Raises:
+        CheckpointError: nothing.
+    """
+    found, unfinished = _sorted_out(folder)
     if not found:
-        empty = f", and {unfinished} {wanted}" if unfinished else ""
+        empty = f", and {unfinished} {_UNFINISHED}" if unfinished else ""
         raise CheckpointError(f"{folder}: holds no files ending in {', '.join(SUFFIXES)}, no folders of weights{empty}")
-    for names, why in (
-        ([path.name for path in found if path not in with_step] if with_step else [], "with no step in their names"),
-        (unfinished, f"which {wanted}: still being written?"),
-    ):
-        if names:
-            warnings.warn(f"{folder}: left out {names}, {why}", RuntimeWarning, stacklevel=4)
-    return with_step or found
+    return found
 
 
-def _sorted_out(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
-    """What is in a folder: files that may be weights, folders that are checkpoints, other folders."""
-    inside = sorted(folder.iterdir())
-    folders = [path for path in inside if path.is_dir()]
-    complete = [path for path in folders if find_entry(path)]
-    files = [path for path in inside if path.suffix in SUFFIXES and not _BESIDE.fullmatch(path.name)]
-    return [path for path in files if not path.is_dir()], complete, [path for path in folders if path not in complete]
+def _sorted_out(folder: Path) -> tuple[list[Path], list[str]]:
+    """What is in a folder: files and folders that may be weights, and the names of unfinished ones with a step."""
+    found, unfinished = [], []
+    with damage_named(folder):
+        inside = sorted(folder.iterdir())
+    for path in inside:
+        if path.is_dir() and not find_entry(path):
+            unfinished += [path.name] if has_step(path) else []
+        elif path.is_dir() or (path.suffix in SUFFIXES and not _BESIDE.fullmatch(path.name)):
+            found.append(path)
+    return found, unfinished

@@ -17,7 +17,7 @@ from torch import nn
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 from torch.distributed.checkpoint.state_dict import get_state_dict
 
-from phasefast.checkpoints import file_hash, load_into, read_state_dict
+from phasefast.checkpoints import file_hash, load_into, read_state_dict, weights_files
 from phasefast.errors import CheckpointError
 
 from .test_reading import STATE, equal
@@ -184,5 +184,6 @@ def test_the_fingerprint_is_that_of_all_parts(tmp_path: Path) -> None:
     folder = save(dict(STATE), tmp_path / "step_1")
     before = file_hash(folder)
     (part,) = folder.glob("*.distcp")
+    assert weights_files(folder) == [folder / ".metadata", part]
     part.write_bytes(part.read_bytes().replace(b"\x00\x3c", b"\x00\x3d"))
     assert file_hash(folder) != before

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from phasefast.checkpoints import order_checkpoints
+from phasefast.checkpoints import find_checkpoints, order_checkpoints
 from phasefast.errors import CheckpointError
 
 
@@ -51,9 +52,9 @@ def test_files_and_folders_are_ordered_together(tmp_path: Path) -> None:
     }
     touch(tmp_path, *entries.values(), "logs/events.bin", "config.json", "step_7.txt")
     expected = {step: tmp_path / name.split("/")[0] for step, name in entries.items()}
-    ordered = order_checkpoints(tmp_path)
-    assert ordered == expected
-    assert list(ordered) == sorted(entries)
+    for ordered in (order_checkpoints(tmp_path), find_checkpoints(str(tmp_path))):
+        assert ordered == expected
+        assert list(ordered) == sorted(entries)
 
 
 def test_what_trainers_save_beside_the_weights_is_not_taken_for_them(tmp_path: Path) -> None:
@@ -96,7 +97,27 @@ def test_folders_with_nothing_to_sweep_are_refused(tmp_path: Path) -> None:
         order_checkpoints(tmp_path / "final")
 
 
-def test_a_step_as_a_file_and_as_a_folder_is_refused(tmp_path: Path) -> None:
+def test_a_folder_with_none_yet_is_no_error_to_who_waits(tmp_path: Path) -> None:
+    assert find_checkpoints(tmp_path) == {}
+    touch(tmp_path, "checkpoint-2/config.json", "logs/a.txt", "optimizer.pt")
+    assert find_checkpoints(tmp_path) == {}
+    touch(tmp_path, "checkpoint-2/model.safetensors")
+    assert find_checkpoints(tmp_path / "checkpoint-2") == {}
+    assert find_checkpoints(tmp_path) == {2: tmp_path / "checkpoint-2"}
+    touch(tmp_path / "others", "final.pt", "best/model.safetensors", "step_3/config.json")
+    with pytest.warns(RuntimeWarning, match=r"left out \['step_3'\], .*still being written\?"):
+        assert find_checkpoints(tmp_path / "others") == {}
+
+
+@pytest.mark.parametrize(("name", "words"), [("nowhere", "no such file"), ("step_1.pt", "cannot be read")])
+def test_what_is_no_folder_is_named(tmp_path: Path, name: str, words: str) -> None:
+    touch(tmp_path, "step_1.pt")
+    with pytest.raises(CheckpointError, match=f"{name}: {words}"):
+        find_checkpoints(tmp_path / name)
+
+
+@pytest.mark.parametrize("ordering", [order_checkpoints, find_checkpoints])
+def test_a_step_as_a_file_and_as_a_folder_is_refused(tmp_path: Path, ordering: Callable[[Path], object]) -> None:
     touch(tmp_path, "step_1.pt", "step_1/model.safetensors")
     with pytest.raises(CheckpointError, match="step 1: given twice"):
-        order_checkpoints(tmp_path)
+        ordering(tmp_path)

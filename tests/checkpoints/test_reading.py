@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from phasefast.checkpoints import read_state_dict
+from phasefast.checkpoints import read_state_dict, weights_files
 from phasefast.errors import CheckpointError, DependencyError
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2).half(), "b.count": torch.tensor(3)}
@@ -46,6 +46,19 @@ def test_files_folders_and_shards(tmp_path: Path, save: Callable[..., object], n
     write_shards(tmp_path / "shards", save, name)
     assert equal(read_state_dict(tmp_path / "shards"), STATE)
     assert equal(read_state_dict(tmp_path / f"shards/{name}.index.json"), STATE)
+
+
+@pytest.mark.parametrize(("save", "name"), FORMS)
+def test_the_files_of_the_weights_are_those_that_are_read(
+    tmp_path: Path, save: Callable[..., object], name: str
+) -> None:
+    save(STATE, tmp_path / name)
+    torch.save({"state": {}}, tmp_path / "optimizer.pt")
+    assert weights_files(tmp_path) == weights_files(str(tmp_path / name)) == [tmp_path / name]
+    shards = write_shards(tmp_path / "shards", save, name)
+    assert weights_files(tmp_path / "shards") == [tmp_path / f"shards/{name}.index.json", *shards]
+    with pytest.raises(CheckpointError, match="expected a folder with one of"):
+        weights_files(tmp_path.parent)
 
 
 def test_of_two_forms_in_a_folder_safetensors_counts(tmp_path: Path) -> None:
