@@ -15,7 +15,8 @@ from .sources import BESIDE, ENTRIES, SUFFIXES, Source, find_entry
 from .steps import has_step, parse_step
 
 _BESIDE = re.compile(rf"{BESIDE}\.\w+")
-_UNFINISHED = f"hold none of {', '.join(ENTRIES)}"
+_TEMPORARY = re.compile(r"(tmp|\.).*|.*\.(tmp|part|partial|incomplete)")
+_UNFINISHED = f"have temporary names or hold none of {', '.join(ENTRIES)}"
 _Some = TypeVar("_Some", bound=Source)
 
 
@@ -49,7 +50,7 @@ def order_checkpoints(
     Args:
         checkpoints: ``{step: state dict or path}``; a list of paths, whose steps are in their names; a list of state
             dicts, whose steps are 0, 1, 2, ...; a file; a folder that is a checkpoint; or a folder of files and such
-            folders, of which those without a step in their names are left out, with a warning.
+            folders, of which unfinished ones and those without a step in their names are left out, with a warning.
 
     Raises:
         CheckpointError: nothing to sweep, a step that is missing, negative or there twice.
@@ -100,7 +101,7 @@ def _sorted_out(folder: Path) -> tuple[list[Path], list[str]]:
     with damage_named(folder):
         inside = sorted(folder.iterdir())
     for path in inside:
-        if path.is_dir() and not find_entry(path):
+        if _TEMPORARY.fullmatch(path.name) or (path.is_dir() and not find_entry(path)):
             unfinished += [path.name] if has_step(path) else []
         elif path.is_dir() or (path.suffix in SUFFIXES and not _BESIDE.fullmatch(path.name)):
             found.append(path)

@@ -71,7 +71,7 @@ def test_what_trainers_save_beside_the_weights_is_not_taken_for_them(tmp_path: P
 
 def test_folders_without_weights_are_left_out_aloud_where_they_have_a_step(tmp_path: Path) -> None:
     touch(tmp_path, "checkpoint-1/model.safetensors", "checkpoint-2/config.json", "logs/a.txt")
-    with pytest.warns(RuntimeWarning, match=r"left out \['checkpoint-2'\], which hold none of model.safetensors, "):
+    with pytest.warns(RuntimeWarning, match=r"left out \['checkpoint-2'\], which .* hold none of model.safetensors, "):
         assert list(order_checkpoints(tmp_path)) == [1]
 
 
@@ -81,11 +81,44 @@ def test_weights_of_the_end_beside_the_steps_are_left_out_aloud(tmp_path: Path) 
         assert list(order_checkpoints(tmp_path)) == [1]
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tmp-checkpoint-64/model.safetensors",
+        "tmp_step_64.pt",
+        ".step_64.pt",
+        ".checkpoint-64/model.safetensors",
+        "step_64.pt.tmp",
+        "step_64.pt.part",
+        "step_64.safetensors.partial",
+        "step_64.safetensors.incomplete",
+        "checkpoint-64.tmp/model.safetensors",
+    ],
+)
+def test_what_is_named_as_temporary_is_left_out_aloud(tmp_path: Path, name: str) -> None:
+    touch(tmp_path, name, "tmp.pt", ".cache/model.safetensors", "notes.tmp")
+    assert find_checkpoints(tmp_path) == {}
+    with pytest.raises(CheckpointError, match=rf"no folders of weights, and \['{name.split('/')[0]}'\] have temporary"):
+        order_checkpoints(tmp_path)
+    touch(tmp_path, "step_1.pt", "checkpoint-32/model.safetensors")
+    with pytest.warns(RuntimeWarning) as caught:
+        assert list(order_checkpoints(tmp_path)) == [1, 32]
+    (warning,) = caught
+    assert f"left out {[name.split('/')[0]]}, which have temporary names or " in str(warning.message)
+    assert "still being written?" in str(warning.message)
+
+
+def test_temporary_is_only_what_is_named_so(tmp_path: Path) -> None:
+    entries = {1: "attempt_step_1.pt", 2: "partial_step_2.pt", 3: "run.tmp-step_3.pt"}
+    touch(tmp_path, *entries.values())
+    assert find_checkpoints(tmp_path) == {step: tmp_path / name for step, name in entries.items()}
+
+
 def test_folders_with_nothing_to_sweep_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"holds no files ending in \.pt, .*, no folders of weights$"):
         order_checkpoints(tmp_path)
     touch(tmp_path, "checkpoint-2/config.json")
-    with pytest.raises(CheckpointError, match=r"\['checkpoint-2'\] hold none of model.safetensors"):
+    with pytest.raises(CheckpointError, match=r"\['checkpoint-2'\] .* hold none of model.safetensors"):
         order_checkpoints(tmp_path)
     touch(tmp_path, "final/model.safetensors")
     with (
