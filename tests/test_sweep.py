@@ -74,7 +74,8 @@ def test_a_folder_of_checkpoints_in_folders(
         torch.save({"state": {}}, folder / f"checkpoint-{step}/optimizer.pt")
         if step != last:
             save_file(state, folder / f"checkpoint-{step}/model.safetensors")
-    dcp.save({"model": checkpoints[last]}, checkpoint_id=folder / f"checkpoint-{last}", no_dist=True)
+    beside = {"optimizer": {"lr": 0.1, "momentum": torch.ones(3)}, "epoch": 3}
+    dcp.save({"model": checkpoints[last], **beside}, checkpoint_id=folder / f"checkpoint-{last}", no_dist=True)
     options = {"out": tmp_path / "b", "layers": "hidden"}
     got = pf.sweep(net, folder, probe_set, **options)
     assert without_seconds(got) == without_seconds(expected)
