@@ -11,7 +11,7 @@ from typing import Any, Unpack
 from torch import nn
 
 from .checkpoints import file_hash, load_into, order_checkpoints, read_ahead, read_state_dict, state_hash
-from .checkpoints.steps import Source
+from .checkpoints.sources import Source
 from .engine import Engine, ProbeOptions
 from .errors import LASTING, ArgumentError, PhasefastError, StoreError, SweepError
 from .progress import progress
@@ -37,7 +37,8 @@ def sweep(
 
     Args:
         model: gives the architecture; left exactly as it was found.
-        checkpoints: ``{step: state dict or file}``, a list of state dicts or of files, or a folder.
+        checkpoints: ``{step: state dict or path}``, a list of state dicts or of paths, or a folder; see the README for
+            what is read.
         out: directory whose ``scores/`` gets one Parquet shard per step, whole or not at all, and ``cache/`` what later
             sweeps of the same data and targets need not make again.
         run: label of the rows. weights_only: see ``torch.load``.

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import save_file
 
 import phasefast as pf
 from phasefast.errors import ArgumentError, CheckpointError, LayerError, StoreError, SweepError
@@ -59,6 +61,43 @@ def test_files_folders_and_prefixes(net: SmallNet, probe_set: pf.ProbeSet, check
     for number, source in enumerate([folder, sorted(folder.iterdir(), reverse=True)]):
         got = pf.sweep(net, source, probe_set, out=tmp_path / str(number), layers="hidden")
         assert without_seconds(got) == without_seconds(expected)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_folder_of_checkpoints_in_folders(
+    net: SmallNet, probe_set: pf.ProbeSet, checkpoints: dict, tmp_path: Path
+) -> None:
+    expected = pf.sweep(net, checkpoints, probe_set, out=tmp_path / "a", layers="hidden")
+    folder, last = tmp_path / "checkpoints", STEPS[-1]
+    for step, state in checkpoints.items():
+        (folder / f"checkpoint-{step}").mkdir(parents=True)
+        torch.save({"state": {}}, folder / f"checkpoint-{step}/optimizer.pt")
+        if step != last:
+            save_file(state, folder / f"checkpoint-{step}/model.safetensors")
+    beside = {"optimizer": {"lr": 0.1, "momentum": torch.ones(3)}, "epoch": 3}
+    dcp.save({"model": checkpoints[last], **beside}, checkpoint_id=folder / f"checkpoint-{last}", no_dist=True)
+    options = {"out": tmp_path / "b", "layers": "hidden"}
+    got = pf.sweep(net, folder, probe_set, **options)
+    assert without_seconds(got) == without_seconds(expected)
+    assert pf.sweep(net, folder, probe_set, **options).to_arrow().equals(got.to_arrow())
+
+    torch.save({"state": {1: torch.ones(1)}}, folder / "checkpoint-1/optimizer.pt")
+    pf.sweep(net, folder, probe_set, **options)
+    save_file(checkpoints[2], folder / "checkpoint-1/model.safetensors")
+    with pytest.raises(StoreError, match="step 1 is stored already, but was measured on other weights"):
+        pf.sweep(net, folder, probe_set, **options)
+
+
+def test_without_safetensors_the_other_files_are_measured(
+    net: SmallNet, probe_set: pf.ProbeSet, checkpoints: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_file(checkpoints[0], tmp_path / "step_0.safetensors")
+    torch.save(checkpoints[1], tmp_path / "step_1.pt")
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(SweepError, match=r"(?s)1 of 2 .*step_0.safetensors: .*phasefast\[hf\]") as caught:
+        pf.sweep(net, tmp_path, probe_set, out=tmp_path / "out", layers="hidden")
+    assert "step 1" not in str(caught.value)
+    assert pf.read_scores(tmp_path / "out").steps == [1]
 
 
 def test_killed_between_checkpoints_continues_and_ends_identical(

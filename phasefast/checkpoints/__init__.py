@@ -2,7 +2,20 @@
 
 from .ahead import read_ahead
 from .fingerprint import file_hash, state_hash
-from .steps import order_checkpoints, parse_step
-from .torch_files import load_into, read_state_dict
+from .loading import load_into
+from .ordering import find_checkpoints, order_checkpoints
+from .reading import read_state_dict
+from .sources import weights_files
+from .steps import parse_step
 
-__all__ = ["file_hash", "load_into", "order_checkpoints", "parse_step", "read_ahead", "read_state_dict", "state_hash"]
+__all__ = [
+    "file_hash",
+    "find_checkpoints",
+    "load_into",
+    "order_checkpoints",
+    "parse_step",
+    "read_ahead",
+    "read_state_dict",
+    "state_hash",
+    "weights_files",
+]

@@ -9,8 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from .steps import Source
-from .torch_files import read_state_dict
+from .reading import read_state_dict
+from .sources import Source
 
 State = dict[str, Tensor]
 

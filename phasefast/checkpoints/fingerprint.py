@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
+from .messages import damage_named
+from .sources import TORCH_SUFFIXES, weights_files
 
 _SAMPLE = 4096
 _EDGE = 1 << 18
+_BLOCKS = 256
 
 
 def state_hash(state: Mapping[str, Any]) -> str:
@@ -30,21 +33,31 @@ def state_hash(state: Mapping[str, Any]) -> str:
 
 
 def file_hash(path: str | os.PathLike[str]) -> str:
-    """Hash of a file's size, head and tail; the tail of a file of ``torch.save`` holds checksums of all its tensors.
+    """Hash of a checkpoint on disk; of a folder, of the names and hashes of the files that its weights are in.
 
     Raises:
-        CheckpointError: the file cannot be read.
+        CheckpointError: it cannot be read.
+    """
+    files = weights_files(path)
+    if files == [Path(path)]:
+        return _of_file(files[0])
+    listed = " ".join(f"{file.name}:{_of_file(file)}" for file in files)
+    return hashlib.blake2b(listed.encode(), digest_size=8).hexdigest()
+
+
+def _of_file(path: Path) -> str:
+    """Hash of a file's size, head and tail, and of evenly spaced blocks.
+
+    The tail of a file of ``torch.save`` holds checksums of all its tensors, so that it needs no blocks.
     """
     digest = hashlib.blake2b(digest_size=8)
-    try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            digest.update(f"{size}".encode())
-            digest.update(file.read(_EDGE))
-            file.seek(max(0, size - _EDGE))
-            digest.update(file.read(_EDGE))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{os.fspath(path)}: no such file") from error
-    except OSError as error:
-        raise CheckpointError(f"{os.fspath(path)}: cannot be read ({error})") from error
+    with damage_named(path), path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        digest.update(f"{size}".encode())
+        digest.update(file.read(_EDGE))
+        for block in () if path.suffix in TORCH_SUFFIXES else range(1, _BLOCKS):
+            file.seek(size * block // _BLOCKS)
+            digest.update(file.read(_SAMPLE))
+        file.seek(max(0, size - _EDGE))
+        digest.update(file.read(_EDGE))
     return digest.hexdigest()

@@ -1,13 +1,10 @@
-"""Steps in file names, and folders of files."""
+"""Steps in names of files and folders."""
 
 from __future__ import annotations
 
-import warnings
-from pathlib import Path
-
 import pytest
 
-from phasefast.checkpoints import order_checkpoints, parse_step
+from phasefast.checkpoints import parse_step
 from phasefast.errors import CheckpointError
 
 
@@ -32,6 +29,11 @@ from phasefast.errors import CheckpointError
         ("net.128.pth", 128),
         ("epoch3.pt", 3),
         ("model128.pt", 128),
+        ("model_00010000.safetensors", 10_000),
+        ("epoch=99-step=500400.ckpt", 500_400),
+        ("global_step500", 500),
+        ("step_100", 100),
+        ("run/epoch=1-step=64/", 64),
     ],
 )
 def test_a_step_is_read_as_it_is_meant(name: str, step: int) -> None:
@@ -55,20 +57,3 @@ def test_a_step_is_read_as_it_is_meant(name: str, step: int) -> None:
 def test_what_may_mean_something_else_is_refused(name: str) -> None:
     with pytest.raises(CheckpointError, match="no step in its name"):
         parse_step(name)
-
-
-def test_files_of_a_folder_without_a_step_are_left_out_aloud(tmp_path: Path) -> None:
-    for name in ("step_2.pt", "step_1.pt", "last.ckpt", "notes.txt"):
-        (tmp_path / name).touch()
-    with pytest.warns(RuntimeWarning, match=r"left out \['last.ckpt'\]"):
-        assert order_checkpoints(tmp_path) == {1: tmp_path / "step_1.pt", 2: tmp_path / "step_2.pt"}
-    (tmp_path / "last.ckpt").unlink()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert list(order_checkpoints(tmp_path)) == [1, 2]
-
-
-def test_a_folder_without_any_step_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "best.pt").touch()
-    with pytest.raises(CheckpointError, match=r"best.pt: no step in its name"):
-        order_checkpoints(tmp_path)

@@ -1,0 +1,27 @@
+"""Indexes of checkpoints that are split into shards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+from .messages import damage_named
+
+
+def read_index(path: Path) -> dict[str, set[str]]:
+    """The names of tensors in each shard, by the file name of the shard.
+
+    Raises:
+        CheckpointError: missing, damaged, or without a map of weights.
+    """
+    with damage_named(path):
+        loaded: Any = json.loads(path.read_text(encoding="utf-8"))
+    weight_map = loaded.get("weight_map") if isinstance(loaded, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
+        raise CheckpointError(f"{path}: expected a 'weight_map' of names to shards, got none; save the model again")
+    shards: dict[str, set[str]] = {shard: set() for shard in sorted(set(weight_map.values()))}
+    for name, shard in weight_map.items():
+        shards[shard].add(name)
+    return shards

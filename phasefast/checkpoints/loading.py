@@ -1,0 +1,78 @@
+"""State dicts loaded into a model, with errors that name the keys."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+from .messages import shown
+
+
+def load_into(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    """Load a state dict whose keys and shapes must be the model's.
+
+    The keys may stand under one prefix, such as those of ``torch.compile``, DDP or a Lightning module: what is not
+    under it is left alone. Of tensors that the model ties, one is enough.
+
+    Raises:
+        CheckpointError: names the checkpoint and the keys that are missing, unexpected or of another shape, or the
+            prefixes where there are several to choose from.
+    """
+    own = model.state_dict(keep_vars=True)
+    prefix = _prefix(state, own, name)
+    state = _with_ties(_under(state, prefix), own)
+    problems = [
+        f"{what} {shown(keys)}"
+        for what, keys in (
+            ("lacks the keys", own.keys() - state.keys()),
+            ("has unexpected keys", state.keys() - own.keys()),
+        )
+        if keys
+    ]
+    wrong = [
+        f"{key} has shape {tuple(state[key].shape)}, the model's is {tuple(value.shape)}"
+        for key, value in own.items()
+        if key in state and isinstance(value, Tensor) and state[key].shape != value.shape
+    ]
+    problems += wrong[:5]
+    if problems:
+        under = f" under {prefix!r}" if prefix else ""
+        raise CheckpointError(f"{name} does not fit {type(model).__name__}: it{under} " + "; it ".join(problems))
+    model.load_state_dict(state)
+
+
+def _prefix(state: Mapping[str, Tensor], own: Mapping[str, Any], name: str) -> str:
+    """The one under which all of the model's keys stand, and no others; else the one with most of them."""
+    if _fits(state, own):
+        return ""
+    counts = Counter(key[:start] for key in state for start in _starts(key) if key[start:] in own)
+    enough = len({id(value) for value in own.values()})  # tied ones may be there once
+    fitting = [prefix for prefix, count in counts.items() if count >= enough and _fits(_under(state, prefix), own)]
+    if len(fitting) > 1:
+        raise CheckpointError(
+            f"{name}: expected the model's keys under one prefix, they are under each of {shown(fitting)}; "
+            "give {step: state dict} with those of one"
+        )
+    return fitting[0] if fitting else max(counts, key=lambda prefix: counts[prefix], default="")
+
+
+def _starts(key: str) -> Iterable[int]:
+    return (0, *(place + 1 for place, letter in enumerate(key) if letter == "."))
+
+
+def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _fits(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> bool:
+    return _with_ties(state, own).keys() == own.keys()
+
+
+def _with_ties(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The state with the values of absent keys whose tensors are, in the model, those of keys that are there."""
+    there = {id(own[key]): value for key, value in state.items() if isinstance(own.get(key), Tensor)}
+    return {**{key: there[id(value)] for key, value in own.items() if id(value) in there}, **state}

@@ -1,0 +1,38 @@
+"""What messages about checkpoints have in common."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+
+from ..errors import CheckpointError, PhasefastError
+
+
+@contextlib.contextmanager
+def damage_named(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Make a CheckpointError that names ``path`` of whatever goes wrong while it is read."""
+    name = os.fspath(path)
+    try:
+        yield
+    except PhasefastError:
+        raise
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{error.filename or name}: no such file") from error
+    except Exception as error:  # a damaged pickle can raise anything
+        detail = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{name}: cannot be read, perhaps truncated or still being written ({detail})") from error
+
+
+def not_plain(path: str | os.PathLike[str]) -> CheckpointError:
+    """The error of a checkpoint that only unpickling arbitrary objects would read."""
+    return CheckpointError(
+        f"{os.fspath(path)}: holds more than plain tensors; save model.state_dict(), or, if you trust it and there is "
+        "a state dict in it, pass weights_only=False"
+    )
+
+
+def shown(names: Iterable[str], most: int = 5) -> str:
+    """Names as part of a message, the first few of many."""
+    listed = sorted(names)
+    return f"{listed[:most]}{' ...' if len(listed) > most else ''}"

@@ -1,0 +1,25 @@
+"""Files of safetensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from ..errors import DependencyError
+from .messages import damage_named
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors in a file, on the CPU.
+
+    Raises:
+        CheckpointError: missing or damaged; names the file.
+        DependencyError: safetensors is missing.
+    """
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise DependencyError(f"{path}: reading it needs safetensors: pip install 'phasefast[hf]'") from error
+    with damage_named(path):
+        return load_file(path)

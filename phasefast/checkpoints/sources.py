@@ -1,0 +1,64 @@
+"""What a path of a checkpoint is, and in which files its weights are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+from .index import read_index
+
+Source = str | os.PathLike[str] | Mapping[str, Any]
+TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+SAFETENSORS = ".safetensors"
+SUFFIXES = (*TORCH_SUFFIXES, SAFETENSORS)
+INDEX = ".index.json"
+DISTRIBUTED = ".metadata"
+# The keys of weights beside other things, and the names of such things, also one for each rank or group.
+NESTED = ("state_dict", "model_state_dict", "model", "app")
+BESIDE = (
+    r"(?:optim(?:izer)?s?|(?:lr_)?schedulers?|(?:grad_)?scalers?|data_?loaders?|rng(?:_states?)?|training_args)"
+    r"(?:[-_]?\d+)?"
+)
+# Of several in a folder the first counts, in the order of transformers.
+ENTRIES = (
+    f"model{SAFETENSORS}",
+    f"model{SAFETENSORS}{INDEX}",
+    "pytorch_model.bin",
+    f"pytorch_model.bin{INDEX}",
+    DISTRIBUTED,
+)
+
+
+def find_entry(folder: Path) -> Path | None:
+    """The file by which the checkpoint in a folder is read; None where the folder is no checkpoint."""
+    return next((folder / name for name in ENTRIES if (folder / name).is_file()), None)
+
+
+def entry_of(path: str | os.PathLike[str]) -> Path:
+    """The file by which a checkpoint is read: itself, or the one in a folder.
+
+    Raises:
+        CheckpointError: a folder without one.
+    """
+    path = Path(path)
+    entry = find_entry(path) if path.is_dir() else path
+    if entry is None:
+        raise CheckpointError(f"{path}: expected a folder with one of {', '.join(ENTRIES)}; is it still being written?")
+    return entry
+
+
+def weights_files(path: str | os.PathLike[str]) -> list[Path]:
+    """All files that the weights of a checkpoint are read from.
+
+    Raises:
+        CheckpointError: a folder that is no checkpoint, or an index that cannot be read.
+    """
+    entry = entry_of(path)
+    if entry.name == DISTRIBUTED:
+        return [entry, *sorted(entry.parent.glob("*.distcp"))]
+    if entry.name.endswith(INDEX):
+        return [entry, *(entry.parent / shard for shard in read_index(entry))]
+    return [entry]

@@ -1,0 +1,100 @@
+"""Prefixes of keys and tied tensors: what fits is loaded, and nothing is dropped unsaid."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from phasefast.checkpoints import load_into
+from phasefast.errors import CheckpointError
+
+
+class Tied(nn.Module):
+    """An output layer that shares the embedding's weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(5, 3)
+        self.lm_head = nn.Linear(3, 5)
+        self.lm_head.weight = self.embed.weight
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+
+def under(prefix: str, model: nn.Module) -> dict[str, Tensor]:
+    return {prefix + key: value.clone() for key, value in model.state_dict().items()}
+
+
+def same(left: nn.Module, right: nn.Module) -> bool:
+    return all(torch.equal(value, right.state_dict()[key]) for key, value in left.state_dict().items())
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", "net.", "module._orig_mod.", "model.backbone.0."])
+@pytest.mark.parametrize("extra", [{}, {"loss_fn.weight": torch.ones(2)}, {"head.0.bias": torch.ones(4)}])
+def test_the_one_prefix_that_fits_is_stripped(prefix: str, extra: dict[str, Tensor]) -> None:
+    saved, model = network(), network()
+    state = {**extra, **under(prefix, saved)}
+    if extra and not prefix:
+        with pytest.raises(CheckpointError, match=rf"does not fit .* unexpected keys \['{next(iter(extra))}'"):
+            load_into(model, state, "x.ckpt")
+        assert not same(model, saved)
+    else:
+        load_into(model, state, "x.ckpt")
+        assert same(model, saved)
+
+
+def test_two_networks_that_fit_are_refused() -> None:
+    state = {**under("student.", network()), **under("teacher.", network())}
+    with pytest.raises(CheckpointError, match=r"under each of \['student.', 'teacher.'\]; give"):
+        load_into(network(), state, "x.ckpt")
+
+
+def test_the_models_own_keys_count_before_any_prefix() -> None:
+    saved, model = network(), network()
+    outer = nn.ModuleDict({"net": nn.ModuleDict({"net": network()})})
+    load_into(outer, under("", outer), "x")
+    saved.add_module("ema", network())
+    model.add_module("ema", network())
+    load_into(model, under("", saved), "x")
+    assert same(model, saved)
+
+
+def test_keys_under_a_prefix_are_named_without_it() -> None:
+    state = under("model.", network())
+    del state["model.2.bias"]
+    with pytest.raises(CheckpointError, match=r"it under 'model.' lacks the keys \['2.bias'\]$"):
+        load_into(network(), {**state, "loss_fn.weight": torch.ones(1)}, "x.ckpt")
+    state = {**under("model.", network()), "model.3.weight": torch.ones(1)}
+    with pytest.raises(CheckpointError, match=r"it under 'model.' has unexpected keys \['3.weight'\]$"):
+        load_into(network(), state, "x.ckpt")
+    state = {**under("model.", network()), "model.2.bias": torch.ones(9)}
+    with pytest.raises(CheckpointError, match=r"2.bias has shape \(9,\), the model's is \(2,\)$"):
+        load_into(network(), state, "x.ckpt")
+    with pytest.raises(CheckpointError, match=r"lacks the keys \['0.bias', .* \.\.\.; it has unexpected"):
+        load_into(network(), {"other": torch.ones(1)}, "x.ckpt")
+
+
+@pytest.mark.parametrize("absent", ["embed.weight", "lm_head.weight"])
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_one_of_tied_tensors_is_enough(absent: str, prefix: str) -> None:
+    saved, model = Tied(), Tied()
+    state = under(prefix, saved)
+    del state[prefix + absent]
+    load_into(model, state, "x.safetensors")
+    assert same(model, saved)
+    assert model.lm_head.weight is model.embed.weight
+
+
+def test_none_of_tied_tensors_is_too_few_and_equal_ones_are_not_tied() -> None:
+    state = under("", Tied())
+    few = {"lm_head.bias": state["lm_head.bias"]}
+    with pytest.raises(CheckpointError, match=r"lacks the keys \['embed.weight', 'lm_head.weight'\]"):
+        load_into(Tied(), few, "x")
+    untied = Tied()
+    untied.lm_head.weight = nn.Parameter(untied.embed.weight.detach().clone())
+    del state["lm_head.weight"]
+    with pytest.raises(CheckpointError, match=r"lacks the keys \['lm_head.weight'\]"):
+        load_into(untied, state, "x")

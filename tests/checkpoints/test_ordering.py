@@ -1,0 +1,156 @@
+"""Folders of checkpoints: what is swept, what is left out, and what is said of it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from phasefast.checkpoints import find_checkpoints, order_checkpoints
+from phasefast.errors import CheckpointError
+
+
+def test_files_of_a_folder_without_a_step_are_left_out_aloud(tmp_path: Path) -> None:
+    for name in ("step_2.pt", "step_1.pt", "last.ckpt", "notes.txt"):
+        (tmp_path / name).touch()
+    with pytest.warns(RuntimeWarning, match=r"left out \['last.ckpt'\]"):
+        assert order_checkpoints(tmp_path) == {1: tmp_path / "step_1.pt", 2: tmp_path / "step_2.pt"}
+    (tmp_path / "last.ckpt").unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert list(order_checkpoints(tmp_path)) == [1, 2]
+
+
+def test_a_folder_without_any_step_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "best.pt").touch()
+    with pytest.raises(CheckpointError, match=r"best.pt: no step in its name"):
+        order_checkpoints(tmp_path)
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+@pytest.fixture(autouse=True)
+def _no_warnings() -> None:
+    warnings.simplefilter("error", RuntimeWarning)
+
+
+def test_files_and_folders_are_ordered_together(tmp_path: Path) -> None:
+    entries = {
+        0: "step_0.safetensors",
+        64: "checkpoint-64/model.safetensors",
+        100: "step_100/model.safetensors.index.json",
+        128: "checkpoint-128/pytorch_model.bin",
+        200: "epoch=0-step=200/pytorch_model.bin.index.json",
+        500: "global_step500/.metadata",
+        1000: "epoch=1-step=1000.ckpt/.metadata",
+    }
+    touch(tmp_path, *entries.values(), "logs/events.bin", "config.json", "step_7.txt")
+    expected = {step: tmp_path / name.split("/")[0] for step, name in entries.items()}
+    for ordered in (order_checkpoints(tmp_path), find_checkpoints(str(tmp_path))):
+        assert ordered == expected
+        assert list(ordered) == sorted(entries)
+
+
+def test_what_trainers_save_beside_the_weights_is_not_taken_for_them(tmp_path: Path) -> None:
+    beside = ("optimizer.pt", "optimizer_1.bin", "scheduler.pt", "scaler.pt", "training_args.bin", "rng_state_0.pth")
+    beside += ("optim-00001.pt", "lr_scheduler_2.pt", "dataloader_3.pt")
+    shards = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json")
+    folder = tmp_path / "checkpoint-64"
+    touch(folder, *beside, *shards, "global_step64/mp_rank_00_model_states.pt")
+    assert order_checkpoints(folder) == {64: folder}
+    assert order_checkpoints([folder]) == {64: folder}
+    touch(tmp_path, *beside)
+    assert order_checkpoints(tmp_path) == {64: folder}
+
+
+def test_folders_without_weights_are_left_out_aloud_where_they_have_a_step(tmp_path: Path) -> None:
+    touch(tmp_path, "checkpoint-1/model.safetensors", "checkpoint-2/config.json", "logs/a.txt")
+    with pytest.warns(RuntimeWarning, match=r"left out \['checkpoint-2'\], which .* hold none of model.safetensors, "):
+        assert list(order_checkpoints(tmp_path)) == [1]
+
+
+def test_weights_of_the_end_beside_the_steps_are_left_out_aloud(tmp_path: Path) -> None:
+    touch(tmp_path, "checkpoint-1/model.safetensors", "model.safetensors", "best/model.safetensors")
+    with pytest.warns(RuntimeWarning, match=r"left out \['best', 'model.safetensors'\], with no step"):
+        assert list(order_checkpoints(tmp_path)) == [1]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tmp-checkpoint-64/model.safetensors",
+        "tmp_step_64.pt",
+        ".step_64.pt",
+        ".checkpoint-64/model.safetensors",
+        "step_64.pt.tmp",
+        "step_64.pt.part",
+        "step_64.safetensors.partial",
+        "step_64.safetensors.incomplete",
+        "checkpoint-64.tmp/model.safetensors",
+    ],
+)
+def test_what_is_named_as_temporary_is_left_out_aloud(tmp_path: Path, name: str) -> None:
+    touch(tmp_path, name, "tmp.pt", ".cache/model.safetensors", "notes.tmp")
+    assert find_checkpoints(tmp_path) == {}
+    with pytest.raises(CheckpointError, match=rf"no folders of weights, and \['{name.split('/')[0]}'\] have temporary"):
+        order_checkpoints(tmp_path)
+    touch(tmp_path, "step_1.pt", "checkpoint-32/model.safetensors")
+    with pytest.warns(RuntimeWarning) as caught:
+        assert list(order_checkpoints(tmp_path)) == [1, 32]
+    (warning,) = caught
+    assert f"left out {[name.split('/')[0]]}, which have temporary names or " in str(warning.message)
+    assert "still being written?" in str(warning.message)
+
+
+def test_temporary_is_only_what_is_named_so(tmp_path: Path) -> None:
+    entries = {1: "attempt_step_1.pt", 2: "partial_step_2.pt", 3: "run.tmp-step_3.pt"}
+    touch(tmp_path, *entries.values())
+    assert find_checkpoints(tmp_path) == {step: tmp_path / name for step, name in entries.items()}
+
+
+def test_folders_with_nothing_to_sweep_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"holds no files ending in \.pt, .*, no folders of weights$"):
+        order_checkpoints(tmp_path)
+    touch(tmp_path, "checkpoint-2/config.json")
+    with pytest.raises(CheckpointError, match=r"\['checkpoint-2'\] .* hold none of model.safetensors"):
+        order_checkpoints(tmp_path)
+    touch(tmp_path, "final/model.safetensors")
+    with (
+        pytest.warns(RuntimeWarning, match="checkpoint-2"),
+        pytest.raises(CheckpointError, match="final: no step in its name"),
+    ):
+        order_checkpoints(tmp_path)
+    with pytest.raises(CheckpointError, match="final: no step in its name"):
+        order_checkpoints(tmp_path / "final")
+
+
+def test_a_folder_with_none_yet_is_no_error_to_who_waits(tmp_path: Path) -> None:
+    assert find_checkpoints(tmp_path) == {}
+    touch(tmp_path, "checkpoint-2/config.json", "logs/a.txt", "optimizer.pt")
+    assert find_checkpoints(tmp_path) == {}
+    touch(tmp_path, "checkpoint-2/model.safetensors")
+    assert find_checkpoints(tmp_path / "checkpoint-2") == {}
+    assert find_checkpoints(tmp_path) == {2: tmp_path / "checkpoint-2"}
+    touch(tmp_path / "others", "final.pt", "best/model.safetensors", "step_3/config.json")
+    with pytest.warns(RuntimeWarning, match=r"left out \['step_3'\], .*still being written\?"):
+        assert find_checkpoints(tmp_path / "others") == {}
+
+
+@pytest.mark.parametrize(("name", "words"), [("nowhere", "no such file"), ("step_1.pt", "cannot be read")])
+def test_what_is_no_folder_is_named(tmp_path: Path, name: str, words: str) -> None:
+    touch(tmp_path, "step_1.pt")
+    with pytest.raises(CheckpointError, match=f"{name}: {words}"):
+        find_checkpoints(tmp_path / name)
+
+
+@pytest.mark.parametrize("ordering", [order_checkpoints, find_checkpoints])
+def test_a_step_as_a_file_and_as_a_folder_is_refused(tmp_path: Path, ordering: Callable[[Path], object]) -> None:
+    touch(tmp_path, "step_1.pt", "step_1/model.safetensors")
+    with pytest.raises(CheckpointError, match="step 1: given twice"):
+        ordering(tmp_path)

@@ -1,0 +1,122 @@
+"""Every form of a checkpoint gives the tensors that were saved; what is damaged or incomplete is named."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from phasefast.checkpoints import read_state_dict, weights_files
+from phasefast.errors import CheckpointError, DependencyError
+
+STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2).half(), "b.count": torch.tensor(3)}
+FORMS: list[tuple[Callable[..., object], str]] = [(save_file, "model.safetensors"), (torch.save, "pytorch_model.bin")]
+
+
+def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    same = all(left[name].dtype == right[name].dtype and torch.equal(left[name], right[name]) for name in left)
+    return left.keys() == right.keys() and same
+
+
+def write_shards(folder: Path, save: Callable[..., object], name: str) -> list[Path]:
+    """STATE in two shards with their index."""
+    stem, suffix = name.split(".")
+    shards = [f"{stem}-0000{i}-of-00002.{suffix}" for i in (1, 2)]
+    parts = [{"a.weight": STATE["a.weight"]}, {name: STATE[name] for name in ("a.bias", "b.count")}]
+    folder.mkdir(exist_ok=True)
+    for shard, part in zip(shards, parts):
+        save(part, folder / shard)
+    weight_map = {name: shard for shard, part in zip(shards, parts) for name in part}
+    (folder / f"{name}.index.json").write_text(json.dumps({"metadata": {"total_size": 44}, "weight_map": weight_map}))
+    return [folder / shard for shard in shards]
+
+
+@pytest.mark.parametrize(("save", "name"), FORMS)
+def test_files_folders_and_shards(tmp_path: Path, save: Callable[..., object], name: str) -> None:
+    save(STATE, tmp_path / name)
+    torch.save({"state": {}}, tmp_path / "optimizer.pt")
+    assert equal(read_state_dict(tmp_path / name), STATE)
+    assert equal(read_state_dict(str(tmp_path)), STATE)
+    write_shards(tmp_path / "shards", save, name)
+    assert equal(read_state_dict(tmp_path / "shards"), STATE)
+    assert equal(read_state_dict(tmp_path / f"shards/{name}.index.json"), STATE)
+
+
+@pytest.mark.parametrize(("save", "name"), FORMS)
+def test_the_files_of_the_weights_are_those_that_are_read(
+    tmp_path: Path, save: Callable[..., object], name: str
+) -> None:
+    save(STATE, tmp_path / name)
+    torch.save({"state": {}}, tmp_path / "optimizer.pt")
+    assert weights_files(tmp_path) == weights_files(str(tmp_path / name)) == [tmp_path / name]
+    shards = write_shards(tmp_path / "shards", save, name)
+    assert weights_files(tmp_path / "shards") == [tmp_path / f"shards/{name}.index.json", *shards]
+    with pytest.raises(CheckpointError, match="expected a folder with one of"):
+        weights_files(tmp_path.parent)
+
+
+def test_of_two_forms_in_a_folder_safetensors_counts(tmp_path: Path) -> None:
+    torch.save({"other": torch.ones(1)}, tmp_path / "pytorch_model.bin")
+    save_file(STATE, tmp_path / "model.safetensors")
+    assert equal(read_state_dict(tmp_path), STATE)
+
+
+@pytest.mark.parametrize(("save", "name"), FORMS)
+def test_incomplete_shards_are_named(tmp_path: Path, save: Callable[..., object], name: str) -> None:
+    first, second = write_shards(tmp_path, save, name)
+    save({"a.bias": STATE["a.bias"]}, second)
+    with pytest.raises(CheckpointError, match=rf"{second.name}: expected \['b.count'\] in it, as {name}.index.json"):
+        read_state_dict(tmp_path)
+    first.unlink()
+    with pytest.raises(CheckpointError, match=rf"index.json: lists 2 shards, but \['{first.name}'\] are not there"):
+        read_state_dict(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "cannot be read, perhaps truncated"),
+        ("[]", "expected a 'weight_map'"),
+        ('{"metadata": {}}', "expected a 'weight_map'"),
+        ('{"weight_map": {"a": 1}}', "expected a 'weight_map'"),
+    ],
+)
+def test_a_bad_index_is_named(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(CheckpointError, match=rf"model.safetensors.index.json: {words}"):
+        read_state_dict(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 60, -4])
+def test_damaged_safetensors_are_named(tmp_path: Path, kept: int) -> None:
+    path = tmp_path / "step_1.safetensors"
+    save_file(STATE, path)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(CheckpointError, match=r"step_1.safetensors: cannot be read, perhaps truncated"):
+        read_state_dict(path)
+
+
+def test_without_safetensors_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file(STATE, tmp_path / "step_1.safetensors")
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(DependencyError, match=r"step_1.safetensors: .* pip install 'phasefast\[hf\]'"):
+        read_state_dict(tmp_path / "step_1.safetensors")
+
+
+def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"step_1.safetensors: no such file"):
+        read_state_dict(tmp_path / "step_1.safetensors")
+    with pytest.raises(CheckpointError, match=r"expected a folder with one of model.safetensors, .*still being"):
+        read_state_dict(tmp_path)
+
+
+def test_weights_beside_other_things(tmp_path: Path) -> None:
+    for number, saved in enumerate(({"state_dict": STATE, "epoch": 3}, {"app": {"model": STATE, "optim": {}}})):
+        torch.save(saved, tmp_path / f"{number}.ckpt")
+        assert equal(read_state_dict(tmp_path / f"{number}.ckpt"), STATE)
