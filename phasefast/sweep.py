@@ -92,6 +92,7 @@ class Sweeper:
         self._engine, self._out, self._weights_only = Engine(model, probe_set, run, out, **options), out, weights_only
         self._done = open_store(out, self._engine.config_hash, self._engine.settings, overwrite)
         self._unchecked = set(self._done)
+        self._measured = False
 
     @property
     def steps(self) -> list[int]:
@@ -128,11 +129,11 @@ class Sweeper:
                         if not isinstance(source, Mapping):
                             scores = scores.with_column("source_hash", file_hash(source))
                         scores.write_shard(self._out)
-                        self._done[step] = scores
+                        self._done[step], self._measured = scores, True
                     except StoreError:
                         raise
                     except PhasefastError as error:
-                        if isinstance(error, LASTING) and not self._done:
+                        if isinstance(error, LASTING) and not self._measured:
                             raise
                         failures[step] = error
                     update(index + 1, f"step {step}" + (" failed" if step in failures else ""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -10,14 +11,15 @@ from typing import Unpack
 
 from torch import nn
 
-from .checkpoints import order_checkpoints
-from .checkpoints.steps import Source
+from .checkpoints import find_checkpoints, weights_files
 from .engine import ProbeOptions
 from .errors import CheckpointError
 from .notices import warn
 from .scores import Scores
 from .stages.probe_set import ProbeSet
 from .sweep import Sweeper
+
+_Written = list[tuple[int, int]]
 
 
 def watch(
@@ -51,12 +53,12 @@ def watch(
 
 
 def _rounds(sweeper: Sweeper, folder: str | os.PathLike[str], every: float) -> Iterator[Scores]:
-    failed: dict[int, int] = {}  # steps, and when their checkpoints had last been written
+    failed: dict[int, _Written] = {}
     seen: list[int] = []
     while True:
-        found = _checkpoints(folder)
-        written = {step: _written(source) for step, source in found.items()}  # before they are read
-        ready = {step: source for step, source in found.items() if failed.get(step) != written[step]}
+        found = find_checkpoints(folder)
+        written = {step: _written(path) for step, path in found.items()}  # before they are read
+        ready = {step: path for step, path in found.items() if failed.get(step) != written[step]}
         for step, error in sweeper.measure(ready).items():
             failed[step] = written[step]
             warn(f"step {step} is tried again when it has changed: {error}")
@@ -66,13 +68,12 @@ def _rounds(sweeper: Sweeper, folder: str | os.PathLike[str], every: float) -> I
         time.sleep(every)
 
 
-def _checkpoints(folder: str | os.PathLike[str]) -> dict[int, Source]:
-    """Those in the folder, by step; none where there are none yet."""
-    return order_checkpoints(folder) if any(os.scandir(folder)) else {}
-
-
-def _written(source: Source) -> int:
-    """When a file, or the newest file of a folder, was written, in ns."""
-    path = Path(os.fspath(source))  # type: ignore[arg-type]
-    files = [path, *(path.iterdir() if path.is_dir() else ())]
-    return max((file.stat().st_mtime_ns for file in files if file.exists()), default=0)
+def _written(path: Path) -> _Written:
+    """When those files of a checkpoint were written that are there, in ns, and their sizes."""
+    found = []
+    with contextlib.suppress(CheckpointError):  # an index that is still being written
+        for file in weights_files(path):
+            with contextlib.suppress(OSError):
+                stat = file.stat()
+                found.append((stat.st_mtime_ns, stat.st_size))
+    return found

@@ -12,7 +12,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 
 import phasefast as pf
-from phasefast.errors import ArgumentError, CheckpointError, LayerError, StoreError, SweepError
+from phasefast.errors import ArgumentError, CheckpointError, DependencyError, LayerError, StoreError, SweepError
 from phasefast.report import write_phases
 from phasefast.scores import list_shards
 from tests.conftest import SmallNet
@@ -88,16 +88,18 @@ def test_a_folder_of_checkpoints_in_folders(
         pf.sweep(net, folder, probe_set, **options)
 
 
-def test_without_safetensors_the_other_files_are_measured(
+def test_without_safetensors_what_to_install_is_said_at_the_first(
     net: SmallNet, probe_set: pf.ProbeSet, checkpoints: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_file(checkpoints[0], tmp_path / "step_0.safetensors")
-    torch.save(checkpoints[1], tmp_path / "step_1.pt")
+    for step, state in checkpoints.items():
+        save_file(state, tmp_path / f"step_{step}.safetensors")
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    with pytest.raises(SweepError, match=r"(?s)1 of 2 .*step_0.safetensors: .*phasefast\[hf\]") as caught:
+    with pytest.raises(DependencyError, match=r"step_0.safetensors: .*phasefast\[hf\]"):
         pf.sweep(net, tmp_path, probe_set, out=tmp_path / "out", layers="hidden")
-    assert "step 1" not in str(caught.value)
-    assert pf.read_scores(tmp_path / "out").steps == [1]
+    mixed = {**checkpoints, 9: tmp_path / "step_1.safetensors"}
+    with pytest.raises(SweepError, match=r"(?s)1 of 5 .*step_1.safetensors: .*phasefast\[hf\]"):
+        pf.sweep(net, mixed, probe_set, out=tmp_path / "out", layers="hidden")
+    assert pf.read_scores(tmp_path / "out").steps == list(STEPS)
 
 
 def test_killed_between_checkpoints_continues_and_ends_identical(

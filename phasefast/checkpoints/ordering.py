@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from ..errors import CheckpointError
+from ..notices import warn
 from .messages import damage_named
 from .sources import BESIDE, ENTRIES, SUFFIXES, Source, find_entry
 from .steps import has_step, parse_step
@@ -38,7 +38,7 @@ def find_checkpoints(folder: str | os.PathLike[str]) -> dict[int, Path]:
         (unfinished if found else [], f"which {_UNFINISHED}: still being written?"),
     ):
         if names:
-            warnings.warn(f"{folder}: left out {names}, {why}", RuntimeWarning, stacklevel=4)
+            warn(f"{folder}: left out {names}, {why}")
     return _by_step([(parse_step(path), path) for path in with_step])
 
 
