@@ -28,12 +28,18 @@ from .experiments.reproduce import reproduce as run_reproduce
 from .experiments.theory import run_theory
 from .ops._extension import build_info
 from .planning import plan
-from .report import print_report, write_phases, write_report
+from .report import print_report, restrict, write_phases, write_report
 from .stages.layers import select_layers
 from .stages.targets import Function, Target
 
 _EXTRAS = {"torchvision": "vision", "matplotlib": "report", "pandas": "report", "scikit-learn": "demo"}
 _Directory = Annotated[Path, typer.Argument(help="Run directory: the one that holds scores/.", show_default=False)]
+_Layers = Annotated[
+    list[str] | None, typer.Option("--layer", help="Show only layers that match this glob; may be given again.")
+]
+_Targets = Annotated[
+    list[str] | None, typer.Option("--target", help="Show only targets that match this glob; may be given again.")
+]
 
 
 class _Group(TyperGroup):
@@ -248,10 +254,12 @@ def plan_command(
 @app.command()
 def phases(
     directory: _Directory,
-    json: Annotated[bool, typer.Option("--json", help="Print phases.json instead of tables.")] = False,
+    layer: _Layers = None,
+    target: _Targets = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, as in phases.json, instead of tables.")] = False,
 ) -> None:
-    """Detect the phases of a run: write phases.json into its directory and print the tables."""
-    scores, found = write_phases(directory)
+    """Detect the phases of a run: write phases.json, with all cells, into its directory and print the tables."""
+    scores, found = restrict(*write_phases(directory), layer, target)
     if json:
         typer.echo(found.to_json())
     else:
@@ -259,9 +267,9 @@ def phases(
 
 
 @app.command()
-def report(directory: _Directory) -> None:
-    """Like phases, and draw phases.png."""
-    write_report(directory)
+def report(directory: _Directory, layer: _Layers = None, target: _Targets = None) -> None:
+    """Like phases, and draw phases.png; the last layer's phases shade its panels."""
+    write_report(directory, layers=layer, targets=target)
 
 
 def main() -> None:
