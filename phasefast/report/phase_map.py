@@ -39,7 +39,7 @@ class Row:
 
 
 def sampled(rows: Sequence[Row]) -> list[Row]:
-    """As many rows as can be told apart: all of some 46, or else evenly spaced ones, among them the last."""
+    """As many rows as can be told apart: all of up to 45, or else evenly spaced ones, among them the last."""
     most = int(_ALL / _THIN)
     if len(rows) <= most:
         return list(rows)
