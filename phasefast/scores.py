@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .errors import ArgumentError, DependencyError, StoreError
+from .errors import ArgumentError, DependencyError, LayerError, PhasefastError, StoreError
 from .files import replacing
 
 if TYPE_CHECKING:
@@ -134,6 +135,18 @@ class Scores:
             table = table.filter(pc.field(column) == value)
         return Scores(table)
 
+    def select(self, layers: Sequence[str] | None = None, targets: Sequence[str] | None = None) -> Scores:
+        """Rows of those layers, the model's own among them, and targets whose names match a glob; None for all.
+
+        Raises:
+            LayerError, ArgumentError: a pattern matches no layer or no target.
+        """
+        wanted = [MODEL_LAYER, *_matching(self.layers, layers, "layer", LayerError)]
+        rows = pc.field("layer").isin(wanted)
+        if targets is not None:
+            rows &= pc.field("target").isin(_matching(self.targets, targets, "target", ArgumentError))
+        return Scores(self._table.filter(rows))
+
     def value(self, **equal: str | int | float) -> float:
         """The one value that the given columns select; LookupError where there is none or more than one."""
         values = self.filter(**equal).to_arrow().column("value").to_pylist()
@@ -181,6 +194,14 @@ class Scores:
         except OSError as error:
             raise StoreError(f"cannot write the scores of step {self.steps[0]} to {path}: {error}") from error
         return path
+
+
+def _matching(names: list[str], patterns: Sequence[str] | None, what: str, error: type[PhasefastError]) -> list[str]:
+    """Those of ``names`` that match a pattern; ``error`` names a pattern that matches none."""
+    for pattern in patterns or ():
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise error(f"{what} pattern {pattern!r} matches nothing in the scores; they have {names}")
+    return [name for name in names if patterns is None or any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 def store_folder(directory: str | Path) -> Path:

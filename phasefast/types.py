@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -277,7 +277,7 @@ class Phase:
     ci: tuple[float, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CellPhases:
     """The phases of one layer and target; ``stop_window`` is None where the curve gives no advice."""
 
@@ -294,10 +294,56 @@ class CellPhases:
         """The phase of that kind, or None where it is not there."""
         return next((phase for phase in self.phases if phase.kind == kind), None)
 
+    @property
+    def window_is_open(self) -> bool:
+        """Whether the stop window ends at the last measured step, so that more steps might have lengthened it."""
+        return self.stop_window is not None and self.stop_window[1] == max(self.evidence.get("steps", ()), default=None)
 
-@dataclass(frozen=True)
+    @property
+    def window_text(self) -> str:
+        """The stop window in few letters: ``16-64``, ``64-4096+`` where it is open, ``-`` where there is none."""
+        return span_text(*self.stop_window) + "+" * self.window_is_open if self.stop_window else "-"
+
+    @property
+    def why(self) -> str:
+        """Why neither a decrease nor an increase is named; empty where one is."""
+        return self.evidence.get("reason") or ""
+
+    def phases_text(self) -> str:
+        """The phases with their steps: ``constant 0-8, decrease 8-32``, or ``none``."""
+        named = (f"{phase.kind} {span_text(phase.start_step, phase.end_step)}" for phase in self.phases)
+        return ", ".join(named) or "none"
+
+    def __repr__(self) -> str:
+        return f"CellPhases({self.layer!r}, {self.target!r}: {self.phases_text()}; stop window {self.window_text})"
+
+
+def span_text(start: int, end: int) -> str:
+    """Steps from one to another: ``16-64``, or ``16`` where both are the same."""
+    return f"{start}-{end}" if start < end else str(start)
+
+
+def phase_notes(cells: Sequence[CellPhases], most: int = 4) -> list[str]:
+    """What is to be said below a table of cells: what ``+`` means, and why layers show no change, at most so many.
+
+    Those without any phase come first; targets are named where there is more than one.
+    """
+    notes = (
+        ["+ open: no increase closed the stop window by the last step"] if any(c.window_is_open for c in cells) else []
+    )
+    several = len({cell.target for cell in cells}) > 1
+    reasons = [
+        f"{cell.layer}{f', {cell.target}' if several else ''}: {cell.why}"
+        for cell in sorted(cells, key=lambda cell: bool(cell.phases))
+        if cell.why
+    ]
+    left = len(reasons) - most
+    return [*notes, *reasons[:most], *([f"{left} more without a change: their cells' why tells"] if left > 0 else [])]
+
+
+@dataclass(frozen=True, repr=False)
 class PhaseReport:
-    """The phases of all cells of a run; iterable, and written as ``phases.json``."""
+    """The phases of all cells of a run; iterable, printed as a table, and written as ``phases.json``."""
 
     cells: tuple[CellPhases, ...]
 
@@ -306,6 +352,17 @@ class PhaseReport:
 
     def __len__(self) -> int:
         return len(self.cells)
+
+    def __repr__(self) -> str:
+        layers, targets = (list(dict.fromkeys(names)) for names in ([c.layer for c in self], [c.target for c in self]))
+        return f"PhaseReport({len(self)} cells, layers {layers}, targets {targets})"
+
+    def __str__(self) -> str:
+        rows = [(cell.layer, cell.target, cell.phases_text(), cell.window_text) for cell in self]
+        table = [("layer", "target", "phases", "stop window"), *rows]
+        widths = [max(map(len, column)) for column in zip(*table)]
+        lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in table]
+        return "\n".join([*lines, *phase_notes(self.cells)])
 
     def cell(self, layer: str, target: str = "input") -> CellPhases:
         """The phases of one layer and target; KeyError names what there is."""

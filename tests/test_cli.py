@@ -204,6 +204,35 @@ def test_report_draws_the_picture(run: Path) -> None:
     assert (run / "phases.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("command", ["phases", "report"])
+def test_only_some_layers_and_targets_are_shown_and_all_are_written(command: str, run: Path) -> None:
+    result = invoke(command, run, "--layer", "feat*", "--target", "input")
+    assert result.exit_code == 0, result.output
+    assert "features" in result.stdout
+    assert "stage1" not in result.stdout
+    assert "target label" not in result.stdout
+    both = invoke(command, run, "--layer", "stage?", "--layer", "features")
+    assert "stage1" in both.stdout
+    assert "model" in both.stdout
+    written = json.loads((run / "phases.json").read_text())["cells"]
+    assert {(cell["layer"], cell["target"]) for cell in written} == {
+        (layer, target) for layer in ("stage1", "features") for target in ("input", "label")
+    }
+    assert "layer pattern 'fc*' matches nothing" in fails(command, run, "--layer", "fc*")
+    assert "target pattern 'colour' matches nothing" in fails(command, run, "--target", "colour")
+
+
+def test_the_picture_and_json_are_of_the_layers_shown(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = []
+    monkeypatch.setattr("phasefast.report.plot_phases", lambda scores, report, *_, **__: shown.append((scores, report)))
+    invoke("report", run, "--layer", "stage1")
+    ((scores, found),) = shown
+    assert scores.layers == ["stage1"]
+    assert {cell.layer for cell in found} == {"stage1"}
+    cells = json.loads(invoke("phases", run, "--json", "--layer", "stage1").stdout)["cells"]
+    assert [cell["layer"] for cell in cells] == ["stage1", "stage1"]
+
+
 def test_missing_or_unwritable_directories_are_one_line(tmp_path: Path) -> None:
     assert "no scores in" in fails("phases", tmp_path / "absent")
     assert "no scores in" in fails("report", tmp_path / "absent")

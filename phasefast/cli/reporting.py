@@ -15,19 +15,27 @@ from rich.text import Text
 
 from ..engine import VERSION
 from ..ops._extension import build_info
-from ..report import print_report, write_phases, write_report
+from ..report import print_report, restrict, write_phases, write_report
 from .app import Directory, app
 
+Shown = Annotated[
+    list[str] | None, typer.Option("--layer", help="Show only layers that match this glob; may be given again.")
+]
+Targets = Annotated[
+    list[str] | None, typer.Option("--target", help="Show only targets that match this glob; may be given again.")
+]
 _EXTRAS = {"torchvision": "vision", "matplotlib": "report", "pandas": "report", "scikit-learn": "demo"}
 
 
 @app.command()
 def phases(
     directory: Directory,
-    json: Annotated[bool, typer.Option("--json", help="Print phases.json instead of tables.")] = False,
+    layer: Shown = None,
+    target: Targets = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, as in phases.json, instead of tables.")] = False,
 ) -> None:
-    """Detect the phases of a run: write phases.json into its directory and print the tables."""
-    scores, found = write_phases(directory)
+    """Detect the phases of a run: write phases.json, with all cells, into its directory and print the tables."""
+    scores, found = restrict(*write_phases(directory), layer, target)
     if json:
         typer.echo(found.to_json())
     else:
@@ -35,9 +43,9 @@ def phases(
 
 
 @app.command()
-def report(directory: Directory) -> None:
-    """Like phases, and draw phases.png."""
-    write_report(directory)
+def report(directory: Directory, layer: Shown = None, target: Targets = None) -> None:
+    """Like phases, and draw phases.png; the last layer's phases shade its panels."""
+    write_report(directory, layers=layer, targets=target)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -14,7 +15,7 @@ from ..types import PhaseReport
 from .plot import plot_phases
 from .table import print_report
 
-__all__ = ["plot_phases", "print_report", "write_phases", "write_report"]
+__all__ = ["plot_phases", "print_report", "restrict", "write_phases", "write_report"]
 
 
 def write_phases(directory: str | Path) -> tuple[Scores, PhaseReport]:
@@ -34,18 +35,41 @@ def write_phases(directory: str | Path) -> tuple[Scores, PhaseReport]:
     return scores, report
 
 
-def write_report(directory: str | Path, console: Console | None = None) -> PhaseReport:
+def restrict(
+    scores: Scores, report: PhaseReport, layers: Sequence[str] | None = None, targets: Sequence[str] | None = None
+) -> tuple[Scores, PhaseReport]:
+    """What is to be shown of a run: the layers and targets whose names match a glob; None for all.
+
+    Raises:
+        LayerError, ArgumentError: a pattern matches no layer or no target.
+    """
+    shown = scores.select(layers, targets)
+    cells = (cell for cell in report if cell.layer in shown.layers and cell.target in shown.targets)
+    return shown, PhaseReport(tuple(cells))
+
+
+def write_report(
+    directory: str | Path,
+    console: Console | None = None,
+    *,
+    layers: Sequence[str] | None = None,
+    targets: Sequence[str] | None = None,
+) -> PhaseReport:
     """``write_phases``, then the tables on ``console`` and ``phases.png`` in the directory.
+
+    Args:
+        layers, targets: names or globs of what is shown; ``phases.json``, and what is returned, have all.
 
     Raises:
         DependencyError: matplotlib is missing; all else is written and printed by then.
-        StoreError, DataError: as for ``write_phases``.
+        StoreError, DataError: as for ``write_phases``. LayerError, ArgumentError: as for ``restrict``.
     """
     console = console or Console()
     scores, report = write_phases(directory)
-    print_report(scores, report, console)
+    shown = restrict(scores, report, layers, targets)
+    print_report(*shown, console)
     runs = scores.to_arrow().column("run").unique().to_pylist()
     title = f"Learning phases: {', '.join(map(str, runs))}"
-    picture = plot_phases(scores, report, Path(directory) / PICTURE, title=title)
+    picture = plot_phases(*shown, Path(directory) / PICTURE, title=title)
     console.print(f"wrote {Path(directory) / PHASES} and {picture}", highlight=False, soft_wrap=True)
     return report

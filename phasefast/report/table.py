@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..scores import MODEL_LAYER, Scores
-from ..types import CellPhases, Phase, PhaseKind, PhaseReport
+from ..types import CellPhases, Phase, PhaseKind, PhaseReport, phase_notes, span_text
 
 _KINDS: tuple[PhaseKind, ...] = ("constant", "decrease", "increase")
 _COLOURS: dict[PhaseKind, str] = {"constant": "", "decrease": "green", "increase": "yellow"}
@@ -28,6 +28,8 @@ def print_report(scores: Scores, report: PhaseReport, console: Console) -> None:
         if console.measure(table, options=console.options.update(max_width=_WIDE)).maximum > console.width:
             table = phase_table(cells, two_lines=True)
         console.print(table)
+        for note in phase_notes(cells):
+            console.print(Text(note, style="dim"))
         if any(cell.evidence.get("order_p") is None for cell in cells):
             console.print("Fewer than 7 steps: a trend cannot be told from noise between them.", style="dim")
         shown = "accuracy" if metric == "error" else metric
@@ -56,8 +58,8 @@ def phase_table(cells: Sequence[CellPhases], two_lines: bool = False) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for cell in cells:
         phases = [_phase(cell.phase(kind), between) for kind in _KINDS]
-        minimum = Text(f"{cell.minimum_step}{between}[{_span(*cell.minimum_ci)}]")
-        window = _span(*cell.stop_window) if cell.stop_window else Text(_NOT_THERE, style="dim")
+        minimum = Text(f"{cell.minimum_step}{between}[{span_text(*cell.minimum_ci)}]")
+        window = Text(cell.window_text, style="" if cell.stop_window else "dim")
         table.add_row(short(cell.layer), *phases, minimum, window)
     return table
 
@@ -114,11 +116,7 @@ def _phase(phase: Phase | None, between: str) -> Text:
     if phase is None:
         return Text(_NOT_THERE, style="dim")
     change = ("+" if phase.change > 0 else "") + number(phase.change)
-    return Text(f"{_span(phase.start_step, phase.end_step)}{between}{change}", style=_COLOURS[phase.kind])
-
-
-def _span(start: int, end: int) -> str:
-    return f"{start}-{end}" if start < end else str(start)
+    return Text(f"{span_text(phase.start_step, phase.end_step)}{between}{change}", style=_COLOURS[phase.kind])
 
 
 def _curve(scores: Scores, layer: str, target: str, metric: str) -> dict[int, str]:

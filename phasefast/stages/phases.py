@@ -30,13 +30,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from itertools import product
 from typing import Any
 
 import numpy as np
 
-from ..errors import ArgumentError, DataError, LayerError, PhasefastError
+from ..errors import ArgumentError, DataError
 from ..scores import Scores
 from ..types import CellPhases, Phase, PhaseKind, PhaseReport
 from ..valley import bootstrap, order_test, step_noise, valley
@@ -83,12 +82,11 @@ def detect_phases(
         DataError: there is nothing to analyse, fewer than two steps, a step twice, or a loss that is not finite.
         LayerError, ArgumentError: a pattern matches no layer or no target.
     """
-    wanted_layers = _select(scores.layers, layers, "layer", LayerError)
-    wanted_targets = _select(scores.targets, targets, "target", ArgumentError)
+    wanted = scores.select(layers, targets)
     options: dict[str, Any] = {"seed": seed, "confidence": confidence, "replicates": replicates, "rules": rules}
     cells = tuple(
-        detect_curve(*_losses(scores, layer, target, name), layer=layer, target=target, metric=metric, **options)
-        for layer, target, name, metric in _cells(scores, wanted_layers, wanted_targets)
+        detect_curve(*_losses(wanted, layer, target, name), layer=layer, target=target, metric=metric, **options)
+        for layer, target, name, metric in _cells(wanted)
     )
     if not cells:
         raise DataError(f"no phases to detect: expected held-out 'fvu' or 'accuracy', got {scores!r}; probe first")
@@ -143,7 +141,7 @@ def detect_curve(
         order_p=order_test(loss, rules.permutations, rng) if len(loss) >= rules.order_steps else None,
         rules=rules,
     )
-    spans = curve.spans()
+    spans, reason = curve.spans()
     window = curve.stop_window(spans)
     # A percentile that is a probed step, not a number between two of them.
     low, high = np.percentile(steps[valley(curve.replicates)[1]], curve.tails, method="inverted_cdf")
@@ -157,6 +155,7 @@ def detect_curve(
         stop_window=(int(steps[window[0]]), int(steps[window[1]])) if window else None,
         evidence={
             **curve.evidence(spans),
+            "reason": reason,
             "steps": steps.tolist(),
             "samples": samples.shape[1],
             "confidence": confidence,
@@ -164,19 +163,11 @@ def detect_curve(
     )
 
 
-def _select(names: list[str], patterns: Sequence[str] | None, what: str, error: type[PhasefastError]) -> list[str]:
-    """Those of ``names`` that match a pattern; ``error`` names a pattern that matches none."""
-    for pattern in patterns or ():
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise error(f"{what} pattern {pattern!r} matches nothing in the scores; they have {names}")
-    return [name for name in names if patterns is None or any(fnmatchcase(name, pattern) for pattern in patterns)]
-
-
-def _cells(scores: Scores, layers: list[str], targets: list[str]) -> Iterator[tuple[str, str, str, str]]:
+def _cells(scores: Scores) -> Iterator[tuple[str, str, str, str]]:
     """Layer, target, stored metric and its loss: the error where the target has an accuracy, else the FVU."""
     table = scores.filter(split="heldout").to_arrow()
     found = set(zip(*(table.column(name).to_pylist() for name in ("layer", "target", "metric"))))
-    for layer, target in product(layers, targets):
+    for layer, target in product(scores.layers, scores.targets):
         if (layer, target, "accuracy") in found:
             yield layer, target, "accuracy", "error"
         elif (layer, target, "fvu") in found:
@@ -247,40 +238,59 @@ class _Curve:
     order_p: float | None
     rules: PhaseRules
 
-    def spans(self) -> list[_Span]:
-        """The phases, by index."""
+    def spans(self) -> tuple[list[_Span], str | None]:
+        """The phases, by index; and why neither a decrease nor an increase is among them, None where one is."""
         last, low = len(self.loss) - 1, self.minimum
         start, end = _Span("constant", 0, last, slice(0, 1)), _Span("increase", low, last, slice(low, low + 1))
         if self.order_p is not None and self.order_p > self.rules.order_level:
-            return [start]
-        falls, rises = self._fall(), self._counts(end)
+            return [start], f"the order of the steps explains nothing (p = {self.order_p:.2g})"
+        fall = self._descent()
+        falls, rises = self._fall(fall), self._counts(end)
         if not falls and not rises:
             level = self.loss.mean()
-            return [start] if np.abs(self.loss - level).max() <= self._needed(level) else []
+            away, needed = np.abs(self.loss - level).max(), self._needed(level)
+            if away <= needed:
+                return [start], f"stays within {away:.2g} of its mean, a change of {needed:.2g} would count"
+            return [], self._missed(fall, end)
         if rises:
             top = low + int(self.loss[low:].argmax())
             # The rise ends at its top where the curve comes down again by an amount that counts.
             end = replace(end, last=top if self.loss[top] - self.loss[last] >= self._needed(self.loss[low]) else last)
         if falls:
-            return [*falls, end] if rises else falls
+            return [*falls, end] if rises else falls, None
         plateau = self._plateau(end.last)
         if plateau is None or plateau < low:  # what falls from it to the minimum has no name
-            return [end]
-        return [replace(start, last=plateau), replace(end, first=plateau, before=slice(0, plateau + 1))]
+            return [end], None
+        return [replace(start, last=plateau), replace(end, first=plateau, before=slice(0, plateau + 1))], None
 
-    def _fall(self) -> list[_Span]:
-        """The decrease to the minimum, after its plateau if it has one; empty where none counts."""
+    def _descent(self) -> _Span:
+        """What leads to the minimum, after its plateau if it has one, from the first step if not."""
         plateau = self._plateau(self.minimum)
         before = slice(0, 1 if plateau is None else plateau + 1)
-        fall = _Span("decrease", before.stop - 1, self.minimum, before)
+        return _Span("decrease", before.stop - 1, self.minimum, before)
+
+    def _fall(self, fall: _Span) -> list[_Span]:
+        """The descent and the plateau before it; empty where it does not count."""
         if not self._counts(fall):
             return []
-        if plateau is not None:
-            return [_Span("constant", 0, plateau, slice(0, 1)), fall]
+        if fall.first > 0:
+            return [_Span("constant", 0, fall.first, slice(0, 1)), fall]
         top = int(self.loss[: self.minimum].argmax())
         if self.loss[top] - self.loss[0] >= self._needed(self.loss[0]):  # it first rises: that part has no name
             return [replace(fall, first=top, before=slice(top, top + 1))]
         return [fall]
+
+    def _missed(self, fall: _Span, rise: _Span) -> str:
+        """What a curve that changes lacks of a decrease and of an increase."""
+        unsure, small = [], []
+        for verb, sign, span in (("falls", -1, fall), ("rises", 1, rise)):
+            change, (low, high) = self.change(span)
+            amount, needed = max(0.0, sign * change), self._needed(self.loss[span.before].mean())
+            if amount >= needed:
+                unsure.append(f"{verb} by {amount:.2g}, but its interval, {low:.2g} to {high:.2g}, does not exclude 0")
+            else:
+                small.append(f"{verb} by {amount:.2g} (needed {needed:.2g})")
+        return "; ".join(unsure) or f"changes by {np.ptp(self.loss):.2g} that come back: {', '.join(small)}"
 
     def change(self, span: _Span) -> tuple[float, tuple[float, float]]:
         """Change of the loss over a phase, and its interval."""

@@ -6,8 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
+from matplotlib.figure import Figure
 
+from phasefast.report import plot_phases
 from phasefast.scores import Scores
+from phasefast.types import PhaseReport
 
 SAMPLES = 200
 
@@ -59,6 +63,16 @@ def row(step: int, layer: str, target: str, metric: str, samples: np.ndarray) ->
         "n": len(values),
         "samples": values,
     }
+
+
+def figure_of(
+    scores: Scores, report: PhaseReport, folder: Path, monkeypatch: pytest.MonkeyPatch, title: str = "Phases"
+) -> Figure:
+    """What would be written as the picture."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    plot_phases(scores, report, folder / "phases.png", title)
+    return figures[0]
 
 
 def write_run(directory: Path, scores: Scores) -> Path:

@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 from matplotlib.image import imread
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from phasefast.errors import DataError, DependencyError, StoreError
 from phasefast.report import plot_phases
-from phasefast.report.plot import _limits, _own_accuracy, _spread, _StepAxis
+from phasefast.report.scales import StepAxis
 from phasefast.scores import Scores
 from phasefast.stages.phases import detect_phases
 from phasefast.types import PhaseReport
 
-from .synthetic import log2_steps, make_scores, row
+from .synthetic import figure_of, log2_steps, make_scores, row
 
 NOTHING = PhaseReport(())
 LONG = [f"module.encoder.blocks.{i}.feed_forward.down_projection" for i in range(5)]
@@ -37,12 +38,9 @@ def has_colour(image: np.ndarray, colour: str, alpha: float) -> bool:
     return (np.abs(image - wanted).max(axis=2) < 0.01).sum() > 1000
 
 
-def drawn(scores: Scores, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Axes]:
+def drawn(scores: Scores, folder: Path, monkeypatch: pytest.MonkeyPatch, report: PhaseReport = NOTHING) -> list[Axes]:
     """The panels, upper one first."""
-    figures: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
-    plot_phases(scores, NOTHING, folder / "phases.png")
-    return figures[0].axes[1:]
+    return figure_of(scores, report, folder, monkeypatch).axes[3 if len(report) else 1 :]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +61,7 @@ def test_fits_the_page_for_any_number_of_layers_and_steps(layers: list[str], ste
     image = draw(scores, detect_phases(scores) if len(steps) > 1 else NOTHING, tmp_path)
     height, width, _ = image.shape
     assert width == 1620
-    assert 900 < height < 1500
+    assert 900 < height < 1950
     assert (image < 0.9).any(axis=2).mean() > 0.005
     inner = image[8:-8, 8:-8]
     assert (inner < 0.5).any()
@@ -118,7 +116,7 @@ def test_estimates_have_hollow_markers_and_a_legend(tmp_path: Path, monkeypatch:
     expected = {}
     for layer, hollow in (("a", ()), ("b", (0, 4))):
         for step, value in zip(*scores.curve(layer, "input", "fvu")):
-            expected[_StepAxis(np.array([0, 1, 2, 4])).at(int(step)), float(value)] = step in hollow
+            expected[StepAxis(np.array([0, 1, 2, 4])).at(int(step)), float(value)] = step in hollow
     assert found == expected
 
 
@@ -135,7 +133,7 @@ def test_all_layers_are_named_where_there_is_room(tmp_path: Path, monkeypatch: p
 
 def test_layers_without_a_name_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"layer{i}" for i in range(40)]
-    for panel, named in zip(drawn(make_scores(names, [0, 1, 2]), tmp_path, monkeypatch), (20, 10), strict=True):
+    for panel, named in zip(drawn(make_scores(names, [0, 1, 2]), tmp_path, monkeypatch), (25, 10), strict=True):
         found = [text for text in texts(panel) if text in names]
         assert len(found) == named
         assert {"layer0", "layer39"} <= set(found)
@@ -151,6 +149,33 @@ def test_values_that_are_not_finite_leave_a_gap(tmp_path: Path) -> None:
         if entry["step"] == 1 or entry["layer"] == "b":
             entry["value"] = float("nan")
     assert (draw(Scores.from_rows(rows), NOTHING, tmp_path) < 0.5).any()
+
+
+def test_values_beyond_the_axis_are_drawn_at_its_ends_and_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = {"none": [0.0, 0.0, 0.0, 0.0], "some": [0.002] * 4, "much": [900.0, 0.3, 0.3, 0.3]}
+    scores = Scores.from_rows(
+        [
+            row(step, layer, "input", "fvu", np.full(3, samples[layer][index]))
+            for index, step in enumerate([0, 1, 2, 4])
+            for layer in samples
+        ]
+    )
+    (panel,) = drawn(scores, tmp_path, monkeypatch)
+    notes = "log axis, empty parts cut out, values above 1.25 are drawn there, values below 0.0001 are drawn there"
+    assert panel.get_title(loc="left") == notes
+    floor, ceiling = 1e-4, 1.25
+    values = np.concatenate([line.get_ydata() for line in panel.lines if line.get_transform() == panel.transData])
+    assert (values.min(), values.max()) == pytest.approx((floor, ceiling))
+    foot = panel.transAxes.inverted().transform(panel.transData.transform((0, floor)))[1]
+    (name,) = (text for text in panel.texts if text.get_text() == "none")
+    assert name.get_position()[1] == pytest.approx(foot)
+
+
+def test_axes_without_such_values_have_no_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for panel in drawn(make_scores(["a"], [0, 1, 2]), tmp_path, monkeypatch):
+        assert panel.get_title(loc="left") == ""
 
 
 def test_nothing_to_draw_is_an_error(tmp_path: Path) -> None:
@@ -170,31 +195,79 @@ def test_missing_matplotlib_names_the_extra(tmp_path: Path, monkeypatch: pytest.
         plot_phases(make_scores(["a"], [0, 1]), NOTHING, tmp_path / "phases.png")
 
 
-def test_step_axis_is_log2_with_zero_one_octave_below() -> None:
-    axis = _StepAxis(np.array([0, 1, 2, 4, 8]))
-    assert [axis.at(step) for step in (0, 1, 2, 4, 8)] == [-1, 0, 1, 2, 3]
-    assert _StepAxis(np.array([0, 1024])).at(0) == 9
-    assert _StepAxis(np.array(log2_steps(14))).ticks(6.5)[::-1] == log2_steps(14)
-    crowded = _StepAxis(np.arange(0, 100_001, 5000)).ticks(6.5)
-    assert crowded[0] == 100_000
-    assert 3 < len(crowded) < 15
+@pytest.mark.parametrize("labels", [True, False])
+def test_only_the_panel_of_the_analysed_target_is_shaded(
+    labels: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = make_scores(NAMES[:3], log2_steps(14), fvu=not labels)
+    report = detect_phases(scores)
+    cell = report.cell("layer2", "label" if labels else "input")
+    assert cell.stop_window is not None
+    shaded, *others = drawn(scores, tmp_path, monkeypatch, report)
+    assert len([patch for patch in shaded.patches if patch.get_alpha() == 0.08]) == len(cell.phases) > 0
+    assert [len(panel.patches) for panel in others] == ([] if labels else [0])
+    ends = sorted(StepAxis(np.array(scores.steps)).at(step) for step in cell.stop_window)
+    for panel in (shaded, *others):
+        lines = [line for line in panel.lines if line.get_color() == "#0072B2"]
+        assert sorted(float(line.get_xdata()[0]) for line in lines) == ends
 
 
-def test_far_outliers_are_cut_but_a_bad_layer_is_not() -> None:
-    curves = _own_accuracy(make_scores(["a"], [0, 1, 2]))
-    usual = np.array([0.3, 0.4, 0.5])
-    for values, top in ((usual, 0.52), (usual * 1e-6, 0.52e-6), ([0.3, 0.4, 900], 1.25), ([40, 50, 60], 62.4)):
-        object.__setattr__(curves[0], "values", np.asarray(values, dtype=float))
-        assert _limits(curves, "fvu")[1] == pytest.approx(top)
+def test_the_header_names_what_is_shaded_and_gives_the_note_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = make_scores(LONG, log2_steps(9))
+    report = detect_phases(scores)
+    title, note = sorted(
+        figure_of(scores, report, tmp_path, monkeypatch, title="run " * 40).texts, key=lambda text: text.get_position()
+    )
+    assert note.get_text() == "phases of input fvu; shaded below: …eed_forward.down_projection"
+    assert title.get_text().startswith("run run")
+    assert title.get_text().endswith("…")
+    assert title.get_window_extent().x1 < note.get_window_extent().x0
+    short = figure_of(scores, report, tmp_path, monkeypatch, title="run").texts
+    assert "run" in [text.get_text() for text in short]
+
+
+def falling(layers: list[str]) -> Scores:
+    """Layers whose FVU falls late and stays low, in steps up to 4096."""
+    rng = np.random.default_rng(0)
+    hard = rng.gamma(20.0, 1 / 20.0, 200)
+    return Scores.from_rows(
+        [
+            row(step, layer, "input", "fvu", (0.4 - 0.02 * k / (1 + np.exp(6 - index))) * hard)
+            for index, step in enumerate(log2_steps(14))
+            for k, layer in enumerate(layers)
+        ]
+    )
 
 
 @pytest.mark.parametrize(
-    ("wanted", "gap"), [([0.5], 0.1), ([0.0] * 10, 0.1), ([1.0] * 5, 0.1), ([0.2, 0.21, 0.8], 0.05)]
+    "scores",
+    [
+        make_scores(NAMES[:12], log2_steps(14)),
+        make_scores([f"blocks.{i}" for i in range(40)], log2_steps(9), accuracy=False),
+        make_scores(NAMES[:4], log2_steps(14), fvu=False),
+        make_scores(LONG, log2_steps(9)),
+        make_scores(NAMES[:2], [0, 1, 2]),
+        falling(NAMES[:5]),
+    ],
+    ids=["twelve", "forty", "labels", "long", "few", "open"],
 )
-def test_names_are_moved_apart_as_little_as_needed(wanted: list[float], gap: float) -> None:
-    places = _spread(np.array(wanted), gap)
-    assert (np.diff(places) >= gap - 1e-12).all()
-    assert places.min() >= 0
-    assert places.max() <= 1 + 1e-12
-    if len(wanted) == 3:
-        assert places == pytest.approx([0.18, 0.23, 0.8])
+def test_no_text_covers_another_or_leaves_the_page(
+    scores: Scores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figure = figure_of(scores, detect_phases(scores), tmp_path, monkeypatch)
+    figure.canvas.draw()
+    found = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+    boxes = [text.get_window_extent() for text in found]
+    assert len(boxes) > 20
+    for i, box in enumerate(boxes):
+        assert figure.bbox.x0 < box.x0 < box.x1 < figure.bbox.x1, found[i]
+        assert figure.bbox.y0 < box.y0 < box.y1 < figure.bbox.y1, found[i]
+        for j in range(i):
+            assert not shrunk(box).overlaps(shrunk(boxes[j])), (found[i], found[j])
+
+
+def shrunk(box: Bbox) -> Bbox:
+    """A text's box without the little that letters leave empty at its edges."""
+    return box.padded(-3)

@@ -9,7 +9,7 @@ from rich.console import Console
 from phasefast.report.table import curve_tables, number, phase_table, print_report, short
 from phasefast.scores import Scores
 from phasefast.stages.phases import detect_phases
-from phasefast.types import CellPhases, Phase
+from phasefast.types import CellPhases, Phase, PhaseReport
 
 from .synthetic import log2_steps, make_scores
 
@@ -84,6 +84,25 @@ def test_no_number_is_lost_at_common_widths(layers: list[str], width: int) -> No
         "Held-out accuracy of target label, by step",
     ):
         assert text.splitlines().count(heading) == 1
+
+
+def test_open_windows_and_reasons_are_explained_below_the_table() -> None:
+    steps = log2_steps(14)
+    scores = make_scores(["a"], steps, accuracy=False, network=False)
+    fall = Phase("decrease", 8, 64, -0.1, (-0.2, -0.05))
+    known = {"order_p": 0.001, "steps": steps}
+    cells = (
+        CellPhases("a", "input", "fvu", (fall,), 64, (32, 128), (64, 4096), known),
+        CellPhases("b", "input", "fvu", (), 64, (32, 128), None, {**known, "reason": "comes back [x]"}),
+    )
+    console = Console(width=100, file=io.StringIO())
+    print_report(scores, PhaseReport(cells), console)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert next(line for line in lines if line.startswith("a ")).split()[-1] == "64-4096+"
+    assert "+ open: no increase closed the stop window by the last step" in lines
+    assert "b: comes back [x]" in lines
+    print_report(scores, PhaseReport(cells[1:]), console)
+    assert console.file.getvalue().count("+ open") == 1  # type: ignore[attr-defined]
 
 
 def test_curve_tables_show_every_step_once_in_order() -> None:

@@ -1,0 +1,146 @@
+"""A panel of the picture: curves over the steps, with their names on the right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..types import CellPhases
+from .curves import Curve, Label
+from .page import INK, LEADER, LINE, MUTED, NAME, PHASES, STOP, Page
+from .scales import ValueAxis
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_HOLLOW: dict[str, Any] = {"markerfacecolor": "white", "markeredgewidth": 1.1}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves on an axis of ``height`` inches, the names at their ends, and what stands beside the axis."""
+
+    curves: Sequence[Curve]
+    labels: Sequence[Label]
+    axis: ValueAxis
+    height: float
+    title: str
+
+
+def draw_panel(page: Page, panel: Panel, cell: CellPhases | None, shaded: bool, last: bool) -> None:
+    """Draw it below what is there.
+
+    Args:
+        cell: whose stop window is marked, and, if ``shaded``, whose phases.
+        last: whether the steps are written below it.
+    """
+    axes = page.axes(panel.height)
+    _value_axis(axes, panel)
+    for phase in cell.phases if cell and shaded else ():
+        start, end = page.axis.at(phase.start_step), page.axis.at(phase.end_step)
+        axes.axvspan(start, end, color=PHASES[phase.kind][0], alpha=0.08, linewidth=0)
+    for step in cell.stop_window or () if cell else ():
+        axes.axvline(page.axis.at(step), color=STOP, linewidth=1.1, linestyle=(0, (4, 3)), zorder=1)
+    for curve in panel.curves:
+        _curve(page, axes, curve, panel.axis)
+    if any((curve.estimated & np.isfinite(curve.values)).any() for curve in panel.curves):
+        example = axes.plot([], [], color=INK, marker="o", markersize=5.5, linestyle="none", **_HOLLOW)
+        tight = {"frameon": False, "handletextpad": 0.1, "borderpad": 0, "borderaxespad": 0.15}
+        axes.legend(example, ["estimate"], loc="lower right", bbox_to_anchor=(1, 1), fontsize=9, **tight)
+    _names(page, axes, panel)
+    ticks = page.axis.ticks(page.width)
+    axes.set_xticks([page.axis.at(step) for step in ticks], [str(step) if last else "" for step in ticks])
+    axes.tick_params(colors=INK, labelsize=9.5, length=3)
+    if last:
+        axes.set_xlabel("training step", fontsize=10.5, color=INK)
+
+
+def _value_axis(axes: Axes, panel: Panel) -> None:
+    axis = panel.axis
+    bottom, top = axis.ends
+    floor, ceiling = axis.shown
+    values = np.concatenate([curve.finite for curve in panel.curves])
+    notes = [f"values above {ceiling:.3g} are drawn there"] if values.max() > ceiling else []
+    axes.set_ylim(bottom, top)
+    if axis.log:
+        axes.set_yscale("function", functions=(axis.at, axis.value))
+        axes.set_ylim(bottom, top)
+        ticks = axis.ticks(panel.height)
+        axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        notes = ["log axis, empty parts cut out" if axis.cuts else "log axis", *notes]
+        notes += [f"values below {floor:g} are drawn there"] if values.min() < floor else []
+        for place in axis.cuts:
+            _cut(axes, place, panel.height)
+    else:
+        unit = 10.0 ** np.floor(np.log10(top)) if top < 0.01 else 1.0
+        notes += [f"in units of {unit:.0e}"] if unit < 1 else []
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value / unit:.4g}" if abs(value) > top * 1e-9 else "0")
+    axes.set_ylabel(panel.title, fontsize=10.5, color=INK, parse_math=False)
+    axes.set_title(", ".join(notes), loc="left", pad=2.5, fontsize=8.5, color=MUTED)
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _cut(axes: Axes, place: float, height: float) -> None:
+    """A white gap through the panel where no curve is, with strokes at the axis."""
+    from matplotlib.patches import Rectangle
+
+    half, page = 0.03 / height, axes.transAxes
+    gap = Rectangle((-0.01, place - half), 1.02, 2 * half, facecolor="white", transform=page, clip_on=False, zorder=2.6)
+    axes.add_patch(gap)
+    for edge in (place - half, place + half):
+        axes.plot([0, 1], [edge, edge], color="#c4c4c4", linewidth=0.6, transform=page, zorder=2.7)
+        stroke = [edge - 0.6 * half, edge + 0.6 * half]
+        axes.plot([-0.009, 0.009], stroke, color=INK, linewidth=0.9, transform=page, clip_on=False, zorder=2.8)
+
+
+def _curve(page: Page, axes: Axes, curve: Curve, axis: ValueAxis) -> None:
+    """The line, cut at the ends of the axis, with full markers at exact values and hollow ones at estimates."""
+    places, look = np.array([page.axis.at(step) for step in curve.steps.tolist()]), curve.look
+    values = np.clip(curve.values, *axis.shown)
+    crossed = look.marker == "x"
+    edge = {"markeredgecolor": look.colour if crossed else "white", "markeredgewidth": 1.5 if crossed else 0.6}
+    drawn: dict[str, Any] = {"color": look.colour, "markersize": 3.5 + look.width, "clip_on": False, "zorder": 3}
+    axes.plot(places, values, look.dashes, linewidth=look.width, **drawn)
+    for chosen, how in ((~curve.estimated, edge), (curve.estimated, _HOLLOW)):
+        axes.plot(places[chosen], values[chosen], linestyle="none", marker=look.marker, **drawn, **how)
+
+
+def _names(page: Page, axes: Axes, panel: Panel) -> None:
+    """The names at the ends of the curves, moved apart where they would overlap."""
+    foot = (int(page.axis.steps[-1]), panel.axis.ends[0])
+    ends = [foot if curve is None else curve.end for _, curve in panel.labels]
+    heights = panel.axis.at(np.clip([value for _, value in ends], *panel.axis.shown))
+    order = sorted(range(len(ends)), key=lambda i: ends[i][1])  # stable: of equals, later layers are higher
+    wanted = heights[order]
+    places = spread(wanted, LINE / panel.height)
+    inch, across = 1 / page.width, axes.transAxes
+    for i, y, place in zip(order, wanted, places, strict=True):
+        (name, curve), step = panel.labels[i], ends[i][0]
+        if curve is not None:
+            start = (page.inches(page.axis.at(step) - page.axis.limits[0]) + 0.06) * inch
+            x = [start, max(start, 1 - 0.05 * inch), 1 + LEADER * inch, 1 + (NAME - 0.06) * inch]
+            bend = [y, y, place, place]
+            axes.plot(x, bend, color=curve.look.colour, linewidth=0.9, transform=across, clip_on=False, zorder=1)
+        colour, x_of_name = MUTED if curve is None else INK, 1 + NAME * inch
+        axes.text(x_of_name, place, name, transform=across, fontsize=9, color=colour, va="center", parse_math=False)
+
+
+def spread(wanted: np.ndarray, gap: float) -> np.ndarray:
+    """Places in 0..1, in the order of ``wanted`` [n] (ascending), at least ``gap`` apart, each as near as can be."""
+    offsets = gap * np.arange(len(wanted))
+    pools: list[tuple[float, int]] = []  # isotonic regression of what is left without the gaps
+    for value in wanted - offsets:
+        mean, size = float(value), 1
+        while pools and pools[-1][0] > mean:
+            before, count = pools.pop()
+            mean, size = (mean * size + before * count) / (size + count), size + count
+        pools.append((mean, size))
+    placed = np.repeat([mean for mean, _ in pools], [size for _, size in pools])
+    places: np.ndarray = np.clip(placed, 0, max(0.0, 1 - float(offsets[-1]))) + offsets
+    return places

@@ -1,0 +1,74 @@
+"""Phases in words: what is printed of a cell and of a report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from phasefast.types import CellPhases, Phase, PhaseReport
+
+CONSTANT, FALL, RISE = (
+    Phase("constant", 0, 8, -0.01, (-0.02, 0.01)),
+    Phase("decrease", 8, 64, -0.1, (-0.2, -0.05)),
+    Phase("increase", 64, 4096, 0.1, (0.05, 0.2)),
+)
+
+
+def cell(layer: str, *phases: Phase, window: tuple[int, int] | None = None, **evidence: Any) -> CellPhases:
+    return CellPhases(layer, "input", "fvu", phases, 64, (32, 128), window, {"steps": [0, 8, 64, 4096], **evidence})
+
+
+@pytest.mark.parametrize(
+    ("made", "is_open", "text"),
+    [
+        (cell("a", CONSTANT, FALL, RISE, window=(32, 128)), False, "32-128"),
+        (cell("a", CONSTANT, FALL, window=(32, 4096)), True, "32-4096+"),
+        (cell("a", CONSTANT, FALL, RISE, window=(32, 4096)), True, "32-4096+"),  # the increase does not close it
+        (cell("a", FALL, RISE, window=(64, 64)), False, "64"),
+        (cell("a", CONSTANT), False, "-"),
+        (CellPhases("a", "input", "fvu", (), 64, (32, 128), (32, 64)), False, "32-64"),
+    ],
+)
+def test_a_window_is_open_where_it_ends_at_the_last_step(made: CellPhases, is_open: bool, text: str) -> None:
+    assert made.window_is_open is is_open
+    assert made.window_text == text
+
+
+def test_a_cell_is_one_line() -> None:
+    made = cell("stage4", CONSTANT, FALL, RISE, window=(32, 128), reason=None)
+    assert repr(made) == (
+        "CellPhases('stage4', 'input': constant 0-8, decrease 8-64, increase 64-4096; stop window 32-128)"
+    )
+    assert str(made) == repr(made)
+    assert made.why == ""
+    assert repr(cell("a")) == "CellPhases('a', 'input': none; stop window -)"
+
+
+def test_a_report_prints_as_a_table() -> None:
+    report = PhaseReport(
+        (
+            cell("stage1", reason="it changes by amounts that come back"),
+            cell("features", CONSTANT, FALL, window=(64, 4096)),
+        )
+    )
+    assert str(report).splitlines() == [
+        "layer     target  phases                       stop window",
+        "stage1    input   none                         -",
+        "features  input   constant 0-8, decrease 8-64  64-4096+",
+        "+ open: no increase closed the stop window by the last step",
+        "stage1: it changes by amounts that come back",
+    ]
+    assert repr(report) == "PhaseReport(2 cells, layers ['stage1', 'features'], targets ['input'])"
+    assert str(PhaseReport(())).splitlines() == ["layer  target  phases  stop window"]
+
+
+def test_few_reasons_are_printed_those_without_a_phase_first() -> None:
+    cells = [cell(f"constant{i}", CONSTANT, reason="hardly changes") for i in range(6)]
+    label = CellPhases("last", "label", "error", (), 0, (0, 0), None, {"reason": "comes back"})
+    lines = str(PhaseReport((*cells, label))).splitlines()
+    assert lines[8:] == [
+        "last, label: comes back",
+        *(f"constant{i}, input: hardly changes" for i in range(3)),
+        "3 more without a change: their cells' why tells",
+    ]
