@@ -71,6 +71,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         exec(example, names)
+    (place / "checkpoints").mkdir()
+    torch.save(model.state_dict(), place / "checkpoints/step_10.pt")
+    pf.ProbeSet.from_tensors(*images(150, 1), *images(60, 2)).save(place / "probe_set.pt")
     return place
 
 
