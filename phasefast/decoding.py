@@ -59,13 +59,13 @@ class Method:
     def __post_init__(self) -> None:
         check_choices({name: getattr(self, name) for name in ("precision", "route", "selection", "splits")})
 
-    def problem(self, heldout: int, targets: TargetMatrix) -> Problem:
-        """What the cost of a cell depends on, beside its width; ``heldout``: number of rows."""
+    def problem(self, heldout: int, targets: TargetMatrix, dtype: torch.dtype = torch.float32) -> Problem:
+        """What the cost of a cell depends on, beside its width; ``heldout``: number of rows, ``dtype``: of all rows."""
         (n, p), q, folds = targets.fit.shape, targets.sketch.fit.shape[1], len(targets.folds) - 1
         probes = sum(probe.directions.shape[1] for probe in targets.probes)
         widths = (min(block.width, n + 1) if block.random else block.stop - block.start for block in targets.blocks)
         sizes = Problem(n, heldout, p, q, folds, probes=probes, whole=sum(widths), per_column=targets.per_column)
-        return self.posed(sizes, len(targets.blocks))
+        return self.posed(replace(sizes, itemsize=max(dtype.itemsize, sizes.itemsize)), len(targets.blocks))
 
     def posed(self, sizes: Problem, targets: int) -> Problem:
         """The problem of these sizes by this method.
@@ -88,7 +88,7 @@ class Method:
 
     def cost(self, cell: Activations, targets: TargetMatrix) -> Cost:
         """What a cell takes by the route that it goes."""
-        problem = self.problem(len(cell.heldout), targets)
+        problem = self.problem(len(cell.heldout), targets, cell.fit.dtype)
         return fitting_cost(cell.fit.shape[1], problem, self.budget, self.route)
 
 

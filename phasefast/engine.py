@@ -24,7 +24,7 @@ from .notices import warn
 from .ops import bfloat16_is_fast
 from .scores import MODEL_LAYER, Scores
 from .scoring import score_cells
-from .stages.capture import RowOptions, capture, chunk_bounds, discover_layers, model_inputs
+from .stages.capture import RowOptions, capture, chunk_bounds, discover_layers, model_inputs, rows_dtype
 from .stages.evaluate import evaluate_model
 from .stages.layers import select_layers, unwrap
 from .stages.plan import ForcedRoute, group_layers, memory_budget
@@ -131,9 +131,8 @@ class Engine:
         keeps = self.device.type == "cuda" and options.get("memory") is None and taken <= _KEPT_SHARE * budget
         self._fit_inputs, self._heldout_inputs = (split.to(self.device) if keeps else split for split in inputs)
         self.method = Method(penalties, budget=budget - taken if keeps else budget, **how)
-        fast = self.method.precision == "fast"
-        stored = torch.bfloat16 if fast and bfloat16_is_fast(self.device) else torch.float32
-        self.rows = RowOptions(options.get("tokens", "flatten"), options.get("pool", 0), stored)
+        narrow = self.method.precision == "fast" and bfloat16_is_fast(self.device)
+        self.rows = RowOptions(options.get("tokens", "flatten"), options.get("pool", 0), rows_dtype(self.model, narrow))
         self.batch_size = options.get("batch_size") or (_AUTHORS_BATCH if self.batchnorm == "batch" else _BATCH)
         large = self.device.type == "cuda" and self.batchnorm != "batch" and options.get("batch_size") is None
         self._forward_batch = _GPU_BATCH if large else self.batch_size
@@ -194,7 +193,7 @@ class Engine:
             fit_bounds = chunk_bounds(0, self.probe_set.n_fit, self.batch_size)
             batches = model_inputs(self._fit_inputs, fit_bounds, self.model, self.device)
             with batchnorm_mode(self.model, self.batchnorm, batches):
-                problem = self.method.problem(self.probe_set.n_heldout, self.targets)
+                problem = self.method.problem(self.probe_set.n_heldout, self.targets, self.rows.dtype)
                 yield group_layers(self._layers, problem, int(self.method.budget), self.method.route)
 
     def _capture(self, group: Sequence[Layer]) -> tuple[list[Activations], dict[str, Tensor | None]]:

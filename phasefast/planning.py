@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from .components import columns_with_components
 from .decoding import Method, Selection, Splits
 from .engine import FOLDS, resolve_device
 from .errors import ArgumentError
-from .stages.capture import RowOptions, discover_layers
+from .stages.capture import RowOptions, discover_layers, rows_dtype
 from .stages.layers import select_layers, unwrap
 from .stages.plan import Cost, ForcedRoute, Problem, fitting_cost, group_layers, memory_budget
 from .stages.preserve import preserved
@@ -90,6 +90,7 @@ def plan(
     q, probes = (min(columns, most) + min(classes, most) for most in (SKETCH_COLUMNS, PROBE_COLUMNS))
     whole = min(width, fit + 1) + classes
     sizes = Problem(fit, heldout, columns + classes, q, min(FOLDS, fit), probes=probes, whole=whole)
+    sizes = replace(sizes, itemsize=rows_dtype(model).itemsize)
     problem = method.posed(sizes, targets=(width > 0) + (classes > 0))
     budget = memory_budget(memory, where)
     groups = group_layers(found, problem, budget, route)

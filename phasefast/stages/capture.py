@@ -23,7 +23,7 @@ TOKEN_MODES: tuple[TokenMode, ...] = ("flatten", "mean", "cls")
 class RowOptions:
     """How an output becomes rows: ``tokens`` for [b, t, f]; ``pool`` > 0 averages the spatial dims of images.
 
-    ``dtype``: what rows are stored in; float64 for a float64 model, whatever it says.
+    ``dtype``: what rows are stored in.
     """
 
     tokens: TokenMode = "flatten"
@@ -55,6 +55,13 @@ def model_inputs(
         batch = batch.pin_memory() if pinned else batch
         # A copy always: a model may change its input in place.
         yield batch.to(device, dtype if batch.is_floating_point() else batch.dtype, copy=True, non_blocking=pinned)
+
+
+def rows_dtype(model: nn.Module, narrow: bool = False) -> torch.dtype:
+    """What the rows of a model are stored in; ``narrow``: bfloat16 will do, but never for a float64 model."""
+    if any(parameter.dtype == torch.float64 for parameter in model.parameters()):
+        return torch.float64
+    return torch.bfloat16 if narrow else torch.float32
 
 
 def discover_layers(model: nn.Module, names: Sequence[str], batch: Tensor, options: RowOptions) -> list[Layer]:
@@ -111,9 +118,8 @@ def capture(
     """
     fit_bounds = [b for start, stop in itertools.pairwise(folds) for b in chunk_bounds(start, stop, batch_size)]
     heldout_bounds = chunk_bounds(0, len(heldout_inputs), batch_size)
-    dtype = torch.float64 if any(p.dtype == torch.float64 for p in model.parameters()) else options.dtype
     spools = {
-        (layer.module, layer.call): _Spool(layer, len(fit_inputs), len(heldout_inputs), folds, device, dtype)
+        (layer.module, layer.call): _Spool(layer, len(fit_inputs), len(heldout_inputs), folds, device, options.dtype)
         for layer in layers
     }
     current: dict[str, Any] = {}

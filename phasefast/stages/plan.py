@@ -41,6 +41,7 @@ class Problem:
         fit_scores: whether the fit rows are scored too. per_column: whether each column gets a penalty of its own.
         leave_one_out: whether penalties are chosen by leave-one-out errors instead of folds.
         stride: how many penalties make a decade, a power of two. chosen: how many of them are chosen, at most.
+        itemsize: bytes of a number in a row, 4 for fewer.
         probes: columns that solutions are certified on. whole: target columns if there were no components, or 0 for p.
     """
 
@@ -58,6 +59,7 @@ class Problem:
     chosen: int = 1
     probes: int = 0
     whole: int = 0
+    itemsize: int = 4
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ def _candidates(dim: int, problem: Problem, forced: ForcedRoute | None) -> Itera
 def _cost(dim: int, problem: Problem, features: Route, eigen: bool, target_free: bool) -> Cost:
     n, m, p = problem.n, problem.m, problem.p
     total, k = _Sum(), dim
-    kept = 4 * (n + m) * dim
+    kept = problem.itemsize * (n + m) * dim
     if features == "dual":
         k = n
         _add_reduction(total, dim, n, m)
