@@ -23,8 +23,8 @@ class SmallCholesky {
         height_((width_ + kRows - 1) / kRows * kRows),
         stride_(row_length<float>(units(width_) * kUnit)),
         reciprocals_(height_),
-        memory_(1, units(width_) * kUnit * stride_ + 16) {
-    u_ = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory_.data()) + 63) & ~uintptr_t{63});
+        memory_(units(width_) * kUnit * stride_),
+        u_(memory_.data()) {
     take(gram, inverse_scale);
     for (int64_t r = 0; r < height_; ++r) {
       const float own = r < width_ ? gram.data[r * (gram.row_stride + 1)] + penalty : 0;
@@ -49,8 +49,8 @@ class SmallCholesky {
   // weights = scale (factor' factor)^-1 scale cross
   void substitute(const Matrix<float>& cross, const float* inverse_scale, const Matrix<float>& weights) const {
     torch::stable::parallel_for(0, units(cross.cols), 1, [&](int64_t begin, int64_t end) {
-      const Scratch<float> memory(1, height_ * kUnit + 16);
-      float* y = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) & ~uintptr_t{63});
+      const LineScratch memory(height_ * kUnit);
+      float* y = memory.data();
       for (int64_t i = begin; i < end; ++i) {
         const int64_t cols = std::min(kUnit, cross.cols - i * kUnit);
         const Matrix<float> from = cross.block(0, i * kUnit, width_, cols);
@@ -234,7 +234,7 @@ class SmallCholesky {
 
   int64_t width_, height_, stride_;
   std::vector<float> reciprocals_;
-  Scratch<float> memory_;
+  LineScratch memory_;
   float* u_;
 };
 

@@ -73,6 +73,20 @@ class Scratch {
   T* data_;
 };
 
+// Uninitialised floats that begin with a cache line.
+class LineScratch {
+ public:
+  explicit LineScratch(int64_t count) : memory_(1, count + 16) {
+    const uintptr_t start = (reinterpret_cast<uintptr_t>(memory_.data()) + 63) / 64 * 64;
+    data_ = reinterpret_cast<float*>(start);
+  }
+  float* data() const { return data_; }
+
+ private:
+  Scratch<float> memory_;
+  float* data_;
+};
+
 // Elements from one row to the next in scratch: whole cache lines, and rows not all in the same sets of the cache.
 template <typename T>
 int64_t row_length(int64_t cols) {

@@ -58,18 +58,13 @@ struct Packed {
 class PackedScratch {
  public:
   PackedScratch(int64_t depth, int64_t cols, Format format)
-      : format_(format),
-        bytes_(units(cols) * Packed{nullptr, format}.stride()),
-        memory_(1, spans(depth) * bytes_ / 4 + 16) {
-    data_ = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(memory_.data()) + 63) & ~uintptr_t{63});
-  }
-  Packed span(int64_t index) const { return {data_ + index * bytes_, format_}; }
+      : format_(format), bytes_(units(cols) * Packed{nullptr, format}.stride()), memory_(spans(depth) * bytes_ / 4) {}
+  Packed span(int64_t index) const { return {reinterpret_cast<char*>(memory_.data()) + index * bytes_, format_}; }
 
  private:
   Format format_;
   int64_t bytes_;
-  Scratch<float> memory_;
-  char* data_;
+  LineScratch memory_;
 };
 
 #ifdef PHASEFAST_X86
