@@ -11,7 +11,7 @@ from torch import nn
 
 from .checkpoints import state_hash
 from .engine import Engine, ProbeOptions
-from .errors import LASTING, ArgumentError, PhasefastError
+from .errors import LASTING, ArgumentError, PhasefastError, StoreError
 from .notices import warn
 from .scores import Scores
 from .stages.probe_set import ProbeSet
@@ -64,7 +64,7 @@ class PhaseTracker:
         self._engine = Engine(model, probe_set, run, out, **options)
         self._steps = None if isinstance(steps, str) else frozenset(map(int, steps))
         self._out, self._on_error = out, on_error
-        self.seconds = 0.0
+        self.seconds, self._called = 0.0, False
         self.scores = Scores.from_rows([])
         if out is not None:
             engine = self._engine
@@ -78,15 +78,23 @@ class PhaseTracker:
 
         Raises:
             ArgumentError: a step that is negative or no integer.
-            StoreError: the step is stored, but of other weights: ``out`` belongs to another training.
+            StoreError: at the first call, if the step is stored, but of other weights: ``out`` belongs to another
+                training. Later that is a warning, unless ``on_error="raise"``: a resumed training need not repeat the
+                steps that it lost bit by bit.
         """
+        first, self._called = not self._called, True
         if not isinstance(step, SupportsIndex) or (step := operator.index(step)) < 0:
             raise ArgumentError(f"step: expected the number of updates done, >= 0, got {step!r}")
         wanted = is_log2_step(step) if self._steps is None else step in self._steps
         if not (wanted or force):
             return None
         if step in self.scores.steps:
-            check_weights(self.scores.filter(step=step), "state_hash", state_hash(self._engine.model.state_dict()))
+            try:
+                check_weights(self.scores.filter(step=step), "state_hash", state_hash(self._engine.model.state_dict()))
+            except StoreError as error:
+                if self._on_error == "raise" or first:
+                    raise
+                warn(str(error))
             return None
         try:
             scores = self._engine.measure(step)

@@ -361,6 +361,11 @@ def test_unusual_buffers_and_settings_are_restored(net: SmallNet, probe_set: pf.
     expected = pf.probe(net, probe_set, layers="conv", alphas=[0.1])
     select = {"target": "input", "split": "heldout", "metric": "fvu"}
     assert got.value(**select) == expected.value(**select)
+    # What accelerate makes of a model that it prepares.
+    net._original_forward = net.forward
+    net.forward = prepared = torch.autocast("cpu")(net.forward)
+    assert pf.probe(net, probe_set, layers="conv", alphas=[0.1]).value(**select) == expected.value(**select)
+    assert net.forward is prepared
 
 
 def test_module_named_model_does_not_mix_with_the_models_own_metrics(net: SmallNet, probe_set: pf.ProbeSet) -> None:

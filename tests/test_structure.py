@@ -28,7 +28,7 @@ LEVELS = (
     ("watch",),
     ("__init__",),
     ("report",),
-    ("experiments",),
+    ("experiments", "integrations"),
     ("cli",),
     ("__main__",),
 )

@@ -72,6 +72,23 @@ def test_another_training_in_the_same_directory_is_refused(
     assert fresh.step(0) is not None
 
 
+def test_a_resumed_training_that_went_another_way_is_warned_of_and_goes_on(
+    net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path
+) -> None:
+    first = pf.PhaseTracker(net, probe_set, out=tmp_path, layers="hidden")
+    for step in (2, 4):
+        first.step(step)
+    resumed = pf.PhaseTracker(SmallNet(), probe_set, out=tmp_path, layers="hidden")
+    resumed.step(3)
+    with pytest.warns(RuntimeWarning, match="step 4 is stored already, but was measured on other weights"):
+        assert resumed.step(4) is None
+    assert resumed.step(8) is not None
+    strict = pf.PhaseTracker(SmallNet(), probe_set, out=tmp_path, layers="hidden", on_error="raise")
+    strict.step(3)
+    with pytest.raises(StoreError, match="other weights"):
+        strict.step(4)
+
+
 def test_failure_warns_and_training_goes_on(net: SmallNet, probe_set: pf.ProbeSet) -> None:
     tracker = pf.PhaseTracker(net, probe_set, out=None, layers="hidden")
     tracker.step(0)

@@ -29,7 +29,13 @@ def preserved(model: nn.Module, device: torch.device) -> Iterator[None]:
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 (models use the global state)
     cuda = [_cuda_index(device)] if device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices=cuda), torch.no_grad(), _full_float32(device), on_device(model, device):
+        with (
+            torch.random.fork_rng(devices=cuda),
+            torch.no_grad(),
+            _full_float32(device),
+            _own_forward(model),
+            on_device(model, device),
+        ):
             copies = {id(buffer): buffer.detach().clone() for buffer in model.buffers()}
             for module in model.modules():
                 named = {name: copies[id(b)] for name, b in module._buffers.items() if b is not None}
@@ -84,6 +90,21 @@ def _full_float32(device: torch.device) -> Iterator[None]:
     finally:
         for setting, precision in zip(settings, before, strict=True):
             setting.fp32_precision = precision
+
+
+@contextmanager
+def _own_forward(model: nn.Module) -> Iterator[None]:
+    """Without the autocast that accelerate puts around the ``forward`` of models that it prepares."""
+    attributes = vars(model)
+    wrapped, own = attributes.get("forward"), attributes.get("_original_forward")
+    if wrapped is None or own is None:
+        yield
+        return
+    attributes["forward"] = own
+    try:
+        yield
+    finally:
+        attributes["forward"] = wrapped
 
 
 @contextmanager

@@ -1,0 +1,68 @@
+"""When a trainer's callback measures: before the first step, after each one, and in any case at the last."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import distributed, nn
+
+from ..errors import ArgumentError
+from ..stages.probe_set import ProbeSet
+from ..track import PhaseTracker
+
+
+class LiveProbe:
+    """What the callbacks have in common; only the rank that calls ``_begin`` measures, and it waits for no other.
+
+    Args:
+        probe_set: the samples. **options: see :class:`phasefast.PhaseTracker`.
+    """
+
+    def __init__(self, probe_set: ProbeSet, **options: Any) -> None:
+        self._probe_set, self._options = probe_set, options
+        self._model: nn.Module | None = None
+        self._tracker: PhaseTracker | None = None
+        self._last = 0
+
+    @property
+    def tracker(self) -> PhaseTracker:
+        """The tracker of the training that began last.
+
+        Raises:
+            ArgumentError: no training has begun, or this is not rank 0.
+        """
+        if self._tracker is None:
+            raise ArgumentError("tracker: there is one once the training has begun, and on rank 0 alone")
+        return self._tracker
+
+    def _begin(self, model: nn.Module, step: int) -> None:
+        """The model is where it will be trained, ``step`` updates done: 0, or those of the training it resumes."""
+        if model is not self._model or step < self._last:  # another training
+            _check_needs_no_other_rank(model, self._options)
+            self._tracker = PhaseTracker(model, self._probe_set, **self._options)
+            self._model = model
+        self._last = step
+        self.tracker.step(step)
+
+    def _after(self, step: int) -> None:
+        """A batch is done, and ``step`` updates: as many as before while gradients accumulate."""
+        if self._tracker is not None and step != self._last:
+            self._last = step
+            self._tracker.step(step)
+
+    def _end(self, step: int) -> None:
+        """``step`` was the last one. BatchNorm may have seen more batches since it was measured, if it was."""
+        if self._tracker is not None and step not in self._tracker.scores.steps:
+            self._tracker.step(step, force=True)
+
+
+def _check_needs_no_other_rank(model: nn.Module, options: dict[str, Any]) -> None:
+    alone = not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1
+    if alone or options.get("batchnorm") == "running":
+        return
+    for name, module in model.named_modules():
+        if isinstance(module, nn.SyncBatchNorm):
+            raise ArgumentError(
+                f"layer {name!r}: the statistics of SyncBatchNorm need all ranks, and only rank 0 measures; "
+                "give batchnorm='running'"
+            )

@@ -1,0 +1,68 @@
+"""A callback for Lightning's ``Trainer``."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from ..errors import ArgumentError, DependencyError
+from ..stages.probe_set import ProbeSet
+from ._common import LiveProbe
+
+
+def _bases() -> list[Any]:
+    """The class of callbacks of each package there is: the trainer of one refuses callbacks of the other alone."""
+    found, errors = [], []
+    for name in ("lightning.pytorch", "pytorch_lightning"):
+        try:
+            found.append(import_module(name).Callback)
+        except ImportError as error:
+            errors.append(error)
+    if not found:
+        raise DependencyError(
+            f"phasefast.integrations.lightning needs Lightning ({errors[0]}): pip install 'phasefast[lightning]'"
+        ) from errors[0]
+    return found
+
+
+class PhaseCallback(LiveProbe, *_bases()):  # type: ignore[misc]
+    """Measures before the first optimizer step, then at ``trainer.global_step``, and at the last step.
+
+    Lightning counts the steps of all optimizers: where a batch takes several, give ``steps=`` that occur. Not for
+    models that are sharded over ranks, which rank 0 cannot run by itself; the others meet it in their next step.
+
+    Args:
+        probe_set: the samples. module: name of the network in the LightningModule; by default the LightningModule
+            itself, whose ``forward`` then takes the samples.
+        **options: see :class:`phasefast.PhaseTracker`.
+    """
+
+    def __init__(self, probe_set: ProbeSet, *, module: str = "", **options: Any) -> None:
+        super().__init__(probe_set, **options)
+        self._name = module
+
+    @property
+    def state_key(self) -> str:
+        """Tells callbacks of one trainer apart."""
+        options = {name: str(self._options.get(name)) for name in ("layers", "run", "out")}
+        return f"PhaseCallback{options | {'module': self._name}}"
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """After the sanity check and, where a training is resumed, with its weights."""
+        if trainer.is_global_zero:
+            self._begin(self._network(pl_module), trainer.global_step)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """After a batch, which need not be an optimizer step."""
+        self._after(trainer.global_step)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """With the weights of the last step."""
+        self._end(trainer.global_step)
+
+    def _network(self, pl_module: Any) -> Any:
+        try:
+            return pl_module.get_submodule(self._name)
+        except AttributeError as error:
+            there = f"such as one of {[*dict(pl_module.named_children())]}"
+            raise ArgumentError(f"module: expected a network {there}, got {self._name!r}") from error
