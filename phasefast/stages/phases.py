@@ -243,15 +243,17 @@ class _Curve:
         last, low = len(self.loss) - 1, self.minimum
         start, end = _Span("constant", 0, last, slice(0, 1)), _Span("increase", low, last, slice(low, low + 1))
         if self.order_p is not None and self.order_p > self.rules.order_level:
-            return [start], f"the order of the steps explains nothing (p = {self.order_p:.2g})"
+            p, level = _apart(self.order_p, self.rules.order_level)
+            return [start], f"steps in random order would look as regular (p = {p}, more than {level})"
         fall = self._descent()
         falls, rises = self._fall(fall), self._counts(end)
         if not falls and not rises:
             level = self.loss.mean()
-            away, needed = np.abs(self.loss - level).max(), self._needed(level)
-            if away <= needed:
-                return [start], f"stays within {away:.2g} of its mean, a change of {needed:.2g} would count"
-            return [], self._missed(fall, end)
+            away, needed = float(np.abs(self.loss - level).max()), self._needed(level)
+            if away > needed:
+                return [], self._unsure(fall, end) or self._small(fall, end)
+            near = f"stays within {away:.2g} of its mean, no more than the {needed:.2g} that a change needs"
+            return [start], self._unsure(fall, end) or near
         if rises:
             top = low + int(self.loss[low:].argmax())
             # The rise ends at its top where the curve comes down again by an amount that counts.
@@ -280,17 +282,24 @@ class _Curve:
             return [replace(fall, first=top, before=slice(top, top + 1))]
         return [fall]
 
-    def _missed(self, fall: _Span, rise: _Span) -> str:
-        """What a curve that changes lacks of a decrease and of an increase."""
-        unsure, small = [], []
-        for verb, sign, span in (("falls", -1, fall), ("rises", 1, rise)):
+    def _unsure(self, *spans: _Span) -> str:
+        """Which of the changes are large enough, but not certain; empty where none is."""
+        texts = []
+        for span in spans:
             change, (low, high) = self.change(span)
-            amount, needed = max(0.0, sign * change), self._needed(self.loss[span.before].mean())
-            if amount >= needed:
-                unsure.append(f"{verb} by {amount:.2g}, but its interval, {low:.2g} to {high:.2g}, does not exclude 0")
-            else:
-                small.append(f"{verb} by {amount:.2g} (needed {needed:.2g})")
-        return "; ".join(unsure) or f"changes by {np.ptp(self.loss):.2g} that come back: {', '.join(small)}"
+            if self._size(span) >= self._asked(span):
+                texts.append(f"changes by {change:.2g}, but the interval of that, {low:.2g} to {high:.2g}, includes 0")
+        return "; ".join(texts)
+
+    def _small(self, fall: _Span, rise: _Span) -> str:
+        """By how much a curve that varies is short of a decrease and of an increase."""
+        fallen, asked = _apart(max(0.0, self._size(fall)), self._asked(fall))
+        risen, asked_of_rise = _apart(max(0.0, self._size(rise)), self._asked(rise))
+        start = "its plateau" if fall.first else "the first step"
+        return (
+            f"varies by {np.ptp(self.loss):.2g}, but from {start} to the minimum falls by only {fallen} ({asked} "
+            f"needed), and from there to the last step rises by only {risen} ({asked_of_rise} needed)"
+        )
 
     def change(self, span: _Span) -> tuple[float, tuple[float, float]]:
         """Change of the loss over a phase, and its interval."""
@@ -300,9 +309,16 @@ class _Curve:
 
     def _counts(self, span: _Span) -> bool:
         """Whether a decrease or an increase is large enough and its interval excludes 0."""
-        change, (low, high) = self.change(span)
-        sign = -1 if span.kind == "decrease" else 1
-        return sign * change >= self._needed(self.loss[span.before].mean()) and min(sign * low, sign * high) > 0
+        _, (low, high) = self.change(span)
+        return self._size(span) >= self._asked(span) and (high < 0 if span.kind == "decrease" else low > 0)
+
+    def _size(self, span: _Span) -> float:
+        """Of a decrease or an increase; negative where the loss goes the other way."""
+        change, _ = self.change(span)
+        return -change if span.kind == "decrease" else change
+
+    def _asked(self, span: _Span) -> float:
+        return self._needed(self.loss[span.before].mean())
 
     def _needed(self, level: float) -> float:
         """The smallest change that counts where the loss before it is ``level``."""
@@ -348,3 +364,9 @@ class _Curve:
             "needed": {"decrease": self._needed(self.loss[0]), "increase": self._needed(self.loss[self.minimum])},
             "loss": {name: float(self.loss[place]) for name, place in places.items()},
         }
+
+
+def _apart(smaller: float, larger: float) -> tuple[str, str]:
+    """Both in so few digits that they differ, where they do."""
+    pairs = ((f"{smaller:.{digits}g}", f"{larger:.{digits}g}") for digits in range(2, 9))
+    return next((pair for pair in pairs if pair[0] != pair[1]), (f"{smaller:.9g}", f"{larger:.9g}"))
