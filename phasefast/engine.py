@@ -305,7 +305,7 @@ def resolve_device(given: str | torch.device | None, home: torch.device) -> torc
 
 def _default_targets(probe_set: ProbeSet) -> list[Target]:
     targets: list[Target] = [Input()] if probe_set.fit_inputs.is_floating_point() else []
-    if probe_set.classes:
+    if probe_set.fit_labels is not None:
         targets.append(Label(probe_set.classes))
     if not targets:
         raise ArgumentError(

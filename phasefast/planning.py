@@ -13,7 +13,7 @@ from .components import columns_with_components
 from .decoding import Method, Selection, Splits
 from .engine import FOLDS, resolve_device
 from .errors import ArgumentError
-from .stages.capture import RowOptions, discover_layers, rows_dtype
+from .stages.capture import RowOptions, discover_layers, model_inputs, rows_dtype
 from .stages.layers import select_layers, unwrap
 from .stages.plan import Cost, ForcedRoute, Problem, fitting_cost, group_layers, memory_budget
 from .stages.preserve import preserved
@@ -78,7 +78,7 @@ def plan(
     home = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     where = resolve_device(device, home)
     with preserved(model, where):
-        batch = torch.stack([example, example]).to(where)
+        batch = next(model_inputs(torch.stack([example, example]), [(0, 2)], model, where))
         try:
             found = discover_layers(model, select_layers(model, layers), batch, RowOptions(tokens, pool))
         except RuntimeError as error:

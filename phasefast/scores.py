@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
+import secrets
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -212,11 +212,11 @@ def store_folder(directory: str | Path) -> Path:
 def prepare_store(directory: str | Path) -> Path:
     """Make a run directory's ``scores/`` and check that it can be written to; StoreError names the directory."""
     folder = store_folder(directory)
-    probe = folder / f".writable-{os.getpid()}"
+    probe = folder / f".writable-{secrets.token_hex(4)}"  # jobs of other machines may share the disk
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise StoreError(f"cannot write to the output directory {directory}: {error}; choose another one") from error
     return folder

@@ -44,7 +44,7 @@ def sweep(
         run: label of the rows. weights_only: see ``torch.load``.
         overwrite: start over, removing the scores in ``out``, their ``phases.json`` and ``phases.png``.
         shard: ``(i, n)``: only every n-th checkpoint, from the i-th on (0 to n - 1). Jobs with the same ``out`` share a
-            sweep so, and may be started again with another n.
+            sweep so, of the same list, and may be started again with another n.
         **options: see :class:`phasefast.ProbeOptions`.
 
     Returns:
@@ -91,7 +91,6 @@ class Sweeper:
     ) -> None:
         self._engine, self._out, self._weights_only = Engine(model, probe_set, run, out, **options), out, weights_only
         self._done = open_store(out, self._engine.config_hash, self._engine.settings, overwrite)
-        self._unchecked = set(self._done)
         self._measured = False
 
     @property
@@ -106,19 +105,17 @@ class Sweeper:
     def measure(self, ordered: Mapping[int, Source]) -> dict[int, PhasefastError]:
         """Measure and store the checkpoints that are not done; what failed, by step. The model is left as it was found.
 
+        Those that are done are compared with what they were measured on.
+
         Raises:
             As :func:`sweep` does, but SweepError.
         """
         model, failures = self._engine.model, dict[int, PhasefastError]()
         todo = {step: source for step, source in ordered.items() if step not in self._done}
-        unchecked = sorted(self._unchecked & ordered.keys())
-        if not todo and not unchecked:
-            return failures
         before = copy.deepcopy(model.state_dict())
         try:
-            for step in unchecked:
+            for step in ordered.keys() - todo.keys():
                 _check_same(self._done[step], ordered[step], model, self._weights_only)
-                self._unchecked.remove(step)
             with on_device(model, self._engine.device), progress("sweeping", len(todo), "checkpoints") as update:
                 ahead = read_ahead(todo, self._engine.device, weights_only=self._weights_only)
                 for index, (step, read) in enumerate(ahead):
@@ -146,9 +143,9 @@ def _share(ordered: Mapping[int, Source], shard: tuple[int, int] | None) -> dict
     """Every n-th checkpoint from the i-th on, where a shard (i, n) is given."""
     if shard is None:
         return dict(ordered)
-    index, count = shard
-    if not 0 <= index < count:
-        raise ArgumentError(f"shard: expected (i, n) with 0 <= i < n, got {shard}")
+    index, count = shard if len(shard) == 2 else (0, 0)
+    if not (isinstance(index, int) and isinstance(count, int) and 0 <= index < count):
+        raise ArgumentError(f"shard: expected integers (i, n) with 0 <= i < n, got {shard!r}")
     return dict(list(ordered.items())[index::count])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, SupportsIndex, Unpack
+from typing import Literal, Unpack
 
 from torch import nn
 
@@ -83,8 +83,12 @@ class PhaseTracker:
                 steps that it lost bit by bit.
         """
         first, self._called = not self._called, True
-        if not isinstance(step, SupportsIndex) or (step := operator.index(step)) < 0:
-            raise ArgumentError(f"step: expected the number of updates done, >= 0, got {step!r}")
+        try:
+            step = operator.index(step)
+        except TypeError as error:
+            raise ArgumentError(f"step: expected the number of updates done, an integer, got {step!r}") from error
+        if step < 0:
+            raise ArgumentError(f"step: expected the number of updates done, >= 0, got {step}")
         wanted = is_log2_step(step) if self._steps is None else step in self._steps
         if not (wanted or force):
             return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Unpack
@@ -13,13 +14,14 @@ from torch import nn
 
 from .checkpoints import find_checkpoints, weights_files
 from .engine import ProbeOptions
-from .errors import CheckpointError
+from .errors import ArgumentError, CheckpointError
 from .notices import warn
 from .scores import Scores
 from .stages.probe_set import ProbeSet
 from .sweep import Sweeper
 
-_Written = list[tuple[int, int]]
+_TRIES = 3
+_Written = tuple[tuple[int, int], ...]
 
 
 def watch(
@@ -33,19 +35,22 @@ def watch(
     weights_only: bool = True,
     **options: Unpack[ProbeOptions],
 ) -> Iterator[Scores]:
-    """Sweep a folder again and again; yields all scores in ``out`` at first and whenever there are new ones.
+    """Sweep a folder again and again; yields all scores so far whenever it has measured new ones, and at first.
 
-    It never ends by itself: leave the loop when you have seen enough. A checkpoint that cannot be read is perhaps still
-    being written: a warning names it, and it is tried again once it has changed.
+    They include those that ``out`` held in the beginning. It never ends by itself: leave the loop when you have seen
+    enough. A checkpoint that cannot be read is perhaps still being written: a warning names it, and it is tried again
+    once it has changed. One that is measured must not change: that is another training.
 
     Args:
         folder: of checkpoints; may be empty still. every: seconds between two looks.
         model, probe_set, out, run, weights_only, **options: as for :func:`phasefast.sweep`.
 
     Raises:
-        CheckpointError: there is no such folder, or a step is there twice.
+        CheckpointError: there is no such folder, or a step is there twice; later on that is a warning.
         And as :func:`phasefast.sweep` does, but SweepError.
     """
+    if every < 0:
+        raise ArgumentError(f"every: expected seconds >= 0, got {every}")
     if not Path(folder).is_dir():
         raise CheckpointError(f"{folder}: expected a folder to watch; make it first")
     sweeper = Sweeper(model, probe_set, out, run=run, weights_only=weights_only, **options)
@@ -53,19 +58,36 @@ def watch(
 
 
 def _rounds(sweeper: Sweeper, folder: str | os.PathLike[str], every: float) -> Iterator[Scores]:
-    failed: dict[int, _Written] = {}
-    seen: list[int] = []
+    known: dict[int, _Written] = {}
+    tries: Counter[tuple[int, _Written]] = Counter()
+    seen: list[int] | None = None
     while True:
-        found = find_checkpoints(folder)
+        found = _found(folder, first=seen is None)
         written = {step: _written(path) for step, path in found.items()}  # before they are read
-        ready = {step: path for step, path in found.items() if failed.get(step) != written[step]}
-        for step, error in sweeper.measure(ready).items():
-            failed[step] = written[step]
-            warn(f"step {step} is tried again when it has changed: {error}")
-        if sweeper.steps != seen:
-            seen = sweeper.steps
-            yield sweeper.scores(seen)
+        # Steps that are measured and written again since are compared with what they were.
+        ready = {step: path for step, path in found.items() if known.get(step) != written[step]}
+        known |= {step: written[step] for step in ready}
+        for step, error in sweeper.measure(ready).items() if ready else ():
+            tries[step, written[step]] += 1
+            if tries[step, written[step]] == 1:
+                warn(f"step {step} is tried again when it has changed: {error}")
+            if tries[step, written[step]] < _TRIES:  # a disk may fail once
+                del known[step]
+        if sweeper.steps != (seen or []):
+            yield sweeper.scores(sweeper.steps)
+        seen = sweeper.steps
         time.sleep(every)
+
+
+def _found(folder: str | os.PathLike[str], first: bool) -> dict[int, Path]:
+    """The checkpoints there are; of what is wrong with the folder later on, a warning."""
+    try:
+        return find_checkpoints(folder)
+    except CheckpointError as error:
+        if first:
+            raise
+        warn(f"waiting: {error}")
+        return {}
 
 
 def _written(path: Path) -> _Written:
@@ -76,4 +98,4 @@ def _written(path: Path) -> _Written:
             with contextlib.suppress(OSError):
                 stat = file.stat()
                 found.append((stat.st_mtime_ns, stat.st_size))
-    return found
+    return tuple(found)

@@ -128,6 +128,7 @@ def test_plan_is_what_a_measurement_does(net: SmallNet, probe_set: pf.ProbeSet) 
     doubles = [entry.cost for entry in pf.plan(net, torch.randn(1, 6, 6).double(), 150, 60, classes=3, layers=layers)]
     assert doubles == [wide.method.cost(cell, wide.targets) for cell in wide.activations()]
     assert doubles[-1].bytes - entry.cost.bytes == 4 * 210 * 20 * 2  # the rows and a copy
+    assert pf.plan(net, torch.randn(1, 6, 6), 150, 60, classes=3, layers=layers)[-1].cost == doubles[-1]
     with pytest.raises(ArgumentError, match="positive"):
         pf.plan(net, (1, 6, 6), 0, 60)
     with pytest.raises(ArgumentError, match=r"takes no torch.float32 input of shape \(3, 6, 6\)"):

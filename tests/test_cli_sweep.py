@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def rows(scores: pf.Scores) -> list[dict]:
 def test_gives_the_numbers_of_the_function(place: Path, probe_set: pf.ProbeSet) -> None:
     options = "--layer", "hid*", "--layer", "conv", "--alpha", "0.1", "--alpha", "1e-3", "--batchnorm", "batch"
     text = swept(place, *options, "--precision", "double", "--splits", "heldout", "--run", "a", "--batch-size", "50")
-    assert "3 checkpoints of 2 layers" in text
+    assert "3 checkpoints are in" in text
     how = {"layers": ["hid*", "conv"], "alphas": [0.1, 1e-3], "batchnorm": "batch", "batch_size": 50}
     how |= {"precision": "double", "splits": "heldout", "run": "a"}
     expected = pf.sweep(SmallNet(), place / "checkpoints", probe_set, out=place / "expected", **how)
@@ -53,15 +54,44 @@ def test_gives_the_numbers_of_the_function(place: Path, probe_set: pf.ProbeSet) 
 
 
 def test_shares_are_given_or_torchruns(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    swept(place, "--shard", "1/2", "--layer", "hidden")
+    assert "share 1 of 2: 1 checkpoints" in swept(place, "--shard", "1/2", "--layer", "hidden")
     assert pf.read_scores(place / "out").steps == [10]
-    monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
     swept(place, "--layer", "hidden")
     assert pf.read_scores(place / "out").steps == [0, 10, 200]
     assert "what other shards write" in fails(
         "sweep", NET, place / "checkpoints", place / "probe_set.pt", "--overwrite", "--out", place / "out"
     )
+
+
+def test_checkpoints_with_more_than_tensors_are_read_only_where_they_are_trusted(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = torch.load(place / "checkpoints/step_10.pt")
+    torch.save({"state_dict": state, "args": argparse.Namespace(lr=0.1)}, place / "checkpoints/step_10.pt")
+    given = [NET, place / "checkpoints", place / "probe_set.pt", "--layer", "hidden", "--out"]
+    refused = invoke("sweep", *given, place / "out")
+    assert refused.exit_code == 1
+    assert "1 of 3 checkpoints failed" in refused.stderr
+    assert "3 checkpoints" in swept(place, "--layer", "hidden", "--trust")
+
+    def no_more(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("time.sleep", no_more)
+    with pytest.warns(RuntimeWarning, match="step 10 is tried again"):
+        assert "2 checkpoints to step 200" in invoke("sweep", *given, place / "watched", "--watch", "1").stdout
+    trusted = invoke("sweep", *given, place / "trusted", "--watch", "1", "--trust")
+    assert "3 checkpoints to step 200" in trusted.stdout
+
+
+def test_each_process_of_torchrun_has_a_device_of_its_own(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "99")
+    given = NET, place / "checkpoints", place / "probe_set.pt", "--out", place / "out"
+    assert "device 'cuda:99' cannot be used" in fails("sweep", *given)
+    assert "needs" in fails("sweep", *given, "--device", "cpu", "--layer", "hidden", "--memory", "1KB")
 
 
 def test_watching_tells_the_phases_of_what_is_there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,11 +112,12 @@ def test_watching_tells_the_phases_of_what_is_there(place: Path, monkeypatch: py
     [
         ((NET, "checkpoints", "nothing.pt"), "probe set 'nothing.pt': expected a file of ProbeSet.save or"),
         ((NET, "checkpoints", "tests.conftest:SmallNet"), "expected a ProbeSet, got SmallNet"),
-        ((NET, "missing", "probe_set.pt"), "missing"),
+        ((NET, "missing", "probe_set.pt"), "missing: expected a folder of checkpoints"),
         ((NET, "checkpoints", "probe_set.pt", "--shard", "1-2"), "--shard: expected such as 0/4, got '1-2'"),
         ((NET, "checkpoints", "probe_set.pt", "--shard", "2/2"), "0 <= i < n"),
-        ((NET, "checkpoints", "probe_set.pt", "--watch", "1", "--shard", "0/2"), "--watch"),
-        ((NET, "checkpoints", "probe_set.pt", "--precision", "best"), "precision"),
+        ((NET, "checkpoints", "probe_set.pt", "--watch", "1", "--shard", "0/2"), "--watch goes on alone"),
+        ((NET, "checkpoints", "probe_set.pt", "--watch", "1", "--overwrite"), "--watch goes on alone"),
+        ((NET, "checkpoints", "probe_set.pt", "--precision", "best"), "precision: expected one of"),
     ],
 )
 def test_what_cannot_be_is_named(

@@ -156,7 +156,7 @@ def test_what_all_checkpoints_would_meet_is_raised_at_the_first(
     assert "step 1" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("shard", [(2, 2), (-1, 2), (0, 0)])
+@pytest.mark.parametrize("shard", [(2, 2), (-1, 2), (0, 0), (0,), (0.0, 2.0)])
 def test_shards_that_cannot_be_are_refused(
     net: SmallNet, probe_set: pf.ProbeSet, checkpoints: dict, tmp_path: Path, shard: tuple[int, int]
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import phasefast as pf
-from phasefast.errors import CheckpointError
+from phasefast.errors import ArgumentError, CheckpointError, StoreError
 from tests.conftest import SmallNet
 
 
@@ -84,6 +84,49 @@ def test_an_unfinished_checkpoint_is_read_again_when_it_has_changed(
     assert sum("tried again" in str(warning.message) for warning in caught) == 1
 
 
+def test_another_training_in_the_folder_is_refused(
+    net: SmallNet, probe_set: pf.ProbeSet, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(net.state_dict(), folder / "step_1.pt")
+    between_rounds(monkeypatch, [lambda: torch.save(SmallNet().state_dict(), folder / "step_1.pt")])
+    watching = pf.watch(net, folder, probe_set, out=tmp_path / "out", layers="hidden")
+    assert next(watching).steps == [1]
+    with pytest.raises(StoreError, match="step 1 is stored already, but was measured on other weights"):
+        next(watching)
+
+
+def test_what_fails_once_is_tried_again_and_a_folder_in_disorder_is_waited_for(
+    net: SmallNet, probe_set: pf.ProbeSet, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, reads = torch.load, []
+
+    def fails_once(*arguments: object, **options: object) -> object:
+        reads.append(1)
+        if len(reads) == 1:
+            raise OSError("stale file handle")
+        return read(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch, "load", fails_once)
+    torch.save(net.state_dict(), folder / "step_1.pt")
+    twice = folder / "checkpoint_1.pt"
+    between_rounds(
+        monkeypatch,
+        [
+            lambda: None,
+            lambda: torch.save({}, twice),
+            twice.unlink,
+            lambda: torch.save(net.state_dict(), folder / "2.pt"),
+        ],
+    )
+    watching = pf.watch(net, folder, probe_set, out=tmp_path / "out", layers="hidden")
+    with pytest.warns(RuntimeWarning, match="step 1 is tried again.*stale file handle"):
+        assert next(watching).steps == [1]
+    with pytest.warns(RuntimeWarning, match="waiting: step 1: given twice"):
+        assert next(watching).steps == [1, 2]
+
+
 def test_a_folder_that_is_not_there_is_named_at_once(net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="missing: expected a folder to watch"):
         pf.watch(net, tmp_path / "missing", probe_set, out=tmp_path / "out")
+    with pytest.raises(ArgumentError, match="every: expected seconds >= 0, got -1"):
+        pf.watch(net, tmp_path, probe_set, out=tmp_path / "out", every=-1)

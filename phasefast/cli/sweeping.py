@@ -66,15 +66,16 @@ def sweep_command(
     local = os.environ.get("LOCAL_RANK", "0")
     options["device"] = device or (f"cuda:{local}" if torch.cuda.is_available() else "cpu")
     share = _shard(shard)
+    if watch_every is not None and (share is not None or overwrite):
+        raise ArgumentError("--watch goes on alone and from what is there: leave out --shard, torchrun and --overwrite")
     inputs = load_model(model), checkpoints, load_probe_set(probe_set)
     console = Console()
     if watch_every is None:
         found = sweep(*inputs, out=out, run=run, overwrite=overwrite, weights_only=not trust, shard=share, **options)
-        text = f"{len(found.steps)} checkpoints of {len(found.layers)} layers are in {out}; see phasefast report {out}"
+        part = f"share {share[0]} of {share[1]}: " if share else ""
+        text = f"{part}{len(found.steps)} checkpoints are in {out}; see phasefast report {out}"
         console.print(text, highlight=False, soft_wrap=True)
         return
-    if share is not None or overwrite:
-        raise ArgumentError("--watch: it takes neither --shard, torchrun nor --overwrite")
     for scores in watch(*inputs, out=out, every=watch_every, run=run, weights_only=not trust, **options):
         console.print(f"{len(scores.steps)} checkpoints to step {scores.steps[-1]}", highlight=False)
         if len(scores.steps) > 1:
@@ -84,9 +85,9 @@ def sweep_command(
 def _shard(given: str | None) -> tuple[int, int] | None:
     """The share of this job: of ``i/n``, or of torchrun's processes."""
     if given is None:
-        rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
-        return (rank, world) if world > 1 else None
+        given = "{RANK}/{WORLD_SIZE}".format_map(os.environ) if {"RANK", "WORLD_SIZE"} <= os.environ.keys() else "0/1"
     match = re.fullmatch(r"(\d+)/(\d+)", given)
     if match is None:
         raise ArgumentError(f"--shard: expected such as 0/4, got {given!r}")
-    return int(match[1]), int(match[2])
+    share = int(match[1]), int(match[2])
+    return None if share == (0, 1) else share
