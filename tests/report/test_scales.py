@@ -55,6 +55,23 @@ def test_far_outliers_are_cut_but_a_bad_layer_is_not() -> None:
         assert axis(values).ends[1] == pytest.approx(top)
 
 
+def test_a_bad_layer_is_shown_whole_among_good_ones() -> None:
+    good = [[0.3, 0.32, 0.4]] * 6
+    assert axis(*good, [1.5, 2.5, 4]).ends[1] == pytest.approx(4.16)
+    # On a log axis a late rise is no outlier, a step that is far off its own curve is.
+    assert axis(*good, [0.01] * 3, [0.5, 0.5, 4]).shown[1] == pytest.approx(4.16)
+    assert axis(*good, [0.01, 0.01, 900]).shown[1] == 1.25
+
+
+@pytest.mark.parametrize("values", [([-1e-9, -2e-9], [-2e-9, -1e-9]), ([0.0, 0.0],), ([-0.1, 0.4, 0.4],)])
+def test_errors_that_rounding_made_negative_lie_on_the_axis(values: Sequence[Sequence[float]]) -> None:
+    found = axis(*values)
+    assert not found.log
+    bottom, top = found.ends
+    assert bottom < min(map(min, values))
+    assert max(map(max, values)) < top
+
+
 def test_accuracies_reach_one() -> None:
     assert accuracy_axis([curve([0.4, 0.9])]).ends == pytest.approx((0.3634, 1.01))
 
