@@ -123,7 +123,7 @@ def test_steps_at_which_a_layer_was_not_measured_are_empty(tmp_path: Path, monke
     assert words.get_position()[0] == 2.5
 
 
-@pytest.mark.parametrize(("count", "chosen"), [(3, 1), (40, 18), (60, 0), (60, 31), (100, 97)])
+@pytest.mark.parametrize(("count", "chosen"), [(3, 1), (40, 18), (60, 0), (60, 30), (100, 96)])
 def test_the_chosen_layer_has_a_row_and_a_bold_name(
     count: int, chosen: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
