@@ -136,7 +136,7 @@ class Scores:
         return Scores(table)
 
     def select(self, layers: Sequence[str] | None = None, targets: Sequence[str] | None = None) -> Scores:
-        """Rows of those layers, the model's own among them, and targets whose names match a glob; None for all.
+        """Rows of the layers and targets whose names match a glob, with the model's own of those targets; None for all.
 
         Raises:
             LayerError, ArgumentError: a pattern matches no layer or no target.
@@ -144,7 +144,7 @@ class Scores:
         wanted = [MODEL_LAYER, *_matching(self.layers, layers, "layer", LayerError)]
         rows = pc.field("layer").isin(wanted)
         if targets is not None:
-            rows &= pc.field("target").isin(_matching(self.targets, targets, "target", ArgumentError))
+            rows &= pc.field("target").isin(_matching(self.values_of("target"), targets, "target", ArgumentError))
         return Scores(self._table.filter(rows))
 
     def value(self, **equal: str | int | float) -> float:

@@ -13,6 +13,7 @@ import phasefast as pf
 from phasefast.cli import app
 from phasefast.engine import Engine
 from phasefast.errors import ArgumentError, StoreError
+from phasefast.scores import Scores
 
 from .conftest import SmallNet
 from .report.synthetic import log2_steps, make_scores, write_run
@@ -225,6 +226,16 @@ def test_only_some_layers_and_targets_are_shown_and_all_are_written(command: str
     }
     assert "layer pattern 'fc*' matches nothing" in fails(command, run, "--layer", "fc*")
     assert "target pattern 'colour' matches nothing" in fails(command, run, "--target", "colour")
+
+
+@pytest.mark.parametrize("command", ["phases", "report"])
+def test_one_of_several_runs_is_chosen(command: str, tmp_path: Path) -> None:
+    seeds = [make_scores([f"fc{i}"], log2_steps(6)).with_column("run", f"seed{i}") for i in (1, 2)]
+    directory = write_run(tmp_path / "both", Scores.concat(seeds))
+    assert "choose one of seed1, seed2 with run= or --run" in fails(command, directory)
+    output = invoke(command, directory, "--run", "seed2").stdout
+    assert "fc2" in output
+    assert "fc1" not in output
 
 
 def test_the_picture_and_json_are_of_the_layers_shown(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,10 +18,11 @@ from ..ops._extension import build_info
 from ..report import print_report, restrict, write_phases, write_report
 from .app import Directory, app
 
-Shown = Annotated[
+Run = Annotated[str | None, typer.Option("--run", help="Which run, where the directory holds several.")]
+ShownLayers = Annotated[
     list[str] | None, typer.Option("--layer", help="Show only layers that match this glob; may be given again.")
 ]
-Targets = Annotated[
+ShownTargets = Annotated[
     list[str] | None, typer.Option("--target", help="Show only targets that match this glob; may be given again.")
 ]
 _EXTRAS = {"torchvision": "vision", "matplotlib": "report", "pandas": "report", "scikit-learn": "demo"}
@@ -30,12 +31,13 @@ _EXTRAS = {"torchvision": "vision", "matplotlib": "report", "pandas": "report", 
 @app.command()
 def phases(
     directory: Directory,
-    layer: Shown = None,
-    target: Targets = None,
+    run: Run = None,
+    layer: ShownLayers = None,
+    target: ShownTargets = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, as in phases.json, instead of tables.")] = False,
 ) -> None:
     """Detect the phases of a run: write phases.json, with all cells, into its directory and print the tables."""
-    scores, found = restrict(*write_phases(directory), layer, target)
+    scores, found = restrict(*write_phases(directory, run), layer, target)
     if json:
         typer.echo(found.to_json())
     else:
@@ -43,9 +45,9 @@ def phases(
 
 
 @app.command()
-def report(directory: Directory, layer: Shown = None, target: Targets = None) -> None:
-    """Like phases, and draw phases.png; the last layer's phases shade its panels."""
-    write_report(directory, layers=layer, targets=target)
+def report(directory: Directory, run: Run = None, layer: ShownLayers = None, target: ShownTargets = None) -> None:
+    """Like phases, and draw phases.png; the last layer's phases shade the upper curves, its stop window marks all."""
+    write_report(directory, run=run, layers=layer, targets=target)
 
 
 @app.command()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ..errors import StoreError
+from ..errors import ArgumentError, StoreError
 from ..scores import Scores, read_scores
 from ..stages.phases import detect_phases
 from ..store import PHASES, PICTURE
@@ -18,14 +18,18 @@ from .table import print_report
 __all__ = ["plot_phases", "print_report", "restrict", "write_phases", "write_report"]
 
 
-def write_phases(directory: str | Path) -> tuple[Scores, PhaseReport]:
+def write_phases(directory: str | Path, run: str | None = None) -> tuple[Scores, PhaseReport]:
     """Read a run's scores, detect the phases and write them as ``phases.json`` into the directory.
 
+    Args:
+        run: which run it is of, where the directory holds the scores of several.
+
     Raises:
+        ArgumentError: there are several runs and none is chosen, or no such run.
         StoreError: there are no scores, or the directory cannot be written.
         DataError: fewer than two steps, or scores that cannot be analysed.
     """
-    scores = read_scores(directory)
+    scores = _run_of(read_scores(directory), directory, run)
     report = detect_phases(scores)
     path = Path(directory) / PHASES
     try:
@@ -52,24 +56,36 @@ def write_report(
     directory: str | Path,
     console: Console | None = None,
     *,
+    run: str | None = None,
     layers: Sequence[str] | None = None,
     targets: Sequence[str] | None = None,
 ) -> PhaseReport:
     """``write_phases``, then the tables on ``console`` and ``phases.png`` in the directory.
 
     Args:
+        run: as for ``write_phases``.
         layers, targets: names or globs of what is shown; ``phases.json``, and what is returned, have all.
 
     Raises:
         DependencyError: matplotlib is missing; all else is written and printed by then.
-        StoreError, DataError: as for ``write_phases``. LayerError, ArgumentError: as for ``restrict``.
+        StoreError, DataError, LayerError, ArgumentError: as for ``write_phases`` and ``restrict``.
     """
     console = console or Console()
-    scores, report = write_phases(directory)
+    scores, report = write_phases(directory, run)
     shown = restrict(scores, report, layers, targets)
     print_report(*shown, console)
-    runs = scores.to_arrow().column("run").unique().to_pylist()
-    title = f"Learning phases: {', '.join(map(str, runs))}"
-    picture = plot_phases(*shown, Path(directory) / PICTURE, title=title)
+    (name,) = scores.values_of("run")
+    picture = plot_phases(*shown, Path(directory) / PICTURE, title=f"Learning phases: {name}")
     console.print(f"wrote {Path(directory) / PHASES} and {picture}", highlight=False, soft_wrap=True)
     return report
+
+
+def _run_of(scores: Scores, directory: str | Path, run: str | None) -> Scores:
+    """The scores of the run, or of the only one."""
+    runs = scores.values_of("run")
+    if run is None and len(runs) == 1:
+        return scores
+    if run not in runs:
+        wanted = f"no run {run!r} in {directory}" if run is not None else f"{directory} holds more than one run"
+        raise ArgumentError(f"{wanted}: choose one of {', '.join(runs)} with run= or --run, or give each its own out=")
+    return scores.filter(run=run)

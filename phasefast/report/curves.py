@@ -6,28 +6,34 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow.compute as pc
 
 from ..scores import MODEL_LAYER, Scores
+from .names import LONGEST, shortened
 
-_LONGEST = 28  # letters of a name
 _INK, _MARKERS = "#222222", "osD^vPX<>h"
 
 
 @dataclass(frozen=True)
 class Look:
-    """How a layer is drawn everywhere in the picture."""
+    """How a layer is named and drawn everywhere in the picture.
 
+    Attributes:
+        chosen: whether it is the layer whose phases shade a panel.
+    """
+
+    name: str
     colour: str
-    marker: str
+    marker: str = ""
     width: float = 1.5
     dashes: str = "-"
+    chosen: bool = False
 
 
 @dataclass(frozen=True)
 class Curve:
     """Values [K], some of them finite, at steps [K], and which of them are estimates [K]."""
 
-    name: str
     steps: np.ndarray
     values: np.ndarray
     estimated: np.ndarray
@@ -48,45 +54,46 @@ class Curve:
 Label = tuple[str, Curve | None]  # a text and the curve whose end it names
 
 
-def looks(layers: Sequence[str]) -> dict[str, Look]:
-    """Dark colours for late layers; the last one is the widest."""
+def looks(layers: Sequence[str], chosen: str | None) -> dict[str, Look]:
+    """Dark colours for late layers; the chosen one is the widest. After them, the model's own."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
-    last = len(layers) - 1
-    # The light end of the map would be hard to see on white.
-    colours = [to_hex(colormaps["viridis"](0.82 * (last - i) / max(last, 1))) for i in range(len(layers))]
-    return {
-        layer: Look(colours[i], _MARKERS[(last - i) % len(_MARKERS)], 2.4 if i == last else 1.5)
-        for i, layer in enumerate(layers)
-    }
+    last, names = len(layers) - 1, shortened(layers)
+    found = {}
+    for i, layer in enumerate(layers):
+        # The light end of the map would be hard to see on white.
+        colour = to_hex(colormaps["viridis"](0.82 * (last - i) / max(last, 1)))
+        marker, width = _MARKERS[(last - i) % len(_MARKERS)], 2.4 if layer == chosen else 1.5
+        found[layer] = Look(names[layer], colour, marker, width, chosen=layer == chosen)
+    return {**found, MODEL_LAYER: Look(MODEL_LAYER, _INK, width=1.8, dashes="--")}
 
 
-def fvu_curves(scores: Scores, styles: dict[str, Look]) -> tuple[str, list[Curve]]:
-    """Held-out FVU of the input, or else of another target that is no class: (target, curves with a finite value)."""
-    classes = set(scores.filter(metric="accuracy", split="heldout").targets)
-    return _curves(scores, "fvu", "input", [name for name in scores.targets if name not in classes], styles)
+def fvu_target(scores: Scores) -> str | None:
+    """The input, or else another target that is no class, with a finite held-out FVU."""
+    classes = scores.filter(metric="accuracy", split="heldout").targets
+    found = [name for name in _targets(scores, "fvu") if name not in classes]
+    return min(found, key=lambda name: name != "input", default=None)
 
 
-def accuracy_curves(scores: Scores, styles: dict[str, Look]) -> tuple[str, list[Curve]]:
-    """Held-out accuracy of the label, or else of another class, and the model's own."""
-    target, found = _curves(scores, "accuracy", "label", scores.targets, styles)
-    return target, found + own_accuracy(scores)
+def accuracy_target(scores: Scores) -> str | None:
+    """The label, or else another class, with a finite held-out accuracy."""
+    return min(_targets(scores, "accuracy"), key=lambda name: name != "label", default=None)
 
 
-def own_accuracy(scores: Scores) -> list[Curve]:
-    """The accuracy of the model's own output, if there is any."""
-    rows = scores.filter(layer=MODEL_LAYER, metric="accuracy", split="heldout").to_arrow()
-    steps, values = rows.column("step").to_numpy(), rows.column("value").to_numpy()
-    look = Look(_INK, "x" if len(steps) == 1 else "", 1.8, "--")
-    curve = Curve("model", steps, values, np.zeros(len(steps), dtype=bool), look)
-    return [curve] if len(curve.finite) else []
+def curves_of(scores: Scores, target: str, metric: str, styles: dict[str, Look]) -> list[Curve]:
+    """The held-out curves of one target that have a finite value."""
+    found = (
+        Curve(*scores.curve(layer, target, metric), scores.estimated(layer, target, metric), look)
+        for layer, look in styles.items()
+    )
+    return [curve for curve in found if len(curve.finite)]
 
 
 def end_labels(curves: Sequence[Curve], most: int) -> list[Label]:
     """What is written at the ends, at most so many: curves that coincide share a name.
 
-    Of too many, the last two and evenly spaced others keep theirs, and the first label says how many layers have none.
+    Of too many, evenly spaced ones keep theirs, and the first label says how many layers have none.
     """
     groups: list[list[Curve]] = []
     for curve in curves:
@@ -95,31 +102,35 @@ def end_labels(curves: Sequence[Curve], most: int) -> list[Label]:
             groups.append([curve])
         else:
             twin.append(curve)
-    if len(groups) <= most:
-        kept, labels = groups, list[Label]()
-    else:
-        # The last two of accuracies are the network's own and the last layer's, whose phases are shown.
-        kept = [*(groups[i] for i in np.linspace(0, len(groups) - 2, most - 2).round().astype(int)), groups[-1]]
+    chosen = next((i for i, group in enumerate(groups) if any(curve.look.chosen for curve in group)), 0)
+    kept, labels = [groups[i] for i in evenly(len(groups), most, chosen)], list[Label]()
+    if len(kept) < len(groups):
+        kept = [groups[i] for i in evenly(len(groups), most - 1, chosen)]
         labels = [(f"{len(curves) - sum(map(len, kept))} more layers", None)]
-    return labels + [(short(" = ".join(curve.name for curve in group)), group[-1]) for group in kept]
+    return labels + [(_joined([curve.look for curve in group]), group[-1]) for group in kept]
 
 
-def short(name: str) -> str:
-    """A long name's end, which tells modules apart."""
-    return name if len(name) <= _LONGEST else "…" + name[1 - _LONGEST :]
+def evenly(count: int, most: int, chosen: int) -> list[int]:
+    """At most so many of ``count`` indices, evenly spaced, with both ends and the chosen one."""
+    if count <= most:
+        return list(range(count))
+    picks = np.linspace(0, count - 1, most).round().astype(int)
+    if chosen not in picks:
+        picks[1 + np.abs(picks[1:-1] - chosen).argmin()] = chosen
+    return [int(pick) for pick in picks]
 
 
-def _curves(
-    scores: Scores, metric: str, preferred: str, targets: Sequence[str], styles: dict[str, Look]
-) -> tuple[str, list[Curve]]:
-    """The held-out curves of one target, ``preferred`` if it has the metric: (target, curves with a finite value)."""
-    for target in sorted(targets, key=lambda name: name != preferred):
-        found = []
-        for layer, look in styles.items():
-            estimated = scores.estimated(layer, target, metric)
-            curve = Curve(layer, *scores.curve(layer, target, metric), estimated, look)
-            if len(curve.finite):
-                found.append(curve)
-        if found:
-            return target, found
-    return preferred, []
+def _joined(group: Sequence[Look]) -> str:
+    """The names of layers that share a label; of too many, the chosen or last one's and their number."""
+    text = " = ".join(look.name for look in group)
+    if len(group) == 1 or len(text) <= LONGEST:
+        return text
+    named = next((look for look in group if look.chosen), group[-1])
+    return f"{named.name} = {len(group) - 1} more"
+
+
+def _targets(scores: Scores, metric: str) -> list[str]:
+    """The targets of which a layer, or else only the model itself, has a finite held-out value."""
+    rows = scores.filter(metric=metric, split="heldout").to_arrow()
+    finite = Scores(rows.filter(pc.is_finite(pc.field("value"))))
+    return finite.targets or finite.values_of("target")

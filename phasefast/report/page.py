@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .names import cut
 from .scales import StepAxis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
 PIXELS_PER_INCH = 180
 INK, MUTED, STOP = "#222222", "#666666", "#0072B2"
@@ -19,7 +22,8 @@ _TINT = 0.3
 LINE = 0.165  # inches that a line of 9-point text takes
 LEADER, NAME = 0.12, 0.31  # inches right of the axes: where what leads to a name begins, and the name itself
 _WIDTH, _LEFT, _TITLE, _FOOT = 9.0, 0.85, 0.5, 0.62  # inches
-_EDGE, _APART = 0.11, 0.3  # inches between the note and the edge of the page, and the title and the note
+EDGE, _APART = 0.11, 0.3  # inches between what is on the right and the edge of the page, and the title and the note
+_TITLED = 1.6  # inches that are left to the title
 
 
 def tint(colour: str) -> tuple[float, ...]:
@@ -27,6 +31,36 @@ def tint(colour: str) -> tuple[float, ...]:
     from matplotlib.colors import to_rgb
 
     return tuple(1 - _TINT + _TINT * part for part in to_rgb(colour))
+
+
+def blank(width: float, height: float) -> Figure:
+    """A page of so many inches that can measure texts."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=PIXELS_PER_INCH, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def length(text: Text) -> float:
+    """Inches that a text takes along its line."""
+    box = text.get_window_extent()
+    return float(max(box.width, box.height)) / PIXELS_PER_INCH
+
+
+def widest(texts: Iterable[str], weight: str = "normal") -> float:
+    """Inches that the widest of these texts takes in 9 points."""
+    page = blank(1, 1)
+    return max(length(page.text(0, 0, text, fontsize=9, weight=weight, parse_math=False)) for text in texts)
+
+
+def fit(text: Text, words: str, room: float, around: str = "{}") -> None:
+    """Let a text say ``around`` these words, without their middle where they would take more than so many inches."""
+    for letters in range(len(words), 0, -1):
+        text.set_text(around.format(cut(words, letters)))
+        if length(text) <= room:
+            return
 
 
 @dataclass
@@ -42,24 +76,20 @@ class Page:
     content: float
 
     def __post_init__(self) -> None:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
         self.width = _WIDTH - _LEFT - self.right
         self._height = _TITLE + self.content + _FOOT
-        self.figure: Figure = Figure(figsize=(_WIDTH, self._height), dpi=PIXELS_PER_INCH, facecolor="white")
-        FigureCanvasAgg(self.figure)
+        self.figure = blank(_WIDTH, self._height)
         self._top = self._height - _TITLE
 
     def header(self, title: str, note: str) -> None:
-        """The title, as much of it as fits, and a note at the right end of its line."""
+        """The title and, at the right end of its line, a note, as much of both as fits."""
         line = (self._height - 0.34) / self._height
         plain: dict[str, Any] = {"parse_math": False}
-        beside = self.figure.text(1 - _EDGE / _WIDTH, line, note, fontsize=9, color=MUTED, ha="right", **plain)
-        text = self.figure.text(_LEFT / _WIDTH, line, title, fontsize=13, weight="bold", color=INK, **plain)
-        room = beside.get_window_extent().x0 - text.get_window_extent().x0 - _APART * PIXELS_PER_INCH
-        if (width := text.get_window_extent().width) > room:
-            text.set_text(title[: int(len(title) * room / width) - 1] + "…")
+        room = _WIDTH - _LEFT - EDGE - _APART
+        beside = self.figure.text(1 - EDGE / _WIDTH, line, "", fontsize=9, color=MUTED, ha="right", **plain)
+        fit(beside, note, room - _TITLED)
+        text = self.figure.text(_LEFT / _WIDTH, line, "", fontsize=13, weight="bold", color=INK, **plain)
+        fit(text, title, room - length(beside))
 
     def skip(self, inches: float) -> None:
         """Leave so much empty."""
@@ -81,11 +111,11 @@ class Page:
         return axes
 
     def inches(self, octaves: float) -> float:
-        """How long a distance between steps is."""
+        """How many inches a distance between steps takes, which is given in octaves."""
         low, high = self.axis.limits
         return octaves / (high - low) * self.width
 
     def octaves(self, inches: float) -> float:
-        """How many steps lie on a length."""
+        """The distance between steps, in octaves, that takes so many inches."""
         low, high = self.axis.limits
         return inches / self.width * (high - low)

@@ -10,24 +10,30 @@ import numpy as np
 
 from ..types import CellPhases
 from .curves import Curve, Label
-from .page import INK, LEADER, LINE, MUTED, NAME, PHASES, STOP, Page
+from .page import INK, LEADER, LINE, MUTED, NAME, PHASES, STOP, Page, fit
 from .scales import ValueAxis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_BEYOND = 0.2  # inches by which the text beside an axis may be longer than it
 _HOLLOW: dict[str, Any] = {"markerfacecolor": "white", "markeredgewidth": 1.1}
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Curves on an axis of ``height`` inches, the names at their ends, and what stands beside the axis."""
+    """Curves of a target on an axis of ``height`` inches, and the names at their ends.
+
+    Attributes:
+        title: what stands beside the axis, with ``{}`` for the target.
+    """
 
     curves: Sequence[Curve]
     labels: Sequence[Label]
     axis: ValueAxis
     height: float
     title: str
+    target: str
 
 
 def draw_panel(page: Page, panel: Panel, cell: CellPhases | None, shaded: bool, last: bool) -> None:
@@ -78,7 +84,8 @@ def _value_axis(axes: Axes, panel: Panel) -> None:
         unit = 10.0 ** np.floor(np.log10(top)) if top < 0.01 else 1.0
         notes += [f"in units of {unit:.0e}"] if unit < 1 else []
         axes.yaxis.set_major_formatter(lambda value, _: f"{value / unit:.4g}" if abs(value) > top * 1e-9 else "0")
-    axes.set_ylabel(panel.title, fontsize=10.5, color=INK, parse_math=False)
+    label = axes.set_ylabel("", fontsize=10.5, color=INK, parse_math=False)
+    fit(label, panel.target, panel.height + _BEYOND, panel.title)
     axes.set_title(", ".join(notes), loc="left", pad=2.5, fontsize=8.5, color=MUTED)
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -103,12 +110,13 @@ def _curve(page: Page, axes: Axes, curve: Curve, axis: ValueAxis) -> None:
     """The line, cut at the ends of the axis, with full markers at exact values and hollow ones at estimates."""
     places, look = np.array([page.axis.at(step) for step in curve.steps.tolist()]), curve.look
     values = np.clip(curve.values, *axis.shown)
-    crossed = look.marker == "x"
+    crossed = not look.marker and len(curve.finite) == 1  # nothing else would be seen
+    marker = "x" if crossed else look.marker
     edge = {"markeredgecolor": look.colour if crossed else "white", "markeredgewidth": 1.5 if crossed else 0.6}
     drawn: dict[str, Any] = {"color": look.colour, "markersize": 3.5 + look.width, "clip_on": False, "zorder": 3}
     axes.plot(places, values, look.dashes, linewidth=look.width, **drawn)
     for chosen, how in ((~curve.estimated, edge), (curve.estimated, _HOLLOW)):
-        axes.plot(places[chosen], values[chosen], linestyle="none", marker=look.marker, **drawn, **how)
+        axes.plot(places[chosen], values[chosen], linestyle="none", marker=marker, **drawn, **how)
 
 
 def _names(page: Page, axes: Axes, panel: Panel) -> None:

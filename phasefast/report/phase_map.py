@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..types import CellPhases
-from .curves import Look, short
+from .curves import Look, evenly
 from .page import INK, LEADER, LINE, MUTED, NAME, PHASES, STOP, Page, tint
 from .scales import LETTER
 
@@ -19,31 +17,41 @@ if TYPE_CHECKING:
 
 KEY, BAR = 0.27, 0.27  # inches: of the line that explains the rows, and of the one below them
 _ROW, _ALL = 0.22, 2.3  # inches: of a row, where all of them take no more than so many;
-_THIN, _NUMBERED, _WORDED = 0.05, 0.19, 0.12  # thinner ones are left out, have no numbers, no words
-_NOTHING: dict[str, Any] = {"color": "#b0b0b0", "linewidth": 0.7, "linestyle": (0, (1, 2)), "zorder": 0.5}
+_MOST = 45  # rows that can be told apart
+_NUMBERED, _WORDED = 0.19, 0.12  # inches: thinner rows have no numbers, no words
+_NOTHING: dict[str, Any] = {
+    "color": "#b0b0b0",
+    "linewidth": 0.7,
+    "linestyle": (0, (1, 2)),
+    "zorder": 0.5,
+    "clip_on": False,
+}
 
 
 @dataclass(frozen=True)
 class Row:
     """A layer and its phases; None where it was not analysed."""
 
-    layer: str
     look: Look
     cell: CellPhases | None
 
-    def has_gaps(self, steps: np.ndarray) -> bool:
+    @property
+    def span(self) -> tuple[int, int] | None:
+        """The first and last step that was analysed."""
+        steps = self.cell.evidence.get("steps") if self.cell else None
+        return (min(steps), max(steps)) if steps else None
+
+    @property
+    def has_gaps(self) -> bool:
         """Whether some of the analysed steps are in no phase."""
         phases = self.cell.phases if self.cell else ()
-        whole = bool(phases) and (phases[0].start_step, phases[-1].end_step) == (steps[0], steps[-1])
-        return self.cell is not None and not whole
+        named = (phases[0].start_step, phases[-1].end_step) if phases else None
+        return self.span is not None and named != self.span
 
 
 def sampled(rows: Sequence[Row]) -> list[Row]:
-    """As many rows as can be told apart: all of up to 45, or else evenly spaced ones, among them the last."""
-    most = int(_ALL / _THIN)
-    if len(rows) <= most:
-        return list(rows)
-    return [rows[i] for i in np.linspace(0, len(rows) - 1, most).round().astype(int)]
+    """As many rows as can be told apart: all of up to 45, or else evenly spaced ones, and the chosen layer's."""
+    return [rows[i] for i in evenly(len(rows), _MOST, _chosen(rows))]
 
 
 def map_height(count: int) -> float:
@@ -55,46 +63,47 @@ def draw_key(page: Page, rows: Sequence[Row]) -> None:
     """What the colours and bars of the rows mean."""
     axes, x, y = page.strip(KEY), 0.0, 0.07
     axes.set_xlim(0, page.width)
+    bar: dict[str, Any] = {"color": STOP, "linewidth": 2.4, "clip_on": False}  # the key may be wider than the axes
     for kind, (colour, number) in PHASES.items():
-        axes.barh(y, 0.2, 0.13, left=x, color=tint(colour))
+        axes.barh(y, 0.2, 0.13, left=x, color=tint(colour), clip_on=False)
         x = _write(axes, x + 0.27, y, f"{number}  {kind}")
-    axes.plot([x, x + 0.24], [y, y], color=STOP, linewidth=2.4, marker="|", markersize=6)
+    axes.plot([x, x + 0.24], [y, y], marker="|", markersize=6, **bar)
     x = _write(axes, x + 0.33, y, "stop window")
     if any(row.cell is not None and row.cell.window_is_open for row in rows):
-        axes.plot([x, x + 0.24], [y, y], color=STOP, linewidth=2.4)
-        axes.plot([x + 0.24], [y], color=STOP, marker=">", markersize=6)
+        axes.plot([x, x + 0.24], [y, y], **bar)
+        axes.plot([x + 0.24], [y], marker=">", markersize=6, **bar)
         x = _write(axes, x + 0.35, y, "open")
-    if any(row.has_gaps(page.axis.steps) for row in rows):
+    if any(row.has_gaps for row in rows):
         axes.plot([x, x + 0.27], [y, y], **_NOTHING)
         _write(axes, x + 0.35, y, "no phase")
 
 
-def draw_map(page: Page, rows: Sequence[Row], chosen: CellPhases | None) -> None:
-    """One row per layer, the last one lowest; dotted where it is in no phase. The ``chosen`` layer's name is bold."""
+def draw_map(page: Page, rows: Sequence[Row]) -> None:
+    """One row per layer, the last one lowest; dotted where it is in no phase. The chosen layer's name is bold."""
     total = map_height(len(rows))
     height = total / len(rows)
     axes, apart, high = page.strip(total), math.ceil(LINE / height - 1e-6), page.axis.limits[1]
+    chosen = _chosen(rows)
     for i, row in enumerate(rows):
-        top, named = i * height, (len(rows) - 1 - i) % apart == 0
+        top, named = i * height, (chosen - i) % apart == 0
         _segments(page, axes, row, top, height)
         tick = [high + page.octaves(0.03), high + page.octaves(LEADER + 0.03)]
         middle, look = top + height / 2, row.look
         axes.plot(tick, [middle] * 2, color=look.colour, linewidth=min(2.0, 50 * height), clip_on=False)
         if named:
-            x, bold = high + page.octaves(NAME), "bold" if row.cell is chosen else "normal"
-            edge = look.colour if look.marker == "x" else "white"
+            x, bold = high + page.octaves(NAME), "bold" if look.chosen else "normal"
             axes.plot([high + page.octaves(LEADER + 0.1)], [middle], look.marker, color=look.colour, markersize=5,
-                      markeredgecolor=edge, markeredgewidth=0.6, clip_on=False)  # fmt: skip
-            axes.text(x, middle, short(row.layer), fontsize=9, weight=bold, color=INK, va="center", parse_math=False)
+                      markeredgecolor="white", markeredgewidth=0.6, clip_on=False)  # fmt: skip
+            axes.text(x, middle, look.name, fontsize=9, weight=bold, color=INK, va="center", parse_math=False)
 
 
-def draw_stop_bar(page: Page, cell: CellPhases | None) -> None:
-    """The stop window whose ends are drawn through the panels below, in words."""
+def draw_stop_bar(page: Page, cell: CellPhases | None, name: str) -> None:
+    """The stop window whose ends are drawn through the panels below, in words; ``name`` is its layer's."""
     axes, y = page.strip(BAR), 0.15
     low, high = page.axis.limits
     words: dict[str, Any] = {"fontsize": 9, "va": "center"}
     if cell is None or cell.stop_window is None:
-        text = "phases were not analysed" if cell is None else f"no stop window in {short(cell.layer)}"
+        text = "phases were not analysed" if cell is None else f"no stop window in {name}"
         axes.text(page.axis.at(int(page.axis.steps[0])), y, text, color=MUTED, parse_math=False, **words)
         return
     start, end = (page.axis.at(step) for step in cell.stop_window)
@@ -112,10 +121,15 @@ def draw_stop_bar(page: Page, cell: CellPhases | None) -> None:
         axes.text((start + end) / 2, y + 0.005, text, color=STOP, ha="center", bbox=on, **words)
 
 
+def _chosen(rows: Sequence[Row]) -> int:
+    """The chosen layer's index among the rows."""
+    return next((i for i, row in enumerate(rows) if row.look.chosen), 0)
+
+
 def _segments(page: Page, axes: Axes, row: Row, top: float, height: float) -> None:
     cell, middle, words = row.cell, top + height / 2, height >= _WORDED
-    first, last = (page.axis.at(int(page.axis.steps[i])) for i in (0, -1))
-    if row.has_gaps(page.axis.steps):
+    first, last = (page.axis.at(step) for step in row.span or page.axis.steps[[0, -1]].tolist())
+    if row.has_gaps:
         axes.plot([first, last], [middle, middle], **_NOTHING)
     if words and (cell is None or not cell.phases):
         text, on = "not analysed" if cell is None else "no phase", {"facecolor": "white", "edgecolor": "none", "pad": 1}

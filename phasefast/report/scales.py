@@ -13,8 +13,11 @@ from .curves import Curve
 
 LETTER = 0.078  # inches that a letter of 9-point text takes
 _MAX_FVU = 1.25
-_FACTOR = 20.0  # layers whose median FVUs differ by more than this need a log axis,
-_DECADES = 4.0  # which shows so many decades below its top at most
+# Values of so many times their curve's median would press all else flat on a linear axis,
+_OUTLIER = 3.0
+# and layers whose median FVUs differ by more than this would. On a log axis only such values are too far off.
+_FACTOR = 20.0
+_DECADES = 4.0  # what a log axis shows below its top, at most
 # An empty part of a log axis between layers is cut out where it is at least so many decades long, and all of them at
 # least this share of the axis; at most so many, the longest.
 _EMPTY, _SHARE, _MOST_CUTS = 0.25, 1 / 3, 5
@@ -123,14 +126,22 @@ def accuracy_axis(curves: Sequence[Curve]) -> ValueAxis:
 
 def fvu_axis(curves: Sequence[Curve], inches: float) -> ValueAxis:
     """Linear, or logarithmic where it would press some layers flat."""
-    values = np.concatenate([curve.finite for curve in curves])
-    # A few steps with far more error than variance would press all else flat; where most have it, nothing is gained.
-    top = float(min(values.max() * 1.04, max(_MAX_FVU, 3 * np.median(values)))) or 1.0
-    floor = float(f"{top * 10**-_DECADES:.0e}")
-    medians = [max(float(np.median(curve.finite)), floor) for curve in curves]
+    top = _top(curves, _OUTLIER)
+    medians = [max(float(np.median(curve.finite)), top * 10**-_DECADES) for curve in curves]
     if max(medians) <= _FACTOR * min(medians):
-        return _linear(-0.025 * top, top)
+        lowest = min(float(curve.finite.min()) for curve in curves)
+        return _linear(min(-0.025 * top, 1.04 * lowest), top)
+    top = _top(curves, _FACTOR)
+    floor = float(f"{top * 10**-_DECADES:.0e}")
     return _logarithmic([np.clip(curve.finite, floor, top) for curve in curves], (floor, top), inches)
+
+
+def _top(curves: Sequence[Curve], factor: float) -> float:
+    """The highest value, or else the highest that is at most ``factor`` times its own curve's median, but above 1."""
+    highest = max(float(curve.finite.max()) for curve in curves)
+    usual = [curve.finite[curve.finite <= factor * np.median(curve.finite)] for curve in curves]
+    ceiling = max(_MAX_FVU, 1.04 * float(np.concatenate(usual).max(initial=0.0)))
+    return min(1.04 * highest, ceiling) if highest > 0 else 1.0
 
 
 def _linear(bottom: float, top: float) -> ValueAxis:

@@ -12,11 +12,12 @@ from rich.text import Text
 
 from ..scores import MODEL_LAYER, Scores
 from ..types import CellPhases, Phase, PhaseKind, PhaseReport, phase_notes, span_text
+from .names import shortened
 
 _KINDS: tuple[PhaseKind, ...] = ("constant", "decrease", "increase")
 _COLOURS: dict[PhaseKind, str] = {"constant": "", "decrease": "green", "increase": "yellow"}
 _NOT_THERE = "-"
-_LONGEST, _WIDE = 28, 1000
+_WIDE = 1000  # letters
 
 
 def print_report(scores: Scores, report: PhaseReport, console: Console) -> None:
@@ -51,7 +52,7 @@ def phase_table(cells: Sequence[CellPhases], two_lines: bool = False) -> Table:
     Args:
         two_lines: changes and intervals stand below their steps instead of beside them.
     """
-    between = "\n" if two_lines else " "
+    between, names = "\n" if two_lines else " ", shortened(cell.layer for cell in cells)
     table = _table(padding=1)
     table.add_column("layer", overflow="fold")
     for heading in (*_KINDS, "minimum\n[interval]", f"stop{between}window"):
@@ -60,14 +61,15 @@ def phase_table(cells: Sequence[CellPhases], two_lines: bool = False) -> Table:
         phases = [_phase(cell.phase(kind), between) for kind in _KINDS]
         minimum = Text(f"{cell.minimum_step}{between}[{span_text(*cell.minimum_ci)}]")
         window = Text(cell.window_text, style="" if cell.stop_window else "dim")
-        table.add_row(short(cell.layer), *phases, minimum, window)
+        table.add_row(names[cell.layer], *phases, minimum, window)
     return table
 
 
 def curve_tables(curves: Mapping[str, Mapping[int, str]], width: int) -> Iterator[Table]:
     """One row per curve ``{step: text}``, one column per step; as many tables as it takes to stay within ``width``."""
     steps = sorted({step for curve in curves.values() for step in curve})
-    first = max([len("step"), *(len(short(name)) for name in curves)])
+    names = shortened(curves)
+    first = max([len("step"), *map(len, names.values())])
     while steps:
         table, used, count = _table(padding=0), first, 0
         table.add_column("step", no_wrap=True)
@@ -79,7 +81,7 @@ def curve_tables(curves: Mapping[str, Mapping[int, str]], width: int) -> Iterato
             table.add_column(str(step), justify="right", no_wrap=True)
             count += 1
         for name, curve in curves.items():
-            table.add_row(short(name), *(curve.get(step, "") for step in steps[:count]))
+            table.add_row(names[name], *(curve.get(step, "") for step in steps[:count]))
         yield table
         steps = steps[count:]
 
@@ -95,11 +97,6 @@ def number(value: float) -> str:
     if size < 0.9995:
         return f"{value:.3f}".replace("0.", ".", 1)
     return f"{value:.{max(0, 2 - math.floor(math.log10(1.0005 * size)))}f}"  # so that 9.996 is 10.0
-
-
-def short(name: str) -> str:
-    """A long name's end, which tells modules apart."""
-    return name if len(name) <= _LONGEST else "..." + name[3 - _LONGEST :]
 
 
 def _heading(text: str, console: Console) -> None:

@@ -75,6 +75,15 @@ def figure_of(
     return figures[0]
 
 
+def targets_apart(long: str = "colour") -> Scores:
+    """Layers decode a task, of which the model itself knows nothing: it is scored on the label."""
+    scores = make_scores(["a", "b"], log2_steps(8), network=False).to_arrow().to_pylist()
+    for entry in scores:
+        entry["target"] = {"label": long}.get(entry["target"], entry["target"])
+    own = make_scores([], log2_steps(8))
+    return Scores.concat([Scores.from_rows(scores), own])
+
+
 def write_run(directory: Path, scores: Scores) -> Path:
     for step in scores.steps:
         scores.filter(step=step).write_shard(directory)

@@ -10,7 +10,8 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 
-from phasefast.report.phase_map import map_height
+from phasefast.report.curves import Look
+from phasefast.report.phase_map import Row, map_height
 from phasefast.report.scales import StepAxis
 from phasefast.types import CellPhases, Phase, PhaseReport
 
@@ -22,9 +23,11 @@ COLOURS = {"constant": "#8c8c8c", "decrease": "#009E73", "increase": "#D55E00"}
 STOP = "#0072B2"
 
 
-def cell(layer: str, *phases: tuple[str, int, int], window: tuple[int, int] | None = None) -> CellPhases:
+def cell(
+    layer: str, *phases: tuple[str, int, int], window: tuple[int, int] | None = None, steps: Sequence[int] = STEPS
+) -> CellPhases:
     named = tuple(Phase(kind, start, end, 0.1, (0.0, 0.2)) for kind, start, end in phases)  # type: ignore[arg-type]
-    return CellPhases(layer, "input", "fvu", named, 64, (64, 64), window, {"steps": STEPS})
+    return CellPhases(layer, "input", "fvu", named, 64, (64, 64), window, {"steps": list(steps)})
 
 
 FULL = (("constant", 0, 8), ("decrease", 8, 64), ("increase", 64, 4096))
@@ -90,6 +93,53 @@ def test_a_layer_without_phases_says_so(tmp_path: Path, monkeypatch: pytest.Monk
     assert texts(bar) == ["no stop window in b"]
     key, rows, _ = strips([cell("a", *FULL)], tmp_path, monkeypatch)
     assert "no phase" not in texts(rows) + texts(key)
+
+
+@pytest.mark.parametrize(
+    ("phases", "gaps"),
+    [(FULL, False), (FULL[1:], True), (FULL[:2], True), ((), True), ((("constant", 0, 4096),), False)],
+)
+def test_steps_in_no_phase_are_dotted(
+    phases: Sequence[tuple[str, int, int]], gaps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Row(Look("a", "black"), cell("a", *phases)).has_gaps is gaps
+    key, rows, _ = strips([cell("a", *phases)], tmp_path, monkeypatch)
+    assert ("no phase" in texts(key)) is gaps
+    assert dotted(rows) == [(-1, 12)] * gaps
+
+
+def dotted(rows: Axes) -> list[tuple[float, float]]:
+    return [tuple(line.get_xdata()) for line in rows.lines if line.get_color() == "#b0b0b0"]
+
+
+def test_steps_at_which_a_layer_was_not_measured_are_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    early = cell("a", *FULL[:2], steps=STEPS[:8])
+    key, rows, _ = strips([early, cell("b", *FULL)], tmp_path, monkeypatch)
+    assert dotted(rows) == []
+    assert "no phase" not in texts(key)
+    _, rows, _ = strips([cell("a", steps=STEPS[:8]), cell("b", *FULL)], tmp_path, monkeypatch)
+    assert dotted(rows) == [(-1, 6)]
+    (words,) = (text for text in rows.texts if text.get_text() == "no phase")
+    assert words.get_position()[0] == 2.5
+
+
+@pytest.mark.parametrize(("count", "chosen"), [(3, 1), (40, 18), (60, 0), (60, 30), (100, 96)])
+def test_the_chosen_layer_has_a_row_and_a_bold_name(
+    count: int, chosen: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = make_scores([f"l{i}" for i in range(count)], STEPS, accuracy=False)
+    cells = [cell(f"l{i}", *FULL[:2]) for i in range(chosen)] + [cell(f"l{chosen}", *FULL[2:])]
+    figure = figure_of(scores, PhaseReport(tuple(cells)), tmp_path, monkeypatch)
+    rows, panel = figure.axes[1], figure.axes[3]
+    (name,) = (text for text in rows.texts if text.get_weight() == "bold")
+    assert name.get_text() == f"l{chosen}"
+    shown = min(count, 45)
+    height = map_height(shown) / shown
+    index = round(name.get_position()[1] / height - 0.5)
+    assert [kind for kind, *_ in segments(rows, index, shown)] == ["increase"]
+    assert f"l{chosen}" in texts(panel)
+    places = sorted(text.get_position()[1] for text in rows.texts if text.get_text().startswith("l"))
+    assert np.diff(places).min() > 0.16
 
 
 def test_layers_that_were_not_analysed_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from phasefast.scores import Scores
 from phasefast.stages.phases import detect_phases
 from phasefast.types import PhaseReport
 
-from .synthetic import figure_of, log2_steps, make_scores, row
+from .synthetic import figure_of, log2_steps, make_scores, row, targets_apart
 
 NOTHING = PhaseReport(())
 LONG = [f"module.encoder.blocks.{i}.feed_forward.down_projection" for i in range(5)]
@@ -173,9 +173,44 @@ def test_values_beyond_the_axis_are_drawn_at_its_ends_and_it_is_said(
     assert name.get_position()[1] == pytest.approx(foot)
 
 
+def test_a_cut_axis_is_broken_where_no_curve_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    levels = {"a": 0.002, "b": 0.02, "c": 0.4}
+    rows = [
+        row(step, layer, "input", "fvu", np.full(3, (1 + 0.1 * (step == 1)) * level))
+        for step in (0, 1, 2)
+        for layer, level in levels.items()
+    ]
+    (panel,) = drawn(Scores.from_rows(rows), tmp_path, monkeypatch)
+    gaps = sorted((patch.get_y(), patch.get_y() + patch.get_height()) for patch in panel.patches)
+    ends = panel.transAxes.inverted().transform(
+        [panel.transData.transform((0, level * high)) for level in levels.values() for high in (1, 1.1)]
+    )[:, 1]
+    assert len(gaps) == 2
+    for (low, high), below, above in zip(gaps, ends[1::2], ends[2::2]):
+        assert below < low < high < above
+    strokes = [line for line in panel.lines if min(line.get_xdata(), default=0) == -0.009]
+    assert sorted(float(np.mean(line.get_ydata())) for line in strokes) == pytest.approx(sorted(sum(gaps, ())))
+    assert all(patch.get_facecolor() == (1, 1, 1, 1) and not patch.get_clip_on() for patch in panel.patches)
+
+
 def test_axes_without_such_values_have_no_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for panel in drawn(make_scores(["a"], [0, 1, 2]), tmp_path, monkeypatch):
         assert panel.get_title(loc="left") == ""
+
+
+def test_axes_name_their_target_as_far_as_it_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fvu, accuracy = drawn(make_scores(["a"], [0, 1, 2]), tmp_path, monkeypatch)
+    assert fvu.get_ylabel() == "input variance not decodable (FVU)"
+    assert accuracy.get_ylabel() == "held-out accuracy, label"
+    (panel,) = drawn(targets_apart().select(targets=["colour"]), tmp_path, monkeypatch)
+    assert panel.get_ylabel() == "held-out accuracy, colour"
+    assert "model" not in texts(panel)
+
+
+def test_one_value_of_the_models_own_is_a_cross(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for steps, crosses in (([4], 1), ([2, 4], 0)):
+        panel = drawn(make_scores([], steps), tmp_path, monkeypatch)[-1]
+        assert [line.get_marker() for line in panel.lines].count("x") == 2 * crosses
 
 
 def test_nothing_to_draw_is_an_error(tmp_path: Path) -> None:
@@ -220,9 +255,9 @@ def test_the_header_names_what_is_shaded_and_gives_the_note_room(
     title, note = sorted(
         figure_of(scores, report, tmp_path, monkeypatch, title="run " * 40).texts, key=lambda text: text.get_position()
     )
-    assert note.get_text() == "phases of input fvu; shaded below: …eed_forward.down_projection"
+    assert note.get_text() == "phases of input fvu; shaded below: …4.feed_forwar…wn_projection"
     assert title.get_text().startswith("run run")
-    assert title.get_text().endswith("…")
+    assert "…" in title.get_text()
     assert title.get_window_extent().x1 < note.get_window_extent().x0
     short = figure_of(scores, report, tmp_path, monkeypatch, title="run").texts
     assert "run" in [text.get_text() for text in short]
@@ -250,8 +285,10 @@ def falling(layers: list[str]) -> Scores:
         make_scores(LONG, log2_steps(9)),
         make_scores(NAMES[:2], [0, 1, 2]),
         falling(NAMES[:5]),
+        make_scores(["m" * 28, "W" * 60], log2_steps(9)),
+        targets_apart("what_the_background_of_a_picture_is_made_of"),
     ],
-    ids=["twelve", "forty", "labels", "long", "few", "open"],
+    ids=["twelve", "forty", "labels", "long", "few", "open", "wide", "target"],
 )
 def test_no_text_covers_another_or_leaves_the_page(
     scores: Scores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from phasefast.errors import DataError, DependencyError, StoreError
-from phasefast.report import write_phases, write_report
+from phasefast.errors import ArgumentError, DataError, DependencyError, StoreError
+from phasefast.report import restrict, write_phases, write_report
+from phasefast.scores import Scores
 
-from .synthetic import log2_steps, make_scores, write_run
+from .synthetic import log2_steps, make_scores, targets_apart, write_run
 
 
 @pytest.fixture
@@ -37,6 +38,26 @@ def test_missing_directory_and_single_step_are_typed_errors(tmp_path: Path) -> N
     single = write_run(tmp_path / "single", make_scores(["a"], [0]))
     with pytest.raises(DataError, match="at least 2 steps"):
         write_phases(single)
+
+
+def test_of_several_runs_one_is_chosen(tmp_path: Path) -> None:
+    seeds = [make_scores([name], log2_steps(8)).with_column("run", name) for name in ("seed1", "seed2")]
+    both = write_run(tmp_path, Scores.concat(seeds))
+    with pytest.raises(ArgumentError, match="more than one run: choose one of seed1, seed2 with run= or --run"):
+        write_phases(both)
+    with pytest.raises(ArgumentError, match=r"no run 'seed3' in .*: choose one of seed1, seed2"):
+        write_phases(both, run="seed3")
+    scores, report = write_phases(both, run="seed2")
+    assert scores.layers == ["seed2"]
+    assert {cell.layer for cell in report} == {"seed2"}
+
+
+def test_targets_of_the_model_alone_are_shown_too(tmp_path: Path) -> None:
+    scores, report = write_phases(write_run(tmp_path, targets_apart()))
+    assert len(restrict(scores, report, targets=["*"])[0]) == len(scores)
+    shown, cells = restrict(scores, report, targets=["lab*", "colour"])
+    assert shown.values_of("target") == ["colour", "label"]
+    assert {cell.target for cell in cells} == {"colour"}
 
 
 def test_json_that_cannot_be_written_is_a_store_error(run: Path) -> None:

@@ -18,7 +18,7 @@ HEIGHT = 3.3
 
 def curve(values: Sequence[float]) -> Curve:
     found = np.asarray(values, dtype=float)
-    return Curve("a", np.arange(len(found)), found, np.zeros(len(found), dtype=bool), Look("black", "o"))
+    return Curve(np.arange(len(found)), found, np.zeros(len(found), dtype=bool), Look("a", "black"))
 
 
 def axis(*curves: Sequence[float]) -> ValueAxis:
@@ -53,6 +53,23 @@ def test_far_outliers_are_cut_but_a_bad_layer_is_not() -> None:
     usual = np.array([0.3, 0.4, 0.5])
     for values, top in ((usual, 0.52), (usual * 1e-6, 0.52e-6), ([0.3, 0.4, 900], 1.25), ([40, 50, 60], 62.4)):
         assert axis(values).ends[1] == pytest.approx(top)
+
+
+def test_a_bad_layer_is_shown_whole_among_good_ones() -> None:
+    good = [[0.3, 0.32, 0.4]] * 6
+    assert axis(*good, [1.5, 2.5, 4]).ends[1] == pytest.approx(4.16)
+    # On a log axis a late rise is no outlier, a step that is far off its own curve is.
+    assert axis(*good, [0.01] * 3, [0.5, 0.5, 4]).shown[1] == pytest.approx(4.16)
+    assert axis(*good, [0.01, 0.01, 900]).shown[1] == 1.25
+
+
+@pytest.mark.parametrize("values", [([-1e-9, -2e-9], [-2e-9, -1e-9]), ([0.0, 0.0],), ([-0.1, 0.4, 0.4],)])
+def test_errors_that_rounding_made_negative_lie_on_the_axis(values: Sequence[Sequence[float]]) -> None:
+    found = axis(*values)
+    assert not found.log
+    bottom, top = found.ends
+    assert bottom < min(map(min, values))
+    assert max(map(max, values)) < top
 
 
 def test_accuracies_reach_one() -> None:
