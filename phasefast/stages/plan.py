@@ -22,13 +22,14 @@ _SHARE_OF_FREE_MEMORY = 0.7
 _DOUBLE, _CHOLESKY, _EIGEN = 2.0, 2.0, 4.0
 _EIGEN_CALL = 3e7  # operations that a call takes the time of, however small the matrix
 _EIGEN_FLOPS = 9.0  # per d^3: all eigenvalues and vectors of a symmetric matrix (Golub & Van Loan, section 8.3)
-_SELECTION_SHARE = 0.5  # of everything else: what choosing a penalty may take
+_SELECTION_SHARE = 0.5  # of everything else: what choosing a penalty may take,
+_SELECTION_WORK = 1e9  # or so many operations, some ms: small cells have few rows, whose errors are noisy enough
 _SELECTION_ROWS = 256  # fewer give no first choice
 _REFINING = (
     2  # Cholesky factors that refine one: its own and a neighbour's, and one more for each halving of the stride
 )
 _INVERSE = 0.4  # per d^3: the inverse of a Cholesky factor, for certificates and degrees of freedom
-_LEFT_OUT = (256, 128, 64)  # rows whose leave-one-out errors refine it, fewer where they are dear
+_LEFT_OUT = 256  # rows whose leave-one-out errors refine it; fewer scatter by more than they save
 
 
 @dataclass(frozen=True)
@@ -221,34 +222,36 @@ def _choosing(dim: int, k: int, problem: Problem, eigen: bool, rest: float) -> t
     if not eigen:
         ways.append((_leave_one_out_cost(k, problem), Choosing("leave-one-out")))
         # A column's own errors on some of the rows tell too little.
-        ways += [] if problem.per_column else _descents(dim, k, problem)
-    little = (way for way in ways if way[0].work <= _SELECTION_SHARE * rest)
+        ways += [] if problem.per_column else _descent(dim, k, problem)
+    little = (way for way in ways if way[0].work <= max(_SELECTION_SHARE * rest, _SELECTION_WORK))
     return next(little, min(ways, key=lambda way: way[0].work))
 
 
-def _descents(dim: int, k: int, problem: Problem) -> Iterator[tuple[_Sum, Choosing]]:
-    """Some of the rows, with a like share of the features, give a first choice; errors of the whole cell refine it."""
-    for left_out in _LEFT_OUT:
-        steps = _Sum()
-        steps.add(2 * problem.n * k * problem.q)
-        count = problem.chosen * (_REFINING + math.log2(problem.stride))
-        # The factors of the chosen penalties are used again.
-        steps.add((count - problem.chosen) * k**3 / 3 + count * 2 * k * k * (problem.q + left_out), _CHOLESKY)
-        best, rows = (_Sum(work=math.inf), Choosing("descent")), problem.n // 2
-        while rows >= _SELECTION_ROWS:
-            first, width = replace(steps), max(dim * rows // problem.n, 1)
-            if width > rows:
-                _add_reduction(first, width, rows, 0)
-                width = rows
-            first.add_double(rows * width * width)
-            first.merge(_leave_one_out_cost(width, replace(problem, n=rows)))
-            if first.work < best[0].work:
-                best = first, Choosing("descent", rows, left_out)
-            if first.work - steps.work <= steps.work / 8:
-                break
-            rows //= 2
-        if best[1].rows:
-            yield best
+def _descent(dim: int, k: int, problem: Problem) -> Iterator[tuple[_Sum, Choosing]]:
+    """Some of the rows, with a like share of the features, give a first choice; errors of the whole cell refine it.
+
+    Yields nothing where there are too few rows.
+    """
+    steps = _Sum()
+    steps.add(2 * problem.n * k * problem.q)
+    count = problem.chosen * (_REFINING + math.log2(problem.stride))
+    # The factors of the chosen penalties are used again.
+    steps.add((count - problem.chosen) * k**3 / 3 + count * 2 * k * k * (problem.q + _LEFT_OUT), _CHOLESKY)
+    best, rows = (_Sum(work=math.inf), Choosing("descent")), problem.n // 2
+    while rows >= _SELECTION_ROWS:
+        first, width = replace(steps), max(dim * rows // problem.n, 1)
+        if width > rows:
+            _add_reduction(first, width, rows, 0)
+            width = rows
+        first.add_double(rows * width * width)
+        first.merge(_leave_one_out_cost(width, replace(problem, n=rows)))
+        if first.work < best[0].work:
+            best = first, Choosing("descent", rows, _LEFT_OUT)
+        if first.work - steps.work <= steps.work / 8:
+            break
+        rows //= 2
+    if best[1].rows:
+        yield best
 
 
 def _leave_one_out_cost(k: int, problem: Problem) -> _Sum:
