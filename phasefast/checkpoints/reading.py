@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .distributed import read_distributed
 from .index import read_index
 from .messages import shown
 from .safetensors_files import read_safetensors
@@ -52,6 +51,8 @@ def _nested(loaded: Any) -> str | None:
 
 def _read(entry: Path, weights_only: bool) -> Any:
     if entry.name == DISTRIBUTED:
+        from .distributed import read_distributed  # half a second, for these folders only
+
         return read_distributed(entry.parent, weights_only=weights_only)
     if entry.name.endswith(INDEX):
         return _merged(entry, weights_only)
