@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from .index import read_index
+from .index import INDEX, read_index
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 SAFETENSORS = ".safetensors"
 SUFFIXES = (*TORCH_SUFFIXES, SAFETENSORS)
-INDEX = ".index.json"
 DISTRIBUTED = ".metadata"
 # The keys of weights beside other things, and the names of such things, also one for each rank or group.
 NESTED = ("state_dict", "model_state_dict", "model", "app")
