@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from phasefast.checkpoints import read_state_dict, weights_files
+from phasefast.checkpoints import is_there, read_state_dict, weights_files
 from phasefast.errors import CheckpointError, DependencyError
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2).half(), "b.count": torch.tensor(3)}
@@ -61,6 +61,37 @@ def test_the_files_of_the_weights_are_those_that_are_read(
     assert weights_files(tmp_path / "shards") == [tmp_path / f"shards/{name}.index.json", *shards]
     with pytest.raises(CheckpointError, match="expected a folder with one of"):
         weights_files(tmp_path.parent)
+
+
+@pytest.mark.parametrize(("save", "name"), FORMS)
+def test_weights_that_were_deleted_are_not_there_whatever_is_left_beside_them(
+    tmp_path: Path, save: Callable[..., object], name: str
+) -> None:
+    assert not is_there(tmp_path / "step_1.pt")
+    (tmp_path / "config.json").touch()
+    torch.save({"state": {}}, tmp_path / "optimizer.pt")
+    assert not is_there(tmp_path)
+    save(STATE, tmp_path / name)
+    assert is_there(tmp_path)
+    assert is_there(str(tmp_path / name))
+    first, second = write_shards(tmp_path / "shards", save, name)
+    index = tmp_path / f"shards/{name}.index.json"
+    first.unlink()
+    assert is_there(tmp_path / "shards")
+    assert is_there(index)
+    second.unlink()
+    assert not is_there(tmp_path / "shards")
+    assert not is_there(index)
+    index.unlink()
+    assert not is_there(tmp_path / "shards")
+    assert not is_there(index)
+
+
+def test_of_a_distributed_folder_the_description_alone_is_no_weights(tmp_path: Path) -> None:
+    for name in (".metadata", "__0_0.distcp"):
+        assert not is_there(tmp_path)
+        (tmp_path / name).touch()
+    assert is_there(tmp_path)
 
 
 def test_of_two_forms_in_a_folder_safetensors_counts(tmp_path: Path) -> None:
