@@ -121,10 +121,11 @@ class Sweeper:
                 for index, (step, read) in enumerate(ahead):
                     source = todo[step]
                     try:
-                        load_into(model, read(), _name(step, source))
+                        state, source_hash = read()
+                        load_into(model, state, _name(step, source))
                         scores = self._engine.measure(step)
-                        if not isinstance(source, Mapping):
-                            scores = scores.with_column("source_hash", file_hash(source))
+                        if source_hash is not None:
+                            scores = scores.with_column("source_hash", source_hash)
                         scores.write_shard(self._out)
                         self._done[step], self._measured = scores, True
                     except StoreError:

@@ -5,12 +5,13 @@ from .fingerprint import file_hash, state_hash
 from .loading import load_into
 from .ordering import find_checkpoints, order_checkpoints
 from .reading import read_state_dict
-from .sources import weights_files
+from .sources import is_there, weights_files
 from .steps import parse_step
 
 __all__ = [
     "file_hash",
     "find_checkpoints",
+    "is_there",
     "load_into",
     "order_checkpoints",
     "parse_step",

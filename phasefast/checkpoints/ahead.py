@@ -9,21 +9,25 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from ..errors import CheckpointError
+from .fingerprint import file_hash
 from .reading import read_state_dict
 from .sources import Source
 
 State = dict[str, Tensor]
+Read = tuple[State, str | None]
 
 
 def read_ahead(
     sources: Mapping[int, Source], device: torch.device, *, weights_only: bool = True
-) -> Iterator[tuple[int, Callable[[], State]]]:
+) -> Iterator[tuple[int, Callable[[], Read]]]:
     """Each step with a function that gives its state dict, on ``device``; one more is read and copied meanwhile.
 
-    The function raises the CheckpointError of a checkpoint that cannot be read.
+    The function also gives the :func:`file_hash` of the checkpoint as it was read, None for a mapping. It raises the
+    CheckpointError of a checkpoint that cannot be read, or that was written again meanwhile.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="phasefast-read") as pool:
-        pending: list[tuple[int, Future[State]]] = []
+        pending: list[tuple[int, Future[Read]]] = []
         steps = iter(sources.items())
         while True:
             for step, source in itertools.islice(steps, 2 - len(pending)):
@@ -34,23 +38,29 @@ def read_ahead(
             yield step, lambda future=future: _taken(future.result(), device)  # type: ignore[misc]
 
 
-def _read(source: Source, device: torch.device, weights_only: bool) -> State:
+def _read(source: Source, device: torch.device, weights_only: bool) -> Read:
+    before = _hash(source)
     state = read_state_dict(source, weights_only=weights_only)
-    if device.type != "cuda":
-        return state
-    stream = torch.cuda.Stream(device)
-    with torch.cuda.stream(stream):
-        state = {name: _pinned(value).to(device, non_blocking=True) for name, value in state.items()}
-    stream.synchronize()
-    return state
+    if _hash(source) != before:
+        raise CheckpointError(f"{source}: changed while it was read; sweep again once it is written")
+    if device.type == "cuda":
+        stream = torch.cuda.Stream(device)
+        with torch.cuda.stream(stream):
+            state = {name: _pinned(value).to(device, non_blocking=True) for name, value in state.items()}
+        stream.synchronize()
+    return state, before
+
+
+def _hash(source: Source) -> str | None:
+    return None if isinstance(source, Mapping) else file_hash(source)
 
 
 def _pinned(tensor: Tensor) -> Tensor:
     return tensor.pin_memory() if tensor.device.type == "cpu" else tensor
 
 
-def _taken(state: State, device: torch.device) -> State:
+def _taken(read: Read, device: torch.device) -> Read:
     """Tells the allocator that the caller's stream still reads what the reader's stream has made."""
-    for value in state.values() if device.type == "cuda" else ():
+    for value in read[0].values() if device.type == "cuda" else ():
         value.record_stream(torch.cuda.current_stream(device))
-    return state
+    return read

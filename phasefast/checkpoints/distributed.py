@@ -2,40 +2,30 @@
 
 from __future__ import annotations
 
-import pickle
+import io
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Never
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import ReadItem
 
 from ..errors import CheckpointError
-from .messages import damage_named, not_plain
+from .messages import damage_named
+from .metadata import of_tensors, read_metadata
 from .sources import BESIDE, DISTRIBUTED, NESTED
 
-if TYPE_CHECKING:
-    from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-
-# What describes entries and where they are. It holds nothing of the entries themselves.
-_PLAIN = {
-    "collections": {"OrderedDict"},
-    "pathlib": {"Path", "PosixPath", "PurePath", "PurePosixPath", "PureWindowsPath", "WindowsPath"},
-    "torch": {"Size"},
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "torch.distributed.checkpoint.metadata": {
-        "_MEM_FORMAT_ENCODING",
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-    },
-    "torch.serialization": {"_get_layout"},
-}
 _BESIDE = re.compile(f"{BESIDE}|train_state")  # a file of that name may hold the weights too
+
+
+class _OfTensors(DefaultLoadPlanner):
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> Never:
+        """Refuses what torch would unpickle, whatever is in it."""
+        raise CheckpointError(f"{read_item.dest_index.fqn!r}: expected a tensor, got a pickle; save it again")
 
 
 def read_distributed(folder: Path, *, weights_only: bool) -> dict[str, Tensor]:
@@ -46,41 +36,19 @@ def read_distributed(folder: Path, *, weights_only: bool) -> dict[str, Tensor]:
     Raises:
         CheckpointError: damaged, incomplete or untrusted; names the folder.
     """
-    # Half a second, for these folders only.
-    from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
-
     with damage_named(folder):
-        metadata = _read_metadata(folder / DISTRIBUTED, weights_only)
-        tensors = _tensors(metadata)
-        paths = _weights({key: _path(metadata, key) for key in tensors})
-        state = {key: _empty(tensors[key], f"{folder}: {key!r}") for key in paths}
+        whole = read_metadata(folder / DISTRIBUTED, weights_only=weights_only)
+        entries = whole.state_dict_metadata.items()
+        paths = _weights({key: _path(whole, key) for key, entry in entries if type(entry) is TensorStorageMetadata})
+        metadata = of_tensors(whole, paths, folder)
+        tensors: dict[str, Any] = metadata.state_dict_metadata
+        state = {key: torch.empty(entry.size, dtype=entry.properties.dtype) for key, entry in tensors.items()}
         # The steps of torch's load(), which would first unpickle the metadata once more, whatever is in it.
-        planner, reader = DefaultLoadPlanner(flatten_state_dict=False), FileSystemReader(folder)
+        planner, reader = _OfTensors(flatten_state_dict=False), FileSystemReader(folder)
         planner.set_up_planner(state, metadata, is_coordinator=True)
         reader.set_up_storage_reader(metadata, is_coordinator=True)
         reader.read_data(planner.create_local_plan(), planner).wait()
     return {".".join(map(str, path)): state[key] for key, path in paths.items()}
-
-
-def _read_metadata(path: Path, weights_only: bool) -> Metadata:
-    with path.open("rb") as file:
-        metadata: Metadata = (_Plain(file, path) if weights_only else pickle.Unpickler(file)).load()
-    return metadata
-
-
-def _tensors(metadata: Metadata) -> dict[str, TensorStorageMetadata]:
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-
-    entries = metadata.state_dict_metadata.items()
-    return {key: entry for key, entry in entries if isinstance(entry, TensorStorageMetadata)}
-
-
-def _empty(entry: TensorStorageMetadata, name: str) -> Tensor:
-    """What an entry is read into. Refuses one of which only parts were saved: the rest would be whatever was there."""
-    if sum(chunk.sizes.numel() for chunk in entry.chunks) != entry.size.numel():
-        raise CheckpointError(f"{name}: expected a whole tensor, but only parts of it were saved; save from all ranks")
-    return torch.empty(entry.size, dtype=entry.properties.dtype)
 
 
 def _path(metadata: Metadata, key: str) -> tuple[str | int, ...]:
@@ -95,18 +63,3 @@ def _weights(paths: dict[str, tuple[str | int, ...]]) -> dict[str, tuple[str | i
         if inside := {key: path[1:] for key, path in paths.items() if path[0] == name and path[1:]}:
             return _weights(inside)
     return {key: path for key, path in paths.items() if not any(_BESIDE.fullmatch(str(part)) for part in path[:-1])}
-
-
-class _Plain(pickle.Unpickler):
-    """Unpickles what describes entries, and raises CheckpointError at anything else."""
-
-    def __init__(self, file: Any, path: Path) -> None:
-        super().__init__(file)
-        self._path = path
-
-    def find_class(self, module: str, name: str) -> Any:
-        """The class or function of that name."""
-        known = name in _PLAIN.get("pathlib" if module.startswith("pathlib.") else module, ())
-        if known or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
-            return super().find_class(module, name)
-        raise not_plain(self._path.parent)

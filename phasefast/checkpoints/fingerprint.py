@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
 from .messages import damage_named
-from .sources import TORCH_SUFFIXES, weights_files
+from .sources import SAFETENSORS, TORCH_SUFFIXES, weights_files
 
 _SAMPLE = 4096
 _EDGE = 1 << 18
-_BLOCKS = 256
+_STRIDE, _MOST, _BLOCK = 1 << 16, 100_000, 256  # of files of which nothing is known
+_PIECES, _PIECE = 16, 64  # of a tensor
+_LONGEST_HEADER = 100_000_000  # that safetensors reads
 
 
 def state_hash(state: Mapping[str, Any]) -> str:
@@ -46,18 +49,51 @@ def file_hash(path: str | os.PathLike[str]) -> str:
 
 
 def _of_file(path: Path) -> str:
-    """Hash of a file's size, head and tail, and of evenly spaced blocks.
-
-    The tail of a file of ``torch.save`` holds checksums of all its tensors, so that it needs no blocks.
-    """
+    """Hash of a file's size, head and tail, and of samples between them."""
     digest = hashlib.blake2b(digest_size=8)
     with damage_named(path), path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         digest.update(f"{size}".encode())
         digest.update(file.read(_EDGE))
-        for block in () if path.suffix in TORCH_SUFFIXES else range(1, _BLOCKS):
-            file.seek(size * block // _BLOCKS)
-            digest.update(file.read(_SAMPLE))
+        for start, length in _samples(file, path.suffix, size):
+            file.seek(start)
+            digest.update(file.read(length))
         file.seek(max(0, size - _EDGE))
         digest.update(file.read(_EDGE))
     return digest.hexdigest()
+
+
+def _samples(file: BinaryIO, suffix: str, size: int) -> Iterator[tuple[int, int]]:
+    """Starts and lengths of the samples of a file.
+
+    None of one of ``torch.save``, whose tail holds checksums of all its tensors; some of every tensor of safetensors,
+    as a small head on a large frozen backbone lies between blocks that are evenly spaced; else such blocks.
+    """
+    if suffix in TORCH_SUFFIXES:
+        return
+    tensors = _tensors(file, size) if suffix == SAFETENSORS else []
+    if tensors:
+        yield 0, tensors[0][0]
+    for start, end in tensors:
+        last = max(start, end - _PIECE)
+        for place in sorted({start + (last - start) * piece // (_PIECES - 1) for piece in range(_PIECES)}):
+            yield place, min(_PIECE, end - place)
+    for start in () if tensors else range(0, size, max(_STRIDE, size // _MOST)):
+        yield start, _BLOCK
+
+
+def _tensors(file: BinaryIO, size: int) -> list[tuple[int, int]]:
+    """Where the tensors of a file of safetensors begin and end, in their order there; none if its header is damaged."""
+    file.seek(0)
+    data = 8 + int.from_bytes(file.read(8), "little")
+    if data > min(size, _LONGEST_HEADER):
+        return []
+    try:
+        header = json.loads(file.read(data - 8))
+        header.pop("__metadata__", None)
+        spans = sorted(
+            (data + start, data + end) for start, end in (entry["data_offsets"] for entry in header.values())
+        )
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return []
+    return spans if all(data <= start <= end <= size for start, end in spans) else []

@@ -15,12 +15,12 @@ from .messages import shown
 def load_into(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
     """Load a state dict whose keys and shapes must be the model's.
 
-    The keys may stand under one prefix, such as those of ``torch.compile``, DDP or a Lightning module: what is not
-    under it is left alone. Of tensors that the model ties, one is enough.
+    Keys that are not the model's may stand under one prefix, such as those of ``torch.compile``, DDP or a Lightning
+    module: what is not under it is left alone. Of tensors that the model ties, one is enough.
 
     Raises:
         CheckpointError: names the checkpoint and the keys that are missing, unexpected or of another shape, or the
-            prefixes where there are several to choose from.
+            prefixes where several hold all that the model needs, such as its own weights and an average of them.
     """
     own = model.state_dict(keep_vars=True)
     prefix = _prefix(state, own, name)
@@ -33,21 +33,20 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
         )
         if keys
     ]
-    wrong = [
-        f"{key} has shape {tuple(state[key].shape)}, the model's is {tuple(value.shape)}"
-        for key, value in own.items()
-        if key in state and isinstance(value, Tensor) and state[key].shape != value.shape
-    ]
-    problems += wrong[:5]
+    problems += _wrong_shapes(state, own)[:5]
     if problems:
         under = f" under {prefix!r}" if prefix else ""
         raise CheckpointError(f"{name} does not fit {type(model).__name__}: it{under} " + "; it ".join(problems))
-    model.load_state_dict(state)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:  # such as tensors that are sparse or without values
+        detail = " ".join(str(error).split())
+        raise CheckpointError(f"{name}: cannot be loaded into {type(model).__name__} ({detail})") from error
 
 
 def _prefix(state: Mapping[str, Tensor], own: Mapping[str, Any], name: str) -> str:
-    """The one under which all of the model's keys stand, and no others; else the one with most of them."""
-    if _fits(state, own):
+    """None where the keys are the model's; else the one under which they all are; else the one with most of them."""
+    if _with_ties(state, own).keys() == own.keys():
         return ""
     counts = Counter(key[:start] for key in state for start in _starts(key) if key[start:] in own)
     enough = len({id(value) for value in own.values()})  # tied ones may be there once
@@ -69,7 +68,16 @@ def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _fits(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> bool:
-    return _with_ties(state, own).keys() == own.keys()
+    state = _with_ties(state, own)
+    return own.keys() <= state.keys() and not _wrong_shapes(state, own)
+
+
+def _wrong_shapes(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{key} has shape {tuple(state[key].shape)}, the model's is {tuple(value.shape)}"
+        for key, value in own.items()
+        if key in state and isinstance(value, Tensor) and state[key].shape != value.shape
+    ]
 
 
 def _with_ties(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> dict[str, Tensor]:

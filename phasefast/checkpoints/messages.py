@@ -21,6 +21,8 @@ def damage_named(path: str | os.PathLike[str]) -> Iterator[None]:
         raise CheckpointError(f"{error.filename or name}: no such file") from error
     except Exception as error:  # a damaged pickle can raise anything
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, MemoryError) or "allocate memory" in detail:  # of torch a RuntimeError, of maps an OSError
+            raise CheckpointError(f"{name}: out of memory while it was read ({detail})") from error
         raise CheckpointError(f"{name}: cannot be read, perhaps truncated or still being written ({detail})") from error
 
 

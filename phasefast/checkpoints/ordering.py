@@ -12,7 +12,7 @@ from ..errors import CheckpointError
 from ..notices import warn
 from .messages import damage_named
 from .sources import BESIDE, ENTRIES, SUFFIXES, Source, find_entry
-from .steps import has_step, parse_step
+from .steps import has_step, names_step, parse_step
 
 _BESIDE = re.compile(rf"{BESIDE}\.\w+")
 _TEMPORARY = re.compile(r"(tmp|\.).*|.*\.(tmp|part|partial|incomplete)")
@@ -23,7 +23,7 @@ _Some = TypeVar("_Some", bound=Source)
 def find_checkpoints(folder: str | os.PathLike[str]) -> dict[int, Path]:
     """The checkpoints with a step in their names that are in a folder, in ascending order; there may be none.
 
-    Warns of what it leaves out beside them. A folder that is itself a checkpoint is none of its own.
+    Warns of what it leaves out beside them. In a folder that is itself a checkpoint, whatever else it holds, are none.
 
     Raises:
         CheckpointError: a folder that cannot be read, or a step that is there twice.
@@ -31,7 +31,7 @@ def find_checkpoints(folder: str | os.PathLike[str]) -> dict[int, Path]:
     folder = Path(folder)
     found, unfinished = _sorted_out(folder)
     with_step = [path for path in found if has_step(path)]
-    if not with_step and find_entry(folder):
+    if find_entry(folder) and (not with_step or _is_one(folder, with_step)):
         return {}
     for names, why in (
         ([path.name for path in found if path not in with_step] if with_step else [], "with no step in their names"),
@@ -71,6 +71,11 @@ def order_checkpoints(
     if not pairs:
         raise CheckpointError("checkpoints: expected at least one, got none")
     return _by_step(pairs)
+
+
+def _is_one(folder: Path, inside: Sequence[Path]) -> bool:
+    """Whether a folder with weights has its own step: ``checkpoint-64`` has, ``run-2`` with ``step_64.pt`` has not."""
+    return names_step(folder) or (has_step(folder) and not any(map(names_step, inside)))
 
 
 def _by_step(pairs: Sequence[tuple[int, _Some]]) -> dict[int, _Some]:

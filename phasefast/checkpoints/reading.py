@@ -10,12 +10,13 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .distributed import read_distributed
-from .index import read_index
+from .index import INDEX, read_index
 from .messages import shown
 from .safetensors_files import read_safetensors
-from .sources import DISTRIBUTED, INDEX, NESTED, SAFETENSORS, Source, entry_of
+from .sources import DISTRIBUTED, NESTED, SAFETENSORS, Source, entry_of
 from .torch_files import read_torch_file
+
+_DEPTH = 8  # of a mapping under such keys, which may hold itself
 
 
 def read_state_dict(source: Source, *, weights_only: bool = True) -> dict[str, Tensor]:
@@ -31,8 +32,9 @@ def read_state_dict(source: Source, *, weights_only: bool = True) -> dict[str, T
     """
     name = "the given mapping" if isinstance(source, Mapping) else os.fspath(source)
     loaded: Any = source if isinstance(source, Mapping) else _read(entry_of(source), weights_only)
-    while nested := _nested(loaded):
-        loaded = loaded[nested]
+    for _ in range(_DEPTH):
+        if nested := _nested(loaded):
+            loaded = loaded[nested]
     if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(key, str) for key in loaded):
         kind = type(loaded).__name__
         raise CheckpointError(f"{name}: expected a state dict (names to tensors), got {kind}; save model.state_dict()")
@@ -52,6 +54,8 @@ def _nested(loaded: Any) -> str | None:
 
 def _read(entry: Path, weights_only: bool) -> Any:
     if entry.name == DISTRIBUTED:
+        from .distributed import read_distributed  # half a second, for these folders only
+
         return read_distributed(entry.parent, weights_only=weights_only)
     if entry.name.endswith(INDEX):
         return _merged(entry, weights_only)
@@ -61,14 +65,17 @@ def _read(entry: Path, weights_only: bool) -> Any:
 
 
 def _merged(index: Path, weights_only: bool) -> dict[str, Tensor]:
-    """The tensors of all shards that an index lists."""
+    """The tensors of all shards that an index lists: each from the shard that it says, and what it does not list too.
+
+    What is not listed is not dropped unsaid: the model either has it, or its keys are named as unexpected.
+    """
     shards = read_index(index)
     if absent := [shard for shard in shards if not (index.parent / shard).is_file()]:
         raise CheckpointError(
             f"{index}: lists {len(shards)} shards, but {shown(absent)} are not there; "
             "save or download the checkpoint again, if it is not still being written"
         )
-    merged: dict[str, Tensor] = {}
+    listed, found = dict[str, Tensor](), dict[str, Tensor]()
     for shard, names in shards.items():
         state = read_state_dict(index.parent / shard, weights_only=weights_only)
         if lost := names - state.keys():
@@ -76,5 +83,6 @@ def _merged(index: Path, weights_only: bool) -> dict[str, Tensor]:
                 f"{index.parent / shard}: expected {shown(lost)} in it, as {index.name} says, but it lacks them; "
                 "save or download the checkpoint again"
             )
-        merged |= state
-    return merged
+        listed |= {name: state[name] for name in names}
+        found |= state
+    return found | listed

@@ -22,4 +22,5 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     except ImportError as error:
         raise DependencyError(f"{path}: reading it needs safetensors: pip install 'phasefast[hf]'") from error
     with damage_named(path):
-        return load_file(path)
+        # load_file maps the file: its tensors change with it, and once it is cut short they end the process.
+        return {name: tensor.clone() for name, tensor in load_file(path).items()}

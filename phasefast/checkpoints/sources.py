@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from .index import read_index
+from .index import INDEX, read_index
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 SAFETENSORS = ".safetensors"
 SUFFIXES = (*TORCH_SUFFIXES, SAFETENSORS)
-INDEX = ".index.json"
 DISTRIBUTED = ".metadata"
 # The keys of weights beside other things, and the names of such things, also one for each rank or group.
 NESTED = ("state_dict", "model_state_dict", "model", "app")
@@ -62,3 +61,16 @@ def weights_files(path: str | os.PathLike[str]) -> list[Path]:
     if entry.name.endswith(INDEX):
         return [entry, *(entry.parent / shard for shard in read_index(entry))]
     return [entry]
+
+
+def is_there(path: str | os.PathLike[str]) -> bool:
+    """Whether any of a checkpoint's weights is there; of a folder that was emptied to save space, the rest may be.
+
+    Raises:
+        CheckpointError: an index that cannot be read.
+    """
+    entry = find_entry(Path(path)) if Path(path).is_dir() else Path(path)
+    if entry is None or not entry.is_file():
+        return False
+    describes = entry.name == DISTRIBUTED or entry.name.endswith(INDEX)
+    return any(file.is_file() for file in weights_files(entry)[1 if describes else 0 :])

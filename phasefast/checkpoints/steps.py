@@ -24,8 +24,7 @@ def parse_step(name: str | os.PathLike[str]) -> int:
     Raises:
         CheckpointError: no step, or several numbers of which none is named.
     """
-    path = Path(name)
-    stem = path.stem if path.suffix in SUFFIXES else path.name
+    stem = _stem(name)
     named, alone = _NAMED.findall(stem), _ALONE.findall(stem)
     for number, unit in named[-1:] or (alone if len(alone) == 1 else []):
         step = Decimal(number) * _UNITS[unit.lower()]
@@ -43,3 +42,13 @@ def has_step(name: str | os.PathLike[str]) -> bool:
     except CheckpointError:
         return False
     return True
+
+
+def names_step(name: str | os.PathLike[str]) -> bool:
+    """Whether the name has a word for steps before a number, which then cannot mean anything else."""
+    return _NAMED.search(_stem(name)) is not None
+
+
+def _stem(name: str | os.PathLike[str]) -> str:
+    path = Path(name)
+    return path.stem if path.suffix in SUFFIXES else path.name

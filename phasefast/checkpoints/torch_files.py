@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,21 @@ import torch
 
 from .messages import damage_named, not_plain
 
+# What torch says of classes and functions that it does not unpickle, or not before their modules are imported.
+_NOT_PLAIN = re.compile(r"\bGLOBAL \S+ (was not an allowed global|whose module)|must be imported to load")
+
 
 def read_torch_file(path: Path, *, weights_only: bool) -> Any:
     """What a file holds, on the CPU.
 
     Raises:
-        CheckpointError: missing, truncated or untrusted; names the file.
+        CheckpointError: missing, damaged or untrusted; names the file.
     """
     with damage_named(path):
         try:
             return torch.load(path, map_location="cpu", weights_only=weights_only, mmap=None)
         except pickle.UnpicklingError as error:
-            raise not_plain(path) from error
+            if _NOT_PLAIN.search(str(error)):
+                raise not_plain(path) from error
+            # Not torch's own words: these advise weights_only=False for whatever is no pickle.
+            raise ValueError("not what torch.save writes, such as a web page or a pointer of git-lfs") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from phasefast.checkpoints import ahead, read_ahead
+from phasefast.checkpoints import ahead, file_hash, read_ahead, read_state_dict
 from phasefast.errors import CheckpointError
 
 CPU = torch.device("cpu")
@@ -25,12 +25,13 @@ def test_the_next_one_is_read_meanwhile_and_no_more(monkeypatch: pytest.MonkeyPa
         return {"weight": torch.tensor(source)}
 
     monkeypatch.setattr(ahead, "read_state_dict", read)
+    monkeypatch.setattr(ahead, "file_hash", str)
     states = read_ahead({1: 10, 2: 20, 3: 30, 4: 40}, CPU)  # type: ignore[dict-item]
     step, result = next(states)
-    assert (step, int(result()["weight"])) == (1, 10)
+    assert (step, result()) == (1, ({"weight": torch.tensor(10)}, "10"))
     assert second.wait(10)
     assert started == [10, 20]
-    assert [(step, int(result()["weight"])) for step, result in states] == [(2, 20), (3, 30), (4, 40)]
+    assert [(step, result()[1]) for step, result in states] == [(2, "20"), (3, "30"), (4, "40")]
 
 
 def test_one_that_cannot_be_read_spares_the_others(tmp_path: Path) -> None:
@@ -39,4 +40,29 @@ def test_one_that_cannot_be_read_spares_the_others(tmp_path: Path) -> None:
     results = dict(read_ahead({0: tmp_path / "bad.pt", 1: tmp_path / "good.pt"}, CPU))
     with pytest.raises(CheckpointError, match=r"bad\.pt"):
         results[0]()
-    assert torch.equal(results[1]()["weight"], torch.ones(2))
+    assert torch.equal(results[1]()[0]["weight"], torch.ones(2))
+
+
+def test_the_fingerprint_is_that_of_what_was_read(tmp_path: Path) -> None:
+    path = tmp_path / "step_1.pt"
+    torch.save({"weight": torch.ones(2)}, path)
+    before = file_hash(path)
+    sources = {0: {"weight": torch.ones(2)}, 1: path}
+    results = {step: result() for step, result in read_ahead(sources, CPU)}
+    torch.save({"weight": torch.zeros(2)}, path)
+    assert [source_hash for _, source_hash in results.values()] == [None, before]
+
+
+def test_what_is_written_again_while_it_is_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "step_1.pt"
+    torch.save({"weight": torch.ones(2)}, path)
+
+    def read(source: Path, **options: bool) -> dict[str, torch.Tensor]:
+        state = read_state_dict(source, **options)
+        torch.save({"weight": torch.zeros(2)}, source)
+        return state
+
+    monkeypatch.setattr(ahead, "read_state_dict", read)
+    ((_, result),) = read_ahead({1: path}, CPU)
+    with pytest.raises(CheckpointError, match=r"step_1.pt: changed while it was read"):
+        result()

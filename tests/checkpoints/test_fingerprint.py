@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from pathlib import Path
 
@@ -39,3 +41,59 @@ def test_a_change_amid_a_large_safetensors_file_is_seen(tmp_path: Path) -> None:
         save_file({"weight": weights}, tmp_path / "model.safetensors")
         hashes |= {file_hash(tmp_path), file_hash(tmp_path / "model.safetensors")}
     assert len(hashes) == 4
+
+
+def test_another_head_on_a_frozen_backbone_is_seen(tmp_path: Path) -> None:
+    before, after = torch.randn(3_000_000), torch.randn(1_500_000)
+    hashes = set()
+    for head in (torch.zeros(10, 50), torch.zeros(10, 50).index_fill(1, torch.tensor(49), 1.0), torch.ones(10, 50)):
+        save_file({"a": before, "head.weight": head, "z": after}, tmp_path / "model.safetensors")
+        hashes.add(file_hash(tmp_path / "model.safetensors"))
+    assert len(hashes) == 3
+
+
+def test_first_and_last_bytes_of_every_tensor_count_and_the_whole_header(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    names = [f"{'long' * 30}{number:05}" for number in range(4_000)]
+    state = {name: torch.zeros(2) for name in names} | {"large": torch.zeros(500_000), "zlarge": torch.zeros(500_000)}
+    save_file(state, path)
+    content, before = path.read_bytes(), file_hash(path)
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    start, end = (8 + length + offset for offset in header["large"]["data_offsets"])
+    assert length > 2 << 18
+    for place in (start, end - 1, content.index(names[2500].encode())):
+        path.write_bytes(content[:place] + b"k" + content[place + 1 :])
+        assert file_hash(path) != before
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"", b"{", b"[]", b'{"a": 1}', b'{"a": {"data_offsets": [0, 99999999]}}', b'{"a": {"data_offsets": ["b", 2]}}'],
+)
+def test_a_header_that_cannot_be_read_is_sampled_as_any_file(tmp_path: Path, header: bytes) -> None:
+    for length in (len(header), 1 << 62):
+        content = bytearray(length.to_bytes(8, "little") + header + bytes(1_000_000))
+        hashes = set()
+        for content[1 << 19] in (0, 1):
+            (tmp_path / "a.safetensors").write_bytes(content)
+            hashes.add(file_hash(tmp_path / "a.safetensors"))
+        assert len(hashes) == 2
+
+
+def test_blocks_of_files_without_checksums_are_close(tmp_path: Path) -> None:
+    path, content = tmp_path / "__0_0.distcp", bytearray(3 << 20)
+    hashes = set()
+    for changed in range(0, len(content), 1 << 16):
+        content[changed + 255] = 1
+        path.write_bytes(content)
+        content[changed + 255] = 0
+        hashes.add(file_hash(path))
+    assert len(hashes) == 48
+
+
+def test_the_fingerprint_of_a_file_of_torch_is_that_of_its_ends(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 4096
+    (tmp_path / "step_1.pt").write_bytes(content)
+    ends = b"1048576" + content[: 1 << 18] + content[-(1 << 18) :]
+    assert file_hash(tmp_path / "step_1.pt") == hashlib.blake2b(ends, digest_size=8).hexdigest()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -50,6 +52,33 @@ def test_two_networks_that_fit_are_refused() -> None:
     state = {**under("student.", network()), **under("teacher.", network())}
     with pytest.raises(CheckpointError, match=r"under each of \['student.', 'teacher.'\]; give"):
         load_into(network(), state, "x.ckpt")
+
+
+@pytest.mark.parametrize("extra", [{}, {"student.mask": torch.ones(1)}, {"mask": torch.ones(1)}])
+@pytest.mark.parametrize("raw", ["", "student."])
+def test_an_average_is_not_loaded_in_place_of_the_weights(raw: str, extra: dict[str, Tensor]) -> None:
+    model = network()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    state = {**under(raw, network()), **under("ema.", network()), **extra}
+    with pytest.raises(CheckpointError, match=r"x.pt: .* under each of \[.*'ema.'"):
+        load_into(model, state, "x.pt")
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_prefix_with_other_shapes_is_none_to_choose_from() -> None:
+    saved, model = network(), network()
+    wider = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    for first, second in (("student.", "teacher."), ("", "teacher.")):
+        load_into(model, {**under(first, wider), **under(second, saved)}, "x.pt")
+        assert same(model, saved)
+
+
+@pytest.mark.parametrize("change", [Tensor.to_sparse, lambda value: value.to("meta")])
+def test_what_torch_cannot_load_is_named(change: Callable[[Tensor], Tensor]) -> None:
+    model = nn.Linear(2, 2)
+    state = {key: change(value) for key, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"x.pt: cannot be loaded into Linear \(.*weight"):
+        load_into(model, state, "x.pt")
 
 
 def test_the_models_own_keys_count_before_any_prefix() -> None:

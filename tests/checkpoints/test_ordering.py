@@ -82,6 +82,27 @@ def test_weights_of_the_end_beside_the_steps_are_left_out_aloud(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
+    ("folder", "step"), [("checkpoint-64", 64), ("epoch_3", 3), ("step_5", 5), ("epoch=1-step=9.ckpt", 9)]
+)
+def test_a_folder_with_a_step_that_is_a_checkpoint_is_one(tmp_path: Path, folder: str, step: int) -> None:
+    touch(tmp_path / folder, "model.safetensors", "model_1.safetensors", "pytorch_model_fsdp_0/.metadata")
+    assert order_checkpoints(tmp_path / folder) == {step: tmp_path / folder}
+    assert find_checkpoints(tmp_path / folder) == {}
+    assert find_checkpoints(tmp_path) == {step: tmp_path / folder}
+
+
+def test_a_named_step_of_a_folder_counts_before_those_in_it(tmp_path: Path) -> None:
+    touch(tmp_path / "checkpoint-64", "model.safetensors", "global_step64/.metadata")
+    assert order_checkpoints(tmp_path / "checkpoint-64") == {64: tmp_path / "checkpoint-64"}
+
+
+def test_the_number_of_a_run_is_no_step_where_there_are_named_ones(tmp_path: Path) -> None:
+    touch(tmp_path / "run-2", "model.safetensors", "checkpoint-64/model.safetensors", "step_128.pt")
+    with pytest.warns(RuntimeWarning, match=r"left out \['model.safetensors'\], with no step"):
+        assert list(order_checkpoints(tmp_path / "run-2")) == [64, 128]
+
+
+@pytest.mark.parametrize(
     "name",
     [
         "tmp-checkpoint-64/model.safetensors",

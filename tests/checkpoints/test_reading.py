@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from phasefast.checkpoints import read_state_dict, weights_files
+from phasefast.checkpoints import is_there, read_state_dict, weights_files
 from phasefast.errors import CheckpointError, DependencyError
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2).half(), "b.count": torch.tensor(3)}
@@ -61,6 +63,37 @@ def test_the_files_of_the_weights_are_those_that_are_read(
         weights_files(tmp_path.parent)
 
 
+@pytest.mark.parametrize(("save", "name"), FORMS)
+def test_weights_that_were_deleted_are_not_there_whatever_is_left_beside_them(
+    tmp_path: Path, save: Callable[..., object], name: str
+) -> None:
+    assert not is_there(tmp_path / "step_1.pt")
+    (tmp_path / "config.json").touch()
+    torch.save({"state": {}}, tmp_path / "optimizer.pt")
+    assert not is_there(tmp_path)
+    save(STATE, tmp_path / name)
+    assert is_there(tmp_path)
+    assert is_there(str(tmp_path / name))
+    first, second = write_shards(tmp_path / "shards", save, name)
+    index = tmp_path / f"shards/{name}.index.json"
+    first.unlink()
+    assert is_there(tmp_path / "shards")
+    assert is_there(index)
+    second.unlink()
+    assert not is_there(tmp_path / "shards")
+    assert not is_there(index)
+    index.unlink()
+    assert not is_there(tmp_path / "shards")
+    assert not is_there(index)
+
+
+def test_of_a_distributed_folder_the_description_alone_is_no_weights(tmp_path: Path) -> None:
+    for name in (".metadata", "__0_0.distcp"):
+        assert not is_there(tmp_path)
+        (tmp_path / name).touch()
+    assert is_there(tmp_path)
+
+
 def test_of_two_forms_in_a_folder_safetensors_counts(tmp_path: Path) -> None:
     torch.save({"other": torch.ones(1)}, tmp_path / "pytorch_model.bin")
     save_file(STATE, tmp_path / "model.safetensors")
@@ -78,6 +111,17 @@ def test_incomplete_shards_are_named(tmp_path: Path, save: Callable[..., object]
         read_state_dict(tmp_path)
 
 
+@pytest.mark.parametrize(("save", "name"), FORMS)
+def test_shards_give_what_the_index_says_and_what_it_does_not_list(
+    tmp_path: Path, save: Callable[..., object], name: str
+) -> None:
+    first, second = write_shards(tmp_path, save, name)
+    extra = torch.full((2,), 7.0)
+    save({"a.weight": STATE["a.weight"], "b.count": torch.tensor(9), "extra": extra}, first)
+    save({"a.bias": STATE["a.bias"], "b.count": STATE["b.count"], "a.weight": torch.zeros(1)}, second)
+    assert equal(read_state_dict(tmp_path), {**STATE, "extra": extra})
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -85,6 +129,8 @@ def test_incomplete_shards_are_named(tmp_path: Path, save: Callable[..., object]
         ("[]", "expected a 'weight_map'"),
         ('{"metadata": {}}', "expected a 'weight_map'"),
         ('{"weight_map": {"a": 1}}', "expected a 'weight_map'"),
+        ('{"weight_map": {}}', "expected a 'weight_map'"),
+        ('{"weight_map": {"a": "model.safetensors.index.json"}}', "expected a 'weight_map'"),
     ],
 )
 def test_a_bad_index_is_named(tmp_path: Path, text: str, words: str) -> None:
@@ -100,6 +146,15 @@ def test_damaged_safetensors_are_named(tmp_path: Path, kept: int) -> None:
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(CheckpointError, match=r"step_1.safetensors: cannot be read, perhaps truncated"):
         read_state_dict(path)
+
+
+def test_what_was_read_of_safetensors_stays_when_the_file_changes(tmp_path: Path) -> None:
+    path = tmp_path / "step_1.safetensors"
+    save_file({"weight": torch.ones(100_000)}, path)
+    state = read_state_dict(path)
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert torch.equal(state["weight"], torch.ones(100_000))
 
 
 def test_without_safetensors_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,3 +175,43 @@ def test_weights_beside_other_things(tmp_path: Path) -> None:
     for number, saved in enumerate(({"state_dict": STATE, "epoch": 3}, {"app": {"model": STATE, "optim": {}}})):
         torch.save(saved, tmp_path / f"{number}.ckpt")
         assert equal(read_state_dict(tmp_path / f"{number}.ckpt"), STATE)
+
+
+def test_a_mapping_that_holds_itself_ends(tmp_path: Path) -> None:
+    itself: dict[str, object] = {}
+    itself["model"] = itself
+    torch.save(itself, tmp_path / "step_1.pt")
+    for source in (itself, tmp_path / "step_1.pt"):
+        with pytest.raises(CheckpointError, match=r"\['model'\] are not tensors"):
+            read_state_dict(source)
+
+
+@pytest.mark.parametrize("weights_only", [True, False])
+@pytest.mark.parametrize("content", ["version https://git-lfs.github.com/spec/v1\noid sha256:4d7a", "<!DOCTYPE html>"])
+def test_what_is_no_file_of_torch_is_not_called_untrusted(tmp_path: Path, content: str, weights_only: bool) -> None:
+    (tmp_path / "step_1.bin").write_text(content)
+    with pytest.raises(CheckpointError, match=r"step_1.bin: cannot be read, perhaps truncated .*\(not what torch.save"):
+        read_state_dict(tmp_path / "step_1.bin", weights_only=weights_only)
+
+
+@pytest.mark.parametrize("content", [argparse.Namespace(a=1), nn.Linear(2, 2), os.system])
+def test_more_than_plain_tensors_is_called_so(tmp_path: Path, content: object) -> None:
+    torch.save({"model": STATE, "beside": content}, tmp_path / "step_1.pt")
+    with pytest.raises(CheckpointError, match=r"step_1.pt: holds more than plain tensors; .* weights_only=False"):
+        read_state_dict(tmp_path / "step_1.pt")
+    assert equal(read_state_dict(tmp_path / "step_1.pt", weights_only=False), STATE)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(12, "Cannot allocate memory"), None])
+def test_out_of_memory_is_named_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    def load(*_: object, **__: object) -> object:
+        if error:
+            raise error
+        return torch.empty(10**15)
+
+    torch.save(STATE, tmp_path / "step_1.pt")
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(CheckpointError, match=r"step_1.pt: out of memory while it was read \("):
+        read_state_dict(tmp_path / "step_1.pt")
