@@ -26,7 +26,7 @@ from .scores import MODEL_LAYER, Scores
 from .scoring import score_cells
 from .stages.capture import RowOptions, capture, chunk_bounds, discover_layers, model_inputs, rows_dtype
 from .stages.evaluate import evaluate_model
-from .stages.layers import select_layers, unwrap
+from .stages.layers import given_names, select_layers, unwrap
 from .stages.plan import ForcedRoute, group_layers, memory_budget
 from .stages.preserve import BATCHNORM_MODES, batchnorm_mode, fix_random_state, preserved, several_rows
 from .stages.probe_set import ProbeSet
@@ -136,7 +136,7 @@ class Engine:
         self.batch_size = options.get("batch_size") or (_AUTHORS_BATCH if self.batchnorm == "batch" else _BATCH)
         large = self.device.type == "cuda" and self.batchnorm != "batch" and options.get("batch_size") is None
         self._forward_batch = _GPU_BATCH if large else self.batch_size
-        self.names = select_layers(self.model, options.get("layers"))
+        self.names, self._given = select_layers(self.model, options.get("layers")), given_names(options.get("layers"))
         given_targets = options.get("targets")
         chosen = _as_tuple(_default_targets(probe_set) if given_targets is None else given_targets, ())
         self.label = next((target.name for target in chosen if isinstance(target, Label)), None)
@@ -182,7 +182,7 @@ class Engine:
             if self._layers is None:
                 first = next(model_inputs(self._fit_inputs, [(0, 2)], self.model, self.device))
                 try:
-                    self._layers = discover_layers(self.model, self.names, first, self.rows)
+                    self._layers = discover_layers(self.model, self.names, first, self.rows, self._given)
                 except RuntimeError as error:  # the model's own
                     error.add_note(
                         f"The model was given samples of shape {tuple(first.shape[1:])}, {first.dtype}: does the probe "

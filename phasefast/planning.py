@@ -14,7 +14,7 @@ from .decoding import Method, Selection, Splits
 from .engine import FOLDS, resolve_device
 from .errors import ArgumentError
 from .stages.capture import RowOptions, discover_layers, model_inputs, rows_dtype
-from .stages.layers import select_layers, unwrap
+from .stages.layers import given_names, select_layers, unwrap
 from .stages.plan import Cost, ForcedRoute, Problem, fitting_cost, group_layers, memory_budget
 from .stages.preserve import preserved
 from .stages.targets import PROBE_COLUMNS, SKETCH_COLUMNS
@@ -80,10 +80,12 @@ def plan(
     with preserved(model, where):
         batch = next(model_inputs(torch.stack([example, example]), [(0, 2)], model, where))
         try:
-            found = discover_layers(model, select_layers(model, layers), batch, RowOptions(tokens, pool))
+            names = select_layers(model, layers)
+            found = discover_layers(model, names, batch, RowOptions(tokens, pool), given_names(layers))
         except RuntimeError as error:
             raise ArgumentError(
-                f"the model takes no {example.dtype} input of shape {shape}: {error}; give one that it takes"
+                f"the model takes no {example.dtype} input of shape {shape}: {error}; give one that it takes, "
+                "or the shape of one"
             ) from error
     # Wider targets than there are fit rows are replaced by n + 1 columns (row space).
     columns = min(columns_with_components(width, target_components), fit + 1)

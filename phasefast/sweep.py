@@ -10,7 +10,7 @@ from typing import Any, Unpack
 
 from torch import nn
 
-from .checkpoints import file_hash, load_into, order_checkpoints, read_ahead, read_state_dict, state_hash
+from .checkpoints import file_hash, is_there, load_into, order_checkpoints, read_ahead, read_state_dict, state_hash
 from .checkpoints.sources import Source
 from .engine import Engine, ProbeOptions
 from .errors import LASTING, ArgumentError, PhasefastError, StoreError, SweepError
@@ -156,7 +156,7 @@ def _name(step: int, source: Source) -> str:
 
 def _check_same(stored: Scores, source: Source, model: nn.Module, weights_only: bool) -> None:
     """Stored scores must be of this checkpoint: compare files without loading them, else the weights once loaded."""
-    if not isinstance(source, Mapping) and not os.path.exists(source):
+    if not isinstance(source, Mapping) and not is_there(source):
         return  # measured, and deleted since to save space
     if not isinstance(source, Mapping) and stored.values_of("source_hash") != ["none"]:
         check_weights(stored, "source_hash", file_hash(source))

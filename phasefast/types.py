@@ -328,9 +328,11 @@ def phase_notes(cells: Sequence[CellPhases], most: int = 4) -> list[str]:
 
     Those without any phase come first; targets are named where there is more than one.
     """
-    notes = (
-        ["+ open: no increase closed the stop window by the last step"] if any(c.window_is_open for c in cells) else []
-    )
+    notes = []
+    if any(cell.window_is_open for cell in cells):
+        notes.append("+ open: the stop window ends at the last step; later ones may widen it")
+    if any(cell.evidence.get("order_p", 0) is None for cell in cells):
+        notes.append("Fewer than 7 steps: a trend cannot be told from noise between them.")
     several = len({cell.target for cell in cells}) > 1
     reasons = [
         f"{cell.layer}{f', {cell.target}' if several else ''}: {cell.why}"

@@ -73,15 +73,17 @@ def test_checkpoints_with_more_than_tensors_are_read_only_where_they_are_trusted
     given = [NET, place / "checkpoints", place / "probe_set.pt", "--layer", "hidden", "--out"]
     refused = invoke("sweep", *given, place / "out")
     assert refused.exit_code == 1
-    assert "1 of 3 checkpoints failed" in refused.stderr
+    assert "error: 1 of 3 checkpoints failed" in refused.stderr
+    assert refused.stderr.splitlines()[-1].endswith("pass weights_only=False (--trust)")
     assert "3 checkpoints" in swept(place, "--layer", "hidden", "--trust")
 
     def no_more(seconds: float) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("time.sleep", no_more)
-    with pytest.warns(RuntimeWarning, match="step 10 is tried again"):
-        assert "2 checkpoints to step 200" in invoke("sweep", *given, place / "watched", "--watch", "1").stdout
+    watched = invoke("sweep", *given, place / "watched", "--watch", "1")
+    assert "2 checkpoints to step 200" in watched.stdout
+    assert "warning: step 10 is tried again when it has changed" in watched.stderr
     trusted = invoke("sweep", *given, place / "trusted", "--watch", "1", "--trust")
     assert "3 checkpoints to step 200" in trusted.stdout
 
@@ -125,3 +127,12 @@ def test_what_cannot_be_is_named(
 ) -> None:
     monkeypatch.chdir(place)
     assert words in fails("sweep", *arguments)
+
+
+def test_samples_that_the_model_does_not_take_are_told_without_a_traceback(place: Path) -> None:
+    x = torch.randn(60, 3, 6, 6)
+    pf.ProbeSet.from_tensors(x[:40], None, x[40:], None).save(place / "colour.pt")
+    result = invoke("sweep", NET, place / "checkpoints", place / "colour.pt", "--out", place / "out")
+    assert result.exit_code == 1
+    assert "Traceback" not in result.stderr
+    assert "samples of shape (3, 6, 6), torch.float32: does the probe set hold what it takes?" in result.stderr

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import phasefast as pf
-from phasefast.errors import ArgumentError, DataError
+from phasefast.errors import ArgumentError, DataError, LayerError
 from tests.conftest import SmallNet
 
 
@@ -102,3 +102,15 @@ def test_an_approximation_that_was_made_is_not_warned_of(net: SmallNet) -> None:
         scores = pf.probe(net, probe_set, layers="hidden", targets=wide, alphas=[1e-3], target_components=9)
         pf.probe(net, probe_set, layers="hidden", targets=wide, alphas=[1e-3])
     assert scores.values_of("approximation") == ["9 of 108 components"]
+
+
+def test_modules_of_a_glob_that_are_not_used_are_left_out(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    for layers in ("*", None):
+        with pytest.warns(RuntimeWarning, match=r"left out \['unused'\], whose forward hooks never fired") as caught:
+            scores = pf.probe(net, probe_set, layers=layers, alphas=[0.1])
+        assert scores.layers == ["conv", "norm", "relu", "relu:1", "drop", "hidden", "head"]
+        assert caught[0].filename == __file__
+    with pytest.raises(LayerError, match="'unused': its forward hook never fired"):
+        pf.probe(net, probe_set, layers="unus*")
+    with pytest.raises(LayerError, match="expected names or globs, got Linear"):
+        pf.probe(net, probe_set, layers=[net.hidden])  # type: ignore[list-item]

@@ -190,7 +190,7 @@ def test_bad_checkpoints_are_named_and_the_others_stored(
         "got list",
         "lacks the keys ['head.bias']",
         "unexpected keys ['extra.weight']",
-        "head.bias has shape (9,), the model's is (3,)",
+        "it has head.bias of shape (9,), where the model's is (3,)",
         "step_6.pt: holds more than plain tensors",
         "layer 'hidden': NaN or Inf",
     ):

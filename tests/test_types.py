@@ -56,7 +56,7 @@ def test_a_report_prints_as_a_table() -> None:
         "layer     target  phases                       stop window",
         "stage1    input   none                         -",
         "features  input   constant 0-8, decrease 8-64  64-4096+",
-        "+ open: no increase closed the stop window by the last step",
+        "+ open: the stop window ends at the last step; later ones may widen it",
         "stage1: it changes by amounts that come back",
     ]
     assert repr(report) == "PhaseReport(2 cells, layers ['stage1', 'features'], targets ['input'])"

@@ -29,7 +29,7 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
         f"{what} {shown(keys)}"
         for what, keys in (
             ("lacks the keys", own.keys() - state.keys()),
-            ("has unexpected keys", state.keys() - own.keys()),
+            ("has the unexpected keys", state.keys() - own.keys()),
         )
         if keys
     ]
@@ -74,7 +74,7 @@ def _fits(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> bool:
 
 def _wrong_shapes(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> list[str]:
     return [
-        f"{key} has shape {tuple(state[key].shape)}, the model's is {tuple(value.shape)}"
+        f"has {key} of shape {tuple(state[key].shape)}, where the model's is {tuple(value.shape)}"
         for key, value in own.items()
         if key in state and isinstance(value, Tensor) and state[key].shape != value.shape
     ]

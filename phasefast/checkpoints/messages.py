@@ -30,7 +30,7 @@ def not_plain(path: str | os.PathLike[str]) -> CheckpointError:
     """The error of a checkpoint that only unpickling arbitrary objects would read."""
     return CheckpointError(
         f"{os.fspath(path)}: holds more than plain tensors; save model.state_dict(), or, if you trust it and there is "
-        "a state dict in it, pass weights_only=False"
+        "a state dict in it, pass weights_only=False (--trust)"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,17 +31,25 @@ Components = Annotated[int | None, typer.Option(min=1, help="Leading components 
 
 
 class _Group(TyperGroup):
-    """Shows phasefast's own errors as one line; whatever else goes wrong is a fault and keeps its traceback."""
+    """Shows phasefast's own errors and warnings as text; what else goes wrong is a fault and keeps its traceback."""
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
-        try:
-            return super().invoke(ctx)
-        except PhasefastError as error:
-            if ctx.params.get("debug"):
-                raise
-            message = " ".join(f"error: {error}".split())
-            Console(stderr=True).print(Text(message, style="red"), soft_wrap=True)
-            raise typer.Exit(1) from error
+        console = Console(stderr=True)
+
+        def show(message: Warning | str, *_: Any, **__: Any) -> None:
+            console.print(Text(f"warning: {message}", style="yellow"), soft_wrap=True)
+
+        with warnings.catch_warnings():
+            warnings.showwarning = show  # type: ignore[assignment]
+            try:
+                return super().invoke(ctx)
+            except (PhasefastError, RuntimeError) as error:
+                notes = getattr(error, "__notes__", [])  # what the engine says of a model's own RuntimeError
+                if ctx.params.get("debug") or not (notes or isinstance(error, PhasefastError)):
+                    raise
+                text = "\n".join(line.rstrip() for line in "\n".join([f"error: {error}", *notes]).splitlines())
+                console.print(Text(text, style="red"), soft_wrap=True)
+                raise typer.Exit(1) from error
 
 
 app = typer.Typer(

@@ -31,8 +31,6 @@ def print_report(scores: Scores, report: PhaseReport, console: Console) -> None:
         console.print(table)
         for note in phase_notes(cells):
             console.print(Text(note, style="dim"))
-        if any(cell.evidence.get("order_p") is None for cell in cells):
-            console.print("Fewer than 7 steps: a trend cannot be told from noise between them.", style="dim")
         shown = "accuracy" if metric == "error" else metric
         curves = {cell.layer: _curve(scores, cell.layer, target, shown) for cell in cells}
         if own := _curve(scores, MODEL_LAYER, target, shown):

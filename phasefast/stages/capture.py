@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..dense import empty
 from ..errors import ArgumentError, LayerError, NonFiniteError
+from ..notices import warn
 from ..types import Activations, Layer, TokenMode
 
 TOKEN_MODES: tuple[TokenMode, ...] = ("flatten", "mean", "cls")
@@ -64,14 +65,17 @@ def rows_dtype(model: nn.Module, narrow: bool = False) -> torch.dtype:
     return torch.bfloat16 if narrow else torch.float32
 
 
-def discover_layers(model: nn.Module, names: Sequence[str], batch: Tensor, options: RowOptions) -> list[Layer]:
+def discover_layers(
+    model: nn.Module, names: Sequence[str], batch: Tensor, options: RowOptions, given: Collection[str]
+) -> list[Layer]:
     """Run one small batch and learn which layers fire, how often, and how wide their rows are.
 
     Args:
         names: names of modules. batch: [b, ...]. A module called k times gives k layers: ``relu``, ``relu:1``, ...
+        given: names that the user gave; others whose hooks never fire are left out, with a warning.
 
     Raises:
-        LayerError: a hook never fires, or an output cannot be made into rows.
+        LayerError: a given hook never fires, or none does, or an output cannot be made into rows.
     """
     found: dict[str, list[Layer]] = {name: [] for name in names}
 
@@ -84,13 +88,16 @@ def discover_layers(model: nn.Module, names: Sequence[str], batch: Tensor, optio
     with _hooks(model, names, record) as reset:
         reset()
         model(batch)
+    silent = [name for name, layers in found.items() if not layers]
+    if lost := silent if len(silent) == len(found) else [name for name in silent if name in given]:
+        raise LayerError(
+            f"layer {lost[0]!r}: its forward hook never fired; the model does not call this module itself "
+            "(unused, or called through a function); probe the module around it"
+        )
+    if silent:
+        warn(f"layers: left out {silent}, whose forward hooks never fired (unused, or called through a function)")
     for name, layers in found.items():
-        if not layers:
-            raise LayerError(
-                f"layer {name!r}: its forward hook never fired; the model does not call this module itself "
-                "(unused, or called through a function); probe the module around it"
-            )
-        if layers[0].dim == 0:
+        if layers and layers[0].dim == 0:
             raise LayerError(f"layer {name!r}: expected at least one feature per row, got an empty output")
     return [layer for name in names for layer in found[name]]
 

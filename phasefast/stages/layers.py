@@ -39,6 +39,8 @@ def select_layers(model: nn.Module, patterns: Sequence[str] | str | None = None)
         if not names:
             raise LayerError(f"{type(model).__name__} has no submodules to probe")
         return names
+    if wrong := [each for each in patterns if not isinstance(each, str)]:
+        raise LayerError(f"layers: expected names or globs, got {type(wrong[0]).__name__}; see named_modules()")
     available = [name for name, _ in unwrap(model).named_modules() if name]
     chosen: set[str] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
@@ -53,6 +55,11 @@ def select_layers(model: nn.Module, patterns: Sequence[str] | str | None = None)
     if not chosen:
         raise LayerError("layers: expected at least one pattern, got none")
     return [name for name in available if name in chosen]
+
+
+def given_names(patterns: Sequence[str] | str | None) -> set[str]:
+    """The names that are asked for as such, if they are any; what only a glob matches may turn out not to be used."""
+    return {patterns} if isinstance(patterns, str) else set(patterns or ())
 
 
 def _default_names(model: nn.Module, prefix: str = "") -> list[str]:

@@ -97,12 +97,12 @@ def test_keys_under_a_prefix_are_named_without_it() -> None:
     with pytest.raises(CheckpointError, match=r"it under 'model.' lacks the keys \['2.bias'\]$"):
         load_into(network(), {**state, "loss_fn.weight": torch.ones(1)}, "x.ckpt")
     state = {**under("model.", network()), "model.3.weight": torch.ones(1)}
-    with pytest.raises(CheckpointError, match=r"it under 'model.' has unexpected keys \['3.weight'\]$"):
+    with pytest.raises(CheckpointError, match=r"it under 'model.' has the unexpected keys \['3.weight'\]$"):
         load_into(network(), state, "x.ckpt")
     state = {**under("model.", network()), "model.2.bias": torch.ones(9)}
-    with pytest.raises(CheckpointError, match=r"2.bias has shape \(9,\), the model's is \(2,\)$"):
+    with pytest.raises(CheckpointError, match=r"has 2.bias of shape \(9,\), where the model's is \(2,\)$"):
         load_into(network(), state, "x.ckpt")
-    with pytest.raises(CheckpointError, match=r"lacks the keys \['0.bias', .* \.\.\.; it has unexpected"):
+    with pytest.raises(CheckpointError, match=r"lacks the keys \['0.bias', .* \.\.\.; it has the unexpected"):
         load_into(network(), {"other": torch.ones(1)}, "x.ckpt")
 
 

@@ -51,6 +51,7 @@ def test_a_step_is_read_as_it_is_meant(name: str, step: int) -> None:
         "step1.5B.pt",
         "v1.5.pt",
         "model_1_2.pt",
+        "step_1_000.pt",
         "step128a.pt",
     ],
 )
