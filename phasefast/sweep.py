@@ -13,7 +13,7 @@ from torch import nn
 from .checkpoints import file_hash, is_there, load_into, order_checkpoints, read_ahead, read_state_dict, state_hash
 from .checkpoints.sources import Source
 from .engine import Engine, ProbeOptions
-from .errors import LASTING, ArgumentError, PhasefastError, StoreError, SweepError
+from .errors import LASTING, ArgumentError, CheckpointError, PhasefastError, StoreError, SweepError
 from .progress import progress
 from .scores import Scores
 from .stages.preserve import on_device
@@ -64,7 +64,8 @@ def sweep(
     scores = sweeper.scores(ordered.keys())
     if failures:
         listed = "\n".join(f"  step {step}: {error}" for step, error in failures.items())
-        kept = f"the other {len(scores.steps)} are stored in {out}" if scores.steps else "none was measured"
+        stored = set(scores.steps) - failures.keys()
+        kept = f"the other {len(stored)} are stored in {out}" if stored else "none was measured"
         raise SweepError(
             f"{len(failures)} of {len(ordered)} checkpoints failed, {kept}; sweep again to retry:\n{listed}"
         )
@@ -115,7 +116,10 @@ class Sweeper:
         before = copy.deepcopy(model.state_dict())
         try:
             for step in ordered.keys() - todo.keys():
-                _check_same(self._done[step], ordered[step], model, self._weights_only)
+                try:
+                    _check_same(self._done[step], ordered[step], model, self._weights_only)
+                except CheckpointError as error:
+                    failures[step] = error
             with on_device(model, self._engine.device), progress("sweeping", len(todo), "checkpoints") as update:
                 ahead = read_ahead(todo, self._engine.device, weights_only=self._weights_only)
                 for index, (step, read) in enumerate(ahead):

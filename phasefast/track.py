@@ -64,7 +64,8 @@ class PhaseTracker:
         self._engine = Engine(model, probe_set, run, out, **options)
         self._steps = None if isinstance(steps, str) else frozenset(map(int, steps))
         self._out, self._on_error = out, on_error
-        self.seconds, self._called = 0.0, False
+        self.seconds = 0.0
+        self._start: int | None = None
         self.scores = Scores.from_rows([])
         if out is not None:
             engine = self._engine
@@ -78,17 +79,17 @@ class PhaseTracker:
 
         Raises:
             ArgumentError: a step that is negative or no integer.
-            StoreError: at the first call, if the step is stored, but of other weights: ``out`` belongs to another
-                training. Later that is a warning, unless ``on_error="raise"``: a resumed training need not repeat the
-                steps that it lost bit by bit.
+            StoreError: the step is stored, but of other weights: ``out`` belongs to another training. That is a warning
+                in a training that is resumed, which need not repeat what it lost bit by bit: one whose first call is
+                for a step above 1, but for that call itself and for ``on_error="raise"``.
         """
-        first, self._called = not self._called, True
         try:
             step = operator.index(step)
         except TypeError as error:
             raise ArgumentError(f"step: expected the number of updates done, an integer, got {step!r}") from error
         if step < 0:
             raise ArgumentError(f"step: expected the number of updates done, >= 0, got {step}")
+        first, self._start = self._start is None, step if self._start is None else self._start
         wanted = is_log2_step(step) if self._steps is None else step in self._steps
         if not (wanted or force):
             return None
@@ -96,7 +97,7 @@ class PhaseTracker:
             try:
                 check_weights(self.scores.filter(step=step), "state_hash", state_hash(self._engine.model.state_dict()))
             except StoreError as error:
-                if self._on_error == "raise" or first:
+                if self._on_error == "raise" or first or self._start <= 1:
                     raise
                 warn(str(error))
             return None
@@ -109,6 +110,6 @@ class PhaseTracker:
         except (PhasefastError, RuntimeError) as error:  # RuntimeError: out of memory on the device
             if self._on_error == "raise" or (isinstance(error, LASTING) and self.seconds == 0):
                 raise
-            warn(f"step {step} was not measured or not stored: {error}")
+            warn(" ".join([f"step {step} was not measured or not stored: {error}", *getattr(error, "__notes__", [])]))
             return None
         return scores

@@ -59,13 +59,16 @@ def watch(
 
 def _rounds(sweeper: Sweeper, folder: str | os.PathLike[str], every: float) -> Iterator[Scores]:
     known: dict[int, _Written] = {}
+    last: dict[int, _Written] = {}
     tries: Counter[tuple[int, _Written]] = Counter()
     seen: list[int] | None = None
     while True:
         found = _found(folder, first=seen is None)
         written = {step: _written(path) for step, path in found.items()}  # before they are read
-        # Steps that are measured and written again since are compared with what they were.
-        ready = {step: path for step, path in found.items() if known.get(step) != written[step]}
+        # Steps that are measured and written again are compared with what they were, once nothing changes any more.
+        steady = {step for step in found if seen is None or step not in seen or last.get(step) == written[step]}
+        ready = {step: found[step] for step in steady if known.get(step) != written[step]}
+        last = written
         known |= {step: written[step] for step in ready}
         for step, error in sweeper.measure(ready).items() if ready else ():
             tries[step, written[step]] += 1

@@ -94,10 +94,10 @@ def test_without_safetensors_what_to_install_is_said_at_the_first(
     for step, state in checkpoints.items():
         save_file(state, tmp_path / f"step_{step}.safetensors")
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    with pytest.raises(DependencyError, match=r"step_0.safetensors: .*phasefast\[hf\]"):
+    with pytest.raises(DependencyError, match=r"step_0.safetensors: .*pip install safetensors"):
         pf.sweep(net, tmp_path, probe_set, out=tmp_path / "out", layers="hidden")
     mixed = {**checkpoints, 9: tmp_path / "step_1.safetensors"}
-    with pytest.raises(SweepError, match=r"(?s)1 of 5 .*step_1.safetensors: .*phasefast\[hf\]"):
+    with pytest.raises(SweepError, match=r"(?s)1 of 5 .*step_1.safetensors: .*pip install safetensors"):
         pf.sweep(net, mixed, probe_set, out=tmp_path / "out", layers="hidden")
     assert pf.read_scores(tmp_path / "out").steps == list(STEPS)
 

@@ -76,8 +76,13 @@ def test_a_resumed_training_that_went_another_way_is_warned_of_and_goes_on(
     net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path
 ) -> None:
     first = pf.PhaseTracker(net, probe_set, out=tmp_path, layers="hidden")
-    for step in (2, 4):
+    for step in (1, 2, 4):
         first.step(step)
+    for start in (0, 1):  # not resumed
+        other = pf.PhaseTracker(SmallNet(), probe_set, out=tmp_path, layers="hidden", steps=[2])
+        other.step(start)
+        with pytest.raises(StoreError, match="step 2 is stored already"):
+            other.step(2)
     resumed = pf.PhaseTracker(SmallNet(), probe_set, out=tmp_path, layers="hidden")
     resumed.step(3)
     with pytest.warns(RuntimeWarning, match="step 4 is stored already, but was measured on other weights"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,11 +89,38 @@ def test_another_training_in_the_folder_is_refused(
     net: SmallNet, probe_set: pf.ProbeSet, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save(net.state_dict(), folder / "step_1.pt")
-    between_rounds(monkeypatch, [lambda: torch.save(SmallNet().state_dict(), folder / "step_1.pt")])
+    write = lambda: torch.save(SmallNet().state_dict(), folder / "step_1.pt")  # noqa: E731
+    between_rounds(monkeypatch, [write, lambda: None])
     watching = pf.watch(net, folder, probe_set, out=tmp_path / "out", layers="hidden")
     assert next(watching).steps == [1]
     with pytest.raises(StoreError, match="step 1 is stored already, but was measured on other weights"):
         next(watching)
+
+
+def test_a_measured_checkpoint_may_be_saved_again_or_removed_piece_by_piece(
+    net: SmallNet, probe_set: pf.ProbeSet, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = folder / "checkpoint-1", folder / "step_2.pt"
+    one.mkdir()
+    state = net.state_dict()
+    index = {"weight_map": {name: f"part-{i}.bin" for i, name in enumerate(state)}}
+    (one / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    for i, (name, tensor) in enumerate(state.items()):
+        torch.save({name: tensor}, one / f"part-{i}.bin")
+    torch.save(state, two)
+    whole = two.read_bytes()
+    rounds = [
+        lambda: (two.write_bytes(whole[:500]), (one / "part-0.bin").unlink()),
+        lambda: (two.write_bytes(whole), (one / "part-1.bin").unlink()),
+        lambda: None,
+        lambda: None,
+        lambda: torch.save(state, folder / "step_3.pt"),
+    ]
+    between_rounds(monkeypatch, rounds)  # type: ignore[arg-type]
+    watching = pf.watch(net, folder, probe_set, out=tmp_path / "out", layers="hidden")
+    assert next(watching).steps == [1, 2]
+    with pytest.warns(RuntimeWarning, match="step 1 is tried again when it has changed"):
+        assert next(watching).steps == [1, 2, 3]
 
 
 def test_what_fails_once_is_tried_again_and_a_folder_in_disorder_is_waited_for(

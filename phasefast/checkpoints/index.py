@@ -22,7 +22,8 @@ def read_index(path: Path) -> dict[str, set[str]]:
         loaded: Any = json.loads(path.read_text(encoding="utf-8"))
     weight_map = loaded.get("weight_map") if isinstance(loaded, dict) else None
     shards_named = isinstance(weight_map, dict) and all(
-        isinstance(shard, str) and not shard.endswith(INDEX) for shard in weight_map.values()
+        isinstance(shard, str) and Path(shard).name == shard and not shard.endswith(INDEX)
+        for shard in weight_map.values()
     )
     if not weight_map or not shards_named:
         raise CheckpointError(f"{path}: expected a 'weight_map' of names to shards, got none; save the model again")

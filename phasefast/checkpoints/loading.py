@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from .messages import shown
+
+_WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
@@ -23,6 +27,7 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
             prefixes where several hold all that the model needs, such as its own weights and an average of them.
     """
     own = model.state_dict(keep_vars=True)
+    state = _unwrapped(state, own)
     prefix = _prefix(state, own, name)
     state = _with_ties(_under(state, prefix), own)
     problems = [
@@ -33,7 +38,7 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
         )
         if keys
     ]
-    problems += _wrong_shapes(state, own)[:5]
+    problems += [*_wrong_shapes(state, own)[:5], *_untied(state, own)[:5]]
     if problems:
         under = f" under {prefix!r}" if prefix else ""
         raise CheckpointError(f"{name} does not fit {type(model).__name__}: it{under} " + "; it ".join(problems))
@@ -45,7 +50,7 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
 
 
 def _prefix(state: Mapping[str, Tensor], own: Mapping[str, Any], name: str) -> str:
-    """None where the keys are the model's; else the one under which they all are; else the one with most of them."""
+    """Empty where the keys are the model's; else the one under which they all are; else the one with most of them."""
     if _with_ties(state, own).keys() == own.keys():
         return ""
     counts = Counter(key[:start] for key in state for start in _starts(key) if key[start:] in own)
@@ -57,6 +62,25 @@ def _prefix(state: Mapping[str, Tensor], own: Mapping[str, Any], name: str) -> s
             "give {step: state dict} with those of one"
         )
     return fitting[0] if fitting else max(counts, key=lambda prefix: counts[prefix], default="")
+
+
+def _unwrapped(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """Without the names that compiled, checkpointed and sharded modules add amid keys, unless the model has some."""
+    plain = {_WRAPPERS.sub("", key): value for key, value in state.items()}
+    kept = len(plain) < len(state) or any(_WRAPPERS.search(key) for key in own)
+    return state if kept else plain
+
+
+def _untied(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> list[str]:
+    """What the model ties and the state has apart."""
+    first: dict[int, str] = {}
+    both = [(key, value) for key, value in own.items() if key in state and isinstance(value, Tensor)]
+    pairs = [(first.setdefault(id(value), key), key) for key, value in both]
+    return [
+        f"has other values in {one} than in {key}, which the model ties"
+        for one, key in pairs
+        if one != key and not torch.equal(state[one].nan_to_num(), state[key].nan_to_num())
+    ]
 
 
 def _starts(key: str) -> Iterable[int]:

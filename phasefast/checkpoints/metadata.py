@@ -80,6 +80,8 @@ def of_tensors(metadata: Metadata, keys: Iterable[str], folder: Path) -> Metadat
             place = metadata.storage_data[index]
             if type(place) is not _StorageInfo or type(place.relative_path) is not str:
                 raise _unexpected(folder, f"a {type(place).__name__} as the place of {key!r}")
+            if Path(place.relative_path).name != place.relative_path:
+                raise _unexpected(folder, f"{place.relative_path!r}, which is not in the folder")
             places[index] = dataclasses.replace(place, offset=int(place.offset), length=int(place.length))
     return Metadata(dict(entries), storage_data=places)
 

@@ -20,7 +20,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         from safetensors.torch import load_file
     except ImportError as error:
-        raise DependencyError(f"{path}: reading it needs safetensors: pip install 'phasefast[hf]'") from error
+        raise DependencyError(f"{path}: reading it needs safetensors: pip install safetensors") from error
     with damage_named(path):
         # load_file maps the file: its tensors change with it, and once it is cut short they end the process.
         return {name: tensor.clone() for name, tensor in load_file(path).items()}

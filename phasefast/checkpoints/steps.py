@@ -12,7 +12,7 @@ from .sources import SUFFIXES
 
 _WORDS = r"(?:global_?step|steps?|iter(?:ation)?|checkpoint|ckpt)[-_=]?"
 _NUMBER = r"(\d+(?:\.\d+)?)([km]?)(?![a-z\d]|\.\d)"  # 500, 64k, 1.5k, but not 1e3
-_NAMED = re.compile(_WORDS + _NUMBER + r"(?!_\d)", re.IGNORECASE)  # nor 1_000
+_NAMED = re.compile(_WORDS + _NUMBER + r"(?!_\d{3}(?!\d))", re.IGNORECASE)  # nor 1_000
 _OTHER = r"(?<![a-z])(?:epochs?|model|weights|net|state)|(?<![a-z\d])(?<!\d\.)"  # not the 18 of resnet18
 _ALONE = re.compile(f"(?:{_OTHER}){_NUMBER}", re.IGNORECASE)
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000}

@@ -127,3 +127,22 @@ def test_none_of_tied_tensors_is_too_few_and_equal_ones_are_not_tied() -> None:
     del state["lm_head.weight"]
     with pytest.raises(CheckpointError, match=r"lacks the keys \['lm_head.weight'\]"):
         load_into(untied, state, "x")
+
+
+def test_tied_tensors_that_the_checkpoint_has_apart_are_refused() -> None:
+    state = {key: value.clone() for key, value in Tied().state_dict().items()}
+    load_into(Tied(), state, "x.ckpt")
+    state["lm_head.weight"] += 1
+    with pytest.raises(CheckpointError, match=r"other values in embed.weight than in lm_head.weight, which the model"):
+        load_into(Tied(), state, "x.ckpt")
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"])
+def test_names_that_wrappers_of_parts_add_are_no_other_keys(wrapper: str) -> None:
+    saved, model, average = network(), network(), network()
+    state = under("net.", saved)
+    state = {key.replace("net.0.", f"net.0.{wrapper}."): value for key, value in state.items()}
+    load_into(model, state, "x.ckpt")
+    assert same(model, saved)
+    with pytest.raises(CheckpointError, match=r"under each of \['ema.', 'net.'\]"):
+        load_into(model, {**state, **under("ema.", average)}, "x.ckpt")

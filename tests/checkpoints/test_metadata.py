@@ -68,6 +68,18 @@ def test_code_in_an_entry_that_looks_like_a_tensor_is_not_run(tmp_path: Path) ->
     assert not mark.exists()
 
 
+@pytest.mark.parametrize("place", ["../other.distcp", "/tmp/other.distcp", "sub/other.distcp"])
+def test_a_place_outside_the_folder_is_refused(tmp_path: Path, place: str) -> None:
+    whole = torch.Size([1])
+    chunks = [ChunkStorageMetadata(torch.Size([0]), whole)]
+    entries = {"w": TensorStorageMetadata(TensorProperties(torch.float32), whole, chunks)}
+    where = _StorageInfo(place, 0, 100)
+    metadata = Metadata(entries, storage_data={MetadataIndex("w", torch.Size([0])): where})  # type: ignore[arg-type]
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(CheckpointError, match="not in the folder"):
+        read_state_dict(tmp_path)
+
+
 @pytest.mark.parametrize("shared", [PosixPath, PosixPath("a"), _MEM_FORMAT_ENCODING(0), OrderedDict, torch.strided])
 def test_what_this_process_shares_is_not_changed_by_a_file(tmp_path: Path, shared: object) -> None:
     (tmp_path / ".metadata").write_bytes(b"\x80\x02" + fragment(shared) + fragment((None, {"ab": 1})) + b"b.")
