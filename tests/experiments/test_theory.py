@@ -124,7 +124,7 @@ def test_statement_on_the_whole_grid() -> None:
 
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = {"rho": (0.0, 0.2), "frequency": (1.0,), "noise": (0.1, 1.0)}
-    monkeypatch.setattr(cli, "run_theory", lambda out: theory.run_theory(out, grid, seeds=(0,)))
+    monkeypatch.setattr(cli.experiments, "run_theory", lambda out: theory.run_theory(out, grid, seeds=(0,)))
     result = CliRunner().invoke(cli.app, ["theory", "--out", str(tmp_path)], catch_exceptions=False)
     assert "holds at 4 of 4 points" in result.output
     assert (tmp_path / "theory.png").stat().st_size > 10_000
