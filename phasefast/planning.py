@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -91,8 +91,8 @@ def plan(
     columns = min(columns_with_components(width, target_components), fit + 1)
     q, probes = (min(columns, most) + min(classes, most) for most in (SKETCH_COLUMNS, PROBE_COLUMNS))
     whole = min(width, fit + 1) + classes
-    sizes = Problem(fit, heldout, columns + classes, q, min(FOLDS, fit), probes=probes, whole=whole)
-    sizes = replace(sizes, itemsize=rows_dtype(model).itemsize)
+    itemsize, folds = rows_dtype(model).itemsize, min(FOLDS, fit)
+    sizes = Problem(fit, heldout, columns + classes, q, folds, probes=probes, whole=whole, itemsize=itemsize)
     problem = method.posed(sizes, targets=(width > 0) + (classes > 0))
     budget = memory_budget(memory, where)
     groups = group_layers(found, problem, budget, route)

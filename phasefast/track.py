@@ -89,7 +89,8 @@ class PhaseTracker:
             raise ArgumentError(f"step: expected the number of updates done, an integer, got {step!r}") from error
         if step < 0:
             raise ArgumentError(f"step: expected the number of updates done, >= 0, got {step}")
-        first, self._start = self._start is None, step if self._start is None else self._start
+        first = self._start is None
+        start = self._start = step if self._start is None else self._start
         wanted = is_log2_step(step) if self._steps is None else step in self._steps
         if not (wanted or force):
             return None
@@ -97,7 +98,7 @@ class PhaseTracker:
             try:
                 check_weights(self.scores.filter(step=step), "state_hash", state_hash(self._engine.model.state_dict()))
             except StoreError as error:
-                if self._on_error == "raise" or first or self._start <= 1:
+                if self._on_error == "raise" or first or start <= 1:
                     raise
                 warn(str(error))
             return None

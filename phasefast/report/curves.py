@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from ..scores import MODEL_LAYER, Scores
 from .names import LONGEST, shortened
 
-_INK, _MARKERS = "#222222", "osD^vPX<>h"
+INK, _MARKERS = "#222222", "osD^vPX<>h"
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def looks(layers: Sequence[str], chosen: str | None) -> dict[str, Look]:
         colour = to_hex(colormaps["viridis"](0.82 * (last - i) / max(last, 1)))
         marker, width = _MARKERS[(last - i) % len(_MARKERS)], 2.4 if layer == chosen else 1.5
         found[layer] = Look(names[layer], colour, marker, width, chosen=layer == chosen)
-    return {**found, MODEL_LAYER: Look(MODEL_LAYER, _INK, width=1.8, dashes="--")}
+    return {**found, MODEL_LAYER: Look(MODEL_LAYER, INK, width=1.8, dashes="--")}
 
 
 def fvu_target(scores: Scores) -> str | None:

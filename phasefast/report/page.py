@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .curves import INK
 from .names import cut
 from .scales import StepAxis
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.text import Text
 
 PIXELS_PER_INCH = 180
-INK, MUTED, STOP = "#222222", "#666666", "#0072B2"
+MUTED, STOP = "#666666", "#0072B2"
 # Okabe and Ito's colours, which all kinds of colour vision tell apart; in grey the written numbers do.
 PHASES = {"constant": ("#8c8c8c", "i"), "decrease": ("#009E73", "ii"), "increase": ("#D55E00", "iii")}
 _TINT = 0.3

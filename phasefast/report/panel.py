@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..types import CellPhases
-from .curves import Curve, Label
-from .page import INK, LEADER, LINE, MUTED, NAME, PHASES, STOP, Page, fit
+from .curves import INK, Curve, Label
+from .page import LEADER, LINE, MUTED, NAME, PHASES, STOP, Page, fit
 from .scales import ValueAxis
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..types import CellPhases
-from .curves import Look, evenly
-from .page import INK, LEADER, LINE, MUTED, NAME, PHASES, STOP, Page, tint
+from .curves import INK, Look, evenly
+from .page import LEADER, LINE, MUTED, NAME, PHASES, STOP, Page, tint
 from .scales import LETTER
 
 if TYPE_CHECKING:

@@ -286,8 +286,8 @@ class _Curve:
         """Which of the changes are large enough, but not certain; empty where none is."""
         texts = []
         for span in spans:
-            change, (low, high) = self.change(span)
             if self._size(span) >= self._asked(span):
+                change, (low, high) = self.change(span)
                 texts.append(f"changes by {change:.2g}, but the interval of that, {low:.2g} to {high:.2g}, includes 0")
         return "; ".join(texts)
 
@@ -305,7 +305,10 @@ class _Curve:
         """Change of the loss over a phase, and its interval."""
         changes = self.replicates[:, span.last] - self.replicates[:, span.before].mean(axis=1)
         low, high = np.percentile(changes, self.tails)
-        return float(self.loss[span.last] - self.loss[span.before].mean()), (float(low), float(high))
+        return self._amount(span), (float(low), float(high))
+
+    def _amount(self, span: _Span) -> float:
+        return float(self.loss[span.last] - self.loss[span.before].mean())
 
     def _counts(self, span: _Span) -> bool:
         """Whether a decrease or an increase is large enough and its interval excludes 0."""
@@ -314,8 +317,7 @@ class _Curve:
 
     def _size(self, span: _Span) -> float:
         """Of a decrease or an increase; negative where the loss goes the other way."""
-        change, _ = self.change(span)
-        return -change if span.kind == "decrease" else change
+        return -self._amount(span) if span.kind == "decrease" else self._amount(span)
 
     def _asked(self, span: _Span) -> float:
         return self._needed(self.loss[span.before].mean())
