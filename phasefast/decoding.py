@@ -10,9 +10,10 @@ from typing import Literal, get_args
 import torch
 
 from .errors import ArgumentError
-from .stages.plan import FORCED_ROUTES, Cost, ForcedRoute, Problem, fitting_cost
+from .stages.gcv import select_by_gcv
+from .stages.plan import FORCED_ROUTES, Cost, ForcedRoute, Problem, Selection, fitting_cost
 from .stages.reduce import reduce_features, subset
-from .stages.select import refine_by_leave_one_out, select_by_folds, select_by_leave_one_out
+from .stages.select import select_by_folds, select_by_leave_one_out
 from .stages.solve import solve, solve_target_free
 from .stages.statistics import accumulate
 from .systems import Penalties
@@ -20,7 +21,6 @@ from .types import Activations, Decoder, PenaltyChoice, Statistics, TargetMatrix
 
 ERROR_TOLERANCE = 1e-5  # relative, of the squared errors: above it, float32 is not enough
 Precision = Literal["exact", "fast", "double"]
-Selection = Literal["folds", "loo"]
 Splits = Literal["both", "heldout"]
 PenaltyPer = Literal["target", "column"]
 _CHOICES = {
@@ -51,7 +51,7 @@ class Method:
     penalties: Penalties
     precision: Precision = "exact"
     route: ForcedRoute | None = None
-    selection: Selection = "folds"
+    selection: Selection = "gcv"
     splits: Splits = "both"
     layer_sketch: int | None = None
     budget: int = sys.maxsize
@@ -63,8 +63,7 @@ class Method:
         """What the cost of a cell depends on, beside its width; ``heldout``: number of rows, ``dtype``: of all rows."""
         (n, p), q, folds = targets.fit.shape, targets.sketch.fit.shape[1], len(targets.folds) - 1
         probes = sum(probe.directions.shape[1] for probe in targets.probes)
-        widths = (min(block.width, n + 1) if block.random else block.stop - block.start for block in targets.blocks)
-        sizes = Problem(n, heldout, p, q, folds, probes=probes, whole=sum(widths), per_column=targets.per_column)
+        sizes = Problem(n, heldout, p, q, folds, probes=probes, per_column=targets.per_column)
         return self.posed(replace(sizes, itemsize=max(dtype.itemsize, sizes.itemsize)), len(targets.blocks))
 
     def posed(self, sizes: Problem, targets: int) -> Problem:
@@ -73,15 +72,14 @@ class Method:
         Args:
             sizes: with as many folds as there are; what only the method knows does not matter. targets: their number.
         """
-        selects, by_folds = self.penalties.selects, self.selection == "folds"
+        selects = self.penalties.selects
         choices = len(self.penalties.alphas) if selects else 1
         return replace(
             sizes,
-            folds=sizes.folds if selects and by_folds else 1,
+            selection=self.selection if selects else None,
             penalties=len(self.penalties.alphas),
             zero=self.penalties.zero,
             fit_scores=self.splits == "both",
-            leave_one_out=selects and not by_folds,
             stride=self.penalties.stride,
             chosen=choices if sizes.per_column else min(targets, choices),
         )
@@ -102,7 +100,7 @@ def decode(cells: list[Activations], targets: TargetMatrix, method: Method) -> I
     """
     wide = method.precision == "double" or any(cell.fit.dtype == torch.float64 for cell in cells)
     dtype = torch.float64 if wide else torch.float32
-    work = [_Work(cells.pop(0), targets, method) for _ in range(len(cells))]
+    work = [_Work(cells.pop(0), targets, method, dtype) for _ in range(len(cells))]
     _accumulate(work, targets, dtype)
     while work:  # nothing is kept longer than it is needed: a fold's Gram matrix can be as large as all rows
         yield from work.pop(0).decoders(dtype)
@@ -111,17 +109,18 @@ def decode(cells: list[Activations], targets: TargetMatrix, method: Method) -> I
 class _Work:
     """A cell on its route."""
 
-    def __init__(self, cell: Activations, targets: TargetMatrix, method: Method) -> None:
+    def __init__(self, cell: Activations, targets: TargetMatrix, method: Method, dtype: torch.dtype) -> None:
         self.targets, self.method = targets, method
         self.cost = method.cost(cell, targets)
-        self.first = self._choose_on_sample(cell) if self.cost.choosing.by == "descent" else None
+        self.first = self._choose_on_sample(cell, dtype) if self.cost.sample else None
         self.cell = reduce_features(cell, targets.folds) if self.cost.features == "dual" else cell
         self.statistics: Statistics | None = None
 
     @property
     def wants(self) -> tuple[bool, bool]:
         """Whether it needs moments of folds, and cross moments."""
-        return self.cost.choosing.by == "folds", not self.cost.target_free
+        by_folds = self.method.selection == "folds" and self.method.penalties.selects
+        return by_folds, not self.cost.target_free
 
     def decoders(self, dtype: torch.dtype) -> Iterator[tuple[Activations, Decoder]]:
         exact = self.method.precision == "exact"
@@ -141,23 +140,22 @@ class _Work:
 
     def _choose(self) -> PenaltyChoice:
         assert self.statistics is not None
-        penalties = self.method.penalties
-        arguments, how = (self.cell, self.statistics, self.targets, penalties), self.cost.choosing
-        if self.first is not None:
-            return refine_by_leave_one_out(*arguments, self.first, how.left_out)
-        if how.by == "leave-one-out":
+        arguments = self.cell, self.statistics, self.targets, self.method.penalties
+        if self.method.selection == "loo":
             return select_by_leave_one_out(*arguments)
-        choice = select_by_folds(self.cell, self.statistics, self.targets, penalties, self.cost.eigen)
+        if self.method.selection == "gcv":
+            return select_by_gcv(*arguments, self.first, self.cost.eigen)
+        choice = select_by_folds(*arguments, self.cost.eigen)
         self.statistics = replace(self.statistics, folds=())
         return choice
 
-    def _choose_on_sample(self, cell: Activations) -> PenaltyChoice:
+    def _choose_on_sample(self, cell: Activations, dtype: torch.dtype) -> PenaltyChoice:
         """The penalty of a smaller cell of the same shape."""
-        part, targets = subset(cell, self.targets, self.cost.choosing.rows)
+        part, targets = subset(cell, self.targets, self.cost.sample)
         if part.fit.shape[1] > len(part.fit) and not self.method.penalties.zero:
             part = reduce_features(part, targets.folds)
-        (statistics,) = accumulate([part], targets, torch.float64, with_folds=False, with_cross=False)
-        return select_by_leave_one_out(part, statistics, targets, self.method.penalties)
+        (statistics,) = accumulate([part], targets, dtype, with_folds=False)
+        return select_by_gcv(part, statistics, targets, self.method.penalties)
 
     def _solve(self, choice: PenaltyChoice, tolerance: float) -> list[tuple[Activations, Decoder]]:
         assert self.statistics is not None

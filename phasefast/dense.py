@@ -173,6 +173,17 @@ def invert_lower(factor: Tensor) -> Tensor:
     return factor
 
 
+def inverse_squares(factors: Tensor) -> Tensor:
+    """tr (factor factor')^-1 [L] float64, of lower triangular factors [L, d, d]: squares of their inverses, summed."""
+    count, dim = factors.shape[:2]
+    if dim <= 2 * _LEAF:
+        eye = torch.eye(dim, dtype=factors.dtype, device=factors.device).expand(count, dim, dim)
+        inverses: Tensor = torch.linalg.solve_triangular(factors, eye, upper=False)
+        return inverses.square_().sum((1, 2), dtype=torch.float64)
+    roots = (invert_lower(factor.clone()) for factor in factors)
+    return torch.tensor([inner(root, root) for root in roots], dtype=torch.float64, device=factors.device)
+
+
 def strips(start: int, stop: int) -> list[tuple[int, int]]:
     """Edges of parts of a triangular matrix, so many that little of its zeros is multiplied and products stay large."""
     count = min(max((stop - start) // _STRIP, 1), _STRIPS)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .checkpoints import state_hash
 from .components import RANDOM_COLUMNS
-from .decoding import Method, PenaltyPer, Precision, Selection, Splits, check_choices
+from .decoding import Method, PenaltyPer, Precision, Splits, check_choices
 from .errors import ArgumentError
 from .notices import warn
 from .ops import bfloat16_is_fast
@@ -27,7 +27,7 @@ from .scoring import score_cells
 from .stages.capture import RowOptions, capture, chunk_bounds, discover_layers, model_inputs, rows_dtype
 from .stages.evaluate import evaluate_model
 from .stages.layers import given_names, select_layers, unwrap
-from .stages.plan import ForcedRoute, group_layers, memory_budget
+from .stages.plan import ForcedRoute, Selection, group_layers, memory_budget
 from .stages.preserve import BATCHNORM_MODES, batchnorm_mode, fix_random_state, preserved, several_rows
 from .stages.probe_set import ProbeSet
 from .stages.targets import Input, Label, Target, build_targets
@@ -52,8 +52,8 @@ class ProbeOptions(TypedDict, total=False):
     Attributes:
         layers: globs over ``named_modules()``; the model's direct children by default.
         targets: what is decoded; by default the input, where it is floating-point, and the label, where there is one.
-        alphas: ridge penalties relative to the mean diagonal of the Gram matrix; errors on fit rows that are left out
-            choose one per target, ``[a]`` forces one. The decades from 1e-6 to 10 by default.
+        alphas: ridge penalties relative to the mean diagonal of the Gram matrix; one per target is chosen on
+            the fit rows, see ``selection``; ``[a]`` forces one. The decades from 1e-6 to 10 by default.
         noise: instead of ``alphas``, the standard deviation of noise on the activations (penalty = n noise^2).
         batchnorm: ``"recompute"`` statistics on the fit rows (default), of each ``"batch"``, or ``"running"``.
         device: where to compute; the model's own device by default.
@@ -63,8 +63,8 @@ class ProbeOptions(TypedDict, total=False):
         route: how cells are solved: ``None`` (default) plans the fastest for each; ``"primal"``, ``"dual"``,
             ``"eigen"`` or ``"target-free"`` forces one. All give the same numbers at the same penalty; see
             docs/performance.md.
-        selection: ``"folds"`` (default): penalties by 5-fold cross-validation, or by leave-one-out errors of all or
-            some rows where folds are dear; ``"loo"``: of all rows, from one eigendecomposition.
+        selection: how penalties are chosen: ``"gcv"`` (default), generalised cross-validation; ``"folds"``: 5-fold
+            cross-validation; ``"loo"``: leave-one-out errors of all rows, from one eigendecomposition.
         penalty_per: ``"target"`` (default), or ``"column"``: each column of a regression chooses its own penalty.
         splits: ``"both"`` (default), or ``"heldout"``: no scores on the fit rows, which wide inputs save much by.
         target_components: decode regression targets of more columns by so many leading principal components, and 64

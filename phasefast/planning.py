@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from .components import columns_with_components
-from .decoding import Method, Selection, Splits
+from .decoding import Method, Splits
 from .engine import FOLDS, resolve_device
 from .errors import ArgumentError
 from .stages.capture import RowOptions, discover_layers, model_inputs, rows_dtype
 from .stages.layers import given_names, select_layers, unwrap
-from .stages.plan import Cost, ForcedRoute, Problem, fitting_cost, group_layers, memory_budget
+from .stages.plan import Cost, ForcedRoute, Problem, Selection, fitting_cost, group_layers, memory_budget
 from .stages.preserve import preserved
 from .stages.targets import PROBE_COLUMNS, SKETCH_COLUMNS
 from .systems import DEFAULT_ALPHAS, Penalties
@@ -52,7 +52,7 @@ def plan(
     memory: str | float | None = None,
     route: ForcedRoute | None = None,
     splits: Splits = "both",
-    selection: Selection = "folds",
+    selection: Selection = "gcv",
     target_components: int | None = None,
 ) -> list[LayerPlan]:
     """Route, FLOPs, memory and expected time of every layer, for one checkpoint.
@@ -90,9 +90,8 @@ def plan(
     # Wider targets than there are fit rows are replaced by n + 1 columns (row space).
     columns = min(columns_with_components(width, target_components), fit + 1)
     q, probes = (min(columns, most) + min(classes, most) for most in (SKETCH_COLUMNS, PROBE_COLUMNS))
-    whole = min(width, fit + 1) + classes
     itemsize, folds = rows_dtype(model).itemsize, min(FOLDS, fit)
-    sizes = Problem(fit, heldout, columns + classes, q, folds, probes=probes, whole=whole, itemsize=itemsize)
+    sizes = Problem(fit, heldout, columns + classes, q, folds, probes=probes, itemsize=itemsize)
     problem = method.posed(sizes, targets=(width > 0) + (classes > 0))
     budget = memory_budget(memory, where)
     groups = group_layers(found, problem, budget, route)

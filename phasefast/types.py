@@ -42,11 +42,13 @@ class Sketch:
 
     Attributes:
         blocks: one entry per target. fit: [n, q] float32. sums: [k, q] float64, per fold.
+        squares: [q] float64, squared deviations from the mean.
     """
 
     blocks: tuple[TargetBlock, ...]
     fit: torch.Tensor
     sums: torch.Tensor
+    squares: torch.Tensor
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def test_each_process_of_torchrun_has_a_device_of_its_own(place: Path, monkeypat
     monkeypatch.setenv("LOCAL_RANK", "99")
     given = NET, place / "checkpoints", place / "probe_set.pt", "--out", place / "out"
     assert "device 'cuda:99' cannot be used" in fails("sweep", *given)
-    assert "needs" in fails("sweep", *given, "--device", "cpu", "--layer", "hidden", "--memory", "1KB")
+    assert "features need" in fails("sweep", *given, "--device", "cpu", "--layer", "hidden", "--memory", "1KB")
 
 
 def test_watching_tells_the_phases_of_what_is_there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

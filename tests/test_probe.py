@@ -95,7 +95,7 @@ def test_functions_of_the_input_are_targets(net: SmallNet, probe_set: pf.ProbeSe
     assert scores.targets == ["brightness", "brighter_half", "input"]
     # Outputs of a convolution without ReLU: a mean of pixels is linear in them.
     assert scores.value(target="brightness", split="heldout", metric="fvu") < 0.2
-    assert scores.value(target="brighter_half", split="heldout", metric="accuracy") > 0.8
+    assert scores.value(target="brighter_half", split="heldout", metric="accuracy") > 0.7
 
 
 def test_noise_is_an_absolute_penalty(net: SmallNet, probe_set: pf.ProbeSet) -> None:

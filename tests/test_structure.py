@@ -19,7 +19,7 @@ LEVELS = (
     ("dense", "isometry", "target_cache", "valley"),
     ("components",),
     ("systems",),
-    ("certificates",),
+    ("certificates", "choosing"),
     ("stages",),
     ("decoding",),
     ("scoring",),

@@ -26,7 +26,7 @@ Pool = Annotated[int, typer.Option(help="Average images to this size; 0 keeps ev
 Memory = Annotated[str | None, typer.Option(help="Budget, such as 8GB; most of what is free by default.")]
 Route = Annotated[str | None, typer.Option(help="Force primal, dual, eigen or target-free.")]
 Splits = Annotated[str, typer.Option(help="both, or heldout: no scores on the fit rows.")]
-Selection = Annotated[str, typer.Option(help="folds, or loo: leave-one-out errors.")]
+Selection = Annotated[str, typer.Option(help="How penalties are chosen: gcv, folds or loo.")]
 Components = Annotated[int | None, typer.Option(min=1, help="Leading components of the input that are decoded.")]
 
 

@@ -58,7 +58,7 @@ def plan_command(
     memory: Memory = None,
     route: Route = None,
     splits: Splits = "both",
-    selection: Selection = "folds",
+    selection: Selection = "gcv",
     target_components: Components = None,
 ) -> None:
     """Route, work and memory of each layer, and its expected time at the rate of this machine's matrix products."""
@@ -68,7 +68,7 @@ def plan_command(
     found = plan(load_model(model), *sizes[:3], classes=sizes[3], **how)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("layer", overflow="fold")
-    for title in ("features", "route", "GFLOP", "GB", "seconds", "penalty by", "pass"):
+    for title in ("features", "route", "GFLOP", "GB", "seconds", "pass"):
         table.add_column(title, justify="right")
     for entry in found:
         cost = entry.cost
@@ -76,14 +76,12 @@ def plan_command(
             f"{cost.flops / 1e9:.1f}",
             f"{cost.bytes / 1e9:.3f}",
             f"{entry.seconds:.3f}",
-            f"{cost.choosing}",
             f"{entry.forward_pass}",
         )
         table.add_row(Text(entry.layer.name), f"{entry.layer.dim}", cost.route, *numbers)
     console = Console()
     console.print(table)
     console.print(
-        "penalty by: errors on folds, of rows left out one by one (all, or so many), or nothing where one is given; "
         "pass: of the data through the model",
         highlight=False,
     )

@@ -42,7 +42,7 @@ def sweep_command(
     pool: Pool = 0,
     precision: Annotated[str, typer.Option(help="exact, fast or double.")] = "exact",
     splits: Splits = "both",
-    selection: Selection = "folds",
+    selection: Selection = "gcv",
     route: Route = None,
     target_components: Components = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Of the forward passes.")] = None,

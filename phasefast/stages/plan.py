@@ -14,6 +14,7 @@ import torch
 from ..errors import ArgumentError, MemoryBudgetError
 from ..types import Layer, Route
 
+Selection = Literal["gcv", "folds", "loo"]
 ForcedRoute = Literal["primal", "dual", "eigen", "target-free"]
 FORCED_ROUTES: tuple[ForcedRoute, ...] = get_args(ForcedRoute)
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -22,14 +23,12 @@ _SHARE_OF_FREE_MEMORY = 0.7
 _DOUBLE, _CHOLESKY, _EIGEN = 2.0, 2.0, 4.0
 _EIGEN_CALL = 3e7  # operations that a call takes the time of, however small the matrix
 _EIGEN_FLOPS = 9.0  # per d^3: all eigenvalues and vectors of a symmetric matrix (Golub & Van Loan, section 8.3)
-_SELECTION_SHARE = 0.5  # of everything else: what choosing a penalty may take,
-_SELECTION_WORK = 1e9  # or so many operations, some ms: small cells have few rows, whose errors are noisy enough
-_SELECTION_ROWS = 256  # fewer give no first choice
-_REFINING = (
-    2  # Cholesky factors that refine one: its own and a neighbour's, and one more for each halving of the stride
-)
 _INVERSE = 0.4  # per d^3: the inverse of a Cholesky factor, for certificates and degrees of freedom
-_LEFT_OUT = 256  # rows whose leave-one-out errors refine it; fewer scatter by more than they save
+_SIGNS = 32  # random columns that a choice by generalised cross-validation solves for beside the targets
+_SMALL, _ONE_CORE = 256, 768  # columns up to which all penalties are made at once, or two
+_FEW = 4  # penalties that are all made
+_SAMPLE, _SHARE = 192, 8  # columns of a smaller cell that gives a first choice: so many, or this part of the cell's
+_TRIED, _TRIED_FROM_FIRST = 3.0, 2.25  # factors, without a first choice and with one
 
 
 @dataclass(frozen=True)
@@ -37,13 +36,12 @@ class Problem:
     """Sizes that all cells share: fit rows, held-out rows, target columns, sketched columns, folds, penalties.
 
     Attributes:
-        folds: 1 where there is nothing to choose. zero: whether a penalty of zero is among the penalties, whose
-            solution of least norm only the features themselves give.
+        selection: how a penalty is chosen; None where one is given. zero: whether a penalty of zero is among the
+            penalties, whose solution of least norm only the features themselves give.
         fit_scores: whether the fit rows are scored too. per_column: whether each column gets a penalty of its own.
-        leave_one_out: whether penalties are chosen by leave-one-out errors instead of folds.
         stride: how many penalties make a decade, a power of two. chosen: how many of them are chosen, at most.
         itemsize: bytes of a number in a row, 4 for fewer.
-        probes: columns that solutions are certified on. whole: target columns if there were no components, or 0 for p.
+        probes: columns that solutions are certified on.
     """
 
     n: int
@@ -55,30 +53,11 @@ class Problem:
     zero: bool = False
     fit_scores: bool = True
     per_column: bool = False
-    leave_one_out: bool = False
+    selection: Selection | None = None
     stride: int = 1
     chosen: int = 1
     probes: int = 0
-    whole: int = 0
     itemsize: int = 4
-
-
-@dataclass(frozen=True)
-class Choosing:
-    """How a penalty is chosen.
-
-    Attributes:
-        by: ``"nothing"`` (one is given), the errors of ``"folds"``, ``"leave-one-out"`` errors of all rows, or those of
-            some, by ``"descent"`` from the choice of a smaller cell.
-        rows: fit rows of the smaller cell. left_out: rows whose errors are followed.
-    """
-
-    by: Literal["nothing", "folds", "leave-one-out", "descent"]
-    rows: int = 0
-    left_out: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.left_out} rows" if self.by == "descent" else self.by
 
 
 @dataclass(frozen=True)
@@ -90,7 +69,7 @@ class Cost:
         eigen: solved by eigendecompositions. target_free: held-out predictions without weights of the targets.
         flops: of all products and factorisations. double: those of them in float64 whatever the precision.
         work: the same in operations of large float32 products of equal time.
-        bytes: at the peak. choosing: how the penalty is chosen.
+        bytes: at the peak. sample: fit rows of the smaller cell that a first choice of the penalty is made on, or 0.
     """
 
     features: Route
@@ -100,7 +79,7 @@ class Cost:
     double: float
     work: float
     bytes: int
-    choosing: Choosing
+    sample: int
 
     @property
     def route(self) -> str:
@@ -186,16 +165,15 @@ def _cost(dim: int, problem: Problem, features: Route, eigen: bool, target_free:
         # The certificate: residual of the normal equations, its solution, the change of held-out predictions.
         total.add((4 if eigen else 2) * k * k * columns)
         total.add_double(2 * (2 * n * k + 2 * m * k + 2 * k * p) * columns)
-    # Components change nothing about how penalties are chosen.
-    left_out = max(problem.whole - p, 0) * (2 * m * n if target_free else 2 * k * (n + k + m))
-    choosing, how = _choosing(dim, k, problem, eigen, total.work + left_out)
-    total.merge(choosing)
+    sample = _add_choosing(total, dim, k, problem, eigen)
     own_columns = m if target_free else p
-    solving = kept * (k / dim) * 2 + _system_bytes(k, own_columns, problem, how)
+    solving = kept * (k / dim) * 2 + _system_bytes(k, own_columns, problem)
     if target_free:  # combinations, and the targets as they are packed to be combined
         solving += 4 * (2 * m * n + n * p)
     reducing = 8 * (3 * n * n + 3 * n * m + 3 * 1024 * (n + m)) + kept if features == "dual" else 0
-    return Cost(features, eigen, target_free, total.flops, total.double, total.work, int(max(solving, reducing)), how)
+    return Cost(
+        features, eigen, target_free, total.flops, total.double, total.work, int(max(solving, reducing)), sample
+    )
 
 
 def _add_reduction(total: _Sum, dim: int, n: int, m: int) -> None:
@@ -209,78 +187,56 @@ def _add_eigen(total: _Sum, k: int, times: int, double: bool = False) -> None:
     total.work += times * _EIGEN_CALL
 
 
-def _choosing(dim: int, k: int, problem: Problem, eigen: bool, rest: float) -> tuple[_Sum, Choosing]:
-    """The cost of choosing a penalty, and how: the first of the ways that takes little beside the ``rest`` of the work.
-
-    Where none does, the cheapest.
-    """
-    if problem.leave_one_out:
-        return _leave_one_out_cost(k, problem), Choosing("leave-one-out")
-    if problem.folds < 2:
-        return _Sum(), Choosing("nothing")
-    ways = [(_folds_cost(k, problem, eigen), Choosing("folds"))]
-    if not eigen:
-        ways.append((_leave_one_out_cost(k, problem), Choosing("leave-one-out")))
-        # A column's own errors on some of the rows tell too little.
-        ways += [] if problem.per_column else _descent(dim, k, problem)
-    little = (way for way in ways if way[0].work <= max(_SELECTION_SHARE * rest, _SELECTION_WORK))
-    return next(little, min(ways, key=lambda way: way[0].work))
-
-
-def _descent(dim: int, k: int, problem: Problem) -> Iterator[tuple[_Sum, Choosing]]:
-    """Some of the rows, with a like share of the features, give a first choice; errors of the whole cell refine it.
-
-    Yields nothing where there are too few rows.
-    """
-    steps = _Sum()
-    steps.add(2 * problem.n * k * problem.q)
-    count = problem.chosen * (_REFINING + math.log2(problem.stride))
-    # The factors of the chosen penalties are used again.
-    steps.add((count - problem.chosen) * k**3 / 3 + count * 2 * k * k * (problem.q + _LEFT_OUT), _CHOLESKY)
-    best, rows = (_Sum(work=math.inf), Choosing("descent")), problem.n // 2
-    while rows >= _SELECTION_ROWS:
-        first, width = replace(steps), max(dim * rows // problem.n, 1)
-        if width > rows:
-            _add_reduction(first, width, rows, 0)
-            width = rows
-        first.add_double(rows * width * width)
-        first.merge(_leave_one_out_cost(width, replace(problem, n=rows)))
-        if first.work < best[0].work:
-            best = first, Choosing("descent", rows, _LEFT_OUT)
-        if first.work - steps.work <= steps.work / 8:
-            break
-        rows //= 2
-    if best[1].rows:
-        yield best
-
-
-def _leave_one_out_cost(k: int, problem: Problem) -> _Sum:
-    """Errors of all penalties on every row that is left out, from one eigendecomposition, in float64."""
-    total = _Sum()
-    _add_eigen(total, k, 1, double=True)
-    total.add_double(2 * problem.n * k * (k + problem.q) + problem.penalties * 2 * problem.n * k * problem.q)
-    return total
-
-
-def _folds_cost(k: int, problem: Problem, eigen: bool) -> _Sum:
-    """Errors of all penalties on folds that their decoders have not seen."""
+def _add_choosing(total: _Sum, dim: int, k: int, problem: Problem, eigen: bool) -> int:
+    """What choosing a penalty costs; returns the fit rows of the smaller cell that a first choice is made on, or 0."""
     n, q, folds, count = problem.n, problem.q, problem.folds, problem.penalties
-    total = _Sum()
-    total.add(2 * n * k * q + count * 2 * n * k * q)
-    if eigen:
-        _add_eigen(total, k, folds)
-        total.add(folds * (count + 1) * 2 * k * k * q)
-    else:
-        total.add(folds * count * k**3 / 3, _CHOLESKY)
-        total.add(folds * count * 2 * k * k * q, _CHOLESKY)
-    return total
+    if problem.selection == "loo":  # errors of all penalties on every row, from one eigendecomposition, in float64
+        _add_eigen(total, k, 1, double=True)
+        total.add_double(2 * n * k * (k + q) + count * 2 * n * k * q)
+    elif problem.selection == "folds":  # errors of all penalties on folds that their decoders have not seen
+        total.add(2 * n * k * q + count * 2 * n * k * q)
+        if eigen:
+            _add_eigen(total, k, folds)
+            total.add(folds * (count + 1) * 2 * k * k * q)
+        else:
+            total.add(folds * count * (k**3 / 3 + 2 * k * k * q), _CHOLESKY)
+    elif problem.selection == "gcv":
+        total.add(2 * n * k * q if q < problem.p else 0)
+        if eigen:
+            _add_eigen(total, k, 1)
+            total.add((count + 1) * 2 * k * k * q)
+        else:
+            return _add_scan(total, dim, k, problem)
+    return 0
 
 
-def _system_bytes(k: int, p: int, problem: Problem, how: Choosing) -> int:
+def _add_scan(total: _Sum, dim: int, k: int, problem: Problem) -> int:
+    """Cholesky factors and slopes of the penalties that generalised cross-validation tries."""
+    n, tried, sample = problem.n, _TRIED + math.log2(problem.stride), 0
+    everything = problem.per_column or k <= _SMALL or problem.penalties <= _FEW
+    if everything:
+        tried = problem.penalties
+    elif k > _ONE_CORE:
+        sample, tried = n * max(k // _SHARE, _SAMPLE) // k, _TRIED_FROM_FIRST + math.log2(problem.stride)
+        width = max(dim * sample // n, 1)
+        if width > sample:
+            _add_reduction(total, width, sample, 0)
+            width = sample
+        total.add(sample * width * (width + 2 * problem.q))
+        _add_scan(total, width, width, replace(problem, n=sample))
+    # The factors of the chosen penalties are used again.
+    total.add(max(tried - problem.chosen, 0) * k**3 / 3, _CHOLESKY)
+    total.add(tried * 2 * k * k * ((1.0 if everything else 1.5) * problem.q + _SIGNS), _CHOLESKY)
+    # Where few degrees of freedom are left, their number is not estimated but made of the factors' inverses.
+    total.add(tried * _INVERSE * k**3 if n - k < k // 4 or k <= _SMALL else 0.0, _CHOLESKY)
+    return sample
+
+
+def _system_bytes(k: int, p: int, problem: Problem) -> int:
     """A Gram matrix per fold and the sum, cross moments, factors and weights."""
-    folds = problem.folds if how.by == "folds" else 1
-    grams = 8 * k * k * (folds + 1) + (16 * k * k * problem.chosen if how.by == "descent" else 0)
-    grams += 8 * k * (problem.n + 3 * k) if how.by == "leave-one-out" else 0
+    folds = problem.folds if problem.selection == "folds" else 1
+    grams = 8 * k * k * (folds + 1) + (16 * k * k * problem.chosen if problem.selection == "gcv" else 0)
+    grams += 8 * k * (problem.n + 3 * k) if problem.selection == "loo" else 0
     crosses = 8 * k * (p + folds * problem.q)
     solving = 8 * k * (4 * k + 3 * p + (problem.penalties + 2) * problem.q)
     return grams + crosses + solving
@@ -304,7 +260,7 @@ def group_layers(
         if need > budget:
             raise MemoryBudgetError(
                 f"layer {layer.name!r}: its {layer.dim} features need {need / 1e6:,.1f} MB, "
-                f"the budget is {budget / 1e6:,.1f} MB; pool it (pool=), give one penalty (alphas=[a] needs no folds), "
+                f"the budget is {budget / 1e6:,.1f} MB; pool it (pool=), give one penalty (alphas=[a]), "
                 f"fewer rows, or memory='{math.ceil(need / 1e6)}MB' or more"
             )
         if not groups or used + need > budget:

@@ -8,9 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..choosing import sketch_of
 from ..isometry import coordinates
 from ..systems import fold_sums
-from ..types import Activations, Sketch, TargetMatrix
+from ..types import Activations, TargetMatrix
 
 
 def reduce_features(cell: Activations, folds: tuple[int, ...]) -> Activations:
@@ -45,7 +46,7 @@ def subset(cell: Activations, targets: TargetMatrix, rows: int) -> tuple[Activat
         return torch.cat([matrix[part.start : part.stop] for part in kept])
 
     fit, columns = take(cell.fit)[:, features], take(targets.sketch.fit)
-    sketch = Sketch(targets.sketch.blocks, columns, fold_sums(columns, folds))
+    sketch = sketch_of(targets.sketch.blocks, columns, folds)
     share = len(fit) / len(cell.fit)
     smaller = replace(
         targets,

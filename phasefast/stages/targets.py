@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..choosing import sketch_of
 from ..components import RANDOM_COLUMNS, columns_with_components, project
 from ..dense import aligned_empty, product, wide_rows
 from ..errors import ArgumentError, DataError
@@ -310,7 +311,7 @@ def _sketch(matrix: Tensor, blocks: Sequence[TargetBlock], folds: Sequence[int],
         sketched.append(TargetBlock(block.name, block.kind, start, start + part.shape[1], block.width))
         start = sketched[-1].stop
     fit = matrix if start == matrix.shape[1] else torch.cat(parts, 1)
-    return Sketch(tuple(sketched), fit, fold_sums(fit, folds))
+    return sketch_of(sketched, fit, folds)
 
 
 def _probe(fit: Tensor, heldout: Tensor, block: TargetBlock) -> Probe:

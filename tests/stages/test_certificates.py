@@ -11,7 +11,6 @@ import torch
 
 from phasefast.stages.evaluate import evaluate
 from phasefast.stages.reduce import reduce_features
-from phasefast.stages.select import refine_by_leave_one_out
 from phasefast.stages.solve import _corrected, solve
 from phasefast.stages.statistics import accumulate
 from phasefast.stages.targets import Input, Label, build_targets
@@ -97,23 +96,6 @@ def test_what_a_fit_error_without_a_pass_lacks_is_in_the_estimate() -> None:
         found, direct = decoder.fits[0].fit_error, mse(cell, wide, targets)["fit"] * 1200 * 400
         assert found is not None
         assert abs(found / direct - 1) <= 4 * decoder.fits[0].error_estimate
-
-
-def test_the_factors_of_a_refined_choice_give_its_solution() -> None:
-    cell, targets = make(3, 80, noise=3.0)
-    penalties = Penalties((1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0))
-    (statistics,) = accumulate([cell], targets, torch.float64, with_folds=False)
-    first = PenaltyChoice((torch.tensor([5]), torch.tensor([0])))
-    choice = refine_by_leave_one_out(cell, statistics, targets, penalties, first, left_out=200)
-    assert choice.factors
-    assert set(choice.factors) <= set(torch.cat(choice.indices).tolist())
-    again, anew = (
-        solve(cell, statistics, targets, penalties, given, NEVER) for given in (choice, replace(choice, factors={}))
-    )
-    torch.testing.assert_close(again.weights, anew.weights, rtol=1e-9, atol=1e-9)
-    for one, other in zip(again.fits, anew.fits, strict=True):
-        assert one.dof == pytest.approx(other.dof, rel=1e-9)
-        assert one.alpha == other.alpha
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -79,7 +79,7 @@ def test_chosen_penalties_are_those_of_plain_cross_validation(seed: int) -> None
     splits = (t_fit, labels[0]), (t_heldout, labels[1])
     targets = build_targets([Input(), Label(3)], *splits, folds, torch.device("cpu"))
     alphas = (1e-6, 1e-4, 1e-2, 0.1, 1.0, 10.0)
-    ((_, decoder),) = decode([cell], targets, Method(Penalties(alphas)))
+    ((_, decoder),) = decode([cell], targets, Method(Penalties(alphas), selection="folds"))
     one_hot = torch.eye(3)[labels[0]]
     for fitted, columns in zip(decoder.fits, (t_fit, one_hot), strict=True):
         errors = []
@@ -100,7 +100,7 @@ def test_no_penalty_at_all_can_win_with_more_features_than_rows() -> None:
     folds = (0, 20, 40, 60, 80, 100)
     cell = captured(a[:100], a[100:], folds)
     targets = build_targets([Input()], (t[:100], None), (t[100:], None), folds, torch.device("cpu"))
-    ((_, decoder),) = decode([cell], targets, Method(Penalties((0.0, 10.0))))
+    ((_, decoder),) = decode([cell], targets, Method(Penalties((0.0, 10.0)), selection="folds"))
     assert decoder.fits[0].alpha == 0
     assert decoder.fits[0].rank == 99
 

@@ -122,15 +122,15 @@ def test_coordinates_keep_lengths_and_angles() -> None:
 
 
 def test_the_route_of_least_work_is_taken() -> None:
-    problem = Problem(2000, 500, 3082, 74, 5, 8)
+    problem = Problem(2000, 500, 3082, 74, 5, 8, selection="gcv")
     taken = [routes(dim, problem)[0].route for dim in (100, 2000, 3000, 8192, 65536)]
     assert taken == ["primal", "primal", "dual", "dual", "dual"]
     for small, large in itertools.pairwise(routes(dim, problem)[0].flops for dim in (100, 1000, 8192, 65536)):
         assert small < large
-    zero = Problem(2000, 500, 3082, 74, 5, 8, zero=True)
+    zero = Problem(2000, 500, 3082, 74, 5, 8, zero=True, selection="gcv")
     assert routes(65536, zero)[0].route == "primal"
     heldout = Problem(8000, 2000, 8011, 74, 1, 1, fit_scores=False)
     assert routes(4096, heldout)[0].route == "primal-target-free"
-    # Many penalties: one eigendecomposition instead of a factor for each, of the whole cell or of its folds.
-    many = routes(100, Problem(400, 100, 50, 50, 5, 300))
-    assert (many[0].route, many[0].choosing.by) == ("primal", "leave-one-out")
+    # Many penalties, all of them tried: one eigendecomposition instead of a factor for each.
+    many = routes(100, Problem(400, 100, 50, 50, 5, 300, selection="folds"))
+    assert many[0].route == "primal-eigen"

@@ -1,4 +1,4 @@
-"""Choosing penalties: leave-one-out, per column and from a sample, against plain loops over scikit-learn's Ridge."""
+"""Choosing penalties: leave-one-out and folds, also per column, against plain loops over scikit-learn's Ridge."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from phasefast.decoding import Method, decode
 from phasefast.stages import select
 from phasefast.stages.evaluate import evaluate
 from phasefast.stages.reduce import subset
-from phasefast.stages.select import refine_by_leave_one_out, select_by_folds, select_by_leave_one_out
+from phasefast.stages.select import select_by_folds, select_by_leave_one_out
 from phasefast.stages.statistics import accumulate
 from phasefast.stages.targets import Input, Label, build_targets
 from phasefast.systems import Penalties
-from phasefast.types import Activations, PenaltyChoice, TargetMatrix
+from phasefast.types import Activations, TargetMatrix
 from tests.oracle import captured, mean_diagonal, ridge_heldout_error
 
 CPU = torch.device("cpu")
@@ -76,30 +76,6 @@ def test_leave_one_out_is_what_leaving_out_gives(seed: int, d: int, per_column: 
     assert len(choice.indices[1]) == 1
 
 
-@pytest.mark.parametrize("start", range(len(ALPHAS)))
-@pytest.mark.parametrize(("seed", "d"), [(0, 7), (1, 20), (2, 60)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_first_choice_is_refined_to_a_penalty_better_than_its_neighbours(seed, d, start, dtype) -> None:
-    cell, targets, columns = make(seed, 45, d)
-    (statistics,) = accumulate([cell], targets, dtype, with_folds=False)
-    first = PenaltyChoice((torch.tensor([start]), torch.tensor([start])))
-    choice = refine_by_leave_one_out(cell, statistics, targets, Penalties(ALPHAS), first, left_out=20)
-    errors = leave_one_out(cell, columns, 20).sum(1)
-    found = int(choice.indices[0])
-    assert all(errors[found] <= errors[i] * 1.0001 for i in (found - 1, found + 1) if 0 <= i < len(errors))
-
-
-def test_a_fine_grid_is_searched_by_halving() -> None:
-    cell, targets, _ = make(3, 60, 20)
-    fine = Penalties(tuple(float(a) for a in np.logspace(-4, 1, 81)))
-    assert fine.stride == 16
-    (statistics,) = accumulate([cell], targets, torch.float64, with_folds=False)
-    whole = select_by_leave_one_out(cell, statistics, targets, fine)
-    first = PenaltyChoice((torch.tensor([80]), torch.tensor([0])))
-    choice = refine_by_leave_one_out(cell, statistics, targets, fine, first, left_out=60)
-    assert choice.indices == whole.indices
-
-
 def test_a_sample_keeps_the_ratio_of_features_to_rows() -> None:
     cell, targets, _ = make(0, 200, 30)
     part, smaller = subset(cell, targets, 50)
@@ -114,7 +90,7 @@ def test_a_sample_keeps_the_ratio_of_features_to_rows() -> None:
 @pytest.mark.parametrize("precision", ["exact", "double"])
 def test_each_column_is_decoded_with_its_own_penalty(precision: str) -> None:
     cell, targets, columns = make(1, 120, 25, per_column=True)
-    ((rows, decoder),) = decode([cell], targets, Method(Penalties(ALPHAS), precision))
+    ((rows, decoder),) = decode([cell], targets, Method(Penalties(ALPHAS), precision, selection="folds"))
     scores = evaluate(rows, decoder, targets)
     chosen, total = [], 0.0
     for j in range(columns.shape[1]):
@@ -139,12 +115,13 @@ def test_each_column_is_decoded_with_its_own_penalty(precision: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"selection": "loo"}, {"splits": "heldout"}, {"selection": "loo", "route": "dual"}]
+    "options",
+    [{"selection": "gcv"}, {"selection": "loo"}, {"splits": "heldout"}, {"selection": "loo", "route": "dual"}],
 )
 def test_options_give_nearly_the_error_of_cross_validation(options: dict[str, str]) -> None:
     cell, targets, _ = make(5, 100, 140)
     values = []
-    for given in ({}, options):
+    for given in ({"selection": "folds"}, options):
         found = []
         for rows, decoder in decode([cell], targets, Method(Penalties(ALPHAS), **given)):
             found += evaluate(rows, decoder, targets, given.get("splits") != "heldout")

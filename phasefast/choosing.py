@@ -1,0 +1,87 @@
+"""From the errors of penalties to a choice, whatever way they were measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from .dense import converted_rows, wide_rows
+from .systems import Penalties, System, fold_sums
+from .types import Activations, PenaltyChoice, Sketch, TargetBlock, TargetMatrix
+
+_CHUNK = 1024  # rows whose errors are made at a time
+
+# Rounding of a float32 Gram matrix acts like a penalty of about the first size; what it adds to the errors of weak
+# penalties only matters where hardly anything else is left unexplained.
+_FLOAT32_ALPHA, _FLOAT32_SMALL_ALPHA, _FLOAT32_FVU = 1e-5, 1e-2, 1e-3
+
+
+def least_error(errors: Tensor, targets: TargetMatrix, penalties: Penalties, dtype: torch.dtype) -> PenaltyChoice:
+    """The index of least error [L, u] of each unit: target, or column where each has its own penalty."""
+    errors = errors.cpu()
+    best = _last_least(errors)
+    failed = torch.isinf(errors).any(1).tolist()[max(int(best.min()) - 1, 0)]
+    return checked(best, errors.gather(0, best[None])[0], failed, targets, penalties, dtype)
+
+
+def _last_least(errors: Tensor) -> Tensor:
+    """The largest of equally good penalties is the steadiest, so the last of equal minima counts."""
+    return len(errors) - 1 - errors.flip(0).argmin(0)
+
+
+def checked(
+    best: Tensor,
+    least: Tensor,
+    failed: bool,
+    targets: TargetMatrix,
+    penalties: Penalties,
+    dtype: torch.dtype,
+    factors: Mapping[int, Tensor] | None = None,
+) -> PenaltyChoice:
+    """The choice [u] with its errors; ``failed``: float32 found no solution for a weaker penalty."""
+    widths = [units_of(block, targets) for block in targets.blocks]
+    alpha = penalties.alphas[int(best.min())]
+    explained = zip(least.split(widths), targets.deviation["fit"], strict=True)
+    close = any(float(error.sum()) < _FLOAT32_FVU * deviation for error, deviation in explained)
+    doubtful = alpha < _FLOAT32_ALPHA or (alpha < _FLOAT32_SMALL_ALPHA and close) or failed
+    doubtful = doubtful or penalties.alphas[0] == 0  # a rank-deficient matrix may pass float32's Cholesky by chance
+    return PenaltyChoice(tuple(best.split(widths)), dtype == torch.float64 or not doubtful, factors or {})
+
+
+def units_of(block: TargetBlock, targets: TargetMatrix) -> int:
+    """How many penalties a target has: one, or one for each column of a regression."""
+    return block.stop - block.start if targets.per_column and block.kind == "regression" else 1
+
+
+def per_unit(errors: Tensor, targets: TargetMatrix) -> Tensor:
+    """Errors [L, q] of sketched columns, summed over the columns that share a penalty."""
+    parts = []
+    for block in targets.sketch.blocks:
+        own = errors[:, block.start : block.stop]
+        parts.append(own if units_of(block, targets) > 1 else own.sum(1, keepdim=True))
+    return torch.cat(parts, 1)
+
+
+def sketch_of(blocks: Sequence[TargetBlock], fit: Tensor, folds: Sequence[int]) -> Sketch:
+    """Columns [n, q] that stand for all target columns, with their sums over each fold."""
+    sums = fold_sums(fit, folds)
+    squares = torch.stack([rows.square_().sum(0) for _, rows in wide_rows(fit, fit.shape[1])]).sum(0)
+    return Sketch(tuple(blocks), fit, sums, squares - sums.sum(0).square() / len(fit))
+
+
+def offsets_of(train: System, weights: Tensor) -> Tensor:
+    """[L, q] of weights [L, d, q], which centred columns are predicted with."""
+    return (train.target_mean - train.row_mean @ weights.double()).to(weights.dtype)
+
+
+def column_errors(cell: Activations, train: System, weights: Tensor, targets: TargetMatrix, fold: slice) -> Tensor:
+    """Squared errors [L, u] per column on the rows of a fold."""
+    offsets = offsets_of(train, weights)
+    errors = torch.zeros(len(weights), weights.shape[2], dtype=torch.float64, device=weights.device)
+    for _, (rows, expected) in converted_rows([cell.fit[fold], targets.sketch.fit[fold]], weights.dtype, _CHUNK):
+        for index, (weight, offset) in enumerate(zip(weights, offsets, strict=True)):
+            miss = torch.addmm(offset, rows, weight).sub_(expected)
+            errors[index] += miss.square_().sum(0, dtype=torch.float64)
+    return per_unit(errors, targets)

@@ -1,0 +1,187 @@
+"""Penalties by generalised cross-validation, against hat matrices in float64."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from phasefast.stages import gcv
+from phasefast.stages.gcv import select_by_gcv
+from phasefast.stages.reduce import reduce_features
+from phasefast.stages.select import select_by_leave_one_out
+from phasefast.stages.solve import solve
+from phasefast.stages.statistics import accumulate
+from phasefast.stages.targets import Input, Label, build_targets
+from phasefast.systems import DEFAULT_ALPHAS, Penalties, ridge_paths
+from phasefast.types import Activations, PenaltyChoice, TargetMatrix
+from tests.oracle import captured, mean_diagonal, rows64
+
+CPU = torch.device("cpu")
+F32, F64 = torch.float32, torch.float64
+
+
+def make(
+    seed: int, n: int, d: int, noise: float = 1.0, per_column: bool = False
+) -> tuple[Activations, TargetMatrix, torch.Tensor]:
+    """A cell of features of falling size, its targets, and the fit columns: 6 explained to different degrees."""
+    g = torch.Generator().manual_seed(seed)
+    a = torch.randn(n, d, generator=g) @ torch.diag(torch.logspace(0, -2, d)) + 3.0
+    t = a @ torch.randn(d, 6, generator=g) + noise * torch.randn(n, 6, generator=g) * torch.logspace(-2, 1, 6)
+    labels = (t[:, 0] > t[:, 0].median()).long()
+    splits = (t, labels), (t[:9], labels[:9])
+    targets = build_targets([Input(), Label(2)], *splits, (0, n), CPU, per_column)
+    return captured(a, a[:9], (0, n)), targets, t
+
+
+def curve(cell: Activations, columns: torch.Tensor, alphas: tuple[float, ...]) -> np.ndarray:
+    """Generalised cross-validation errors [L, p] from hat matrices."""
+    a, t, found = rows64(cell.fit), columns.double().numpy(), []
+    a, t = a - a.mean(0), t - t.mean(0)
+    for alpha in alphas:
+        penalty = alpha * mean_diagonal(cell.fit)
+        hat = a @ np.linalg.solve(a.T @ a + penalty * np.eye(a.shape[1]), a.T)
+        left = len(a) - 1 - np.trace(hat)
+        found.append(((t - hat @ t) ** 2).sum(0) / left**2)
+    return np.stack(found)
+
+
+def chosen(
+    cell: Activations, targets: TargetMatrix, alphas: tuple[float, ...], dtype: torch.dtype, **how
+) -> PenaltyChoice:
+    (statistics,) = accumulate([cell], targets, dtype, with_folds=False)
+    return select_by_gcv(cell, statistics, targets, Penalties(alphas), **how)
+
+
+@pytest.mark.parametrize("small", [True, False], ids=["all", "few"])
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize(("n", "d"), [(300, 12), (300, 40), (150, 120), (90, 200)])
+def test_the_least_error_is_chosen(monkeypatch, n: int, d: int, dtype: torch.dtype, small: bool) -> None:
+    monkeypatch.setattr(gcv, "_SMALL", 256 if small else 0)
+    for seed, noise in itertools.product(range(4), (0.1, 1.0, 10.0)):
+        cell, targets, columns = make(seed, n, d, noise)
+        errors = curve(cell, columns, DEFAULT_ALPHAS).sum(1)
+        cell = reduce_features(cell, (0, n)) if d > n else cell
+        choice = chosen(cell, targets, DEFAULT_ALPHAS, dtype)
+        if choice.reliable:
+            assert errors[int(choice.indices[0])] <= errors.min() * (1.0001 if small and dtype == F64 else 1.01)
+        assert choice.reliable or dtype == F32
+
+
+@pytest.mark.parametrize("start", range(len(DEFAULT_ALPHAS)))
+@pytest.mark.parametrize("pairs", [True, False])
+def test_wherever_the_search_starts_it_ends_at_the_same(monkeypatch, start: int, pairs: bool) -> None:
+    monkeypatch.setattr(gcv, "_SMALL", 0)
+    monkeypatch.setattr(gcv, "_ONE_CORE", 768 if pairs else 0)
+    for seed, noise in itertools.product(range(3), (0.1, 3.0, 100.0)):
+        cell, targets, _ = make(seed, 150, 60, noise)
+        first = PenaltyChoice((torch.tensor([start]), torch.tensor([7 - start])))
+        found = [chosen(cell, targets, DEFAULT_ALPHAS, F64, start=given).indices for given in (None, first)]
+        assert found[0] == found[1]
+
+
+def test_few_penalties_of_a_fine_grid_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gcv, "_SMALL", 0)
+    monkeypatch.setattr(gcv, "_ONE_CORE", 0)
+    tried: list[int] = []
+    ridge_paths = gcv.ridge_paths
+    monkeypatch.setattr(gcv, "ridge_paths", lambda s, r, p, **k: tried.append(len(p[0])) or ridge_paths(s, r, p, **k))
+    cell, targets, columns = make(3, 200, 30)
+    fine = tuple(float(a) for a in np.logspace(-5, 1, 97))
+    choice = chosen(cell, targets, fine, F64)
+    assert int(choice.indices[0]) == int(curve(cell, columns, fine).sum(1).argmin())
+    assert sum(tried) <= 2 * 10
+
+
+@pytest.mark.parametrize("route", ["primal", "dual", "eigen"])
+def test_each_column_gets_its_own(route: str) -> None:
+    cell, targets, columns = make(1, 120, 150 if route == "dual" else 40, per_column=True)
+    best = curve(cell, columns, DEFAULT_ALPHAS).argmin(0)
+    cell = reduce_features(cell, (0, 120)) if route == "dual" else cell
+    choice = chosen(cell, targets, DEFAULT_ALPHAS, F64, eigen=route == "eigen")
+    assert choice.indices[0].tolist() == best.tolist()
+    assert len(set(best)) > 1
+    assert len(choice.indices[1]) == 1
+
+
+def test_estimated_traces_choose_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gcv, "_SMALL", 0)
+    monkeypatch.setattr(gcv, "inverse_squares", lambda _: pytest.fail("the trace is known well enough"))
+    for seed in range(6):
+        cell, targets, columns = make(seed, 900, 100)
+        errors = curve(cell, columns, DEFAULT_ALPHAS).sum(1)
+        index = int(chosen(cell, targets, DEFAULT_ALPHAS, F32).indices[0])
+        assert errors[index] <= errors.min() * 1.005
+
+
+def test_slopes_are_those_of_the_errors() -> None:
+    cell, targets, _ = make(2, 200, 50)
+    (statistics,) = accumulate([cell], targets, F64, with_folds=False)
+    for alpha in (1e-4, 1e-2, 1.0):
+        near = Penalties((alpha * (1 - 1e-4), alpha, alpha * (1 + 1e-4)))
+        scan = gcv._Scan(cell, statistics, targets, near)
+        scan.signs = torch.eye(50, dtype=F64) * 50**0.5  # in all directions: their estimates of traces are exact
+        rhs = torch.cat([scan.system.cross, scan.signs], 1)
+        (solved,), (factors,), _ = ridge_paths([scan.system], [rhs], [scan.path], keep_factors=True)
+        errors, slopes = scan._of_factors(scan.path, solved, factors, slopes=True)
+        numeric = (errors[2].log() - errors[0].log()) / (scan.path[2] - scan.path[0])
+        torch.testing.assert_close(slopes[1], numeric, rtol=1e-5, atol=0)
+
+
+def test_what_float32_cannot_tell_is_left_to_float64() -> None:
+    """Rows that explain the targets exactly: the weakest penalties are best, and rounding is all that is left."""
+    g = torch.Generator().manual_seed(0)
+    a = torch.randn(60, 400, generator=g)
+    t = a[:, :5]
+    cell = captured(a, a[:9], (0, 60))
+    targets = build_targets([Input()], (t, None), (t[:9], None), (0, 60), CPU)
+    cell = reduce_features(cell, (0, 60))
+    narrow = chosen(cell, targets, DEFAULT_ALPHAS, F32)
+    wide = chosen(cell, targets, DEFAULT_ALPHAS, F64)
+    assert wide.reliable
+    assert narrow.indices == wide.indices or not narrow.reliable
+
+
+def test_penalties_of_zero_and_features_that_depend_on_each_other() -> None:
+    cell, targets, columns = make(4, 200, 20, noise=0.01)
+    twice = replace(cell, fit=cell.fit.repeat(1, 2), sums=cell.sums.repeat(1, 2), layer=replace(cell.layer, dim=40))
+    alphas = (0.0, 1e-2, 1.0)
+    errors = curve(twice, columns, (1e-12, *alphas[1:])).sum(1)
+    assert int(errors.argmin()) == 0
+    choice = chosen(twice, targets, alphas, F64)
+    assert int(choice.indices[0]) == 0
+    assert not chosen(twice, targets, alphas, F32).reliable
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_the_factors_of_a_choice_give_its_solution(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    penalties, never = Penalties((1e-4, 1e-3, 1e-2, 0.1, 1.0)), float("inf")
+    cell, targets, _ = make(3, 400, 90, noise=3.0)
+    (statistics,) = accumulate([cell], targets, dtype, with_folds=False)
+    for small in (0, 256):
+        monkeypatch.setattr(gcv, "_SMALL", small)
+        choice = select_by_gcv(cell, statistics, targets, penalties)
+        assert set(choice.factors) >= set(torch.cat(choice.indices).tolist())
+        anew, again = (
+            solve(cell, statistics, targets, penalties, given, never) for given in (replace(choice, factors={}), choice)
+        )
+        tolerance = 1e-9 if dtype == F64 else 1e-3
+        torch.testing.assert_close(again.weights, anew.weights, rtol=tolerance, atol=tolerance)
+        for one, other in zip(again.fits, anew.fits, strict=True):
+            assert one.dof == pytest.approx(other.dof, rel=1e-4 if dtype == F32 else 1e-9)
+            assert one.alpha == other.alpha
+
+
+def test_it_is_close_to_leaving_rows_out() -> None:
+    cell, targets, columns = make(5, 400, 60)
+    (statistics,) = accumulate([cell], targets, F64, with_folds=False)
+    fine = Penalties(tuple(float(a) for a in np.logspace(-4, 1, 21)))
+    errors = curve(cell, columns, fine.alphas).sum(1)
+    by_rows, by_traces = (
+        int(f(cell, statistics, targets, fine).indices[0]) for f in (select_by_leave_one_out, select_by_gcv)
+    )
+    assert abs(by_rows - by_traces) <= 2
+    assert errors[by_rows] <= errors[by_traces] * 1.01
