@@ -90,10 +90,12 @@ def converted_rows(
         yield place, [part if buffer is None else buffer[: len(part)].copy_(part) for part, buffer in parts]
 
 
-def inner(a: Tensor, b: Tensor) -> float:
-    """Sum of the products of all elements, in float64."""
-    size = row_chunk(a.shape[1], a.device)
-    parts = [(x.double() * y).sum() for x, y in zip(a.split(size), b.split(size), strict=True)]
+def inner(a: Tensor, b: Tensor, share: float = 0.0) -> float:
+    """Sum of all elements of a (b + share a), in float64."""
+    size, parts = row_chunk(a.shape[1], a.device), []
+    for x, y in zip(a.split(size), b.split(size), strict=True):
+        wide = x.double()
+        parts.append((wide * (torch.add(y, wide, alpha=share) if share else y)).sum())
     return float(torch.stack(parts).sum()) if parts else 0.0
 
 
