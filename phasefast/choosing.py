@@ -11,11 +11,14 @@ from .dense import converted_rows, wide_rows
 from .systems import Penalties, System, fold_sums
 from .types import Activations, PenaltyChoice, Sketch, TargetBlock, TargetMatrix
 
+SIGNS = 32  # columns of random ones that traces are estimated with (Hutchinson 1990)
+SMALL, ONE_CORE = 256, 768  # columns up to which all penalties are made at once, and two: systems that one core solves
+FEW, MANY = 4, 16  # penalties that are all made, and the most that are made at once
 _CHUNK = 1024  # rows whose errors are made at a time
 
 # Rounding of a float32 Gram matrix acts like a penalty of about the first size; what it adds to the errors of weak
 # penalties only matters where hardly anything else is left unexplained.
-_FLOAT32_ALPHA, _FLOAT32_SMALL_ALPHA, _FLOAT32_FVU = 1e-5, 1e-2, 1e-3
+FLOAT32_ALPHA, _FLOAT32_SMALL_ALPHA, _FLOAT32_FVU = 1e-5, 1e-2, 1e-3
 
 
 def least_error(errors: Tensor, targets: TargetMatrix, penalties: Penalties, dtype: torch.dtype) -> PenaltyChoice:
@@ -45,7 +48,7 @@ def checked(
     alpha = penalties.alphas[int(best.min())]
     explained = zip(least.split(widths), targets.deviation["fit"], strict=True)
     close = any(float(error.sum()) < _FLOAT32_FVU * deviation for error, deviation in explained)
-    doubtful = alpha < _FLOAT32_ALPHA or (alpha < _FLOAT32_SMALL_ALPHA and close) or failed
+    doubtful = alpha < FLOAT32_ALPHA or (alpha < _FLOAT32_SMALL_ALPHA and close) or failed
     doubtful = doubtful or penalties.alphas[0] == 0  # a rank-deficient matrix may pass float32's Cholesky by chance
     return PenaltyChoice(tuple(best.split(widths)), dtype == torch.float64 or not doubtful, factors or {})
 

@@ -102,7 +102,7 @@ def decode(cells: list[Activations], targets: TargetMatrix, method: Method) -> I
     dtype = torch.float64 if wide else torch.float32
     work = [_Work(cells.pop(0), targets, method, dtype) for _ in range(len(cells))]
     _accumulate(work, targets, dtype)
-    while work:  # nothing is kept longer than it is needed: a fold's Gram matrix can be as large as all rows
+    while work:  # nothing is kept longer than it is needed: a Gram matrix can be as large as all rows
         yield from work.pop(0).decoders(dtype)
 
 
@@ -112,7 +112,9 @@ class _Work:
     def __init__(self, cell: Activations, targets: TargetMatrix, method: Method, dtype: torch.dtype) -> None:
         self.targets, self.method = targets, method
         self.cost = method.cost(cell, targets)
-        self.first = self._choose_on_sample(cell, dtype) if self.cost.sample else None
+        # A GPU makes all penalties of most cells at once, and starts in the middle with the others.
+        sample = self.cost.sample > 0 and not cell.fit.is_cuda
+        self.first = self._choose_on_sample(cell, dtype) if sample else None
         self.cell = reduce_features(cell, targets.folds) if self.cost.features == "dual" else cell
         self.statistics: Statistics | None = None
 

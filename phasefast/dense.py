@@ -175,15 +175,14 @@ def invert_lower(factor: Tensor) -> Tensor:
     return factor
 
 
-def inverse_squares(factors: Tensor) -> Tensor:
-    """tr (factor factor')^-1 [L] float64, of lower triangular factors [L, d, d]: squares of their inverses, summed."""
-    count, dim = factors.shape[:2]
-    if dim <= 2 * _LEAF:
-        eye = torch.eye(dim, dtype=factors.dtype, device=factors.device).expand(count, dim, dim)
-        inverses: Tensor = torch.linalg.solve_triangular(factors, eye, upper=False)
-        return inverses.square_().sum((1, 2), dtype=torch.float64)
-    roots = (invert_lower(factor.clone()) for factor in factors)
-    return torch.tensor([inner(root, root) for root in roots], dtype=torch.float64, device=factors.device)
+def inverse_traces(factors: Tensor) -> Tensor:
+    """tr X and tr X^2 [2, L] float64 of X = (factor factor')^-1, of lower triangular factors [L, d, d]."""
+    found = torch.empty(2, len(factors), dtype=torch.float64, device=factors.device)
+    for (trace, squares), factor in zip(found.unbind(1), factors, strict=True):
+        inverse = torch.cholesky_inverse(factor)
+        torch.sum(inverse.diagonal(), 0, dtype=torch.float64, out=trace)
+        torch.sum(inverse.square_(), (0, 1), dtype=torch.float64, out=squares)
+    return found
 
 
 def strips(start: int, stop: int) -> list[tuple[int, int]]:

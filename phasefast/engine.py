@@ -53,7 +53,7 @@ class ProbeOptions(TypedDict, total=False):
         layers: globs over ``named_modules()``; the model's direct children by default.
         targets: what is decoded; by default the input, where it is floating-point, and the label, where there is one.
         alphas: ridge penalties relative to the mean diagonal of the Gram matrix; one per target is chosen on
-            the fit rows, see ``selection``; ``[a]`` forces one. The decades from 1e-6 to 10 by default.
+            the fit rows, see ``selection``; ``[a]`` forces one. The decades from 1e-6 to 100 by default.
         noise: instead of ``alphas``, the standard deviation of noise on the activations (penalty = n noise^2).
         batchnorm: ``"recompute"`` statistics on the fit rows (default), of each ``"batch"``, or ``"running"``.
         device: where to compute; the model's own device by default.
@@ -63,8 +63,9 @@ class ProbeOptions(TypedDict, total=False):
         route: how cells are solved: ``None`` (default) plans the fastest for each; ``"primal"``, ``"dual"``,
             ``"eigen"`` or ``"target-free"`` forces one. All give the same numbers at the same penalty; see
             docs/performance.md.
-        selection: how penalties are chosen: ``"gcv"`` (default), generalised cross-validation; ``"folds"``: 5-fold
-            cross-validation; ``"loo"``: leave-one-out errors of all rows, from one eigendecomposition.
+        selection: how penalties are chosen: ``"gcv"`` (default), generalised cross-validation, which never takes a
+            penalty of 0 that goes through all rows; ``"folds"``: 5-fold cross-validation; ``"loo"``: leave-one-out
+            errors of all rows, from one eigendecomposition.
         penalty_per: ``"target"`` (default), or ``"column"``: each column of a regression chooses its own penalty.
         splits: ``"both"`` (default), or ``"heldout"``: no scores on the fit rows, which wide inputs save much by.
         target_components: decode regression targets of more columns by so many leading principal components, and 64

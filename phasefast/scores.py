@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from .errors import ArgumentError, DependencyError, LayerError, PhasefastError, StoreError
 from .files import replacing
+from .listing import listing
 
 if TYPE_CHECKING:
     import pandas
@@ -100,6 +101,9 @@ class Scores:
 
     def __repr__(self) -> str:
         return f"Scores({len(self)} rows, layers {self.layers}, targets {self.targets}, steps {self.steps})"
+
+    def __str__(self) -> str:
+        return listing(self._table.drop_columns(["samples"]).to_pylist()) or repr(self)
 
     @property
     def steps(self) -> list[int]:

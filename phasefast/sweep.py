@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -63,7 +63,7 @@ def sweep(
     failures = sweeper.measure(ordered)
     scores = sweeper.scores(ordered.keys())
     if failures:
-        listed = "\n".join(f"  step {step}: {error}" for step, error in failures.items())
+        listed = "\n".join(_listed(failures, ordered))
         stored = set(scores.steps) - failures.keys()
         kept = f"the other {len(stored)} are stored in {out}" if stored else "none was measured"
         raise SweepError(
@@ -152,6 +152,16 @@ def _share(ordered: Mapping[int, Source], shard: tuple[int, int] | None) -> dict
     if not (isinstance(index, int) and isinstance(count, int) and 0 <= index < count):
         raise ArgumentError(f"shard: expected integers (i, n) with 0 <= i < n, got {shard!r}")
     return dict(list(ordered.items())[index::count])
+
+
+def _listed(failures: Mapping[int, PhasefastError], ordered: Mapping[int, Source]) -> Iterator[str]:
+    """A line for each failure; those that differ in nothing but the name of the checkpoint share the first one's."""
+    alike: dict[str, list[int]] = {}
+    for step, error in failures.items():
+        alike.setdefault(str(error).replace(_name(step, ordered[step]), ""), []).append(step)
+    for first, *others in alike.values():
+        also = f" (so do {len(others)} more, to step {others[-1]})" if others else ""
+        yield f"  step {first}: {failures[first]}{also}"
 
 
 def _name(step: int, source: Source) -> str:

@@ -16,7 +16,7 @@ from .dense import aligned_empty, inner, invert_lower, row_chunk, strips, substi
 from .errors import ArgumentError, SolveError
 from .types import Activations, Moments
 
-DEFAULT_ALPHAS = tuple(10.0**k for k in range(-6, 2))
+DEFAULT_ALPHAS = tuple(10.0**k for k in range(-6, 3))
 _JITTERS = (1e-14, 1e-13, 1e-12, 1e-11)
 
 
@@ -41,7 +41,7 @@ class Penalties:
 
     @property
     def selects(self) -> bool:
-        """Whether there is a choice to make, and so a need for folds."""
+        """Whether there is a choice to make."""
         return self.noise is None and len(self.alphas) > 1
 
     @property

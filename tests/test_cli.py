@@ -249,6 +249,20 @@ def test_the_picture_and_json_are_of_the_layers_shown(run: Path, monkeypatch: py
     assert [cell["layer"] for cell in cells] == ["stage1", "stage1"]
 
 
+def test_scores_prints_a_checkpoint(run: Path) -> None:
+    scores = pf.read_scores(run)
+    last = invoke("scores", run, "--target", "input").stdout
+    assert last.splitlines()[0].endswith(f"step {scores.steps[-1]}, the last of {len(scores.steps)}, held-out rows")
+    assert "label" not in last
+    first = invoke("scores", run, "--step", scores.steps[0], "--layer", "stage1").stdout
+    assert [line.split()[0] for line in first.splitlines()[1:]] == ["layer", "stage1", "model"]
+    assert (
+        f"{scores.value(layer='stage1', step=scores.steps[0], target='input', metric='fvu', split='heldout'):.4g}"
+        in first
+    )
+    assert "has no step 99999, but " in fails("scores", run, "--step", "99999")
+
+
 def test_missing_or_unwritable_directories_are_one_line(tmp_path: Path) -> None:
     assert "no scores in" in fails("phases", tmp_path / "absent")
     assert "no scores in" in fails("report", tmp_path / "absent")

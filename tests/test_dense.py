@@ -12,6 +12,7 @@ from phasefast.dense import (
     converted_rows,
     empty,
     inner,
+    inverse_traces,
     invert_lower,
     left_product,
     product,
@@ -114,3 +115,13 @@ def test_triangular_factors(d: int, dtype: torch.dtype) -> None:
         assert inverse.data_ptr() == stored.data_ptr()
         assert float((factor.double() @ inverse.double()).sub(torch.eye(d)).abs().max()) < tolerance
         assert torch.equal(inverse, inverse.tril())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_traces_of_inverses(dtype: torch.dtype) -> None:
+    factors = (torch.randn(3, 40, 40, dtype=torch.float64) + 20 * torch.eye(40)).tril()
+    inverses = (factors @ factors.mT).inverse()
+    expected = torch.stack([inverses.diagonal(dim1=1, dim2=2).sum(1), inverses.square().sum((1, 2))])
+    torch.testing.assert_close(
+        inverse_traces(factors.to(dtype)), expected, rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=0
+    )

@@ -201,6 +201,22 @@ def test_bad_checkpoints_are_named_and_the_others_stored(
     assert again.steps == [0, 1]
 
 
+def test_checkpoints_that_fail_alike_share_a_line(
+    net: SmallNet, probe_set: pf.ProbeSet, checkpoints: dict, tmp_path: Path
+) -> None:
+    torch.save(checkpoints[0], tmp_path / "step_0.pt")
+    for step in (1, 2, 10):
+        torch.save({**checkpoints[0], "extra.weight": torch.zeros(1)}, tmp_path / f"step_{step}.pt")
+    torch.save([1, 2, 3], tmp_path / "step_20.pt")
+    with pytest.raises(SweepError) as caught:
+        pf.sweep(net, tmp_path, probe_set, out=tmp_path / "out", layers="hidden")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    assert lines[1].startswith(f"  step 1: {tmp_path / 'step_1.pt'} does not fit")
+    assert lines[1].endswith("unexpected keys ['extra.weight'] (so do 2 more, to step 10)")
+    assert lines[2].startswith("  step 20: ")
+
+
 def test_state_dict_of_a_diverged_step_does_not_reach_the_model(
     net: SmallNet, probe_set: pf.ProbeSet, checkpoints: dict, tmp_path: Path
 ) -> None:

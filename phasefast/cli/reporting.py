@@ -14,8 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ..engine import VERSION
+from ..errors import ArgumentError
 from ..ops._extension import build_info
 from ..report import print_report, restrict, write_phases, write_report
+from ..scores import read_scores
 from .app import Directory, app
 
 Run = Annotated[str | None, typer.Option("--run", help="Which run, where the directory holds several.")]
@@ -48,6 +50,20 @@ def phases(
 def report(directory: Directory, run: Run = None, layer: ShownLayers = None, target: ShownTargets = None) -> None:
     """Like phases, and draw phases.png; the last layer's phases shade the upper curves, its stop window marks all."""
     write_report(directory, run=run, layers=layer, targets=target)
+
+
+@app.command("scores")
+def scores_command(
+    directory: Directory,
+    step: Annotated[int | None, typer.Option("--step", help="Which checkpoint; the last by default.")] = None,
+    layer: ShownLayers = None,
+    target: ShownTargets = None,
+) -> None:
+    """Print the held-out scores of one checkpoint."""
+    scores = read_scores(directory).select(layer, target)
+    if step is not None and step not in scores.steps:
+        raise ArgumentError(f"--step: {directory} has no step {step}, but {', '.join(map(str, scores.steps))}")
+    typer.echo(str(scores if step is None else scores.filter(step=step)))
 
 
 @app.command()

@@ -10,19 +10,29 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..choosing import checked, column_errors, least_error, per_unit
-from ..dense import converted_rows, inverse_squares
+from ..choosing import (
+    FEW,
+    FLOAT32_ALPHA,
+    MANY,
+    ONE_CORE,
+    SIGNS,
+    SMALL,
+    checked,
+    column_errors,
+    least_error,
+    per_unit,
+)
+from ..dense import converted_rows, inverse_traces
 from ..systems import Penalties, System, eigen_path, ridge_paths, solve_eigen
 from ..types import Activations, PenaltyChoice, Statistics, TargetMatrix
 
-_SIGNS = 32  # random ones that traces are estimated with (Hutchinson 1990),
-_SPREAD = 0.02  # where their spread is no more than that of what is left
+_SPREAD = 0.01  # of what is left of n: where traces by random signs spread by more, inverses tell them
 _CANCELLED = {torch.float32: 1e-3, torch.float64: 1e-10}  # of the targets: less than that moments cannot tell
+_DOUBTFUL = 0.01  # of the squared residuals: what rounding may do to them by moments
+_FLAT = {torch.float32: 1e-3, torch.float64: 1e-9}  # slopes in the logarithms that rounding may make
 _ROUNDING = 8.0  # times what rounding may do to a trace: less than that is not known
 _PENALTY = 100.0  # times the rounding of eigenvalues: less than that is not known
-_SMALL, _AT_ONCE = 256, 1 << 30  # columns, and bytes on a GPU, of which all penalties take hardly longer than one
-_ONE_CORE = 768  # columns of systems that each core solves one of
-_FEW = 4  # penalties, of which a search would leave out hardly one
+_AT_ONCE = 1 << 30  # bytes on a GPU of which all penalties take hardly longer than one
 
 
 def select_by_gcv(
@@ -36,7 +46,8 @@ def select_by_gcv(
     """The penalty of least generalised cross-validation error, per target or per column.
 
     With dof degrees of freedom, the mean's among them, that is n |residuals|^2 / (n - dof)^2 (Golub, Heath & Wahba
-    1979): no row is left out. Its slope tells on which side of a penalty the least error lies, so few are tried.
+    1979): no row is left out. Its slope tells on which side of a penalty the least error lies, so few of many are
+    tried; of an error with several minima that is one of them. A penalty of zero that goes through all rows has none.
 
     Args:
         statistics: of ``cell``. start: tried first; the middle one by default.
@@ -48,30 +59,37 @@ def select_by_gcv(
     if not penalties.selects:
         return PenaltyChoice.first(targets)
     scan, last = _Scan(cell, statistics, targets, penalties), len(penalties.alphas) - 1
-    if eigen or targets.per_column or scan.at_once or last < _FEW:
-        choice = least_error(scan.all_errors(eigen), targets, penalties, statistics.dtype)
-        scan.keep(*[torch.cat(choice.indices)] * 2)
-        return replace(choice, factors=scan.factors)
+    if eigen:
+        errors = scan.eigen_errors()
+        choice = least_error(errors, targets, penalties, statistics.dtype)
+        # Whether a weak penalty is better, only its own error can tell.
+        weak = torch.tensor(penalties.alphas, dtype=torch.float64) < FLOAT32_ALPHA
+        return replace(choice, reliable=choice.reliable and bool((errors.isfinite().all(1) | weak).all()))
+    if targets.per_column or scan.at_once or last < FEW:
+        choice = least_error(scan.all_errors(), targets, penalties, statistics.dtype)
+        kept = set(torch.cat(choice.indices).tolist()) & scan.factors.keys()
+        return replace(choice, factors={index: scan.factors[index].clone() for index in kept})  # not all at once
     # Of each target, the strongest penalty known to be too weak and the weakest known to be too strong. The least error
     # is close to the first penalty, as a rule: it is looked for at distances that double, then by halves.
     low, high = torch.full((len(targets.blocks),), -1), torch.full((len(targets.blocks),), last + 1)
     first, step = (low + high + 1) // 2 if start is None else torch.cat(start.indices), penalties.stride
     ahead, beside = first, first + step
+    best, least = first, torch.full(first.shape, math.inf, dtype=torch.float64)
     while bool((searching := high - low > 1).any()):
         scan.make(ahead[searching].unique().tolist(), beside[searching].clamp(0, last).tolist())
-        strong = scan.rises(ahead)
+        errors, strong = scan.error(ahead), scan.rises(ahead)
+        # The largest of equally good penalties is the steadiest.
+        better = searching & ((errors < least) | ((errors == least) & (ahead > best)))
+        best, least = torch.where(better, ahead, best), torch.where(better, errors, least)
         low, high = torch.where(searching & ~strong, ahead, low), torch.where(searching & strong, ahead, high)
-        scan.keep(low, high)
+        scan.keep(low.minimum(best), high.maximum(best))
         up, down = high > last, low < 0
         ahead = torch.where(up, first + step, torch.where(down, first - step, (low + high) // 2)).clamp(0, last)
         step *= 2
         beside = torch.where(up, first + step, torch.where(down, first - step, (low + ahead) // 2))
-    low, high = low.clamp(min=0), high.clamp(max=last)
-    lower, upper = scan.error(low), scan.error(high)
-    best = torch.where(lower < upper, low, high)  # the largest of equally good penalties is the steadiest
+    failed = bool((least.isinf() | scan.error((best - 1).clamp(min=0)).isinf()).any())
     scan.keep(best, best)
-    failed = bool((scan.error(best).isinf() | scan.error((best - 1).clamp(min=0)).isinf()).any())
-    return checked(best, lower.minimum(upper), failed, targets, penalties, statistics.dtype, scan.factors)
+    return checked(best, least, failed, targets, penalties, statistics.dtype, scan.factors)
 
 
 class _Scan:
@@ -84,18 +102,19 @@ class _Scan:
 
     def __init__(self, cell: Activations, statistics: Statistics, targets: TargetMatrix, penalties: Penalties) -> None:
         columns, total = targets.sketch.fit, statistics.total
-        cross = total.cross
-        if columns is not targets.fit or not cross.shape[1]:
+        cross = total.cross  # of bfloat16 rows those with targets rounded like them
+        if columns is not targets.fit or not cross.shape[1] or cell.fit.dtype == torch.bfloat16:
             cross = torch.zeros(cell.fit.shape[1], columns.shape[1], dtype=torch.float64, device=columns.device)
             for _, (part, of_columns) in converted_rows([cell.fit, columns], statistics.dtype):
                 ops.gram([part], of_columns, [], [cross])
         moments = replace(total, cross=cross, target_sum=targets.sketch.sums.sum(0))
         self.cell, self.targets, self.system = cell, targets, System(cell, moments, statistics.dtype)
         self.path, self.rows, dim = penalties.absolute(self.system), total.count - 1, len(cross)  # centring takes one
-        signs = torch.randint(0, 2, (dim, _SIGNS), generator=torch.Generator().manual_seed(0))
+        signs = torch.randint(0, 2, (dim, SIGNS), generator=torch.Generator().manual_seed(0))
         self.signs = (2 * signs - 1).to(cross)
-        self.at_once = 20 * len(self.path) * dim**2 <= _AT_ONCE if cross.is_cuda else dim <= _SMALL
-        self.in_pairs = not cross.is_cuda and dim <= _ONE_CORE
+        count, width = len(self.path), dim + cross.shape[1] + SIGNS
+        fits = 20 * count * dim * width <= _AT_ONCE if cross.is_cuda else dim <= SMALL
+        self.at_once, self.in_pairs = fits and count <= MANY, not cross.is_cuda and dim <= ONE_CORE
         self.factors: dict[int, Tensor] = {}
         self._known: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -109,28 +128,31 @@ class _Scan:
         return self._at(indices, 0)
 
     def rises(self, indices: Tensor) -> Tensor:
-        """[u], whether the error rises with the penalty; not where a penalty is too weak for the precision."""
-        return self._at(indices, 1) >= 0
+        """[u], whether the error rises with the penalty; not where it is flat, or the penalty too weak to tell."""
+        return self._at(indices, 1) > _FLAT[self.system.dtype]
 
     def _at(self, indices: Tensor, which: int) -> Tensor:
         untried = (torch.full(indices.shape, math.nan, dtype=torch.float64),) * 2
         return torch.stack([self._known.get(k, untried)[which][unit] for unit, k in enumerate(indices.tolist())])
 
-    def all_errors(self, eigen: bool) -> Tensor:
-        """[L, u] of all penalties."""
+    def all_errors(self) -> Tensor:
+        """[L, u] of all penalties; factors only where all are made at once."""
         indices = range(len(self.path))
-        if eigen:
-            weights, info = eigen_path(self.system, self.system.cross, self.path)
-            values = self.system.eigenvectors[0].double()
-            dof = (values / (values + self.path[:, None])).nan_to_num(1.0).sum(1).cpu()
-            # Eigenvalues have the rounding of the largest of them: is the weakest penalty far above that?
-            known = (info == 0) & (self.path[0] >= _PENALTY * torch.finfo(weights.dtype).eps * values.max())
-            known |= weights.dtype == torch.float64
-            return self._errors(self.path, weights, torch.where(known.cpu(), self.rows - dof, 0.0))[1]
         for some in [indices] if self.at_once else [[index] for index in indices]:
             self.make(some, slopes=False)
             self.factors = self.factors if self.at_once else {}
         return torch.stack([self._known[index][0] for index in indices])
+
+    def eigen_errors(self) -> Tensor:
+        """[L, u] of all penalties, from one eigendecomposition."""
+        values, found = self.system.eigenvectors[0].double(), []
+        rounding = 0.0 if self.system.dtype == torch.float64 else torch.finfo(self.system.dtype).eps * values.max()
+        for path in self.path.split(1):
+            weights, info = eigen_path(self.system, self.system.cross, path)
+            dof = (values / (values + path)).nan_to_num(1.0).sum()
+            known = (info == 0) & (path >= _PENALTY * rounding)
+            found.append(self._errors(path, weights, torch.where(known, self.rows - dof, 0.0).cpu())[1])
+        return torch.cat(found)
 
     def make(self, indices: Sequence[int], beside: Sequence[int] = (), slopes: bool = True) -> None:
         """Errors of these penalties, where they are not known yet, and whether they rise.
@@ -155,15 +177,15 @@ class _Scan:
                 )
 
     def _of_factors(self, path: Tensor, solved: Tensor, factors: Tensor, slopes: bool) -> tuple[Tensor, Tensor]:
-        """Errors [L, u] and slopes [L, u], given solutions [L, d, q + s] and factors [L, d, d]."""
+        """Errors [L, u] and slopes [L, u] of their logarithms, given solutions [L, d, q + s] and factors [L, d, d]."""
         dim, count = self.signs.shape
         weights, inverse = solved.split([solved.shape[2] - count, count], 2)
         wide, penalties = inverse.double(), path.cpu()
         traces, squares = torch.stack([(wide * self.signs).sum((1, 2)), wide.square().sum((1, 2))]).cpu() / count
+        spread = (2 * penalties * traces / count).sqrt()
+        if bool((rough := ~(spread <= _SPREAD * (self.rows - dim + penalties * traces))).any()):
+            traces[rough], squares[rough] = inverse_traces(factors[rough.to(factors.device)]).cpu()
         left = self.rows - dim + penalties * traces
-        rough = ~((2 * penalties * traces / count).sqrt() <= _SPREAD * left)
-        if bool(rough.any()):
-            left[rough] = self.rows - dim + penalties[rough] * inverse_squares(factors[rough.to(factors.device)]).cpu()
         residuals, errors = self._errors(path, weights, left)
         if not slopes:
             return errors, torch.full_like(errors, math.nan)
@@ -171,7 +193,8 @@ class _Scan:
         moved = torch.linalg.solve_triangular(factors, weights, upper=False).square_().sum(1, dtype=torch.float64)
         steps = 2 * penalties[:, None] * per_unit(moved, self.targets).cpu()
         freed = (traces - penalties * squares) / left
-        return errors, torch.where(errors.isinf(), math.nan, steps / residuals - 2 * freed[:, None])
+        relative = penalties[:, None] * (steps / residuals - 2 * freed[:, None])
+        return errors, torch.where(errors.isinf(), math.nan, relative)
 
     def _without(self, path: Tensor) -> tuple[Tensor, Tensor]:
         """Errors [u] of one penalty that has no factor; in float64 by an eigendecomposition."""
@@ -186,15 +209,19 @@ class _Scan:
         """Squared residuals [L, u] on all fit rows, and n^2 of them over the square of what is left [L] of n."""
         wide, cell, targets = weights.double(), self.cell, self.targets
         # With (G + penalty I) W = A'T: |T - A W|^2 = tr T'T - tr W'A'T - penalty tr W'W.
-        taken = (wide * self.system.cross).sum(1) + path[:, None] * wide.square().sum(1)
-        squares = per_unit(targets.sketch.squares[None], targets).cpu()
+        own = wide.square().sum(1)
+        taken = (wide * self.system.cross).sum(1) + path[:, None] * own
+        squares, own = (per_unit(each, targets).cpu() for each in (targets.sketch.squares[None], own))
         residuals, penalties = squares - per_unit(taken, targets).cpu(), path.cpu()
-        cancelled = (residuals < _CANCELLED[weights.dtype] * squares).any(1)
-        if bool(cancelled.any()):
-            own, rows = weights[cancelled.to(weights.device)], slice(0, len(cell.fit))
-            residuals[cancelled] = column_errors(cell, self.system, own, targets, rows).cpu()
-        trace, dim = float(self.system.diagonal.sum()), wide.shape[1]
-        rounding = torch.finfo(weights.dtype).eps * (dim + torch.where(penalties > 0, trace / (dim * penalties), 0.0))
+        trace, dim, eps = float(self.system.diagonal.sum()), wide.shape[1], torch.finfo(weights.dtype).eps
+        # Of weights that rounding moved, the identity is off by their product with the residual of (G + penalty I) W.
+        unsure = residuals < _CANCELLED[weights.dtype] * squares
+        unsure |= eps * dim**0.5 * (trace / dim + penalties[:, None]) * own > _DOUBTFUL * residuals
+        if bool((places := unsure.any(1)).any()):
+            rows = slice(0, len(cell.fit))
+            again = column_errors(cell, self.system, weights[places.to(weights.device)], targets, rows).cpu()
+            residuals[places] = torch.where(unsure[places], again, residuals[places])
+        rounding = eps * (dim + torch.where(penalties > 0, trace / (dim * penalties), 0.0))
         errors = torch.where(
             (left > _ROUNDING * rounding)[:, None], residuals * (self.rows / left[:, None]) ** 2, math.inf
         )

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 
 import torch
 
+from ..choosing import FEW, MANY, ONE_CORE, SIGNS, SMALL
 from ..errors import ArgumentError, MemoryBudgetError
 from ..types import Layer, Route
 
@@ -24,9 +25,6 @@ _DOUBLE, _CHOLESKY, _EIGEN = 2.0, 2.0, 4.0
 _EIGEN_CALL = 3e7  # operations that a call takes the time of, however small the matrix
 _EIGEN_FLOPS = 9.0  # per d^3: all eigenvalues and vectors of a symmetric matrix (Golub & Van Loan, section 8.3)
 _INVERSE = 0.4  # per d^3: the inverse of a Cholesky factor, for certificates and degrees of freedom
-_SIGNS = 32  # random columns that a choice by generalised cross-validation solves for beside the targets
-_SMALL, _ONE_CORE = 256, 768  # columns up to which all penalties are made at once, or two
-_FEW = 4  # penalties that are all made
 _SAMPLE, _SHARE = 192, 8  # columns of a smaller cell that gives a first choice: so many, or this part of the cell's
 _TRIED, _TRIED_FROM_FIRST = 3.0, 2.25  # factors, without a first choice and with one
 
@@ -36,8 +34,8 @@ class Problem:
     """Sizes that all cells share: fit rows, held-out rows, target columns, sketched columns, folds, penalties.
 
     Attributes:
-        selection: how a penalty is chosen; None where one is given. zero: whether a penalty of zero is among the
-            penalties, whose solution of least norm only the features themselves give.
+        selection: how a penalty is chosen; None where one is given, and ``"folds"`` alone uses these. zero: whether a
+            penalty of zero is among them, whose solution of least norm only the features themselves give.
         fit_scores: whether the fit rows are scored too. per_column: whether each column gets a penalty of its own.
         stride: how many penalties make a decade, a power of two. chosen: how many of them are chosen, at most.
         itemsize: bytes of a number in a row, 4 for fewer.
@@ -165,7 +163,7 @@ def _cost(dim: int, problem: Problem, features: Route, eigen: bool, target_free:
         # The certificate: residual of the normal equations, its solution, the change of held-out predictions.
         total.add((4 if eigen else 2) * k * k * columns)
         total.add_double(2 * (2 * n * k + 2 * m * k + 2 * k * p) * columns)
-    sample = _add_choosing(total, dim, k, problem, eigen)
+    sample = _add_choosing(total, dim, k, problem, eigen, sketched=target_free or problem.q < p)
     own_columns = m if target_free else p
     solving = kept * (k / dim) * 2 + _system_bytes(k, own_columns, problem)
     if target_free:  # combinations, and the targets as they are packed to be combined
@@ -187,8 +185,12 @@ def _add_eigen(total: _Sum, k: int, times: int, double: bool = False) -> None:
     total.work += times * _EIGEN_CALL
 
 
-def _add_choosing(total: _Sum, dim: int, k: int, problem: Problem, eigen: bool) -> int:
-    """What choosing a penalty costs; returns the fit rows of the smaller cell that a first choice is made on, or 0."""
+def _add_choosing(total: _Sum, dim: int, k: int, problem: Problem, eigen: bool, sketched: bool) -> int:
+    """What choosing a penalty costs; returns the fit rows of the smaller cell that a first choice is made on, or 0.
+
+    Args:
+        sketched: whether cross moments of sketched columns are to be made.
+    """
     n, q, folds, count = problem.n, problem.q, problem.folds, problem.penalties
     if problem.selection == "loo":  # errors of all penalties on every row, from one eigendecomposition, in float64
         _add_eigen(total, k, 1, double=True)
@@ -201,7 +203,7 @@ def _add_choosing(total: _Sum, dim: int, k: int, problem: Problem, eigen: bool) 
         else:
             total.add(folds * count * (k**3 / 3 + 2 * k * k * q), _CHOLESKY)
     elif problem.selection == "gcv":
-        total.add(2 * n * k * q if q < problem.p else 0)
+        total.add(2 * n * k * q if sketched else 0)
         if eigen:
             _add_eigen(total, k, 1)
             total.add((count + 1) * 2 * k * k * q)
@@ -210,25 +212,28 @@ def _add_choosing(total: _Sum, dim: int, k: int, problem: Problem, eigen: bool) 
     return 0
 
 
-def _add_scan(total: _Sum, dim: int, k: int, problem: Problem) -> int:
+def _add_scan(total: _Sum, dim: int, k: int, problem: Problem, sampled: bool = True) -> int:
     """Cholesky factors and slopes of the penalties that generalised cross-validation tries."""
-    n, tried, sample = problem.n, _TRIED + math.log2(problem.stride), 0
-    everything = problem.per_column or k <= _SMALL or problem.penalties <= _FEW
+    n, q, tried, sample = problem.n, problem.q, _TRIED + math.log2(problem.stride), 0
+    at_once = k <= SMALL and problem.penalties <= MANY
+    everything = at_once or problem.per_column or problem.penalties <= FEW
     if everything:
         tried = problem.penalties
-    elif k > _ONE_CORE:
-        sample, tried = n * max(k // _SHARE, _SAMPLE) // k, _TRIED_FROM_FIRST + math.log2(problem.stride)
-        width = max(dim * sample // n, 1)
-        if width > sample:
-            _add_reduction(total, width, sample, 0)
-            width = sample
-        total.add(sample * width * (width + 2 * problem.q))
-        _add_scan(total, width, width, replace(problem, n=sample))
+    elif sampled and k > ONE_CORE and (rows := n * max(k // _SHARE, _SAMPLE) // k) >= _SAMPLE:
+        sample, tried = rows, _TRIED_FROM_FIRST + math.log2(problem.stride)
+        width = max(dim * rows // n, 1)
+        if width > rows:
+            _add_reduction(total, width, rows, 0)
+            width = rows
+        total.add(rows * width * (width + 2 * q))
+        _add_scan(total, width, width, replace(problem, n=rows), sampled=False)
     # The factors of the chosen penalties are used again.
-    total.add(max(tried - problem.chosen, 0) * k**3 / 3, _CHOLESKY)
-    total.add(tried * 2 * k * k * ((1.0 if everything else 1.5) * problem.q + _SIGNS), _CHOLESKY)
-    # Where few degrees of freedom are left, their number is not estimated but made of the factors' inverses.
-    total.add(tried * _INVERSE * k**3 if n - k < k // 4 or k <= _SMALL else 0.0, _CHOLESKY)
+    used = problem.chosen if at_once or not everything else 0
+    total.add(
+        max(tried - used, 0) * k**3 / 3 + tried * 2 * k * k * ((1.0 if everything else 1.5) * q + SIGNS), _CHOLESKY
+    )
+    # Where few degrees of freedom are left, their number is not estimated but made of inverses, of weak penalties.
+    total.add(tried / 2 * 2 / 3 * k**3 if n - k < k // 4 else 0.0, _CHOLESKY)
     return sample
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from phasefast.decoding import Method, decode
 from phasefast.stages import gcv
 from phasefast.stages.gcv import select_by_gcv
 from phasefast.stages.reduce import reduce_features
@@ -16,7 +17,7 @@ from phasefast.stages.select import select_by_leave_one_out
 from phasefast.stages.solve import solve
 from phasefast.stages.statistics import accumulate
 from phasefast.stages.targets import Input, Label, build_targets
-from phasefast.systems import DEFAULT_ALPHAS, Penalties, ridge_paths
+from phasefast.systems import DEFAULT_ALPHAS, Penalties
 from phasefast.types import Activations, PenaltyChoice, TargetMatrix
 from tests.oracle import captured, mean_diagonal, rows64
 
@@ -60,32 +61,85 @@ def chosen(
 @pytest.mark.parametrize("dtype", [F32, F64])
 @pytest.mark.parametrize(("n", "d"), [(300, 12), (300, 40), (150, 120), (90, 200)])
 def test_the_least_error_is_chosen(monkeypatch, n: int, d: int, dtype: torch.dtype, small: bool) -> None:
-    monkeypatch.setattr(gcv, "_SMALL", 256 if small else 0)
+    monkeypatch.setattr(gcv, "SMALL", 256 if small else 0)
+    reliable = 0
     for seed, noise in itertools.product(range(4), (0.1, 1.0, 10.0)):
         cell, targets, columns = make(seed, n, d, noise)
         errors = curve(cell, columns, DEFAULT_ALPHAS).sum(1)
         cell = reduce_features(cell, (0, n)) if d > n else cell
         choice = chosen(cell, targets, DEFAULT_ALPHAS, dtype)
+        reliable += choice.reliable
         if choice.reliable:
             assert errors[int(choice.indices[0])] <= errors.min() * (1.0001 if small and dtype == F64 else 1.01)
-        assert choice.reliable or dtype == F32
+    assert reliable == 12 if dtype == F64 else reliable >= 8
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize(("n", "d"), [(270, 540), (270, 1080), (400, 390), (300, 2700)])
+def test_features_of_equal_size_and_few_degrees_of_freedom(n: int, d: int, dtype: torch.dtype) -> None:
+    """Errors are all but flat below the least one: a slope that is not exact leads astray."""
+    for seed in range(4):
+        g = torch.Generator().manual_seed(seed)
+        a = torch.randn(n, d, generator=g)
+        t = a[:, :20] @ torch.randn(20, 5, generator=g) + 6 * torch.randn(n, 5, generator=g)
+        targets = build_targets([Input()], (t, None), (t[:9], None), (0, n), CPU)
+        cell = captured(a, a[:9], (0, n))
+        errors = curve(cell, t, DEFAULT_ALPHAS).sum(1)
+        cell = reduce_features(cell, (0, n)) if d > n else cell
+        choice = chosen(cell, targets, DEFAULT_ALPHAS, dtype)
+        assert errors[int(choice.indices[0])] <= errors.min() * 1.005
+
+
+@pytest.mark.parametrize("precision", ["exact", "fast", "double"])
+@pytest.mark.parametrize("route", ["primal", "dual", "eigen"])
+def test_every_precision_and_route_chooses_well(precision: str, route: str) -> None:
+    cell, targets, columns = make(6, 200, 90)
+    errors = curve(cell, columns, DEFAULT_ALPHAS).sum(1)
+    ((_, decoder),) = decode([cell], targets, Method(Penalties(), precision, route))
+    assert errors[DEFAULT_ALPHAS.index(decoder.fits[0].alpha)] <= errors.min() * 1.01
+
+
+@pytest.mark.parametrize(("n", "d", "alphas"), [(20, 1500, (0.0, *DEFAULT_ALPHAS)), (39, 1600, DEFAULT_ALPHAS)])
+def test_few_rows_of_many_features_in_primal(n: int, d: int, alphas: tuple[float, ...]) -> None:
+    cell, targets, columns = make(7, n, d)
+    errors = curve(cell, columns, alphas[1:]).sum(1)
+    ((_, decoder),) = decode([cell], targets, Method(Penalties(alphas), "double", "primal"))
+    assert errors[alphas.index(decoder.fits[0].alpha) - 1] <= errors.min() * 1.01
+
+
+def test_a_first_choice_of_a_sample_ends_at_the_same() -> None:
+    cell, targets, columns = make(8, 1200, 800)
+    method = Method(Penalties())
+    assert method.cost(cell, targets).sample >= 192
+    errors = curve(cell, columns, DEFAULT_ALPHAS).sum(1)
+    ((_, decoder),) = decode([cell], targets, method)
+    assert errors[DEFAULT_ALPHAS.index(decoder.fits[0].alpha)] <= errors.min() * 1.01
+
+
+def test_layers_that_say_nothing_get_the_strongest(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell, targets, _ = make(0, 300, 20)
+    dead = captured(torch.full_like(cell.fit, 0.7), torch.full_like(cell.heldout, 0.7), (0, 300))
+    for small in (0, 256):
+        monkeypatch.setattr(gcv, "SMALL", small)
+        for dtype in (F32, F64):
+            assert int(chosen(dead, targets, DEFAULT_ALPHAS, dtype).indices[0]) == len(DEFAULT_ALPHAS) - 1
 
 
 @pytest.mark.parametrize("start", range(len(DEFAULT_ALPHAS)))
 @pytest.mark.parametrize("pairs", [True, False])
 def test_wherever_the_search_starts_it_ends_at_the_same(monkeypatch, start: int, pairs: bool) -> None:
-    monkeypatch.setattr(gcv, "_SMALL", 0)
-    monkeypatch.setattr(gcv, "_ONE_CORE", 768 if pairs else 0)
+    monkeypatch.setattr(gcv, "SMALL", 0)
+    monkeypatch.setattr(gcv, "ONE_CORE", 768 if pairs else 0)
     for seed, noise in itertools.product(range(3), (0.1, 3.0, 100.0)):
         cell, targets, _ = make(seed, 150, 60, noise)
-        first = PenaltyChoice((torch.tensor([start]), torch.tensor([7 - start])))
+        first = PenaltyChoice((torch.tensor([start]), torch.tensor([len(DEFAULT_ALPHAS) - 1 - start])))
         found = [chosen(cell, targets, DEFAULT_ALPHAS, F64, start=given).indices for given in (None, first)]
         assert found[0] == found[1]
 
 
 def test_few_penalties_of_a_fine_grid_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gcv, "_SMALL", 0)
-    monkeypatch.setattr(gcv, "_ONE_CORE", 0)
+    monkeypatch.setattr(gcv, "SMALL", 0)
+    monkeypatch.setattr(gcv, "ONE_CORE", 0)
     tried: list[int] = []
     ridge_paths = gcv.ridge_paths
     monkeypatch.setattr(gcv, "ridge_paths", lambda s, r, p, **k: tried.append(len(p[0])) or ridge_paths(s, r, p, **k))
@@ -108,8 +162,8 @@ def test_each_column_gets_its_own(route: str) -> None:
 
 
 def test_estimated_traces_choose_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gcv, "_SMALL", 0)
-    monkeypatch.setattr(gcv, "inverse_squares", lambda _: pytest.fail("the trace is known well enough"))
+    monkeypatch.setattr(gcv, "SMALL", 0)
+    monkeypatch.setattr(gcv, "inverse_traces", lambda _: pytest.fail("the trace is known well enough"))
     for seed in range(6):
         cell, targets, columns = make(seed, 900, 100)
         errors = curve(cell, columns, DEFAULT_ALPHAS).sum(1)
@@ -117,18 +171,15 @@ def test_estimated_traces_choose_as_well(monkeypatch: pytest.MonkeyPatch) -> Non
         assert errors[index] <= errors.min() * 1.005
 
 
-def test_slopes_are_those_of_the_errors() -> None:
-    cell, targets, _ = make(2, 200, 50)
+@pytest.mark.parametrize("n", [200, 400])
+def test_slopes_are_those_of_the_errors(n: int) -> None:
+    cell, targets, _ = make(2, n, 50)
     (statistics,) = accumulate([cell], targets, F64, with_folds=False)
     for alpha in (1e-4, 1e-2, 1.0):
-        near = Penalties((alpha * (1 - 1e-4), alpha, alpha * (1 + 1e-4)))
-        scan = gcv._Scan(cell, statistics, targets, near)
-        scan.signs = torch.eye(50, dtype=F64) * 50**0.5  # in all directions: their estimates of traces are exact
-        rhs = torch.cat([scan.system.cross, scan.signs], 1)
-        (solved,), (factors,), _ = ridge_paths([scan.system], [rhs], [scan.path], keep_factors=True)
-        errors, slopes = scan._of_factors(scan.path, solved, factors, slopes=True)
-        numeric = (errors[2].log() - errors[0].log()) / (scan.path[2] - scan.path[0])
-        torch.testing.assert_close(slopes[1], numeric, rtol=1e-5, atol=0)
+        scan = gcv._Scan(cell, statistics, targets, Penalties((alpha * (1 - 1e-4), alpha, alpha * (1 + 1e-4))))
+        scan.make([0, 1, 2])
+        (below, _), (_, slopes), (above, _) = (scan._known[index] for index in range(3))
+        torch.testing.assert_close(slopes, (above / below).log() / 2e-4, rtol=1e-5, atol=0)
 
 
 def test_what_float32_cannot_tell_is_left_to_float64() -> None:
@@ -162,7 +213,7 @@ def test_the_factors_of_a_choice_give_its_solution(monkeypatch: pytest.MonkeyPat
     cell, targets, _ = make(3, 400, 90, noise=3.0)
     (statistics,) = accumulate([cell], targets, dtype, with_folds=False)
     for small in (0, 256):
-        monkeypatch.setattr(gcv, "_SMALL", small)
+        monkeypatch.setattr(gcv, "SMALL", small)
         choice = select_by_gcv(cell, statistics, targets, penalties)
         assert set(choice.factors) >= set(torch.cat(choice.indices).tolist())
         anew, again = (

@@ -1,0 +1,48 @@
+"""Scores in words: what is printed of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+_METRICS = ("fvu", "accuracy", "loss")  # mse says what fvu does, in other units
+
+
+def listing(rows: Iterable[Mapping[str, Any]]) -> str:
+    """A line for each layer: held-out scores, the penalty of each target and the routes; of each run's last step.
+
+    Args:
+        rows: of ``scores.SCHEMA``, in the order of their steps and layers.
+    """
+    runs: dict[str, dict[int, list[Mapping[str, Any]]]] = {}
+    for row in rows:
+        if row["split"] == "heldout" and row["metric"] in _METRICS:
+            runs.setdefault(row["run"], {}).setdefault(row["step"], []).append(row)
+    parts = []
+    for run, steps in runs.items():
+        last = max(steps)
+        earlier = f", the last of {len(steps)}" if len(steps) > 1 else ""
+        parts.append("\n".join([f"{run}: step {last}{earlier}, held-out rows", *_lines(steps[last])]))
+    return "\n\n".join(parts)
+
+
+def _lines(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    layers: dict[str, dict[str, str]] = {}
+    for row in rows:
+        cells = layers.setdefault(row["layer"], {"layer": row["layer"], "features": f"{row['dim']}"})
+        approximate = "~" if row["approximation"] else ""
+        cells[f"{row['target']} {row['metric']}"] = f"{approximate}{row['value']:.4g}"
+        if row["alpha"] is not None:
+            cells[f"{row['target']} penalty"] = f"{row['alpha']:.0e}"
+            cells["route"] = ", ".join(dict.fromkeys([*filter(None, [cells.get("route")]), row["route"]]))
+    named = dict.fromkeys(title for cells in layers.values() for title in cells)
+    titles = [*(title for title in named if title != "route"), "route"]
+    table = [titles, *([cells.get(title, "") for title in titles] for cells in layers.values())]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return ["  ".join(_aligned(line, widths)).rstrip() for line in table]
+
+
+def _aligned(line: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
+    """Names begin at the left, numbers end at the right."""
+    for place, (text, width) in enumerate(zip(line, widths, strict=True)):
+        yield f"{text:<{width}}" if place in (0, len(widths) - 1) else f"{text:>{width}}"
