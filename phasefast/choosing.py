@@ -11,7 +11,9 @@ from .dense import converted_rows, wide_rows
 from .systems import Penalties, System, fold_sums
 from .types import Activations, PenaltyChoice, Sketch, TargetBlock, TargetMatrix
 
-SIGNS = 32  # columns of random ones that traces are estimated with (Hutchinson 1990)
+# Traces are estimated with so many columns of random signs (Hutchinson 1990). Of what is left of n, at least r degrees
+# of freedom, their spread is sqrt(2 / (SIGNS r)) / 2 at most: 1 % from r = LEFT on; below, inverses tell them.
+SIGNS, LEFT = 32, 156
 SMALL, ONE_CORE = 256, 768  # columns up to which all penalties are made at once, and two: systems that one core solves
 FEW, MANY = 4, 16  # penalties that are all made, and the most that are made at once
 _CHUNK = 1024  # rows whose errors are made at a time

@@ -20,6 +20,8 @@ from .stages.preserve import on_device
 from .stages.probe_set import ProbeSet
 from .store import check_weights, open_store
 
+_NAMED = 12  # steps of failures that are alike
+
 
 def sweep(
     model: nn.Module,
@@ -160,8 +162,8 @@ def _listed(failures: Mapping[int, PhasefastError], ordered: Mapping[int, Source
     for step, error in failures.items():
         alike.setdefault(str(error).replace(_name(step, ordered[step]), ""), []).append(step)
     for first, *others in alike.values():
-        also = f" (so do {len(others)} more, to step {others[-1]})" if others else ""
-        yield f"  step {first}: {failures[first]}{also}"
+        named = ", ".join(map(str, others[:_NAMED])) + (", ..." if len(others) > _NAMED else "")
+        yield f"  step {first}: {failures[first]}" + (f"; likewise {len(others)} more: {named}" if others else "")
 
 
 def _name(step: int, source: Source) -> str:

@@ -36,7 +36,7 @@ class Penalties:
         values = self.alphas if self.noise is None else (self.noise,)
         numbers = all(isinstance(value, (int, float)) and math.isfinite(value) and value >= 0 for value in values)
         if not values or not numbers:
-            raise ArgumentError(f"alphas, noise: expected finite numbers >= 0, got {values}")
+            raise ArgumentError(f"alphas, noise: expected finite numbers >= 0, at least one, got {values}")
         object.__setattr__(self, "alphas", tuple(sorted(set(self.alphas))))
 
     @property

@@ -213,7 +213,7 @@ def test_checkpoints_that_fail_alike_share_a_line(
     lines = str(caught.value).splitlines()
     assert len(lines) == 3
     assert lines[1].startswith(f"  step 1: {tmp_path / 'step_1.pt'} does not fit")
-    assert lines[1].endswith("unexpected keys ['extra.weight'] (so do 2 more, to step 10)")
+    assert lines[1].endswith("unexpected keys ['extra.weight']; likewise 2 more: 2, 10")
     assert lines[2].startswith("  step 20: ")
 
 

@@ -13,6 +13,7 @@ from .. import ops
 from ..choosing import (
     FEW,
     FLOAT32_ALPHA,
+    LEFT,
     MANY,
     ONE_CORE,
     SIGNS,
@@ -26,7 +27,6 @@ from ..dense import converted_rows, inverse_traces
 from ..systems import Penalties, System, eigen_path, ridge_paths, solve_eigen
 from ..types import Activations, PenaltyChoice, Statistics, TargetMatrix
 
-_SPREAD = 0.01  # of what is left of n: where traces by random signs spread by more, inverses tell them
 _CANCELLED = {torch.float32: 1e-3, torch.float64: 1e-10}  # of the targets: less than that moments cannot tell
 _DOUBTFUL = 0.01  # of the squared residuals: what rounding may do to them by moments
 _FLAT = {torch.float32: 1e-3, torch.float64: 1e-9}  # slopes in the logarithms that rounding may make
@@ -180,11 +180,12 @@ class _Scan:
         """Errors [L, u] and slopes [L, u] of their logarithms, given solutions [L, d, q + s] and factors [L, d, d]."""
         dim, count = self.signs.shape
         weights, inverse = solved.split([solved.shape[2] - count, count], 2)
-        wide, penalties = inverse.double(), path.cpu()
-        traces, squares = torch.stack([(wide * self.signs).sum((1, 2)), wide.square().sum((1, 2))]).cpu() / count
-        spread = (2 * penalties * traces / count).sqrt()
-        if bool((rough := ~(spread <= _SPREAD * (self.rows - dim + penalties * traces))).any()):
-            traces[rough], squares[rough] = inverse_traces(factors[rough.to(factors.device)]).cpu()
+        penalties = path.cpu()
+        if self.rows - dim < LEFT:
+            traces, squares = inverse_traces(factors).cpu()
+        else:
+            wide = inverse.double()
+            traces, squares = torch.stack([(wide * self.signs).sum((1, 2)), wide.square().sum((1, 2))]).cpu() / count
         left = self.rows - dim + penalties * traces
         residuals, errors = self._errors(path, weights, left)
         if not slopes:

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 import torch
 
-from ..choosing import FEW, MANY, ONE_CORE, SIGNS, SMALL
+from ..choosing import FEW, LEFT, MANY, ONE_CORE, SIGNS, SMALL
 from ..errors import ArgumentError, MemoryBudgetError
 from ..types import Layer, Route
 
@@ -232,8 +232,8 @@ def _add_scan(total: _Sum, dim: int, k: int, problem: Problem, sampled: bool = T
     total.add(
         max(tried - used, 0) * k**3 / 3 + tried * 2 * k * k * ((1.0 if everything else 1.5) * q + SIGNS), _CHOLESKY
     )
-    # Where few degrees of freedom are left, their number is not estimated but made of inverses, of weak penalties.
-    total.add(tried / 2 * 2 / 3 * k**3 if n - k < k // 4 else 0.0, _CHOLESKY)
+    # Where few degrees of freedom may be left, their number is not estimated but made of inverses.
+    total.add(tried * 2 / 3 * k**3 if n - 1 - k < LEFT else 0.0, _CHOLESKY)
     return sample
 
 
