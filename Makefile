@@ -72,7 +72,6 @@ gpu:
 	PHASEFAST_CUDA=1 PHASEFAST_REQUIRE_EXTENSION=1 $(PYTHON) setup.py --quiet build_ext --inplace
 	PYTHONPATH=. $(PYTHON) -m pytest -m cuda
 	PYTHONPATH=. PHASEFAST_CUDA_KERNELS=1 $(PYTHON) -m pytest -m cuda
-	-PYTHONPATH=. PHASEFAST_SM90_RESIDUAL=1 $(PYTHON) -m pytest -m cuda -k residual_kernel  # not yet proved
 	if command -v compute-sanitizer; then PYTHONPATH=. compute-sanitizer --error-exitcode 1 \
 	    $(PYTHON) -m pytest -m cuda -k 'kernel and (700 or even)'; fi
 	mkdir -p benchmarks/results

@@ -7,9 +7,9 @@
 #include <algorithm>
 #include <cstdint>
 #include <initializer_list>
-#include <sstream>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 namespace phasefast {
@@ -28,31 +28,30 @@ struct Name {
   int64_t index = -1;
 };
 
-inline std::ostream& operator<<(std::ostream& out, const Name& name) {
-  out << name.list;
-  if (name.index >= 0) out << '[' << name.index << ']';
-  return out;
+// Without streams: where a compiler links its own C++ library into this one beside that of torch, numbers written to
+// them end the process.
+inline std::string text_of(const std::string& text) {
+  return text;
+}
+template <typename T>
+  requires std::is_integral_v<T>
+std::string text_of(T number) {
+  return std::to_string(number);
+}
+inline std::string text_of(const Name& name) {
+  return name.index < 0 ? name.list : name.list + ('[' + text_of(name.index) + ']');
 }
 
 template <typename... Parts>
 [[noreturn]] void fail(const Parts&... parts) {
-  std::ostringstream text;
-  text << "phasefast: ";
-  (text << ... << parts);
-  throw std::runtime_error(text.str());
+  throw std::runtime_error(("phasefast: " + ... + text_of(parts)));
 }
 
 template <typename Sizes>
 std::string shape_text(const Sizes& sizes) {
-  std::ostringstream text;
-  text << '[';
-  const char* comma = "";
-  for (const int64_t size : sizes) {
-    text << comma << size;
-    comma = ", ";
-  }
-  text << ']';
-  return text.str();
+  std::string text;
+  for (const int64_t size : sizes) text += (text.empty() ? "" : ", ") + text_of(size);
+  return '[' + text + ']';
 }
 
 inline void check_count(const char* list, size_t got, const char* like, size_t expected) {
@@ -62,13 +61,9 @@ inline void check_count(const char* list, size_t got, const char* like, size_t e
 inline void check_dtype(const Name& name, const Tensor& tensor, std::initializer_list<ScalarType> expected) {
   const ScalarType got = tensor.scalar_type();
   if (std::find(expected.begin(), expected.end(), got) != expected.end()) return;
-  std::ostringstream text;
-  const char* comma = "";
-  for (const ScalarType type : expected) {
-    text << comma << toString(type);
-    comma = " or ";
-  }
-  fail(name, " has dtype ", toString(got), ", expected ", text.str());
+  std::string text;
+  for (const ScalarType type : expected) text += (text.empty() ? "" : " or ") + text_of(toString(type));
+  fail(name, " has dtype ", toString(got), ", expected ", text);
 }
 
 inline void check_shape(const Name& name, const Tensor& tensor, std::initializer_list<int64_t> expected) {

@@ -15,7 +15,9 @@ from .systems import Solution, System
 from .types import Activations, Probe, TargetBlock, TargetMatrix
 
 _FIT_FLOOR = 1e-3  # of the deviation: rounding of a fit error below that is told relative to that, not to nothing
-_FIT_TOLERANCE = 5e-6  # relative error that the identity for the fit error may have
+# Relative error that the identity for the fit error may have where none is estimated larger. That of rounded rows shows
+# what products of rounded targets with the few combinations are off by, which is more than all columns are.
+_FIT_TOLERANCE, _ROUNDED_FIT_TOLERANCE = 1e-5, 3e-4
 _SIGNS, _SOME = 8, 1024  # random vectors of signs that a trace is estimated with, and rows, at most
 # Mean squared error of rounding to bfloat16 over the mean square: numbers of a mantissa m in [1, 2), evenly spread on a
 # logarithmic scale, are off by up to 2^-8, evenly spread too: 2^-16 / 3 over the mean of m^2.
@@ -105,12 +107,16 @@ def certify(cell: Activations, system: System, targets: TargetMatrix, parts: Seq
     scale = missed.clamp_min(_FIT_FLOOR * deviation)
     certificates = []
     for part, place in zip(parts, _places(sizes), strict=True):
-        estimates = [_share(a[place], b[place], part.probe) for a, b in ((lost, kept), (lost_fit, scale))]
-        regression = part.block.kind == "regression"  # classes are scored by their hits, row by row
-        of_part = wz[:, place], missed[place], deviation[place]
-        fit_error, doubt = _fit_error(system, targets, part, *of_part) if regression else (None, 0.0)
+        estimate = max(_share(a[place], b[place], part.probe) for a, b in ((lost, kept), (lost_fit, scale)))
         blurred = _blurred(cell, system, part.solution, wz[:, place], missed[place])
-        certificates.append(Certificate(max(*estimates, doubt, float(blurred.sum() / kept[place].sum())), fit_error))
+        estimate = max(estimate, float(blurred.sum() / kept[place].sum()))
+        if part.block.kind == "regression":  # classes are scored by their hits, row by row
+            of_part = wz[:, place], missed[place], deviation[place]
+            tolerance = max(estimate, _ROUNDED_FIT_TOLERANCE if cell.rounded else _FIT_TOLERANCE)
+            fit_error, doubt = _fit_error(system, targets, part, *of_part, tolerance)
+            certificates.append(Certificate(max(estimate, doubt), fit_error))
+        else:
+            certificates.append(Certificate(estimate, None))
     return certificates
 
 
@@ -185,12 +191,13 @@ def _places(sizes: Sequence[int]) -> list[slice]:
 
 
 def _fit_error(
-    system: System, targets: TargetMatrix, part: Part, wz: Tensor, missed: Tensor, deviation: Tensor
+    system: System, targets: TargetMatrix, part: Part, wz: Tensor, missed: Tensor, deviation: Tensor, tolerance: float
 ) -> tuple[float | None, float]:
     """The squared error on the fit rows by an identity, where that proves exact on the random combinations; its error.
 
     Args:
         wz: weights of the combinations [d, c]. missed: their squared errors [c]. deviation: theirs from the mean [c].
+        tolerance: relative error that it may have.
     """
     # With G W = C - penalty W the fit error is tr T'T - tr W'C - penalty tr W'W: no second pass over the rows.
     columns, penalty = part.columns, part.solution.penalty
@@ -198,7 +205,7 @@ def _fit_error(
     combined = (part.probe.directions.mT.contiguous() @ cross.mT).mT  # few columns are multiplied faster as rows
     explained = (wz * combined).sum(0) + penalty * wz.square().sum(0)
     doubt = _share(deviation - explained - missed, missed, part.probe)
-    if not doubt < _FIT_TOLERANCE:
+    if not doubt <= tolerance:
         return None, 0.0
     if part.probe.exact:
         return float((deviation - explained).sum()), doubt

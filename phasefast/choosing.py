@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .dense import converted_rows, wide_rows
-from .systems import Penalties, System, fold_sums
-from .types import Activations, PenaltyChoice, Sketch, TargetBlock, TargetMatrix
+from .dense import Factor, converted_rows, wide_rows
+from .systems import Penalties, PenaltyChoice, System, fold_sums
+from .types import Activations, Sketch, TargetBlock, TargetMatrix
 
 # Traces are estimated with so many columns of random signs (Hutchinson 1990). Of what is left of n, at least r degrees
 # of freedom, their spread is sqrt(2 / (SIGNS r)) / 2 at most: 1 % from r = LEFT on; below, inverses tell them.
@@ -43,7 +43,7 @@ def checked(
     targets: TargetMatrix,
     penalties: Penalties,
     dtype: torch.dtype,
-    factors: Mapping[int, Tensor] | None = None,
+    factors: Mapping[int, Factor] | None = None,
 ) -> PenaltyChoice:
     """The choice [u] with its errors; ``failed``: float32 found no solution for a weaker penalty."""
     widths = [units_of(block, targets) for block in targets.blocks]
@@ -69,11 +69,13 @@ def per_unit(errors: Tensor, targets: TargetMatrix) -> Tensor:
     return torch.cat(parts, 1)
 
 
-def sketch_of(blocks: Sequence[TargetBlock], fit: Tensor, folds: Sequence[int]) -> Sketch:
+def sketch_of(
+    blocks: Sequence[TargetBlock], fit: Tensor, folds: Sequence[int], mixes: Sequence[Tensor | None] = ()
+) -> Sketch:
     """Columns [n, q] that stand for all target columns, with their sums over each fold."""
     sums = fold_sums(fit, folds)
     squares = torch.stack([rows.square_().sum(0) for _, rows in wide_rows(fit, fit.shape[1])]).sum(0)
-    return Sketch(tuple(blocks), fit, sums, squares - sums.sum(0).square() / len(fit))
+    return Sketch(tuple(blocks), fit, sums, squares - sums.sum(0).square() / len(fit), tuple(mixes))
 
 
 def offsets_of(train: System, weights: Tensor) -> Tensor:

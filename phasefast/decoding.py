@@ -16,8 +16,8 @@ from .stages.reduce import reduce_features, subset
 from .stages.select import select_by_folds, select_by_leave_one_out
 from .stages.solve import solve, solve_target_free
 from .stages.statistics import accumulate
-from .systems import Penalties
-from .types import Activations, Decoder, PenaltyChoice, Statistics, TargetMatrix
+from .systems import Penalties, PenaltyChoice
+from .types import Activations, Decoder, Statistics, TargetMatrix
 
 ERROR_TOLERANCE = 1e-5  # relative, of the squared errors: above it, float32 is not enough
 Precision = Literal["exact", "fast", "double"]

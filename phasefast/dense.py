@@ -10,13 +10,16 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from . import ops
+
 _LINE, _PAGE, _LARGE = 64, 4096, 1 << 24  # bytes
 _CONVERTED, _CONVERTED_ELEMENTS = 4096, 1 << 25  # rows in another type that are kept at a time, at most
 _CACHED = 1 << 18  # elements of a float64 copy that stays in the cache
 _LAUNCH = 32  # times as many are worth the launches on a GPU
 _ROUND, _ROWS = 2, 128  # times as many are worth a product, or so many rows of long ones
-_LEAF = 256  # columns of a triangular block that LAPACK inverts
+_LEAF = 256  # columns of a triangular block that LAPACK inverts, or a GPU with others at once; a quarter of _BLOCK
 _PANEL = 256  # columns that are eliminated by the inverse of their block
+_BLOCK = 1024  # columns of a triangular block that products of their own pay for, on a GPU
 _STRIP, _STRIPS = 256, 8  # rows or columns of a triangular matrix that are multiplied at a time; at most so many parts
 
 
@@ -144,11 +147,77 @@ def substitute(factor: Tensor, rhs: Tensor) -> Tensor:
     return out
 
 
+class Factor:
+    """The lower Cholesky factor [d, d] of a matrix, until its inverse is asked for, which takes its place."""
+
+    def __init__(self, lower: Tensor) -> None:
+        self._matrix, self._inverted = lower, False
+
+    @property
+    def inverse_root(self) -> Tensor:
+        """Lower triangular [d, d]; the matrix's inverse is inverse_root' inverse_root."""
+        if not self._inverted:
+            self._matrix, self._inverted = invert_lower(self._matrix), True
+        return self._matrix
+
+    @property
+    def diagonal(self) -> Tensor:
+        """Of the factor, [d]."""
+        own = self._matrix.diagonal()
+        return 1 / own if self._inverted else own
+
+    def clone(self) -> Factor:
+        """One that keeps no other factors alive beside it."""
+        own = Factor(self._matrix.clone())
+        own._inverted = self._inverted
+        return own
+
+    def solve(self, rhs: Tensor) -> Tensor:
+        """The matrix's inverse times rhs [d, c], in the factor's dtype."""
+        if not multiplies_fast(self._matrix):
+            return substitute(self._matrix, rhs)
+        root, between = self.inverse_root, self.halve(rhs)
+        out = torch.zeros_like(between)
+        for start, stop in strips(0, len(root), _BLOCK):
+            ops.gram([root[start:, start:stop]], between[start:], [], [out[start:stop]])
+        return out
+
+    def halve(self, rhs: Tensor) -> Tensor:
+        """The factor's inverse times rhs [d, c], in the factor's dtype."""
+        rhs = rhs.to(self._matrix.dtype)
+        if not multiplies_fast(self._matrix):
+            halved: Tensor = torch.linalg.solve_triangular(self._matrix, rhs, upper=False)
+            return halved
+        root, out = self.inverse_root, torch.zeros_like(rhs, memory_format=torch.contiguous_format)
+        for start, stop in strips(0, len(root), _BLOCK):
+            ops.gram([root[start:stop, :stop].mT.contiguous()], rhs[:stop], [], [out[start:stop]])
+        return out
+
+    def inverse_traces(self) -> Tensor:
+        """tr X and tr X^2 [2] float64 of the matrix's inverse X."""
+        if multiplies_fast(self._matrix):
+            root = self.inverse_root
+            inverse = torch.zeros_like(root, memory_format=torch.contiguous_format)
+            ops.gram([root], root[:, :0], [inverse], [inverse[:, :0]])
+            inverse = inverse.tril_().add_(inverse.tril(-1).mT)
+        else:
+            inverse = torch.cholesky_inverse(self._matrix)
+        trace = inverse.diagonal().sum(dtype=torch.float64)
+        return torch.stack([trace, inverse.square_().sum(dtype=torch.float64)])
+
+
+def multiplies_fast(matrix: Tensor) -> bool:
+    """Whether the op gram multiplies such matrices so much faster than PyTorch that more launches pay."""
+    return len(matrix) >= _BLOCK and matrix.dtype == torch.float32 and ops.float32_is_fast(matrix.device)
+
+
 def invert_lower(factor: Tensor) -> Tensor:
     """Invert a lower triangular matrix [d, d] in place, by halves; about d^3 / 2.5 operations, nearly all in products.
 
     What is above the diagonal has to be zero.
     """
+    if multiplies_fast(factor):
+        return _invert_blocks(factor)
 
     def invert(start: int, stop: int) -> None:
         own = factor[start:stop, start:stop]
@@ -175,18 +244,46 @@ def invert_lower(factor: Tensor) -> Tensor:
     return factor
 
 
-def inverse_traces(factors: Tensor) -> Tensor:
-    """tr X and tr X^2 [2, L] float64 of X = (factor factor')^-1, of lower triangular factors [L, d, d]."""
-    found = torch.empty(2, len(factors), dtype=torch.float64, device=factors.device)
-    for (trace, squares), factor in zip(found.unbind(1), factors, strict=True):
-        inverse = torch.cholesky_inverse(factor)
-        torch.sum(inverse.diagonal(), 0, dtype=torch.float64, out=trace)
-        torch.sum(inverse.square_(), (0, 1), dtype=torch.float64, out=squares)
-    return found
+def _invert_blocks(factor: Tensor) -> Tensor:
+    """``invert_lower`` on a GPU: diagonal blocks all at once, the rest by the op gram."""
+    d, whole = len(factor), len(factor) // _BLOCK * _BLOCK
+
+    def diagonal(size: int) -> Tensor:
+        row, col = factor.stride()
+        return factor.as_strided((whole // size, size, size), (size * (row + col), row, col), factor.storage_offset())
+
+    for own in (diagonal(_LEAF), *([factor[None, whole:, whole:]] if whole < d else [])):
+        eye = torch.eye(own.shape[1], dtype=factor.dtype, device=factor.device)
+        own.copy_(torch.linalg.solve_triangular(own, eye.expand_as(own), upper=False))
+    for half in (_LEAF, 2 * _LEAF):
+        own = diagonal(2 * half)
+        above, below = own[:, :half, :half], own[:, half:, :half]
+        below.copy_((own[:, half:, half:] @ (below @ above)).neg_())
+
+    def join(start: int, stop: int) -> None:
+        if stop - start <= _BLOCK:
+            return
+        middle = start + (-(-(stop - start) // _BLOCK) + 1) // 2 * _BLOCK
+        join(start, middle)
+        join(middle, stop)
+        # As in invert_lower: -c^-1 b a^-1, a left factor's columns with a right one's.
+        below = factor[middle:stop, start:middle]
+        turned, mixed = below.mT.contiguous().neg_(), factor.new_zeros(below.shape)
+        for low, high in strips(start, middle, _BLOCK):
+            columns = slice(low - start, high - start)
+            ops.gram([turned[low - start :]], factor[low:middle, low:high], [], [mixed[:, columns]])
+        below.zero_()
+        turned = factor[middle:stop, middle:stop].mT.contiguous()
+        for low, high in strips(middle, stop, _BLOCK):
+            rows, reach = slice(low - middle, high - middle), high - middle
+            ops.gram([turned[:reach, rows]], mixed[:reach], [], [below[rows]])
+
+    join(0, d)
+    return factor
 
 
-def strips(start: int, stop: int) -> list[tuple[int, int]]:
+def strips(start: int, stop: int, least: int = _STRIP) -> list[tuple[int, int]]:
     """Edges of parts of a triangular matrix, so many that little of its zeros is multiplied and products stay large."""
-    count = min(max((stop - start) // _STRIP, 1), _STRIPS)
+    count = min(max((stop - start) // least, 1), _STRIPS)
     edges = [start + (stop - start) * i // count for i in range(count + 1)]
     return list(itertools.pairwise(edges))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .dense import aligned_empty, inner, invert_lower, row_chunk, strips, substitute
+from .dense import Factor, aligned_empty, inner, multiplies_fast, row_chunk, strips
 from .errors import ArgumentError, SolveError
-from .types import Activations, Moments
+from .types import Activations, Moments, TargetMatrix
 
 DEFAULT_ALPHAS = tuple(10.0**k for k in range(-6, 3))
 _JITTERS = (1e-14, 1e-13, 1e-12, 1e-11)
@@ -139,6 +139,26 @@ class System:
 
 
 @dataclass(frozen=True)
+class PenaltyChoice:
+    """Which penalty each target is decoded with.
+
+    Attributes:
+        indices: per target, an int64 tensor on the CPU: one index, or one for each of its columns.
+        reliable: whether the precision of the statistics could rank the penalties.
+        factors: of Gram matrix and penalty, that the choice has left, by index.
+    """
+
+    indices: tuple[Tensor, ...]
+    reliable: bool = True
+    factors: Mapping[int, Factor] = field(default_factory=dict)
+
+    @classmethod
+    def first(cls, targets: TargetMatrix) -> PenaltyChoice:
+        """The only penalty, for all targets."""
+        return cls(tuple(torch.zeros(1, dtype=torch.int64) for _ in targets.blocks))
+
+
+@dataclass(frozen=True)
 class Solution:
     """Weights [d, p] of one penalty, and a root to solve further right-hand sides with.
 
@@ -199,16 +219,16 @@ def ridge_paths(
     return weights, factors, list(info)
 
 
-def ridge_path(
-    system: System, rhs: Tensor, path: Tensor, keep_factors: bool = False
-) -> tuple[Tensor, list[Tensor], Tensor]:
-    """Solutions [L, d, p] of one system, factors [d, d], or none, and info [L]; see :func:`ridge_paths`."""
-    weights, factors, info = ridge_paths([system], [rhs], [path], keep_factors)
-    return weights[0], list(factors[0]) if factors else [], info[0]
+def factor_path(system: System, rhs: Tensor, path: Tensor) -> tuple[Tensor, list[Factor], Tensor]:
+    """Solutions [L, d, p] of one system, the factors they are made of, and info [L]; see :func:`ridge_paths`."""
+    apart = len(path) == 1 and multiplies_fast(system.gram)  # then its factor solves faster than the op
+    weights, (factors,), (info,) = ridge_paths([system], [rhs[:, :0] if apart else rhs], [path], keep_factors=True)
+    found = [Factor(factor) for factor in factors]
+    return found[0].solve(rhs)[None] if apart else weights[0], found, info
 
 
 def eigen_path(system: System, rhs: Tensor, path: Tensor) -> tuple[Tensor, Tensor]:
-    """Solutions [L, d, p] and info [L] like ``ridge_path``, from one eigendecomposition in the system's dtype.
+    """Solutions [L, d, p] and info [L] like :func:`factor_path`, from one eigendecomposition in the system's dtype.
 
     A penalty of zero gives the solution of least norm; in float32 that cannot be told apart, and info is 1.
     """
@@ -220,11 +240,11 @@ def eigen_path(system: System, rhs: Tensor, path: Tensor) -> tuple[Tensor, Tenso
     return torch.stack(weights), (~solved).int()
 
 
-def solve_cholesky(system: System, rhs: Tensor, penalty: float, factor: Tensor | None = None) -> Solution:
+def solve_cholesky(system: System, rhs: Tensor, penalty: float, factor: Factor | None = None) -> Solution:
     """Solve with one penalty: Cholesky, then (float64) with jitter, then by eigendecomposition with a rank cut.
 
     Args:
-        rhs: [d, p]. factor: the Cholesky factor, where it is known already; its inverse takes its place.
+        rhs: [d, p]. factor: where it is known already.
     """
     diagonal = system.diagonal
     largest = float(diagonal.max())
@@ -241,10 +261,10 @@ def solve_cholesky(system: System, rhs: Tensor, penalty: float, factor: Tensor |
         path = torch.tensor([penalty + jitter], dtype=torch.float64, device=diagonal.device)
         weights, found = _weights_and_factor(system, rhs, path, factor)
         if found is not None:
-            live = (found.diagonal()[alive] if rank else found.diagonal()).double()
+            live = (found.diagonal[alive] if rank else found.diagonal).double()
             condition = float((live.max() / live.min()) ** 2)
-            inverse_root = invert_lower(found)
-            dof = len(found) - (penalty + jitter) * inner(inverse_root, inverse_root)
+            inverse_root = found.inverse_root
+            dof = len(inverse_root) - (penalty + jitter) * inner(inverse_root, inverse_root)
             route = system.cell.route
             return Solution(weights, penalty + jitter, jitter, rank, dof, condition, route, inverse_root, True)
     if not final:
@@ -266,13 +286,13 @@ def solve_eigen(system: System, rhs: Tensor, penalty: float) -> Solution:
 
 
 def _weights_and_factor(
-    system: System, rhs: Tensor, path: Tensor, factor: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """Weights [d, p] of the path's one penalty and its factor [d, d]: the given one, or None where there is none."""
+    system: System, rhs: Tensor, path: Tensor, factor: Factor | None
+) -> tuple[Tensor, Factor | None]:
+    """Weights [d, p] of the path's one penalty and its factor: the given one, or None where there is none."""
     if factor is not None:
-        return substitute(factor, rhs), factor
-    weights, factors, info = ridge_path(system, rhs, path, keep_factors=True)
-    return weights[0], factors[0] if int(info[0]) == 0 else None
+        return factor.solve(rhs), factor
+    weights, (factor,), info = factor_path(system, rhs, path)
+    return weights[0], factor if int(info[0]) == 0 else None
 
 
 def _failed(system: System, rhs: Tensor, penalty: float) -> Solution:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -43,12 +43,15 @@ class Sketch:
     Attributes:
         blocks: one entry per target. fit: [n, q] float32. sums: [k, q] float64, per fold.
         squares: [q] float64, squared deviations from the mean.
+        mixes: per target, what its columns are multiplied by [p, q], or None where they stand for themselves; empty
+            where the columns that are decoded are others.
     """
 
     blocks: tuple[TargetBlock, ...]
     fit: torch.Tensor
     sums: torch.Tensor
     squares: torch.Tensor
+    mixes: tuple[torch.Tensor | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -169,27 +172,6 @@ class Statistics:
     dtype: torch.dtype
     total: Moments
     folds: tuple[Moments, ...]
-
-
-@dataclass(frozen=True)
-class PenaltyChoice:
-    """Which penalty each target is decoded with.
-
-    Attributes:
-        indices: per target, an int64 tensor on the CPU: one index, or one for each of its columns.
-        reliable: whether the precision of the statistics could rank the penalties.
-        factors: lower Cholesky factors [d, d] of Gram matrix and penalty that the choice has left, by index; solving
-            overwrites them.
-    """
-
-    indices: tuple[torch.Tensor, ...]
-    reliable: bool = True
-    factors: Mapping[int, torch.Tensor] = field(default_factory=dict)
-
-    @classmethod
-    def first(cls, targets: TargetMatrix) -> PenaltyChoice:
-        """The only penalty, for all targets."""
-        return cls(tuple(torch.zeros(1, dtype=torch.int64) for _ in targets.blocks))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 
 import phasefast as pf
 from phasefast import ops
+from phasefast.dense import Factor
 from phasefast.ops import reference
 from tests.conftest import SmallNet
 
@@ -97,6 +97,15 @@ def test_capture_kernel_is_the_reference(kernels: Any, samples: int, given: torc
                 )
 
 
+def test_refused_arguments_are_named_with_their_sizes(kernels: Any) -> None:
+    rows, targets = torch.zeros(5, 3, device="cuda"), torch.zeros(4, 2, device="cuda")
+    crosses = torch.zeros(3, 2, device="cuda")
+    with pytest.raises(RuntimeError, match=r"rows\[0\] has shape \[5, 3\], expected \[4, 3\]"):
+        kernels.gram([rows], targets, [], [crosses])
+    with pytest.raises(RuntimeError, match=r"rows\[0\] has dtype Double, expected"):
+        kernels.gram([rows[:4].double()], targets, [], [crosses])
+
+
 @pytest.mark.parametrize("variant", ["sm90", "sm80"])
 @pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -140,11 +149,60 @@ def test_gram_kernel_against_float64(
         assert cross_error <= 1e-5 * norm * targets.double().norm(dim=0).max() + start
 
 
-# Ragged shapes, which the variant has not run on, only where they are asked for: a fault ends all that runs after it.
-ASKED = os.environ.get("PHASEFAST_SM90_RESIDUAL") == "1"
+@pytest.mark.parametrize("variant", ["sm90", "sm80"])
+def test_gram_and_residual_kernels_of_columns_of_all_sizes(
+    kernels: Any, monkeypatch: pytest.MonkeyPatch, variant: str
+) -> None:
+    monkeypatch.setenv("PHASEFAST_SM90", str(int(variant == "sm90")))
+    generator = torch.Generator("cuda").manual_seed(0)
+    n, width, columns = 700, 192, 130
+    rows, targets = (torch.randn(n, size, generator=generator, device="cuda") for size in (width, columns))
+    sizes = 10.0 ** torch.linspace(-12, 12, width, device="cuda")
+    rows, targets = rows * sizes, targets * 1e-6
+    rows[3, 5] *= 1e7  # an outlier
+    rows[:, 9] = 0
+    gram = torch.zeros(width, width, dtype=torch.float64, device="cuda")
+    cross = torch.zeros(width, columns, dtype=torch.float64, device="cuda")
+    kernels.gram([rows], targets, [gram], [cross])
+    wide, norms = rows.double(), rows.double().norm(dim=0).clamp_min(1e-300)
+    assert ((gram - wide.T @ wide).tril().abs() / norms / norms[:, None]).max() < 1e-5
+    bound = norms[:, None] * targets.double().norm(dim=0)
+    assert ((cross - wide.T @ targets.double()).abs() / bound).max() < 1e-5
+    weights = torch.randn(width, columns, generator=generator, device="cuda") / sizes[:, None]
+    offset, expected = torch.zeros(columns, device="cuda"), torch.randn(n, columns, generator=generator, device="cuda")
+    errors = torch.full((1, n), torch.nan, dtype=torch.float64, device="cuda")
+    hits = torch.zeros(1, n, dtype=torch.bool, device="cuda")
+    kernels.residual([rows], [weights], [offset], expected, [0, columns], [False], [errors], [hits])
+    exact = (wide @ weights.double() - expected.double()).square().sum(1)
+    torch.testing.assert_close(errors[0], exact, rtol=1e-5, atol=0)
+    rows[11, 7] = torch.nan
+    gram.zero_()
+    kernels.gram([rows], targets, [gram], [cross])
+    bad = gram.tril().isnan()
+    assert bad[7, :8].all()
+    assert bad[7:, 7].all()
+    bad[7], bad[:, 7] = False, False
+    assert not bad.any()
 
 
-@pytest.mark.parametrize("variant", ["sm90", "sm80"] if ASKED else ["sm80"])
+@pytest.mark.parametrize("d", [1024, 1500, 4096])
+def test_factors_against_float64(d: int) -> None:
+    rows = torch.randn(d + 500, d, device="cuda")
+    gram = (rows.double().T @ rows.double()) + d * torch.eye(d, device="cuda")
+    lower = torch.linalg.cholesky(gram)
+    factor, rhs = Factor(lower.float()), torch.randn(d, 90, dtype=torch.float64, device="cuda")
+
+    def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+        return float((found.double() - expected).norm() / expected.norm()) < 1e-5
+
+    assert close(factor.halve(rhs), torch.linalg.solve_triangular(lower, rhs, upper=False))
+    assert close(factor.solve(rhs), torch.cholesky_solve(rhs, lower))
+    assert close(factor.inverse_root, torch.linalg.solve_triangular(lower, torch.eye(d).to(lower), upper=False))
+    inverse = torch.cholesky_inverse(lower)
+    assert close(factor.inverse_traces(), torch.stack([inverse.trace(), inverse.square().sum()]))
+
+
+@pytest.mark.parametrize("variant", ["sm90", "sm80"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("samples", [1, 130, 700, 20_000])
 def test_residual_kernel_against_float64(

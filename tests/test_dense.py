@@ -7,12 +7,13 @@ import gc
 import pytest
 import torch
 
+from phasefast import ops
 from phasefast.dense import (
+    Factor,
     aligned_empty,
     converted_rows,
     empty,
     inner,
-    inverse_traces,
     invert_lower,
     left_product,
     product,
@@ -119,9 +120,36 @@ def test_triangular_factors(d: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_traces_of_inverses(dtype: torch.dtype) -> None:
-    factors = (torch.randn(3, 40, 40, dtype=torch.float64) + 20 * torch.eye(40)).tril()
-    inverses = (factors @ factors.mT).inverse()
-    expected = torch.stack([inverses.diagonal(dim1=1, dim2=2).sum(1), inverses.square().sum((1, 2))])
-    torch.testing.assert_close(
-        inverse_traces(factors.to(dtype)), expected, rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=0
-    )
+    lower = (torch.randn(40, 40, dtype=torch.float64) + 20 * torch.eye(40)).tril()
+    inverse = (lower @ lower.mT).inverse()
+    expected = torch.stack([inverse.trace(), inverse.square().sum()])
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    torch.testing.assert_close(Factor(lower.to(dtype)).inverse_traces(), expected, rtol=tolerance, atol=0)
+
+
+@pytest.mark.parametrize("d", [1024, 1100, 2048, 3000])
+def test_factors_of_a_gpu_that_multiplies_fast(monkeypatch: pytest.MonkeyPatch, d: int) -> None:
+    monkeypatch.setattr(ops, "float32_is_fast", lambda device: True)
+    a = torch.randn(d + 50, d, dtype=torch.float64)
+    matrix = a.mT @ a + torch.eye(d)
+    lower = torch.linalg.cholesky(matrix)
+    stored = aligned_empty(d, d, torch.float32, CPU).copy_(lower)
+    rhs = torch.randn(d, 7, dtype=torch.float64)
+    factor = Factor(stored)
+    copy = factor.clone()
+    before = factor.diagonal.clone()
+
+    def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+        return float((found.double() - expected).norm() / expected.norm()) < 2e-4
+
+    assert close(factor.solve(rhs), torch.cholesky_solve(rhs, lower))
+    assert close(factor.halve(rhs), torch.linalg.solve_triangular(lower, rhs, upper=False))
+    inverse = matrix.inverse()
+    assert close(factor.inverse_traces(), torch.stack([inverse.trace(), inverse.square().sum()]))
+    root = factor.inverse_root
+    assert root.data_ptr() == stored.data_ptr()
+    assert torch.equal(root, root.tril())
+    assert close(root, lower.inverse())
+    torch.testing.assert_close(factor.diagonal, before, rtol=1e-5, atol=0)
+    assert torch.equal(copy.diagonal, before)
+    assert torch.equal(factor.clone().inverse_root, root)

@@ -64,6 +64,11 @@ PHASEFAST_DEVICE void add_to(double* place, double value) {
   asm volatile("red.global.add.f64 [%0], %1;" ::"l"(__cvta_generic_to_global(place)), "d"(value) : "memory");
 }
 
+// The larger of it and a number in global memory.
+PHASEFAST_DEVICE void raise_to(uint32_t* place, uint32_t value) {
+  asm volatile("red.global.max.u32 [%0], %1;" ::"l"(__cvta_generic_to_global(place)), "r"(value) : "memory");
+}
+
 // The value of the lane whose index differs by `mask`.
 template <typename T>
 PHASEFAST_DEVICE T shuffle(T value, int mask) {

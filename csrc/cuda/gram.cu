@@ -31,8 +31,8 @@ void launch(GramGroup& group, const Caller& caller) {
   kernel<<<static_cast<unsigned>(std::min(group.items(), resident)), kThreads, kBytes, caller.stream()>>>(group);
   check(cudaGetLastError(), "gram: launch");
   if (group.splits == 1) return;
-  gram_reduce_kernel<<<static_cast<unsigned>(std::min(group.tiles, 4 * resident)), kThreads, 0, caller.stream()>>>(
-      group);
+  const int64_t reducers = std::min(reduce_items(group, kTileSize), 4 * resident);
+  gram_reduce_kernel<<<static_cast<unsigned>(reducers), kThreads, 0, caller.stream()>>>(group);
   check(cudaGetLastError(), "gram: reduction");
 }
 

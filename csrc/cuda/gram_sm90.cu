@@ -18,8 +18,8 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
 }
 
 template <typename S>
-__global__ void __launch_bounds__(kSplitThreads) gram_sm90_reduce_kernel(const __grid_constant__ GramGroup group) {
-  gram_reduce_body(group, S::kSize, kSplitThreads);
+__global__ void __launch_bounds__(kPlainThreads) gram_sm90_reduce_kernel(const __grid_constant__ GramGroup group) {
+  gram_reduce_body(group, S::kSize, kPlainThreads);
 }
 
 template <typename S>
@@ -32,8 +32,8 @@ void launch(GramGroup& group, const GramMaps& maps, const Caller& caller) {
   check(cudaMemsetAsync(group.pace, 0, sizeof(int64_t), caller.stream()), "gram: pace");
   launch_clusters<S>(gram_sm90_kernel<S>, std::min(group.items(), clusters), caller, group, maps);
   if (group.splits == 1) return;
-  const unsigned reducers = static_cast<unsigned>(std::min<int64_t>(group.tiles, 8 * caller.processors()));
-  gram_sm90_reduce_kernel<S><<<reducers, kSplitThreads, 0, caller.stream()>>>(group);
+  const int64_t reducers = std::min<int64_t>(reduce_items(group, S::kSize), 8 * caller.processors());
+  gram_sm90_reduce_kernel<S><<<static_cast<unsigned>(reducers), kPlainThreads, 0, caller.stream()>>>(group);
   check(cudaGetLastError(), "gram: reduction");
 }
 
@@ -43,24 +43,39 @@ void gram_cells(GramGroup& group, const Tensors& rows, const Tensor& targets, co
   const bool whole = rows[0].scalar_type() == ScalarType::BFloat16 && targets.scalar_type() == ScalarType::BFloat16;
   const TileSize size = whole ? Whole::kSize : Split::kSize;
   const int depth = whole ? Whole::kDepth : Split::kDepth;
-  int64_t bytes = scratch_bytes(matrix_of(targets));
-  for (const Tensor& row : rows) bytes += scratch_bytes(matrix_of(row));
+  const auto bytes_of = [&](const Tensor& matrix) {
+    return whole ? whole_bytes(matrix_of(matrix)) : halves_bytes(matrix_of(matrix));
+  };
+  int64_t bytes = bytes_of(targets), places = largest_places(group.cols);
+  for (const Tensor& row : rows) {
+    bytes += bytes_of(row);
+    places += largest_places(row.size(1));
+  }
   const int64_t most = bytes ? std::max<int64_t>(kScratch / bytes / depth, 1) * depth : samples;
+  GramMaps maps{};
+  maps.row_parts = halves_of(rows[0].scalar_type());
+  maps.target_parts = halves_of(targets.scalar_type());
+  const Tensor kept = caller.scratch(whole ? 0 : places);
+  if (!whole) {
+    uint32_t* place = static_cast<uint32_t*>(kept.data_ptr());
+    if (group.cols) maps.target_largest = largest_of(matrix_of(targets), nullptr, place, caller);
+    for (int64_t i = 0; i < count; ++i) maps.row_largest[i] = largest_of(matrix_of(rows[i]), nullptr, place, caller);
+  }
   for (int64_t begin = 0; begin < samples; begin += most) {
     group.samples = std::min(most, samples - begin);
     const Tensor held = caller.scratch(across(bytes * group.samples, sizeof(float)));
     char* scratch = static_cast<char*>(held.data_ptr());
-    GramMaps maps{};
-    const auto map_of = [&](const Tensor& matrix) {
-      return tensor_map(parts_at(matrix_of(matrix), begin, group.samples, scratch, caller), depth);
+    const auto map_of = [&](const Tensor& tensor, const uint32_t* largest) {
+      const Matrix matrix = rows_from(matrix_of(tensor), begin, group.samples);
+      const Parts parts =
+          whole ? whole_parts(matrix, scratch, caller) : halves(matrix, nullptr, largest, scratch, caller);
+      return tensor_map(parts, depth);
     };
-    maps.row_parts = parts_of(rows[0].scalar_type());
-    maps.target_parts = parts_of(targets.scalar_type());
-    if (group.cols) maps.targets = map_of(targets);
+    if (group.cols) maps.targets = map_of(targets, maps.target_largest);
     group.tiles = 0;
     for (int64_t i = 0; i < count; ++i) {
       GramCell& cell = group.cells[i];
-      maps.rows[i] = map_of(rows[i]);
+      maps.rows[i] = map_of(rows[i], maps.row_largest[i]);
       cell.first = group.tiles;
       group.tiles += gram_tiles(cell.width, group.cols, cell.gram != nullptr, size);
     }

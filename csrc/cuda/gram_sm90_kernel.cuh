@@ -1,4 +1,4 @@
-// gram on Hopper's tensor cores (compute capability 9.0), for numbers that are sums of bfloat16 parts.
+// gram on Hopper's tensor cores (compute capability 9.0), for bfloat16 numbers and for sums of float16 parts.
 //
 // One warpgroup copies panels of both factors into a ring of slots, two multiply them; the two blocks of a cluster
 // share the right panel. Both factors are row-major in samples, which is the layout that wgmma takes transposed, so
@@ -16,6 +16,7 @@ namespace phasefast::cuda {
 struct GramMaps {
   CUtensorMap rows[kCells], targets;  // [part, sample, column]
   int row_parts, target_parts;
+  const uint32_t *row_largest[kCells], *target_largest;  // of their columns, where they are parts: see halves.cuh
 };
 
 // An item as a block of threads sees it.
@@ -110,6 +111,22 @@ PHASEFAST_DEVICE void put_sums(const float (&sum)[S::kSums], const GramSink& sin
   }
 }
 
+// Sums of parts as those of the columns themselves; `rows`, `cols`: the largest from the warpgroup's first on.
+template <typename S>
+PHASEFAST_DEVICE void scale_back(float (&sum)[S::kSums], const uint32_t* rows, const uint32_t* cols) {
+  const int lane = Thread::index() % 32, row = Thread::index() / 32 % 4 * 16 + lane / 4;
+  const float backs[] = {scale_of(rows[row]).back, scale_of(rows[row + 8]).back};
+  PHASEFAST_UNROLL
+  for (int i = 0; i < S::kSums / 4; ++i) {
+    PHASEFAST_UNROLL
+    for (int j = 0; j < 2; ++j) {
+      const float back = scale_of(cols[i * 8 + lane % 4 * 2 + j]).back;
+      sum[4 * i + j] = sum[4 * i + j] * backs[0] * back;
+      sum[4 * i + 2 + j] = sum[4 * i + 2 + j] * backs[1] * back;
+    }
+  }
+}
+
 // A warpgroup that multiplies.
 template <typename S>
 PHASEFAST_DEVICE void consume(const GramGroup& group, const GramMaps& maps, const Ring<S>& ring, int rank, int own) {
@@ -117,18 +134,21 @@ PHASEFAST_DEVICE void consume(const GramGroup& group, const GramMaps& maps, cons
     const HopperItem at = HopperItem::at<S>(group, maps, item);
     int left = at.begin < at.end ? static_cast<int>(across(at.end - at.begin, S::kDepth)) : 0;
     bool fresh = group.splits > 1;
+    const int first = rank * kBlockRows + own * 64;
     do {  // an empty split gives zeros
       constexpr int kWindow = S::kParts > 1 ? INT32_MAX : static_cast<int>(kPromote / S::kDepth);
       const int stages = left < kWindow ? left : kWindow;
       float sum[S::kSums] = {};
       if constexpr (S::kParts > 1) {
         add_stages_of_parts<S, LeftColumns>(sum, ring, turn, stages, own, maps.row_parts, at.right_parts);
+        const uint32_t* rows = maps.row_largest[at.tile.cell];
+        scale_back<S>(sum, rows + at.tile.row + first, (at.tile.cross ? maps.target_largest : rows) + at.tile.col);
       } else {
         add_stages<S, LeftColumns>(sum, ring, turn, stages, own);
       }
       GramSink sink = item_sink(group, at.tile, item, S::kSize);
       sink.fresh = fresh;
-      put_sums<S>(sum, sink, rank * kBlockRows + own * 64);
+      put_sums<S>(sum, sink, first);
       fresh = false;
       left -= stages;
     } while (left > 0);

@@ -14,7 +14,7 @@ constexpr int kTileStages = 8;                   // that starting and ending a t
 constexpr int64_t kPartials = int64_t{1} << 27;  // float32 values of unfinished sums
 
 using Whole = Shape<256, 64, 4, 2, 1>;  // numbers that are bfloat16
-using Split = Shape<128, 32, 4, 2, 3>;  // numbers that are sums of parts; sums are rounded after every stage
+using Split = Shape<128, 64, 3, 2, 2>;  // float16 parts, whose sums are rounded after every stage
 
 // How many ranges the samples are cut into; `tiles` > 0.
 inline int hopper_splits(int64_t tiles, int64_t samples, TileSize size, int depth, int64_t clusters) {

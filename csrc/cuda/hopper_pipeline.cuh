@@ -1,9 +1,9 @@
 // What kernels for Hopper share: a ring of slots that one thread fills, and two warpgroups that multiply what is there.
 #pragma once
 
+#include "halves.cuh"
 #include "hopper.cuh"
 #include "hopper_layout.cuh"
-#include "panel.cuh"
 #include "wgmma.cuh"
 
 namespace phasefast::cuda {
@@ -90,9 +90,9 @@ template <typename S, typename Left, int left_parts, int right_parts>
 PHASEFAST_DEVICE void multiply(float (&sum)[S::kSums], uint32_t slot, int group, bool add) {
   hold(sum);
   begin_products();
+  constexpr int kSmallest = left_parts + right_parts - 2;
   PHASEFAST_UNROLL
-  for (int order = left_parts + right_parts - 2; order >= 0; --order) {
-    if (!part_counts(order, 0)) continue;
+  for (int order = kSmallest < kSmallestOrder ? kSmallest : kSmallestOrder; order >= 0; --order) {
     PHASEFAST_UNROLL
     for (int part = 0; part < left_parts; ++part) {
       const int other = order - part;
@@ -112,18 +112,14 @@ PHASEFAST_DEVICE void multiply(float (&sum)[S::kSums], uint32_t slot, int group,
 // The same for whatever numbers of parts there are.
 template <typename S, typename Left>
 PHASEFAST_DEVICE void multiply_parts(float (&sum)[S::kSums], uint32_t slot, int group, int left, int right) {
-  if (left == 3) {
-    multiply<S, Left, 3, 3>(sum, slot, group, false);
-  } else if (left == 2) {
-    if (right == 3) {
-      multiply<S, Left, 2, 3>(sum, slot, group, false);
-    } else if (right == 2) {
+  if (left == 2) {
+    if (right == 2) {
       multiply<S, Left, 2, 2>(sum, slot, group, false);
     } else {
       multiply<S, Left, 2, 1>(sum, slot, group, false);
     }
-  } else if (right == 3) {
-    multiply<S, Left, 1, 3>(sum, slot, group, false);
+  } else if (right == 2) {
+    multiply<S, Left, 1, 2>(sum, slot, group, false);
   } else {
     multiply<S, Left, 1, 1>(sum, slot, group, false);
   }

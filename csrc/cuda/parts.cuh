@@ -1,29 +1,39 @@
-// On the host, for kernels on Hopper: matrices taken apart into bfloat16, tensor maps of them, launches in clusters.
+// On the host, for kernels on Hopper: matrices as float16 parts, tensor maps of them, launches in clusters.
 #pragma once
 
 #include <algorithm>
 
 #include "cuda/launch.h"
+#include "halves.cuh"
 #include "hopper.cuh"
 #include "hopper_layout.cuh"
-#include "panel.cuh"
 
 namespace phasefast::cuda {
 
-constexpr int64_t kScratch = int64_t{1} << 29;  // bytes of parts at a time
-constexpr int kSplitThreads = 256;
+constexpr int64_t kScratch = int64_t{1} << 30;  // bytes of parts at a time
+constexpr int64_t kSpare = 256;                 // columns: tiles read the largest of some that are not there
 
-// Rows as bfloat16 parts [part, row, col], `stride` values a row, of which those beyond the columns are zero.
 template <typename T>
-__global__ void __launch_bounds__(kSplitThreads) parts_kernel(Source<T> from, __nv_bfloat16* to, int64_t stride) {
+__global__ void __launch_bounds__(kPlainThreads) largest_kernel(Scaled<T> matrix, uint32_t* largest, LargestGrid grid) {
+  __shared__ __align__(16) char shared[kLargestBytes];
+  largest_body(matrix, largest, grid, shared);
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kPlainThreads) halves_kernel(Scaled<T> matrix, __half* to, int64_t stride) {
+  halves_body(matrix, to, stride, kPlainThreads);
+}
+
+// The same rows, `stride` values apart, a multiple of kChunk.
+template <typename T>
+__global__ void __launch_bounds__(kPlainThreads) copy_kernel(Source<T> from, T* to, int64_t stride) {
   const int64_t chunks = stride / kChunk, count = from.rows * chunks;
-  const bool aligned = aligned16(from);
-  for (int64_t at = Thread::block() * kSplitThreads + Thread::index(); at < count;
-       at += Thread::blocks() * kSplitThreads) {
+  for (int64_t at = Thread::block() * kPlainThreads + Thread::index(); at < count;
+       at += Thread::blocks() * kPlainThreads) {
     const int64_t row = at / chunks, col = at % chunks * kChunk;
     Chunk<T> chunk;
-    chunk.load(from, row, col, aligned);
-    chunk.template store<kParts<T>>(to + row * stride + col, from.rows * stride);
+    chunk.load(from, row, col, aligned16(from));
+    chunk.template store<1>(to + row * stride + col, 0);
   }
 }
 
@@ -38,61 +48,123 @@ inline Matrix matrix_of(const Tensor& tensor) {
   return {tensor.scalar_type(), tensor.data_ptr(), tensor.stride(0), tensor.size(0), tensor.size(1)};
 }
 
-// Some of its rows as bfloat16 parts.
+// Its rows [begin, begin + rows).
+inline Matrix rows_from(Matrix matrix, int64_t begin, int64_t rows) {
+  const int64_t size = matrix.type == ScalarType::Float ? 4 : 2;
+  matrix.data = static_cast<const char*>(matrix.data) + size * begin * matrix.stride;
+  matrix.rows = rows;
+  return matrix;
+}
+
+// A matrix as kernels for Hopper take it: [part, row, column] of 16-bit values.
 struct Parts {
   const void* data;
   int64_t rows, cols, stride, apart;  // in values
   int parts;
+  CUtensorMapDataType type;
 };
 
-inline int parts_of(ScalarType type) {
-  return type == ScalarType::Float ? kParts<float> : type == ScalarType::Half ? kParts<__half> : 1;
+inline int halves_of(ScalarType type) {
+  return type == ScalarType::Float ? kHalves<float> : 1;
 }
 
 inline int64_t padded(int64_t cols) {
   return across(cols, kChunk) * kChunk;
 }
 
+// Whether copies by the tensor memory accelerator can read a bfloat16 matrix where it is.
 inline bool usable(const Matrix& matrix) {
-  return matrix.type == ScalarType::BFloat16 && matrix.stride % kChunk == 0 && matrix.stride >= matrix.cols &&
+  return matrix.stride % kChunk == 0 && matrix.stride >= matrix.cols &&
          reinterpret_cast<uintptr_t>(matrix.data) % 16 == 0;
 }
 
-// Bytes of scratch for one row.
-inline int64_t scratch_bytes(const Matrix& matrix) {
-  return usable(matrix) ? 0 : 2 * parts_of(matrix.type) * padded(matrix.cols);
+// Bytes of scratch for one row, of bfloat16 that stays what it is, or of float16 parts.
+inline int64_t whole_bytes(const Matrix& matrix) {
+  return usable(matrix) ? 0 : 2 * padded(matrix.cols);
+}
+inline int64_t halves_bytes(const Matrix& matrix) {
+  return 2 * halves_of(matrix.type) * padded(matrix.cols);
 }
 
-template <typename T>
-void take_apart(const Matrix& matrix, int64_t begin, int64_t rows, const Parts& out, const Caller& caller) {
-  const Source<T> from{static_cast<const T*>(matrix.data) + begin * matrix.stride, matrix.stride, rows, matrix.cols};
-  const int64_t blocks = across(rows * out.stride / kChunk, kSplitThreads);
-  const unsigned grid = static_cast<unsigned>(std::min<int64_t>(blocks, 16 * caller.processors()));
-  parts_kernel<T><<<grid, kSplitThreads, 0, caller.stream()>>>(
-      from, static_cast<__nv_bfloat16*>(const_cast<void*>(out.data)), out.stride);
+// Blocks of threads for so many chunks, some for each thread.
+inline unsigned blocks_for(int64_t chunks, const Caller& caller) {
+  return static_cast<unsigned>(std::min<int64_t>(across(chunks, kPlainThreads), 16 * caller.processors()));
+}
+
+// A bfloat16 matrix where it is, or copied into `scratch`, which moves on.
+inline Parts whole_parts(const Matrix& matrix, char*& scratch, const Caller& caller) {
+  Parts out{matrix.data,
+            matrix.rows,
+            matrix.cols,
+            matrix.stride,
+            matrix.rows * matrix.stride,
+            1,
+            CU_TENSOR_MAP_DATA_TYPE_BFLOAT16};
+  if (usable(matrix)) return out;
+  out.data = scratch;
+  out.stride = padded(matrix.cols);
+  out.apart = matrix.rows * out.stride;
+  scratch += matrix.rows * whole_bytes(matrix);
+  copy_kernel<__nv_bfloat16>
+      <<<blocks_for(matrix.rows * out.stride / kChunk, caller), kPlainThreads, 0, caller.stream()>>>(
+          {static_cast<const __nv_bfloat16*>(matrix.data), matrix.stride, matrix.rows, matrix.cols},
+          static_cast<__nv_bfloat16*>(const_cast<void*>(out.data)), out.stride);
+  check(cudaGetLastError(), "parts: copy");
+  return out;
+}
+
+// Calls launch(matrix) with what the matrix holds.
+template <typename F>
+void with_scaled(const Matrix& matrix, const uint32_t* rows, const uint32_t* cols, const F& launch) {
+  const auto as = [&](auto like) {
+    using T = decltype(like);
+    launch(Scaled<T>{{static_cast<const T*>(matrix.data), matrix.stride, matrix.rows, matrix.cols}, rows, cols});
+  };
+  if (matrix.type == ScalarType::Float) {
+    as(float());
+  } else if (matrix.type == ScalarType::Half) {
+    as(__half());
+  } else {
+    as(__nv_bfloat16());
+  }
   check(cudaGetLastError(), "parts: launch");
 }
 
-// Rows [begin, begin + rows): where they are, or taken apart into `scratch`, which moves on.
-inline Parts parts_at(const Matrix& matrix, int64_t begin, int64_t rows, char*& scratch, const Caller& caller) {
-  if (usable(matrix)) {
-    return {static_cast<const char*>(matrix.data) + 2 * begin * matrix.stride,
-            rows,
-            matrix.cols,
-            matrix.stride,
-            rows * matrix.stride,
-            1};
-  }
+// Places for the largest of a matrix's columns.
+inline int64_t largest_places(int64_t cols) {
+  return across(cols, kSpare) * kSpare;
+}
+
+// The largest of its columns, at `place`, which moves on; `rows`: see Scaled.
+inline const uint32_t* largest_of(const Matrix& matrix, const uint32_t* rows, uint32_t*& place, const Caller& caller) {
+  uint32_t* largest = place;
+  place += largest_places(matrix.cols);
+  check(cudaMemsetAsync(largest, 0, sizeof(uint32_t) * largest_places(matrix.cols), caller.stream()), "parts: largest");
+  const LargestGrid grid = LargestGrid::of(matrix.rows, matrix.cols, 8 * caller.processors());
+  with_scaled(matrix, rows, nullptr, [&](const auto& scaled) {
+    const unsigned blocks = static_cast<unsigned>(grid.across * grid.down);
+    largest_kernel<<<blocks, kPlainThreads, 0, caller.stream()>>>(scaled, largest, grid);
+  });
+  return largest;
+}
+
+// A matrix taken apart into `scratch`, which moves on.
+inline Parts halves(const Matrix& matrix, const uint32_t* rows, const uint32_t* cols, char*& scratch,
+                    const Caller& caller) {
   const int64_t stride = padded(matrix.cols);
-  const Parts out{scratch, rows, matrix.cols, stride, rows * stride, parts_of(matrix.type)};
-  scratch += 2 * out.parts * out.apart;
-  if (matrix.type == ScalarType::Float) {
-    take_apart<float>(matrix, begin, rows, out, caller);
-  } else if (matrix.type == ScalarType::Half) {
-    take_apart<__half>(matrix, begin, rows, out, caller);
-  } else {
-    take_apart<__nv_bfloat16>(matrix, begin, rows, out, caller);
-  }
+  const Parts out{scratch,
+                  matrix.rows,
+                  matrix.cols,
+                  stride,
+                  matrix.rows * stride,
+                  halves_of(matrix.type),
+                  CU_TENSOR_MAP_DATA_TYPE_FLOAT16};
+  scratch += matrix.rows * halves_bytes(matrix);
+  with_scaled(matrix, rows, cols, [&](const auto& scaled) {
+    __half* to = static_cast<__half*>(const_cast<void*>(out.data));
+    const unsigned blocks = blocks_for(matrix.rows * stride / kChunk, caller);
+    halves_kernel<<<blocks, kPlainThreads, 0, caller.stream()>>>(scaled, to, stride);
+  });
   return out;
 }
 
@@ -114,8 +186,8 @@ inline CUtensorMap tensor_map(const Parts& parts, int rows) {
   const cuuint64_t strides[] = {static_cast<cuuint64_t>(2 * parts.stride), static_cast<cuuint64_t>(2 * parts.apart)};
   const cuuint32_t box[] = {kBox, static_cast<cuuint32_t>(rows), 1}, steps[] = {1, 1, 1};
   CUtensorMap map;
-  const CUresult status = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<void*>(parts.data), sizes,
-                                 strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+  const CUresult status = encode(&map, parts.type, 3, const_cast<void*>(parts.data), sizes, strides, box, steps,
+                                 CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                                  CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS) fail("tensor map of [", parts.rows, ", ", parts.cols, "]: error ", int{status});
   return map;

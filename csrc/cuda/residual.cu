@@ -28,13 +28,10 @@ void launch(const ResidualGroup& group, const Caller& caller) {
   check(cudaGetLastError(), "residual: launch");
 }
 
-// Whether the variant for Hopper takes these cells, and has run on their like (see residual_sm90.cu) or is asked for.
+// Whether the variant for Hopper takes these cells.
 bool suits_sm90(const ResidualGroup& group) {
-  const auto cells = [&](auto holds) { return std::all_of(group.cells, group.cells + group.count, holds); };
-  const bool there = group.edges[group.blocks] > 0 && cells([](const ResidualCell& c) { return c.width > 0; });
-  const bool whole = cells([](const ResidualCell& c) { return c.width % 64 == 0; });
-  const bool even = std::all_of(group.edges, group.edges + group.blocks, [](int64_t edge) { return edge % 8 == 0; });
-  return there && ((whole && even) || is_set("PHASEFAST_SM90_RESIDUAL", '1'));
+  const auto some = [](const ResidualCell& cell) { return cell.width > 0; };
+  return group.edges[group.blocks] > 0 && std::all_of(group.cells, group.cells + group.count, some);
 }
 
 void launch_as(ScalarType type, const ResidualGroup& group, const Caller& caller, bool hopper) {

@@ -1,7 +1,5 @@
-// Launches of the residual kernel for Hopper. On an H100 it was right wherever it ran: widths that are multiples of 64,
-// blocks of targets that begin at multiples of 8. A block at column 36 ended in an illegal instruction: copies of boxes
-// have to begin at multiples of 16 bytes (triton-lang/triton issue 7385), as they do since. What has not run yet is not
-// the default: PHASEFAST_SM90_RESIDUAL=1 asks for it.
+// Launches of the residual kernel for Hopper. Copies of boxes have to begin at multiples of 16 bytes
+// (triton-lang/triton issue 7385), whatever column a block of targets begins at.
 #include <algorithm>
 
 #include "cuda/parts.cuh"
@@ -21,9 +19,9 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
 #endif
 }
 
-__global__ void __launch_bounds__(kSplitThreads)
+__global__ void __launch_bounds__(kPlainThreads)
     residual_sm90_reduce_kernel(const __grid_constant__ HopperResidual work) {
-  residual_reduce_body(work, kSplitThreads);
+  residual_reduce_body(work, kPlainThreads);
 }
 
 Matrix rows_of(ScalarType type, const ResidualCell& cell, int64_t samples) {
@@ -53,28 +51,35 @@ void launch(HopperResidual& work, const ResidualMaps& maps, const Caller& caller
   work.partial = static_cast<double*>(partial.data_ptr());
   launch_clusters<S>(residual_sm90_kernel, std::min(work.items(), clusters), caller, work, maps);
   if (work.ranges == 1) return;
-  const int64_t blocks = std::min<int64_t>(across(places, kSplitThreads), 8 * caller.processors());
-  residual_sm90_reduce_kernel<<<static_cast<unsigned>(blocks), kSplitThreads, 0, caller.stream()>>>(work);
+  const int64_t blocks = std::min<int64_t>(across(places, kPlainThreads), 8 * caller.processors());
+  residual_sm90_reduce_kernel<<<static_cast<unsigned>(blocks), kPlainThreads, 0, caller.stream()>>>(work);
   check(cudaGetLastError(), "residual: reduction");
 }
 
 }  // namespace
 
 void residual_sm90(ScalarType type, const ResidualGroup& all, const Caller& caller) {
-  int64_t fixed = 0, each = 0;
+  int64_t fixed = 0, each = 0, places = 0;
   for (int i = 0; i < all.count; ++i) {
     const Matrix weights = weights_of(all, all.cells[i]);
-    fixed += scratch_bytes(weights) * weights.rows;
-    each += same_rows(all, i) ? 0 : scratch_bytes(rows_of(type, all.cells[i], all.samples));
+    fixed += halves_bytes(weights) * weights.rows;
+    each += same_rows(all, i) ? 0 : halves_bytes(rows_of(type, all.cells[i], all.samples));
+    places += largest_places(weights.cols) + largest_places(weights.rows);
   }
-  const int64_t most = each ? std::max<int64_t>(kScratch / each, ResidualShape::kSize.height) : all.samples;
-  const Tensor kept = caller.scratch(across(fixed, sizeof(float)));
+  const int64_t most = std::max<int64_t>(kScratch / each, ResidualShape::kSize.height);
+  const Tensor largest = caller.scratch(places), kept = caller.scratch(across(fixed, sizeof(float)));
+  uint32_t* next = static_cast<uint32_t*>(largest.data_ptr());
   char* place = static_cast<char*>(kept.data_ptr());
+  const uint32_t* features[kResidualCells];
   ResidualMaps maps{};
-  maps.row_parts = parts_of(type);
+  maps.row_parts = halves_of(type);
   for (int i = 0; i < all.count; ++i) {
     const Matrix weights = weights_of(all, all.cells[i]);
-    maps.weights[i] = tensor_map(parts_at(weights, 0, weights.rows, place, caller), ResidualShape::kDepth);
+    features[i] = same_rows(all, i) ? features[i - 1]
+                                    : largest_of(rows_of(type, all.cells[i], all.samples), nullptr, next, caller);
+    maps.largest[i] = largest_of(weights, features[i], next, caller);
+    const Parts parts = halves(weights, features[i], maps.largest[i], place, caller);
+    maps.weights[i] = tensor_map(parts, ResidualShape::kDepth);
   }
   for (int64_t begin = 0; begin < all.samples; begin += most) {
     HopperResidual work{all, 0, 1, nullptr};
@@ -83,9 +88,9 @@ void residual_sm90(ScalarType type, const ResidualGroup& all, const Caller& call
     const Tensor held = caller.scratch(across(each * work.group.samples, sizeof(float)));
     char* scratch = static_cast<char*>(held.data_ptr());
     for (int i = 0; i < all.count; ++i) {
-      const Matrix rows = rows_of(type, all.cells[i], all.samples);
-      maps.rows[i] = same_rows(all, i) ? maps.rows[i - 1]
-                                       : tensor_map(parts_at(rows, begin, work.group.samples, scratch, caller), kBox);
+      const Matrix rows = rows_from(rows_of(type, all.cells[i], all.samples), begin, work.group.samples);
+      maps.rows[i] =
+          same_rows(all, i) ? maps.rows[i - 1] : tensor_map(halves(rows, nullptr, features[i], scratch, caller), kBox);
       work.group.cells[i].errors += begin;
       work.group.cells[i].hits += begin;
     }

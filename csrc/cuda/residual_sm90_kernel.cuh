@@ -10,6 +10,7 @@ namespace phasefast::cuda {
 struct ResidualMaps {
   CUtensorMap rows[kResidualCells], weights[kResidualCells];  // [part, row, column]
   int row_parts;
+  const uint32_t* largest[kResidualCells];  // of the weights' columns, of rows that are scaled back: see halves.cuh
 };
 
 // An item: a range of the target tiles, for rows of a cell from `first` on.
@@ -36,7 +37,7 @@ PHASEFAST_DEVICE void produce(const HopperResidual& work, const ResidualMaps& ma
       before += block_tiles(work.group, block);
       for (int64_t tile = own.begin; tile < own.end; ++tile) {
         const int64_t col = block_start(work.group, block) + tile * ResidualShape::kSize.width;
-        const Factors factors{maps.rows[cell], maps.weights[cell], first, col, maps.row_parts, kParts<float>};
+        const Factors factors{maps.rows[cell], maps.weights[cell], first, col, maps.row_parts, kHalves<float>};
         for (int64_t at = 0; at < depth; at += ResidualShape::kDepth) {
           fill<ResidualShape, LeftRows>(ring, turn, rank, factors, at);
         }
@@ -50,10 +51,7 @@ struct RowMiss {
   double error = 0;
   Best predicted = Best::none(), expected = Best::none();
 
-  PHASEFAST_DEVICE void see(float prediction, float target, int64_t col, bool classes) {
-    const double miss = static_cast<double>(prediction - target);
-    error += miss * miss;
-    if (!classes) return;
+  PHASEFAST_DEVICE void see(float prediction, float target, int64_t col) {
     predicted.see(prediction, col);
     expected.see(target, col);
   }
@@ -68,27 +66,39 @@ struct RowMiss {
 
 // A tile of predictions, less the offset, in the registers of its warpgroup (PTX ISA, the accumulator of
 // wgmma.m64nNk16): rows `first` and `first` + 8 of a thread, columns from `left` on, of which those of the block count.
-PHASEFAST_DEVICE void compare_sums(const HopperResidual& work, const ResidualCell& cell,
+PHASEFAST_DEVICE void compare_sums(const HopperResidual& work, const ResidualCell& cell, const uint32_t* largest,
                                    const float (&sum)[ResidualShape::kSums], int64_t first, int64_t left, int block,
                                    RowMiss (&misses)[2]) {
-  const int64_t own = left + Thread::index() % 4 * 2, begin = work.group.edges[block];
-  const int64_t end = work.group.edges[block + 1];
+  constexpr int kPairs = ResidualShape::kSums / 4;
+  const int own = static_cast<int>(left) + Thread::index() % 4 * 2;
+  const int begin = static_cast<int>(work.group.edges[block]), end = static_cast<int>(work.group.edges[block + 1]);
+  const auto inside = [&](int col) { return col >= begin && col < end; };
+  float expected[2][2 * kPairs], errors[2] = {};  // all on their way before the first is needed
   PHASEFAST_UNROLL
   for (int half = 0; half < 2; ++half) {
     const int64_t row = first + half * 8;
-    if (row >= work.group.samples) continue;
     const float* target = work.group.targets + row * work.group.target_stride;
     PHASEFAST_UNROLL
-    for (int i = 0; i < ResidualShape::kSums / 4; ++i) {
-      PHASEFAST_UNROLL
-      for (int j = 0; j < 2; ++j) {
-        const int64_t col = own + i * 8 + j;
-        if (col < begin || col >= end) continue;
-        const float prediction = sum[4 * i + 2 * half + j] + cell.offset[col * cell.offset_stride];
-        misses[half].see(prediction, target[col], col, work.group.classes[block]);
-      }
+    for (int i = 0; i < 2 * kPairs; ++i) {
+      const int col = own + i / 2 * 8 + i % 2;
+      expected[half][i] = row < work.group.samples && inside(col) ? target[col] : 0.0f;
     }
   }
+  PHASEFAST_UNROLL
+  for (int i = 0; i < 2 * kPairs; ++i) {
+    const int col = own + i / 2 * 8 + i % 2;
+    if (!inside(col)) continue;
+    const float back = scale_of(largest[col]).back, offset = cell.offset[col * cell.offset_stride];
+    PHASEFAST_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const float prediction = sum[i / 2 * 4 + 2 * half + i % 2] * back + offset;
+      const float miss = prediction - expected[half][i];
+      errors[half] += miss * miss;
+      if (work.group.classes[block]) misses[half].see(prediction, expected[half][i], col);
+    }
+  }
+  misses[0].error += errors[0];
+  misses[1].error += errors[1];
 }
 
 // What is known of a row and a block goes to the caller, or to the range's own place.
@@ -122,9 +132,9 @@ PHASEFAST_DEVICE void consume(const HopperResidual& work, const ResidualMaps& ma
       RowMiss misses[2];
       for (int64_t tile = tiles.begin; tile < tiles.end; ++tile) {
         float sum[S::kSums] = {};
-        add_stages_of_parts<S, LeftRows>(sum, ring, turn, stages, own, maps.row_parts, kParts<float>);
+        add_stages_of_parts<S, LeftRows>(sum, ring, turn, stages, own, maps.row_parts, kHalves<float>);
         const int64_t left = block_start(work.group, block) + tile * S::kSize.width;
-        compare_sums(work, of, sum, first, left, block, misses);
+        compare_sums(work, of, maps.largest[cell], sum, first, left, block, misses);
       }
       PHASEFAST_UNROLL
       for (int half = 0; half < 2; ++half) {

@@ -9,7 +9,7 @@
 
 namespace phasefast::cuda {
 
-using ResidualShape = Shape<128, 64, 2, 2, 3>;  // depth: what is summed over lies along the left rows' 128 bytes
+using ResidualShape = Shape<128, 64, 3, 2, 2>;  // depth: what is summed over lies along the left rows' 128 bytes
 constexpr int64_t kMostRanges = 8;
 constexpr int kRangeTiles = 1;  // that beginning and ending a range takes the time of
 

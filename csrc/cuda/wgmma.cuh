@@ -5,13 +5,13 @@
 
 namespace phasefast::cuda {
 
-// sum [64, 128] of a warpgroup = left right (+ sum): right [16, 128] row-major, left [64, 16] too, or column-major
-// (turned).
+// sum [64, 128] of a warpgroup = left right (+ sum), of float16: right [16, 128] row-major, left [64, 16] too, or
+// column-major (turned).
 template <bool turned>
 PHASEFAST_DEVICE void wgmma(float (&sum)[64], uint64_t left, uint64_t right, bool add) {
   asm volatile(
       "{\n.reg .pred add;\nsetp.ne.b32 add, %66, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
       "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
@@ -29,8 +29,8 @@ PHASEFAST_DEVICE void wgmma(float (&sum)[64], uint64_t left, uint64_t right, boo
       : "l"(left), "l"(right), "r"(static_cast<int>(add)), "n"(turned));
 }
 
-// sum [64, 256] of a warpgroup = left right (+ sum): right [16, 256] row-major, left [64, 16] too, or column-major
-// (turned).
+// sum [64, 256] of a warpgroup = left right (+ sum), of bfloat16: right [16, 256] row-major, left [64, 16] too, or
+// column-major (turned).
 template <bool turned>
 PHASEFAST_DEVICE void wgmma(float (&sum)[128], uint64_t left, uint64_t right, bool add) {
   asm volatile(

@@ -1,8 +1,7 @@
 """What CUDA tensors are computed with: a kernel where it is built and was measured to be faster, else PyTorch.
 
 PHASEFAST_CUDA_KERNELS=1 asks for the kernels wherever they take the arguments, 0 for none;
-PHASEFAST_SM90=0 for the variants of compute capability 8.0 on Hopper too;
-PHASEFAST_SM90_RESIDUAL=1 for Hopper's residual at shapes that it has not run on (csrc/cuda/residual_sm90.cu).
+PHASEFAST_SM90=0 for the variants of compute capability 8.0 on Hopper too.
 """
 
 from __future__ import annotations
@@ -72,8 +71,10 @@ def _takes_gram(rows: list[Tensor], targets: Tensor, *_: Any) -> bool:
     return _narrow(targets, *rows) and not mixed
 
 
-def _hopper(targets: Tensor) -> bool:
-    return torch.cuda.get_device_capability(targets.device) == (9, 0) and os.environ.get("PHASEFAST_SM90") != "0"
+def hopper(device: torch.device) -> bool:
+    """Whether kernels for Hopper run there, and are wanted."""
+    unwanted = os.environ.get("PHASEFAST_SM90") == "0" or os.environ.get("PHASEFAST_CUDA_KERNELS") == "0"
+    return torch.cuda.get_device_capability(device) == (9, 0) and not unwanted
 
 
 # Whether a kernel takes these arguments of its op.
@@ -98,21 +99,17 @@ def _solve_is_faster(grams: list[Tensor], crosses: Any, penalties: list[Tensor],
     return bool(grams) and sum(map(len, penalties)) * _WIDTH_OF_ONE >= max(map(len, grams))
 
 
-def _residual_is_faster(
-    rows: list[Tensor], weights: list[Tensor], offsets: Any, targets: Tensor, edges: list[int], *_: Any
-) -> bool:
-    """Launches decide for narrow cells, products for wide ones: those that Hopper's variant has run on."""
-    widths = [row.shape[1] for row in rows]
-    narrow = targets.shape[1] <= _FEW_COLUMNS and all(width <= _WIDTH_OF_ONE for width in widths)
-    even = all(width % 64 == 0 for width in widths) and all(edge % 8 == 0 for edge in edges[:-1])
+def _residual_is_faster(rows: list[Tensor], weights: list[Tensor], offsets: Any, targets: Tensor, *_: Any) -> bool:
+    """Launches decide for narrow cells, products for wide ones."""
+    narrow = targets.shape[1] <= _FEW_COLUMNS and all(row.shape[1] <= _WIDTH_OF_ONE for row in rows)
     many = sum(map(Tensor.numel, weights)) * len(targets) >= _PRODUCTS
-    return narrow or (many and _hopper(targets) and (even or os.environ.get("PHASEFAST_SM90_RESIDUAL") == "1"))
+    return narrow or (many and hopper(targets.device))
 
 
 # Whether it was faster there, at no loss of accuracy: benchmarks/results/, of GPUs.
 _FASTER: dict[str, Callable[..., bool]] = {
     "capture": _capture_is_faster,
-    "gram": lambda rows, targets, *_: _hopper(targets),
+    "gram": lambda rows, targets, *_: hopper(targets.device),
     "ridge_solve": _solve_is_faster,
     "residual": _residual_is_faster,
 }

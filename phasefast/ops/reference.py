@@ -70,13 +70,12 @@ def ridge_solve(
     """
     for i, (g, c, path) in enumerate(zip(grams, crosses, penalties, strict=True)):
         for step, penalty in enumerate(path.to(g)):
-            matrix = torch.tril(g) + torch.tril(g, -1).mT
-            matrix.diagonal().add_(penalty)
-            scale = matrix.diagonal().sqrt()  # NaN where negative, which the factorisation then reports
+            diagonal = g.diagonal() + penalty
+            scale = diagonal.sqrt()  # NaN where negative, which the factorisation then reports
             dead = scale == 0
             inverse = torch.where(dead, 0, 1 / scale)
-            matrix = matrix * inverse[:, None] * inverse[None, :]
-            matrix.diagonal()[dead] = 1
+            matrix = (g * inverse[:, None]).mul_(inverse)
+            matrix.diagonal().copy_(torch.where(dead, 1, diagonal * inverse * inverse))
             factor, failed = torch.linalg.cholesky_ex(matrix)
             improper = ~factor.diagonal().isfinite()  # some LAPACKs let NaN pass
             before = (~improper).int().cumprod(0).sum()
@@ -85,8 +84,8 @@ def ridge_solve(
             weights[i][step] = torch.where(failed > 0, torch.nan, solved)
             info[i, step] = failed
             if factors:
-                lower = torch.tril(factor) * torch.where(dead, 1, scale)[:, None]
-                factors[i][step] = torch.where(failed > 0, torch.nan, lower)
+                kept = torch.where(dead, 1, scale)
+                torch.mul(factor, torch.where(failed > 0, torch.nan, kept)[:, None], out=factors[i][step])
 
 
 @torch.no_grad()

@@ -23,9 +23,9 @@ from ..choosing import (
     least_error,
     per_unit,
 )
-from ..dense import converted_rows, inverse_traces
-from ..systems import Penalties, System, eigen_path, ridge_paths, solve_eigen
-from ..types import Activations, PenaltyChoice, Statistics, TargetMatrix
+from ..dense import Factor, converted_rows
+from ..systems import Penalties, PenaltyChoice, System, eigen_path, factor_path, solve_eigen
+from ..types import Activations, Statistics, TargetMatrix
 
 _CANCELLED = {torch.float32: 1e-3, torch.float64: 1e-10}  # of the targets: less than that moments cannot tell
 _DOUBTFUL = 0.01  # of the squared residuals: what rounding may do to them by moments
@@ -101,12 +101,7 @@ class _Scan:
     """
 
     def __init__(self, cell: Activations, statistics: Statistics, targets: TargetMatrix, penalties: Penalties) -> None:
-        columns, total = targets.sketch.fit, statistics.total
-        cross = total.cross  # of bfloat16 rows those with targets rounded like them
-        if columns is not targets.fit or not cross.shape[1] or cell.fit.dtype == torch.bfloat16:
-            cross = torch.zeros(cell.fit.shape[1], columns.shape[1], dtype=torch.float64, device=columns.device)
-            for _, (part, of_columns) in converted_rows([cell.fit, columns], statistics.dtype):
-                ops.gram([part], of_columns, [], [cross])
+        total, cross = statistics.total, _sketched_cross(cell, statistics, targets)
         moments = replace(total, cross=cross, target_sum=targets.sketch.sums.sum(0))
         self.cell, self.targets, self.system = cell, targets, System(cell, moments, statistics.dtype)
         self.path, self.rows, dim = penalties.absolute(self.system), total.count - 1, len(cross)  # centring takes one
@@ -115,7 +110,7 @@ class _Scan:
         count, width = len(self.path), dim + cross.shape[1] + SIGNS
         fits = 20 * count * dim * width <= _AT_ONCE if cross.is_cuda else dim <= SMALL
         self.at_once, self.in_pairs = fits and count <= MANY, not cross.is_cuda and dim <= ONE_CORE
-        self.factors: dict[int, Tensor] = {}
+        self.factors: dict[int, Factor] = {}
         self._known: dict[int, tuple[Tensor, Tensor]] = {}
 
     def keep(self, low: Tensor, high: Tensor) -> None:
@@ -166,7 +161,7 @@ class _Scan:
         rhs = torch.cat([self.system.cross, self.signs], 1)
         for some in [new] if new and (self.at_once or self.in_pairs) else [[index] for index in new]:
             path, final = self.path[some], self.system.dtype == torch.float64
-            (solved,), (factors,), (info,) = ridge_paths([self.system], [rhs], [path], keep_factors=True)
+            solved, factors, info = factor_path(self.system, rhs, path)
             failed = (info.bool() | (path == 0) if final else info.bool()).tolist()
             found = self._of_factors(path, solved, factors, slopes)
             for place, (index, bad) in enumerate(zip(some, failed, strict=True)):
@@ -176,13 +171,15 @@ class _Scan:
                     self._without(path[place : place + 1]) if bad else (found[0][place], found[1][place])
                 )
 
-    def _of_factors(self, path: Tensor, solved: Tensor, factors: Tensor, slopes: bool) -> tuple[Tensor, Tensor]:
-        """Errors [L, u] and slopes [L, u] of their logarithms, given solutions [L, d, q + s] and factors [L, d, d]."""
+    def _of_factors(
+        self, path: Tensor, solved: Tensor, factors: Sequence[Factor], slopes: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Errors [L, u] and slopes [L, u] of their logarithms, given solutions [L, d, q + s] and factors."""
         dim, count = self.signs.shape
         weights, inverse = solved.split([solved.shape[2] - count, count], 2)
         penalties = path.cpu()
         if self.rows - dim < LEFT:
-            traces, squares = inverse_traces(factors).cpu()
+            traces, squares = torch.stack([factor.inverse_traces() for factor in factors], 1).cpu()
         else:
             wide = inverse.double()
             traces, squares = torch.stack([(wide * self.signs).sum((1, 2)), wide.square().sum((1, 2))]).cpu() / count
@@ -191,7 +188,8 @@ class _Scan:
         if not slopes:
             return errors, torch.full_like(errors, math.nan)
         # d|residuals|^2 = 2 penalty tr W'(G + penalty I)^-1 W, d tr (G + penalty I)^-1 = -|(G + penalty I)^-1|^2.
-        moved = torch.linalg.solve_triangular(factors, weights, upper=False).square_().sum(1, dtype=torch.float64)
+        pairs = zip(factors, weights, strict=True)
+        moved = torch.stack([factor.halve(own).square_().sum(0, dtype=torch.float64) for factor, own in pairs])
         steps = 2 * penalties[:, None] * per_unit(moved, self.targets).cpu()
         freed = (traces - penalties * squares) / left
         relative = penalties[:, None] * (steps / residuals - 2 * freed[:, None])
@@ -227,3 +225,24 @@ class _Scan:
             (left > _ROUNDING * rounding)[:, None], residuals * (self.rows / left[:, None]) ** 2, math.inf
         )
         return residuals, errors.nan_to_num(math.inf, math.inf)
+
+
+def _sketched_cross(cell: Activations, statistics: Statistics, targets: TargetMatrix) -> Tensor:
+    """Products [d, q] float64 of the rows with the targets' sketch, from those with all columns where that is less."""
+    cross, sketch = statistics.total.cross, targets.sketch
+    known = cross.shape[1] > 0 and cell.fit.dtype != torch.bfloat16  # those are of targets that are rounded too
+    if known and sketch.fit is targets.fit:
+        return cross
+    out = torch.zeros(len(cross), sketch.fit.shape[1], dtype=torch.float64, device=cross.device)
+    if known and sketch.mixes and cross.shape[1] <= len(cell.fit):
+        for block, part, mix in zip(targets.blocks, sketch.blocks, sketch.mixes, strict=True):
+            own, place = cross[:, block.start : block.stop], out[:, part.start : part.stop]
+            if mix is None:
+                place.copy_(own)
+                continue
+            for rows, (wide,) in converted_rows([own], statistics.dtype):
+                place[rows] = wide @ mix.to(wide)
+        return out
+    for _, (part_of_rows, of_columns) in converted_rows([cell.fit, sketch.fit], statistics.dtype):
+        ops.gram([part_of_rows], of_columns, [], [out])
+    return out

@@ -12,8 +12,8 @@ from torch import Tensor
 from .. import ops
 from ..certificates import Certificate, Part, certify, certify_target_free, probe_of
 from ..dense import aligned_empty, converted_rows, left_product
-from ..systems import Penalties, Solution, System, solve_cholesky, solve_eigen
-from ..types import Activations, BlockFit, Decoder, PenaltyChoice, Statistics, TargetBlock, TargetMatrix
+from ..systems import Penalties, PenaltyChoice, Solution, System, solve_cholesky, solve_eigen
+from ..types import Activations, BlockFit, Decoder, Statistics, TargetBlock, TargetMatrix
 
 _REFINE_ABOVE = 1e-8  # error estimate of a float64 solution that a step of refinement still mends
 _GAIN = 50  # by which a step of refinement in float32 makes errors smaller, in every other cell

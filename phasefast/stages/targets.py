@@ -198,6 +198,8 @@ def build_targets(
         all_columns, all_blocks = fit_columns, blocks
     # Penalties are chosen by the targets themselves, not by their components.
     sketch = _sketch(all_columns, all_blocks, folds, all_columns.shape[1] if per_column else SKETCH_COLUMNS)
+    if all_columns is not fit_columns:
+        sketch = replace(sketch, mixes=())
     del all_columns
     sums = fold_sums(fit_columns, folds)
     # Of the columns as they are stored, rounded: an identity with the moments of these must not cancel.
@@ -301,17 +303,21 @@ def _sketch(matrix: Tensor, blocks: Sequence[TargetBlock], folds: Sequence[int],
     # A Gaussian sketch keeps squared errors in the mean (Johnson-Lindenstrauss), the same one for every penalty,
     # so that penalties are compared on the same random directions at a fraction of the price.
     generator = torch.Generator().manual_seed(0)
-    parts, sketched, start = [], [], 0
+    parts, mixes, sketched, start = [], list[Tensor | None](), [], 0
     for block in blocks:
         part, width = matrix[:, block.start : block.stop], block.stop - block.start
         if width > limit:
             mix = torch.randn(width, SKETCH_COLUMNS, generator=generator, dtype=torch.float32) / SKETCH_COLUMNS**0.5
-            part = part @ mix.to(part)
+            mix = mix.to(part)
+            part = part @ mix
+            mixes.append(mix)
+        else:
+            mixes.append(None)
         parts.append(part)
         sketched.append(TargetBlock(block.name, block.kind, start, start + part.shape[1], block.width))
         start = sketched[-1].stop
     fit = matrix if start == matrix.shape[1] else torch.cat(parts, 1)
-    return sketch_of(sketched, fit, folds)
+    return sketch_of(sketched, fit, folds, mixes)
 
 
 def _probe(fit: Tensor, heldout: Tensor, block: TargetBlock) -> Probe:

@@ -14,8 +14,8 @@ from phasefast.stages.reduce import reduce_features
 from phasefast.stages.solve import _corrected, solve
 from phasefast.stages.statistics import accumulate
 from phasefast.stages.targets import Input, Label, build_targets
-from phasefast.systems import Penalties, fold_sums
-from phasefast.types import Activations, Decoder, PenaltyChoice, TargetMatrix
+from phasefast.systems import Penalties, PenaltyChoice, fold_sums
+from phasefast.types import Activations, Decoder, TargetMatrix
 from tests.oracle import captured
 
 CPU = torch.device("cpu")

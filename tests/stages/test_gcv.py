@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from phasefast.decoding import Method, decode
+from phasefast.dense import Factor
 from phasefast.stages import gcv
 from phasefast.stages.gcv import select_by_gcv
 from phasefast.stages.reduce import reduce_features
@@ -17,8 +18,8 @@ from phasefast.stages.select import select_by_leave_one_out
 from phasefast.stages.solve import solve
 from phasefast.stages.statistics import accumulate
 from phasefast.stages.targets import Input, Label, build_targets
-from phasefast.systems import DEFAULT_ALPHAS, Penalties
-from phasefast.types import Activations, PenaltyChoice, TargetMatrix
+from phasefast.systems import DEFAULT_ALPHAS, Penalties, PenaltyChoice
+from phasefast.types import Activations, TargetMatrix
 from tests.oracle import captured, mean_diagonal, rows64
 
 CPU = torch.device("cpu")
@@ -141,8 +142,8 @@ def test_few_penalties_of_a_fine_grid_are_tried(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(gcv, "SMALL", 0)
     monkeypatch.setattr(gcv, "ONE_CORE", 0)
     tried: list[int] = []
-    ridge_paths = gcv.ridge_paths
-    monkeypatch.setattr(gcv, "ridge_paths", lambda s, r, p, **k: tried.append(len(p[0])) or ridge_paths(s, r, p, **k))
+    factor_path = gcv.factor_path
+    monkeypatch.setattr(gcv, "factor_path", lambda s, r, p: tried.append(len(p)) or factor_path(s, r, p))
     cell, targets, columns = make(3, 200, 30)
     fine = tuple(float(a) for a in np.logspace(-5, 1, 97))
     choice = chosen(cell, targets, fine, F64)
@@ -163,7 +164,7 @@ def test_each_column_gets_its_own(route: str) -> None:
 
 def test_estimated_traces_choose_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gcv, "SMALL", 0)
-    monkeypatch.setattr(gcv, "inverse_traces", lambda _: pytest.fail("the trace is known well enough"))
+    monkeypatch.setattr(Factor, "inverse_traces", lambda _: pytest.fail("the trace is known well enough"))
     for seed in range(6):
         cell, targets, columns = make(seed, 900, 100)
         errors = curve(cell, columns, DEFAULT_ALPHAS).sum(1)

@@ -14,8 +14,8 @@ from phasefast.stages.sketch import Measured, measure, sketch_features
 from phasefast.stages.solve import solve
 from phasefast.stages.statistics import accumulate
 from phasefast.stages.targets import Function, Input, build_targets
-from phasefast.systems import Penalties
-from phasefast.types import Activations, Decoder, PenaltyChoice, TargetMatrix
+from phasefast.systems import Penalties, PenaltyChoice
+from phasefast.types import Activations, Decoder, TargetMatrix
 from tests.oracle import captured
 
 CPU = torch.device("cpu")

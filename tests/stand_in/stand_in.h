@@ -207,6 +207,10 @@ void add_to(T* place, T value) {
   *place += value;
 }
 
+inline void raise_to(uint32_t* place, uint32_t value) {
+  *place = std::max(*place, value);
+}
+
 inline void copy_async(void* to, const void* from, int bytes) {
   if (reinterpret_cast<uintptr_t>(to) % 16 || (bytes && reinterpret_cast<uintptr_t>(from) % 16)) {
     throw std::runtime_error("cp.async of an address that is no multiple of 16");
