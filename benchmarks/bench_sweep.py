@@ -5,6 +5,7 @@ On the CPU: compare.py.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -27,12 +28,12 @@ def run(device: str) -> Run:
 
 @pytest.mark.parametrize("device", ["cuda"], indirect=True)
 @pytest.mark.parametrize("precision", ["exact", "fast"])
-@pytest.mark.parametrize("who", ["ours", "aten", "forward"])
+@pytest.mark.parametrize("who", ["ours", "ours, choosing", "aten", "forward"])
 def test_sweep(measure, gemm_rate, device, run, precision, who, tmp_path):
     targets = run.targets()
 
-    def ours() -> float:
-        options = {"layers": STAGES, "alphas": ALPHA, "batchnorm": "running", "precision": precision, "device": device}
+    def ours(alphas: float | None = ALPHA) -> float:
+        options = {"layers": STAGES, "alphas": alphas, "batchnorm": "running", "precision": precision, "device": device}
         scores = pf.sweep(run.model, run.checkpoints, run.probe_set, out=tmp_path / "out", overwrite=True, **options)
         last = scores.filter(step=CHECKPOINTS - 1, target="input", metric="fvu", split="heldout")
         return mean(last.value(layer=stage) for stage in STAGES)
@@ -50,7 +51,7 @@ def test_sweep(measure, gemm_rate, device, run, precision, who, tmp_path):
     planned = plan(run.model, SAMPLE, N, M, classes=CLASSES, layers=STAGES, alphas=[ALPHA], device=device)
     work = CHECKPOINTS * sum(layer.cost.flops for layer in planned)
     rate = gemm_rate[torch.bfloat16 if precision == "fast" else torch.float32]
-    side = {"ours": ours, "aten": theirs, "forward": forward}[who]
+    side = {"ours": ours, "ours, choosing": partial(ours, None), "aten": theirs, "forward": forward}[who]
     measure(f"sweep vgg8 {precision}", side, work, rate, who=who, rounds=2)  # of so many checkpoints each
 
 

@@ -27,12 +27,14 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
 
 
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_json: dict[str, Any]) -> None:
-    """Without every single time: the file is kept."""
+    """Without every single time: the file is kept. With what the machine does at best."""
     del config, benchmarks
+    output_json["machine_info"]["rates"] = RATES
     for bench in output_json["benchmarks"]:
         bench["stats"].pop("data", None)
 
 
+RATES: dict[str, float] = {}  # FLOP/s of products by type, B/s of copies
 CUDA = torch.cuda.is_available() and build_info().get("cuda", False)
 
 
@@ -55,7 +57,9 @@ def gemm_rate(device: str) -> dict[torch.dtype, float]:
     """Matrix products of this machine, in FLOP/s by type of the factors; TF32 off."""
     size = 8192 if device == "cuda" else 1024
     kinds = (torch.float32, torch.bfloat16) if device == "cuda" else (torch.float32,)
-    return {dtype: product_rate(dtype, device, size) for dtype in kinds}
+    rates = {dtype: product_rate(dtype, device, size) for dtype in kinds}
+    RATES.update({str(dtype).removeprefix("torch."): rate for dtype, rate in rates.items()})
+    return rates
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +67,8 @@ def copy_rate(device: str) -> float:
     """Copies of 64 MiB, on a GPU 4 GiB, in bytes read and written per second."""
     source = torch.randn(2**30 if device == "cuda" else 2**24, device=device)
     target = torch.empty_like(source)
-    return 2 * source.nbytes / best_of(synchronised(partial(target.copy_, source), device))
+    RATES["copy"] = 2 * source.nbytes / best_of(synchronised(partial(target.copy_, source), device))
+    return RATES["copy"]
 
 
 @pytest.fixture

@@ -37,9 +37,14 @@ def in_full(result: dict[str, Any]) -> bool:
 
 
 def on_gpu(folder: Path) -> dict[str, Any]:
-    """The newest result of a GPU."""
+    """The newest result of `make gpu`: the machine, and each group of benchmarks with its sides by name."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("nvidia-*.json"))]
-    return max((result for result in found if "ops" in result), key=lambda result: str(result["date"]), default={})
+    newest = max(found, key=lambda result: str(result["datetime"]))
+    groups: dict[str, dict[str, Any]] = {}
+    for bench in newest["benchmarks"]:
+        sides = groups.setdefault(bench["group"].removeprefix("cuda "), {})
+        sides[bench["extra_info"]["who"]] = bench["stats"] | bench["extra_info"]
+    return newest["machine_info"] | {"date": newest["datetime"][:10], "groups": groups}
 
 
 def pairs(runs: dict[str, Any]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .dense import inner, left_product, product, wide_rows
+from .dense import fetched, inner, left_product, product, wide_rows
 from .systems import Solution, System
 from .types import Activations, Probe, TargetBlock, TargetMatrix
 
@@ -18,6 +18,7 @@ _FIT_FLOOR = 1e-3  # of the deviation: rounding of a fit error below that is tol
 # Relative error that the identity for the fit error may have where none is estimated larger. That of rounded rows shows
 # what products of rounded targets with the few combinations are off by, which is more than all columns are.
 _FIT_TOLERANCE, _ROUNDED_FIT_TOLERANCE = 1e-5, 3e-4
+_CHANCE = 3.0  # standard errors
 _SIGNS, _SOME = 8, 1024  # random vectors of signs that a trace is estimated with, and rows, at most
 # Mean squared error of rounding to bfloat16 over the mean square: numbers of a mantissa m in [1, 2), evenly spread on a
 # logarithmic scale, are off by up to 2^-8, evenly spread too: 2^-16 / 3 over the mean of m^2.
@@ -104,16 +105,22 @@ def certify(cell: Activations, system: System, targets: TargetMatrix, parts: Seq
     lost, kept = _changed(expected - mean - predicted, moved)
     # The same on the fit rows, without another pass: found = A'(T - A W), and (G + penalty I) correction = residual.
     lost_fit = (correction * (residual - 2 * found - penalty * correction)).sum(0)
+    places = list(zip(parts, _places(sizes), strict=True))
+    blurred = torch.cat([_blurred(cell, system, part.solution, wz[:, own], missed[own]) for part, own in places])
+    explained = torch.cat([_explained(system, part, wz[:, own]) for part, own in places])
+    lost, kept, lost_fit, missed, deviation, blurred, explained = fetched(
+        lost, kept, lost_fit, missed, deviation, blurred, explained
+    )
     scale = missed.clamp_min(_FIT_FLOOR * deviation)
     certificates = []
-    for part, place in zip(parts, _places(sizes), strict=True):
-        estimate = max(_share(a[place], b[place], part.probe) for a, b in ((lost, kept), (lost_fit, scale)))
-        blurred = _blurred(cell, system, part.solution, wz[:, place], missed[place])
-        estimate = max(estimate, float(blurred.sum() / kept[place].sum()))
+    for part, own in places:
+        estimates = [_share(a[own], b[own], part.probe) for a, b in ((lost, kept), (lost_fit, scale))]
+        estimate = max(*estimates, float(blurred[own].sum() / kept[own].sum()))
         if part.block.kind == "regression":  # classes are scored by their hits, row by row
-            of_part = wz[:, place], missed[place], deviation[place]
             tolerance = max(estimate, _ROUNDED_FIT_TOLERANCE if cell.rounded else _FIT_TOLERANCE)
-            fit_error, doubt = _fit_error(system, targets, part, *of_part, tolerance)
+            fit_error, doubt = _fit_error(
+                system, targets, part, deviation[own] - explained[own], missed[own], tolerance
+            )
             certificates.append(Certificate(max(estimate, doubt), fit_error))
         else:
             certificates.append(Certificate(estimate, None))
@@ -190,30 +197,38 @@ def _places(sizes: Sequence[int]) -> list[slice]:
     return [slice(stop - size, stop) for size, stop in zip(sizes, itertools.accumulate(sizes), strict=True)]
 
 
+def _explained(system: System, part: Part, wz: Tensor) -> Tensor:
+    """What the combinations' weights [d, c] take of their squared deviations on the fit rows [c], by an identity."""
+    # With G W = C - penalty W the fit error is tr T'T - tr W'C - penalty tr W'W: no second pass over the rows.
+    cross = system.cross[:, part.columns]
+    combined = (part.probe.directions.mT.contiguous() @ cross.mT).mT  # few columns are multiplied faster as rows
+    return (wz * combined).sum(0) + part.solution.penalty * wz.square().sum(0)
+
+
 def _fit_error(
-    system: System, targets: TargetMatrix, part: Part, wz: Tensor, missed: Tensor, deviation: Tensor, tolerance: float
+    system: System, targets: TargetMatrix, part: Part, left: Tensor, missed: Tensor, tolerance: float
 ) -> tuple[float | None, float]:
-    """The squared error on the fit rows by an identity, where that proves exact on the random combinations; its error.
+    """The squared error on the fit rows by that identity, and what it may be off by; None where that is too much.
+
+    What it is off by on the random combinations, if that is more than chance, as where sums are cut off, is taken out.
 
     Args:
-        wz: weights of the combinations [d, c]. missed: their squared errors [c]. deviation: theirs from the mean [c].
-        tolerance: relative error that it may have.
+        left: by the identity [c]. missed: squared errors of the combinations [c]. tolerance: relative.
     """
-    # With G W = C - penalty W the fit error is tr T'T - tr W'C - penalty tr W'W: no second pass over the rows.
-    columns, penalty = part.columns, part.solution.penalty
-    cross = system.cross[:, columns]
-    combined = (part.probe.directions.mT.contiguous() @ cross.mT).mT  # few columns are multiplied faster as rows
-    explained = (wz * combined).sum(0) + penalty * wz.square().sum(0)
-    doubt = _share(deviation - explained - missed, missed, part.probe)
+    if part.probe.exact:
+        return float(missed.sum()), 0.0
+    off, columns = left - missed, part.columns
+    bias, chance = off.mean(), (off.var() / len(off)).sqrt()
+    bias = torch.where(bias.abs() > _CHANCE * chance, bias, 0.0)
+    doubt = _share(off - bias, missed, part.probe)
     if not doubt <= tolerance:
         return None, 0.0
-    if part.probe.exact:
-        return float((deviation - explained).sum()), doubt
     if isinstance(columns, slice):
         whole = targets.squares[part.index]
     else:
         whole = float(targets.fit[:, columns].double().var(0, correction=0).sum() * len(targets.fit))
-    return whole - inner(part.weights, cross, share=penalty), doubt
+    explained = inner(part.weights, system.cross[:, columns], share=part.solution.penalty)
+    return whole - float(explained) - float(bias), doubt
 
 
 def _share(errors: Tensor, totals: Tensor, probe: Probe) -> float:

@@ -48,7 +48,7 @@ def project(fit: Tensor, heldout: Tensor, count: int) -> tuple[Tensor, Tensor, d
     parts = {"fit": product(fit, directions), "heldout": product(heldout, directions)}
     left = {}
     for (split, part), whole in zip(parts.items(), (fit, heldout), strict=True):
-        left[split] = max(inner(whole, whole) - float(part[:, :count].square().sum()), 0.0)
+        left[split] = max(float(inner(whole, whole)) - float(part[:, :count].square().sum()), 0.0)
     return parts["fit"], parts["heldout"], left
 
 

@@ -93,13 +93,22 @@ def converted_rows(
         yield place, [part if buffer is None else buffer[: len(part)].copy_(part) for part, buffer in parts]
 
 
-def inner(a: Tensor, b: Tensor, share: float = 0.0) -> float:
-    """Sum of all elements of a (b + share a), in float64."""
+def fetched(*tensors: Tensor) -> list[Tensor]:
+    """In float64 on the CPU, copied together: each copy from a GPU waits until all that was asked of it is done."""
+    wide = [tensor.double() for tensor in tensors]
+    if not any(tensor.is_cuda for tensor in wide):
+        return wide
+    parts = torch.cat([tensor.flatten() for tensor in wide]).cpu().split([tensor.numel() for tensor in wide])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, wide, strict=True)]
+
+
+def inner(a: Tensor, b: Tensor, share: float = 0.0) -> Tensor:
+    """Sum of all elements of a (b + share a), in float64, on their device."""
     size, parts = row_chunk(a.shape[1], a.device), []
     for x, y in zip(a.split(size), b.split(size), strict=True):
         wide = x.double()
         parts.append((wide * (torch.add(y, wide, alpha=share) if share else y)).sum())
-    return float(torch.stack(parts).sum()) if parts else 0.0
+    return torch.stack(parts).sum() if parts else torch.zeros((), dtype=torch.float64, device=a.device)
 
 
 def product(matrix: Tensor, right: Tensor) -> Tensor:

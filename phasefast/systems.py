@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .dense import Factor, aligned_empty, inner, multiplies_fast, row_chunk, strips
+from .dense import Factor, aligned_empty, fetched, inner, multiplies_fast, row_chunk, strips
 from .errors import ArgumentError, SolveError
 from .types import Activations, Moments, TargetMatrix
 
@@ -247,9 +247,9 @@ def solve_cholesky(system: System, rhs: Tensor, penalty: float, factor: Factor |
         rhs: [d, p]. factor: where it is known already.
     """
     diagonal = system.diagonal
-    largest = float(diagonal.max())
     alive = diagonal > 0
-    rank = min(int(alive.sum()), system.moments.count - 1)  # centring takes one
+    largest, count = (float(value) for value in fetched(diagonal.max(), alive.sum()))
+    rank = min(int(count), system.moments.count - 1)  # centring takes one
     final = system.dtype == torch.float64
     if not math.isfinite(largest):
         if final:
@@ -258,15 +258,15 @@ def solve_cholesky(system: System, rhs: Tensor, penalty: float, factor: Factor |
         return _failed(system, rhs, penalty)
     jitters = (0.0, *(j * largest for j in _JITTERS)) if final and penalty > 0 else (0.0,)
     for jitter in jitters if penalty > 0 else ():
-        path = torch.tensor([penalty + jitter], dtype=torch.float64, device=diagonal.device)
+        path = torch.full((1,), penalty + jitter, dtype=torch.float64, device=diagonal.device)
         weights, found = _weights_and_factor(system, rhs, path, factor)
         if found is not None:
-            live = (found.diagonal[alive] if rank else found.diagonal).double()
-            condition = float((live.max() / live.min()) ** 2)
-            inverse_root = found.inverse_root
-            dof = len(inverse_root) - (penalty + jitter) * inner(inverse_root, inverse_root)
+            root, live = found.inverse_root, found.diagonal
+            ends = torch.where(alive, live, 0).max(), torch.where(alive, live, math.inf).min()
+            high, low, trace = fetched(*(ends if rank else (live.max(), live.min())), inner(root, root))
+            condition, dof = float((high / low) ** 2), len(root) - (penalty + jitter) * float(trace)
             route = system.cell.route
-            return Solution(weights, penalty + jitter, jitter, rank, dof, condition, route, inverse_root, True)
+            return Solution(weights, penalty + jitter, jitter, rank, dof, condition, route, root, True)
     if not final:
         return _failed(system, rhs, penalty)
     return solve_eigen(system, rhs, penalty)

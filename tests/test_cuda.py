@@ -190,7 +190,7 @@ def test_factors_against_float64(d: int) -> None:
     rows = torch.randn(d + 500, d, device="cuda")
     gram = (rows.double().T @ rows.double()) + d * torch.eye(d, device="cuda")
     lower = torch.linalg.cholesky(gram)
-    factor, rhs = Factor(lower.float()), torch.randn(d, 90, dtype=torch.float64, device="cuda")
+    factor, rhs = Factor(lower.float().contiguous()), torch.randn(d, 90, dtype=torch.float64, device="cuda")
 
     def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
         return float((found.double() - expected).norm() / expected.norm()) < 1e-5

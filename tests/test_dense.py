@@ -57,7 +57,7 @@ def test_sums_in_float64(rows: int, dtype: torch.dtype) -> None:
     a, b = torch.randn(rows, 900).to(dtype), torch.randn(rows, 2 * 900).to(dtype)[:, ::2]
     right, left = torch.randn(900, 3, dtype=torch.float64), torch.randn(2, rows, dtype=torch.float64)
     close = {"rtol": 1e-12, "atol": 1e-10}
-    assert inner(a, b) == pytest.approx(float((a.double() * b.double()).sum()), rel=1e-9, abs=1e-9)
+    assert float(inner(a, b)) == pytest.approx(float((a.double() * b.double()).sum()), rel=1e-9, abs=1e-9)
     torch.testing.assert_close(product(b, right), b.double() @ right, **close)
     torch.testing.assert_close(left_product(left, b), left @ b.double(), **close)
     seen = torch.full((rows, 900), torch.nan, dtype=torch.float64)

@@ -55,7 +55,7 @@ void gram_cells(GramGroup& group, const Tensors& rows, const Tensor& targets, co
   GramMaps maps{};
   maps.row_parts = halves_of(rows[0].scalar_type());
   maps.target_parts = halves_of(targets.scalar_type());
-  const Tensor kept = caller.scratch(whole ? 0 : places);
+  const Tensor kept = no_largest(whole ? 0 : places, caller);
   if (!whole) {
     uint32_t* place = static_cast<uint32_t*>(kept.data_ptr());
     if (group.cols) maps.target_largest = largest_of(matrix_of(targets), nullptr, place, caller);

@@ -135,11 +135,17 @@ inline int64_t largest_places(int64_t cols) {
   return across(cols, kSpare) * kSpare;
 }
 
-// The largest of its columns, at `place`, which moves on; `rows`: see Scaled.
+// Zeros for the largest of the columns of some matrices.
+inline Tensor no_largest(int64_t places, const Caller& caller) {
+  Tensor zeros = caller.scratch(places);
+  if (places) check(cudaMemsetAsync(zeros.data_ptr(), 0, sizeof(uint32_t) * places, caller.stream()), "parts: largest");
+  return zeros;
+}
+
+// The largest of its columns, at `place`, which moves on and holds zeros; `rows`: see Scaled.
 inline const uint32_t* largest_of(const Matrix& matrix, const uint32_t* rows, uint32_t*& place, const Caller& caller) {
   uint32_t* largest = place;
   place += largest_places(matrix.cols);
-  check(cudaMemsetAsync(largest, 0, sizeof(uint32_t) * largest_places(matrix.cols), caller.stream()), "parts: largest");
   const LargestGrid grid = LargestGrid::of(matrix.rows, matrix.cols, 8 * caller.processors());
   with_scaled(matrix, rows, nullptr, [&](const auto& scaled) {
     const unsigned blocks = static_cast<unsigned>(grid.across * grid.down);

@@ -67,7 +67,7 @@ void residual_sm90(ScalarType type, const ResidualGroup& all, const Caller& call
     places += largest_places(weights.cols) + largest_places(weights.rows);
   }
   const int64_t most = std::max<int64_t>(kScratch / each, ResidualShape::kSize.height);
-  const Tensor largest = caller.scratch(places), kept = caller.scratch(across(fixed, sizeof(float)));
+  const Tensor largest = no_largest(places, caller), kept = caller.scratch(across(fixed, sizeof(float)));
   uint32_t* next = static_cast<uint32_t*>(largest.data_ptr());
   char* place = static_cast<char*>(kept.data_ptr());
   const uint32_t* features[kResidualCells];

@@ -6,6 +6,7 @@ PHASEFAST_SM90=0 for the variants of compute capability 8.0 on Hopper too.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 from collections.abc import Callable
@@ -46,7 +47,12 @@ def _runs(*arguments: Any) -> bool:
     """Whether there is code for the GPU that the tensors are on."""
     tensors = itertools.chain(*(x if isinstance(x, (list, tuple)) else [x] for x in arguments))
     devices = {x.device for x in tensors if isinstance(x, Tensor) and x.is_cuda}
-    return all(torch.cuda.get_device_capability(device) >= (8, 0) for device in devices)
+    return all(_capability(device) >= (8, 0) for device in devices)
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def _narrow(*tensors: Tensor) -> bool:
@@ -74,7 +80,7 @@ def _takes_gram(rows: list[Tensor], targets: Tensor, *_: Any) -> bool:
 def hopper(device: torch.device) -> bool:
     """Whether kernels for Hopper run there, and are wanted."""
     unwanted = os.environ.get("PHASEFAST_SM90") == "0" or os.environ.get("PHASEFAST_CUDA_KERNELS") == "0"
-    return torch.cuda.get_device_capability(device) == (9, 0) and not unwanted
+    return _capability(device) == (9, 0) and not unwanted
 
 
 # Whether a kernel takes these arguments of its op.

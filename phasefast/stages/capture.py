@@ -144,8 +144,9 @@ def capture(
                 output = model(batch)
                 if isinstance(output, Tensor) and output.dim() == 2 and output.is_floating_point():
                     outputs[split].append(output.float())
-            for spool in spools.values():
-                spool.check(split)
+            finite = torch.stack([spool.finite(split) for spool in spools.values()]).tolist()
+            for spool, good in zip(spools.values(), finite, strict=True):
+                spool.check(split, good)
     logits = [torch.cat(parts) if parts else None for parts in outputs.values()]
     return [spool.finish() for spool in spools.values()], logits[0], logits[1]
 
@@ -181,15 +182,19 @@ class _Spool:
         ops.capture([x], [self.shift], [pool], [rows], [total], [torch.zeros_like(total)])
         self.written[split] += stop - start
 
-    def check(self, split: str) -> None:
+    def finite(self, split: str) -> Tensor:
+        """Whether all rows of a split are."""
+        total = self.sums.sum(0) if split == "fit" else self.heldout_sum
+        return torch.isfinite(total).all()
+
+    def check(self, split: str, finite: bool) -> None:
         rows = self.rows[split]
         if self.written[split] != len(rows):
             raise LayerError(
                 f"layer {self.layer.name!r}: its hook fired for {self.written[split]} of {len(rows)} {split} rows; "
                 "the model does not call it on every batch"
             )
-        total = self.sums.sum(0) if split == "fit" else self.heldout_sum
-        if not bool(torch.isfinite(total).all()):
+        if not finite:
             bad = int((~torch.isfinite(rows)).any(0).sum())
             raise NonFiniteError(
                 f"layer {self.layer.name!r}: NaN or Inf in {bad} of {self.layer.dim} features on the {split} rows; "

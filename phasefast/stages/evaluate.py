@@ -102,7 +102,7 @@ class _Split:
 
 
 def _residual(rows: Tensor, decoder: Decoder, targets: Tensor, blocks: Sequence[TargetBlock]) -> tuple[Tensor, Tensor]:
-    """Squared errors [k, m] float64 and hits [k, m] bool of some blocks of columns."""
+    """Squared errors [k, m] float64 and hits [k, m] bool of some blocks of columns, on the CPU."""
     errors = torch.empty(len(blocks), len(rows), dtype=torch.float64, device=rows.device)
     hits = torch.empty(len(blocks), len(rows), dtype=torch.bool, device=rows.device)
     if blocks:
@@ -112,7 +112,7 @@ def _residual(rows: Tensor, decoder: Decoder, targets: Tensor, blocks: Sequence[
         weights, offset, targets = (_columns(matrix, blocks) for matrix in (decoder.weights, decoder.offset, targets))
         classes = [block.kind == "classes" for block in blocks]
         ops.residual([rows], [weights], [offset], targets, edges, classes, [errors], [hits])
-    return errors, hits
+    return errors.cpu(), hits.cpu()
 
 
 def _columns(matrix: Tensor, blocks: Sequence[TargetBlock]) -> Tensor:
@@ -131,7 +131,7 @@ def _block_scores(decoder: Decoder, fit: BlockFit, split: _Split, errors: Tensor
         total, around = total + outside, replace(around, low=around.low - outside, high=around.high - outside)
 
     def score(metric: str, value: float, unit: float = 1.0, samples: Tensor | None = None) -> Score:
-        kept = samples.float().cpu() if samples is not None and split.name == "heldout" else None
+        kept = samples.float() if samples is not None and split.name == "heldout" else None
         bounds = around and replace(around, low=value + around.low * unit, high=value + around.high * unit)
         name, dim, dtype = decoder.layer.name, decoder.layer.dim, decoder.weights.dtype
         return Score(name, dim, block.name, split.name, metric, value, rows, fit, dtype, kept, bounds)

@@ -23,7 +23,7 @@ from ..choosing import (
     least_error,
     per_unit,
 )
-from ..dense import Factor, converted_rows
+from ..dense import Factor, converted_rows, fetched
 from ..systems import Penalties, PenaltyChoice, System, eigen_path, factor_path, solve_eigen
 from ..types import Activations, Statistics, TargetMatrix
 
@@ -107,6 +107,8 @@ class _Scan:
         self.path, self.rows, dim = penalties.absolute(self.system), total.count - 1, len(cross)  # centring takes one
         signs = torch.randint(0, 2, (dim, SIGNS), generator=torch.Generator().manual_seed(0))
         self.signs = (2 * signs - 1).to(cross)
+        trace, squares = self.system.diagonal.sum(), per_unit(targets.sketch.squares[None], targets)
+        self.penalties, self.trace, self.squares = fetched(self.path, trace, squares)  # [L], one, [1, u]
         count, width = len(self.path), dim + cross.shape[1] + SIGNS
         fits = 20 * count * dim * width <= _AT_ONCE if cross.is_cuda else dim <= SMALL
         self.at_once, self.in_pairs = fits and count <= MANY, not cross.is_cuda and dim <= ONE_CORE
@@ -142,11 +144,12 @@ class _Scan:
         """[L, u] of all penalties, from one eigendecomposition."""
         values, found = self.system.eigenvectors[0].double(), []
         rounding = 0.0 if self.system.dtype == torch.float64 else torch.finfo(self.system.dtype).eps * values.max()
-        for path in self.path.split(1):
+        for index, path in enumerate(self.path.split(1)):
             weights, info = eigen_path(self.system, self.system.cross, path)
             dof = (values / (values + path)).nan_to_num(1.0).sum()
             known = (info == 0) & (path >= _PENALTY * rounding)
-            found.append(self._errors(path, weights, torch.where(known, self.rows - dof, 0.0).cpu())[1])
+            left, *sums = fetched(torch.where(known, self.rows - dof, 0.0), *self._sums(path, weights))
+            found.append(self._errors([index], weights, left, *sums)[1])
         return torch.cat(found)
 
     def make(self, indices: Sequence[int], beside: Sequence[int] = (), slopes: bool = True) -> None:
@@ -160,65 +163,85 @@ class _Scan:
             new += [index for index in beside if index not in {*self._known, *new}][:1]
         rhs = torch.cat([self.system.cross, self.signs], 1)
         for some in [new] if new and (self.at_once or self.in_pairs) else [[index] for index in new]:
-            path, final = self.path[some], self.system.dtype == torch.float64
+            # Slices, not lists: indices from the CPU would have to be copied to a GPU.
+            path = self.path if len(some) == len(self.path) else torch.stack([self.path[index] for index in some])
             solved, factors, info = factor_path(self.system, rhs, path)
-            failed = (info.bool() | (path == 0) if final else info.bool()).tolist()
-            found = self._of_factors(path, solved, factors, slopes)
+            failed, errors, rises = self._of_factors(some, path, solved, factors, info, slopes)
             for place, (index, bad) in enumerate(zip(some, failed, strict=True)):
                 if not bad:
                     self.factors[index] = factors[place]
-                self._known[index] = (
-                    self._without(path[place : place + 1]) if bad else (found[0][place], found[1][place])
-                )
+                self._known[index] = self._without(index) if bad else (errors[place], rises[place])
 
     def _of_factors(
-        self, path: Tensor, solved: Tensor, factors: Sequence[Factor], slopes: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Errors [L, u] and slopes [L, u] of their logarithms, given solutions [L, d, q + s] and factors."""
+        self,
+        indices: Sequence[int],
+        path: Tensor,
+        solved: Tensor,
+        factors: Sequence[Factor],
+        info: Tensor,
+        slopes: bool,
+    ) -> tuple[list[bool], Tensor, Tensor]:
+        """Which have failed, errors [L, u] and slopes [L, u] of their logarithms.
+
+        Args:
+            solved: [L, d, q + s], of targets and signs.
+        """
         dim, count = self.signs.shape
         weights, inverse = solved.split([solved.shape[2] - count, count], 2)
-        penalties = path.cpu()
         if self.rows - dim < LEFT:
-            traces, squares = torch.stack([factor.inverse_traces() for factor in factors], 1).cpu()
+            traces, squares = torch.stack([factor.inverse_traces() for factor in factors], 1)
         else:
             wide = inverse.double()
-            traces, squares = torch.stack([(wide * self.signs).sum((1, 2)), wide.square().sum((1, 2))]).cpu() / count
+            traces, squares = (wide * self.signs).sum((1, 2)) / count, wide.square().sum((1, 2)) / count
+        moved = weights.new_zeros(len(path), self.squares.shape[1], dtype=torch.float64)
+        if slopes:
+            pairs = zip(factors, weights, strict=True)
+            halves = torch.stack([factor.halve(own).square_().sum(0, dtype=torch.float64) for factor, own in pairs])
+            moved = per_unit(halves, self.targets)
+        info, traces, squares, moved, *sums = fetched(info, traces, squares, moved, *self._sums(path, weights))
+        penalties, final = self.penalties[list(indices)], self.system.dtype == torch.float64
+        failed = (info.bool() | (penalties == 0) if final else info.bool()).tolist()
         left = self.rows - dim + penalties * traces
-        residuals, errors = self._errors(path, weights, left)
+        residuals, errors = self._errors(indices, weights, left, *sums)
         if not slopes:
-            return errors, torch.full_like(errors, math.nan)
+            return failed, errors, torch.full_like(errors, math.nan)
         # d|residuals|^2 = 2 penalty tr W'(G + penalty I)^-1 W, d tr (G + penalty I)^-1 = -|(G + penalty I)^-1|^2.
-        pairs = zip(factors, weights, strict=True)
-        moved = torch.stack([factor.halve(own).square_().sum(0, dtype=torch.float64) for factor, own in pairs])
-        steps = 2 * penalties[:, None] * per_unit(moved, self.targets).cpu()
+        steps = 2 * penalties[:, None] * moved
         freed = (traces - penalties * squares) / left
         relative = penalties[:, None] * (steps / residuals - 2 * freed[:, None])
-        return errors, torch.where(errors.isinf(), math.nan, relative)
+        return failed, errors, torch.where(errors.isinf(), math.nan, relative)
 
-    def _without(self, path: Tensor) -> tuple[Tensor, Tensor]:
+    def _without(self, index: int) -> tuple[Tensor, Tensor]:
         """Errors [u] of one penalty that has no factor; in float64 by an eigendecomposition."""
         weights, left = torch.zeros_like(self.system.cross), 0.0
         if self.system.dtype == torch.float64:
-            solution = solve_eigen(self.system, self.system.cross, float(path))
+            solution = solve_eigen(self.system, self.system.cross, float(self.penalties[index]))
             weights, left = solution.weights, self.rows - solution.dof
-        errors = self._errors(path, weights[None], torch.tensor([left], dtype=torch.float64))[1][0]
+        sums = fetched(*self._sums(self.path[index : index + 1], weights[None]))
+        errors = self._errors([index], weights[None], torch.tensor([left], dtype=torch.float64), *sums)[1][0]
         return errors, torch.full_like(errors, math.nan)
 
-    def _errors(self, path: Tensor, weights: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
-        """Squared residuals [L, u] on all fit rows, and n^2 of them over the square of what is left [L] of n."""
-        wide, cell, targets = weights.double(), self.cell, self.targets
-        # With (G + penalty I) W = A'T: |T - A W|^2 = tr T'T - tr W'A'T - penalty tr W'W.
+    def _sums(self, path: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """tr W'A'T + penalty tr W'W and tr W'W [L, u] of weights [L, d, q]."""
+        wide = weights.double()
         own = wide.square().sum(1)
         taken = (wide * self.system.cross).sum(1) + path[:, None] * own
-        squares, own = (per_unit(each, targets).cpu() for each in (targets.sketch.squares[None], own))
-        residuals, penalties = squares - per_unit(taken, targets).cpu(), path.cpu()
-        trace, dim, eps = float(self.system.diagonal.sum()), wide.shape[1], torch.finfo(weights.dtype).eps
+        return per_unit(taken, self.targets), per_unit(own, self.targets)
+
+    def _errors(
+        self, indices: Sequence[int], weights: Tensor, left: Tensor, taken: Tensor, own: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Squared residuals [L, u] on all fit rows, and n^2 of them over the square of what is left [L] of n."""
+        cell, penalties = self.cell, self.penalties[list(indices)]
+        # With (G + penalty I) W = A'T: |T - A W|^2 = tr T'T - tr W'A'T - penalty tr W'W.
+        residuals = self.squares - taken
+        trace, dim, eps = float(self.trace), weights.shape[1], torch.finfo(weights.dtype).eps
         # Of weights that rounding moved, the identity is off by their product with the residual of (G + penalty I) W.
-        unsure = residuals < _CANCELLED[weights.dtype] * squares
+        unsure = residuals < _CANCELLED[weights.dtype] * self.squares
         unsure |= eps * dim**0.5 * (trace / dim + penalties[:, None]) * own > _DOUBTFUL * residuals
         if bool((places := unsure.any(1)).any()):
             rows = slice(0, len(cell.fit))
-            again = column_errors(cell, self.system, weights[places.to(weights.device)], targets, rows).cpu()
+            again = column_errors(cell, self.system, weights[places.to(weights.device)], self.targets, rows).cpu()
             residuals[places] = torch.where(unsure[places], again, residuals[places])
         rounding = eps * (dim + torch.where(penalties > 0, trace / (dim * penalties), 0.0))
         errors = torch.where(

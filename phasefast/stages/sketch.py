@@ -78,7 +78,7 @@ def sketch_features(cell: Activations, folds: Sequence[int], size: int) -> Activ
 
 def _deviation(rows: Tensor, total: Tensor) -> float:
     """Squared deviation of rows [n, d] from their mean, given their sum [d]."""
-    return inner(rows, rows) - float(total.square().sum()) / len(rows)
+    return float(inner(rows, rows)) - float(total.square().sum()) / len(rows)
 
 
 def measure(

@@ -42,14 +42,14 @@ def solve(
         SolveError: no factorisation succeeded (float64 only; in float32 the error estimate is infinite instead).
     """
     system = System(cell, statistics.total, statistics.dtype)
-    path = penalties.absolute(system)
+    path = penalties.absolute(system).tolist()
     d, p = system.cross.shape
-    weights = aligned_empty(d, p, system.dtype, path.device)
+    weights = aligned_empty(d, p, system.dtype, system.cross.device)
     parts: list[Part] = []
     for index, columns in _shared_penalties(targets, choice):
         crosses = [system.cross[:, chosen] for _, chosen in columns]
         rhs = crosses[0] if len(crosses) == 1 else torch.cat(crosses, 1)
-        penalty = float(path[index])
+        penalty = path[index]
         factor = choice.factors.get(index)
         solution = solve_eigen(system, rhs, penalty) if eigen else solve_cholesky(system, rhs, penalty, factor)
         alpha = penalties.relative(system, index)
@@ -94,11 +94,11 @@ def solve_target_free(
         For each penalty, the cell with the combinations h [m, n] as its held-out rows, and the targets as the decoder.
     """
     system = System(cell, statistics.total, statistics.dtype)
-    path, dtype = penalties.absolute(system), statistics.dtype
+    path, dtype = penalties.absolute(system).tolist(), statistics.dtype
     rhs = (cell.heldout.double() - system.row_mean).mT
     columns_of_fit, target_mean = targets.fit.to(dtype), targets.sums.sum(0) / len(targets.fit)
     for index, columns in _shared_penalties(targets, choice):
-        solution = solve_cholesky(system, rhs, float(path[index]), choice.factors.get(index))
+        solution = solve_cholesky(system, rhs, path[index], choice.factors.get(index))
         weights = solution.weights.to(dtype)
         shift = left_product(system.row_mean[None], weights).to(dtype).mT
         combinations = torch.empty(len(cell.heldout), len(cell.fit), dtype=dtype, device=weights.device)
