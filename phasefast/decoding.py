@@ -98,19 +98,25 @@ def decode(cells: list[Activations], targets: TargetMatrix, method: Method) -> I
     Args:
         cells: emptied, so that rows that are not needed any more make room.
     """
+    work = prepared(cells, targets, method)
+    while work:  # nothing is kept longer than it is needed: a Gram matrix can be as large as all rows
+        yield from work.pop(0).decoders()
+
+
+def prepared(cells: list[Activations], targets: TargetMatrix, method: Method) -> list[Work]:
+    """Cells with their moments, which were made together; each then gives its decoders. Empties ``cells``."""
     wide = method.precision == "double" or any(cell.fit.dtype == torch.float64 for cell in cells)
     dtype = torch.float64 if wide else torch.float32
-    work = [_Work(cells.pop(0), targets, method, dtype) for _ in range(len(cells))]
+    work = [Work(cells.pop(0), targets, method, dtype) for _ in range(len(cells))]
     _accumulate(work, targets, dtype)
-    while work:  # nothing is kept longer than it is needed: a Gram matrix can be as large as all rows
-        yield from work.pop(0).decoders(dtype)
+    return work
 
 
-class _Work:
+class Work:
     """A cell on its route."""
 
     def __init__(self, cell: Activations, targets: TargetMatrix, method: Method, dtype: torch.dtype) -> None:
-        self.targets, self.method = targets, method
+        self.targets, self.method, self.dtype = targets, method, dtype
         self.cost = method.cost(cell, targets)
         # A GPU makes all penalties of most cells at once, and starts in the middle with the others.
         sample = self.cost.sample > 0 and not cell.fit.is_cuda
@@ -124,14 +130,15 @@ class _Work:
         by_folds = self.method.selection == "folds" and self.method.penalties.selects
         return by_folds, not self.cost.target_free
 
-    def decoders(self, dtype: torch.dtype) -> Iterator[tuple[Activations, Decoder]]:
+    def decoders(self) -> Iterator[tuple[Activations, Decoder]]:
+        """One, or one for each penalty where the route is target-free, with the rows that it applies to."""
         exact = self.method.precision == "exact"
         tolerance = ERROR_TOLERANCE if exact else torch.finfo(torch.float64).max
         choice = self._choose()
         found = self._solve(choice, tolerance)
         doubtful = exact and not choice.reliable
         worst = max(decoder.error_estimate for _, decoder in found)
-        if dtype != torch.float64 and (doubtful or not worst <= tolerance):
+        if self.dtype != torch.float64 and (doubtful or not worst <= tolerance):
             del found
             self.statistics = None
             choice = replace(choice, factors={})
@@ -167,7 +174,7 @@ class _Work:
         return [(self.cell, solve(*arguments, tolerance, self.cost.eigen))]
 
 
-def _accumulate(work: Sequence[_Work], targets: TargetMatrix, dtype: torch.dtype, again: bool = True) -> None:
+def _accumulate(work: Sequence[Work], targets: TargetMatrix, dtype: torch.dtype, again: bool = True) -> None:
     """Moments of all cells, those that need the same in the same launches; ``again``: penalties are still to choose.
 
     Rows of different types are apart: the moments of a dual cell's coordinates do not depend on its neighbours.

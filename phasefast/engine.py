@@ -148,7 +148,10 @@ class Engine:
         per_column = options.get("penalty_per") == "column"
         cache = None if out is None or per_column else TargetCache(Path(out) / "cache", probe_set.digest)
         self._components = options.get("target_components")
-        self.targets = build_targets(chosen, fit, heldout, folds, self.device, per_column, cache, self._components)
+        kept = (self._fit_inputs, self._heldout_inputs) if keeps else None
+        self.targets = build_targets(
+            chosen, fit, heldout, folds, self.device, per_column, cache, self._components, kept
+        )
         self.settings = self._settings()
         self.config_hash = hashlib.blake2b(json.dumps(self.settings).encode(), digest_size=8).hexdigest()
         self._layers: list[Layer] | None = None

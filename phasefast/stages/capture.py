@@ -144,9 +144,9 @@ def capture(
                 output = model(batch)
                 if isinstance(output, Tensor) and output.dim() == 2 and output.is_floating_point():
                     outputs[split].append(output.float())
-            finite = torch.stack([spool.finite(split) for spool in spools.values()]).tolist()
-            for spool, good in zip(spools.values(), finite, strict=True):
-                spool.check(split, good)
+            finite = bool(torch.stack([spool.finite(split) for spool in spools.values()]).all())
+            for spool in spools.values():
+                spool.check(split, finite or bool(spool.finite(split)))
     logits = [torch.cat(parts) if parts else None for parts in outputs.values()]
     return [spool.finish() for spool in spools.values()], logits[0], logits[1]
 

@@ -133,6 +133,7 @@ def build_targets(
     per_column: bool = False,
     cache: TargetCache | None = None,
     components: int | None = None,
+    inputs: tuple[Tensor, Tensor] | None = None,
 ) -> TargetMatrix:
     """All targets side by side, regression columns minus their fit means, on ``device``.
 
@@ -142,6 +143,7 @@ def build_targets(
         per_column: each column of a regression gets a penalty of its own, so that no other columns can stand for it.
         cache: where the result may lie already, of these very inputs; not for ``per_column``.
         components: how many leading components of a wide regression target are decoded; not for ``per_column``.
+        inputs: of ``fit`` and ``heldout``, where they are on ``device`` too: not copied again for :class:`Input`.
 
     Raises:
         ArgumentError: no target, or two of one name.
@@ -158,10 +160,10 @@ def build_targets(
         )
     blocks, fit_parts, heldout_parts, start = [], [], [], 0
     for target in targets:
-        columns, held = target.columns(fit, heldout)
-        for split, values in (("fit", columns), ("heldout", held)):
-            if not bool(torch.isfinite(values).all()):
-                raise DataError(f"target {target.name!r}: expected finite values, got NaN or Inf on the {split} split")
+        if inputs is not None and type(target) is Input:  # a function may want what was given
+            columns, held = target.columns((inputs[0], None), (inputs[1], None))
+        else:
+            columns, held = target.columns(fit, heldout)
         if columns.shape[1] == 0 or columns.shape[1] != held.shape[1]:
             raise DataError(
                 f"target {target.name!r}: expected the same number of columns on both splits, at least one, "
@@ -177,6 +179,10 @@ def build_targets(
         if (kept := cache.load(key, device)) is not None:
             return kept
     fit_columns, heldout_columns = (_side_by_side(parts, device) for parts in (fit_parts, heldout_parts))
+    for split, matrix in (("fit", fit_columns), ("heldout", heldout_columns)):
+        for block in blocks:
+            if not bool(torch.isfinite(matrix[:, block.start : block.stop]).all()):
+                raise DataError(f"target {block.name!r}: expected finite values, got NaN or Inf on the {split} split")
     mean = fit_columns.mean(0, dtype=torch.float64)
     center = mean.clone()
     for block in blocks:
