@@ -15,9 +15,9 @@ from .systems import Solution, System
 from .types import Activations, Probe, TargetBlock, TargetMatrix
 
 _FIT_FLOOR = 1e-3  # of the deviation: rounding of a fit error below that is told relative to that, not to nothing
-# Relative error that the identity for the fit error may have where none is estimated larger. That of rounded rows shows
-# what products of rounded targets with the few combinations are off by, which is more than all columns are.
-_FIT_TOLERANCE, _ROUNDED_FIT_TOLERANCE = 1e-5, 3e-4
+# Relative error that the identity for the fit error may have, the second where another is estimated as large, and of
+# rounded rows: these show what few combinations of rounded targets are off by, which is more than all columns are.
+_FIT_TOLERANCES = 1e-5, 3e-4
 _CHANCE = 3.0  # standard errors
 _SIGNS, _SOME = 8, 1024  # random vectors of signs that a trace is estimated with, and rows, at most
 # Mean squared error of rounding to bfloat16 over the mean square: numbers of a mantissa m in [1, 2), evenly spread on a
@@ -117,7 +117,8 @@ def certify(cell: Activations, system: System, targets: TargetMatrix, parts: Seq
         estimates = [_share(a[own], b[own], part.probe) for a, b in ((lost, kept), (lost_fit, scale))]
         estimate = max(*estimates, float(blurred[own].sum() / kept[own].sum()))
         if part.block.kind == "regression":  # classes are scored by their hits, row by row
-            tolerance = max(estimate, _ROUNDED_FIT_TOLERANCE if cell.rounded else _FIT_TOLERANCE)
+            least, most = _FIT_TOLERANCES
+            tolerance = most if cell.rounded else min(max(estimate, least), most)
             fit_error, doubt = _fit_error(
                 system, targets, part, deviation[own] - explained[own], missed[own], tolerance
             )

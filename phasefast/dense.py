@@ -20,6 +20,7 @@ _ROUND, _ROWS = 2, 128  # times as many are worth a product, or so many rows of 
 _LEAF = 256  # columns of a triangular block that LAPACK inverts, or a GPU with others at once; a quarter of _BLOCK
 _PANEL = 256  # columns that are eliminated by the inverse of their block
 _BLOCK = 1024  # columns of a triangular block that products of their own pay for, on a GPU
+_EVEN = 64  # that parts of a matrix begin at multiples of
 _STRIP, _STRIPS = 256, 8  # rows or columns of a triangular matrix that are multiplied at a time; at most so many parts
 
 
@@ -157,7 +158,10 @@ def substitute(factor: Tensor, rhs: Tensor) -> Tensor:
 
 
 class Factor:
-    """The lower Cholesky factor [d, d] of a matrix, until its inverse is asked for, which takes its place."""
+    """The lower Cholesky factor [d, d] of a matrix, until its inverse is asked for, which takes its place.
+
+    Elements of a row lie side by side.
+    """
 
     def __init__(self, lower: Tensor) -> None:
         self._matrix, self._inverted = lower, False
@@ -183,9 +187,12 @@ class Factor:
 
     def solve(self, rhs: Tensor) -> Tensor:
         """The matrix's inverse times rhs [d, c], in the factor's dtype."""
-        if not multiplies_fast(self._matrix):
+        fast = multiplies_fast(self._matrix)
+        if not fast and not self._inverted:
             return substitute(self._matrix, rhs)
         root, between = self.inverse_root, self.halve(rhs)
+        if not fast:
+            return root.mT @ between
         out = torch.zeros_like(between)
         for start, stop in strips(0, len(root), _BLOCK):
             ops.gram([root[start:, start:stop]], between[start:], [], [out[start:stop]])
@@ -195,9 +202,12 @@ class Factor:
         """The factor's inverse times rhs [d, c], in the factor's dtype."""
         rhs = rhs.to(self._matrix.dtype)
         if not multiplies_fast(self._matrix):
-            halved: Tensor = torch.linalg.solve_triangular(self._matrix, rhs, upper=False)
-            return halved
-        root, out = self.inverse_root, torch.zeros_like(rhs, memory_format=torch.contiguous_format)
+            if self._inverted:
+                return self._matrix @ rhs
+            solved: Tensor = torch.linalg.solve_triangular(self._matrix, rhs, upper=False)
+            return solved
+        root, rhs = self.inverse_root, rhs.contiguous()
+        out = torch.zeros_like(rhs)
         for start, stop in strips(0, len(root), _BLOCK):
             ops.gram([root[start:stop, :stop].mT.contiguous()], rhs[:stop], [], [out[start:stop]])
         return out
@@ -209,6 +219,8 @@ class Factor:
             inverse = torch.zeros_like(root, memory_format=torch.contiguous_format)
             ops.gram([root], root[:, :0], [inverse], [inverse[:, :0]])
             inverse = inverse.tril_().add_(inverse.tril(-1).mT)
+        elif self._inverted:
+            inverse = self._matrix.mT @ self._matrix
         else:
             inverse = torch.cholesky_inverse(self._matrix)
         trace = inverse.diagonal().sum(dtype=torch.float64)
@@ -277,7 +289,8 @@ def _invert_blocks(factor: Tensor) -> Tensor:
         join(middle, stop)
         # As in invert_lower: -c^-1 b a^-1, a left factor's columns with a right one's.
         below = factor[middle:stop, start:middle]
-        turned, mixed = below.mT.contiguous().neg_(), factor.new_zeros(below.shape)
+        turned = below.mT.clone(memory_format=torch.contiguous_format).neg_()
+        mixed = factor.new_zeros(below.shape)
         for low, high in strips(start, middle, _BLOCK):
             columns = slice(low - start, high - start)
             ops.gram([turned[low - start :]], factor[low:middle, low:high], [], [mixed[:, columns]])
@@ -294,5 +307,5 @@ def _invert_blocks(factor: Tensor) -> Tensor:
 def strips(start: int, stop: int, least: int = _STRIP) -> list[tuple[int, int]]:
     """Edges of parts of a triangular matrix, so many that little of its zeros is multiplied and products stay large."""
     count = min(max((stop - start) // least, 1), _STRIPS)
-    edges = [start + (stop - start) * i // count for i in range(count + 1)]
-    return list(itertools.pairwise(edges))
+    edges = [start + (stop - start) * i // count // _EVEN * _EVEN for i in range(count)]
+    return list(itertools.pairwise([*edges, stop]))

@@ -28,7 +28,14 @@ from .stages.capture import RowOptions, capture, chunk_bounds, discover_layers, 
 from .stages.evaluate import evaluate_model
 from .stages.layers import given_names, select_layers, unwrap
 from .stages.plan import ForcedRoute, Selection, group_layers, memory_budget
-from .stages.preserve import BATCHNORM_MODES, batchnorm_mode, fix_random_state, preserved, several_rows
+from .stages.preserve import (
+    BATCHNORM_MODES,
+    batchnorm_mode,
+    fix_random_state,
+    full_float32,
+    preserved,
+    several_rows,
+)
 from .stages.probe_set import ProbeSet
 from .stages.targets import Input, Label, Target, build_targets
 from .systems import DEFAULT_ALPHAS, Penalties
@@ -149,9 +156,10 @@ class Engine:
         cache = None if out is None or per_column else TargetCache(Path(out) / "cache", probe_set.digest)
         self._components = options.get("target_components")
         kept = (self._fit_inputs, self._heldout_inputs) if keeps else None
-        self.targets = build_targets(
-            chosen, fit, heldout, folds, self.device, per_column, cache, self._components, kept
-        )
+        with full_float32(self.device):
+            self.targets = build_targets(
+                chosen, fit, heldout, folds, self.device, per_column, cache, self._components, kept
+            )
         self.settings = self._settings()
         self.config_hash = hashlib.blake2b(json.dumps(self.settings).encode(), digest_size=8).hexdigest()
         self._layers: list[Layer] | None = None

@@ -10,7 +10,7 @@ import torch
 
 import phasefast as pf
 from phasefast import ops
-from phasefast.dense import Factor
+from phasefast.dense import Factor, multiplies_fast
 from phasefast.ops import reference
 from tests.conftest import SmallNet
 
@@ -170,11 +170,13 @@ def test_gram_and_residual_kernels_of_columns_of_all_sizes(
     assert ((cross - wide.T @ targets.double()).abs() / bound).max() < 1e-5
     weights = torch.randn(width, columns, generator=generator, device="cuda") / sizes[:, None]
     offset, expected = torch.zeros(columns, device="cuda"), torch.randn(n, columns, generator=generator, device="cuda")
-    errors = torch.full((1, n), torch.nan, dtype=torch.float64, device="cuda")
     hits = torch.zeros(1, n, dtype=torch.bool, device="cuda")
-    kernels.residual([rows], [weights], [offset], expected, [0, columns], [False], [errors], [hits])
-    exact = (wide @ weights.double() - expected.double()).square().sum(1)
-    torch.testing.assert_close(errors[0], exact, rtol=1e-5, atol=0)
+    for unit in (1.0, 1e-22, 1e20):  # squares of the last two leave float32
+        small, aims = weights * unit, expected * unit
+        errors = torch.full((1, n), torch.nan, dtype=torch.float64, device="cuda")
+        kernels.residual([rows], [small], [offset], aims, [0, columns], [False], [errors], [hits])
+        exact = (wide @ small.double() - aims.double()).square().sum(1)
+        torch.testing.assert_close(errors[0], exact, rtol=1e-5, atol=0)
     rows[11, 7] = torch.nan
     gram.zero_()
     kernels.gram([rows], targets, [gram], [cross])
@@ -190,6 +192,7 @@ def test_factors_against_float64(d: int) -> None:
     rows = torch.randn(d + 500, d, device="cuda")
     gram = (rows.double().T @ rows.double()) + d * torch.eye(d, device="cuda")
     lower = torch.linalg.cholesky(gram)
+    assert multiplies_fast(lower.float()) == (torch.cuda.get_device_capability() == (9, 0))
     factor, rhs = Factor(lower.float().contiguous()), torch.randn(d, 90, dtype=torch.float64, device="cuda")
 
     def close(found: torch.Tensor, expected: torch.Tensor) -> bool:

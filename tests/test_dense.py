@@ -151,5 +151,9 @@ def test_factors_of_a_gpu_that_multiplies_fast(monkeypatch: pytest.MonkeyPatch, 
     assert torch.equal(root, root.tril())
     assert close(root, lower.inverse())
     torch.testing.assert_close(factor.diagonal, before, rtol=1e-5, atol=0)
+    monkeypatch.setattr(ops, "float32_is_fast", lambda device: False)  # an inverse that is there serves anywhere
+    assert close(factor.solve(rhs), torch.cholesky_solve(rhs, lower))
+    assert close(factor.halve(rhs), torch.linalg.solve_triangular(lower, rhs, upper=False))
+    assert close(factor.inverse_traces(), torch.stack([inverse.trace(), inverse.square().sum()]))
     assert torch.equal(copy.diagonal, before)
     assert torch.equal(factor.clone().inverse_root, root)

@@ -115,14 +115,17 @@ PHASEFAST_DEVICE void put_sums(const float (&sum)[S::kSums], const GramSink& sin
 template <typename S>
 PHASEFAST_DEVICE void scale_back(float (&sum)[S::kSums], const uint32_t* rows, const uint32_t* cols) {
   const int lane = Thread::index() % 32, row = Thread::index() / 32 % 4 * 16 + lane / 4;
-  const float backs[] = {scale_of(rows[row]).back, scale_of(rows[row + 8]).back};
+  const int exponents[] = {back_exponent(rows[row]), back_exponent(rows[row + 8])};
   PHASEFAST_UNROLL
   for (int i = 0; i < S::kSums / 4; ++i) {
     PHASEFAST_UNROLL
     for (int j = 0; j < 2; ++j) {
-      const float back = scale_of(cols[i * 8 + lane % 4 * 2 + j]).back;
-      sum[4 * i + j] = sum[4 * i + j] * backs[0] * back;
-      sum[4 * i + 2 + j] = sum[4 * i + 2 + j] * backs[1] * back;
+      const int exponent = back_exponent(cols[i * 8 + lane % 4 * 2 + j]);
+      PHASEFAST_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        float& own = sum[4 * i + 2 * half + j];
+        own = scaled(own, exponents[half] + exponent);
+      }
     }
   }
 }

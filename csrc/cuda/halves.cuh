@@ -9,10 +9,10 @@
 
 namespace phasefast::cuda {
 
-constexpr int kPlainThreads = 256;          // of kernels without products
-constexpr int kTop = 14;                    // the largest of a column is scaled to [2^14, 2^15): float16 ends at 2^16
-constexpr int kBias = 127;                  // of float32's exponent
-constexpr uint32_t kSizeBits = 0x7fffffff;  // all but the sign
+constexpr int kPlainThreads = 256;  // of kernels without products
+constexpr int kTop = 14;            // the largest of a column is scaled to [2^14, 2^15): float16 ends at 2^16
+constexpr int kBias = 127;          // of float32's exponent
+constexpr uint32_t kSizeBits = 0x7fffffff, kInfinite = 0x7f800000;  // all but the sign; from there on no number
 
 // Parts of a number: bfloat16 and float16 are one, whatever its scale.
 template <typename T>
@@ -32,16 +32,30 @@ PHASEFAST_BOTH uint32_t to_bits(float value) {
   return bits;
 }
 
+// Two to a power from -126 to 127.
+PHASEFAST_BOTH float power(int exponent) {
+  return from_bits(static_cast<uint32_t>(exponent + kBias) << 23);
+}
+
+// The power of two by which a column is scaled back, given the bits of its largest magnitude.
+PHASEFAST_BOTH int back_exponent(uint32_t largest) {
+  const int wanted = static_cast<int>(largest >> 23) - kBias - kTop;
+  return wanted > -kBias + 1 ? wanted : -kBias + 1;
+}
+
 // Powers of two that a column is multiplied by, and by which it is scaled back.
 struct Scale {
   float by, back;
 };
-
-// Of a column, given the bits of its largest magnitude. NaN and Inf stay what they are.
 PHASEFAST_BOTH Scale scale_of(uint32_t largest) {
-  const int exponent = static_cast<int>(largest >> 23), wanted = kTop + 2 * kBias - exponent;
-  const int by = exponent == 255 ? kBias : wanted < 2 * kBias - 1 ? wanted : 2 * kBias - 1;
-  return {from_bits(static_cast<uint32_t>(by) << 23), from_bits(static_cast<uint32_t>(2 * kBias - by) << 23)};
+  const int back = back_exponent(largest);
+  return {power(-back), power(back)};
+}
+
+// A value times two to a power from -252 to 252: by halves, so that it leaves float32 only where the product does.
+PHASEFAST_BOTH float scaled(float value, int exponent) {
+  const int half = exponent / 2;
+  return value * power(half) * power(exponent - half);
 }
 
 // A matrix whose rows, maybe, are scaled back before anything else: `rows` are the largest of what they are multiplied
@@ -94,7 +108,7 @@ PHASEFAST_DEVICE void largest_body(const Scaled<T>& matrix, uint32_t* largest, c
       PHASEFAST_UNROLL
       for (int i = 0; i < kChunk; ++i) {
         const uint32_t size = to_bits(values[i]) & kSizeBits;
-        if (size > own[i]) own[i] = size;
+        if (size < kInfinite && size > own[i]) own[i] = size;
       }
     }
   }

@@ -64,6 +64,8 @@ struct RowMiss {
   PHASEFAST_DEVICE bool hit() const { return predicted.col >= 0 && predicted.col == expected.col; }
 };
 
+constexpr float kSmallest = 1e-20f, kLargest = 1e30f;  // sums of some squares that float32 holds well
+
 // A tile of predictions, less the offset, in the registers of its warpgroup (PTX ISA, the accumulator of
 // wgmma.m64nNk16): rows `first` and `first` + 8 of a thread, columns from `left` on, of which those of the block count.
 PHASEFAST_DEVICE void compare_sums(const HopperResidual& work, const ResidualCell& cell, const uint32_t* largest,
@@ -95,10 +97,21 @@ PHASEFAST_DEVICE void compare_sums(const HopperResidual& work, const ResidualCel
       const float miss = prediction - expected[half][i];
       errors[half] += miss * miss;
       if (work.group.classes[block]) misses[half].see(prediction, expected[half][i], col);
+      expected[half][i] = miss;
     }
   }
-  misses[0].error += errors[0];
-  misses[1].error += errors[1];
+  PHASEFAST_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    if (errors[half] > kSmallest && errors[half] < kLargest) {
+      misses[half].error += errors[half];
+      continue;
+    }
+    PHASEFAST_UNROLL  // numbers whose squares float32 may not hold
+        for (int i = 0; i < 2 * kPairs; ++i) {
+      if (inside(own + i / 2 * 8 + i % 2))
+        misses[half].error += static_cast<double>(expected[half][i]) * expected[half][i];
+    }
+  }
 }
 
 // What is known of a row and a block goes to the caller, or to the range's own place.

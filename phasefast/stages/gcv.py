@@ -257,7 +257,8 @@ def _sketched_cross(cell: Activations, statistics: Statistics, targets: TargetMa
     if known and sketch.fit is targets.fit:
         return cross
     out = torch.zeros(len(cross), sketch.fit.shape[1], dtype=torch.float64, device=cross.device)
-    if known and sketch.mixes and cross.shape[1] <= len(cell.fit):
+    # In float64 what the sketch was rounded by would count.
+    if known and sketch.mixes and statistics.dtype == torch.float32 and cross.shape[1] <= len(cell.fit):
         for block, part, mix in zip(targets.blocks, sketch.blocks, sketch.mixes, strict=True):
             own, place = cross[:, block.start : block.stop], out[:, part.start : part.stop]
             if mix is None:

@@ -32,7 +32,7 @@ def preserved(model: nn.Module, device: torch.device) -> Iterator[None]:
         with (
             torch.random.fork_rng(devices=cuda),
             torch.no_grad(),
-            _full_float32(device),
+            full_float32(device),
             _own_forward(model),
             on_device(model, device),
         ):
@@ -78,7 +78,8 @@ def _cuda_index(device: torch.device) -> int:
 
 
 @contextmanager
-def _full_float32(device: torch.device) -> Iterator[None]:
+def full_float32(device: torch.device) -> Iterator[None]:
+    """Products of float32 as exact as they are, and no autocast."""
     # TF32 and bfloat16 products keep 10 and 7 bits of the mantissa: too few for Gram matrices (pytorch#68020).
     settings = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
     before = [setting.fp32_precision for setting in settings]

@@ -45,4 +45,7 @@ void scale(uint32_t largest, float* out) {
   out[0] = found.by;
   out[1] = found.back;
 }
+float scale_back(float value, uint32_t row, uint32_t col) {
+  return scaled(value, back_exponent(row) + back_exponent(col));
+}
 }

@@ -19,6 +19,8 @@ EPS = 2.0**-22  # of a number as the sum of two parts
 def kernel(stand_in):
     library = stand_in("halves")
     library.scale.argtypes = [ctypes.c_uint32, ctypes.c_void_p]
+    library.scale_back.argtypes = [ctypes.c_float, ctypes.c_uint32, ctypes.c_uint32]
+    library.scale_back.restype = ctypes.c_float
     return library
 
 
@@ -68,8 +70,15 @@ def test_scales_are_powers_of_two_that_keep_the_largest_in_range(kernel):
         assert math.frexp(by)[0] == math.frexp(back)[0] == 0.5
         assert by * size < 2**15
         assert by * size >= 2**14 or size < 2.0**-112
-    assert scale(kernel, math.inf) == scale(kernel, math.nan) == (1, 1)
     assert scale(kernel, 0.0)[0] < math.inf
+
+
+@pytest.mark.parametrize("exponents", [(100, -100), (-100, 100), (126, -120), (3, 4), (-126, 2), (-60, -60)])
+def test_sums_are_scaled_back_without_leaving_float32_on_the_way(kernel, exponents):
+    row, col = (int(np.float32(1.5 * 2.0**e).view(np.uint32)) for e in exponents)
+    total = 65536 * 2.0**28
+    backs = [scale(kernel, 1.5 * 2.0**e)[1] for e in exponents]
+    assert kernel.scale_back(total, row, col) == float(np.float32(total * backs[0] * backs[1]))
 
 
 @pytest.mark.parametrize("dtype", list(KINDS))
@@ -108,9 +117,10 @@ def test_rows_are_scaled_back_first(kernel):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_stays_so_and_where_it_is(kernel, bad):
-    matrix = torch.randn(30, 10)
+    matrix = 1e-4 * torch.randn(30, 10)
     matrix[17, 4] = bad
-    _, parts = apart(kernel, matrix)
+    largest, parts = apart(kernel, matrix)
+    assert float(largest[4]) == float(torch.cat([matrix[:17, 4], matrix[18:, 4]]).abs().max())  # of numbers
     total = parts.float().sum(0)[:, :10]
     assert not total[17, 4].isfinite()
     total[17, 4] = 0
