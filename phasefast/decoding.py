@@ -98,21 +98,15 @@ def decode(cells: list[Activations], targets: TargetMatrix, method: Method) -> I
     Args:
         cells: emptied, so that rows that are not needed any more make room.
     """
-    work = prepared(cells, targets, method)
+    wide = method.precision == "double" or any(cell.fit.dtype == torch.float64 for cell in cells)
+    dtype = torch.float64 if wide else torch.float32
+    work = [_Work(cells.pop(0), targets, method, dtype) for _ in range(len(cells))]
+    _accumulate(work, targets, dtype)
     while work:  # nothing is kept longer than it is needed: a Gram matrix can be as large as all rows
         yield from work.pop(0).decoders()
 
 
-def prepared(cells: list[Activations], targets: TargetMatrix, method: Method) -> list[Work]:
-    """Cells with their moments, which were made together; each then gives its decoders. Empties ``cells``."""
-    wide = method.precision == "double" or any(cell.fit.dtype == torch.float64 for cell in cells)
-    dtype = torch.float64 if wide else torch.float32
-    work = [Work(cells.pop(0), targets, method, dtype) for _ in range(len(cells))]
-    _accumulate(work, targets, dtype)
-    return work
-
-
-class Work:
+class _Work:
     """A cell on its route."""
 
     def __init__(self, cell: Activations, targets: TargetMatrix, method: Method, dtype: torch.dtype) -> None:
@@ -174,7 +168,7 @@ class Work:
         return [(self.cell, solve(*arguments, tolerance, self.cost.eigen))]
 
 
-def _accumulate(work: Sequence[Work], targets: TargetMatrix, dtype: torch.dtype, again: bool = True) -> None:
+def _accumulate(work: Sequence[_Work], targets: TargetMatrix, dtype: torch.dtype, again: bool = True) -> None:
     """Moments of all cells, those that need the same in the same launches; ``again``: penalties are still to choose.
 
     Rows of different types are apart: the moments of a dual cell's coordinates do not depend on its neighbours.

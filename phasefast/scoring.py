@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import TypeVar
 
-import torch
-
-from .decoding import Method, Work, decode, prepared
+from .decoding import Method, decode
 from .stages.evaluate import evaluate, squared_errors
 from .stages.sketch import measure, sketch_features
 from .types import Activations, Bounds, Score, TargetMatrix
 
 _FREE = 0.7  # of the degrees of freedom a sketch has: decoders that take more miss much of what it lacks
-_AT_A_TIME = 2  # cells on a GPU: while one waits for a number, the other has work for it
 _FAR = 0.25  # of a sketched error: where the exact one may be farther away, the sketch is of no use
-
-_T = TypeVar("_T")
-_R = TypeVar("_R")
 
 
 def score_cells(cells: list[Activations], targets: TargetMatrix, method: Method) -> Iterator[Score]:
@@ -30,12 +22,8 @@ def score_cells(cells: list[Activations], targets: TargetMatrix, method: Method)
     """
     both, size = method.splits == "both", method.layer_sketch
     if size is None:
-        device = targets.fit.device
-
-        def scores(work: Work) -> list[Score]:
-            return [each for pair in work.decoders() for each in evaluate(*pair, targets, both)]
-
-        yield from (each for own in mapped(scores, prepared(cells, targets, method), device) for each in own)
+        for cell, decoder in decode(cells, targets, method):
+            yield from evaluate(cell, decoder, targets, both)
         return
     # A sketch is measured by its errors on both splits.
     route = None if method.route == "target-free" else method.route
@@ -44,27 +32,6 @@ def score_cells(cells: list[Activations], targets: TargetMatrix, method: Method)
         found = _sketched(cells[0], size, targets, on_both) if cells[0].fit.shape[1] > size else None
         alone = [cells.pop(0)]  # and nothing else keeps its rows
         yield from (each for each in found or score_cells(alone, targets, exactly) if both or each.split == "heldout")
-
-
-def mapped(function: Callable[[_T], _R], items: list[_T], device: torch.device) -> Iterator[_R]:
-    """The function of each item, in their order; empties ``items``. On a GPU in threads, on the caller's stream."""
-    if device.type != "cuda":
-        while items:
-            yield function(items.pop(0))
-        return
-    stream = torch.cuda.current_stream(device)
-
-    def of(item: _T) -> _R:
-        with torch.no_grad(), torch.cuda.stream(stream):  # both are a thread's own
-            return function(item)
-
-    pool = ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="phasefast-score")
-    try:
-        futures = [pool.submit(of, items.pop(0)) for _ in range(len(items))]
-        while futures:
-            yield futures.pop(0).result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _sketched(whole: Activations, size: int, targets: TargetMatrix, method: Method) -> list[Score] | None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import threading
 
 import pytest
 import torch
@@ -13,7 +11,7 @@ from torch import nn
 import phasefast as pf
 from phasefast.decoding import Method
 from phasefast.errors import ArgumentError
-from phasefast.scoring import mapped, score_cells
+from phasefast.scoring import score_cells
 from phasefast.stages.targets import Input, Label, build_targets
 from phasefast.systems import Penalties
 from phasefast.types import Activations, Score, TargetMatrix
@@ -115,25 +113,3 @@ def test_options_that_cannot_be(options: dict[str, object], words: str) -> None:
     probe_set = pf.ProbeSet.from_tensors(torch.randn(20, 4), None, torch.randn(9, 4), None)
     with pytest.raises(ArgumentError, match=words):
         pf.probe(model, probe_set, **options)
-
-
-def test_cells_on_a_gpu_are_scored_two_at_a_time_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    streams: list[str] = []
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "the caller's")
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: streams.append(stream) or contextlib.nullcontext())
-    both = threading.Barrier(2)
-    items = list(range(6))
-
-    def function(item: int) -> int:
-        both.wait(timeout=10)  # passes only where two are worked on
-        assert not torch.is_grad_enabled()
-        return 10 * item
-
-    assert list(mapped(function, items, torch.device("cuda"))) == [0, 10, 20, 30, 40, 50]
-    assert items == []
-    assert streams == ["the caller's"] * 6
-    failing = mapped(lambda item: 1 // item, [1, 0, 1], torch.device("cuda"))
-    assert next(failing) == 1
-    with pytest.raises(ZeroDivisionError):
-        next(failing)
-    assert list(mapped(str, [1, 2], CPU)) == ["1", "2"]
