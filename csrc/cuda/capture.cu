@@ -1,6 +1,8 @@
 // Launches of the capture kernels.
 #include <torch/csrc/stable/library.h>
 
+#include <climits>
+
 #include "capture.h"
 #include "cuda/capture_kernel.cuh"
 #include "cuda/launch.h"
@@ -15,6 +17,12 @@ __global__ void __launch_bounds__(kCaptureThreads)
   capture_body<packed, In, Out>(cell, way, shared);
 }
 
+template <typename In, typename Out>
+__global__ void __launch_bounds__(kCaptureThreads, kPooledBlocks)
+    capture_pooled_kernel(const __grid_constant__ Captured cell, const __grid_constant__ Teams teams) {
+  capture_pooled<In, Out>(cell, teams);
+}
+
 __global__ void __launch_bounds__(kCaptureThreads) capture_reduce_kernel(const __grid_constant__ Captured cell) {
   __shared__ __align__(16) char shared[kCaptureShared];
   capture_reduce(cell, shared);
@@ -26,8 +34,12 @@ void launch(const Captured& cell, const Caller& caller) {
   const int64_t tiles = capture_across(cell, way);
   const int64_t most = int64_t{32} * caller.processors();
   const auto blocks = static_cast<unsigned>(std::min(tiles * cell.splits, most));
-  const auto kernel = way == CaptureWay::packed ? capture_kernel<true, In, Out> : capture_kernel<false, In, Out>;
-  kernel<<<blocks, kCaptureThreads, 0, caller.stream()>>>(cell, way);
+  if (way == CaptureWay::pooled) {
+    capture_pooled_kernel<In, Out><<<blocks, kCaptureThreads, 0, caller.stream()>>>(cell, Teams::of(cell));
+  } else {
+    const auto kernel = way == CaptureWay::packed ? capture_kernel<true, In, Out> : capture_kernel<false, In, Out>;
+    kernel<<<blocks, kCaptureThreads, 0, caller.stream()>>>(cell, way);
+  }
   check(cudaGetLastError(), "capture: launch");
 }
 
@@ -56,6 +68,11 @@ void capture(const Tensors& activations, const Tensors& shifts, const std::vecto
     check_dtype({"activations", index}, activations[i], types);
     check_dtype({"rows", index}, rows[i], types);
     if (rows[i].numel() == 0) continue;
+    for (int64_t j = 2; pools[i] && j < activations[i].dim(); ++j) {
+      if (activations[i].size(j) <= INT_MAX) continue;
+      fail(Name{"activations", index}, " has size ", activations[i].size(j), " along dimension ", j,
+           ", expected less than 2^31 to pool");
+    }
     const Caller caller(rows[i]);
     Tensor x = activations[i];
     Captured cell{};
@@ -84,7 +101,7 @@ void capture(const Tensors& activations, const Tensors& shifts, const std::vecto
       launch_to<__half>(rows[i].scalar_type(), cell, caller);
     }
     if (cell.splits == 1) continue;
-    const auto blocks = static_cast<unsigned>(across(cell.width, kSide));
+    const auto blocks = static_cast<unsigned>(across(cell.width, kReduced));
     capture_reduce_kernel<<<blocks, kCaptureThreads, 0, caller.stream()>>>(cell);
     check(cudaGetLastError(), "capture: reduction");
   }

@@ -1,63 +1,20 @@
 // capture in one read of the activations.
 //
 // Every thread owns some features and goes through a range of samples, so that indices are worked out once and column
-// sums stay in registers. Ranges of samples are added up afterwards, in order.
+// sums stay in registers. Ranges of samples are added up afterwards, in order. Means: capture_pool.cuh.
 #pragma once
 
-#include "device.cuh"
+#include "capture_pool.cuh"
 
 namespace phasefast::cuda {
 
-constexpr int kCaptureThreads = 256;
-constexpr int kMerged = 4;  // dimensions of a sample after those that lie one behind the other are merged
-constexpr int kSide = 32;   // of a tile that is transposed
+constexpr int kSide = 32;  // of a tile that is transposed
 constexpr int kSideRows = kCaptureThreads / kSide;
 constexpr int kOwn = kSide / kSideRows;
-constexpr int kPacked = 4;  // features of a thread, where they lie side by side
-constexpr int kAhead = 8;   // samples that it reads before it goes on with the first
-
-// One cell. Sizes and strides of a sample's dimensions, the last fastest in the rows; pool: bins per dimension but the
-// first, or 0; width: features.
-struct Captured {
-  const void* activations;
-  const float* shift;
-  void* rows;
-  double *sums, *squares;
-  double* partial;  // [splits, 2, width] where splits > 1
-  int64_t samples, sample_stride, width, sizes[kMerged], strides[kMerged];
-  int pool, splits;
-};
-
-// Column sums of one feature on their way.
-struct Moments {
-  double sum = 0, square = 0;
-
-  PHASEFAST_DEVICE void add(float stored) {
-    sum += stored;
-    square += static_cast<double>(stored) * stored;
-  }
-  PHASEFAST_DEVICE void put(const Captured& cell, int64_t feature, int split) const {
-    if (cell.splits > 1) {
-      double* slot = cell.partial + split * 2 * cell.width;
-      slot[feature] = sum;
-      slot[cell.width + feature] = square;
-    } else {
-      cell.sums[feature] += sum;
-      cell.squares[feature] += square;
-    }
-  }
-};
-
-template <typename Out>
-PHASEFAST_DEVICE float store(const Captured& cell, int64_t sample, int64_t feature, float value) {
-  const Out stored = narrowed<Out>(value);
-  static_cast<Out*>(cell.rows)[sample * cell.width + feature] = stored;
-  return widened(stored);
-}
-
-PHASEFAST_BOTH int64_t first_sample(int64_t samples, int splits, int split) {
-  return samples * split / splits;
-}
+constexpr int kPacked = 4;   // features of a thread, where they lie side by side
+constexpr int kAhead = 8;    // samples that it reads before it goes on with the first
+constexpr int kReduced = 8;  // features whose splits a block adds up: 64 bytes that lie side by side
+constexpr int kReducing = kCaptureThreads / kReduced;
 
 // Where a feature lies in its sample.
 PHASEFAST_BOTH int64_t offset_of(const Captured& cell, int64_t feature) {
@@ -210,69 +167,24 @@ PHASEFAST_DEVICE void capture_transposed(const Captured& cell, char* shared) {
   }
 }
 
-// Bin `bin` of `bins` over `size` places: [begin, end), as PyTorch's adaptive pooling cuts them.
-PHASEFAST_BOTH int64_t bin_begin(int64_t bin, int64_t bins, int64_t size) {
-  return bin * size / bins;
-}
-PHASEFAST_BOTH int64_t bin_end(int64_t bin, int64_t bins, int64_t size) {
-  return ((bin + 1) * size + bins - 1) / bins;
-}
-
-// Means over bins of the last three dimensions; those of size 0 are not there.
-template <typename In, typename Out>
-PHASEFAST_DEVICE void capture_pooled(const Captured& cell) {
-  const int64_t columns = across(cell.width, kCaptureThreads);
-  for (int64_t item = Thread::block(); item < columns * cell.splits; item += Thread::blocks()) {
-    const int64_t feature = item % columns * kCaptureThreads + Thread::index();
-    const int split = static_cast<int>(item / columns);
-    if (feature >= cell.width) continue;
-    int64_t begin[kMerged], end[kMerged], rest = feature;
-    float places = 1;
-    for (int i = kMerged - 1; i >= 1; --i) {
-      const bool there = cell.sizes[i] > 0;
-      begin[i] = there ? bin_begin(rest % cell.pool, cell.pool, cell.sizes[i]) : 0;
-      end[i] = there ? bin_end(rest % cell.pool, cell.pool, cell.sizes[i]) : 1;
-      if (there) rest /= cell.pool;
-      places *= static_cast<float>(end[i] - begin[i]);
-    }
-    const In* from = static_cast<const In*>(cell.activations) + rest * cell.strides[0];
-    const float shift = cell.shift[feature];
-    Moments moments;
-    const int64_t last = first_sample(cell.samples, cell.splits, split + 1);
-    for (int64_t sample = first_sample(cell.samples, cell.splits, split); sample < last; ++sample) {
-      float sum = 0;
-      for (int64_t i = begin[1]; i < end[1]; ++i) {
-        for (int64_t j = begin[2]; j < end[2]; ++j) {
-          for (int64_t k = begin[3]; k < end[3]; ++k) {
-            sum += widened(
-                from[sample * cell.sample_stride + i * cell.strides[1] + j * cell.strides[2] + k * cell.strides[3]]);
-          }
-        }
-      }
-      moments.add(store<Out>(cell, sample, feature, sum / places - shift));
-    }
-    moments.put(cell, feature, split);
-  }
-}
-
-// The splits' sums, by eight threads for each feature, which are added in order.
+// The splits' sums, by several threads for each feature, which are added in order.
 PHASEFAST_DEVICE void capture_reduce(const Captured& cell, char* shared) {
-  double* sums = reinterpret_cast<double*>(shared);  // [kSideRows, 2, kSide]
-  const int column = Thread::index() % kSide, own = Thread::index() / kSide;
-  for (int64_t first = Thread::block() * kSide; first < cell.width; first += Thread::blocks() * kSide) {
+  double* sums = reinterpret_cast<double*>(shared);  // [kReducing, 2, kReduced]
+  const int column = Thread::index() % kReduced, own = Thread::index() / kReduced;
+  for (int64_t first = Thread::block() * kReduced; first < cell.width; first += Thread::blocks() * kReduced) {
     const int64_t feature = first + column < cell.width ? first + column : first;
     double sum = 0, square = 0;
-    for (int split = own; split < cell.splits; split += kSideRows) {
+    for (int split = own; split < cell.splits; split += kReducing) {
       sum += cell.partial[split * 2 * cell.width + feature];
       square += cell.partial[(split * 2 + 1) * cell.width + feature];
     }
-    sums[2 * own * kSide + column] = sum;
-    sums[(2 * own + 1) * kSide + column] = square;
+    sums[2 * own * kReduced + column] = sum;
+    sums[(2 * own + 1) * kReduced + column] = square;
     Thread::sync();
     if (own == 0 && first + column < cell.width) {
-      for (int other = 1; other < kSideRows; ++other) {
-        sum += sums[2 * other * kSide + column];
-        square += sums[(2 * other + 1) * kSide + column];
+      for (int other = 1; other < kReducing; ++other) {
+        sum += sums[2 * other * kReduced + column];
+        square += sums[(2 * other + 1) * kReduced + column];
       }
       cell.sums[feature] += sum;
       cell.squares[feature] += square;
@@ -299,58 +211,34 @@ PHASEFAST_BOTH CaptureWay capture_way(const Captured& cell) {
   return is_packed(cell) ? CaptureWay::packed : CaptureWay::plain;
 }
 
-// A sample's dimensions as the kernels take them, outermost first: merged where one lies behind the other (or only set
-// in place, for pooling); false where more than kMerged are left.
-PHASEFAST_BOTH bool set_dimensions(Captured& cell, const int64_t* sizes, const int64_t* strides, int count) {
-  int64_t size[16], stride[16];
-  int kept = 0;
-  for (int i = 0; i < count; ++i) {
-    if (!cell.pool && sizes[i] == 1) continue;
-    if (!cell.pool && kept && stride[kept - 1] == sizes[i] * strides[i]) {
-      size[kept - 1] *= sizes[i];
-      stride[kept - 1] = strides[i];
-    } else {
-      size[kept] = sizes[i];
-      stride[kept++] = strides[i];
-    }
-  }
-  if (kept > kMerged) return false;
-  for (int i = 0; i < kMerged; ++i) {
-    // Pooled: channels first, then space, absent dimensions last. Else: the last dimension last, ones before.
-    const int at = cell.pool ? i : i - (kMerged - kept);
-    const bool there = at >= 0 && at < kept;
-    cell.sizes[i] = there ? size[at] : cell.pool ? 0 : 1;
-    cell.strides[i] = there ? stride[at] : 0;
-  }
-  return true;
-}
-
 // Blocks of threads across the features of a sample.
 PHASEFAST_BOTH int64_t capture_across(const Captured& cell, CaptureWay way) {
   if (way == CaptureWay::packed) return Lanes::of(cell.width).across;
+  if (way == CaptureWay::pooled) return Teams::of(cell).across(cell);
   if (way == CaptureWay::transposed) return across(cell.sizes[2], kSide) * across(cell.sizes[3], kSide);
   return across(cell.width, kCaptureThreads);
 }
 
-// As many ranges of samples as give each of `processors` some blocks, of at least eight samples a lane.
+// As many ranges of samples as give each of `processors` some blocks, of at least eight samples a lane. Means want more
+// blocks, as not all of them fit at once, and of large windows fewer samples suffice.
 PHASEFAST_BOTH int capture_splits(const Captured& cell, CaptureWay way, int processors) {
+  const bool pooled = way == CaptureWay::pooled;
   const int lanes = way == CaptureWay::packed ? Lanes::of(cell.width).count : 1;
-  const int64_t wanted = across(4 * processors, capture_across(cell, way));
-  const int64_t most = cell.samples / (8 * lanes);
+  const int least = pooled && Teams::of(cell).places >= kEnoughPlaces ? kSamplesAtOnce : 8 * lanes;
+  const int64_t wanted = across((pooled ? 16 : 4) * processors, capture_across(cell, way));
+  const int64_t most = cell.samples / least;
   const int64_t splits = wanted < most ? wanted : most;
   return splits < 1 ? 1 : static_cast<int>(splits);
 }
 
 constexpr int kCaptureShared = kCaptureThreads * kPacked * 8;
-static_assert(kSide * (kSide + 1) * 4 <= kCaptureShared);
+static_assert(kSide * (kSide + 1) * 4 <= kCaptureShared && 2 * kCaptureThreads * 8 <= kCaptureShared);
 
-// Packed features are a kernel of their own, which needs more registers than the others.
+// Packed features and means are kernels of their own, which need more registers than the others.
 template <bool packed, typename In, typename Out>
 PHASEFAST_DEVICE void capture_body(const Captured& cell, CaptureWay way, char* shared) {
   if constexpr (packed) {
     capture_packed<In, Out>(cell, shared);
-  } else if (way == CaptureWay::pooled) {
-    capture_pooled<In, Out>(cell);
   } else if (way == CaptureWay::transposed) {
     capture_transposed<In, Out>(cell, shared);
   } else {

@@ -11,7 +11,9 @@ template <typename In, typename Out>
 void run(const Captured& cell, int blocks, uint64_t seed) {
   const CaptureWay way = capture_way(cell);
   Machine::now().run(blocks, kCaptureThreads, kCaptureShared, seed, [&](char* shared) {
-    if (way == CaptureWay::packed) {
+    if (way == CaptureWay::pooled) {
+      capture_pooled<In, Out>(cell, Teams::of(cell));
+    } else if (way == CaptureWay::packed) {
       capture_body<true, In, Out>(cell, way, shared);
     } else {
       capture_body<false, In, Out>(cell, way, shared);
@@ -50,6 +52,12 @@ int capture_run(const Captured* cell, int in, int out, int blocks, uint64_t seed
     return 1;
   }
   return 0;
+}
+
+// Lanes that share a window, negative where neighbouring teams take neighbouring channels.
+int capture_lanes(const Captured* cell) {
+  const Teams teams = Teams::of(*cell);
+  return teams.along_channels ? -teams.lanes : teams.lanes;
 }
 
 int capture_split_count(const Captured* cell, int processors) {
