@@ -10,8 +10,9 @@
 namespace phasefast::cuda {
 namespace {
 
+// Four blocks of a processor hide what waits for memory, where the registers allow them.
 template <bool packed, typename In, typename Out>
-__global__ void __launch_bounds__(kCaptureThreads)
+__global__ void __launch_bounds__(kCaptureThreads, packed ? 1 : 4)
     capture_kernel(const __grid_constant__ Captured cell, CaptureWay way) {
   __shared__ __align__(16) char shared[kCaptureShared];
   capture_body<packed, In, Out>(cell, way, shared);

@@ -3,7 +3,6 @@
 // A team of lanes of a warp shares a window: they read side by side, several samples at a time, so that many loads are
 // on their way, and add up what they have by shuffles. Teams next to each other take windows that lie next to each
 // other in memory. Sums go on in float64: windows may be large.
-// Not yet run on a GPU.
 #pragma once
 
 #include "capture_cell.cuh"

@@ -18,7 +18,6 @@ from torch import Tensor
 from . import reference
 
 _TARGET_BLOCKS = 64  # kTargetBlocks of csrc/cuda/residual_kernel.cuh
-_POOLED = 64  # values of which the mean is taken
 _WIDTH_OF_ONE = 256  # features of a system that fills a GPU by itself, as far as it can be filled
 _FEW_COLUMNS = 128
 _PRODUCTS = 1e10  # of which launches are a small part
@@ -94,12 +93,6 @@ _TAKES: dict[str, Callable[..., bool]] = {
 }
 
 
-def _capture_is_faster(activations: list[Tensor], shifts: Any, pools: list[int], *_: Any) -> bool:
-    """Not where many values make one: PyTorch has several threads add them up."""
-    sizes = (x.shape[2:].numel() / pool ** (x.dim() - 2) for x, pool in zip(activations, pools, strict=True) if pool)
-    return all(size <= _POOLED for size in sizes)
-
-
 def _solve_is_faster(grams: list[Tensor], crosses: Any, penalties: list[Tensor], *_: Any) -> bool:
     """Block columns wait for each other: it takes some systems at once to fill a GPU with them."""
     return bool(grams) and sum(map(len, penalties)) * _WIDTH_OF_ONE >= max(map(len, grams))
@@ -114,7 +107,7 @@ def _residual_is_faster(rows: list[Tensor], weights: list[Tensor], offsets: Any,
 
 # Whether it was faster there, at no loss of accuracy: benchmarks/results/, of GPUs.
 _FASTER: dict[str, Callable[..., bool]] = {
-    "capture": _capture_is_faster,
+    "capture": lambda *_: True,
     "gram": lambda rows, targets, *_: hopper(targets.device),
     "ridge_solve": _solve_is_faster,
     "residual": _residual_is_faster,

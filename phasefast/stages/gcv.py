@@ -105,11 +105,13 @@ class _Scan:
         moments = replace(total, cross=cross, target_sum=targets.sketch.sums.sum(0))
         self.cell, self.targets, self.system = cell, targets, System(cell, moments, statistics.dtype)
         self.path, self.rows, dim = penalties.absolute(self.system), total.count - 1, len(cross)  # centring takes one
-        signs = torch.randint(0, 2, (dim, SIGNS), generator=torch.Generator().manual_seed(0))
+        self.exact = self.rows - dim < LEFT  # traces by inverses
+        columns = 0 if self.exact else SIGNS
+        signs = torch.randint(0, 2, (dim, columns), generator=torch.Generator().manual_seed(0))
         self.signs = (2 * signs - 1).to(cross)
         trace, squares = self.system.diagonal.sum(), per_unit(targets.sketch.squares[None], targets)
         self.penalties, self.trace, self.squares = fetched(self.path, trace, squares)  # [L], one, [1, u]
-        count, width = len(self.path), dim + cross.shape[1] + SIGNS
+        count, width = len(self.path), dim + cross.shape[1] + columns
         fits = 20 * count * dim * width <= _AT_ONCE if cross.is_cuda else dim <= SMALL
         self.at_once, self.in_pairs = fits and count <= MANY, not cross.is_cuda and dim <= ONE_CORE
         self.factors: dict[int, Factor] = {}
@@ -188,7 +190,7 @@ class _Scan:
         """
         dim, count = self.signs.shape
         weights, inverse = solved.split([solved.shape[2] - count, count], 2)
-        if self.rows - dim < LEFT:
+        if self.exact:
             traces, squares = torch.stack([factor.inverse_traces() for factor in factors], 1)
         else:
             wide = inverse.double()
