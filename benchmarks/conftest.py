@@ -34,7 +34,7 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_
         bench["stats"].pop("data", None)
 
 
-RATES: dict[str, float] = {}  # FLOP/s of products by type, B/s of copies
+RATES: dict[str, dict[str, float]] = {}  # by device: FLOP/s of products by type, B/s of copies
 CUDA = torch.cuda.is_available() and build_info().get("cuda", False)
 
 
@@ -58,7 +58,7 @@ def gemm_rate(device: str) -> dict[torch.dtype, float]:
     size = 8192 if device == "cuda" else 1024
     kinds = (torch.float32, torch.bfloat16) if device == "cuda" else (torch.float32,)
     rates = {dtype: product_rate(dtype, device, size) for dtype in kinds}
-    RATES.update({str(dtype).removeprefix("torch."): rate for dtype, rate in rates.items()})
+    RATES.setdefault(device, {}).update({str(dtype).removeprefix("torch."): rate for dtype, rate in rates.items()})
     return rates
 
 
@@ -67,8 +67,9 @@ def copy_rate(device: str) -> float:
     """Copies of 64 MiB, on a GPU 4 GiB, in bytes read and written per second."""
     source = torch.randn(2**30 if device == "cuda" else 2**24, device=device)
     target = torch.empty_like(source)
-    RATES["copy"] = 2 * source.nbytes / best_of(synchronised(partial(target.copy_, source), device))
-    return RATES["copy"]
+    rate = 2 * source.nbytes / best_of(synchronised(partial(target.copy_, source), device))
+    RATES.setdefault(device, {})["copy"] = rate
+    return rate
 
 
 @pytest.fixture

@@ -39,7 +39,9 @@ def in_full(result: dict[str, Any]) -> bool:
 def on_gpu(folder: Path) -> dict[str, Any]:
     """The newest result of `make gpu`: the machine, and each group of benchmarks with its sides by name."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("nvidia-*.json"))]
-    newest = max(found, key=lambda result: str(result["datetime"]))
+    newest = max(found, key=lambda result: str(result["datetime"]), default=None)
+    if newest is None:
+        raise SystemExit(f"{folder}: no nvidia-*.json; run `make gpu` on a machine with a GPU")
     groups: dict[str, dict[str, Any]] = {}
     for bench in newest["benchmarks"]:
         sides = groups.setdefault(bench["group"].removeprefix("cuda "), {})

@@ -199,7 +199,12 @@ def _places(sizes: Sequence[int]) -> list[slice]:
 
 
 def _explained(system: System, part: Part, wz: Tensor) -> Tensor:
-    """What the combinations' weights [d, c] take of their squared deviations on the fit rows [c], by an identity."""
+    """What the combinations' weights [d, c] take of their squared deviations on the fit rows [c], by an identity.
+
+    Nothing where it is not asked for: of classes, and of all columns themselves.
+    """
+    if part.block.kind == "classes" or part.probe.exact:
+        return torch.zeros_like(wz[0])
     # With G W = C - penalty W the fit error is tr T'T - tr W'C - penalty tr W'W: no second pass over the rows.
     cross = system.cross[:, part.columns]
     combined = (part.probe.directions.mT.contiguous() @ cross.mT).mT  # few columns are multiplied faster as rows
@@ -209,7 +214,9 @@ def _explained(system: System, part: Part, wz: Tensor) -> Tensor:
 def _fit_error(
     system: System, targets: TargetMatrix, part: Part, left: Tensor, missed: Tensor, tolerance: float
 ) -> tuple[float | None, float]:
-    """The squared error on the fit rows by that identity, and what it may be off by; None where that is too much.
+    """The squared error on the fit rows and what it may be off by; None where that is too much.
+
+    Of few columns it is what they were measured to have, of more what the identity of ``_explained`` leaves.
 
     What it is off by on the random combinations, if that is more than chance, as where sums are cut off, is taken out.
 

@@ -114,7 +114,7 @@ class _Work:
         self.cost = method.cost(cell, targets)
         # A GPU makes all penalties of most cells at once, and starts in the middle with the others.
         sample = self.cost.sample > 0 and not cell.fit.is_cuda
-        self.first = self._choose_on_sample(cell, dtype) if sample else None
+        self.first = self._choose_on_sample(cell) if sample else None
         self.cell = reduce_features(cell, targets.folds) if self.cost.features == "dual" else cell
         self.statistics: Statistics | None = None
 
@@ -152,12 +152,12 @@ class _Work:
         self.statistics = replace(self.statistics, folds=())
         return choice
 
-    def _choose_on_sample(self, cell: Activations, dtype: torch.dtype) -> PenaltyChoice:
+    def _choose_on_sample(self, cell: Activations) -> PenaltyChoice:
         """The penalty of a smaller cell of the same shape."""
         part, targets = subset(cell, self.targets, self.cost.sample)
         if part.fit.shape[1] > len(part.fit) and not self.method.penalties.zero:
             part = reduce_features(part, targets.folds)
-        (statistics,) = accumulate([part], targets, dtype, with_folds=False)
+        (statistics,) = accumulate([part], targets, self.dtype, with_folds=False)
         return select_by_gcv(part, statistics, targets, self.method.penalties)
 
     def _solve(self, choice: PenaltyChoice, tolerance: float) -> list[tuple[Activations, Decoder]]:

@@ -95,9 +95,12 @@ def converted_rows(
 
 
 def fetched(*tensors: Tensor) -> list[Tensor]:
-    """In float64 on the CPU, copied together: each copy from a GPU waits until all that was asked of it is done."""
+    """In float64 on the CPU, copied together: each copy from a GPU waits until all that was asked of it is done.
+
+    Those that are float64 on the CPU already are given back as they are.
+    """
     wide = [tensor.double() for tensor in tensors]
-    if not any(tensor.is_cuda for tensor in wide):
+    if all(tensor.device.type == "cpu" for tensor in wide):
         return wide
     parts = torch.cat([tensor.flatten() for tensor in wide]).cpu().split([tensor.numel() for tensor in wide])
     return [part.view(tensor.shape) for part, tensor in zip(parts, wide, strict=True)]

@@ -10,6 +10,7 @@ import torch
 
 import phasefast as pf
 from phasefast import ops
+from phasefast.checkpoints import state_hash
 from phasefast.dense import Factor, multiplies_fast
 from phasefast.ops import reference
 from tests.conftest import SmallNet
@@ -95,6 +96,38 @@ def test_capture_kernel_is_the_reference(kernels: Any, samples: int, given: torc
                     rtol=1e-2 if stored != torch.float32 else 1e-5,
                     atol=1e-2 * (stored != torch.float32) + 1e-5,
                 )
+
+
+@pytest.mark.parametrize("shape", [(5, 6, 56, 56), (9, 40, 14, 14), (3, 300, 7, 7), (2, 3, 5, 9, 11), (4, 5, 1000)])
+@pytest.mark.parametrize("pool", [1, 2, 4])
+def test_means_of_large_windows_are_the_reference(kernels: Any, shape: tuple[int, ...], pool: int) -> None:
+    x = torch.randn(shape, device="cuda") + 1.0
+    layouts = [x, x.to(memory_format=torch.channels_last)] if x.dim() == 4 else [x]
+    for layout in layouts:
+        width = shape[1] * pool ** (x.dim() - 2)
+        results = []
+        for op in [kernels.capture] * 10 + [reference.capture]:
+            rows = torch.full((shape[0], width), torch.nan, device="cuda")
+            sums = torch.zeros(2, width, dtype=torch.float64, device="cuda")
+            op([layout], [torch.zeros(width, device="cuda")], [pool], [rows], [sums[0]], [sums[1]])
+            results.append(torch.cat([rows.double(), sums]))
+        assert all(torch.equal(results[0], again) for again in results[1:10])
+        torch.testing.assert_close(results[0], results[10], rtol=1e-5, atol=1e-5)
+
+
+def test_a_state_on_a_gpu_has_the_hash_that_it_has_on_the_cpu() -> None:
+    state = {
+        "weight": torch.randn(300, 70),
+        "image": torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last),
+        "half": torch.randn(9).half(),
+        "flags": torch.tensor([True, False]),
+        "count": torch.tensor(7),
+        "nothing": torch.zeros(0, 4),
+    }
+    there: dict[str, Any] = {name: value.cuda() for name, value in state.items()}
+    assert state_hash(there) == state_hash(state)
+    assert state_hash({**there, "count": state["count"]}) == state_hash(state)
+    assert state_hash({**there, "count": torch.tensor(8)}) != state_hash(state)
 
 
 def test_refused_arguments_are_named_with_their_sizes(kernels: Any) -> None:

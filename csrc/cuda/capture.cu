@@ -69,11 +69,6 @@ void capture(const Tensors& activations, const Tensors& shifts, const std::vecto
     check_dtype({"activations", index}, activations[i], types);
     check_dtype({"rows", index}, rows[i], types);
     if (rows[i].numel() == 0) continue;
-    for (int64_t j = 2; pools[i] && j < activations[i].dim(); ++j) {
-      if (activations[i].size(j) <= INT_MAX) continue;
-      fail(Name{"activations", index}, " has size ", activations[i].size(j), " along dimension ", j,
-           ", expected less than 2^31 to pool");
-    }
     const Caller caller(rows[i]);
     Tensor x = activations[i];
     Captured cell{};
@@ -81,6 +76,10 @@ void capture(const Tensors& activations, const Tensors& shifts, const std::vecto
     if (!set_dimensions(cell, x.sizes().data() + 1, x.strides().data() + 1, static_cast<int>(x.dim()) - 1)) {
       x = torch::stable::contiguous(x);
       set_dimensions(cell, x.sizes().data() + 1, x.strides().data() + 1, static_cast<int>(x.dim()) - 1);
+    }
+    for (int j = 1; cell.pool && j < kMerged; ++j) {
+      if (cell.sizes[j] <= INT_MAX) continue;
+      fail(Name{"activations", index}, " has ", cell.sizes[j], " places side by side, expected less than 2^31 to pool");
     }
     const Tensor shift = torch::stable::contiguous(shifts[i]);
     cell.activations = x.data_ptr();

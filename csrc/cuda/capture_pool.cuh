@@ -1,8 +1,8 @@
 // Means of capture, over the windows into which PyTorch's adaptive pooling cuts the last three dimensions.
 //
-// A team of lanes of a warp shares a window: they read side by side, several samples at a time, so that many loads are
-// on their way, and add up what they have by shuffles. Teams next to each other take windows that lie next to each
-// other in memory. Sums go on in float64: windows may be large.
+// A team of lanes of a warp shares a window: its lanes, or where channels are the fastest dimension the teams, read
+// side by side, several samples at a time, so that many loads are on their way; a team adds up by shuffles. Teams next
+// to each other take windows that lie next to each other in memory. Sums go on in float64: windows may be large.
 #pragma once
 
 #include "capture_cell.cuh"

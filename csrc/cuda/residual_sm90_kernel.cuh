@@ -64,7 +64,7 @@ struct RowMiss {
   PHASEFAST_DEVICE bool hit() const { return predicted.col >= 0 && predicted.col == expected.col; }
 };
 
-constexpr float kSmallest = 1e-20f, kLargest = 1e30f;  // sums of some squares that float32 holds well
+constexpr float kLeastSum = 1e-20f, kMostSum = 1e30f;  // sums of some squares that float32 holds well
 
 // A tile of predictions, less the offset, in the registers of its warpgroup (PTX ISA, the accumulator of
 // wgmma.m64nNk16): rows `first` and `first` + 8 of a thread, columns from `left` on, of which those of the block count.
@@ -102,14 +102,15 @@ PHASEFAST_DEVICE void compare_sums(const HopperResidual& work, const ResidualCel
   }
   PHASEFAST_UNROLL
   for (int half = 0; half < 2; ++half) {
-    if (errors[half] > kSmallest && errors[half] < kLargest) {
+    if (errors[half] > kLeastSum && errors[half] < kMostSum) {
       misses[half].error += errors[half];
       continue;
     }
-    PHASEFAST_UNROLL  // numbers whose squares float32 may not hold
-        for (int i = 0; i < 2 * kPairs; ++i) {
-      if (inside(own + i / 2 * 8 + i % 2))
-        misses[half].error += static_cast<double>(expected[half][i]) * expected[half][i];
+    // Numbers whose squares float32 may not hold.
+    PHASEFAST_UNROLL
+    for (int i = 0; i < 2 * kPairs; ++i) {
+      if (!inside(own + i / 2 * 8 + i % 2)) continue;
+      misses[half].error += static_cast<double>(expected[half][i]) * expected[half][i];
     }
   }
 }

@@ -22,7 +22,9 @@ def evaluate(cell: Activations, decoder: Decoder, targets: TargetMatrix, fit_sco
     Held-out ``fvu`` and ``accuracy`` carry one value per sample.
     """
     place = {block.name: index for index, block in enumerate(targets.blocks)}
-    errors, hits = _residual(cell.heldout, decoder, targets.heldout, [fit.block for fit in decoder.fits])
+    errors, hits = (
+        own.cpu() for own in _residual(cell.heldout, decoder, targets.heldout, [f.block for f in decoder.fits])
+    )
     scores: list[Score] = []
     for index, fit in enumerate(decoder.fits):
         split = _Split("heldout", cell.heldout, targets.heldout, targets, place[fit.block.name])
@@ -30,7 +32,7 @@ def evaluate(cell: Activations, decoder: Decoder, targets: TargetMatrix, fit_sco
     if not fit_scores:
         return scores
     direct = [fit for fit in decoder.fits if fit.block.kind == "classes" or fit.fit_error is None]
-    errors, hits = _residual(cell.fit, decoder, targets.fit, [fit.block for fit in direct])
+    errors, hits = (own.cpu() for own in _residual(cell.fit, decoder, targets.fit, [fit.block for fit in direct]))
     for fit in decoder.fits:
         split = _Split("fit", cell.fit, targets.fit, targets, place[fit.block.name])
         if fit in direct:
@@ -102,7 +104,7 @@ class _Split:
 
 
 def _residual(rows: Tensor, decoder: Decoder, targets: Tensor, blocks: Sequence[TargetBlock]) -> tuple[Tensor, Tensor]:
-    """Squared errors [k, m] float64 and hits [k, m] bool of some blocks of columns, on the CPU."""
+    """Squared errors [k, m] float64 and hits [k, m] bool of some blocks of columns."""
     errors = torch.empty(len(blocks), len(rows), dtype=torch.float64, device=rows.device)
     hits = torch.empty(len(blocks), len(rows), dtype=torch.bool, device=rows.device)
     if blocks:
@@ -112,7 +114,7 @@ def _residual(rows: Tensor, decoder: Decoder, targets: Tensor, blocks: Sequence[
         weights, offset, targets = (_columns(matrix, blocks) for matrix in (decoder.weights, decoder.offset, targets))
         classes = [block.kind == "classes" for block in blocks]
         ops.residual([rows], [weights], [offset], targets, edges, classes, [errors], [hits])
-    return errors.cpu(), hits.cpu()
+    return errors, hits
 
 
 def _columns(matrix: Tensor, blocks: Sequence[TargetBlock]) -> Tensor:

@@ -166,7 +166,11 @@ class _Scan:
         rhs = torch.cat([self.system.cross, self.signs], 1)
         for some in [new] if new and (self.at_once or self.in_pairs) else [[index] for index in new]:
             # Slices, not lists: indices from the CPU would have to be copied to a GPU.
-            path = self.path if len(some) == len(self.path) else torch.stack([self.path[index] for index in some])
+            path = (
+                self.path
+                if list(some) == list(range(len(self.path)))
+                else torch.stack([self.path[index] for index in some])
+            )
             solved, factors, info = factor_path(self.system, rhs, path)
             failed, errors, rises = self._of_factors(some, path, solved, factors, info, slopes)
             for place, (index, bad) in enumerate(zip(some, failed, strict=True)):

@@ -227,13 +227,16 @@ def _add_scan(total: _Sum, dim: int, k: int, problem: Problem, sampled: bool = T
             width = rows
         total.add(rows * width * (width + 2 * q))
         _add_scan(total, width, width, replace(problem, n=rows), sampled=False)
+    # Where few degrees of freedom may be left, their number is not estimated but made of inverses.
+    exact = n - 1 - k < LEFT
     # The factors of the chosen penalties are used again.
     used = problem.chosen if at_once or not everything else 0
     total.add(
-        max(tried - used, 0) * k**3 / 3 + tried * 2 * k * k * ((1.0 if everything else 1.5) * q + SIGNS), _CHOLESKY
+        max(tried - used, 0) * k**3 / 3
+        + tried * 2 * k * k * ((1.0 if everything else 1.5) * q + (0 if exact else SIGNS)),
+        _CHOLESKY,
     )
-    # Where few degrees of freedom may be left, their number is not estimated but made of inverses.
-    total.add(tried * 2 / 3 * k**3 if n - 1 - k < LEFT else 0.0, _CHOLESKY)
+    total.add(tried * 2 / 3 * k**3 if exact else 0.0, _CHOLESKY)
     return sample
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from phasefast import certificates
 from phasefast.stages.evaluate import evaluate
 from phasefast.stages.reduce import reduce_features
 from phasefast.stages.solve import _corrected, solve
@@ -96,6 +97,24 @@ def test_what_a_fit_error_without_a_pass_lacks_is_in_the_estimate() -> None:
         found, direct = decoder.fits[0].fit_error, mse(cell, wide, targets)["fit"] * 1200 * 400
         assert found is not None
         assert abs(found / direct - 1) <= 4 * decoder.fits[0].error_estimate
+
+
+def test_moments_that_are_cut_off_are_seen_and_put_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by tensor cores, which do not round sums: all of them are a little too small."""
+    g = torch.Generator().manual_seed(0)
+    a = torch.randn(1500, 60, generator=g)
+    t = a @ torch.randn(60, 400, generator=g) + 3.0 * torch.randn(1500, 400, generator=g)
+    cell = captured(a[:1200], a[1200:], (0, 1200))
+    targets = build_targets([Input()], (t[:1200], None), (t[1200:], None), (0, 1200), CPU)
+    (statistics,) = accumulate([cell], targets, torch.float32, with_folds=False)
+    total = statistics.total
+    short = replace(total, gram=total.gram * (1 - 1e-5), cross=total.cross * (1 - 1e-5))
+    arguments = targets, Penalties((1e-2,)), PenaltyChoice.first(targets), NEVER
+    decoder = solve(cell, replace(statistics, total=short), *arguments)
+    found, direct = decoder.fits[0].fit_error, mse(cell, decoder, targets)["fit"] * 1200 * 400
+    assert found == pytest.approx(direct, rel=1e-5)
+    monkeypatch.setattr(certificates, "_CHANCE", NEVER)
+    assert solve(cell, replace(statistics, total=short), *arguments).fits[0].fit_error is None  # too far off
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
