@@ -172,10 +172,7 @@ def test_cuda_kernels_are_the_default_where_they_are_faster(monkeypatch, faster)
 
 
 def test_what_makes_cuda_kernels_faster():
-    capture, solve, residual = (_cuda._FASTER[op] for op in ("capture", "ridge_solve", "residual"))
-    image, flat = torch.empty(2, 3, 16, 16), torch.empty(2, 3)
-    assert capture([image, flat], [], [4, 0])
-    assert not capture([image, flat], [], [1, 0])  # 256 values make one
+    solve, residual = (_cuda._FASTER[op] for op in ("ridge_solve", "residual"))
     gram, path = torch.empty(1024, 1024), torch.empty(4)
     assert solve([gram], [], [path])
     assert not solve([gram], [], [path[:3]])
