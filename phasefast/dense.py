@@ -4,38 +4,31 @@ from __future__ import annotations
 
 import itertools
 import math
-import mmap
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from . import ops
+from .workspace import take
 
-_LINE, _PAGE, _LARGE = 64, 4096, 1 << 24  # bytes
+_LINE, _PAGE, _LARGE = 64, 4096, 1 << 20  # bytes
 _CONVERTED, _CONVERTED_ELEMENTS = 4096, 1 << 25  # rows in another type that are kept at a time, at most
 _CACHED = 1 << 18  # elements of a float64 copy that stays in the cache
 _LAUNCH = 32  # times as many are worth the launches on a GPU
 _ROUND, _ROWS = 2, 128  # times as many are worth a product, or so many rows of long ones
 _LEAF = 256  # columns of a triangular block that LAPACK inverts, or a GPU with others at once; a quarter of _BLOCK
-_PANEL = 256  # columns that are eliminated by the inverse of their block
+_PANEL = 256  # columns that are eliminated at a time, of more right-hand sides by the inverse of their block
 _BLOCK = 1024  # columns of a triangular block that products of their own pay for, on a GPU
 _EVEN = 64  # that parts of a matrix begin at multiples of
 _STRIP, _STRIPS = 256, 8  # rows or columns of a triangular matrix that are multiplied at a time; at most so many parts
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Uninitialised, like ``torch.empty``; a large one in huge pages, where the system has them.
-
-    Otherwise the system hands out, and clears, large matrices in pages of 4 kB: a tenth of the time of solving.
-    """
-    count = math.prod(shape)
-    if device.type != "cpu" or count * dtype.itemsize < _LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.empty(shape, dtype=dtype, device=device)
-    try:
-        pages = mmap.mmap(-1, count * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    except OSError:  # a kernel without them, or no memory, of which torch has more to say
+    """Uninitialised, like ``torch.empty``; a large one on the CPU in huge pages, of the workspace in use."""
+    count = math.prod(shape) * dtype.itemsize
+    pages = take(count) if device.type == "cpu" and count >= _LARGE else None
+    if pages is None:
         return torch.empty(shape, dtype=dtype, device=device)
     return torch.frombuffer(pages, dtype=dtype).view(tuple(shape))  # keeps the pages
 
@@ -132,15 +125,22 @@ def left_product(left: Tensor, matrix: Tensor) -> Tensor:
     return total
 
 
-def substitute(factor: Tensor, rhs: Tensor) -> Tensor:
-    """(factor factor')^-1 rhs [d, c] in the factor's dtype, by halves: nearly all of it in large products."""
+def substitute(factor: Tensor, rhs: Tensor, back: bool = True) -> Tensor:
+    """factor^-1 rhs [d, c] in the factor's dtype, and then factor'^-1 of that, unless ``back`` is false.
+
+    By halves: nearly all of it in large products.
+    """
     out = aligned_empty(len(rhs), rhs.shape[1], factor.dtype, factor.device).copy_(rhs)
     scratch = aligned_empty(_PANEL, rhs.shape[1], factor.dtype, factor.device)
 
     def solve(start: int, stop: int, flipped: bool) -> None:
         if stop - start <= _PANEL:
-            inverse, own = inverses[start // _PANEL], out[start:stop]
-            own.copy_(torch.mm(inverse.mT if flipped else inverse, own, out=scratch[: stop - start]))
+            block, own = blocks[start // _PANEL], out[start:stop]
+            block = block.mT if flipped else block
+            if inverted:
+                own.copy_(torch.mm(block, own, out=scratch[: stop - start]))
+            else:
+                own.copy_(torch.linalg.solve_triangular(block, own, upper=flipped))
             return
         middle = start + ((stop - start) // 2 + _PANEL - 1) // _PANEL * _PANEL
         below = factor[middle:stop, start:middle]
@@ -154,8 +154,10 @@ def substitute(factor: Tensor, rhs: Tensor) -> Tensor:
             solve(middle, stop, flipped)
 
     starts = range(0, len(factor), _PANEL)
-    inverses = [invert_lower(factor[start : start + _PANEL, start : start + _PANEL].clone()) for start in starts]
-    for flipped in (False, True):
+    blocks = [factor[start : start + _PANEL, start : start + _PANEL] for start in starts]
+    if inverted := rhs.shape[1] > _PANEL:  # few columns are solved sooner than blocks are inverted
+        blocks = [invert_lower(block.clone()) for block in blocks]
+    for flipped in (False, True) if back else (False,):
         solve(0, len(factor), flipped)
     return out
 
@@ -207,8 +209,10 @@ class Factor:
         if not multiplies_fast(self._matrix):
             if self._inverted:
                 return self._matrix @ rhs
-            solved: Tensor = torch.linalg.solve_triangular(self._matrix, rhs, upper=False)
-            return solved
+            if rhs.is_cuda:  # where one launch takes no longer than any of the many
+                solved: Tensor = torch.linalg.solve_triangular(self._matrix, rhs, upper=False)
+                return solved
+            return substitute(self._matrix, rhs, back=False)
         root, rhs = self.inverse_root, rhs.contiguous()
         out = torch.zeros_like(rhs)
         for start, stop in strips(0, len(root), _BLOCK):

@@ -41,12 +41,14 @@ from .stages.targets import Input, Label, Target, build_targets
 from .systems import DEFAULT_ALPHAS, Penalties
 from .target_cache import TargetCache
 from .types import Activations, BatchNormMode, Layer, Score, TokenMode
+from .workspace import Workspace
 
 FOLDS = 5
 _AUTHORS_BATCH = 128  # arXiv 2312.06887 measures with the batch statistics of 128 images
 _BATCH = 256
 _GPU_BATCH = 2048  # launches of small networks take as long as their work below it
 _KEPT_SHARE = 0.1  # of the budget, that inputs kept on a GPU may take
+_FREE_SHARE = 0.5  # of the budget, in use or free: beyond, what is free is not kept for the next checkpoints
 try:
     VERSION = version("phasefast")
 except PackageNotFoundError:  # run from a source tree that was never installed
@@ -163,6 +165,7 @@ class Engine:
         self.settings = self._settings()
         self.config_hash = hashlib.blake2b(json.dumps(self.settings).encode(), digest_size=8).hexdigest()
         self._layers: list[Layer] | None = None
+        self._workspace = Workspace(_FREE_SHARE * budget)
         self._warned = self._measured = False
 
     def measure(self, step: int) -> Scores:
@@ -170,7 +173,7 @@ class Engine:
         start = time.perf_counter()
         weights = state_hash(self.model.state_dict())
         scores: list[Score] = []
-        with self._prepared() as groups:
+        with self._workspace, self._prepared() as groups:
             for index, group in enumerate(groups):
                 cells, outputs = self._capture(group)
                 if index == 0 and self.label is not None:

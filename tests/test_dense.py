@@ -100,15 +100,19 @@ def test_wide_matrices_are_still_taken_many_rows_at_a_time() -> None:
 
 @pytest.mark.parametrize("d", [1, 7, 255, 256, 257, 700, 1100])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_triangular_factors(d: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("columns", [13, 300])
+def test_triangular_factors(d: int, dtype: torch.dtype, columns: int) -> None:
     a = torch.randn(2 * d + 5, d, dtype=torch.float64)
     factor = torch.linalg.cholesky(a.mT @ a + torch.eye(d)).to(dtype)
-    rhs = torch.randn(d, 13, dtype=torch.float64)
+    rhs = torch.randn(d, columns, dtype=torch.float64)
     before = rhs.clone()
+    half = torch.linalg.solve_triangular(factor.double(), rhs, upper=False)
     expected = torch.cholesky_solve(rhs, factor.double())
     tolerance = 1e-4 if dtype == torch.float32 else 1e-11
     for given in (rhs, rhs.mT.contiguous().mT):
-        torch.testing.assert_close(substitute(factor, given).double(), expected, rtol=tolerance, atol=tolerance)
+        found = substitute(factor, given), substitute(factor, given, back=False)
+        for own, exact in zip(found, (expected, half), strict=True):
+            torch.testing.assert_close(own.double(), exact, rtol=tolerance, atol=tolerance)
     assert torch.equal(rhs, before)
     assert substitute(factor, rhs[:, :0]).shape == (d, 0)
     for stored in (factor.clone(), aligned_empty(d, d, dtype, CPU).copy_(factor)):
