@@ -18,6 +18,7 @@ from phasefast.stages.plan import Cost, routes
 from phasefast.stages.targets import Input, Label, build_targets
 from phasefast.systems import Penalties
 from phasefast.types import Activations, Layer, Score
+from phasefast.workspace import Workspace
 
 _BATCH = 256
 
@@ -48,6 +49,7 @@ class Cell:
         edges = [n * i // folds for i in range(folds + 1)]
         self.chosen: dict[str, float] = {}  # the penalty of the last ``error``, by precision
         self.targets = build_targets(wanted, *splits, edges, fit.device)
+        self._workspace = Workspace()  # as an engine has one
 
     @classmethod
     def of(cls, data: Data, alphas: Sequence[float]) -> Cell:
@@ -73,16 +75,15 @@ class Cell:
         """Decode and score the cell, as if several layers had its rows."""
         how = Method(self.penalties, precision, **method)
         narrow = precision == "fast" and ops.bfloat16_is_fast(self.fit.device)
-        shift = self.fit[:_BATCH].mean(0)
-        (fit, sums), (heldout, _) = (
-            _captured(rows, shift, edges, torch.bfloat16 if narrow else torch.float32)
-            for rows, edges in ((self.fit, self.targets.folds), (self.heldout, (0, len(self.heldout))))
-        )
-        cells = [
-            Activations(Layer(f"layer{i}", "layer", 0, fit.shape[1]), fit, heldout, shift, sums, rounded=narrow)
-            for i in range(layers)
-        ]
-        return list(score_cells(cells, self.targets, how))
+        shift, dtype = self.fit[:_BATCH].mean(0), torch.bfloat16 if narrow else torch.float32
+        with self._workspace:
+            fit, sums = _captured(self.fit, shift, self.targets.folds, dtype)
+            heldout, _ = _captured(self.heldout, shift, (0, len(self.heldout)), dtype)
+            cells = [
+                Activations(Layer(f"layer{i}", "layer", 0, fit.shape[1]), fit, heldout, shift, sums, rounded=narrow)
+                for i in range(layers)
+            ]
+            return list(score_cells(cells, self.targets, how))
 
     def error(self, precision: str = "exact") -> float:
         """Held-out fraction of variance of the input that stays unexplained."""

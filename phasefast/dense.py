@@ -130,19 +130,21 @@ def substitute(factor: Tensor, rhs: Tensor, back: bool = True) -> Tensor:
 
     By halves: nearly all of it in large products.
     """
+    inverted = rhs.shape[1] > _PANEL  # few columns are solved sooner than blocks are inverted
+    panel = _PANEL if inverted else 2 * _PANEL
     out = aligned_empty(len(rhs), rhs.shape[1], factor.dtype, factor.device).copy_(rhs)
-    scratch = aligned_empty(_PANEL, rhs.shape[1], factor.dtype, factor.device)
+    scratch = aligned_empty(panel, rhs.shape[1], factor.dtype, factor.device)
 
     def solve(start: int, stop: int, flipped: bool) -> None:
-        if stop - start <= _PANEL:
-            block, own = blocks[start // _PANEL], out[start:stop]
+        if stop - start <= panel:
+            block, own = blocks[start // panel], out[start:stop]
             block = block.mT if flipped else block
             if inverted:
                 own.copy_(torch.mm(block, own, out=scratch[: stop - start]))
             else:
                 own.copy_(torch.linalg.solve_triangular(block, own, upper=flipped))
             return
-        middle = start + ((stop - start) // 2 + _PANEL - 1) // _PANEL * _PANEL
+        middle = start + ((stop - start) // 2 + panel - 1) // panel * panel
         below = factor[middle:stop, start:middle]
         if flipped:
             solve(middle, stop, flipped)
@@ -153,10 +155,8 @@ def substitute(factor: Tensor, rhs: Tensor, back: bool = True) -> Tensor:
             out[middle:stop].addmm_(below, out[start:middle], alpha=-1)
             solve(middle, stop, flipped)
 
-    starts = range(0, len(factor), _PANEL)
-    blocks = [factor[start : start + _PANEL, start : start + _PANEL] for start in starts]
-    if inverted := rhs.shape[1] > _PANEL:  # few columns are solved sooner than blocks are inverted
-        blocks = [invert_lower(block.clone()) for block in blocks]
+    blocks = [factor[start : start + panel, start : start + panel] for start in range(0, len(factor), panel)]
+    blocks = [invert_lower(block.clone()) for block in blocks] if inverted else blocks
     for flipped in (False, True) if back else (False,):
         solve(0, len(factor), flipped)
     return out

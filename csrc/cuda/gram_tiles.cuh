@@ -107,20 +107,20 @@ PHASEFAST_DEVICE GramSink item_sink(const GramGroup& group, const GramTile& tile
   return {group.partial + item * size.places(), size.width, size.height, size.width, false, true};
 }
 
-constexpr int kReduced = 1024;  // places of a tile that a block of threads adds up at a time
+constexpr int kAddedPlaces = 1024;  // places of a tile that a block of threads adds up at a time
 
 PHASEFAST_BOTH int64_t reduce_items(const GramGroup& group, TileSize size) {
-  return group.tiles * across(size.places(), kReduced);
+  return group.tiles * across(size.places(), kAddedPlaces);
 }
 
 // The splits of each tile, added up in order and in float64: the same sum whatever ran first.
 PHASEFAST_DEVICE void gram_reduce_body(const GramGroup& group, TileSize size, int threads) {
-  const int64_t places = size.places(), parts = across(places, kReduced);
+  const int64_t places = size.places(), parts = across(places, kAddedPlaces);
   for (int64_t item = Thread::block(); item < reduce_items(group, size); item += Thread::blocks()) {
-    const int64_t tile = item / parts, first = item % parts * kReduced;
+    const int64_t tile = item / parts, first = item % parts * kAddedPlaces;
     const GramSink sink = gram_sink(group, gram_tile(group, tile, size));
     const float* partial = group.partial + tile * group.splits * places;
-    for (int64_t at = first + Thread::index(); at < first + kReduced && at < places; at += threads) {
+    for (int64_t at = first + Thread::index(); at < first + kAddedPlaces && at < places; at += threads) {
       const int64_t row = at / size.width, col = at % size.width;
       if (row >= sink.rows || col >= sink.cols) continue;
       double total = 0;

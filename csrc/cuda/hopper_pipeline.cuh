@@ -90,9 +90,9 @@ template <typename S, typename Left, int left_parts, int right_parts>
 PHASEFAST_DEVICE void multiply(float (&sum)[S::kSums], uint32_t slot, int group, bool add) {
   hold(sum);
   begin_products();
-  constexpr int kSmallest = left_parts + right_parts - 2;
+  constexpr int kOfAll = left_parts + right_parts - 2;
   PHASEFAST_UNROLL
-  for (int order = kSmallest < kSmallestOrder ? kSmallest : kSmallestOrder; order >= 0; --order) {
+  for (int order = kOfAll < kSmallestOrder ? kOfAll : kSmallestOrder; order >= 0; --order) {
     PHASEFAST_UNROLL
     for (int part = 0; part < left_parts; ++part) {
       const int other = order - part;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -117,6 +118,11 @@ class _Scan:
         self.factors: dict[int, Factor] = {}
         self._known: dict[int, tuple[Tensor, Tensor]] = {}
 
+    @cached_property
+    def _rhs(self) -> Tensor:
+        """Targets and signs [d, q + s]."""
+        return torch.cat([self.system.cross, self.signs], 1)
+
     def keep(self, low: Tensor, high: Tensor) -> None:
         """Drop the factors of penalties that are not from one to the other, for any target."""
         spans = list(zip(low.tolist(), high.tolist(), strict=True))
@@ -163,7 +169,6 @@ class _Scan:
         new = [index for index in indices if index not in self._known]
         if len(new) == 1 and self.in_pairs:
             new += [index for index in beside if index not in {*self._known, *new}][:1]
-        rhs = torch.cat([self.system.cross, self.signs], 1)
         for some in [new] if new and (self.at_once or self.in_pairs) else [[index] for index in new]:
             # Slices, not lists: indices from the CPU would have to be copied to a GPU.
             path = (
@@ -171,7 +176,7 @@ class _Scan:
                 if list(some) == list(range(len(self.path)))
                 else torch.stack([self.path[index] for index in some])
             )
-            solved, factors, info = factor_path(self.system, rhs, path)
+            solved, factors, info = factor_path(self.system, self._rhs, path)
             failed, errors, rises = self._of_factors(some, path, solved, factors, info, slopes)
             for place, (index, bad) in enumerate(zip(some, failed, strict=True)):
                 if not bad:
