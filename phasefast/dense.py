@@ -133,33 +133,43 @@ def substitute(factor: Tensor, rhs: Tensor, back: bool = True) -> Tensor:
     inverted = rhs.shape[1] > _PANEL  # few columns are solved sooner than blocks are inverted
     panel = _PANEL if inverted else 2 * _PANEL
     out = aligned_empty(len(rhs), rhs.shape[1], factor.dtype, factor.device).copy_(rhs)
-    scratch = aligned_empty(panel, rhs.shape[1], factor.dtype, factor.device)
-
-    def solve(start: int, stop: int, flipped: bool) -> None:
-        if stop - start <= panel:
-            block, own = blocks[start // panel], out[start:stop]
-            block = block.mT if flipped else block
-            if inverted:
-                own.copy_(torch.mm(block, own, out=scratch[: stop - start]))
-            else:
-                own.copy_(torch.linalg.solve_triangular(block, own, upper=flipped))
-            return
-        middle = start + ((stop - start) // 2 + panel - 1) // panel * panel
-        below = factor[middle:stop, start:middle]
-        if flipped:
-            solve(middle, stop, flipped)
-            out[start:middle].addmm_(below.mT, out[middle:stop], alpha=-1)
-            solve(start, middle, flipped)
-        else:
-            solve(start, middle, flipped)
-            out[middle:stop].addmm_(below, out[start:middle], alpha=-1)
-            solve(middle, stop, flipped)
-
+    scratch = aligned_empty(panel, rhs.shape[1], factor.dtype, factor.device) if inverted else None
     blocks = [factor[start : start + panel, start : start + panel] for start in range(0, len(factor), panel)]
     blocks = [invert_lower(block.clone()) for block in blocks] if inverted else blocks
     for flipped in (False, True) if back else (False,):
-        solve(0, len(factor), flipped)
+        _substitute(factor, blocks, out, scratch, flipped)
     return out
+
+
+# Functions that call themselves take all that they need: inside others they would keep it alive until it is collected.
+
+
+def _substitute(factor: Tensor, blocks: Sequence[Tensor], out: Tensor, scratch: Tensor | None, flipped: bool) -> None:
+    """factor^-1 out in place, or factor'^-1 out where ``flipped``.
+
+    Args:
+        blocks: of the factor's diagonal, all but the last equally large; their inverses where there is a scratch.
+    """
+    if len(blocks) == 1:
+        block = blocks[0].mT if flipped else blocks[0]
+        if scratch is not None:
+            out.copy_(torch.mm(block, out, out=scratch[: len(out)]))
+        else:
+            out.copy_(torch.linalg.solve_triangular(block, out, upper=flipped))
+        return
+    half = len(blocks) - len(blocks) // 2
+    middle = half * len(blocks[0])
+    above = factor[:middle, :middle], blocks[:half], out[:middle], scratch, flipped
+    beyond = factor[middle:, middle:], blocks[half:], out[middle:], scratch, flipped
+    below = factor[middle:, :middle]
+    if flipped:
+        _substitute(*beyond)
+        out[:middle].addmm_(below.mT, out[middle:], alpha=-1)
+        _substitute(*above)
+    else:
+        _substitute(*above)
+        out[middle:].addmm_(below, out[:middle], alpha=-1)
+        _substitute(*beyond)
 
 
 class Factor:
@@ -247,29 +257,29 @@ def invert_lower(factor: Tensor) -> Tensor:
     if multiplies_fast(factor):
         return _invert_blocks(factor)
 
-    def invert(start: int, stop: int) -> None:
-        own = factor[start:stop, start:stop]
-        if stop - start <= _LEAF:
-            eye = torch.eye(stop - start, dtype=factor.dtype, device=factor.device)
-            own.copy_(torch.linalg.solve_triangular(own, eye, upper=False))
-            return
-        middle = start + (stop - start) // 2
-        below = factor[middle:stop, start:middle]
-        invert(start, middle)
-        invert(middle, stop)
-        # [a 0; b c]^-1 = [a^-1 0; -c^-1 b a^-1, c^-1], the triangular factors taken strip by strip.
-        mixed = scratch[: stop - middle, : middle - start]
-        for low, high in strips(start, middle):
-            columns = slice(low - start, high - start)
-            torch.mm(below[:, low - start :], factor[low:middle, low:high], out=mixed[:, columns])
-        for low, high in strips(middle, stop):
-            rows = below[low - middle : high - middle]
-            rows.addmm_(factor[low:high, middle:high], mixed[: high - middle], beta=0, alpha=-1)
-
     half = len(factor) - len(factor) // 2
-    scratch = aligned_empty(half, half, factor.dtype, factor.device)
-    invert(0, len(factor))
+    _invert_halves(factor, aligned_empty(half, half, factor.dtype, factor.device))
     return factor
+
+
+def _invert_halves(factor: Tensor, scratch: Tensor) -> None:
+    """In place; ``scratch``: as large as the larger half."""
+    size = len(factor)
+    if size <= _LEAF:
+        eye = torch.eye(size, dtype=factor.dtype, device=factor.device)
+        factor.copy_(torch.linalg.solve_triangular(factor, eye, upper=False))
+        return
+    middle = size // 2
+    below = factor[middle:, :middle]
+    _invert_halves(factor[:middle, :middle], scratch)
+    _invert_halves(factor[middle:, middle:], scratch)
+    # [a 0; b c]^-1 = [a^-1 0; -c^-1 b a^-1, c^-1], the triangular factors taken strip by strip.
+    mixed = scratch[: size - middle, :middle]
+    for low, high in strips(0, middle):
+        torch.mm(below[:, low:], factor[low:middle, low:high], out=mixed[:, low:high])
+    for low, high in strips(middle, size):
+        rows = slice(low - middle, high - middle)
+        below[rows].addmm_(factor[low:high, middle:high], mixed[: high - middle], beta=0, alpha=-1)
 
 
 def _invert_blocks(factor: Tensor) -> Tensor:
@@ -288,27 +298,29 @@ def _invert_blocks(factor: Tensor) -> Tensor:
         above, below = own[:, :half, :half], own[:, half:, :half]
         below.copy_((own[:, half:, half:] @ (below @ above)).neg_())
 
-    def join(start: int, stop: int) -> None:
-        if stop - start <= _BLOCK:
-            return
-        middle = start + (-(-(stop - start) // _BLOCK) + 1) // 2 * _BLOCK
-        join(start, middle)
-        join(middle, stop)
-        # As in invert_lower: -c^-1 b a^-1, a left factor's columns with a right one's.
-        below = factor[middle:stop, start:middle]
-        turned = below.mT.clone(memory_format=torch.contiguous_format).neg_()
-        mixed = factor.new_zeros(below.shape)
-        for low, high in strips(start, middle, _BLOCK):
-            columns = slice(low - start, high - start)
-            ops.gram([turned[low - start :]], factor[low:middle, low:high], [], [mixed[:, columns]])
-        below.zero_()
-        turned = factor[middle:stop, middle:stop].mT.contiguous()
-        for low, high in strips(middle, stop, _BLOCK):
-            rows, reach = slice(low - middle, high - middle), high - middle
-            ops.gram([turned[:reach, rows]], mixed[:reach], [], [below[rows]])
-
-    join(0, d)
+    _join_blocks(factor)
     return factor
+
+
+def _join_blocks(factor: Tensor) -> None:
+    """The inverse of a factor whose diagonal blocks are inverted already, in place."""
+    size = len(factor)
+    if size <= _BLOCK:
+        return
+    middle = (-(-size // _BLOCK) + 1) // 2 * _BLOCK
+    _join_blocks(factor[:middle, :middle])
+    _join_blocks(factor[middle:, middle:])
+    # As in _invert_halves: -c^-1 b a^-1, a left factor's columns with a right one's.
+    below = factor[middle:, :middle]
+    turned = below.mT.clone(memory_format=torch.contiguous_format).neg_()
+    mixed = factor.new_zeros(below.shape)
+    for low, high in strips(0, middle, _BLOCK):
+        ops.gram([turned[low:]], factor[low:middle, low:high], [], [mixed[:, low:high]])
+    below.zero_()
+    turned = factor[middle:, middle:].mT.contiguous()
+    for low, high in strips(middle, size, _BLOCK):
+        rows, reach = slice(low - middle, high - middle), high - middle
+        ops.gram([turned[:reach, rows]], mixed[:reach], [], [below[rows]])
 
 
 def strips(start: int, stop: int, least: int = _STRIP) -> list[tuple[int, int]]:

@@ -52,6 +52,10 @@ class Workspace:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         _current.reset(self._tokens.pop())
 
+    def __reduce__(self) -> tuple[type[Workspace], tuple[float]]:
+        """A copy, such as another process gets of a tracker, has memory of its own."""
+        return Workspace, (self._limit,)
+
     @property
     def kept(self) -> int:
         """Bytes of memory that it holds for matrices, in use or not."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 
 import pytest
 import torch
@@ -129,6 +130,21 @@ def test_traces_of_inverses(dtype: torch.dtype) -> None:
     expected = torch.stack([inverse.trace(), inverse.square().sum()])
     tolerance = 1e-5 if dtype == torch.float32 else 1e-12
     torch.testing.assert_close(Factor(lower.to(dtype)).inverse_traces(), expected, rtol=tolerance, atol=0)
+
+
+@pytest.mark.parametrize("columns", [13, 300])
+def test_matrices_are_freed_at_once(columns: int) -> None:
+    factor, rhs = torch.eye(1100), torch.randn(1100, columns)
+    places = [weakref.ref(factor), weakref.ref(rhs)]
+    gc.collect()
+    gc.disable()
+    try:
+        substitute(factor, rhs)
+        invert_lower(factor)
+        del factor, rhs
+        assert [place() for place in places] == [None, None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("d", [1024, 1100, 2048, 3000])

@@ -132,3 +132,16 @@ def test_only_the_pybind11_module_looks_beyond_the_stable_abi() -> None:
         if path.suffix in (".cpp", ".h"):
             for header in re.findall(r"#include\s*<((?:torch|ATen|c10)[^>]*)>", path.read_text()):
                 assert header.startswith(allowed), f"{path.name} includes {header}"
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("**/*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_inner_function_calls_itself(path: Path) -> None:
+    """It would be a cycle that keeps the matrices it refers to until the garbage collector comes by."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    outer = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    inner = [
+        node for each in outer for node in ast.walk(each) if isinstance(node, ast.FunctionDef) and node is not each
+    ]
+    for function in inner:
+        names = {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}
+        assert function.name not in names, f"{path.name}:{function.lineno}: {function.name}"

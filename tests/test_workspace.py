@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
+import pickle
 import random
 import sys
 
@@ -81,6 +83,16 @@ def test_only_matrices_made_inside_are_kept() -> None:
     del workspace
     gc.collect()
     assert bool((inside == 1).all())  # outlives its workspace
+
+
+def test_copies_have_memory_of_their_own() -> None:
+    workspace = Workspace(limit=4 * MB)
+    kept = filled(workspace, 6 * MB, 1)
+    for copied in (copy.deepcopy(workspace), pickle.loads(pickle.dumps(workspace))):
+        assert copied.kept == 0
+        filled(copied, 6 * MB, 2)
+        assert copied.kept == 0
+    assert bool((kept == 1).all())
 
 
 def test_without_address_space_memory_is_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

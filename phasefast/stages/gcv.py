@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -76,6 +76,7 @@ def select_by_gcv(
     first, step = (low + high + 1) // 2 if start is None else torch.cat(start.indices), penalties.stride
     ahead, beside = first, first + step
     best, least = first, torch.full(first.shape, math.inf, dtype=torch.float64)
+    compared = set[int]()
     while bool((searching := high - low > 1).any()):
         scan.make(ahead[searching].unique().tolist(), beside[searching].clamp(0, last).tolist())
         errors, strong = scan.error(ahead), scan.rises(ahead)
@@ -83,13 +84,14 @@ def select_by_gcv(
         better = searching & ((errors < least) | ((errors == least) & (ahead > best)))
         best, least = torch.where(better, ahead, best), torch.where(better, errors, least)
         low, high = torch.where(searching & ~strong, ahead, low), torch.where(searching & strong, ahead, high)
-        scan.keep(low.minimum(best), high.maximum(best))
+        compared.update(ahead.tolist())
+        scan.keep({*best.tolist(), *(scan.factors.keys() - compared)})  # others will not be chosen
         up, down = high > last, low < 0
         ahead = torch.where(up, first + step, torch.where(down, first - step, (low + high) // 2)).clamp(0, last)
         step *= 2
         beside = torch.where(up, first + step, torch.where(down, first - step, (low + ahead) // 2))
     failed = bool((least.isinf() | scan.error((best - 1).clamp(min=0)).isinf()).any())
-    scan.keep(best, best)
+    scan.keep(set(best.tolist()))
     return checked(best, least, failed, targets, penalties, statistics.dtype, scan.factors)
 
 
@@ -123,10 +125,9 @@ class _Scan:
         """Targets and signs [d, q + s]."""
         return torch.cat([self.system.cross, self.signs], 1)
 
-    def keep(self, low: Tensor, high: Tensor) -> None:
-        """Drop the factors of penalties that are not from one to the other, for any target."""
-        spans = list(zip(low.tolist(), high.tolist(), strict=True))
-        self.factors = {k: factor for k, factor in self.factors.items() if any(a <= k <= b for a, b in spans)}
+    def keep(self, indices: Collection[int]) -> None:
+        """Drop the factors of all other penalties."""
+        self.factors = {index: factor for index, factor in self.factors.items() if index in indices}
 
     def error(self, indices: Tensor) -> Tensor:
         """[u] float64, a penalty for each unit; Inf where the precision cannot tell, NaN where it was not tried."""
