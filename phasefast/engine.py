@@ -122,7 +122,7 @@ class Engine:
     def __init__(
         self, model: nn.Module, probe_set: ProbeSet, run: str = "run", out: str | Path | None = None, **options: Any
     ) -> None:
-        _check_options(options)
+        check_options(options)
         for name, value, kind in (("model", model, nn.Module), ("probe_set", probe_set, ProbeSet)):
             if not isinstance(value, kind):
                 raise ArgumentError(f"{name}: expected a {kind.__name__}, got {type(value).__name__}")
@@ -335,7 +335,8 @@ def _default_targets(probe_set: ProbeSet) -> list[Target]:
     return targets
 
 
-def _check_options(options: dict[str, Any]) -> None:
+def check_options(options: dict[str, Any]) -> None:
+    """Refuse options that do not exist, values that cannot be, and what excludes each other: ArgumentError."""
     for name in options:
         if name not in ProbeOptions.__annotations__:
             near = difflib.get_close_matches(name, ProbeOptions.__annotations__, n=1)

@@ -35,6 +35,10 @@ class CheckpointError(PhasefastError, ValueError):
     """A checkpoint is unreadable, untrusted, or does not fit the model."""
 
 
+class UnreadableError(CheckpointError):
+    """A checkpoint is missing, damaged or still being written, so that it may be readable another time."""
+
+
 class StoreError(PhasefastError, OSError):
     """Scores or a probe set cannot be written, or scores cannot be read or belong to another configuration."""
 
@@ -49,3 +53,5 @@ class DependencyError(PhasefastError, ImportError):
 
 # The next checkpoint would fail with these too.
 LASTING = (ArgumentError, DataError, LayerError, MemoryBudgetError, DependencyError)
+# The same checkpoint need not fail with these another time.
+PASSING = (UnreadableError, MemoryBudgetError, DependencyError)

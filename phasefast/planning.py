@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from .components import columns_with_components
-from .decoding import Method, Splits
-from .engine import FOLDS, resolve_device
-from .errors import ArgumentError
+from .decoding import Method, PenaltyPer, Splits
+from .engine import FOLDS, check_options, resolve_device
+from .errors import ArgumentError, PhasefastError
 from .stages.capture import RowOptions, discover_layers, model_inputs, rows_dtype
 from .stages.layers import given_names, select_layers, unwrap
 from .stages.plan import Cost, ForcedRoute, Problem, Selection, fitting_cost, group_layers, memory_budget
@@ -45,7 +45,8 @@ def plan(
     *,
     classes: int = 0,
     layers: Sequence[str] | str | None = None,
-    alphas: Sequence[float] = DEFAULT_ALPHAS,
+    alphas: Sequence[float] | None = None,
+    noise: float | None = None,
     tokens: TokenMode = "flatten",
     pool: int = 0,
     device: str | torch.device | None = None,
@@ -53,6 +54,7 @@ def plan(
     route: ForcedRoute | None = None,
     splits: Splits = "both",
     selection: Selection = "gcv",
+    penalty_per: PenaltyPer = "target",
     target_components: int | None = None,
 ) -> list[LayerPlan]:
     """Route, FLOPs, memory and expected time of every layer, for one checkpoint.
@@ -60,8 +62,8 @@ def plan(
     Args:
         sample: shape of one input, such as (3, 32, 32), or an input itself: integers, such as tokens, are not decoded.
         fit, heldout: numbers of rows. classes: of the label, or 0.
-        layers, alphas, tokens, pool, device, memory, route, splits, selection, target_components: see
-            :class:`phasefast.ProbeOptions`.
+        layers, alphas, noise, tokens, pool, device, memory, route, splits, selection, penalty_per, target_components:
+            see :class:`phasefast.ProbeOptions`.
 
     Raises:
         ArgumentError, LayerError: sizes or layers that cannot be. MemoryBudgetError: a layer that does not fit.
@@ -73,7 +75,11 @@ def plan(
     width = example.numel() if example.is_floating_point() else 0
     if not width and not classes:
         raise ArgumentError(f"nothing to decode: the sample is {example.dtype}, and there are no classes")
-    method = Method(Penalties(tuple(alphas)), route=route, selection=selection, splits=splits)
+    choices = {"alphas": alphas, "noise": noise, "penalty_per": penalty_per, "target_components": target_components}
+    check_options(choices)
+    per_column = penalty_per == "column"
+    penalties = Penalties(tuple(DEFAULT_ALPHAS if alphas is None else alphas), noise)
+    method = Method(penalties, route=route, selection=selection, splits=splits)
     model = unwrap(model)
     home = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     where = resolve_device(device, home)
@@ -82,16 +88,20 @@ def plan(
         try:
             names = select_layers(model, layers)
             found = discover_layers(model, names, batch, RowOptions(tokens, pool), given_names(layers))
-        except RuntimeError as error:
+        except PhasefastError:
+            raise
+        except Exception as error:  # a model may check its input by itself
             raise ArgumentError(
                 f"the model takes no {example.dtype} input of shape {shape}: {error}; give one that it takes, "
-                "or the shape of one"
+                "or the shape of one (--sample, or --probe-set)"
             ) from error
-    # Wider targets than there are fit rows are replaced by n + 1 columns (row space).
-    columns = min(columns_with_components(width, target_components), fit + 1)
-    q, probes = (min(columns, most) + min(classes, most) for most in (SKETCH_COLUMNS, PROBE_COLUMNS))
+    # Wider targets than there are fit rows are replaced by n + 1 columns (row space), and combined where penalties are
+    # chosen: not where each column has its own.
+    columns = width if per_column else min(columns_with_components(width, target_components), fit + 1)
+    choosing = max(columns, classes) if per_column else SKETCH_COLUMNS
+    q, probes = (min(columns, most) + min(classes, most) for most in (choosing, PROBE_COLUMNS))
     itemsize, folds = rows_dtype(model).itemsize, min(FOLDS, fit)
-    sizes = Problem(fit, heldout, columns + classes, q, folds, probes=probes, itemsize=itemsize)
+    sizes = Problem(fit, heldout, columns + classes, q, folds, probes=probes, itemsize=itemsize, per_column=per_column)
     problem = method.posed(sizes, targets=(width > 0) + (classes > 0))
     budget = memory_budget(memory, where)
     groups = group_layers(found, problem, budget, route)

@@ -142,14 +142,19 @@ class Scores:
     def select(self, layers: Sequence[str] | None = None, targets: Sequence[str] | None = None) -> Scores:
         """Rows of the layers and targets whose names match a glob, with the model's own of those targets; None for all.
 
+        The pattern ``"model"`` alone gives no rows but these.
+
         Raises:
-            LayerError, ArgumentError: a pattern matches no layer or no target.
+            LayerError, ArgumentError: a pattern matches no layer or no target, or no layer has such a target.
         """
-        wanted = [MODEL_LAYER, *_matching(self.layers, layers, "layer", LayerError)]
+        wanted = [MODEL_LAYER, *_matching(self.values_of("layer"), layers, "layer", LayerError)]
         rows = pc.field("layer").isin(wanted)
         if targets is not None:
             rows &= pc.field("target").isin(_matching(self.values_of("target"), targets, "target", ArgumentError))
-        return Scores(self._table.filter(rows))
+        found = self._table.filter(rows)
+        if len(self) and not len(found):  # the model itself knows but one target
+            raise ArgumentError(f"no scores of layers {layers} have targets that match {targets}")
+        return Scores(found)
 
     def value(self, **equal: str | int | float) -> float:
         """The one value that the given columns select; LookupError where there is none or more than one."""
@@ -251,6 +256,11 @@ def read_scores(directory: str | Path) -> Scores:
     shards = list_shards(directory)
     if not shards and Path(directory).name == "scores":
         raise StoreError(f"no scores in {directory}; give the run directory {Path(directory).parent}")
+    if not shards and store_folder(directory).is_dir():
+        raise StoreError(
+            f"no scores in {directory}: measuring was begun there, but nothing stored: every checkpoint failed, or it "
+            "was stopped before the first was measured; sweep again to see what fails"
+        )
     if not shards:
         raise StoreError(
             f"no scores in {directory}: expected {store_folder(directory)}/step-*.parquet; sweep or run the demo first"

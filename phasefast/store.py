@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +11,23 @@ from .errors import StoreError
 from .files import replacing
 from .scores import Scores, list_shards, prepare_store, read_shard
 
-# What the settings of a configuration are called where they are given; the others have their own names.
+# What the settings of a configuration, or their parts, are called where they are given; others have their own names.
 _NAMES = {
-    "names": "layers",
-    "model": "the model's parameters",
-    "modules": "the model's modules",
-    "data": "the probe set",
-    "penalties": "alphas, noise",
-    "choice": "selection, penalty_per",
-    "batchnorm": "batchnorm, batch_size",
-    "rows": "tokens, pool, type of rows (precision='fast': bfloat16 where the device is fast at it)",
-    "components": "target_components",
-    "sketch": "layer_sketch",
+    "names": ("layers",),
+    "model": ("the model's parameters",),
+    "modules": ("the model's modules",),
+    "data": ("the probe set",),
+    "penalties": ("alphas", "noise"),
+    "choice": ("selection", "penalty_per='column'"),
+    "batchnorm": ("batchnorm", "batch_size"),
+    "rows": ("tokens", "pool", "type of rows (precision='fast': bfloat16 where the device is fast at it)"),
+    "components": ("target_components",),
+    "sketch": ("layer_sketch",),
 }
+_ELSEWHERE = "give another out= (--out), or overwrite=True (--overwrite) to start over"
 _FOLLOW = {"folds": ("data", "penalties"), "targets": ("data",)}  # what differs with others says nothing by itself
-PHASES, PICTURE = "phases.json", "phases.png"  # what a report writes beside the scores that it is of
+# What reports write beside the scores that they are of: the picture of all, and that of some layers or targets.
+PHASES, PICTURE, SELECTED = "phases.json", "phases.png", "phases-selected.png"
 _LONGEST = 60  # characters of a setting that is shown
 
 
@@ -36,7 +38,7 @@ def open_store(
 
     Args:
         config_hash: of ``settings``, which are kept beside the shards.
-        overwrite: start over: remove the shards, and the phases and the picture that were made of them.
+        overwrite: start over: remove the shards, and the phases and the pictures that were made of them.
 
     Raises:
         StoreError: the directory cannot be written, or a shard was measured with other options, layers, targets, data,
@@ -47,7 +49,8 @@ def open_store(
         remove_file(path)
     done: dict[int, Scores] = {}
     shards = list_shards(directory)
-    for name in (PHASES, PICTURE) if overwrite and shards else ():  # before the shards: a kill leaves none behind
+    reports = (PHASES, PICTURE, SELECTED) if overwrite and shards else ()
+    for name in reports:  # before the shards: a kill leaves none behind
         if (path := Path(directory) / name).is_file():
             remove_file(path)
     for step, path in shards.items():
@@ -58,9 +61,8 @@ def open_store(
         found = scores.values_of("config_hash")
         if found != [config_hash]:
             raise StoreError(
-                f"{path}: measured with another configuration{_difference(folder, found[0], settings)} "
-                f"(expected {config_hash}, found {', '.join(found)}); give the same model, run, options and data, "
-                "another out=, or overwrite=True to start over"
+                f"{path}: measured with another configuration{_difference(folder, found[0], settings)}; "
+                f"give the same model, run, options and data, or {_ELSEWHERE}"
             )
         done[step] = scores
     kept = _settings_file(folder, config_hash)
@@ -75,22 +77,31 @@ def _settings_file(folder: Path, config_hash: str) -> Path:
 
 
 def _difference(folder: Path, config_hash: str, settings: Mapping[str, Any]) -> str:
-    """Which settings another configuration has otherwise, as part of a sentence; nothing where it left no word."""
+    """Which settings another configuration has otherwise, or that it left no word, as part of a sentence."""
     try:
         others = json.loads(_settings_file(folder, config_hash).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return ""
+        return ", of which no settings are kept"
     own = json.loads(json.dumps(settings))
     keys = [key for key in {**own, **others} if own.get(key) != others.get(key)]
     keys = [key for key in keys if not set(_FOLLOW.get(key, ())) & set(keys)]
-    return ": " + "; ".join(_change(key, others.get(key), own.get(key)) for key in keys)
+    return ": " + "; ".join(text for key in keys for text in _changes(key, others.get(key), own.get(key)))
 
 
-def _change(key: str, stored: object, now: object) -> str:
-    name, texts = _NAMES.get(key, key), [json.dumps(each) for each in (stored, now)]
-    if key in ("model", "modules", "data", "targets") or max(map(len, texts)) > _LONGEST:
-        return f"{name} differ" if "," in name or name.endswith("s") else f"{name} differs"
-    return f"{name} stored {texts[0]}, now {texts[1]}"
+def _changes(key: str, stored: Any, now: Any) -> Iterator[str]:
+    """What differs in a setting: in words what is long or a hash."""
+    names = _NAMES.get(key, (key,))
+    parts = [(", ".join(names), stored, now)]
+    if len(names) > 1 and stored and now:
+        parts = list(zip(names, stored, now))
+    for name, *both in parts:
+        before, after = map(json.dumps, both)
+        if before == after:
+            continue
+        if key in ("model", "modules", "data", "targets") or max(len(before), len(after)) > _LONGEST:
+            yield f"{name} differ" if name.endswith("s") else f"{name} differs"
+        else:
+            yield f"{name} stored {before}, now {after}"
 
 
 def check_weights(stored: Scores, column: str, expected: str) -> None:
@@ -102,11 +113,11 @@ def check_weights(stored: Scores, column: str, expected: str) -> None:
     Raises:
         StoreError: they differ.
     """
-    found = stored.values_of(column)
-    if found != [expected]:
+    if stored.values_of(column) != [expected]:
+        source = ", of another file" if column == "source_hash" else ""
         raise StoreError(
-            f"step {stored.steps[0]} is stored already, but was measured on other weights ({column} {found[0]}, "
-            f"now {expected}): another training? give another out=, or overwrite=True to start over"
+            f"step {stored.steps[0]} is stored already, but was measured on other weights{source}: another training? "
+            f"{_ELSEWHERE}"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from torch import nn
 from .checkpoints import file_hash, is_there, load_into, order_checkpoints, read_ahead, read_state_dict, state_hash
 from .checkpoints.sources import Source
 from .engine import Engine, ProbeOptions
-from .errors import LASTING, ArgumentError, CheckpointError, PhasefastError, StoreError, SweepError
+from .errors import LASTING, PASSING, ArgumentError, CheckpointError, PhasefastError, StoreError, SweepError
 from .progress import progress
 from .scores import Scores
 from .stages.preserve import on_device
@@ -44,7 +45,7 @@ def sweep(
         out: directory whose ``scores/`` gets one Parquet shard per step, whole or not at all, and ``cache/`` what later
             sweeps of the same data and targets need not make again.
         run: label of the rows. weights_only: see ``torch.load``.
-        overwrite: start over, removing the scores in ``out``, their ``phases.json`` and ``phases.png``.
+        overwrite: start over, removing the scores in ``out``, their ``phases.json`` and pictures.
         shard: ``(i, n)``: only every n-th checkpoint, from the i-th on (0 to n - 1). Jobs with the same ``out`` share a
             sweep so, of the same list, and may be started again with another n.
         **options: see :class:`phasefast.ProbeOptions`.
@@ -68,9 +69,10 @@ def sweep(
         listed = "\n".join(_listed(failures, ordered))
         stored = set(scores.steps) - failures.keys()
         kept = f"the other {len(stored)} are stored in {out}" if stored else "none was measured"
-        raise SweepError(
-            f"{len(failures)} of {len(ordered)} checkpoints failed, {kept}; sweep again to retry:\n{listed}"
-        )
+        passing = [step for step, error in failures.items() if isinstance(error, PASSING)]
+        those = f" step{'s' * (len(passing) > 1)} {_named(passing)}" if len(passing) < len(failures) else ""
+        retry = f"; sweep again to retry{those}" if passing else ""
+        raise SweepError(f"{len(failures)} of {len(ordered)} checkpoints failed, {kept}{retry}:\n{listed}")
     return scores
 
 
@@ -122,8 +124,12 @@ class Sweeper:
                     _check_same(self._done[step], ordered[step], model, self._weights_only)
                 except CheckpointError as error:
                     failures[step] = error
-            with on_device(model, self._engine.device), progress("sweeping", len(todo), "checkpoints") as update:
-                ahead = read_ahead(todo, self._engine.device, weights_only=self._weights_only)
+            ahead = read_ahead(todo, self._engine.device, weights_only=self._weights_only)
+            with (
+                on_device(model, self._engine.device),
+                progress("sweeping", len(todo), "checkpoints") as update,
+                contextlib.closing(ahead),
+            ):
                 for index, (step, read) in enumerate(ahead):
                     source = todo[step]
                     try:
@@ -162,8 +168,13 @@ def _listed(failures: Mapping[int, PhasefastError], ordered: Mapping[int, Source
     for step, error in failures.items():
         alike.setdefault(str(error).replace(_name(step, ordered[step]), ""), []).append(step)
     for first, *others in alike.values():
-        named = ", ".join(map(str, others[:_NAMED])) + (", ..." if len(others) > _NAMED else "")
-        yield f"  step {first}: {failures[first]}" + (f"; likewise {len(others)} more: {named}" if others else "")
+        likewise = f"; likewise {len(others)} more: {_named(others)}" if others else ""
+        yield f"  step {first}: {failures[first]}{likewise}"
+
+
+def _named(steps: Sequence[int]) -> str:
+    """The first of some steps."""
+    return ", ".join(map(str, steps[:_NAMED])) + (", ..." if len(steps) > _NAMED else "")
 
 
 def _name(step: int, source: Source) -> str:

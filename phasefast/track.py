@@ -32,7 +32,7 @@ class PhaseTracker:
         out: directory whose ``scores/`` gets one Parquet shard per step, and ``cache/`` what later runs on the
             same data and targets need not make again; None keeps all in memory only.
         run: label of the rows.
-        overwrite: start over, removing the scores in ``out``, their ``phases.json`` and ``phases.png``.
+        overwrite: start over, removing the scores in ``out``, their ``phases.json`` and pictures.
         on_error: ``"warn"`` lets the training go on when a measurement fails; ``"raise"`` does not. Layers, options
             or data that cannot be raise all the same, at the first measurement: the next ones would fail too.
         **options: see :class:`phasefast.ProbeOptions`.

@@ -17,6 +17,7 @@ PhaseKind = Literal["constant", "decrease", "increase"]
 BatchNormMode = Literal["recompute", "batch", "running"]
 Route = Literal["primal", "dual"]
 TokenMode = Literal["flatten", "mean", "cls"]
+_FEWEST = 4  # steps that a plateau of three and a change after it take
 
 
 @dataclass(frozen=True)
@@ -315,7 +316,10 @@ def phase_notes(cells: Sequence[CellPhases], most: int = 4) -> list[str]:
     notes = []
     if any(cell.window_is_open for cell in cells):
         notes.append("+ open: the stop window ends at the last step; later ones may widen it")
-    if any(cell.evidence.get("order_p", 0) is None for cell in cells):
+    fewest = min((len(cell.evidence["steps"]) for cell in cells if "steps" in cell.evidence), default=_FEWEST)
+    if fewest < _FEWEST:
+        notes.append(f"{fewest} steps tell no phases and no stop window, only a change between them: take 7 or more.")
+    elif any(cell.evidence.get("order_p", 0) is None for cell in cells):
         notes.append("Fewer than 7 steps: a trend cannot be told from noise between them.")
     several = len({cell.target for cell in cells}) > 1
     reasons = [

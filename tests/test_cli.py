@@ -15,7 +15,7 @@ from phasefast.engine import Engine
 from phasefast.errors import ArgumentError, StoreError
 from phasefast.scores import Scores
 
-from .conftest import SmallNet
+from .conftest import SmallNet, images
 from .report.synthetic import log2_steps, make_scores, write_run
 
 ROOT = Path(pf.__file__).parents[1]
@@ -134,6 +134,53 @@ def test_plan_is_what_a_measurement_does(net: SmallNet, probe_set: pf.ProbeSet) 
         pf.plan(net, (1, 6, 6), 0, 60)
     with pytest.raises(ArgumentError, match=r"takes no torch.float32 input of shape \(3, 6, 6\)"):
         pf.plan(net, (3, 6, 6), 150, 60)
+
+
+@pytest.mark.parametrize("rows", [20, 150])  # less and more than columns
+@pytest.mark.parametrize(
+    "options",
+    [{"noise": 0.1}, {"alphas": [0.1]}, *({"penalty_per": "column", "selection": how} for how in ("gcv", "loo"))],
+    ids=str,
+)
+def test_plan_knows_how_penalties_are_given_and_chosen(net: SmallNet, rows: int, options: dict) -> None:
+    probe_set = pf.ProbeSet.from_tensors(*images(rows, 1), *images(60, 2))
+    how = {"layers": ["conv", "hidden"], "memory": "1GB", **options}
+    engine = Engine(net, probe_set, **how)
+    planned = pf.plan(net, (1, 6, 6), rows, 60, classes=3, **how)
+    assert [entry.cost for entry in planned] == [engine.method.cost(c, engine.targets) for c in engine.activations()]
+    with pytest.raises(ArgumentError, match="alphas and noise exclude each other"):
+        pf.plan(net, (1, 6, 6), rows, 60, alphas=[0.1], noise=0.1)
+
+
+def test_plan_takes_penalties_as_the_sweep_does() -> None:
+    def plan(*given: str) -> list[list[str]]:
+        sizes = "--layer", "stage1", "--sample", "1,8,8", "--fit", "200", "--heldout", "50"
+        result = invoke("plan", DIGITS_NET, *sizes, *given)
+        assert result.exit_code == 0, result.output
+        return [line.split()[3:4] for line in result.stdout.splitlines()[1:2]]  # GFLOP
+
+    chosen, noisy = plan(), plan("--noise", "0.1")
+    assert noisy == plan("--alpha", "0.1")
+    assert noisy != chosen != plan("--penalty-per", "column")
+    assert "penalty_per: expected one of" in fails("plan", DIGITS_NET, "--penalty-per", "columns")
+
+
+class Picky(torch.nn.Module):
+    """Says itself what it does not take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Flatten()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[1:] != (1, 8, 8):
+            raise ValueError("only 8x8")
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("model", [DIGITS_NET, "tests.test_cli:Picky"])
+def test_plan_without_a_sample_says_how_one_is_given(model: str) -> None:
+    assert "give one that it takes, or the shape of one (--sample, or --probe-set)" in fails("plan", model)
 
 
 def test_plan_of_a_probe_set_is_what_a_measurement_of_it_does(
@@ -261,6 +308,42 @@ def test_scores_prints_a_checkpoint(run: Path) -> None:
         in first
     )
     assert "has no step 99999, but " in fails("scores", run, "--step", "99999")
+
+
+def test_the_models_own_scores_are_shown_by_name(run: Path) -> None:
+    lines = invoke("scores", run, "--layer", "model").stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["layer", "model"]
+    shown = invoke("phases", run, "--layer", "model").stdout
+    assert "Held-out accuracy of target label" in shown
+    assert "Phases of" not in shown
+    assert invoke("report", run, "--layer", "model").exit_code == 0
+    both = "--layer", "model", "--target", "input"
+    assert "no scores of layers ['model'] have targets that match ['input']" in fails("scores", run, *both)
+    assert "layer pattern 'fc' matches nothing in the scores; they have" in fails("scores", run, "--layer", "fc")
+
+
+def test_a_report_of_some_layers_keeps_the_picture_of_all(run: Path) -> None:
+    invoke("report", run)
+    picture, selected = run / "phases.png", run / "phases-selected.png"
+    whole = picture.read_bytes()
+    assert not selected.exists()
+    for chosen in (("--layer", "stage1"), ("--target", "input")):
+        text = invoke("report", run, *chosen).stdout
+        assert text.splitlines()[-1] == f"wrote {run / 'phases.json'} and {selected}"
+        assert picture.read_bytes() == whole
+        assert selected.read_bytes().startswith(b"\x89PNG")
+        assert selected.read_bytes() != whole
+        selected.unlink()
+    assert "phases-selected.png" in invoke("report", "--help").stdout
+
+
+@pytest.mark.parametrize(("count", "told"), [(2, True), (3, True), (4, False)])
+def test_of_a_few_steps_it_is_said_that_they_tell_no_phases(count: int, told: bool, tmp_path: Path) -> None:
+    steps = write_run(tmp_path, make_scores(["a"], log2_steps(count)))
+    for command in ("phases", "report"):
+        shown = invoke(command, steps).stdout
+        assert (f"{count} steps tell no phases and no stop window" in shown) is told
+        assert ("Fewer than 7 steps" in shown) is not told
 
 
 def test_missing_or_unwritable_directories_are_one_line(tmp_path: Path) -> None:

@@ -109,6 +109,24 @@ def test_watching_tells_the_phases_of_what_is_there(place: Path, monkeypatch: py
     assert result.exit_code == 130
 
 
+@pytest.mark.parametrize("given", [("--noise", "0.1"), ("--penalty-per", "column")])
+def test_penalties_of_noise_and_of_columns(place: Path, probe_set: pf.ProbeSet, given: tuple[str, str]) -> None:
+    swept(place, "--layer", "hidden", *given)
+    how = {"noise": 0.1} if given[0] == "--noise" else {"penalty_per": "column"}
+    expected = pf.sweep(SmallNet(), place / "checkpoints", probe_set, out=place / "expected", layers="hidden", **how)
+    assert rows(pf.read_scores(place / "out")) == rows(expected)
+
+
+@pytest.mark.parametrize("command", ["phases", "report", "scores"])
+def test_where_every_checkpoint_failed_nothing_is_advised_but_to_look(place: Path, command: str) -> None:
+    for path in (place / "checkpoints").iterdir():
+        torch.save(torch.nn.Linear(2, 2).state_dict(), path)
+    assert invoke("sweep", NET, place / "checkpoints", place / "probe_set.pt", "--out", place / "out").exit_code == 1
+    line = fails(command, place / "out")
+    assert "measuring was begun there, but nothing stored: every checkpoint failed, or it was stopped" in line
+    assert "demo" not in line
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -120,6 +138,8 @@ def test_watching_tells_the_phases_of_what_is_there(place: Path, monkeypatch: py
         ((NET, "checkpoints", "probe_set.pt", "--watch", "1", "--shard", "0/2"), "--watch goes on alone"),
         ((NET, "checkpoints", "probe_set.pt", "--watch", "1", "--overwrite"), "--watch goes on alone"),
         ((NET, "checkpoints", "probe_set.pt", "--precision", "best"), "precision: expected one of"),
+        ((NET, "checkpoints", "probe_set.pt", "--penalty-per", "row"), "penalty_per: expected one of"),
+        ((NET, "checkpoints", "probe_set.pt", "--alpha", "1", "--noise", "1"), "alphas and noise exclude each other"),
     ],
 )
 def test_what_cannot_be_is_named(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 import phasefast as pf
 from phasefast.errors import ArgumentError, CheckpointError, DependencyError, LayerError, StoreError, SweepError
 from phasefast.report import write_phases
-from phasefast.scores import list_shards
+from phasefast.scores import Scores, list_shards
 from tests.conftest import SmallNet
 
 STEPS = (0, 1, 2, 4)
@@ -47,6 +48,19 @@ def test_equals_probing_each_checkpoint(
         net.load_state_dict(state)
         alone = pf.probe(net, probe_set, layers="hidden", step=step)
         assert without_seconds(alone) == without_seconds(swept.filter(step=step))
+
+
+def test_a_sweep_that_is_broken_off_reads_no_further(
+    net: SmallNet, probe_set: pf.ProbeSet, checkpoints: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object) -> None:
+        raise StoreError("no room left")
+
+    before = set(threading.enumerate())
+    monkeypatch.setattr(Scores, "write_shard", broken)
+    with pytest.raises(StoreError, match="no room left"):
+        pf.sweep(net, checkpoints, probe_set, out=tmp_path, layers="hidden")
+    assert set(threading.enumerate()) <= before
 
 
 def test_files_folders_and_prefixes(net: SmallNet, probe_set: pf.ProbeSet, checkpoints: dict, tmp_path: Path) -> None:
@@ -184,7 +198,8 @@ def test_bad_checkpoints_are_named_and_the_others_stored(
         pf.sweep(net, tmp_path, probe_set, out=tmp_path / "out", layers="hidden")
     message = str(caught.value)
     for words in (
-        "7 of 8",
+        "7 of 8 checkpoints failed, the other 1 are stored in",
+        "; sweep again to retry step 1:\n",
         "step 1: " + str(truncated),
         "truncated",
         "got list",
@@ -212,6 +227,7 @@ def test_checkpoints_that_fail_alike_share_a_line(
         pf.sweep(net, tmp_path, probe_set, out=tmp_path / "out", layers="hidden")
     lines = str(caught.value).splitlines()
     assert len(lines) == 3
+    assert "retry" not in lines[0]
     assert lines[1].startswith(f"  step 1: {tmp_path / 'step_1.pt'} does not fit")
     assert lines[1].endswith("unexpected keys ['extra.weight']; likewise 2 more: 2, 10")
     assert lines[2].startswith("  step 20: ")
@@ -241,7 +257,7 @@ def test_overwriting_removes_the_report_of_the_removed_scores_and_nothing_else(
     net: SmallNet, probe_set: pf.ProbeSet, checkpoints: dict, tmp_path: Path
 ) -> None:
     kept = [tmp_path / name for name in ("notes.txt", "results.png", "phases.json.bak", "cache/mine.pt", "scores/mine")]
-    reports = [tmp_path / name for name in ("phases.json", "phases.png")]
+    reports = [tmp_path / name for name in ("phases.json", "phases.png", "phases-selected.png")]
     options = {"out": tmp_path, "layers": "hidden", "alphas": [0.1]}
     for path in (*kept, *reports):
         path.parent.mkdir(exist_ok=True)
@@ -329,7 +345,7 @@ def test_checkpoints_that_cannot_be_ordered(
 
 
 def test_missing_file_is_named(net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path) -> None:
-    with pytest.raises(SweepError, match="no such file"):
+    with pytest.raises(SweepError, match=r"(?s)none was measured; sweep again to retry:\n.*no such file"):
         pf.sweep(net, [tmp_path / "step_9.pt"], probe_set, out=tmp_path / "out")
 
 

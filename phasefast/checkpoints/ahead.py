@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import UnreadableError
 from .fingerprint import file_hash
 from .reading import read_state_dict
 from .sources import Source
@@ -20,7 +20,7 @@ Read = tuple[State, str | None]
 
 def read_ahead(
     sources: Mapping[int, Source], device: torch.device, *, weights_only: bool = True
-) -> Iterator[tuple[int, Callable[[], Read]]]:
+) -> Generator[tuple[int, Callable[[], Read]]]:
     """Each step with a function that gives its state dict, on ``device``; one more is read and copied meanwhile.
 
     The function also gives the :func:`file_hash` of the checkpoint as it was read, None for a mapping. It raises the
@@ -42,7 +42,7 @@ def _read(source: Source, device: torch.device, weights_only: bool) -> Read:
     before = _hash(source)
     state = read_state_dict(source, weights_only=weights_only)
     if _hash(source) != before:
-        raise CheckpointError(f"{source}: changed while it was read; sweep again once it is written")
+        raise UnreadableError(f"{source}: changed while it was read; sweep again once it is written")
     if device.type == "cuda":
         stream = torch.cuda.Stream(device)
         with torch.cuda.stream(stream):

@@ -6,24 +6,24 @@ import contextlib
 import os
 from collections.abc import Iterable, Iterator
 
-from ..errors import CheckpointError, PhasefastError
+from ..errors import CheckpointError, PhasefastError, UnreadableError
 
 
 @contextlib.contextmanager
 def damage_named(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Make a CheckpointError that names ``path`` of whatever goes wrong while it is read."""
+    """Make an UnreadableError that names ``path`` of whatever goes wrong while it is read."""
     name = os.fspath(path)
     try:
         yield
     except PhasefastError:
         raise
     except FileNotFoundError as error:
-        raise CheckpointError(f"{error.filename or name}: no such file") from error
+        raise UnreadableError(f"{error.filename or name}: no such file") from error
     except Exception as error:  # a damaged pickle can raise anything
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, MemoryError) or "allocate memory" in detail:  # of torch a RuntimeError, of maps an OSError
-            raise CheckpointError(f"{name}: out of memory while it was read ({detail})") from error
-        raise CheckpointError(f"{name}: cannot be read, perhaps truncated or still being written ({detail})") from error
+            raise UnreadableError(f"{name}: out of memory while it was read ({detail})") from error
+        raise UnreadableError(f"{name}: cannot be read, perhaps truncated or still being written ({detail})") from error
 
 
 def not_plain(path: str | os.PathLike[str]) -> CheckpointError:

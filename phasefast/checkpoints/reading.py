@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, UnreadableError
 from .index import INDEX, read_index
 from .messages import shown
 from .safetensors_files import read_safetensors
@@ -71,7 +71,7 @@ def _merged(index: Path, weights_only: bool) -> dict[str, Tensor]:
     """
     shards = read_index(index)
     if absent := [shard for shard in shards if not (index.parent / shard).is_file()]:
-        raise CheckpointError(
+        raise UnreadableError(
             f"{index}: lists {len(shards)} shards, but {shown(absent)} are not there; "
             "save or download the checkpoint again, if it is not still being written"
         )
@@ -79,7 +79,7 @@ def _merged(index: Path, weights_only: bool) -> dict[str, Tensor]:
     for shard, names in shards.items():
         state = read_state_dict(index.parent / shard, weights_only=weights_only)
         if lost := names - state.keys():
-            raise CheckpointError(
+            raise UnreadableError(
                 f"{index.parent / shard}: expected {shown(lost)} in it, as {index.name} says, but it lacks them; "
                 "save or download the checkpoint again"
             )

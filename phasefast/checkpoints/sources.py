@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
+from ..errors import UnreadableError
 from .index import INDEX, read_index
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
@@ -45,7 +45,7 @@ def entry_of(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     entry = find_entry(path) if path.is_dir() else path
     if entry is None:
-        raise CheckpointError(f"{path}: expected a folder with one of {', '.join(ENTRIES)}; is it still being written?")
+        raise UnreadableError(f"{path}: expected a folder with one of {', '.join(ENTRIES)}; is it still being written?")
     return entry
 
 

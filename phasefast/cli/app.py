@@ -27,6 +27,14 @@ Memory = Annotated[str | None, typer.Option(help="Budget, such as 8GB; most of w
 Route = Annotated[str | None, typer.Option(help="Force primal, dual, eigen or target-free.")]
 Splits = Annotated[str, typer.Option(help="both, or heldout: no scores on the fit rows.")]
 Selection = Annotated[str, typer.Option(help="How penalties are chosen: gcv, folds or loo.")]
+Alphas = Annotated[
+    list[float] | None,
+    typer.Option("--alpha", help="Relative ridge penalty; may be given again, and the best is chosen."),
+]
+Noise = Annotated[
+    float | None, typer.Option(help="Instead of --alpha: standard deviation of noise on the activations.")
+]
+PenaltyPer = Annotated[str, typer.Option(help="target, or column: each column of a regression chooses its own.")]
 Components = Annotated[int | None, typer.Option(min=1, help="Leading components of the input that are decoded.")]
 
 

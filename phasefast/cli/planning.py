@@ -14,7 +14,22 @@ from ..errors import ArgumentError
 from ..planning import plan
 from ..stages.layers import select_layers
 from ..stages.probe_set import ProbeSet
-from .app import PROBE_SET, Components, Layers, Memory, Model, Pool, Route, Selection, Splits, Tokens, app
+from .app import (
+    PROBE_SET,
+    Alphas,
+    Components,
+    Layers,
+    Memory,
+    Model,
+    Noise,
+    PenaltyPer,
+    Pool,
+    Route,
+    Selection,
+    Splits,
+    Tokens,
+    app,
+)
 from .names import load_model, load_probe_set
 
 
@@ -58,12 +73,16 @@ def plan_command(
     memory: Memory = None,
     route: Route = None,
     splits: Splits = "both",
+    alpha: Alphas = None,
+    noise: Noise = None,
     selection: Selection = "gcv",
+    penalty_per: PenaltyPer = "target",
     target_components: Components = None,
 ) -> None:
     """Route, work and memory of each layer, and its expected time at the rate of this machine's matrix products."""
     how: dict[str, Any] = {"layers": layer, "tokens": tokens, "pool": pool, "memory": memory, "route": route}
-    how |= {"splits": splits, "selection": selection, "target_components": target_components}
+    how |= {"splits": splits, "alphas": alpha, "noise": noise, "selection": selection}
+    how |= {"penalty_per": penalty_per, "target_components": target_components}
     sizes = (_shape(sample), fit, heldout, classes) if probe_set is None else _sizes(load_probe_set(probe_set))
     found = plan(load_model(model), *sizes[:3], classes=sizes[3], **how)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))

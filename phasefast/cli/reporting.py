@@ -48,7 +48,10 @@ def phases(
 
 @app.command()
 def report(directory: Directory, run: Run = None, layer: ShownLayers = None, target: ShownTargets = None) -> None:
-    """Like phases, and draw phases.png; the last layer's phases shade the upper curves, its stop window marks all."""
+    """Like phases, and draw phases.png, or phases-selected.png where --layer or --target select what is shown.
+
+    The last layer's phases shade the upper curves, its stop window marks all.
+    """
     write_report(directory, run=run, layers=layer, targets=target)
 
 
@@ -60,9 +63,10 @@ def scores_command(
     target: ShownTargets = None,
 ) -> None:
     """Print the held-out scores of one checkpoint."""
-    scores = read_scores(directory).select(layer, target)
+    scores = read_scores(directory)
     if step is not None and step not in scores.steps:
         raise ArgumentError(f"--step: {directory} has no step {step}, but {', '.join(map(str, scores.steps))}")
+    scores = scores.select(layer, target)
     typer.echo(str(scores if step is None else scores.filter(step=step)))
 
 

@@ -15,7 +15,23 @@ from ..errors import ArgumentError
 from ..stages.phases import detect_phases
 from ..sweep import sweep
 from ..watch import watch
-from .app import PROBE_SET, Components, Device, Layers, Memory, Model, Pool, Route, Selection, Splits, Tokens, app
+from .app import (
+    PROBE_SET,
+    Alphas,
+    Components,
+    Device,
+    Layers,
+    Memory,
+    Model,
+    Noise,
+    PenaltyPer,
+    Pool,
+    Route,
+    Selection,
+    Splits,
+    Tokens,
+    app,
+)
 from .names import load_model, load_probe_set
 
 
@@ -34,15 +50,15 @@ def sweep_command(
     ),
     run: Annotated[str, typer.Option(help="Label of the rows.")] = "run",
     layer: Layers = None,
-    alpha: Annotated[
-        list[float] | None, typer.Option(help="Relative ridge penalty; may be given again, and the best is chosen.")
-    ] = None,
+    alpha: Alphas = None,
+    noise: Noise = None,
     batchnorm: Annotated[str, typer.Option(help="Statistics: recompute, batch or running.")] = "recompute",
     tokens: Tokens = "flatten",
     pool: Pool = 0,
     precision: Annotated[str, typer.Option(help="exact, fast or double.")] = "exact",
     splits: Splits = "both",
     selection: Selection = "gcv",
+    penalty_per: PenaltyPer = "target",
     route: Route = None,
     target_components: Components = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Of the forward passes.")] = None,
@@ -62,6 +78,7 @@ def sweep_command(
     """Measure every checkpoint of a training, once; several jobs may share the work."""
     options: dict[str, Any] = {"layers": layer, "alphas": alpha, "batchnorm": batchnorm, "tokens": tokens, "pool": pool}
     options |= {"precision": precision, "splits": splits, "selection": selection, "route": route}
+    options |= {"noise": noise, "penalty_per": penalty_per}
     options |= {"target_components": target_components, "batch_size": batch_size, "memory": memory}
     local = os.environ.get("LOCAL_RANK", "0")
     options["device"] = device or (f"cuda:{local}" if torch.cuda.is_available() else "cpu")

@@ -35,7 +35,7 @@ def run_demo(
     """Train ``digits_net`` on the digits and probe all layers at steps 0, 1, 2, 4, ..., ``steps``.
 
     Writes ``out/scores/``, ``out/phases.json`` and ``out/phases.png`` and prints the tables. Scores of an earlier run
-    in ``out/scores/``, and these two files of it, are removed first; nothing else is.
+    in ``out/scores/``, its ``phases.json`` and pictures, are removed first; nothing else is.
 
     Args:
         seed: of the split of the data, the weights and the order of the batches.

@@ -10,7 +10,7 @@ from rich.console import Console
 from ..errors import ArgumentError, StoreError
 from ..scores import Scores, read_scores
 from ..stages.phases import detect_phases
-from ..store import PHASES, PICTURE
+from ..store import PHASES, PICTURE, SELECTED
 from ..types import PhaseReport
 from .plot import plot_phases
 from .table import print_report
@@ -64,7 +64,8 @@ def write_report(
 
     Args:
         run: as for ``write_phases``.
-        layers, targets: names or globs of what is shown; ``phases.json``, and what is returned, have all.
+        layers, targets: names or globs of what is shown, in ``phases-selected.png`` then; ``phases.json``, and what is
+            returned, have all.
 
     Raises:
         DependencyError: matplotlib is missing; all else is written and printed by then.
@@ -75,7 +76,8 @@ def write_report(
     shown = restrict(scores, report, layers, targets)
     print_report(*shown, console)
     (name,) = scores.values_of("run")
-    picture = plot_phases(*shown, Path(directory) / PICTURE, title=f"Learning phases: {name}")
+    picture = Path(directory) / (PICTURE if layers is None and targets is None else SELECTED)
+    plot_phases(*shown, picture, title=f"Learning phases: {name}")
     console.print(f"wrote {Path(directory) / PHASES} and {picture}", highlight=False, soft_wrap=True)
     return report
 

@@ -22,15 +22,12 @@ _WIDE = 1000  # letters
 
 def print_report(scores: Scores, report: PhaseReport, console: Console) -> None:
     """Per target: the phases of its layers, then their curves, in as many parts as the console's width asks for."""
-    for target, metric in dict.fromkeys((cell.target, cell.metric) for cell in report):
+    of_model = scores.filter(layer=MODEL_LAYER, metric="accuracy", split="heldout").values_of("target")
+    there = [(cell.target, cell.metric) for cell in report] + [(target, "error") for target in of_model]
+    for target, metric in dict.fromkeys(there):
         cells = [cell for cell in report if (cell.target, cell.metric) == (target, metric)]
-        _heading(f"Phases of target {target}: steps, and change of the held-out {metric}", console)
-        table = phase_table(cells)
-        if console.measure(table, options=console.options.update(max_width=_WIDE)).maximum > console.width:
-            table = phase_table(cells, two_lines=True)
-        console.print(table)
-        for note in phase_notes(cells):
-            console.print(Text(note, style="dim"))
+        if cells:
+            _print_phases(cells, console)
         shown = "accuracy" if metric == "error" else metric
         curves = {cell.layer: _curve(scores, cell.layer, target, shown) for cell in cells}
         if own := _curve(scores, MODEL_LAYER, target, shown):
@@ -42,6 +39,17 @@ def print_report(scores: Scores, report: PhaseReport, console: Console) -> None:
             console.print(table)
         if estimates := scores.approximations(target, shown):
             console.print(f"~ estimates: {'; '.join(estimates)}. Intervals: columns low and high.", style="dim")
+
+
+def _print_phases(cells: Sequence[CellPhases], console: Console) -> None:
+    """The phases of one target's layers, with what is to be said of them."""
+    _heading(f"Phases of target {cells[0].target}: steps, and change of the held-out {cells[0].metric}", console)
+    table = phase_table(cells)
+    if console.measure(table, options=console.options.update(max_width=_WIDE)).maximum > console.width:
+        table = phase_table(cells, two_lines=True)
+    console.print(table)
+    for note in phase_notes(cells):
+        console.print(Text(note, style="dim"))
 
 
 def phase_table(cells: Sequence[CellPhases], two_lines: bool = False) -> Table:

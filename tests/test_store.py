@@ -1,0 +1,80 @@
+"""What is said of scores that are of something else: in words, without hashes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import phasefast as pf
+from phasefast.errors import StoreError
+
+from .conftest import SmallNet, images
+
+
+@pytest.fixture
+def state(net: SmallNet) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in net.state_dict().items()}
+
+
+def refused(out: Path, state: dict, model: torch.nn.Module, probe_set: pf.ProbeSet, **options: object) -> str:
+    """What the error says, but for the name of the shard."""
+    with pytest.raises(StoreError) as caught:
+        pf.sweep(model, {3: state}, probe_set, out=out, **{"layers": "hidden", **options})  # type: ignore[arg-type]
+    message = str(caught.value).replace(str(out), "")
+    assert not re.search(r"\b[0-9a-f]{16,}\b", message)
+    assert message.endswith("give another out= (--out), or overwrite=True (--overwrite) to start over")
+    return message
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"layers": ["conv"]}, 'layers stored ["hidden"], now ["conv"]'),
+        ({"run": "b"}, 'run stored "run", now "b"'),
+        ({"noise": 0.1}, "noise stored null, now 0.1"),
+        ({"alphas": [k / 7 for k in range(1, 9)]}, "alphas differ"),
+        ({"penalty_per": "column"}, "penalty_per='column' stored false, now true"),
+        ({"selection": "loo", "batch_size": 7}, 'selection stored "gcv", now "loo"; batch_size stored 256, now 7'),
+        ({"tokens": "mean"}, 'tokens stored "flatten", now "mean"'),
+        ({"layer_sketch": 8}, "layer_sketch stored null, now 8"),
+        ({"targets": pf.Function(lambda x: x.mean((1, 2, 3)), name="mean")}, "targets differ"),
+    ],
+)
+def test_which_options_differ_is_told_by_name(
+    net: SmallNet, probe_set: pf.ProbeSet, state: dict, tmp_path: Path, options: dict, words: str
+) -> None:
+    pf.sweep(net, {3: state}, probe_set, out=tmp_path, layers="hidden")
+    told = refused(tmp_path, state, net, probe_set, **options)
+    assert f"measured with another configuration: {words}; give the same model, run, options and data, or" in told
+
+
+def test_another_model_and_other_data_are_told_by_name(
+    net: SmallNet, probe_set: pf.ProbeSet, state: dict, tmp_path: Path
+) -> None:
+    pf.sweep(net, {3: state}, probe_set, out=tmp_path, layers="hidden")
+    net.unused = torch.nn.Linear(4, 4)
+    told = refused(tmp_path, state, net, probe_set)
+    assert "another configuration: the model's parameters differ; the model's modules differ; give" in told
+    other = pf.ProbeSet.from_tensors(*images(150, 3), *images(60, 4))
+    assert "another configuration: the probe set differs; give" in refused(tmp_path, state, SmallNet(), other)
+    (settings,) = (tmp_path / "scores").glob("settings-*.json")
+    settings.unlink()
+    told = refused(tmp_path, state, net, probe_set)
+    assert "measured with another configuration, of which no settings are kept; give the same model" in told
+
+
+def test_other_weights_are_told_without_hashes(
+    net: SmallNet, probe_set: pf.ProbeSet, state: dict, tmp_path: Path
+) -> None:
+    pf.sweep(net, {3: state}, probe_set, out=tmp_path / "a", layers="hidden")
+    other = {**state, "hidden.bias": state["hidden.bias"] + 1}
+    message = "step 3 is stored already, but was measured on other weights: another training? give"
+    assert message in refused(tmp_path / "a", other, net, probe_set)
+    path = tmp_path / "step_3.pt"
+    torch.save(state, path)
+    pf.sweep(net, {3: path}, probe_set, out=tmp_path / "b", layers="hidden")
+    torch.save(other, path)
+    assert "on other weights, of another file: another training?" in refused(tmp_path / "b", path, net, probe_set)
