@@ -48,7 +48,7 @@ _AUTHORS_BATCH = 128  # arXiv 2312.06887 measures with the batch statistics of 1
 _BATCH = 256
 _GPU_BATCH = 2048  # launches of small networks take as long as their work below it
 _KEPT_SHARE = 0.1  # of the budget, that inputs kept on a GPU may take
-_FREE_SHARE = 0.5  # of the budget, in use or free: beyond, what is free is not kept for the next checkpoints
+_FREE_SHARE = 0.4  # of the budget, in use or free: beyond, what is free is not kept for the next checkpoints
 try:
     VERSION = version("phasefast")
 except PackageNotFoundError:  # run from a source tree that was never installed
@@ -87,7 +87,8 @@ class ProbeOptions(TypedDict, total=False):
         pool: average spatial dimensions to this size; 0 (default) keeps every position.
         batch_size: of the forward passes, and of the BatchNorm statistics that need batches; 256, or 128 for
             ``batchnorm="batch"``, by default. By default a GPU takes larger ones wherever the numbers stay the same.
-        memory: budget, such as ``"8GB"``; most of what is free by default.
+        memory: budget, such as ``"8GB"``; most of what is free by default. On a CPU two fifths of it at most are kept
+            from one checkpoint to the next, which saves finding them again.
     """
 
     layers: Sequence[str] | str | None

@@ -92,8 +92,8 @@ def _changes(key: str, stored: Any, now: Any) -> Iterator[str]:
     """What differs in a setting: in words what is long or a hash."""
     names = _NAMES.get(key, (key,))
     parts = [(", ".join(names), stored, now)]
-    if len(names) > 1 and stored and now:
-        parts = list(zip(names, stored, now))
+    if len(names) > 1 and all(isinstance(each, list) and len(each) == len(names) for each in (stored, now)):
+        parts = list(zip(names, stored, now, strict=True))
     for name, *both in parts:
         before, after = map(json.dumps, both)
         if before == after:

@@ -15,6 +15,7 @@ from . import ops
 from .dense import Factor, aligned_empty, fetched, inner, multiplies_fast, row_chunk, strips
 from .errors import ArgumentError, SolveError
 from .types import Activations, Moments, TargetMatrix
+from .workspace import give_back
 
 DEFAULT_ALPHAS = tuple(10.0**k for k in range(-6, 3))
 _JITTERS = (1e-14, 1e-13, 1e-12, 1e-11)
@@ -120,8 +121,10 @@ class System:
     @cached_property
     def eigenvectors(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues [r] and eigenvectors [d, r] of the Gram matrix, ascending; in float64 of its numerical range."""
+        gram = self.gram
+        give_back()
         try:
-            values, vectors = torch.linalg.eigh(self.gram, UPLO="L")
+            values, vectors = torch.linalg.eigh(gram, UPLO="L")
         except RuntimeError as error:
             name = self.cell.layer.name
             raise SolveError(

@@ -318,7 +318,9 @@ def phase_notes(cells: Sequence[CellPhases], most: int = 4) -> list[str]:
         notes.append("+ open: the stop window ends at the last step; later ones may widen it")
     fewest = min((len(cell.evidence["steps"]) for cell in cells if "steps" in cell.evidence), default=_FEWEST)
     if fewest < _FEWEST:
-        notes.append(f"{fewest} steps tell no phases and no stop window, only a change between them: take 7 or more.")
+        notes.append(
+            f"{fewest} steps: phases and stop window are no more than changes between single ones; take 7 or more."
+        )
     elif any(cell.evidence.get("order_p", 0) is None for cell in cells):
         notes.append("Fewer than 7 steps: a trend cannot be told from noise between them.")
     several = len({cell.target for cell in cells}) > 1

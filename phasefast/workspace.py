@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import os
@@ -10,11 +11,13 @@ import weakref
 from collections import deque
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 
 _UNIT = 1 << 16  # bytes that places are multiples of
 _HUGE_PAGES = hasattr(mmap, "MADV_HUGEPAGE")
 _current: ContextVar[Workspace | None] = ContextVar("workspace", default=None)
+_all = weakref.WeakSet["Workspace"]()
 
 
 @dataclass
@@ -44,6 +47,7 @@ class Workspace:
         self._returned = deque[_Range]()
         self._lock = threading.Lock()
         self._tokens: list[Token[Workspace | None]] = []
+        _all.add(self)
 
     def __enter__(self) -> Workspace:
         self._tokens.append(_current.set(self))
@@ -85,17 +89,27 @@ class Workspace:
 
     def _give_back(self, start: int, stop: int) -> None:
         """Called at any time, by any thread, in the midst of ``take`` too: so it changes nothing but the queue."""
-        beyond = self._used > self._limit
-        if beyond and self._pages is not None:
-            self._pages.madvise(mmap.MADV_DONTNEED, start, stop - start)
-        self._returned.append(_Range(start, stop, clean=beyond))
+        part = _Range(start, stop, clean=False)
+        if self._used > self._limit:
+            self._empty(part)
+        self._returned.append(part)
 
     def _reserve(self) -> bool:
-        """Address space for all the memory there is, which takes none of it yet."""
+        """Address space for all the memory there is, which takes none of it yet; not where it is rationed."""
+        import resource  # not on Windows
+
+        if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY or _counted():
+            return False
         size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _UNIT * _UNIT
         self._pages = huge_pages(size)
         self._free = [_Range(0, size, clean=True)]
         return self._pages is not None
+
+    def give_back(self) -> None:
+        """Give all that is free back to the system."""
+        with self._lock:
+            self._take_back()
+            self._clean()
 
     def _held(self) -> int:
         return self._used + sum(part.stop - part.start for part in self._free if not part.clean)
@@ -134,13 +148,16 @@ class Workspace:
         self._free = left
 
     def _clean(self) -> None:
-        """Give all that is free back to the system."""
-        assert self._pages is not None
         for part in self._free:
             if not part.clean:
-                self._pages.madvise(mmap.MADV_DONTNEED, part.start, part.stop - part.start)
-                part.clean = True
+                self._empty(part)
         self._merge()
+
+    def _empty(self, part: _Range) -> None:
+        assert self._pages is not None
+        with contextlib.suppress(OSError):  # of memory that is locked: it stays as it is
+            self._pages.madvise(mmap.MADV_DONTNEED, part.start, part.stop - part.start)
+            part.clean = True
 
 
 def take(count: int) -> memoryview | mmap.mmap | None:
@@ -154,11 +171,36 @@ def take(count: int) -> memoryview | mmap.mmap | None:
     return (workspace.take(count) if workspace is not None else None) or huge_pages(count)
 
 
+def give_back() -> None:
+    """Give back what is free in the workspace in use: before a library allocates as much itself."""
+    if (workspace := _current.get()) is not None:
+        workspace.give_back()
+
+
 def huge_pages(count: int) -> mmap.mmap | None:
-    """So many bytes of their own."""
+    """So many bytes of their own, in huge pages where the kernel has them; None where the system lends none."""
     try:
         pages = mmap.mmap(-1, count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    except OSError:  # a kernel without them, or no memory, of which torch has more to say
+    except OSError:  # no memory, of which torch has more to say
         return None
+    with contextlib.suppress(OSError):
+        pages.madvise(mmap.MADV_HUGEPAGE)
     return pages
+
+
+def _counted() -> bool:
+    """Whether address space counts as memory (vm.overcommit_memory)."""
+    try:
+        return Path("/proc/sys/vm/overcommit_memory").read_text(encoding="ascii").strip() == "2"
+    except OSError:
+        return False
+
+
+def _before_fork() -> None:
+    """Workers would keep the pages that are free here when these are written anew: each would be there twice."""
+    for workspace in list(_all):
+        workspace.give_back()
+
+
+if _HUGE_PAGES:
+    os.register_at_fork(before=_before_fork)

@@ -342,7 +342,7 @@ def test_of_a_few_steps_it_is_said_that_they_tell_no_phases(count: int, told: bo
     steps = write_run(tmp_path, make_scores(["a"], log2_steps(count)))
     for command in ("phases", "report"):
         shown = invoke(command, steps).stdout
-        assert (f"{count} steps tell no phases and no stop window" in shown) is told
+        assert (f"{count} steps: phases and stop window are no more than changes" in shown) is told
         assert ("Fewer than 7 steps" in shown) is not told
 
 

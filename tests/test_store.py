@@ -10,6 +10,7 @@ import torch
 
 import phasefast as pf
 from phasefast.errors import StoreError
+from phasefast.store import _changes
 
 from .conftest import SmallNet, images
 
@@ -78,3 +79,16 @@ def test_other_weights_are_told_without_hashes(
     pf.sweep(net, {3: path}, probe_set, out=tmp_path / "b", layers="hidden")
     torch.save(other, path)
     assert "on other weights, of another file: another training?" in refused(tmp_path / "b", path, net, probe_set)
+
+
+@pytest.mark.parametrize(
+    ("stored", "now", "words"),
+    [
+        (["running", 128], ["batch", 128], ['batchnorm stored "running", now "batch"']),
+        (["batch", 128, 2], ["batch", 128], ['batchnorm, batch_size stored ["batch", 128, 2], now ["batch", 128]']),
+        ("batch", ["batch", 128], ['batchnorm, batch_size stored "batch", now ["batch", 128]']),
+        (None, ["batch", 128], ['batchnorm, batch_size stored null, now ["batch", 128]']),
+    ],
+)
+def test_settings_of_other_versions_are_told_whole(stored: object, now: object, words: list[str]) -> None:
+    assert list(_changes("batchnorm", stored, now)) == words

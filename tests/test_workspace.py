@@ -7,7 +7,9 @@ import gc
 import os
 import pickle
 import random
+import resource
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 
 import phasefast as pf
 from phasefast import dense
-from phasefast.workspace import Workspace, take
+from phasefast.workspace import Workspace, give_back, take
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux lends huge pages")
 MB, UNIT = 1 << 20, 1 << 16
@@ -93,6 +95,37 @@ def test_copies_have_memory_of_their_own() -> None:
         filled(copied, 6 * MB, 2)
         assert copied.kept == 0
     assert bool((kept == 1).all())
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_workers_do_not_inherit_free_pages() -> None:
+    workspace = Workspace()
+    used = filled(workspace, 2 * MB, 7)
+    filled(workspace, 6 * MB, 1)
+    assert workspace.kept == 8 * MB
+    if (child := os.fork()) == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert workspace.kept == 2 * MB
+    assert bool((used == 7).all())
+
+
+def test_what_is_free_is_given_back_before_libraries_allocate() -> None:
+    with Workspace() as workspace:
+        filled(workspace, 6 * MB, 1)
+        assert workspace.kept == 6 * MB
+        give_back()
+        assert workspace.kept == 0
+    give_back()  # nothing to do
+
+
+@pytest.mark.parametrize("rationed", ["ulimit", "overcommit"])
+def test_no_address_space_is_reserved_where_it_is_rationed(monkeypatch: pytest.MonkeyPatch, rationed: str) -> None:
+    if rationed == "ulimit":
+        monkeypatch.setattr(resource, "getrlimit", lambda which: (1 << 40, 1 << 40))
+    else:
+        monkeypatch.setattr(Path, "read_text", lambda self, encoding: "2\n")
+    assert Workspace().take(2 * MB) is None
 
 
 def test_without_address_space_memory_is_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

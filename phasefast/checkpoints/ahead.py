@@ -29,13 +29,17 @@ def read_ahead(
     with ThreadPoolExecutor(1, thread_name_prefix="phasefast-read") as pool:
         pending: list[tuple[int, Future[Read]]] = []
         steps = iter(sources.items())
-        while True:
-            for step, source in itertools.islice(steps, 2 - len(pending)):
-                pending.append((step, pool.submit(_read, source, device, weights_only)))
-            if not pending:
-                return
-            step, future = pending.pop(0)
-            yield step, lambda future=future: _taken(future.result(), device)  # type: ignore[misc]
+        try:
+            while True:
+                for step, source in itertools.islice(steps, 2 - len(pending)):
+                    pending.append((step, pool.submit(_read, source, device, weights_only)))
+                if not pending:
+                    return
+                step, future = pending.pop(0)
+                yield step, lambda future=future: _taken(future.result(), device)  # type: ignore[misc]
+        except GeneratorExit:  # it is broken off
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _read(source: Source, device: torch.device, weights_only: bool) -> Read:

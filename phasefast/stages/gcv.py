@@ -85,7 +85,9 @@ def select_by_gcv(
         best, least = torch.where(better, ahead, best), torch.where(better, errors, least)
         low, high = torch.where(searching & ~strong, ahead, low), torch.where(searching & strong, ahead, high)
         compared.update(ahead.tolist())
-        scan.keep({*best.tolist(), *(scan.factors.keys() - compared)})  # others will not be chosen
+        scan.keep(
+            {*best.tolist(), *(scan.factors.keys() - compared)}
+        )  # one that another target chooses later is made anew
         up, down = high > last, low < 0
         ahead = torch.where(up, first + step, torch.where(down, first - step, (low + high) // 2)).clamp(0, last)
         step *= 2

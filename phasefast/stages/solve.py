@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import ops
 from ..certificates import Certificate, Part, certify, certify_target_free, probe_of
-from ..dense import aligned_empty, converted_rows, left_product
+from ..dense import aligned_empty, converted_rows, empty, left_product
 from ..systems import Penalties, PenaltyChoice, Solution, System, solve_cholesky, solve_eigen
 from ..types import Activations, BlockFit, Decoder, Statistics, TargetBlock, TargetMatrix
 
@@ -101,7 +101,7 @@ def solve_target_free(
         solution = solve_cholesky(system, rhs, path[index], choice.factors.get(index))
         weights = solution.weights.to(dtype)
         shift = left_product(system.row_mean[None], weights).to(dtype).mT
-        combinations = torch.empty(len(cell.heldout), len(cell.fit), dtype=dtype, device=weights.device)
+        combinations = empty((len(cell.heldout), len(cell.fit)), dtype, weights.device)
         for place, (rows,) in converted_rows([cell.fit], dtype):
             torch.mm(weights.mT, rows.mT, out=combinations[:, place]).sub_(shift)
         alpha = penalties.relative(system, index)
