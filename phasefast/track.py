@@ -30,7 +30,7 @@ class PhaseTracker:
         model: the model in training; left exactly as found by each measurement.
         probe_set: the samples. steps: ``"log2"`` (0, 1, 2, 4, ...) or the steps to measure at.
         out: directory whose ``scores/`` gets one Parquet shard per step, and ``cache/`` what later runs on the
-            same data and targets need not make again; None keeps all in memory only.
+            same data and targets need not make again; None keeps all in memory only. Each training needs its own.
         run: label of the rows.
         overwrite: start over, removing the scores in ``out``, their ``phases.json`` and pictures.
         on_error: ``"warn"`` lets the training go on when a measurement fails; ``"raise"`` does not. Layers, options

@@ -12,6 +12,7 @@ import torch
 from torch import Size
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
+    _MEM_FORMAT_ENCODING,
     BytesStorageMetadata,
     ChunkStorageMetadata,
     Metadata,
@@ -116,10 +117,18 @@ class _Plain(pickle._Unpickler):  # that in C has no step of its own for states 
         """The class or function of that name."""
         if (module, name) == ("torch.serialization", "_get_layout"):
             return _layout
+        if (module, name) == ("builtins", "getattr"):
+            return self._member
         known = name in _PLAIN.get("pathlib" if module.startswith("pathlib.") else module, ())
         if known or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
             return super().find_class(module, name)
         raise not_plain(self._folder)
+
+    def _member(self, kind: object, name: str) -> _MEM_FORMAT_ENCODING:
+        """As ``getattr``, by which some Pythons, such as 3.11.2, write the members of an enum; of this one alone."""
+        if kind is not _MEM_FORMAT_ENCODING or name not in _MEM_FORMAT_ENCODING.__members__:
+            raise not_plain(self._folder)
+        return _MEM_FORMAT_ENCODING[name]
 
     def _build(self) -> None:
         """Give an object of a file its state: never a class, a function or a member of an enum, which all share."""

@@ -26,7 +26,7 @@ from torch.serialization import _get_layout
 
 from phasefast.checkpoints import read_state_dict
 from phasefast.checkpoints.distributed import _OfTensors
-from phasefast.checkpoints.metadata import of_tensors, read_metadata
+from phasefast.checkpoints.metadata import _Plain, of_tensors, read_metadata
 from phasefast.errors import CheckpointError
 
 from .test_distributed import Touching, save
@@ -153,3 +153,24 @@ def test_torch_sees_only_what_was_checked(tmp_path: Path) -> None:
     assert list(seen.state_dict_metadata) == ["model.a.bias"]
     assert [index.fqn for index in seen.storage_data] == ["model.a.bias"]
     assert seen.planner_data is None
+
+
+class Reached:
+    """Pickled as something that ``getattr`` gives, as some Pythons, such as 3.11.2, pickle the members of an enum."""
+
+    def __init__(self, owner: object, name: str) -> None:
+        self.reached = owner, name
+
+    def __reduce__(self) -> tuple[object, tuple[object, str]]:
+        return getattr, self.reached
+
+
+def test_only_members_of_an_enum_are_reached_by_name(tmp_path: Path) -> None:
+    def load(owner: object, name: str) -> object:
+        return _Plain(io.BytesIO(pickle.dumps(Reached(owner, name))), tmp_path).load()
+
+    member = _MEM_FORMAT_ENCODING.TORCH_PRESERVE_FORMAT
+    assert load(_MEM_FORMAT_ENCODING, member.name) is member
+    for owner, name in ((_MEM_FORMAT_ENCODING, "__class__"), (Metadata, "__init__"), ("text", "format")):
+        with pytest.raises(CheckpointError, match="more than plain tensors"):
+            load(owner, name)
