@@ -21,6 +21,7 @@ import cells
 import figure
 import growth
 import routing
+import selecting
 import sweeps
 import tables
 import torch
@@ -31,7 +32,7 @@ from timing import Size, product_rate
 from phasefast import build_info, ops
 
 ROOT = Path(__file__).parents[1]
-SECTIONS = ("cell", "sweep", "approximations", "inputs", "routes", "growth")
+SECTIONS = ("cell", "sweep", "choosing", "approximations", "inputs", "routes", "growth")
 _RATED = {"float32": torch.float32, "float64": torch.float64}
 if ops.bfloat16_is_fast(torch.device("cpu")):  # without instructions for it, one such product takes minutes
     _RATED["bfloat16"] = torch.bfloat16
@@ -45,7 +46,9 @@ def main(
     data: Annotated[str | None, typer.Option(help="an .npz of CIFAR-10 images for the sweep")] = None,
     weights: Annotated[str | None, typer.Option(help="a folder of VGG-8 checkpoints for the sweep")] = None,
     checkpoints: Annotated[int | None, typer.Option(help="of the sweep; 13 in full, else 1")] = None,
-    repeats: Annotated[int | None, typer.Option(help="of cells, inputs and growth; 3 in full, else 2")] = None,
+    repeats: Annotated[
+        int | None, typer.Option(help="of cells, choosing, inputs and growth; 3 in full, else 2")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="on all sides; as many as torch takes by default")] = None,
     out: Annotated[Path, typer.Option(help="folder of the result")] = ROOT / "benchmarks/results",
     picture: Annotated[
@@ -61,6 +64,7 @@ def main(
     run = {
         "cell": lambda: cells.section(size, repeats),
         "sweep": lambda: sweeps.section(size, checkpoints, data, weights),
+        "choosing": lambda: selecting.section(size, repeats),
         "approximations": lambda: approximations.section(size, repeats, data, weights),
         "inputs": lambda: sweeps.inputs(size, repeats),
         "routes": lambda: routing.section(size),

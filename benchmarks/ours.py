@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from opponents import CLASSES, Data
 from torch import Tensor
 
-from phasefast import ops
+from phasefast import decoding, ops
 from phasefast.decoding import Method
 from phasefast.dense import empty
 from phasefast.engine import FOLDS
@@ -91,3 +94,12 @@ class Cell:
         found = next(score for score in scores if (score.split, score.metric) == ("heldout", "fvu"))
         self.chosen[precision] = found.fit.alpha
         return found.value
+
+    def same_penalties(self) -> Callable[[], contextlib.AbstractContextManager[None]]:
+        """Makes blocks in which ``error`` is given the penalties that it chooses elsewhere, but no factors of them."""
+        work, found = decoding._Work, []
+        choose = work._choose
+        with patch.object(work, "_choose", lambda own: found.append(choose(own)) or found[-1]):
+            self.error()
+        given = replace(found[-1], factors={})
+        return lambda: patch.multiple(work, _choose=lambda _: given, _choose_on_sample=lambda *_: None)

@@ -64,6 +64,14 @@ def _sweep(measured: dict[str, Any]) -> list[Table]:
     return [_comparison(measured), layers]
 
 
+def _choosing(measured: dict[str, Any]) -> list[Table]:
+    table = _table(f"among {measured['penalties']} penalties", "n, m, d, p", "route", "given: seconds", "choosing adds")
+    for cell in measured["cells"]:
+        size = ", ".join(str(cell[key]) for key in ("n", "m", "d", "p"))
+        table.add_row(size, cell["route"], spread(cell["seconds"], 4), spread(cell["choosing"]))
+    return [table]
+
+
 def _approximations(measured: dict[str, Any]) -> list[Table]:
     table = _table(
         f"{measured['components']} components, sketches of {measured['sketch']} features",
@@ -113,6 +121,7 @@ def _growth(measured: dict[str, Any]) -> list[Table]:
 _TABLES = {
     "cell": _cells,
     "sweep": _sweep,
+    "choosing": _choosing,
     "approximations": _approximations,
     "inputs": _inputs,
     "routes": _routes,

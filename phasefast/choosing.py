@@ -11,9 +11,10 @@ from .dense import Factor, converted_rows, wide_rows
 from .systems import Penalties, PenaltyChoice, System, fold_sums
 from .types import Activations, Sketch, TargetBlock, TargetMatrix
 
-# Traces are estimated with so many columns of random signs (Hutchinson 1990). Of what is left of n, at least r degrees
-# of freedom, their spread is sqrt(2 / (SIGNS r)) / 2 at most: 1 % from r = LEFT on; below, inverses tell them.
-SIGNS, LEFT = 32, 156
+# Traces are estimated with so many columns of random signs (Hutchinson 1990), unless their spread is more than so much
+# of what is left of n; then inverses tell them. Where r degrees of freedom are left at least, it is
+# sqrt(2 / (SIGNS r)) / 2 at most, which is SPREAD for r = LEFT.
+SIGNS, SPREAD, LEFT = 32, 0.01, 156
 SMALL, ONE_CORE = 256, 768  # columns up to which all penalties are made at once, and two: systems that one core solves
 FEW, MANY = 4, 16  # penalties that are all made, and the most that are made at once
 _CHUNK = 1024  # rows whose errors are made at a time

@@ -101,11 +101,11 @@ def fetched(*tensors: Tensor) -> list[Tensor]:
 
 def inner(a: Tensor, b: Tensor, share: float = 0.0) -> Tensor:
     """Sum of all elements of a (b + share a), in float64, on their device."""
-    size, parts = row_chunk(a.shape[1], a.device), []
-    for x, y in zip(a.split(size), b.split(size), strict=True):
-        wide = x.double()
-        parts.append((wide * (torch.add(y, wide, alpha=share) if share else y)).sum())
-    return torch.stack(parts).sum() if parts else torch.zeros((), dtype=torch.float64, device=a.device)
+    total = torch.zeros((), dtype=torch.float64, device=a.device)
+    for place, wide in wide_rows(a, 0):
+        other = wide if b is a else b[place]
+        total += wide.mul_(torch.add(other, wide, alpha=share) if share else other).sum()
+    return total
 
 
 def product(matrix: Tensor, right: Tensor) -> Tensor:

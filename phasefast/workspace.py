@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 _UNIT = 1 << 16  # bytes that places are multiples of
+_SLACK = 1.25  # times what was in use at one time: free places between others may be too small
 _HUGE_PAGES = hasattr(mmap, "MADV_HUGEPAGE")
 _current: ContextVar[Workspace | None] = ContextVar("workspace", default=None)
 _all = weakref.WeakSet["Workspace"]()
@@ -33,7 +34,7 @@ class Workspace:
     """Inside ``with workspace:`` large matrices take the places of those that were freed.
 
     Memory that goes back to the system is cleared before it is used again, and the host of a virtual machine may have
-    to find it anew, which takes longer than to fill it. No more is kept than was in use at one time.
+    to find it anew, which takes longer than to fill it. No more is kept than was in use at one time and a quarter.
 
     Args:
         limit: bytes beyond which free memory is not kept.
@@ -81,7 +82,7 @@ class Workspace:
             self._cut(start, start + size)
             self._used += size
             self._most = max(self._most, self._used)
-            if self._held() > min(self._most, self._limit):
+            if self._held() > min(_SLACK * self._most, self._limit):
                 self._clean()
             view = memoryview(self._pages)[start : start + count]
         weakref.finalize(view, self._give_back, start, start + size).atexit = False

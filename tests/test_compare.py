@@ -16,7 +16,7 @@ import torch
 from phasefast import ops
 
 ROOT = Path(__file__).parents[1]
-SECTIONS = ("cell", "sweep", "approximations", "inputs", "routes", "growth")
+SECTIONS = ("cell", "sweep", "choosing", "approximations", "inputs", "routes", "growth")
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +90,12 @@ def test_approximations_are_beside_the_exact_errors(sections: dict[str, Any]) ->
         assert labels["components"] == "8 of 3072 components"
         assert ("sketch" in labels) == (layer["dim"] > 256)
         assert all(one["low"] < one["high"] for one in layer["ways"].values() if one["approximation"])
+
+
+def test_choosing_is_beside_the_same_penalties_given(sections: dict[str, Any]) -> None:
+    for cell in sections["choosing"]["cells"]:
+        assert len(cell["seconds"]) == len(cell["choosing"]) == 2
+        assert all(share > -1 for share in cell["choosing"])
 
 
 def test_planner_and_growth_are_recorded(sections: dict[str, Any]) -> None:

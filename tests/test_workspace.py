@@ -67,9 +67,9 @@ def test_matrices_never_share_memory() -> None:
         else:
             alive[step] = filled(workspace, draw.choice([1, 100, MB, 3 * MB + 7, 5 * MB]), step % 251)
         most = max(most, sum(-(-len(tensor) // UNIT) * UNIT for tensor in alive.values()))
-        assert workspace.kept <= most
+        assert workspace.kept <= 1.25 * most
     alive.clear()
-    assert workspace.kept <= most
+    assert workspace.kept <= 1.25 * most
 
 
 def test_only_matrices_made_inside_are_kept() -> None:

@@ -19,12 +19,13 @@ from ..choosing import (
     ONE_CORE,
     SIGNS,
     SMALL,
+    SPREAD,
     checked,
     column_errors,
     least_error,
     per_unit,
 )
-from ..dense import Factor, converted_rows, fetched
+from ..dense import Factor, converted_rows, empty, fetched
 from ..systems import Penalties, PenaltyChoice, System, eigen_path, factor_path, solve_eigen
 from ..types import Activations, Statistics, TargetMatrix
 
@@ -59,50 +60,68 @@ def select_by_gcv(
     """
     if not penalties.selects:
         return PenaltyChoice.first(targets)
-    scan, last = _Scan(cell, statistics, targets, penalties), len(penalties.alphas) - 1
+    scan = _Scan(cell, statistics, targets, penalties)
     if eigen:
         errors = scan.eigen_errors()
         choice = least_error(errors, targets, penalties, statistics.dtype)
         # Whether a weak penalty is better, only its own error can tell.
         weak = torch.tensor(penalties.alphas, dtype=torch.float64) < FLOAT32_ALPHA
         return replace(choice, reliable=choice.reliable and bool((errors.isfinite().all(1) | weak).all()))
-    if targets.per_column or scan.at_once or last < FEW:
+    if not scan.searched:
         choice = least_error(scan.all_errors(), targets, penalties, statistics.dtype)
         kept = set(torch.cat(choice.indices).tolist()) & scan.factors.keys()
         return replace(choice, factors={index: scan.factors[index].clone() for index in kept})  # not all at once
+    middle = torch.full((len(targets.blocks),), len(penalties.alphas) // 2)
+    best, least = _searched(scan, middle if start is None else torch.cat(start.indices), penalties.stride)
+    failed = bool((least.isinf() | scan.error((best - 1).clamp(min=0)).isinf()).any())
+    scan.keep(set(best.tolist()))
+    return checked(best, least, failed, targets, penalties, statistics.dtype, scan.factors)
+
+
+def _searched(scan: _Scan, first: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+    """Of each target, the penalty [u] of least error among those tried, and that error.
+
+    Args:
+        first: [u], tried first. stride: how many make a decade, a power of two.
+    """
     # Of each target, the strongest penalty known to be too weak and the weakest known to be too strong. The least error
     # is close to the first penalty, as a rule: it is looked for at distances that double, then by halves.
-    low, high = torch.full((len(targets.blocks),), -1), torch.full((len(targets.blocks),), last + 1)
-    first, step = (low + high + 1) // 2 if start is None else torch.cat(start.indices), penalties.stride
-    ahead, beside = first, first + step
+    exact, last = scan.exact, len(scan.path) - 1
+    low, high = torch.full_like(first, -1), torch.full_like(first, last + 1)
+    ahead, beside = first, first + stride
     best, least = first, torch.full(first.shape, math.inf, dtype=torch.float64)
     compared = set[int]()
     while bool((searching := high - low > 1).any()):
         scan.make(ahead[searching].unique().tolist(), beside[searching].clamp(0, last).tolist())
-        errors, strong = scan.error(ahead), scan.rises(ahead)
-        # The largest of equally good penalties is the steadiest.
-        better = searching & ((errors < least) | ((errors == least) & (ahead > best)))
-        best, least = torch.where(better, ahead, best), torch.where(better, errors, least)
-        low, high = torch.where(searching & ~strong, ahead, low), torch.where(searching & strong, ahead, high)
-        compared.update(ahead.tolist())
+        if scan.exact != exact:
+            return _searched(scan, first, stride)
+        for some in (ahead, beside):
+            errors, strong = scan.error(some), scan.rises(some)
+            between = (low < some) & (some < high) & ~errors.isnan()
+            # The largest of equally good penalties is the steadiest.
+            better = between & ((errors < least) | ((errors == least) & (some > best)))
+            best, least = torch.where(better, some, best), torch.where(better, errors, least)
+            low, high = torch.where(between & ~strong, some, low), torch.where(between & strong, some, high)
+        compared.update(ahead.tolist(), beside.tolist())
         scan.keep(
             {*best.tolist(), *(scan.factors.keys() - compared)}
         )  # one that another target chooses later is made anew
+        above, below = (low - first).clamp(min=stride), (first - high).clamp(min=stride)
         up, down = high > last, low < 0
-        ahead = torch.where(up, first + step, torch.where(down, first - step, (low + high) // 2)).clamp(0, last)
-        step *= 2
-        beside = torch.where(up, first + step, torch.where(down, first - step, (low + ahead) // 2))
-    failed = bool((least.isinf() | scan.error((best - 1).clamp(min=0)).isinf()).any())
-    scan.keep(set(best.tolist()))
-    return checked(best, least, failed, targets, penalties, statistics.dtype, scan.factors)
+        ahead = torch.where(up, low + above, torch.where(down, high - below, (low + high) // 2)).clamp(0, last)
+        beside = torch.where(up, ahead + above, torch.where(down, ahead - below, (low + ahead) // 2))
+    return best, least
 
 
 class _Scan:
     """Generalised cross-validation errors of the penalties that are asked for, and whether they rise.
 
     Attributes:
+        searched: whether only some penalties are made. at_once: whether all are made together. in_pairs: whether two
+            take hardly longer than one.
+        exact: whether traces are made of inverses, instead of estimated: of all penalties or of none, since estimates
+            do not rank near ties.
         factors: of penalties by index, until they are dropped.
-        at_once: whether all penalties are made together. in_pairs: whether two take hardly longer than one.
     """
 
     def __init__(self, cell: Activations, statistics: Statistics, targets: TargetMatrix, penalties: Penalties) -> None:
@@ -110,21 +129,25 @@ class _Scan:
         moments = replace(total, cross=cross, target_sum=targets.sketch.sums.sum(0))
         self.cell, self.targets, self.system = cell, targets, System(cell, moments, statistics.dtype)
         self.path, self.rows, dim = penalties.absolute(self.system), total.count - 1, len(cross)  # centring takes one
-        self.exact = self.rows - dim < LEFT  # traces by inverses
-        columns = 0 if self.exact else SIGNS
-        signs = torch.randint(0, 2, (dim, columns), generator=torch.Generator().manual_seed(0))
-        self.signs = (2 * signs - 1).to(cross)
         trace, squares = self.system.diagonal.sum(), per_unit(targets.sketch.squares[None], targets)
         self.penalties, self.trace, self.squares = fetched(self.path, trace, squares)  # [L], one, [1, u]
-        count, width = len(self.path), dim + cross.shape[1] + columns
+        count, width = len(self.path), dim + cross.shape[1] + SIGNS
         fits = 20 * count * dim * width <= _AT_ONCE if cross.is_cuda else dim <= SMALL
         self.at_once, self.in_pairs = fits and count <= MANY, not cross.is_cuda and dim <= ONE_CORE
+        self.searched = not (self.at_once or targets.per_column or count <= FEW)
+        self.exact = self.rows - dim < LEFT and not self.searched  # a search finds out
+        signs = torch.randint(0, 2, (dim, 0 if self.exact else SIGNS), generator=torch.Generator().manual_seed(0))
+        self.signs = (2 * signs - 1).to(cross)
         self.factors: dict[int, Factor] = {}
         self._known: dict[int, tuple[Tensor, Tensor]] = {}
 
-    @cached_property
+    @property
     def _rhs(self) -> Tensor:
-        """Targets and signs [d, q + s]."""
+        """Targets and signs [d, q + s]; no signs where traces are exact."""
+        return self.system.cross if self.exact else self._with_signs
+
+    @cached_property
+    def _with_signs(self) -> Tensor:
         return torch.cat([self.system.cross, self.signs], 1)
 
     def keep(self, indices: Collection[int]) -> None:
@@ -159,7 +182,7 @@ class _Scan:
             weights, info = eigen_path(self.system, self.system.cross, path)
             dof = (values / (values + path)).nan_to_num(1.0).sum()
             known = (info == 0) & (path >= _PENALTY * rounding)
-            left, *sums = fetched(torch.where(known, self.rows - dof, 0.0), *self._sums(path, weights))
+            left, *sums = fetched(torch.where(known, self.rows - dof, 0.0), *self._sums(weights, path))
             found.append(self._errors([index], weights, left, *sums)[1])
         return torch.cat(found)
 
@@ -198,24 +221,31 @@ class _Scan:
         """Which have failed, errors [L, u] and slopes [L, u] of their logarithms.
 
         Args:
-            solved: [L, d, q + s], of targets and signs.
+            solved: [L, d, q + s], of the right-hand sides.
         """
-        dim, count = self.signs.shape
-        weights, inverse = solved.split([solved.shape[2] - count, count], 2)
-        if self.exact:
-            traces, squares = torch.stack([factor.inverse_traces() for factor in factors], 1)
-        else:
-            wide = inverse.double()
-            traces, squares = (wide * self.signs).sum((1, 2)) / count, wide.square().sum((1, 2)) / count
+        dim, columns = self.system.cross.shape
+        weights, (taken, own) = solved[:, :, :columns], _column_sums(solved, self._rhs)
+        traces, spread, squares = torch.zeros(3, len(path), dtype=torch.float64, device=path.device)
+        if not self.exact:
+            samples, squares = taken[:, columns:], own[:, columns:].mean(1)
+            traces, spread = samples.mean(1), samples.std(1) / SIGNS**0.5
         moved = weights.new_zeros(len(path), self.squares.shape[1], dtype=torch.float64)
         if slopes:
             pairs = zip(factors, weights, strict=True)
             halves = torch.stack([factor.halve(own).square_().sum(0, dtype=torch.float64) for factor, own in pairs])
             moved = per_unit(halves, self.targets)
-        info, traces, squares, moved, *sums = fetched(info, traces, squares, moved, *self._sums(path, weights))
+        info, traces, spread, squares, moved, *sums = fetched(
+            info, traces, spread, squares, moved, *self._summed(taken[:, :columns], own[:, :columns], path)
+        )
         penalties, final = self.penalties[list(indices)], self.system.dtype == torch.float64
         failed = (info.bool() | (penalties == 0) if final else info.bool()).tolist()
         left = self.rows - dim + penalties * traces
+        if self.searched and not self.exact and bool((penalties * spread > SPREAD * left).any()):
+            self.exact = True
+            self._known.clear()
+        if self.exact:
+            traces, squares = fetched(torch.stack([factor.inverse_traces() for factor in factors], 1))[0]
+            left = self.rows - dim + penalties * traces
         residuals, errors = self._errors(indices, weights, left, *sums)
         if not slopes:
             return failed, errors, torch.full_like(errors, math.nan)
@@ -231,16 +261,16 @@ class _Scan:
         if self.system.dtype == torch.float64:
             solution = solve_eigen(self.system, self.system.cross, float(self.penalties[index]))
             weights, left = solution.weights, self.rows - solution.dof
-        sums = fetched(*self._sums(self.path[index : index + 1], weights[None]))
+        sums = fetched(*self._sums(weights[None], self.path[index : index + 1]))
         errors = self._errors([index], weights[None], torch.tensor([left], dtype=torch.float64), *sums)[1][0]
         return errors, torch.full_like(errors, math.nan)
 
-    def _sums(self, path: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    def _sums(self, weights: Tensor, path: Tensor) -> tuple[Tensor, Tensor]:
         """tr W'A'T + penalty tr W'W and tr W'W [L, u] of weights [L, d, q]."""
-        wide = weights.double()
-        own = wide.square().sum(1)
-        taken = (wide * self.system.cross).sum(1) + path[:, None] * own
-        return per_unit(taken, self.targets), per_unit(own, self.targets)
+        return self._summed(*_column_sums(weights, self.system.cross), path)
+
+    def _summed(self, taken: Tensor, own: Tensor, path: Tensor) -> tuple[Tensor, Tensor]:
+        return per_unit(torch.addcmul(taken, path[:, None], own), self.targets), per_unit(own, self.targets)
 
     def _errors(
         self, indices: Sequence[int], weights: Tensor, left: Tensor, taken: Tensor, own: Tensor
@@ -262,6 +292,13 @@ class _Scan:
             (left > _ROUNDING * rounding)[:, None], residuals * (self.rows / left[:, None]) ** 2, math.inf
         )
         return residuals, errors.nan_to_num(math.inf, math.inf)
+
+
+def _column_sums(solved: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums [L, c] float64 over the rows of solutions [L, d, c] times right-hand sides [d, c], and of their squares."""
+    wide, mixed = empty((2, *solved.shape), torch.float64, solved.device)
+    taken = torch.mul(wide.copy_(solved), rhs, out=mixed).sum(1)
+    return taken, wide.square_().sum(1)
 
 
 def _sketched_cross(cell: Activations, statistics: Statistics, targets: TargetMatrix) -> Tensor:

@@ -227,8 +227,8 @@ def _add_scan(total: _Sum, dim: int, k: int, problem: Problem, sampled: bool = T
             width = rows
         total.add(rows * width * (width + 2 * q))
         _add_scan(total, width, width, replace(problem, n=rows), sampled=False)
-    # Where few degrees of freedom may be left, their number is not estimated but made of inverses.
-    exact = n - 1 - k < LEFT
+    # Where few degrees of freedom may be left, their number is not estimated but made of inverses; a search finds out.
+    exact = everything and n - 1 - k < LEFT
     # The factors of the chosen penalties are used again.
     used = problem.chosen if at_once or not everything else 0
     total.add(

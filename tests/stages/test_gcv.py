@@ -172,6 +172,30 @@ def test_estimated_traces_choose_as_well(monkeypatch: pytest.MonkeyPatch) -> Non
         assert errors[index] <= errors.min() * 1.005
 
 
+@pytest.mark.parametrize("noise", [0.03, 300.0])
+@pytest.mark.parametrize("d", [680, 900])
+def test_a_search_makes_traces_exact_where_estimates_could_not_tell(monkeypatch, d: int, noise: float) -> None:
+    """As many features as rows: with much noise most degrees of freedom are left, with little hardly any."""
+    exact, inverse_traces = [], Factor.inverse_traces
+    monkeypatch.setattr(gcv, "SMALL", 0)
+    monkeypatch.setattr(Factor, "inverse_traces", lambda own: exact.append(own) or inverse_traces(own))
+    for seed in range(2):
+        exact.clear()
+        cell, targets, columns = make(seed, 700, d, noise)
+        errors = curve(cell, columns, DEFAULT_ALPHAS).sum(1)
+        cell = reduce_features(cell, (0, 700)) if d > 700 else cell
+        (statistics,) = accumulate([cell], targets, F64, with_folds=False)
+        scan = gcv._Scan(cell, statistics, targets, Penalties())
+        best, _ = gcv._searched(scan, torch.tensor([4, 4]), 1)
+        assert errors[int(best[0])] <= errors.min() * 1.005
+        if scan.exact:  # all of them: none that is known is an estimate
+            assert len(exact) >= len(scan._known) > 1
+            expected = torch.as_tensor(errors[list(scan._known)]) * (len(cell.fit) - 1) ** 2
+            found = torch.stack([own[0] for own, _ in scan._known.values()])
+            torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+        assert scan.exact == (noise < 1)
+
+
 @pytest.mark.parametrize("n", [200, 400])
 def test_slopes_are_those_of_the_errors(n: int) -> None:
     cell, targets, _ = make(2, n, 50)
