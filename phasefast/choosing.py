@@ -15,7 +15,7 @@ from .types import Activations, Sketch, TargetBlock, TargetMatrix
 # of what is left of n; then inverses tell them. Where r degrees of freedom are left at least, it is
 # sqrt(2 / (SIGNS r)) / 2 at most, which is SPREAD for r = LEFT.
 SIGNS, SPREAD, LEFT = 32, 0.01, 156
-SMALL, ONE_CORE = 256, 768  # columns up to which all penalties are made at once, and two: systems that one core solves
+SMALL, ONE_CORE = 256, 1400  # columns up to which all penalties are made at once, and two: systems that one core solves
 FEW, MANY = 4, 16  # penalties that are all made, and the most that are made at once
 _CHUNK = 1024  # rows whose errors are made at a time
 

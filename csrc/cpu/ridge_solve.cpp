@@ -354,7 +354,8 @@ void ridge_solve(const Tensors& grams, const Tensors& crosses, const Tensors& pe
     int32_t* out = static_cast<int32_t*>(info.data_ptr()) + static_cast<int64_t>(i) * info.stride(0);
     const Cell cell{grams[i], crosses[i],    penalties[i], weights[i], factors.empty() ? nullptr : &factors[i],
                     out,      info.stride(1)};
-    const bool shared = tasks > 1 && 2 * tasks >= threads && cell.straight(kStraightAlone);
+    const int64_t most = tasks >= threads ? kStraight : kStraightAlone;
+    const bool shared = tasks > 1 && 2 * tasks >= threads && cell.straight(most);
     if (shared || cell.operations() < (tasks >= 2 * threads ? kSmall : kTiny)) {
       small.push_back(cell);
     } else {

@@ -109,7 +109,7 @@ def test_few_rows_of_many_features_in_primal(n: int, d: int, alphas: tuple[float
 
 
 def test_a_first_choice_of_a_sample_ends_at_the_same() -> None:
-    cell, targets, columns = make(8, 1200, 800)
+    cell, targets, columns = make(8, 1600, 1500)
     method = Method(Penalties())
     assert method.cost(cell, targets).sample >= 192
     errors = curve(cell, columns, DEFAULT_ALPHAS).sum(1)
