@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from statistics import median
 from typing import Any
 
@@ -28,12 +29,12 @@ def section(size: Size, repeats: int) -> dict[str, Any]:
     for n, m, d, p in _SMOKE if size == Size.SMOKE else SIZES:
         cell = Cell.of(synthetic(n, m, d, p), DEFAULT_ALPHAS)
         given = cell.same_penalties()
-        pairs = []
-        for _ in range(repeats if size == Size.SMOKE else max(repeats, min(_MOST, int(_ROWS / (n * d))))):
-            choosing = seconds(cell.error)
-            with given():
-                pairs.append((choosing, seconds(cell.error)))
-        shares = [choosing / rest - 1 for choosing, rest in pairs]
+        taken: dict[bool, list[float]] = {True: [], False: []}
+        for repeat in range(repeats if size == Size.SMOKE else max(repeats, min(_MOST, int(_ROWS / (n * d))))):
+            for chooses in (repeat % 2 == 0, repeat % 2 == 1):
+                with contextlib.nullcontext() if chooses else given():
+                    taken[chooses].append(seconds(cell.error))
+        shares = [choosing / rest - 1 for choosing, rest in zip(taken[True], taken[False], strict=True)]
         shape = {"n": n, "m": m, "d": d, "p": p + CLASSES, "route": cell.costs()[0].route}
-        cells.append({**shape, "seconds": [rest for _, rest in pairs], "choosing": shares})
+        cells.append({**shape, "seconds": taken[False], "choosing": shares})
     return {"penalties": len(DEFAULT_ALPHAS), "cells": cells, "most": max(median(cell["choosing"]) for cell in cells)}

@@ -71,6 +71,10 @@ class PhaseTracker:
             engine = self._engine
             self.scores = Scores.concat(list(open_store(out, engine.config_hash, engine.settings, overwrite).values()))
 
+    def __repr__(self) -> str:
+        model, where = type(self._engine.model).__name__, "memory" if self._out is None else f"{self._out}"
+        return f"PhaseTracker(of {model}, scores in {where}: steps {self.scores.steps}, {self.seconds:.1f} s)"
+
     def step(self, step: int, force: bool = False) -> Scores | None:
         """Measure if ``step`` is one to measure at and not measured yet; the new scores, or None.
 

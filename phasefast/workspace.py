@@ -34,7 +34,7 @@ class Workspace:
     """Inside ``with workspace:`` large matrices take the places of those that were freed.
 
     Memory that goes back to the system is cleared before it is used again, and the host of a virtual machine may have
-    to find it anew, which takes longer than to fill it. No more is kept than was in use at one time and a quarter.
+    to find it anew, which takes longer than to fill it. At most a quarter more is kept than was in use at one time.
 
     Args:
         limit: bytes beyond which free memory is not kept.
@@ -43,6 +43,7 @@ class Workspace:
     def __init__(self, limit: float = math.inf) -> None:
         self._limit = limit
         self._pages: mmap.mmap | None = None
+        self._rationed = False  # once found out, not asked for every matrix
         self._free: list[_Range] = []  # ascending; neighbours differ in kind
         self._used = self._most = 0  # bytes now, and at most so far
         self._returned = deque[_Range]()
@@ -72,9 +73,10 @@ class Workspace:
         """So many bytes until nothing refers to them; None where the system lends no address space."""
         size = -(-count // _UNIT) * _UNIT
         with self._lock:
-            if self._pages is None and not self._reserve():
+            if self._pages is None and not self._rationed:
+                self._rationed = not self._reserve()
+            if self._pages is None:
                 return None
-            assert self._pages is not None
             self._take_back()
             start = self._fitting(size)
             if start is None:
@@ -85,10 +87,10 @@ class Workspace:
             if self._held() > min(_SLACK * self._most, self._limit):
                 self._clean()
             view = memoryview(self._pages)[start : start + count]
-        weakref.finalize(view, self._give_back, start, start + size).atexit = False
+        weakref.finalize(view, self._freed, start, start + size).atexit = False
         return view
 
-    def _give_back(self, start: int, stop: int) -> None:
+    def _freed(self, start: int, stop: int) -> None:
         """Called at any time, by any thread, in the midst of ``take`` too: so it changes nothing but the queue."""
         part = _Range(start, stop, clean=False)
         if self._used > self._limit:
@@ -116,6 +118,8 @@ class Workspace:
         return self._used + sum(part.stop - part.start for part in self._free if not part.clean)
 
     def _take_back(self) -> None:
+        if not self._returned:
+            return
         while self._returned:
             part = self._returned.popleft()
             self._used -= part.stop - part.start

@@ -104,10 +104,12 @@ def test_plan_tells_route_and_memory_of_every_layer() -> None:
     rows = {line.split()[0]: line.split()[1:3] for line in result.stdout.splitlines()}
     assert rows["stage1"] == ["1024", "dual"]
     assert rows["classifier"] == ["10", "primal"]
+    assert "3 checkpoints: " in result.stdout
     assert "beside 3 forward passes" in result.stdout
     free = "--route", "target-free", "--splits", "heldout"
     heldout = invoke("plan", DIGITS_NET, "--sample", "1,8,8", "--fit", "200", "--heldout", "5", *free)
     assert "primal-target-free" in heldout.stdout
+    assert "1 checkpoint: " in heldout.stdout
     assert "held-out scores only" in heldout.stdout
     forced = invoke("plan", DIGITS_NET, "--sample", "1,8,8", "--route", "target-free")
     assert forced.exit_code == 1

@@ -56,6 +56,7 @@ def test_resumes_and_takes_given_steps(net: SmallNet, probe_set: pf.ProbeSet, tm
     assert second.step(5) is not None
     assert second.step(7, force=True) is not None
     assert second.scores.steps == [3, 5, 7]
+    assert f"PhaseTracker(of SmallNet, scores in {tmp_path}: steps [3, 5, 7], " in repr(second)
 
 
 def test_another_training_in_the_same_directory_is_refused(

@@ -107,8 +107,9 @@ def plan_command(
     passes, seconds = found[-1].forward_pass, checkpoints * sum(entry.seconds for entry in found)
     if any(entry.cost.target_free for entry in found):
         console.print("target-free routes give held-out scores only", highlight=False)
+    number = f"{checkpoints} checkpoint{'s' * (checkpoints > 1)}"
     console.print(
-        f"{checkpoints} checkpoints: {seconds:.2f} s expected, beside {checkpoints * passes} forward passes",
+        f"{number}: {seconds:.2f} s expected, beside {checkpoints * passes} forward passes",
         highlight=False,
     )
 

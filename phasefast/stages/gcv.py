@@ -16,13 +16,13 @@ from ..choosing import (
     FLOAT32_ALPHA,
     LEFT,
     MANY,
-    ONE_CORE,
     SIGNS,
     SMALL,
     SPREAD,
     checked,
     column_errors,
     least_error,
+    paired,
     per_unit,
 )
 from ..dense import Factor, converted_rows, empty, fetched
@@ -79,7 +79,7 @@ def select_by_gcv(
 
 
 def _searched(scan: _Scan, first: Tensor, stride: int) -> tuple[Tensor, Tensor]:
-    """Of each target, the penalty [u] of least error among those tried, and that error.
+    """Of each target, the penalty [u] of least error among those compared, and that error.
 
     Args:
         first: [u], tried first. stride: how many make a decade, a power of two.
@@ -133,7 +133,8 @@ class _Scan:
         self.penalties, self.trace, self.squares = fetched(self.path, trace, squares)  # [L], one, [1, u]
         count, width = len(self.path), dim + cross.shape[1] + SIGNS
         fits = 20 * count * dim * width <= _AT_ONCE if cross.is_cuda else dim <= SMALL
-        self.at_once, self.in_pairs = fits and count <= MANY, not cross.is_cuda and dim <= ONE_CORE
+        self.at_once = fits and count <= MANY
+        self.in_pairs = not cross.is_cuda and statistics.dtype == torch.float32 and paired(dim)
         self.searched = not (self.at_once or targets.per_column or count <= FEW)
         self.exact = self.rows - dim < LEFT and not self.searched  # a search finds out
         signs = torch.randint(0, 2, (dim, 0 if self.exact else SIGNS), generator=torch.Generator().manual_seed(0))
@@ -220,6 +221,8 @@ class _Scan:
     ) -> tuple[list[bool], Tensor, Tensor]:
         """Which have failed, errors [L, u] and slopes [L, u] of their logarithms.
 
+        Where a search's estimates are too uncertain, traces are exact from here on, and what was known is forgotten.
+
         Args:
             solved: [L, d, q + s], of the right-hand sides.
         """
@@ -238,22 +241,24 @@ class _Scan:
             info, traces, spread, squares, moved, *self._summed(taken[:, :columns], own[:, :columns], path)
         )
         penalties, final = self.penalties[list(indices)], self.system.dtype == torch.float64
-        failed = (info.bool() | (penalties == 0) if final else info.bool()).tolist()
+        failed = info.bool() | (penalties == 0) if final else info.bool()
         left = self.rows - dim + penalties * traces
-        if self.searched and not self.exact and bool((penalties * spread > SPREAD * left).any()):
+        uncertain = (penalties * spread > SPREAD * left) & ~failed
+        if self.searched and not self.exact and bool(uncertain.any()):
             self.exact = True
             self._known.clear()
+            self.factors.clear()
         if self.exact:
             traces, squares = fetched(torch.stack([factor.inverse_traces() for factor in factors], 1))[0]
             left = self.rows - dim + penalties * traces
         residuals, errors = self._errors(indices, weights, left, *sums)
         if not slopes:
-            return failed, errors, torch.full_like(errors, math.nan)
+            return failed.tolist(), errors, torch.full_like(errors, math.nan)
         # d|residuals|^2 = 2 penalty tr W'(G + penalty I)^-1 W, d tr (G + penalty I)^-1 = -|(G + penalty I)^-1|^2.
         steps = 2 * penalties[:, None] * moved
         freed = (traces - penalties * squares) / left
         relative = penalties[:, None] * (steps / residuals - 2 * freed[:, None])
-        return failed, errors, torch.where(errors.isinf(), math.nan, relative)
+        return failed.tolist(), errors, torch.where(errors.isinf(), math.nan, relative)
 
     def _without(self, index: int) -> tuple[Tensor, Tensor]:
         """Errors [u] of one penalty that has no factor; in float64 by an eigendecomposition."""

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 import torch
 
-from ..choosing import FEW, LEFT, MANY, ONE_CORE, SIGNS, SMALL
+from ..choosing import FEW, LEFT, MANY, ONE_CORE, SIGNS, SMALL, paired
 from ..errors import ArgumentError, MemoryBudgetError
 from ..types import Layer, Route
 
@@ -219,7 +219,7 @@ def _add_scan(total: _Sum, dim: int, k: int, problem: Problem, sampled: bool = T
     everything = at_once or problem.per_column or problem.penalties <= FEW
     if everything:
         tried = problem.penalties
-    elif sampled and k > ONE_CORE and (rows := n * max(k // _SHARE, _SAMPLE) // k) >= _SAMPLE:
+    elif sampled and k > ONE_CORE and not paired(k) and (rows := n * max(k // _SHARE, _SAMPLE) // k) >= _SAMPLE:
         sample, tried = rows, _TRIED_FROM_FIRST + math.log2(problem.stride)
         width = max(dim * rows // n, 1)
         if width > rows:

@@ -130,17 +130,18 @@ def test_layers_that_say_nothing_get_the_strongest(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("pairs", [True, False])
 def test_wherever_the_search_starts_it_ends_at_the_same(monkeypatch, start: int, pairs: bool) -> None:
     monkeypatch.setattr(gcv, "SMALL", 0)
-    monkeypatch.setattr(gcv, "ONE_CORE", 768 if pairs else 0)
+    monkeypatch.setattr(gcv, "paired", lambda dim: pairs)
     for seed, noise in itertools.product(range(3), (0.1, 3.0, 100.0)):
         cell, targets, _ = make(seed, 150, 60, noise)
         first = PenaltyChoice((torch.tensor([start]), torch.tensor([len(DEFAULT_ALPHAS) - 1 - start])))
-        found = [chosen(cell, targets, DEFAULT_ALPHAS, F64, start=given).indices for given in (None, first)]
+        dtype = F32 if pairs else F64  # systems of float64 are never paired
+        found = [chosen(cell, targets, DEFAULT_ALPHAS, dtype, start=given).indices for given in (None, first)]
         assert found[0] == found[1]
 
 
 def test_few_penalties_of_a_fine_grid_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gcv, "SMALL", 0)
-    monkeypatch.setattr(gcv, "ONE_CORE", 0)
+    monkeypatch.setattr(gcv, "paired", lambda dim: False)
     tried: list[int] = []
     factor_path = gcv.factor_path
     monkeypatch.setattr(gcv, "factor_path", lambda s, r, p: tried.append(len(p)) or factor_path(s, r, p))
@@ -173,8 +174,10 @@ def test_estimated_traces_choose_as_well(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("noise", [0.03, 300.0])
-@pytest.mark.parametrize("d", [680, 900])
-def test_a_search_makes_traces_exact_where_estimates_could_not_tell(monkeypatch, d: int, noise: float) -> None:
+@pytest.mark.parametrize(("d", "start"), [(680, 4), (900, 4), (680, 8)])
+def test_a_search_makes_traces_exact_where_estimates_could_not_tell(
+    monkeypatch, d: int, start: int, noise: float
+) -> None:
     """As many features as rows: with much noise most degrees of freedom are left, with little hardly any."""
     exact, inverse_traces = [], Factor.inverse_traces
     monkeypatch.setattr(gcv, "SMALL", 0)
@@ -186,7 +189,7 @@ def test_a_search_makes_traces_exact_where_estimates_could_not_tell(monkeypatch,
         cell = reduce_features(cell, (0, 700)) if d > 700 else cell
         (statistics,) = accumulate([cell], targets, F64, with_folds=False)
         scan = gcv._Scan(cell, statistics, targets, Penalties())
-        best, _ = gcv._searched(scan, torch.tensor([4, 4]), 1)
+        best, _ = gcv._searched(scan, torch.tensor([start, start]), 1)
         assert errors[int(best[0])] <= errors.min() * 1.005
         if scan.exact:  # all of them: none that is known is an estimate
             assert len(exact) >= len(scan._known) > 1
@@ -194,6 +197,7 @@ def test_a_search_makes_traces_exact_where_estimates_could_not_tell(monkeypatch,
             found = torch.stack([own[0] for own, _ in scan._known.values()])
             torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
         assert scan.exact == (noise < 1)
+        assert int(best[0]) in scan.factors
 
 
 @pytest.mark.parametrize("n", [200, 400])
