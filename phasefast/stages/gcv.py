@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -137,8 +137,6 @@ class _Scan:
         self.in_pairs = not cross.is_cuda and statistics.dtype == torch.float32 and paired(dim)
         self.searched = not (self.at_once or targets.per_column or count <= FEW)
         self.exact = self.rows - dim < LEFT and not self.searched  # a search finds out
-        signs = torch.randint(0, 2, (dim, 0 if self.exact else SIGNS), generator=torch.Generator().manual_seed(0))
-        self.signs = (2 * signs - 1).to(cross)
         self.factors: dict[int, Factor] = {}
         self._known: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -149,7 +147,8 @@ class _Scan:
 
     @cached_property
     def _with_signs(self) -> Tensor:
-        return torch.cat([self.system.cross, self.signs], 1)
+        cross = self.system.cross
+        return torch.cat([cross, _signs(len(cross)).to(cross)], 1)
 
     def keep(self, indices: Collection[int]) -> None:
         """Drop the factors of all other penalties."""
@@ -243,8 +242,7 @@ class _Scan:
         penalties, final = self.penalties[list(indices)], self.system.dtype == torch.float64
         failed = info.bool() | (penalties == 0) if final else info.bool()
         left = self.rows - dim + penalties * traces
-        uncertain = (penalties * spread > SPREAD * left) & ~failed
-        if self.searched and not self.exact and bool(uncertain.any()):
+        if self.searched and not self.exact and bool(((penalties * spread > SPREAD * left) & ~failed).any()):
             self.exact = True
             self._known.clear()
             self.factors.clear()
@@ -297,6 +295,12 @@ class _Scan:
             (left > _ROUNDING * rounding)[:, None], residuals * (self.rows / left[:, None]) ** 2, math.inf
         )
         return residuals, errors.nan_to_num(math.inf, math.inf)
+
+
+@lru_cache(maxsize=8)
+def _signs(dim: int) -> Tensor:
+    """[d, SIGNS] float64 on the CPU, the same for every checkpoint."""
+    return 2.0 * torch.randint(0, 2, (dim, SIGNS), generator=torch.Generator().manual_seed(0)).double() - 1.0
 
 
 def _column_sums(solved: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:
