@@ -16,7 +16,7 @@ from .types import Activations, Sketch, TargetBlock, TargetMatrix
 # sqrt(2 / (SIGNS r)) / 2 at most, which is SPREAD for r = LEFT.
 SIGNS, SPREAD, LEFT = 32, 0.01, 156
 SMALL, ONE_CORE = 256, 768  # columns up to which all penalties are made at once; of a system that one core solves
-_TWO_CORES = 1400  # ... where another one keeps the other core busy; kStraight of csrc/cpu/ridge_solve.cpp
+_TWO_CORES = 1400  # ... where another one keeps the other core busy; csrc/cpu/ridge_solve.cpp
 FEW, MANY = 4, 16  # penalties that are all made, and the most that are made at once
 _CHUNK = 1024  # rows whose errors are made at a time
 
@@ -26,7 +26,7 @@ FLOAT32_ALPHA, _FLOAT32_SMALL_ALPHA, _FLOAT32_FVU = 1e-5, 1e-2, 1e-3
 
 
 def paired(dim: int) -> bool:
-    """Whether two float32 systems take hardly longer than one on a CPU, as each is left to one core."""
+    """Whether two float32 systems take hardly longer than one on a CPU with AVX-512, as each is left to one core."""
     threads = torch.get_num_threads()
     return 2 <= threads <= 4 and dim <= (_TWO_CORES if threads == 2 else ONE_CORE)
 

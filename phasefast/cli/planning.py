@@ -107,11 +107,12 @@ def plan_command(
     passes, seconds = found[-1].forward_pass, checkpoints * sum(entry.seconds for entry in found)
     if any(entry.cost.target_free for entry in found):
         console.print("target-free routes give held-out scores only", highlight=False)
-    number = f"{checkpoints} checkpoint{'s' * (checkpoints > 1)}"
-    console.print(
-        f"{number}: {seconds:.2f} s expected, beside {checkpoints * passes} forward passes",
-        highlight=False,
-    )
+    times, forward = _counted(checkpoints, "checkpoint"), _counted(checkpoints * passes, "forward pass", "es")
+    console.print(f"{times}: {seconds:.2f} s expected, beside {forward}", highlight=False)
+
+
+def _counted(count: int, what: str, plural: str = "s") -> str:
+    return f"{count} {what}{plural if count != 1 else ''}"
 
 
 def _shape(text: str) -> list[int]:

@@ -127,21 +127,21 @@ def test_layers_that_say_nothing_get_the_strongest(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("start", range(len(DEFAULT_ALPHAS)))
-@pytest.mark.parametrize("pairs", [True, False])
-def test_wherever_the_search_starts_it_ends_at_the_same(monkeypatch, start: int, pairs: bool) -> None:
+@pytest.mark.parametrize(("pairs", "dtype"), [(True, F32), (False, F32), (False, F64)])
+def test_wherever_the_search_starts_it_ends_at_the_same(
+    monkeypatch, start: int, pairs: bool, dtype: torch.dtype
+) -> None:
     monkeypatch.setattr(gcv, "SMALL", 0)
     monkeypatch.setattr(gcv, "paired", lambda dim: pairs)
     for seed, noise in itertools.product(range(3), (0.1, 3.0, 100.0)):
         cell, targets, _ = make(seed, 150, 60, noise)
         first = PenaltyChoice((torch.tensor([start]), torch.tensor([len(DEFAULT_ALPHAS) - 1 - start])))
-        dtype = F32 if pairs else F64  # systems of float64 are never paired
         found = [chosen(cell, targets, DEFAULT_ALPHAS, dtype, start=given).indices for given in (None, first)]
         assert found[0] == found[1]
 
 
 def test_few_penalties_of_a_fine_grid_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gcv, "SMALL", 0)
-    monkeypatch.setattr(gcv, "paired", lambda dim: False)
     tried: list[int] = []
     factor_path = gcv.factor_path
     monkeypatch.setattr(gcv, "factor_path", lambda s, r, p: tried.append(len(p)) or factor_path(s, r, p))
