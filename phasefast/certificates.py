@@ -128,27 +128,52 @@ def certify(cell: Activations, system: System, targets: TargetMatrix, parts: Seq
     return certificates
 
 
-def certify_target_free(
+@dataclass(frozen=True)
+class ExactCombinations:
+    """What the held-out rows' combinations of a target's fit rows are compared with, on its random combinations.
+
+    Attributes:
+        weights: [d, c], refined with float64 products. expected: of the held-out rows [m, c], less their mean.
+        predicted: by the weights [m, c]. blurred: see ``_blurred`` [c].
+    """
+
+    probe: Probe
+    weights: Tensor
+    expected: Tensor
+    predicted: Tensor
+    blurred: Tensor
+
+
+def exact_combinations(
     cell: Activations,
     system: System,
     targets: TargetMatrix,
     index: int,
     target_mean: Tensor,
     solution: Solution,
-    combinations: Tensor,
-) -> Certificate:
-    """The certificate of held-out rows' combinations [m, n] of a target's fit rows."""
+    weights: Tensor | None = None,
+) -> ExactCombinations:
+    """What a target's random combinations are predicted as by the exact weights of a penalty's solution.
+
+    Args:
+        weights: [d, c], to refine once more.
+    """
     probe, block = targets.probes[index], targets.blocks[index]
     mean = target_mean[block.start : block.stop] @ probe.directions
-    nothing = torch.zeros(cell.fit.shape[1], len(mean), dtype=torch.float64, device=mean.device)
-    wz = solution.apply_inverse(gradient(cell, system, probe.fit, mean, nothing)[0])
-    found, missed = gradient(cell, system, probe.fit, mean, wz)
-    wz += solution.apply_inverse(found - solution.penalty * wz)
-    predicted = product(combinations, probe.fit)
-    moved = product(cell.heldout, wz) - system.row_mean @ wz - predicted
-    lost, kept = _changed(probe.heldout - mean - predicted, moved)
-    blurred = _blurred(cell, system, solution, wz, missed)
-    return Certificate(max(_share(lost, kept, probe), float(blurred.sum() / kept.sum())), None)
+    if weights is None:
+        nothing = torch.zeros(cell.fit.shape[1], len(mean), dtype=torch.float64, device=mean.device)
+        weights = solution.apply_inverse(gradient(cell, system, probe.fit, mean, nothing)[0])
+    found, missed = gradient(cell, system, probe.fit, mean, weights)
+    wz = weights + solution.apply_inverse(found - solution.penalty * weights)
+    predicted = product(cell.heldout, wz) - system.row_mean @ wz
+    return ExactCombinations(probe, wz, probe.heldout - mean, predicted, _blurred(cell, system, solution, wz, missed))
+
+
+def certify_target_free(combinations: Tensor, exact: ExactCombinations) -> Certificate:
+    """The certificate of held-out rows' combinations [m, n] of a target's fit rows."""
+    predicted = product(combinations, exact.probe.fit)
+    lost, kept = _changed(exact.expected - predicted, exact.predicted - predicted)
+    return Certificate(max(_share(lost, kept, exact.probe), float(exact.blurred.sum() / kept.sum())), None)
 
 
 def _blurred(cell: Activations, system: System, solution: Solution, weights: Tensor, missed: Tensor) -> Tensor:

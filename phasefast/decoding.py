@@ -162,10 +162,10 @@ class _Work:
 
     def _solve(self, choice: PenaltyChoice, tolerance: float) -> list[tuple[Activations, Decoder]]:
         assert self.statistics is not None
-        arguments = self.cell, self.statistics, self.targets, self.method.penalties, choice
+        arguments = self.cell, self.statistics, self.targets, self.method.penalties, choice, tolerance
         if self.cost.target_free:
             return list(solve_target_free(*arguments))
-        return [(self.cell, solve(*arguments, tolerance, self.cost.eigen))]
+        return [(self.cell, solve(*arguments, self.cost.eigen))]
 
 
 def _accumulate(work: Sequence[_Work], targets: TargetMatrix, dtype: torch.dtype, again: bool = True) -> None:

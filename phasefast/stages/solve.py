@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..certificates import Certificate, Part, certify, certify_target_free, probe_of
+from ..certificates import Certificate, Part, certify, certify_target_free, exact_combinations, probe_of
 from ..dense import aligned_empty, converted_rows, empty, left_product
 from ..systems import Penalties, PenaltyChoice, Solution, System, solve_cholesky, solve_eigen
 from ..types import Activations, BlockFit, Decoder, Statistics, TargetBlock, TargetMatrix
@@ -80,7 +80,12 @@ def solve(
 
 
 def solve_target_free(
-    cell: Activations, statistics: Statistics, targets: TargetMatrix, penalties: Penalties, choice: PenaltyChoice
+    cell: Activations,
+    statistics: Statistics,
+    targets: TargetMatrix,
+    penalties: Penalties,
+    choice: PenaltyChoice,
+    tolerance: float,
 ) -> Iterator[tuple[Activations, Decoder]]:
     """Held-out predictions as combinations of the fit rows' targets, without cross moments or weights of the targets.
 
@@ -89,6 +94,7 @@ def solve_target_free(
 
     Args:
         statistics: of ``cell``; its cross moments are not used.
+        tolerance: error estimate above which float32 combinations are refined, where one step may do.
 
     Yields:
         For each penalty, the cell with the combinations h [m, n] as its held-out rows, and the targets as the decoder.
@@ -100,17 +106,47 @@ def solve_target_free(
     for index, columns in _shared_penalties(targets, choice):
         solution = solve_cholesky(system, rhs, path[index], choice.factors.get(index))
         weights = solution.weights.to(dtype)
-        shift = left_product(system.row_mean[None], weights).to(dtype).mT
         combinations = empty((len(cell.heldout), len(cell.fit)), dtype, weights.device)
-        for place, (rows,) in converted_rows([cell.fit], dtype):
-            torch.mm(weights.mT, rows.mT, out=combinations[:, place]).sub_(shift)
+        _combine(cell, system, weights, combinations.zero_())
         alpha = penalties.relative(system, index)
-        free = replace(cell, heldout=combinations)
-        fits = []
-        for i, _ in columns:
-            certificate = certify_target_free(cell, system, targets, i, target_mean, solution, combinations)
-            fits.append(_block_fit(targets.blocks[i], solution, alpha, certificate, f"{cell.route}-target-free"))
-        yield free, Decoder(cell.layer, columns_of_fit, target_mean.to(dtype), tuple(fits))
+        given = [(cell, system, targets, i, target_mean, solution) for i, _ in columns]
+        exact = [exact_combinations(*own) for own in given]
+        certificates = [certify_target_free(combinations, own) for own in exact]
+        worst, route = max(own.error_estimate for own in certificates), f"{cell.route}-target-free"
+        if dtype == torch.float32 and tolerance < worst < tolerance * _GAIN:
+            _correct_combinations(cell, system, rhs, solution, weights, combinations)
+            exact = [exact_combinations(*own, weights=before.weights) for own, before in zip(given, exact, strict=True)]
+            certificates, route = [certify_target_free(combinations, own) for own in exact], route + _REFINED
+        fits = tuple(
+            _block_fit(targets.blocks[i], solution, alpha, certificate, route)
+            for (i, _), certificate in zip(columns, certificates, strict=True)
+        )
+        yield replace(cell, heldout=combinations), Decoder(cell.layer, columns_of_fit, target_mean.to(dtype), fits)
+
+
+def _combine(cell: Activations, system: System, weights: Tensor, combinations: Tensor) -> None:
+    """Add weights' (A - mean)' [m, n] of weights [d, m]."""
+    shift = left_product(system.row_mean[None], weights).to(weights.dtype).mT
+    for place, (rows,) in converted_rows([cell.fit], weights.dtype):
+        combinations[:, place].addmm_(weights.mT, rows.mT).sub_(shift)
+
+
+def _correct_combinations(
+    cell: Activations, system: System, rhs: Tensor, solution: Solution, weights: Tensor, combinations: Tensor
+) -> None:
+    """A step of refinement of combinations [m, n] and the weights [d, m] that they are made of, as in ``_corrected``.
+
+    What right-hand sides [d, m] lack of the combinations' own products with the rows is solved for.
+    """
+    for start in range(0, len(combinations), _STRIP):
+        strip = slice(start, min(start + _STRIP, len(combinations)))
+        own, some = weights[:, strip], combinations[strip]
+        lacking = aligned_empty(len(own), own.shape[1], torch.float64, own.device).zero_()
+        for place, (rows,) in converted_rows([cell.fit], own.dtype, most=_MISSES):
+            ops.gram([rows], some[:, place].mT.contiguous(), [], [lacking])
+        lacking.addr_(system.row_mean, some.sum(1, dtype=torch.float64), alpha=-1)
+        lacking.neg_().add_(rhs[:, strip]).sub_(own, alpha=solution.penalty)
+        _combine(cell, system, solution.apply_inverse(lacking).to(own.dtype), some)
 
 
 def _shared_penalties(

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from phasefast import certificates
+from phasefast.stages import solve as solve_stage
 from phasefast.stages.evaluate import evaluate
 from phasefast.stages.reduce import reduce_features
-from phasefast.stages.solve import _corrected, solve
+from phasefast.stages.solve import _corrected, solve, solve_target_free
 from phasefast.stages.statistics import accumulate
 from phasefast.stages.targets import Input, Label, build_targets
 from phasefast.systems import Penalties, PenaltyChoice, fold_sums
@@ -53,6 +54,17 @@ def off(cell: Activations, decoder: Decoder, exact: Decoder, targets: TargetMatr
     block, truth = targets.blocks[0], mse(cell, exact, targets)
     floor = 1e-3 * targets.deviation["fit"][0] / (block.width * len(cell.fit))
     return max(abs(value - truth[k]) / max(truth[k], floor) for k, value in mse(cell, decoder, targets).items())
+
+
+def by_combinations(
+    cell: Activations, targets: TargetMatrix, alpha: float, dtype: torch.dtype, tolerance: float = NEVER
+) -> tuple[Decoder, float]:
+    """The decoder without weights of the targets, and its held-out error, evaluated in float64."""
+    (statistics,) = accumulate([cell], targets, dtype, with_folds=False, with_cross=False)
+    arguments = cell, statistics, targets, Penalties((alpha,)), PenaltyChoice.first(targets)
+    ((rows, decoder),) = solve_target_free(*arguments, tolerance)
+    wide = replace(decoder, weights=decoder.weights.double(), offset=decoder.offset.double())
+    return decoder, evaluate(replace(rows, heldout=rows.heldout.double()), wide, targets, fit_scores=False)[0].value
 
 
 @pytest.mark.parametrize("alpha", [1e-6, 1e-4, 1e-2])
@@ -147,6 +159,29 @@ def test_refinement_in_float32_takes_most_of_the_rounding_away(p: int, alpha: fl
             wide = replace(decoder, weights=decoder.weights.double(), offset=decoder.offset.double())
             errors.append(off(cell, wide, exact, targets))
         assert after[-1] <= 3 * found.fits[0].error_estimate + 1e-6
+    assert sum(after) < sum(before) / 8
+
+
+@pytest.mark.parametrize("alpha", [1e-5, 1e-4])
+@pytest.mark.parametrize("wide", [False, True])
+def test_combinations_of_rows_are_refined_in_float32(monkeypatch: pytest.MonkeyPatch, wide: bool, alpha: float) -> None:
+    monkeypatch.setattr(solve_stage, "_STRIP", 50)
+    monkeypatch.setattr(solve_stage, "_MISSES", 120)
+    before, after = [], []
+    for seed in range(4):
+        cell, targets = make(seed, 30)
+        if wide:
+            fit, folds, kept = cell.fit[:60], (0, 60), targets.fit[:60]
+            probes = tuple(replace(probe, fit=probe.fit[:60]) for probe in targets.probes)
+            targets = replace(targets, fit=kept, folds=folds, sums=fold_sums(kept, folds), probes=probes)
+            cell = reduce_features(replace(cell, fit=fit, sums=fold_sums(fit, folds)), folds)
+        rough = by_combinations(cell, targets, alpha, torch.float32)
+        found = by_combinations(cell, targets, alpha, torch.float32, rough[0].error_estimate / 2)
+        truth = by_combinations(cell, targets, alpha, F64)[1]
+        assert found[0].fits[0].route == f"{cell.route}-target-free-refined"
+        for (_, value), errors in ((rough, before), (found, after)):
+            errors.append(abs(value / truth - 1))
+        assert after[-1] <= 3 * found[0].error_estimate + 1e-7
     assert sum(after) < sum(before) / 8
 
 
