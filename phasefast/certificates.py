@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .dense import fetched, inner, left_product, product, wide_rows
 from .systems import Solution, System
-from .types import Activations, Probe, TargetBlock, TargetMatrix
+from .types import Activations, Probe, ProbeColumns, TargetBlock, TargetMatrix
 
 _FIT_FLOOR = 1e-3  # of the deviation: rounding of a fit error below that is told relative to that, not to nothing
 # Relative error that the identity for the fit error may have, the second where another is estimated as large, and of
@@ -88,40 +88,48 @@ def gradient(
 
 
 def certify(cell: Activations, system: System, targets: TargetMatrix, parts: Sequence[Part]) -> list[Certificate]:
-    """Certificates of all parts of a cell, in one pass over its rows."""
+    """Certificates of all parts of a cell, in one pass over its rows.
+
+    Args:
+        parts: in the targets' order.
+    """
     sizes = [part.probe.directions.shape[1] for part in parts]
     wz = torch.cat([product(part.weights, part.probe.directions) for part in parts], 1)
-    mean = torch.cat([system.target_mean[part.columns] @ part.probe.directions for part in parts])
-    expected = _side_by_side([part.probe.fit for part in parts])
-    deviation = (expected - mean).square().sum(0)
-    found, missed = gradient(cell, system, expected, mean, wz)
+    if all(isinstance(part.columns, slice) for part in parts) and len(parts) == len(targets.probes):
+        own_columns = targets.probe_columns
+    else:
+        means = [targets.mean[part.columns] for part in parts]
+        own_columns = ProbeColumns.of([part.probe for part in parts], means)
+    mean, deviation = own_columns.mean, own_columns.deviation
+    found, missed = gradient(cell, system, own_columns.fit, mean, wz)
     penalty = torch.cat([torch.full_like(part.probe.directions[0], part.solution.penalty) for part in parts])
     residual = found - penalty * wz
     pairs = zip(parts, residual.split(sizes, 1), strict=True)
     correction = torch.cat([part.solution.apply_inverse(own) for part, own in pairs], 1)
-    expected = _side_by_side([part.probe.heldout for part in parts])
     both = torch.cat([wz, correction], 1)
     predicted, moved = (product(cell.heldout, both) - system.row_mean @ both).split(wz.shape[1], 1)
-    lost, kept = _changed(expected - mean - predicted, moved)
+    lost, kept = _changed(own_columns.heldout - mean - predicted, moved)
     # The same on the fit rows, without another pass: found = A'(T - A W), and (G + penalty I) correction = residual.
     lost_fit = (correction * (residual - 2 * found - penalty * correction)).sum(0)
     places = list(zip(parts, _places(sizes), strict=True))
     blurred = torch.cat([_blurred(cell, system, part.solution, wz[:, own], missed[own]) for part, own in places])
     explained = torch.cat([_explained(system, part, wz[:, own]) for part, own in places])
-    lost, kept, lost_fit, missed, deviation, blurred, explained = fetched(
-        lost, kept, lost_fit, missed, deviation, blurred, explained
-    )
+    identities = torch.stack([_identity(system, targets, part) for part in parts])
     scale = missed.clamp_min(_FIT_FLOOR * deviation)
+    lost, kept, lost_fit, missed, scale, left, blurred, identities = fetched(
+        lost, kept, lost_fit, missed, scale, deviation - explained, blurred, identities
+    )
     certificates = []
-    for part, own in places:
+    for (part, own), identity in zip(places, identities.tolist(), strict=True):
+        if not part.solution.facts.works:
+            certificates.append(Certificate(math.inf, None))
+            continue
         estimates = [_share(a[own], b[own], part.probe) for a, b in ((lost, kept), (lost_fit, scale))]
         estimate = max(*estimates, float(blurred[own].sum() / kept[own].sum()))
         if part.block.kind == "regression":  # classes are scored by their hits, row by row
             least, most = _FIT_TOLERANCES
             tolerance = most if cell.rounded else min(max(estimate, least), most)
-            fit_error, doubt = _fit_error(
-                system, targets, part, deviation[own] - explained[own], missed[own], tolerance
-            )
+            fit_error, doubt = _fit_error(part, identity, left[own], missed[own], tolerance)
             certificates.append(Certificate(max(estimate, doubt), fit_error))
         else:
             certificates.append(Certificate(estimate, None))
@@ -137,6 +145,7 @@ class ExactCombinations:
         predicted: by the weights [m, c]. blurred: see ``_blurred`` [c].
     """
 
+    solution: Solution
     probe: Probe
     weights: Tensor
     expected: Tensor
@@ -149,7 +158,6 @@ def exact_combinations(
     system: System,
     targets: TargetMatrix,
     index: int,
-    target_mean: Tensor,
     solution: Solution,
     weights: Tensor | None = None,
 ) -> ExactCombinations:
@@ -159,21 +167,23 @@ def exact_combinations(
         weights: [d, c], to refine once more.
     """
     probe, block = targets.probes[index], targets.blocks[index]
-    mean = target_mean[block.start : block.stop] @ probe.directions
+    mean = targets.mean[block.start : block.stop] @ probe.directions
     if weights is None:
         nothing = torch.zeros(cell.fit.shape[1], len(mean), dtype=torch.float64, device=mean.device)
         weights = solution.apply_inverse(gradient(cell, system, probe.fit, mean, nothing)[0])
     found, missed = gradient(cell, system, probe.fit, mean, weights)
     wz = weights + solution.apply_inverse(found - solution.penalty * weights)
     predicted = product(cell.heldout, wz) - system.row_mean @ wz
-    return ExactCombinations(probe, wz, probe.heldout - mean, predicted, _blurred(cell, system, solution, wz, missed))
+    blurred = _blurred(cell, system, solution, wz, missed)
+    return ExactCombinations(solution, probe, wz, probe.heldout - mean, predicted, blurred)
 
 
 def certify_target_free(combinations: Tensor, exact: ExactCombinations) -> Certificate:
     """The certificate of held-out rows' combinations [m, n] of a target's fit rows."""
     predicted = product(combinations, exact.probe.fit)
-    lost, kept = _changed(exact.expected - predicted, exact.predicted - predicted)
-    return Certificate(max(_share(lost, kept, exact.probe), float(exact.blurred.sum() / kept.sum())), None)
+    lost, kept, blurred = fetched(*_changed(exact.expected - predicted, exact.predicted - predicted), exact.blurred)
+    estimate = max(_share(lost, kept, exact.probe), float(blurred.sum() / kept.sum()))
+    return Certificate(estimate if exact.solution.facts.works else math.inf, None)
 
 
 def _blurred(cell: Activations, system: System, solution: Solution, weights: Tensor, missed: Tensor) -> Tensor:
@@ -214,11 +224,6 @@ def _changed(miss: Tensor, move: Tensor) -> tuple[Tensor, Tensor]:
     return (move.square() - 2 * miss * move).sum(0), miss.square().sum(0)
 
 
-def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
-    """Few columns [n, c] each, stored as rows like all of them."""
-    return torch.cat([part.mT for part in parts]).mT
-
-
 def _places(sizes: Sequence[int]) -> list[slice]:
     return [slice(stop - size, stop) for size, stop in zip(sizes, itertools.accumulate(sizes), strict=True)]
 
@@ -236,8 +241,19 @@ def _explained(system: System, part: Part, wz: Tensor) -> Tensor:
     return (wz * combined).sum(0) + part.solution.penalty * wz.square().sum(0)
 
 
+def _identity(system: System, targets: TargetMatrix, part: Part) -> Tensor:
+    """The squared error on the fit rows by the identity of ``_explained``, where that is asked for, on its device."""
+    if part.block.kind == "classes" or part.probe.exact:
+        return torch.zeros_like(system.row_mean[0])
+    columns = part.columns
+    whole: float | Tensor = targets.squares[part.index]
+    if not isinstance(columns, slice):
+        whole = targets.fit[:, columns].double().var(0, correction=0).sum() * len(targets.fit)
+    return whole - inner(part.weights, system.cross[:, columns], share=part.solution.penalty)
+
+
 def _fit_error(
-    system: System, targets: TargetMatrix, part: Part, left: Tensor, missed: Tensor, tolerance: float
+    part: Part, identity: float, left: Tensor, missed: Tensor, tolerance: float
 ) -> tuple[float | None, float]:
     """The squared error on the fit rows and what it may be off by; None where that is too much.
 
@@ -250,18 +266,11 @@ def _fit_error(
     """
     if part.probe.exact:
         return float(missed.sum()), 0.0
-    off, columns = left - missed, part.columns
-    bias, chance = off.mean(), (off.var() / len(off)).sqrt()
-    bias = torch.where(bias.abs() > _CHANCE * chance, bias, 0.0)
+    off = left - missed
+    bias, chance = float(off.mean()), math.sqrt(off.var() / len(off))
+    bias = bias if abs(bias) > _CHANCE * chance else 0.0
     doubt = _share(off - bias, missed, part.probe)
-    if not doubt <= tolerance:
-        return None, 0.0
-    if isinstance(columns, slice):
-        whole = targets.squares[part.index]
-    else:
-        whole = float(targets.fit[:, columns].double().var(0, correction=0).sum() * len(targets.fit))
-    explained = inner(part.weights, system.cross[:, columns], share=part.solution.penalty)
-    return whole - float(explained) - float(bias), doubt
+    return (identity - bias, doubt) if doubt <= tolerance else (None, 0.0)
 
 
 def _share(errors: Tensor, totals: Tensor, probe: Probe) -> float:
@@ -269,9 +278,13 @@ def _share(errors: Tensor, totals: Tensor, probe: Probe) -> float:
 
     Random combinations have it for their mean (Hutchinson 1990). The standard error of that mean is taken out of it,
     but it is never less: what the combinations cannot tell from nothing counts. Inf where there is no solution.
+
+    Args:
+        errors, totals: on the CPU.
     """
-    error, total = errors.sum(), totals.sum().clamp_min(torch.finfo(torch.float64).tiny)
+    error, total = float(errors.sum()), max(float(totals.sum()), torch.finfo(torch.float64).tiny)
     if not probe.exact:
-        variance = len(errors) * errors.var()
-        error = torch.maximum(error.square() - variance, variance).sqrt()
-    return float(torch.nan_to_num(error.abs() / total, math.inf, math.inf))
+        variance = len(errors) * float(errors.var())
+        error = math.sqrt(max(error * error - variance, variance))
+    share = abs(error) / total
+    return share if math.isfinite(share) else math.inf

@@ -101,6 +101,9 @@ def fetched(*tensors: Tensor) -> list[Tensor]:
 
 def inner(a: Tensor, b: Tensor, share: float = 0.0) -> Tensor:
     """Sum of all elements of a (b + share a), in float64, on their device."""
+    if a.is_cuda and b is a and not share:  # one launch
+        norm: Tensor = torch.linalg.vector_norm(a, dtype=torch.float64)
+        return norm.square()
     total = torch.zeros((), dtype=torch.float64, device=a.device)
     for place, wide in wide_rows(a, 0):
         other = wide if b is a else b[place]
@@ -188,12 +191,6 @@ class Factor:
             self._matrix, self._inverted = invert_lower(self._matrix), True
         return self._matrix
 
-    @property
-    def diagonal(self) -> Tensor:
-        """Of the factor, [d]."""
-        own = self._matrix.diagonal()
-        return 1 / own if self._inverted else own
-
     def clone(self) -> Factor:
         """One that keeps no other factors alive beside it."""
         own = Factor(self._matrix.clone())
@@ -203,7 +200,7 @@ class Factor:
     def solve(self, rhs: Tensor) -> Tensor:
         """The matrix's inverse times rhs [d, c], in the factor's dtype."""
         fast = multiplies_fast(self._matrix)
-        if not fast and not self._inverted:
+        if not fast and not self._inverted and not rhs.is_cuda:  # there products take less than substitutions
             return substitute(self._matrix, rhs)
         root, between = self.inverse_root, self.halve(rhs)
         if not fast:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from . import ops
-from .dense import Factor, aligned_empty, fetched, inner, multiplies_fast, row_chunk, strips
+from .dense import Factor, aligned_empty, inner, multiplies_fast, row_chunk, strips
 from .errors import ArgumentError, SolveError
 from .types import Activations, Moments, TargetMatrix
 from .workspace import give_back
@@ -162,10 +162,26 @@ class PenaltyChoice:
 
 
 @dataclass(frozen=True)
+class Facts:
+    """What a factor tells of a solution.
+
+    Attributes:
+        rank: features that vary, or eigenvalues that count. dof: effective degrees of freedom, tr G (G + penalty I)^-1.
+        condition: of G + penalty I, an estimate where that has a Cholesky factor. works: whether it has a factor.
+    """
+
+    rank: int
+    dof: float
+    condition: float
+    works: bool = True
+
+
+@dataclass(frozen=True)
 class Solution:
     """Weights [d, p] of one penalty, and a root to solve further right-hand sides with.
 
     Attributes:
+        read_facts: tells the facts; on a GPU it waits for the factor.
         inverse_root: [k, d] in the system's dtype with (gram + penalty I)^-1 = root' root; None where nothing worked.
         triangular: whether that is lower triangular.
     """
@@ -173,12 +189,15 @@ class Solution:
     weights: Tensor
     penalty: float
     jitter: float
-    rank: int
-    dof: float
-    condition: float
     route: str
+    read_facts: Callable[[], Facts] = field(repr=False)
     inverse_root: Tensor | None = field(repr=False)
     triangular: bool = False
+
+    @cached_property
+    def facts(self) -> Facts:
+        """Of its factor."""
+        return self.read_facts()
 
     def apply_inverse(self, rhs: Tensor) -> Tensor:
         """(G + penalty I)^-1 rhs [d, c] in float64."""
@@ -246,33 +265,54 @@ def eigen_path(system: System, rhs: Tensor, path: Tensor) -> tuple[Tensor, Tenso
 def solve_cholesky(system: System, rhs: Tensor, penalty: float, factor: Factor | None = None) -> Solution:
     """Solve with one penalty: Cholesky, then (float64) with jitter, then by eigendecomposition with a rank cut.
 
+    In float32 the solution itself tells whether it works, so that nobody has to wait for it here.
+
     Args:
         rhs: [d, p]. factor: where it is known already.
     """
-    diagonal = system.diagonal
-    alive = diagonal > 0
-    largest, count = (float(value) for value in fetched(diagonal.max(), alive.sum()))
-    rank = min(int(count), system.moments.count - 1)  # centring takes one
-    final = system.dtype == torch.float64
-    if not math.isfinite(largest):
-        if final:
-            name = system.cell.layer.name
-            raise SolveError(f"layer {name!r}: its Gram matrix overflows float64; scale the activations down")
-        return _failed(system, rhs, penalty)
-    jitters = (0.0, *(j * largest for j in _JITTERS)) if final and penalty > 0 else (0.0,)
-    for jitter in jitters if penalty > 0 else ():
-        path = torch.full((1,), penalty + jitter, dtype=torch.float64, device=diagonal.device)
-        weights, found = _weights_and_factor(system, rhs, path, factor)
-        if found is not None:
-            root, live = found.inverse_root, found.diagonal
-            ends = torch.where(alive, live, 0).max(), torch.where(alive, live, math.inf).min()
-            high, low, trace = fetched(*(ends if rank else (live.max(), live.min())), inner(root, root))
-            condition, dof = float((high / low) ** 2), len(root) - (penalty + jitter) * float(trace)
-            route = system.cell.route
-            return Solution(weights, penalty + jitter, jitter, rank, dof, condition, route, root, True)
-    if not final:
-        return _failed(system, rhs, penalty)
+    if penalty > 0:
+        solution = _by_factor(system, rhs, penalty, 0.0, factor)
+        if system.dtype != torch.float64 or solution.facts.works:
+            return solution
+    largest = float(system.diagonal.max())
+    if system.dtype == torch.float64 and not math.isfinite(largest):
+        name = system.cell.layer.name
+        raise SolveError(f"layer {name!r}: its Gram matrix overflows float64; scale the activations down")
+    for jitter in _JITTERS if penalty > 0 else ():
+        solution = _by_factor(system, rhs, penalty, jitter * largest)
+        if solution.facts.works:
+            return solution
     return solve_eigen(system, rhs, penalty)
+
+
+def _by_factor(system: System, rhs: Tensor, penalty: float, jitter: float, factor: Factor | None = None) -> Solution:
+    """The solution by a Cholesky factor, the given one or its own."""
+    diagonal, failed = system.diagonal, torch.zeros_like(system.diagonal[:1])
+    if factor is None:
+        path = torch.full((1,), penalty + jitter, dtype=torch.float64, device=diagonal.device)
+        solved, (factor,), info = factor_path(system, rhs, path)
+        weights, failed = solved[0], info.double()
+    else:
+        weights = factor.solve(rhs)
+    root = factor.inverse_root
+    told = torch.cat([diagonal, root.diagonal().double(), inner(root, root)[None], failed])
+    facts = partial(_facts_of_factor, told, system.moments.count, penalty + jitter)
+    return Solution(weights, penalty + jitter, jitter, system.cell.route, facts, root, True)
+
+
+def _facts_of_factor(told: Tensor, count: int, penalty: float) -> Facts:
+    """Args: told: the Gram matrix's diagonal, that of the inverse root, its squared norm, LAPACK's info, in a row."""
+    told = told.cpu()
+    trace, failed = told[-2:].tolist()
+    diagonal, live = told[:-2].chunk(2)
+    alive = diagonal > 0
+    ends = live[alive | ~alive.any()]
+    return Facts(
+        rank=min(int(alive.sum()), count - 1),  # centring takes one
+        dof=len(live) - penalty * trace,
+        condition=float((ends.max() / ends.min()).square()),
+        works=not failed and bool(diagonal.max().isfinite()),
+    )
 
 
 def solve_eigen(system: System, rhs: Tensor, penalty: float) -> Solution:
@@ -282,22 +322,16 @@ def solve_eigen(system: System, rhs: Tensor, penalty: float) -> Solution:
     values, basis = system.eigenvectors
     inverse_root = (basis / (values + penalty).sqrt()).mT
     weights = inverse_root.mT @ (inverse_root @ rhs.to(basis))
-    kept = values.double()
-    dof = float((kept / (kept + penalty)).sum())
-    condition = float((kept[-1] + penalty) / (kept[0] + penalty)) if len(kept) else 1.0
-    return Solution(weights, penalty, 0.0, len(kept), dof, condition, f"{system.cell.route}-eigen", inverse_root)
+    facts = partial(_facts_of_eigenvalues, values.double(), penalty)
+    return Solution(weights, penalty, 0.0, f"{system.cell.route}-eigen", facts, inverse_root)
 
 
-def _weights_and_factor(
-    system: System, rhs: Tensor, path: Tensor, factor: Factor | None
-) -> tuple[Tensor, Factor | None]:
-    """Weights [d, p] of the path's one penalty and its factor: the given one, or None where there is none."""
-    if factor is not None:
-        return factor.solve(rhs), factor
-    weights, (factor,), info = factor_path(system, rhs, path)
-    return weights[0], factor if int(info[0]) == 0 else None
+def _facts_of_eigenvalues(values: Tensor, penalty: float) -> Facts:
+    values = values.cpu()
+    condition = float((values[-1] + penalty) / (values[0] + penalty)) if len(values) else 1.0
+    return Facts(len(values), float((values / (values + penalty)).sum()), condition)
 
 
 def _failed(system: System, rhs: Tensor, penalty: float) -> Solution:
-    weights = torch.full_like(rhs, math.nan)
-    return Solution(weights, penalty, 0.0, 0, math.nan, math.inf, system.cell.route, None)
+    facts = Facts(0, math.nan, math.inf, works=False)
+    return Solution(torch.full_like(rhs, math.nan), penalty, 0.0, system.cell.route, lambda: facts, None)

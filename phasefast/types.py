@@ -73,6 +73,27 @@ class Probe:
         return len(self.directions) <= self.directions.shape[1]
 
 
+@dataclass(frozen=True)
+class ProbeColumns:
+    """Probes side by side, [n, c] and [m, c], with the means [c] and squared deviations [c] of the fit rows."""
+
+    mean: torch.Tensor
+    fit: torch.Tensor
+    heldout: torch.Tensor
+    deviation: torch.Tensor
+
+    @classmethod
+    def of(cls, probes: Sequence[Probe], means: Sequence[torch.Tensor]) -> ProbeColumns:
+        """Args: means: of the columns that each probe combines, float64."""
+        mean = torch.cat([own @ probe.directions for own, probe in zip(means, probes, strict=True)])
+        # Few columns are stored as rows, like all of them.
+        fit, heldout = (
+            torch.cat([part.mT for part in parts]).mT
+            for parts in ([probe.fit for probe in probes], [probe.heldout for probe in probes])
+        )
+        return cls(mean, fit, heldout, (fit - mean).square().sum(0))
+
+
 def rounding_of(rounded: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
     """Means [p] float64 of rounded columns [n, p], less those of the columns themselves, which add up to ``sums``."""
     parts = [part.sum(0, dtype=torch.float64) for part in rounded.split(1024)]
@@ -108,6 +129,16 @@ class TargetMatrix:
     probes: tuple[Probe, ...]
     digest: str
     per_column: bool = False
+
+    @cached_property
+    def mean(self) -> torch.Tensor:
+        """Of the columns of ``fit``, [p] float64."""
+        return self.sums.sum(0) / len(self.fit)
+
+    @cached_property
+    def probe_columns(self) -> ProbeColumns:
+        """Those of all targets."""
+        return ProbeColumns.of(self.probes, [self.mean[block.start : block.stop] for block in self.blocks])
 
     @cached_property
     def rounded(self) -> torch.Tensor:

@@ -144,9 +144,10 @@ def capture(
                 output = model(batch)
                 if isinstance(output, Tensor) and output.dim() == 2 and output.is_floating_point():
                     outputs[split].append(output.float())
-            finite = bool(torch.stack([spool.finite(split) for spool in spools.values()]).all())
-            for spool in spools.values():
-                spool.check(split, finite or bool(spool.finite(split)))
+    totals = torch.stack([spool.total(split) for split in outputs for spool in spools.values()])
+    spools_of = itertools.product(outputs, spools.values())
+    for (split, spool), finite in zip(spools_of, totals.isfinite().tolist(), strict=True):
+        spool.check(split, finite)
     logits = [torch.cat(parts) if parts else None for parts in outputs.values()]
     return [spool.finish() for spool in spools.values()], logits[0], logits[1]
 
@@ -162,7 +163,7 @@ class _Spool:
         self.written = {"fit": 0, "heldout": 0}
         self.shift: Tensor | None = None
         self.sums = torch.zeros(len(folds) - 1, layer.dim, dtype=torch.float64, device=device)
-        self.heldout_sum = torch.zeros(layer.dim, dtype=torch.float64, device=device)
+        self.heldout_sum, self._squares = torch.zeros(2, layer.dim, dtype=torch.float64, device=device)
 
     def write(self, x: Tensor, pool: int, split: str, start: int, stop: int) -> None:
         """Append one batch; the first one's mean becomes the shift, so that sums of squares do not cancel.
@@ -179,13 +180,12 @@ class _Spool:
             self.shift = torch.where(close, 0, mean).float()
         fold = sum(edge <= start for edge in self.folds[1:-1])
         total = self.sums[fold] if split == "fit" else self.heldout_sum
-        ops.capture([x], [self.shift], [pool], [rows], [total], [torch.zeros_like(total)])
+        ops.capture([x], [self.shift], [pool], [rows], [total], [self._squares])
         self.written[split] += stop - start
 
-    def finite(self, split: str) -> Tensor:
-        """Whether all rows of a split are."""
-        total = self.sums.sum(0) if split == "fit" else self.heldout_sum
-        return torch.isfinite(total).all()
+    def total(self, split: str) -> Tensor:
+        """NaN or Inf where one of a split's rows holds such."""
+        return (self.sums if split == "fit" else self.heldout_sum).sum()
 
     def check(self, split: str, finite: bool) -> None:
         rows = self.rows[split]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import ops
 from ..components import interval
+from ..dense import fetched
 from ..scores import MODEL_LAYER
 from ..types import Activations, BlockFit, Bounds, Decoder, Score, TargetBlock, TargetMatrix
 
@@ -22,25 +23,23 @@ def evaluate(cell: Activations, decoder: Decoder, targets: TargetMatrix, fit_sco
     Held-out ``fvu`` and ``accuracy`` carry one value per sample.
     """
     place = {block.name: index for index, block in enumerate(targets.blocks)}
-    errors, hits = (
-        own.cpu() for own in _residual(cell.heldout, decoder, targets.heldout, [f.block for f in decoder.fits])
-    )
+    fits = decoder.fits
+    errors, hits = _residual(cell.heldout, decoder, targets.heldout, [fit.block for fit in fits])
+    direct = [fit for fit in fits if fit_scores and (fit.block.kind == "classes" or fit.fit_error is None)]
+    fit_errors, fit_hits = _residual(cell.fit, decoder, targets.fit, [fit.block for fit in direct])
+    totals, shares = fit_errors.sum(1), fit_hits.double().mean(1)
+    errors, hits, totals, shares = fetched(errors, hits, totals, shares)
     scores: list[Score] = []
-    for index, fit in enumerate(decoder.fits):
+    for index, fit in enumerate(fits):
         split = _Split("heldout", cell.heldout, targets.heldout, targets, place[fit.block.name])
-        scores += _block_scores(decoder, fit, split, errors[index], hits[index])
-    if not fit_scores:
-        return scores
-    direct = [fit for fit in decoder.fits if fit.block.kind == "classes" or fit.fit_error is None]
-    errors, hits = (own.cpu() for own in _residual(cell.fit, decoder, targets.fit, [fit.block for fit in direct]))
-    for fit in decoder.fits:
+        samples = hits[index] if fit.block.kind == "classes" else errors[index]
+        total, share = float(errors[index].sum()), float(hits[index].mean())
+        scores += _block_scores(decoder, fit, split, total, share, samples)
+    measured = {fit.block.name: both for fit, *both in zip(direct, totals.tolist(), shares.tolist(), strict=True)}
+    for fit in fits if fit_scores else ():
         split = _Split("fit", cell.fit, targets.fit, targets, place[fit.block.name])
-        if fit in direct:
-            row = direct.index(fit)
-            scores += _block_scores(decoder, fit, split, errors[row], hits[row])
-        else:
-            assert fit.fit_error is not None
-            scores += _block_scores(decoder, fit, split, torch.tensor([fit.fit_error], dtype=torch.float64), None)
+        total, share = measured.get(fit.block.name) or (fit.fit_error or 0.0, math.nan)
+        scores += _block_scores(decoder, fit, split, total, share)
     return scores
 
 
@@ -73,14 +72,13 @@ def evaluate_model(outputs: dict[str, Tensor | None], labels: dict[str, Tensor |
         if logits is None or expected is None:
             continue
         expected = expected.to(logits.device)
-        loss = float(torch.nn.functional.cross_entropy(logits.double(), expected))
+        loss = torch.nn.functional.cross_entropy(logits.double(), expected)
         hits = logits.argmax(1) == expected
-        samples = hits.float().cpu() if split == "heldout" else None
+        loss, hits = fetched(loss, hits)
         rows, dim = logits.shape
-        scores.append(Score(MODEL_LAYER, dim, name, split, "loss", loss, rows))
-        scores.append(
-            Score(MODEL_LAYER, dim, name, split, "accuracy", float(hits.double().mean()), rows, samples=samples)
-        )
+        samples = hits.float() if split == "heldout" else None
+        scores.append(Score(MODEL_LAYER, dim, name, split, "loss", float(loss), rows))
+        scores.append(Score(MODEL_LAYER, dim, name, split, "accuracy", float(hits.mean()), rows, samples=samples))
     return scores
 
 
@@ -124,24 +122,27 @@ def _columns(matrix: Tensor, blocks: Sequence[TargetBlock]) -> Tensor:
     return torch.cat(parts, -1)
 
 
-def _block_scores(decoder: Decoder, fit: BlockFit, split: _Split, errors: Tensor, hits: Tensor | None) -> list[Score]:
-    """Args: errors: [rows], or the sum alone."""
+def _block_scores(
+    decoder: Decoder, fit: BlockFit, split: _Split, total: float, hits: float, samples: Tensor | None = None
+) -> list[Score]:
+    """Args: total: of squared errors. hits: share of the rows. samples: squared errors or, of classes, hits by row."""
     block, rows, deviation = fit.block, len(split.rows), split.deviation
-    total, around = float(errors.sum()), None if block.random == 0 else _bounds(decoder, block, split)
+    around = None if block.random == 0 else _bounds(decoder, block, split)
     if around is not None:  # an estimate beyond what can be is moved to the end of its interval
         outside = min(around.high, 0.0) + max(around.low, 0.0)
         total, around = total + outside, replace(around, low=around.low - outside, high=around.high - outside)
 
     def score(metric: str, value: float, unit: float = 1.0, samples: Tensor | None = None) -> Score:
-        kept = samples.float() if samples is not None and split.name == "heldout" else None
+        kept = None if samples is None else samples.float()
         bounds = around and replace(around, low=value + around.low * unit, high=value + around.high * unit)
         name, dim, dtype = decoder.layer.name, decoder.layer.dim, decoder.weights.dtype
         return Score(name, dim, block.name, split.name, metric, value, rows, fit, dtype, kept, bounds)
 
-    if block.kind == "classes" and hits is not None:
-        return [score("accuracy", float(hits.double().mean()), samples=hits)]
+    if block.kind == "classes":
+        return [score("accuracy", hits, samples=samples)]
     elements, share = rows * block.width, 1 / deviation if deviation > 0 else math.nan
-    return [score("mse", total / elements, 1 / elements), score("fvu", total * share, share, errors * (rows * share))]
+    samples = None if samples is None else samples * (rows * share)
+    return [score("mse", total / elements, 1 / elements), score("fvu", total * share, share, samples)]
 
 
 def _bounds(decoder: Decoder, block: TargetBlock, split: _Split) -> Bounds:

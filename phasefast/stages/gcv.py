@@ -129,8 +129,6 @@ class _Scan:
         moments = replace(total, cross=cross, target_sum=targets.sketch.sums.sum(0))
         self.cell, self.targets, self.system = cell, targets, System(cell, moments, statistics.dtype)
         self.path, self.rows, dim = penalties.absolute(self.system), total.count - 1, len(cross)  # centring takes one
-        trace, squares = self.system.diagonal.sum(), per_unit(targets.sketch.squares[None], targets)
-        self.penalties, self.trace, self.squares = fetched(self.path, trace, squares)  # [L], one, [1, u]
         count, width = len(self.path), dim + cross.shape[1] + SIGNS
         fits = 20 * count * dim * width <= _AT_ONCE if cross.is_cuda else dim <= SMALL
         self.at_once = fits and count <= MANY
@@ -139,6 +137,12 @@ class _Scan:
         self.exact = self.rows - dim < LEFT and not self.searched  # a search finds out
         self.factors: dict[int, Factor] = {}
         self._known: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @cached_property
+    def _sizes(self) -> list[Tensor]:
+        """Penalties [L], the trace of the Gram matrix, squared deviations [1, u] of the targets."""
+        squares = per_unit(self.targets.sketch.squares[None], self.targets)
+        return fetched(self.path, self.system.diagonal.sum(), squares)
 
     @property
     def _rhs(self) -> Tensor:
@@ -231,7 +235,7 @@ class _Scan:
         if not self.exact:
             samples, squares = taken[:, columns:], own[:, columns:].mean(1)
             traces, spread = samples.mean(1), samples.std(1) / SIGNS**0.5
-        moved = weights.new_zeros(len(path), self.squares.shape[1], dtype=torch.float64)
+        moved = torch.zeros_like(path[:, None])
         if slopes:
             pairs = zip(factors, weights, strict=True)
             halves = torch.stack([factor.halve(own).square_().sum(0, dtype=torch.float64) for factor, own in pairs])
@@ -239,7 +243,7 @@ class _Scan:
         info, traces, spread, squares, moved, *sums = fetched(
             info, traces, spread, squares, moved, *self._summed(taken[:, :columns], own[:, :columns], path)
         )
-        penalties, final = self.penalties[list(indices)], self.system.dtype == torch.float64
+        penalties, final = self._sizes[0][list(indices)], self.system.dtype == torch.float64
         failed = info.bool() | (penalties == 0) if final else info.bool()
         left = self.rows - dim + penalties * traces
         if self.searched and not self.exact and bool(((penalties * spread > SPREAD * left) & ~failed).any()):
@@ -262,8 +266,8 @@ class _Scan:
         """Errors [u] of one penalty that has no factor; in float64 by an eigendecomposition."""
         weights, left = torch.zeros_like(self.system.cross), 0.0
         if self.system.dtype == torch.float64:
-            solution = solve_eigen(self.system, self.system.cross, float(self.penalties[index]))
-            weights, left = solution.weights, self.rows - solution.dof
+            solution = solve_eigen(self.system, self.system.cross, float(self._sizes[0][index]))
+            weights, left = solution.weights, self.rows - solution.facts.dof
         sums = fetched(*self._sums(weights[None], self.path[index : index + 1]))
         errors = self._errors([index], weights[None], torch.tensor([left], dtype=torch.float64), *sums)[1][0]
         return errors, torch.full_like(errors, math.nan)
@@ -279,12 +283,13 @@ class _Scan:
         self, indices: Sequence[int], weights: Tensor, left: Tensor, taken: Tensor, own: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Squared residuals [L, u] on all fit rows, and n^2 of them over the square of what is left [L] of n."""
-        cell, penalties = self.cell, self.penalties[list(indices)]
+        cell, (penalties, trace, squares) = self.cell, self._sizes
+        penalties = penalties[list(indices)]
         # With (G + penalty I) W = A'T: |T - A W|^2 = tr T'T - tr W'A'T - penalty tr W'W.
-        residuals = self.squares - taken
-        trace, dim, eps = float(self.trace), weights.shape[1], torch.finfo(weights.dtype).eps
+        residuals = squares - taken
+        dim, eps = weights.shape[1], torch.finfo(weights.dtype).eps
         # Of weights that rounding moved, the identity is off by their product with the residual of (G + penalty I) W.
-        unsure = residuals < _CANCELLED[weights.dtype] * self.squares
+        unsure = residuals < _CANCELLED[weights.dtype] * squares
         unsure |= eps * dim**0.5 * (trace / dim + penalties[:, None]) * own > _DOUBTFUL * residuals
         if bool((places := unsure.any(1)).any()):
             rows = slice(0, len(cell.fit))

@@ -59,6 +59,7 @@ def solve(
             parts.append(
                 Part(i, targets.blocks[i], chosen, alpha, solution, weights[:, chosen], probe_of(targets, i, chosen))
             )
+    parts.sort(key=lambda part: part.index)
     fits = []
     certificates = certify(cell, system, targets, parts)
     how = [_Refinement.of(part, system, tolerance) for part in parts]
@@ -102,14 +103,14 @@ def solve_target_free(
     system = System(cell, statistics.total, statistics.dtype)
     path, dtype = penalties.absolute(system).tolist(), statistics.dtype
     rhs = (cell.heldout.double() - system.row_mean).mT
-    columns_of_fit, target_mean = targets.fit.to(dtype), targets.sums.sum(0) / len(targets.fit)
+    columns_of_fit, offset = targets.fit.to(dtype), targets.mean.to(dtype)
     for index, columns in _shared_penalties(targets, choice):
         solution = solve_cholesky(system, rhs, path[index], choice.factors.get(index))
         weights = solution.weights.to(dtype)
         combinations = empty((len(cell.heldout), len(cell.fit)), dtype, weights.device)
         _combine(cell, system, weights, combinations.zero_())
         alpha = penalties.relative(system, index)
-        given = [(cell, system, targets, i, target_mean, solution) for i, _ in columns]
+        given = [(cell, system, targets, i, solution) for i, _ in columns]
         exact = [exact_combinations(*own) for own in given]
         certificates = [certify_target_free(combinations, own) for own in exact]
         worst, route = max(own.error_estimate for own in certificates), f"{cell.route}-target-free"
@@ -121,7 +122,7 @@ def solve_target_free(
             _block_fit(targets.blocks[i], solution, alpha, certificate, route)
             for (i, _), certificate in zip(columns, certificates, strict=True)
         )
-        yield replace(cell, heldout=combinations), Decoder(cell.layer, columns_of_fit, target_mean.to(dtype), fits)
+        yield replace(cell, heldout=combinations), Decoder(cell.layer, columns_of_fit, offset, fits)
 
 
 def _combine(cell: Activations, system: System, weights: Tensor, combinations: Tensor) -> None:
@@ -243,9 +244,9 @@ def _block_fit(block: TargetBlock, solution: Solution, alpha: float, certificate
         alpha=alpha,
         penalty=solution.penalty,
         jitter=solution.jitter,
-        rank=solution.rank,
-        dof=solution.dof,
-        condition=solution.condition,
+        rank=solution.facts.rank,
+        dof=solution.facts.dof,
+        condition=solution.facts.condition,
         error_estimate=certificate.error_estimate,
         fit_error=certificate.fit_error,
         route=route,
