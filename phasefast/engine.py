@@ -134,7 +134,7 @@ class Engine:
         self.batchnorm: BatchNormMode = options.get("batchnorm", "recompute")
         given = ("precision", "route", "selection", "splits", "layer_sketch")
         how = {name: options[name] for name in given if name in options}
-        penalties = Penalties(_as_tuple(options.get("alphas"), DEFAULT_ALPHAS), options.get("noise"))
+        penalties = Penalties(as_tuple(options.get("alphas"), DEFAULT_ALPHAS), options.get("noise"))
         budget = memory_budget(options.get("memory"), self.device)
         inputs = probe_set.fit_inputs, probe_set.heldout_inputs
         taken = sum(split.nbytes for split in inputs if split.device.type == "cpu")
@@ -149,7 +149,7 @@ class Engine:
         self._forward_batch = _GPU_BATCH if large else self.batch_size
         self.names, self._given = select_layers(self.model, options.get("layers")), given_names(options.get("layers"))
         given_targets = options.get("targets")
-        chosen = _as_tuple(_default_targets(probe_set) if given_targets is None else given_targets, ())
+        chosen = as_tuple(_default_targets(probe_set) if given_targets is None else given_targets, ())
         self.label = next((target.name for target in chosen if isinstance(target, Label)), None)
         fit = (probe_set.fit_inputs, probe_set.fit_labels)
         heldout = (probe_set.heldout_inputs, probe_set.heldout_labels)
@@ -302,8 +302,8 @@ class Engine:
         return settings
 
 
-def _as_tuple(value: Any, default: Sequence[Any]) -> tuple[Any, ...]:
-    """A sequence as given, one value alone as a sequence of it, or the default for None."""
+def as_tuple(value: Any, default: Sequence[Any]) -> tuple[Any, ...]:
+    """An option of one value or several: a sequence as given, a value alone as one of it, None as the default."""
     if value is None:
         return tuple(default)
     return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)

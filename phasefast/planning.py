@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .components import columns_with_components
 from .decoding import Method, PenaltyPer, Splits
-from .engine import FOLDS, check_options, resolve_device
+from .engine import FOLDS, as_tuple, check_options, resolve_device
 from .errors import ArgumentError, PhasefastError
 from .stages.capture import RowOptions, discover_layers, model_inputs, rows_dtype
 from .stages.layers import given_names, select_layers, unwrap
@@ -45,7 +45,7 @@ def plan(
     *,
     classes: int = 0,
     layers: Sequence[str] | str | None = None,
-    alphas: Sequence[float] | None = None,
+    alphas: Sequence[float] | float | None = None,
     noise: float | None = None,
     tokens: TokenMode = "flatten",
     pool: int = 0,
@@ -78,7 +78,7 @@ def plan(
     choices = {"alphas": alphas, "noise": noise, "penalty_per": penalty_per, "target_components": target_components}
     check_options(choices)
     per_column = penalty_per == "column"
-    penalties = Penalties(tuple(DEFAULT_ALPHAS if alphas is None else alphas), noise)
+    penalties = Penalties(as_tuple(alphas, DEFAULT_ALPHAS), noise)
     method = Method(penalties, route=route, selection=selection, splits=splits)
     model = unwrap(model)
     home = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

@@ -17,7 +17,6 @@ PhaseKind = Literal["constant", "decrease", "increase"]
 BatchNormMode = Literal["recompute", "batch", "running"]
 Route = Literal["primal", "dual"]
 TokenMode = Literal["flatten", "mean", "cls"]
-_FEWEST = 4  # steps that a plateau of three and a change after it take
 
 
 @dataclass(frozen=True)
@@ -347,12 +346,9 @@ def phase_notes(cells: Sequence[CellPhases], most: int = 4) -> list[str]:
     notes = []
     if any(cell.window_is_open for cell in cells):
         notes.append("+ open: the stop window ends at the last step; later ones may widen it")
-    fewest = min((len(cell.evidence["steps"]) for cell in cells if "steps" in cell.evidence), default=_FEWEST)
-    if fewest < _FEWEST:
-        notes.append(
-            f"{fewest} steps: phases and stop window are no more than changes between single ones; take 7 or more."
-        )
-    elif any(cell.evidence.get("order_p", 0) is None for cell in cells):
+    if len(cells) > 1 and cells[0].why and all(cell.why == cells[0].why for cell in cells):
+        return [*notes, cells[0].why]
+    if any(cell.phases and cell.evidence.get("order_p", 0) is None for cell in cells):
         notes.append("Fewer than 7 steps: a trend cannot be told from noise between them.")
     several = len({cell.target for cell in cells}) > 1
     reasons = [

@@ -17,13 +17,13 @@ A curve is the mean held-out loss at each probed step. What is asked of it, in t
 Intervals are percentiles of a bootstrap over held-out samples (Efron 1979), the same samples at all steps. They say
 what other held-out samples would have given *for these checkpoints*, not what another training run would give.
 
-What this cannot do: a random walk is as smooth as a trend, and is often reported as one. With fewer than seven steps
-there are too few orders to test (``order_p`` is None), so that checkpoints that scatter by more than 2 % are often
-reported as a change. A straight fall with step noise of 5 % of its size may get a plateau at its beginning; a valley
-may lose its plateau, or with fewer than ten steps pass for noise, where the step noise is a tenth of its depth. A fall
-and a rise that take two or three probed steps each look like scatter: of rises by a seventh of the fall before them,
-about half are named at 12 steps and nearly all at 16; probe more steps there. A fall without a rise, with step noise of
-1 to 3 % of it, gets an increase in about 3 of 100 curves.
+What this cannot do: a random walk is as smooth as a trend, and is often reported as one. Fewer than four steps have no
+phases; with fewer than seven there are too few orders to test (``order_p`` is None), so that checkpoints that scatter
+by more than 2 % are often reported as a change. A straight fall with step noise of 5 % of its size may get a plateau at
+its beginning; a valley may lose its plateau, or with fewer than ten steps pass for noise, where the step noise is a
+tenth of its depth. A fall and a rise that take two or three probed steps each look like scatter: of rises by a seventh
+of the fall before them, about half are named at 12 steps and nearly all at 16; probe more steps there. A fall without a
+rise, with step noise of 1 to 3 % of it, gets an increase in about 3 of 100 curves.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class PhaseRules:
     plateau: float = 0.20  # a plateau's losses differ from their mean by at most this fraction of the change after it,
     slope: float = 1 / 3  # and its slope is at most this fraction of the slope after it
     window: float = 0.25  # the stop window's losses exceed the minimum by this fraction of the decrease before a rise
+    fewest: int = 4  # steps that phases take: a plateau of three and a change after it
     order_level: float = 0.03  # p-value above which the order of the steps explains nothing
     order_steps: int = 7  # fewer steps than this have too few orders to test
     permutations: int = 2_000  # random orders that the test draws
@@ -241,6 +242,11 @@ class _Curve:
     def spans(self) -> tuple[list[_Span], str | None]:
         """The phases, by index; and why neither a decrease nor an increase is among them, None where one is."""
         last, low = len(self.loss) - 1, self.minimum
+        if last + 1 < self.rules.fewest:
+            return (
+                [],
+                f"{last + 1} steps show changes between single ones, not phases; take {self.rules.order_steps} or more",
+            )
         start, end = _Span("constant", 0, last, slice(0, 1)), _Span("increase", low, last, slice(low, low + 1))
         if self.order_p is not None and self.order_p > self.rules.order_level:
             p, level = _apart(self.order_p, self.rules.order_level)
