@@ -132,7 +132,9 @@ def test_plan_is_what_a_measurement_does(net: SmallNet, probe_set: pf.ProbeSet) 
     assert doubles == [wide.method.cost(cell, wide.targets) for cell in wide.activations()]
     assert doubles[-1].bytes - entry.cost.bytes == 4 * 210 * 20 * 2  # the rows and a copy
     assert pf.plan(net, torch.randn(1, 6, 6), 150, 60, classes=3, layers=layers)[-1].cost == doubles[-1]
-    one, alone = (pf.plan(net, (1, 6, 6), 150, 60, classes=3, alphas=alphas) for alphas in (1e-2, [1e-2]))
+    one, alone = (
+        pf.plan(net, (1, 6, 6), 150, 60, classes=3, layers=layers, alphas=alphas) for alphas in (1e-2, [1e-2])
+    )
     assert [entry.cost for entry in one] == [entry.cost for entry in alone]
     with pytest.raises(ArgumentError, match="positive"):
         pf.plan(net, (1, 6, 6), 0, 60)
