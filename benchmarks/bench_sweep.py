@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 import torch
 from opponents import CLASSES, honest
+from stages import stage_seconds
 from sweeps import ALPHA, SAMPLE, STAGES, Run
 
 import phasefast as pf
 from phasefast.planning import plan
 
-N, M, CHECKPOINTS = 50_000, 10_000, 17
+N, M, CHECKPOINTS, PROFILED = 50_000, 10_000, 17, 3
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +30,14 @@ def run(device: str) -> Run:
 @pytest.mark.parametrize("device", ["cuda"], indirect=True)
 @pytest.mark.parametrize("precision", ["exact", "fast"])
 @pytest.mark.parametrize("who", ["ours", "ours, choosing", "aten", "forward"])
-def test_sweep(measure, gemm_rate, device, run, precision, who, tmp_path):
+def test_sweep(benchmark, measure, gemm_rate, device, run, precision, who, tmp_path):
     targets = run.targets()
 
-    def ours(alphas: float | None = ALPHA) -> float:
+    def ours(alphas: float | None = ALPHA, count: int = CHECKPOINTS) -> float:
         options = {"layers": STAGES, "alphas": alphas, "batchnorm": "running", "precision": precision, "device": device}
-        scores = pf.sweep(run.model, run.checkpoints, run.probe_set, out=tmp_path / "out", overwrite=True, **options)
-        last = scores.filter(step=CHECKPOINTS - 1, target="input", metric="fvu", split="heldout")
+        checkpoints = {step: run.checkpoints[step] for step in range(count)}
+        scores = pf.sweep(run.model, checkpoints, run.probe_set, out=tmp_path / "out", overwrite=True, **options)
+        last = scores.filter(step=count - 1, target="input", metric="fvu", split="heldout")
         return mean(last.value(layer=stage) for stage in STAGES)
 
     def theirs() -> float:
@@ -53,6 +55,8 @@ def test_sweep(measure, gemm_rate, device, run, precision, who, tmp_path):
     rate = gemm_rate[torch.bfloat16 if precision == "fast" else torch.float32]
     side = {"ours": ours, "ours, choosing": partial(ours, None), "aten": theirs, "forward": forward}[who]
     measure(f"sweep vgg8 {precision}", side, work, rate, who=who, rounds=2)  # of so many checkpoints each
+    if who.startswith("ours"):
+        benchmark.extra_info.update(profiled=PROFILED, stages=stage_seconds(partial(side, count=PROFILED), device))
 
 
 # Sixteen blocks of 1,024 to 8,192 pooled features, 150,528 target columns: held-out errors without their weights.

@@ -22,6 +22,7 @@ import figure
 import growth
 import routing
 import selecting
+import stages
 import sweeps
 import tables
 import torch
@@ -32,7 +33,7 @@ from timing import Size, product_rate
 from phasefast import build_info, ops
 
 ROOT = Path(__file__).parents[1]
-SECTIONS = ("cell", "sweep", "choosing", "approximations", "inputs", "routes", "growth")
+SECTIONS = ("cell", "sweep", "stages", "choosing", "approximations", "inputs", "routes", "growth")
 _RATED = {"float32": torch.float32, "float64": torch.float64}
 if ops.bfloat16_is_fast(torch.device("cpu")):  # without instructions for it, one such product takes minutes
     _RATED["bfloat16"] = torch.bfloat16
@@ -64,6 +65,7 @@ def main(
     run = {
         "cell": lambda: cells.section(size, repeats),
         "sweep": lambda: sweeps.section(size, checkpoints, data, weights),
+        "stages": lambda: stages.section(size, data, weights),
         "choosing": lambda: selecting.section(size, repeats),
         "approximations": lambda: approximations.section(size, repeats, data, weights),
         "inputs": lambda: sweeps.inputs(size, repeats),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -95,11 +94,16 @@ class Cell:
         self.chosen[precision] = found.fit.alpha
         return found.value
 
-    def same_penalties(self) -> Callable[[], contextlib.AbstractContextManager[None]]:
-        """Makes blocks in which ``error`` is given the penalties that it chooses elsewhere, but no factors of them."""
+    def without_choosing(self) -> Callable[[], float]:
+        """``error``, given the penalties that it chooses elsewhere, but no factors of them."""
         work, found = decoding._Work, []
         choose = work._choose
         with patch.object(work, "_choose", lambda own: found.append(choose(own)) or found[-1]):
             self.error()
         given = replace(found[-1], factors={})
-        return lambda: patch.multiple(work, _choose=lambda _: given, _choose_on_sample=lambda *_: None)
+
+        def run() -> float:
+            with patch.multiple(work, _choose=lambda _: given, _choose_on_sample=lambda *_: None):
+                return self.error()
+
+        return run

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-from statistics import median
 from typing import Any
 
 from opponents import CLASSES, synthetic
 from ours import Cell
-from timing import Size, seconds
+from timing import OURS, Side, Size, in_turn
 
 from phasefast.systems import DEFAULT_ALPHAS
 
@@ -28,13 +26,10 @@ def section(size: Size, repeats: int) -> dict[str, Any]:
     cells = []
     for n, m, d, p in _SMOKE if size == Size.SMOKE else SIZES:
         cell = Cell.of(synthetic(n, m, d, p), DEFAULT_ALPHAS)
-        given = cell.same_penalties()
-        taken: dict[bool, list[float]] = {True: [], False: []}
-        for repeat in range(repeats if size == Size.SMOKE else max(repeats, min(_MOST, int(_ROWS / (n * d))))):
-            for chooses in (repeat % 2 == 0, repeat % 2 == 1):
-                with contextlib.nullcontext() if chooses else given():
-                    taken[chooses].append(seconds(cell.error))
-        shares = [choosing / rest - 1 for choosing, rest in zip(taken[True], taken[False], strict=True)]
+        sides = [Side(OURS, cell.error), Side("given", cell.without_choosing())]
+        count = repeats if size == Size.SMOKE else max(repeats, min(_MOST, int(_ROWS / (n * d))))
+        _, given = in_turn(sides, count)
+        shares = [1 / ratio - 1 for ratio in given["ratios"]]
         shape = {"n": n, "m": m, "d": d, "p": p + CLASSES, "route": cell.costs()[0].route}
-        cells.append({**shape, "seconds": taken[False], "choosing": shares})
-    return {"penalties": len(DEFAULT_ALPHAS), "cells": cells, "most": max(median(cell["choosing"]) for cell in cells)}
+        cells.append({**shape, "seconds": given["seconds"], "choosing": shares})
+    return {"penalties": len(DEFAULT_ALPHAS), "cells": cells}

@@ -64,6 +64,16 @@ def _sweep(measured: dict[str, Any]) -> list[Table]:
     return [_comparison(measured), layers]
 
 
+def _stages(measured: dict[str, Any]) -> list[Table]:
+    found = []
+    for way, parts in measured["parts"].items():
+        table = _table(f"{way}: {measured['seconds'][way]:.2f} s without the profiler", "stage", "seconds", "calls")
+        for name, own in parts.items():
+            table.add_row(name, f"{own['host']:.3f}", f"{own['calls']:.0f}")
+        found.append(table)
+    return found
+
+
 def _choosing(measured: dict[str, Any]) -> list[Table]:
     table = _table(f"among {measured['penalties']} penalties", "n, m, d, p", "route", "given: seconds", "choosing adds")
     for cell in measured["cells"]:
@@ -121,6 +131,7 @@ def _growth(measured: dict[str, Any]) -> list[Table]:
 _TABLES = {
     "cell": _cells,
     "sweep": _sweep,
+    "stages": _stages,
     "choosing": _choosing,
     "approximations": _approximations,
     "inputs": _inputs,

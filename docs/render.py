@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 DOCS = Path(__file__).parent
 BENCHMARKS = DOCS.parent / "benchmarks/results"
-SECTIONS = {"cell", "sweep", "choosing", "approximations", "inputs", "routes", "growth"}
+SECTIONS = {"cell", "sweep", "stages", "choosing", "approximations", "inputs", "routes", "growth"}
 
 
 def results() -> dict[str, Any]:

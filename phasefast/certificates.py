@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .dense import fetched, inner, left_product, product, wide_rows
 from .systems import Solution, System
+from .timeline import stage
 from .types import Activations, Probe, ProbeColumns, TargetBlock, TargetMatrix
 
 _FIT_FLOOR = 1e-3  # of the deviation: rounding of a fit error below that is told relative to that, not to nothing
@@ -87,6 +88,7 @@ def gradient(
     return total.addr_(sums, system.row_mean, alpha=-1).mT, squares
 
 
+@stage("certificates")
 def certify(cell: Activations, system: System, targets: TargetMatrix, parts: Sequence[Part]) -> list[Certificate]:
     """Certificates of all parts of a cell, in one pass over its rows.
 
@@ -153,6 +155,7 @@ class ExactCombinations:
     blurred: Tensor
 
 
+@stage("certificates")
 def exact_combinations(
     cell: Activations,
     system: System,
@@ -178,6 +181,7 @@ def exact_combinations(
     return ExactCombinations(solution, probe, wz, probe.heldout - mean, predicted, blurred)
 
 
+@stage("certificates")
 def certify_target_free(combinations: Tensor, exact: ExactCombinations) -> Certificate:
     """The certificate of held-out rows' combinations [m, n] of a target's fit rows."""
     predicted = product(combinations, exact.probe.fit)

@@ -17,6 +17,7 @@ from .stages.select import select_by_folds, select_by_leave_one_out
 from .stages.solve import solve, solve_target_free
 from .stages.statistics import accumulate
 from .systems import Penalties, PenaltyChoice
+from .timeline import stage
 from .types import Activations, Decoder, Statistics, TargetMatrix
 
 ERROR_TOLERANCE = 1e-5  # relative, of the squared errors: above it, float32 is not enough
@@ -141,6 +142,7 @@ class _Work:
             found = self._solve(choice, tolerance)
         yield from found
 
+    @stage("penalties")
     def _choose(self) -> PenaltyChoice:
         assert self.statistics is not None
         arguments = self.cell, self.statistics, self.targets, self.method.penalties
@@ -152,6 +154,7 @@ class _Work:
         self.statistics = replace(self.statistics, folds=())
         return choice
 
+    @stage("penalties")
     def _choose_on_sample(self, cell: Activations) -> PenaltyChoice:
         """The penalty of a smaller cell of the same shape."""
         part, targets = subset(cell, self.targets, self.cost.sample)
@@ -160,6 +163,7 @@ class _Work:
         (statistics,) = accumulate([part], targets, self.dtype, with_folds=False)
         return select_by_gcv(part, statistics, targets, self.method.penalties)
 
+    @stage("solutions")
     def _solve(self, choice: PenaltyChoice, tolerance: float) -> list[tuple[Activations, Decoder]]:
         assert self.statistics is not None
         arguments = self.cell, self.statistics, self.targets, self.method.penalties, choice, tolerance

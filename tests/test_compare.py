@@ -16,7 +16,7 @@ import torch
 from phasefast import ops
 
 ROOT = Path(__file__).parents[1]
-SECTIONS = ("cell", "sweep", "choosing", "approximations", "inputs", "routes", "growth")
+SECTIONS = ("cell", "sweep", "stages", "choosing", "approximations", "inputs", "routes", "growth")
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +68,15 @@ def test_ratios_are_of_the_same_repeat(sections: dict[str, Any]) -> None:
             for theirs, ours, ratio in zip(side["seconds"], side["ours"], side["ratios"], strict=True):
                 assert math.isclose(theirs / ours, ratio, rel_tol=1e-4)
         assert len(case["floor"]["over"]) == 2
+
+
+def test_stages_add_up_to_a_checkpoint(sections: dict[str, Any]) -> None:
+    stages = sections["stages"]
+    for way, parts in stages["parts"].items():
+        assert set(parts) >= {"forward passes", "moments", "solutions", "certificates", "scores"}
+        assert parts["certificates"]["calls"] >= len(stages["stages"])
+        assert all(own["host"] >= 0 and own["device"] == 0 for own in parts.values())
+        assert 0.2 < sum(own["host"] for own in parts.values()) / stages["seconds"][way] < 20
 
 
 def test_all_sides_solve_the_same_problem(sections: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from .. import ops
 from ..dense import empty
 from ..errors import ArgumentError, LayerError, NonFiniteError
 from ..notices import warn
+from ..timeline import stage
 from ..types import Activations, Layer, TokenMode
 
 TOKEN_MODES: tuple[TokenMode, ...] = ("flatten", "mean", "cls")
@@ -102,6 +103,7 @@ def discover_layers(
     return [layer for name in names for layer in found[name]]
 
 
+@stage("forward passes")
 def capture(
     model: nn.Module,
     layers: Sequence[Layer],

@@ -13,9 +13,11 @@ from .. import ops
 from ..components import interval
 from ..dense import fetched
 from ..scores import MODEL_LAYER
+from ..timeline import stage
 from ..types import Activations, BlockFit, Bounds, Decoder, Score, TargetBlock, TargetMatrix
 
 
+@stage("scores")
 def evaluate(cell: Activations, decoder: Decoder, targets: TargetMatrix, fit_scores: bool = True) -> list[Score]:
     """``mse`` and ``fvu`` of regression targets, ``accuracy`` of classes, on the held-out rows and the fit rows.
 

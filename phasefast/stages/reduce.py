@@ -11,9 +11,11 @@ from torch import Tensor
 from ..choosing import sketch_of
 from ..isometry import coordinates
 from ..systems import fold_sums
+from ..timeline import stage
 from ..types import Activations, TargetMatrix
 
 
+@stage("coordinates")
 def reduce_features(cell: Activations, folds: tuple[int, ...]) -> Activations:
     """The cell with n features instead of its own, which have the same decoders' predictions; itself where that fails.
 

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from .. import ops
 from ..dense import aligned_empty, converted_rows
+from ..timeline import stage
 from ..types import Activations, Moments, Statistics, TargetMatrix, rounding_of
 
 
+@stage("moments")
 def accumulate(
     cells: Sequence[Activations],
     targets: TargetMatrix,

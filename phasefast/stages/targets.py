@@ -18,6 +18,7 @@ from ..errors import ArgumentError, DataError
 from ..isometry import coordinates
 from ..systems import fold_sums
 from ..target_cache import TargetCache
+from ..timeline import stage
 from ..types import Probe, Sketch, TargetBlock, TargetKind, TargetMatrix
 
 SKETCH_COLUMNS = 64
@@ -124,6 +125,7 @@ class Function:
         return torch.cat(parts)
 
 
+@stage("targets")
 def build_targets(
     targets: Sequence[Target],
     fit: Split,
