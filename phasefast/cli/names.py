@@ -6,7 +6,7 @@ import difflib
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError
 from ..stages.probe_set import ProbeSet
+from ..stages.targets import Input, Label, Target
 
 Made = TypeVar("Made")
 
@@ -30,6 +31,12 @@ def load_probe_set(name: str) -> ProbeSet:
     if ":" not in name:
         raise ArgumentError(f"probe set {name!r}: expected a file of ProbeSet.save or package.module:callable")
     return _made(name, "probe set", ProbeSet)
+
+
+def load_targets(names: Sequence[str], probe_set: ProbeSet) -> list[Target]:
+    """The targets that names stand for: ``input``, ``label``, or ``package.module:target``."""
+    known: dict[str, Target] = {"input": Input(), "label": Label(probe_set.classes)}
+    return [known.get(name) or _made(name, "target", Target) for name in names]  # type: ignore[type-abstract]
 
 
 def load_function(name: str) -> Callable[[Tensor], Tensor]:

@@ -32,7 +32,7 @@ from .app import (
     Tokens,
     app,
 )
-from .names import load_model, load_probe_set
+from .names import load_model, load_probe_set, load_targets
 
 
 @app.command("sweep")
@@ -50,6 +50,13 @@ def sweep_command(
     ),
     run: Annotated[str, typer.Option(help="Label of the rows.")] = "run",
     layer: Layers = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="input, label, or package.module:target, such as a pf.Function; may be given again. "
+            "Input and label by default."
+        ),
+    ] = None,
     alpha: Alphas = None,
     noise: Noise = None,
     batchnorm: Annotated[str, typer.Option(help="Statistics: recompute, batch or running.")] = "recompute",
@@ -61,6 +68,9 @@ def sweep_command(
     penalty_per: PenaltyPer = "target",
     route: Route = None,
     target_components: Components = None,
+    layer_sketch: Annotated[
+        int | None, typer.Option(min=1, help="Random combinations of a wider layer's features that are decoded.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Of the forward passes.")] = None,
     memory: Memory = None,
     device: Device = None,
@@ -79,13 +89,16 @@ def sweep_command(
     options: dict[str, Any] = {"layers": layer, "alphas": alpha, "batchnorm": batchnorm, "tokens": tokens, "pool": pool}
     options |= {"precision": precision, "splits": splits, "selection": selection, "route": route}
     options |= {"noise": noise, "penalty_per": penalty_per}
-    options |= {"target_components": target_components, "batch_size": batch_size, "memory": memory}
+    options |= {"target_components": target_components, "layer_sketch": layer_sketch}
+    options |= {"batch_size": batch_size, "memory": memory}
     local = os.environ.get("LOCAL_RANK", "0")
     options["device"] = device or (f"cuda:{local}" if torch.cuda.is_available() else "cpu")
     share = _shard(shard)
     if watch_every is not None and (share is not None or overwrite):
         raise ArgumentError("--watch goes on alone and from what is there: leave out --shard, torchrun and --overwrite")
-    inputs = load_model(model), checkpoints, load_probe_set(probe_set)
+    samples = load_probe_set(probe_set)
+    options["targets"] = load_targets(target, samples) if target else None
+    inputs = load_model(model), checkpoints, samples
     console = Console()
     if watch_every is None:
         found = sweep(*inputs, out=out, run=run, overwrite=overwrite, weights_only=not trust, shard=share, **options)

@@ -6,7 +6,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ _CHUNK = 1024
 Split = tuple[Tensor, Tensor | None]
 
 
+@runtime_checkable
 class Target(Protocol):
     """Anything with a name, a kind and columns for the two splits."""
 
