@@ -90,15 +90,12 @@ def gradient(
 
 @stage("certificates")
 def certify(cell: Activations, system: System, targets: TargetMatrix, parts: Sequence[Part]) -> list[Certificate]:
-    """Certificates of all parts of a cell, in one pass over its rows.
-
-    Args:
-        parts: in the targets' order.
-    """
+    """Certificates of all parts of a cell, in one pass over its rows."""
     sizes = [part.probe.directions.shape[1] for part in parts]
     wz = torch.cat([product(part.weights, part.probe.directions) for part in parts], 1)
-    if all(isinstance(part.columns, slice) for part in parts) and len(parts) == len(targets.probes):
-        own_columns = targets.probe_columns
+    whole = [part.index for part in parts if isinstance(part.columns, slice)]
+    if whole == list(range(len(targets.probes))) and len(parts) == len(whole):
+        own_columns = targets.probe_columns  # made once
     else:
         means = [targets.mean[part.columns] for part in parts]
         own_columns = ProbeColumns.of([part.probe for part in parts], means)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -130,10 +131,10 @@ class _Work:
         exact = self.method.precision == "exact"
         tolerance = ERROR_TOLERANCE if exact else torch.finfo(torch.float64).max
         choice = self._choose()
-        found = self._solve(choice, tolerance)
-        doubtful = exact and not choice.reliable
-        worst = max(decoder.error_estimate for _, decoder in found)
-        if self.dtype != torch.float64 and (doubtful or not worst <= tolerance):
+        doubtful = exact and not choice.reliable and self.dtype != torch.float64
+        found = [] if doubtful else self._solve(choice, tolerance)
+        worst = max((decoder.error_estimate for _, decoder in found), default=math.inf)
+        if self.dtype != torch.float64 and not worst <= tolerance:
             del found
             self.statistics = None
             choice = replace(choice, factors={})

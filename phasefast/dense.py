@@ -101,7 +101,7 @@ def fetched(*tensors: Tensor) -> list[Tensor]:
 
 def inner(a: Tensor, b: Tensor, share: float = 0.0) -> Tensor:
     """Sum of all elements of a (b + share a), in float64, on their device."""
-    if a.is_cuda and b is a and not share:  # one launch
+    if a.is_cuda and b is a and not share and a.numel() <= _CACHED * _LAUNCH:  # a copy in float64 is no larger
         norm: Tensor = torch.linalg.vector_norm(a, dtype=torch.float64)
         return norm.square()
     total = torch.zeros((), dtype=torch.float64, device=a.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -48,6 +49,7 @@ _AUTHORS_BATCH = 128  # arXiv 2312.06887 measures with the batch statistics of 1
 _BATCH = 256
 _GPU_BATCH = 2048  # launches of small networks take as long as their work below it
 _KEPT_SHARE = 0.1  # of the budget, that inputs kept on a GPU may take
+_MEASURING = threading.RLock()  # modes, hooks, random states and settings of PyTorch are the same for all threads
 _FREE_SHARE = 0.4  # of the budget, in use or free: beyond, what is free is not kept for the next checkpoints
 try:
     VERSION = version("phasefast")
@@ -194,7 +196,7 @@ class Engine:
     @contextmanager
     def _prepared(self) -> Iterator[list[list[Layer]]]:
         """The model ready to be run, and restored after; yields the layers in groups that are captured together."""
-        with preserved(self.model, self.device):
+        with _MEASURING, preserved(self.model, self.device):
             if self._layers is None:
                 first = next(model_inputs(self._fit_inputs, [(0, 2)], self.model, self.device))
                 try:

@@ -65,11 +65,35 @@ def open_store(
                 f"give the same model, run, options and data, or {_ELSEWHERE}"
             )
         done[step] = scores
+    return done
+
+
+def write_step(directory: str | Path, scores: Scores, config_hash: str, settings: Mapping[str, Any]) -> None:
+    """Write the scores of one step, and beside the first the settings they were measured with.
+
+    Raises:
+        StoreError: it cannot be written; or another job writes into the directory too, of another configuration or, if
+            that has stored the step already, of other weights.
+    """
+    folder, shards = prepare_store(directory), list_shards(directory)
     kept = _settings_file(folder, config_hash)
+    for other in folder.glob("settings-*.json"):
+        if other == kept:
+            continue
+        if shards:
+            found = other.stem.removeprefix("settings-")
+            raise StoreError(
+                f"{directory}: another job stores scores there{_difference(folder, found, settings)}; give each its "
+                "own out= (--out)"
+            )
+        remove_file(other)  # of a run that stored nothing
+    (step,) = scores.steps
+    if step in shards:
+        check_weights(read_shard(shards[step]), "state_hash", scores.values_of("state_hash")[0])
     if not kept.exists():
         with replacing(kept) as partial:
             partial.write_text(json.dumps(settings), encoding="utf-8")
-    return done
+    scores.write_shard(directory)
 
 
 def _settings_file(folder: Path, config_hash: str) -> Path:

@@ -19,7 +19,7 @@ from .progress import progress
 from .scores import Scores
 from .stages.preserve import on_device
 from .stages.probe_set import ProbeSet
-from .store import check_weights, open_store
+from .store import check_weights, open_store, write_step
 
 _NAMED = 12  # steps of failures that are alike
 
@@ -138,7 +138,7 @@ class Sweeper:
                         scores = self._engine.measure(step)
                         if source_hash is not None:
                             scores = scores.with_column("source_hash", source_hash)
-                        scores.write_shard(self._out)
+                        write_step(self._out, scores, self._engine.config_hash, self._engine.settings)
                         self._done[step], self._measured = scores, True
                     except StoreError:
                         raise

@@ -274,14 +274,18 @@ def solve_cholesky(system: System, rhs: Tensor, penalty: float, factor: Factor |
         solution = _by_factor(system, rhs, penalty, 0.0, factor)
         if system.dtype != torch.float64 or solution.facts.works:
             return solution
+        del solution  # as large as what follows
+    if system.dtype != torch.float64:
+        return _failed(system, rhs, penalty)
     largest = float(system.diagonal.max())
-    if system.dtype == torch.float64 and not math.isfinite(largest):
+    if not math.isfinite(largest):
         name = system.cell.layer.name
         raise SolveError(f"layer {name!r}: its Gram matrix overflows float64; scale the activations down")
     for jitter in _JITTERS if penalty > 0 else ():
         solution = _by_factor(system, rhs, penalty, jitter * largest)
         if solution.facts.works:
             return solution
+        del solution
     return solve_eigen(system, rhs, penalty)
 
 

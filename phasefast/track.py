@@ -15,7 +15,7 @@ from .errors import LASTING, ArgumentError, PhasefastError, StoreError
 from .notices import warn
 from .scores import Scores
 from .stages.probe_set import ProbeSet
-from .store import check_weights, open_store
+from .store import check_weights, open_store, write_step
 
 
 def is_log2_step(step: int) -> bool:
@@ -111,7 +111,7 @@ class PhaseTracker:
             self.seconds += float(scores.to_arrow().column("seconds")[0].as_py())
             self.scores = Scores.concat([self.scores, scores])
             if self._out is not None:
-                scores.write_shard(self._out)
+                write_step(self._out, scores, self._engine.config_hash, self._engine.settings)
         except (PhasefastError, RuntimeError) as error:  # RuntimeError: out of memory on the device
             if self._on_error == "raise" or (isinstance(error, LASTING) and self.seconds == 0):
                 raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -140,3 +141,34 @@ def test_running_out_of_memory_on_a_device_does_not_end_the_training(net: SmallN
         assert tracker.step(0) is None
     handle.remove()
     assert tracker.step(1) is not None
+
+
+def test_two_trackers_that_write_into_one_directory_are_told(probe_set: pf.ProbeSet, tmp_path: Path) -> None:
+    first, second = SmallNet(), SmallNet()
+    with torch.no_grad():
+        second.hidden.weight.add_(0.5)
+    common = {"out": tmp_path / "run", "on_error": "raise"}
+    one = pf.PhaseTracker(first, probe_set, layers=["hidden"], **common)
+    same = pf.PhaseTracker(second, probe_set, layers=["hidden"], **common)
+    other = pf.PhaseTracker(second, probe_set, layers=["conv"], **common)
+    one.step(0)
+    with pytest.raises(StoreError, match="step 0 is stored already, but was measured on other weights"):
+        same.step(0)
+    with pytest.raises(StoreError, match=r"another job stores scores there.*layers.*own out="):
+        other.step(1)
+    one.step(1)
+    assert pf.read_scores(tmp_path / "run").layers == [*one.scores.layers]
+    assert pf.read_scores(tmp_path / "run").steps == [0, 1]
+
+
+def test_threads_measure_one_model_in_turn(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    net.train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    expected = pf.probe(net, probe_set, layers=["conv", "hidden"]).to_arrow()["value"].to_pylist()
+    with ThreadPoolExecutor(3) as pool:
+        jobs = [pool.submit(pf.probe, net, probe_set, layers=["conv", "hidden"]) for _ in range(6)]
+        found = [job.result().to_arrow()["value"].to_pylist() for job in jobs]
+    assert all(each == pytest.approx(expected, rel=1e-5) for each in found)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert net.training
+    assert net.conv.training

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import threading
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -15,12 +16,18 @@ from ..notices import warn
 from . import _cuda
 
 OPS = ("capture", "gram", "ridge_solve", "residual")
+_LOADING = threading.Lock()
 _MEND = "install phasefast again with this Python and this torch: pip install --no-build-isolation -e ."
 
 
-@functools.cache
 def _load() -> tuple[ModuleType | None, str | None]:
-    """The module and None, or None and why there is none."""
+    """The module and None, or None and why there is none; whichever thread asks first."""
+    with _LOADING:
+        return _loaded()
+
+
+@functools.cache
+def _loaded() -> tuple[ModuleType | None, str | None]:
     if os.environ.get("PHASEFAST_REFERENCE") == "1":
         return None, "PHASEFAST_REFERENCE=1 asks for the PyTorch reference; unset it to use the compiled ops"
     try:

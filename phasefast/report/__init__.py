@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ..errors import ArgumentError, StoreError
+from ..errors import ArgumentError, DataError, StoreError
 from ..scores import Scores, read_scores
 from ..stages.phases import detect_phases
 from ..store import PHASES, PICTURE, SELECTED
@@ -85,9 +85,15 @@ def write_report(
 def _run_of(scores: Scores, directory: str | Path, run: str | None) -> Scores:
     """The scores of the run, or of the only one."""
     runs = scores.values_of("run")
-    if run is None and len(runs) == 1:
-        return scores
-    if run not in runs:
+    if run not in runs and (run is not None or len(runs) > 1):
         wanted = f"no run {run!r} in {directory}" if run is not None else f"{directory} holds more than one run"
-        raise ArgumentError(f"{wanted}: choose one of {', '.join(runs)} with run= or --run, or give each its own out=")
-    return scores.filter(run=run)
+        raise ArgumentError(
+            f"{wanted}: choose one of {', '.join(map(repr, runs))} with run= or --run, or give each its own out="
+        )
+    own = scores if run is None else scores.filter(run=run)
+    if len(found := own.values_of("config_hash")) > 1:
+        raise DataError(
+            f"{directory}: run {own.values_of('run')[0]!r} holds scores of {len(found)} configurations "
+            f"(config_hash {', '.join(found)}), as of jobs that ran together; measure again, each with its own out="
+        )
+    return own

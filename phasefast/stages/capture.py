@@ -165,6 +165,7 @@ class _Spool:
         self.written = {"fit": 0, "heldout": 0}
         self.shift: Tensor | None = None
         self.sums = torch.zeros(len(folds) - 1, layer.dim, dtype=torch.float64, device=device)
+        # Squares count for the first batch alone; of the others they are added up to be nowhere read.
         self.heldout_sum, self._squares = torch.zeros(2, layer.dim, dtype=torch.float64, device=device)
 
     def write(self, x: Tensor, pool: int, split: str, start: int, stop: int) -> None:

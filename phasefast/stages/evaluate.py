@@ -40,7 +40,10 @@ def evaluate(cell: Activations, decoder: Decoder, targets: TargetMatrix, fit_sco
     measured = {fit.block.name: both for fit, *both in zip(direct, totals.tolist(), shares.tolist(), strict=True)}
     for fit in fits if fit_scores else ():
         split = _Split("fit", cell.fit, targets.fit, targets, place[fit.block.name])
-        total, share = measured.get(fit.block.name) or (fit.fit_error or 0.0, math.nan)
+        if (found := measured.get(fit.block.name)) is None:
+            assert fit.fit_error is not None
+            found = [fit.fit_error, math.nan]
+        total, share = found
         scores += _block_scores(decoder, fit, split, total, share)
     return scores
 

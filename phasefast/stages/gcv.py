@@ -15,13 +15,17 @@ from ..choosing import (
     FEW,
     FLOAT32_ALPHA,
     LEFT,
+    LEFT_OUT,
+    LOOKED_AT,
     MANY,
+    MISLED,
     SIGNS,
     SMALL,
     SPREAD,
     checked,
     column_errors,
     least_error,
+    left_out_ratios,
     paired,
     per_unit,
 )
@@ -50,6 +54,7 @@ def select_by_gcv(
     With dof degrees of freedom, the mean's among them, that is n |residuals|^2 / (n - dof)^2 (Golub, Heath & Wahba
     1979): no row is left out. Its slope tells on which side of a penalty the least error lies, so few of many are
     tried; of an error with several minima that is one of them. A penalty of zero that goes through all rows has none.
+    Where leaving out some rows tells of a much larger error, as their leverages differ, penalties are compared by that.
 
     Args:
         statistics: of ``cell``. start: tried first; the middle one by default.
@@ -66,16 +71,42 @@ def select_by_gcv(
         choice = least_error(errors, targets, penalties, statistics.dtype)
         # Whether a weak penalty is better, only its own error can tell.
         weak = torch.tensor(penalties.alphas, dtype=torch.float64) < FLOAT32_ALPHA
-        return replace(choice, reliable=choice.reliable and bool((errors.isfinite().all(1) | weak).all()))
-    if not scan.searched:
+        choice = replace(choice, reliable=choice.reliable and bool((errors.isfinite().all(1) | weak).all()))
+    elif scan.searched:
+        middle = torch.full((len(targets.blocks),), len(penalties.alphas) // 2)
+        best, least = _searched(scan, middle if start is None else torch.cat(start.indices), penalties.stride)
+        failed = bool((least.isinf() | scan.error((best - 1).clamp(min=0)).isinf()).any())
+        choice = checked(best, least, failed, targets, penalties, statistics.dtype)
+    else:
         choice = least_error(scan.all_errors(), targets, penalties, statistics.dtype)
-        kept = set(torch.cat(choice.indices).tolist()) & scan.factors.keys()
-        return replace(choice, factors={index: scan.factors[index].clone() for index in kept})  # not all at once
-    middle = torch.full((len(targets.blocks),), len(penalties.alphas) // 2)
-    best, least = _searched(scan, middle if start is None else torch.cat(start.indices), penalties.stride)
-    failed = bool((least.isinf() | scan.error((best - 1).clamp(min=0)).isinf()).any())
+    best = torch.cat(choice.indices)
+    if scan.misleads(best):
+        best, least, failed = _left_out(scan, best, penalties.stride)
+        choice = checked(best, least, failed or not choice.reliable, targets, penalties, statistics.dtype)
     scan.keep(set(best.tolist()))
-    return checked(best, least, failed, targets, penalties, statistics.dtype, scan.factors)
+    # Factors that were made at once lie in one piece of memory.
+    return replace(choice, factors={index: own.clone() if scan.at_once else own for index, own in scan.factors.items()})
+
+
+def _left_out(scan: _Scan, first: Tensor, stride: int) -> tuple[Tensor, Tensor, bool]:
+    """The penalty [u] of least leave-one-out error, that error, and whether that of the next weaker one is unknown.
+
+    Args:
+        first: [u], chosen by an error that misleads. stride: how many make a decade.
+    """
+    best, least, start = first, torch.full(first.shape, math.inf, dtype=torch.float64), int(first.min())
+    unknown: list[int] = []
+    for indices in range(start, len(scan.path)), range(start - 1, -1, -1):
+        for index in indices:
+            scan.make([index], slopes=False)
+            error = scan.error(torch.full_like(first, index)) * fetched(scan.misled_by(index, LEFT_OUT))[0]
+            better = (error < least) | ((error == least) & error.isfinite() & (index > best))
+            best, least = torch.where(better, index, best), torch.where(better, error, least)
+            unknown += [index] * bool(error.isinf().any())
+            scan.keep(scan.factors if scan.at_once else best.tolist())
+            if int((best - index).abs().min()) > stride:  # it has risen for more than a decade
+                break
+    return best, least, not set(unknown).isdisjoint((best - 1).tolist())
 
 
 def _searched(scan: _Scan, first: Tensor, stride: int) -> tuple[Tensor, Tensor]:
@@ -103,9 +134,8 @@ def _searched(scan: _Scan, first: Tensor, stride: int) -> tuple[Tensor, Tensor]:
             best, least = torch.where(better, some, best), torch.where(better, errors, least)
             low, high = torch.where(between & ~strong, some, low), torch.where(between & strong, some, high)
         compared.update(ahead.tolist(), beside.tolist())
-        scan.keep(
-            {*best.tolist(), *(scan.factors.keys() - compared)}
-        )  # one that another target chooses later is made anew
+        # One that another target chooses later is made anew.
+        scan.keep({*best.tolist(), *(scan.factors.keys() - compared)})
         above, below = (low - first).clamp(min=stride), (first - high).clamp(min=stride)
         up, down = high > last, low < 0
         ahead = torch.where(up, low + above, torch.where(down, high - below, (low + high) // 2)).clamp(0, last)
@@ -137,6 +167,8 @@ class _Scan:
         self.exact = self.rows - dim < LEFT and not self.searched  # a search finds out
         self.factors: dict[int, Factor] = {}
         self._known: dict[int, tuple[Tensor, Tensor]] = {}
+        self._left: dict[int, float] = {}
+        self._solved: dict[int, Tensor] = {}
 
     @cached_property
     def _sizes(self) -> list[Tensor]:
@@ -157,6 +189,7 @@ class _Scan:
     def keep(self, indices: Collection[int]) -> None:
         """Drop the factors of all other penalties."""
         self.factors = {index: factor for index, factor in self.factors.items() if index in indices}
+        self._solved = {index: weights for index, weights in self._solved.items() if index in indices}
 
     def error(self, indices: Tensor) -> Tensor:
         """[u] float64, a penalty for each unit; Inf where the precision cannot tell, NaN where it was not tried."""
@@ -175,7 +208,7 @@ class _Scan:
         indices = range(len(self.path))
         for some in [indices] if self.at_once else [[index] for index in indices]:
             self.make(some, slopes=False)
-            self.factors = self.factors if self.at_once else {}
+            self.keep(indices if self.at_once else ())
         return torch.stack([self._known[index][0] for index in indices])
 
     def eigen_errors(self) -> Tensor:
@@ -185,10 +218,40 @@ class _Scan:
         for index, path in enumerate(self.path.split(1)):
             weights, info = eigen_path(self.system, self.system.cross, path)
             dof = (values / (values + path)).nan_to_num(1.0).sum()
-            known = (info == 0) & (path >= _PENALTY * rounding)
-            left, *sums = fetched(torch.where(known, self.rows - dof, 0.0), *self._sums(weights, path))
+            left = torch.where((info == 0) & (path >= _PENALTY * rounding), self.rows - dof, 0.0)
+            left, *sums = fetched(left, *self._sums(weights, path))
             found.append(self._errors([index], weights, left, *sums)[1])
+            self._solved[index], self._left[index], self._known[index] = weights[0], float(left), (found[-1][0],) * 2
         return torch.cat(found)
+
+    def misleads(self, chosen: Tensor) -> bool:
+        """Whether leaving out rows tells that the error of some chosen penalty [u] is far larger."""
+        ratios = {index: self.misled_by(index, LOOKED_AT) for index in chosen.unique().tolist()}
+        pairs = zip(ratios, fetched(*ratios.values()), strict=True)
+        return any(bool((own[chosen == index] > MISLED).any()) for index, own in pairs)
+
+    def misled_by(self, index: int, most: int) -> Tensor:
+        """How many times the error of a penalty that of so many left out rows is [u]; 1 where that is not known."""
+        system = self.system
+        if index not in self._solved:  # its factor serves the solution too
+            solved, (factor,), info = factor_path(system, system.cross, self.path[index : index + 1])
+            if bool(info[0]):
+                return torch.ones_like(self._known[index][0], device=self.path.device)
+            self._solved[index], self.factors[index] = solved[0], factor
+
+        def leverages(rows: Tensor) -> Tensor:
+            if index in self.factors:
+                return self.factors[index].halve(rows.mT).square_().sum(0, dtype=torch.float64)
+            values, basis = system.eigenvectors
+            return (rows @ basis).double().square_() @ (1 / (values.double() + self.path[index]))
+
+        share, unknown = self._left[index] / self.rows, float(self._unknown(self._sizes[0][index]))
+        return left_out_ratios(self.cell, system, self._solved[index], self.targets, leverages, share, most, unknown)
+
+    def _unknown(self, penalties: Tensor) -> Tensor:
+        """Below that, what rows or all of them keep of their errors [L] may be rounding."""
+        dim, eps = len(self.system.cross), torch.finfo(self.system.dtype).eps
+        return _ROUNDING * eps * (dim + torch.where(penalties > 0, self._sizes[1] / (dim * penalties), 0.0))
 
     def make(self, indices: Sequence[int], beside: Sequence[int] = (), slopes: bool = True) -> None:
         """Errors of these penalties, where they are not known yet, and whether they rise.
@@ -201,16 +264,16 @@ class _Scan:
             new += [index for index in beside if index not in {*self._known, *new}][:1]
         for some in [new] if new and (self.at_once or self.in_pairs) else [[index] for index in new]:
             # Slices, not lists: indices from the CPU would have to be copied to a GPU.
-            path = (
-                self.path
-                if list(some) == list(range(len(self.path)))
-                else torch.stack([self.path[index] for index in some])
-            )
+            whole = list(some) == list(range(len(self.path)))
+            path = self.path if whole else torch.stack([self.path[index] for index in some])
             solved, factors, info = factor_path(self.system, self._rhs, path)
             failed, errors, rises = self._of_factors(some, path, solved, factors, info, slopes)
             for place, (index, bad) in enumerate(zip(some, failed, strict=True)):
                 if not bad:
-                    self.factors[index] = factors[place]
+                    self.factors[index], self._solved[index] = (
+                        factors[place],
+                        solved[place, :, : self.system.cross.shape[1]],
+                    )
                 self._known[index] = self._without(index) if bad else (errors[place], rises[place])
 
     def _of_factors(
@@ -249,11 +312,12 @@ class _Scan:
         if self.searched and not self.exact and bool(((penalties * spread > SPREAD * left) & ~failed).any()):
             self.exact = True
             self._known.clear()
-            self.factors.clear()
+            self.keep(())
         if self.exact:
             traces, squares = fetched(torch.stack([factor.inverse_traces() for factor in factors], 1))[0]
             left = self.rows - dim + penalties * traces
         residuals, errors = self._errors(indices, weights, left, *sums)
+        self._left.update(zip(indices, left.tolist(), strict=True))
         if not slopes:
             return failed.tolist(), errors, torch.full_like(errors, math.nan)
         # d|residuals|^2 = 2 penalty tr W'(G + penalty I)^-1 W, d tr (G + penalty I)^-1 = -|(G + penalty I)^-1|^2.
@@ -295,9 +359,8 @@ class _Scan:
             rows = slice(0, len(cell.fit))
             again = column_errors(cell, self.system, weights[places.to(weights.device)], self.targets, rows).cpu()
             residuals[places] = torch.where(unsure[places], again, residuals[places])
-        rounding = eps * (dim + torch.where(penalties > 0, trace / (dim * penalties), 0.0))
         errors = torch.where(
-            (left > _ROUNDING * rounding)[:, None], residuals * (self.rows / left[:, None]) ** 2, math.inf
+            (left > self._unknown(penalties))[:, None], residuals * (self.rows / left[:, None]) ** 2, math.inf
         )
         return residuals, errors.nan_to_num(math.inf, math.inf)
 

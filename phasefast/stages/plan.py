@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 import torch
 
-from ..choosing import FEW, LEFT, MANY, ONE_CORE, SIGNS, SMALL, paired
+from ..choosing import FEW, LEFT, LOOKED_AT, MANY, ONE_CORE, SIGNS, SMALL, paired
 from ..errors import ArgumentError, MemoryBudgetError
 from ..types import Layer, Route
 
@@ -227,6 +227,7 @@ def _add_scan(total: _Sum, dim: int, k: int, problem: Problem, sampled: bool = T
             width = rows
         total.add(rows * width * (width + 2 * q))
         _add_scan(total, width, width, replace(problem, n=rows), sampled=False)
+    total.add(problem.chosen * min(n, LOOKED_AT) * k * k, _CHOLESKY)
     # Where few degrees of freedom may be left, their number is not estimated but made of inverses; a search finds out.
     exact = everything and n - 1 - k < LEFT
     # The factors of the chosen penalties are used again.

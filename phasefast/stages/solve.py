@@ -59,7 +59,7 @@ def solve(
             parts.append(
                 Part(i, targets.blocks[i], chosen, alpha, solution, weights[:, chosen], probe_of(targets, i, chosen))
             )
-    parts.sort(key=lambda part: part.index)
+    parts.sort(key=lambda part: part.index)  # the order of what is made of all targets once
     fits = []
     certificates = certify(cell, system, targets, parts)
     how = [_Refinement.of(part, system, tolerance) for part in parts]
@@ -111,13 +111,14 @@ def solve_target_free(
         _combine(cell, system, weights, combinations.zero_())
         alpha = penalties.relative(system, index)
         given = [(cell, system, targets, i, solution) for i, _ in columns]
-        exact = [exact_combinations(*own) for own in given]
-        certificates = [certify_target_free(combinations, own) for own in exact]
-        worst, route = max(own.error_estimate for own in certificates), f"{cell.route}-target-free"
+        exact = [exact_combinations(*arguments) for arguments in given]
+        certificates = [certify_target_free(combinations, truth) for truth in exact]
+        worst, route = max(one.error_estimate for one in certificates), f"{cell.route}-target-free"
         if dtype == torch.float32 and tolerance < worst < tolerance * _GAIN:
             _correct_combinations(cell, system, rhs, solution, weights, combinations)
-            exact = [exact_combinations(*own, weights=before.weights) for own, before in zip(given, exact, strict=True)]
-            certificates, route = [certify_target_free(combinations, own) for own in exact], route + _REFINED
+            pairs = zip(given, exact, strict=True)
+            exact = [exact_combinations(*arguments, weights=before.weights) for arguments, before in pairs]
+            certificates, route = [certify_target_free(combinations, truth) for truth in exact], route + _REFINED
         fits = tuple(
             _block_fit(targets.blocks[i], solution, alpha, certificate, route)
             for (i, _), certificate in zip(columns, certificates, strict=True)
@@ -135,9 +136,9 @@ def _combine(cell: Activations, system: System, weights: Tensor, combinations: T
 def _correct_combinations(
     cell: Activations, system: System, rhs: Tensor, solution: Solution, weights: Tensor, combinations: Tensor
 ) -> None:
-    """A step of refinement of combinations [m, n] and the weights [d, m] that they are made of, as in ``_corrected``.
+    """A step of refinement of combinations [m, n], as in ``_corrected``; the weights [d, m] they are made of stay.
 
-    What right-hand sides [d, m] lack of the combinations' own products with the rows is solved for.
+    What the combinations' products with the rows lack of the right-hand sides [d, m] is solved for.
     """
     for start in range(0, len(combinations), _STRIP):
         strip = slice(start, min(start + _STRIP, len(combinations)))

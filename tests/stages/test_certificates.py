@@ -170,11 +170,14 @@ def test_combinations_of_rows_are_refined_in_float32(monkeypatch: pytest.MonkeyP
     before, after = [], []
     for seed in range(4):
         cell, targets = make(seed, 30)
+        cell = replace(cell, fit=cell.fit + 1.0, heldout=cell.heldout + 1.0)  # as rows are kept whose mean is small
+        cell = replace(cell, sums=fold_sums(cell.fit, targets.folds))
         if wide:
             fit, folds, kept = cell.fit[:60], (0, 60), targets.fit[:60]
             probes = tuple(replace(probe, fit=probe.fit[:60]) for probe in targets.probes)
             targets = replace(targets, fit=kept, folds=folds, sums=fold_sums(kept, folds), probes=probes)
             cell = reduce_features(replace(cell, fit=fit, sums=fold_sums(fit, folds)), folds)
+        assert cell.route == ("dual" if wide else "primal")
         rough = by_combinations(cell, targets, alpha, torch.float32)
         found = by_combinations(cell, targets, alpha, torch.float32, rough[0].error_estimate / 2)
         truth = by_combinations(cell, targets, alpha, F64)[1]
@@ -205,6 +208,22 @@ def test_a_solution_too_far_off_for_a_step_is_left_to_float64(monkeypatch: pytes
     decoder = decoder_of(cell, targets, 1e-6, torch.float32, 1e-5)
     assert decoder.fits[0].error_estimate > 0.1
     assert 0 not in refined
+
+
+@pytest.mark.parametrize("order", [(0, 2), (2, 0)])
+def test_targets_are_certified_in_any_order_of_their_penalties(order: tuple[int, int]) -> None:
+    cell, targets = make(0, 30)
+    choice = PenaltyChoice(tuple(torch.full((1,), index) for index in order))
+    found = []
+    for dtype in (torch.float32, F64):
+        (statistics,) = accumulate([cell], targets, dtype, with_folds=False)
+        decoder = solve(cell, statistics, targets, Penalties((1e-3, 1e-2, 1.0)), choice, NEVER)
+        found.append(decoder)
+        assert [fit.block.name for fit in decoder.fits] == ["input", "label"]
+        direct = mse(cell, decoder, targets)["fit"] * 500 * 30
+        if dtype == F64 or decoder.fits[0].fit_error is not None:
+            assert decoder.fits[0].fit_error == pytest.approx(direct, rel=1e-4 if dtype == torch.float32 else 1e-9)
+        assert decoder.error_estimate < (1e-3 if dtype == torch.float32 else 1e-9)
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -183,3 +183,17 @@ def test_targets_keep_their_means_as_they_are_rounded(folds: int) -> None:
         found.append((value, decoder.fits[0].alpha))
     assert found[0][0] == pytest.approx(found[1][0], rel=0.02)
     assert found[0][1] == found[1][1]
+
+
+def test_a_matrix_without_a_factor_gets_jitter() -> None:
+    g = torch.Generator().manual_seed(0)
+    a, t = torch.randn(160, 12, generator=g), torch.randn(160, 5, generator=g)
+    twice = torch.cat([a, a], 1)  # every feature
+    targets = build_targets([Input()], (t[:120], None), (t[120:], None), (0, 120), CPU)
+    weights = []
+    for rows, alpha in ((twice, 1e-17), (a, 1e-15)):
+        method = Method(Penalties((alpha,)), "double")
+        ((_, decoder),) = decode([captured(rows[:120], rows[120:], (0, 120))], targets, method)
+        weights.append(decoder.weights)
+    assert decoder.fits[0].jitter == 0
+    torch.testing.assert_close(weights[0][:12] + weights[0][12:], weights[1], rtol=1e-6, atol=1e-8)

@@ -265,3 +265,66 @@ def test_it_is_close_to_leaving_rows_out() -> None:
     )
     assert abs(by_rows - by_traces) <= 2
     assert errors[by_rows] <= errors[by_traces] * 1.01
+
+
+def uneven(seed: int, n: int, d: int) -> tuple[Activations, TargetMatrix, torch.Tensor]:
+    """Rows of very different size, of which the large ones are explained worst: their leverage hides that."""
+    g = torch.Generator().manual_seed(seed)
+    size = torch.exp(1.2 * torch.randn(n, 1, generator=g))
+    a = size * torch.randn(n, d, generator=g) * torch.logspace(0, -1.5, d)
+    t = 0.3 * a @ torch.randn(d, 8, generator=g) + 0.3 * size**1.5 * torch.randn(n, 8, generator=g)
+    targets = build_targets([Input()], (t, None), (t[:9], None), (0, n), CPU)
+    return captured(a, a[:9], (0, n)), targets, t
+
+
+def left_out(cell: Activations, columns: torch.Tensor, alphas: tuple[float, ...]) -> np.ndarray:
+    """Leave-one-out errors [L] from hat matrices."""
+    a, t, found = rows64(cell.fit), columns.double().numpy(), []
+    a, t = a - a.mean(0), t - t.mean(0)
+    for alpha in alphas:
+        penalty = alpha * mean_diagonal(cell.fit)
+        hat = a @ np.linalg.solve(a.T @ a + penalty * np.eye(a.shape[1]), a.T)
+        found.append((((t - hat @ t) / (1 - 1 / len(a) - np.diag(hat))[:, None]) ** 2).sum())
+    return np.array(found)
+
+
+@pytest.mark.parametrize("way", ["all", "few", "eigen", "in turn"])
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize(("n", "d"), [(300, 60), (500, 200), (90, 150)])
+def test_rows_are_left_out_where_their_leverage_misleads(monkeypatch, n: int, d: int, dtype: torch.dtype, way: str):
+    monkeypatch.setattr(gcv, "SMALL", 256 if way == "all" else 0)
+    monkeypatch.setattr(gcv, "FEW", 16 if way == "in turn" else 4)
+    better = 0
+    for seed in range(6):
+        cell, targets, columns = uneven(seed, n, d)
+        general, truth = curve(cell, columns, DEFAULT_ALPHAS).sum(1), left_out(cell, columns, DEFAULT_ALPHAS)
+        misled = int(general.argmin())
+        assert truth[misled] > 3 * general[misled] * (n - 1) ** 2
+        cell = reduce_features(cell, (0, n)) if d > n else cell
+        choice = chosen(cell, targets, DEFAULT_ALPHAS, dtype, eigen=way == "eigen")
+        found = int(choice.indices[0])
+        if choice.reliable:
+            assert truth[found] <= 1.001 * truth.min()
+            better += truth[found] < 0.95 * truth[misled]
+        if way != "eigen":
+            assert set(choice.factors) == {found}
+    assert better >= (3 if dtype == F64 else 0)
+
+
+def test_looking_at_some_rows_estimates_what_all_would_tell() -> None:
+    cell, targets, columns = uneven(1, 3000, 40)
+    (statistics,) = accumulate([cell], targets, F64, with_folds=False)
+    scan = gcv._Scan(cell, statistics, targets, Penalties(DEFAULT_ALPHAS))
+    scan.all_errors()
+    general = curve(cell, columns, DEFAULT_ALPHAS).sum(1) * (len(cell.fit) - 1) ** 2
+    for index, exact in enumerate(left_out(cell, columns, DEFAULT_ALPHAS) / general):
+        assert float(scan.misled_by(index, 3000)) == pytest.approx(exact, rel=2e-3)
+        assert float(scan.misled_by(index, 1000)) == pytest.approx(exact, rel=0.5)
+
+
+def test_even_rows_need_no_factor_but_the_chosen_one(monkeypatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(gcv, "_left_out", lambda *_: calls.append(1))
+    for seed, (n, d) in itertools.product(range(3), [(300, 12), (300, 100), (400, 300)]):
+        chosen(*make(seed, n, d)[:2], DEFAULT_ALPHAS, F32)
+    assert calls == []
