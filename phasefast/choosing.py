@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ FEW, MANY = 4, 16  # penalties that are all made, and the most that are made at 
 # Rows that are left out, where there are more: to see whether generalised cross-validation misleads, as it does where
 # they miss so many times as much; and to choose by. In some hundred cells of trained and untrained networks that miss
 # less, its choice was at most 7 % worse than the best (docs/performance.md).
-LOOKED_AT, LEFT_OUT, MISLED = 256, 2048, 1.4
+LOOKED_AT, LEFT_OUT, MISLED = 128, 2048, 1.4
 _CHUNK = 1024  # rows whose errors are made at a time
 
 # Rounding of a float32 Gram matrix acts like a penalty of about the first size; what it adds to the errors of weak
@@ -106,31 +107,37 @@ def column_errors(cell: Activations, train: System, weights: Tensor, targets: Ta
     return per_unit(errors, targets)
 
 
-def left_out_ratios(
-    cell: Activations,
-    train: System,
-    weights: Tensor,
-    targets: TargetMatrix,
-    leverages: Callable[[Tensor], Tensor],
-    share: float,
-    most: int,
-    unknown: float,
-) -> Tensor:
-    """Leave-one-out error over that of generalised cross-validation, per unit [u] float64.
-
-    Row i, left out, is missed by r_i / (1 - h_i) with its residual r_i and leverage h_i = a_i' (G + penalty I)^-1 a_i;
-    generalised cross-validation takes the mean leverage for all (Golub, Heath & Wahba 1979).
+class LeftOut:
+    """Fit rows that are left out one by one, evenly spaced among all.
 
     Args:
-        weights: [d, q]. leverages: of centred rows. share: 1 less the mean leverage. most: rows that are looked at.
-        unknown: the least 1 - h_i that is more than rounding; Inf where one is less.
+        most: so many at most.
     """
-    n = len(cell.fit)
-    step = -(-n // most)
-    fit = targets.sketch.fit[::step]
-    rows = cell.fit[::step].to(weights.dtype) - train.row_mean.to(weights.dtype)
-    missed = (fit.to(weights.dtype) - train.target_mean.to(weights.dtype)).addmm_(rows, weights, alpha=-1)
-    squares = per_unit(missed.double().square_(), targets)
-    kept = 1 - 1 / n - leverages(rows)
-    ratios = (share / kept).square() @ squares / squares.sum(0)
-    return torch.where(kept.min() > unknown, ratios.nan_to_num(1.0), math.inf)  # NaN: nothing is missed
+
+    def __init__(self, cell: Activations, train: System, targets: TargetMatrix, most: int) -> None:
+        n, dtype = len(cell.fit), train.dtype
+        step = -(-n // most)
+        self._targets, self._share = targets, 1 - 1 / n  # of what a row misses, the mean leaves
+        self.rows = cell.fit[::step].to(dtype) - train.row_mean.to(dtype)
+        self._fit = targets.sketch.fit[::step].to(dtype) - train.target_mean.to(dtype)
+
+    def ratios(self, weights: Tensor, leverages: Tensor, share: float, unknown: float) -> Tensor:
+        """Leave-one-out error over that of generalised cross-validation, per unit [u] float64.
+
+        Row i, left out, is missed by r_i / (1 - h_i) with its residual r_i and leverage h_i = a_i' (G + penalty I)^-1
+        a_i; generalised cross-validation takes the mean leverage for all (Golub, Heath & Wahba 1979).
+
+        Args:
+            weights: [d, q]. leverages: of the rows. share: 1 less the mean leverage. unknown: the least 1 - h_i that is
+                more than rounding; Inf where one is less.
+        """
+        squares = per_unit(torch.addmm(self._fit, self.rows, weights, alpha=-1).double().square_(), self._targets)
+        kept = self._share - leverages
+        ratios = (share / kept).square() @ squares / squares.sum(0)
+        return torch.where(kept.min() > unknown, ratios.nan_to_num(1.0), math.inf)  # NaN: nothing is missed
+
+
+@lru_cache(maxsize=8)
+def signs(dim: int) -> Tensor:
+    """[d, SIGNS] float64 on the CPU, the same for every checkpoint."""
+    return 2.0 * torch.randint(0, 2, (dim, SIGNS), generator=torch.Generator().manual_seed(0)).double() - 1.0

@@ -357,7 +357,11 @@ def phase_notes(cells: Sequence[CellPhases], most: int = 4) -> list[str]:
         if cell.why
     ]
     left = len(reasons) - most
-    return [*notes, *reasons[:most], *([f"and {left} more: see the reasons in phases.json"] if left > 0 else [])]
+    return [
+        *notes,
+        *reasons[:most],
+        *([f"and {left} more: the report's cells, and phases.json, have the reasons"] if left > 0 else []),
+    ]
 
 
 @dataclass(frozen=True, repr=False)

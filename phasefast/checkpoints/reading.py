@@ -36,12 +36,12 @@ def read_state_dict(source: Source, *, weights_only: bool = True) -> dict[str, T
         if nested := _nested(loaded):
             loaded = loaded[nested]
     if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(key, str) for key in loaded):
-        kind = type(loaded).__name__
+        kind = type(loaded).__name__ if loaded or not isinstance(loaded, Mapping) else "an empty one"
         raise CheckpointError(f"{name}: expected a state dict (names to tensors), got {kind}; save model.state_dict()")
     if bad := [key for key, value in loaded.items() if not isinstance(value, Tensor)]:
         raise CheckpointError(
             f"{name}: expected a state dict (names to tensors), but {shown(bad)} are not tensors; "
-            "save model.state_dict()"
+            "save model.state_dict(), or pass {step: torch.load(file)[key]} where it lies under one of these"
         )
     return dict(loaded)
 

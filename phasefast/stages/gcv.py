@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -22,12 +22,13 @@ from ..choosing import (
     SIGNS,
     SMALL,
     SPREAD,
+    LeftOut,
     checked,
     column_errors,
     least_error,
-    left_out_ratios,
     paired,
     per_unit,
+    signs,
 )
 from ..dense import Factor, converted_rows, empty, fetched
 from ..systems import Penalties, PenaltyChoice, System, eigen_path, factor_path, solve_eigen
@@ -169,6 +170,7 @@ class _Scan:
         self._known: dict[int, tuple[Tensor, Tensor]] = {}
         self._left: dict[int, float] = {}
         self._solved: dict[int, Tensor] = {}
+        self._left_out: dict[int, LeftOut] = {}
 
     @cached_property
     def _sizes(self) -> list[Tensor]:
@@ -184,7 +186,7 @@ class _Scan:
     @cached_property
     def _with_signs(self) -> Tensor:
         cross = self.system.cross
-        return torch.cat([cross, _signs(len(cross)).to(cross)], 1)
+        return torch.cat([cross, signs(len(cross)).to(cross)], 1)
 
     def keep(self, indices: Collection[int]) -> None:
         """Drop the factors of all other penalties."""
@@ -239,14 +241,16 @@ class _Scan:
                 return torch.ones_like(self._known[index][0], device=self.path.device)
             self._solved[index], self.factors[index] = solved[0], factor
 
-        def leverages(rows: Tensor) -> Tensor:
-            if index in self.factors:
-                return self.factors[index].halve(rows.mT).square_().sum(0, dtype=torch.float64)
+        if most not in self._left_out:
+            self._left_out = {most: LeftOut(self.cell, system, self.targets, most)}
+        some = self._left_out[most]
+        if index in self.factors:  # by the inverse, which the solution needs too
+            leverages = (some.rows @ self.factors[index].inverse_root.mT).square_().sum(1, dtype=torch.float64)
+        else:
             values, basis = system.eigenvectors
-            return (rows @ basis).double().square_() @ (1 / (values.double() + self.path[index]))
-
+            leverages = (some.rows @ basis).double().square_() @ (1 / (values.double() + self.path[index]))
         share, unknown = self._left[index] / self.rows, float(self._unknown(self._sizes[0][index]))
-        return left_out_ratios(self.cell, system, self._solved[index], self.targets, leverages, share, most, unknown)
+        return some.ratios(self._solved[index], leverages, share, unknown)
 
     def _unknown(self, penalties: Tensor) -> Tensor:
         """Below that, what rows or all of them keep of their errors [L] may be rounding."""
@@ -363,12 +367,6 @@ class _Scan:
             (left > self._unknown(penalties))[:, None], residuals * (self.rows / left[:, None]) ** 2, math.inf
         )
         return residuals, errors.nan_to_num(math.inf, math.inf)
-
-
-@lru_cache(maxsize=8)
-def _signs(dim: int) -> Tensor:
-    """[d, SIGNS] float64 on the CPU, the same for every checkpoint."""
-    return 2.0 * torch.randint(0, 2, (dim, SIGNS), generator=torch.Generator().manual_seed(0)).double() - 1.0
 
 
 def _column_sums(solved: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:
