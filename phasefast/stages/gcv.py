@@ -244,8 +244,8 @@ class _Scan:
         if most not in self._left_out:
             self._left_out = {most: LeftOut(self.cell, system, self.targets, most)}
         some = self._left_out[most]
-        if index in self.factors:  # by the inverse, which the solution needs too
-            leverages = (some.rows @ self.factors[index].inverse_root.mT).square_().sum(1, dtype=torch.float64)
+        if index in self.factors:
+            leverages = self.factors[index].halve(some.rows.mT).square_().sum(0, dtype=torch.float64)
         else:
             values, basis = system.eigenvectors
             leverages = (some.rows @ basis).double().square_() @ (1 / (values.double() + self.path[index]))
