@@ -86,10 +86,8 @@ class ProbeColumns:
         """Args: means: of the columns that each probe combines, float64."""
         mean = torch.cat([own @ probe.directions for own, probe in zip(means, probes, strict=True)])
         # Few columns are stored as rows, like all of them.
-        fit, heldout = (
-            torch.cat([part.mT for part in parts]).mT
-            for parts in ([probe.fit for probe in probes], [probe.heldout for probe in probes])
-        )
+        fit = torch.cat([probe.fit.mT for probe in probes]).mT
+        heldout = torch.cat([probe.heldout.mT for probe in probes]).mT
         return cls(mean, fit, heldout, (fit - mean).square().sum(0))
 
 
@@ -356,12 +354,9 @@ def phase_notes(cells: Sequence[CellPhases], most: int = 4) -> list[str]:
         for cell in sorted(cells, key=lambda cell: bool(cell.phases))
         if cell.why
     ]
-    left = len(reasons) - most
-    return [
-        *notes,
-        *reasons[:most],
-        *([f"and {left} more: the report's cells, and phases.json, have the reasons"] if left > 0 else []),
-    ]
+    if (left := len(reasons) - most) > 0:
+        reasons[most:] = [f"and {left} more: the report's cells, and phases.json, have the reasons"]
+    return notes + reasons
 
 
 @dataclass(frozen=True, repr=False)
