@@ -173,15 +173,15 @@ class Engine:
 
     def measure(self, step: int) -> Scores:
         """Scores of the model as it is now, labelled ``step``. The model is left exactly as it was found."""
-        start = time.perf_counter()
-        weights = state_hash(self.model.state_dict())
         scores: list[Score] = []
-        with self._workspace, self._prepared() as groups:
-            for index, group in enumerate(groups):
-                cells, outputs = self._capture(group)
-                if index == 0 and self.label is not None:
-                    scores += self._model_scores(outputs, self.label)
-                scores += score_cells(cells, self.targets, self.method)
+        with _MEASURING:
+            start, weights = time.perf_counter(), state_hash(self.model.state_dict())
+            with self._workspace, self._prepared() as groups:
+                for index, group in enumerate(groups):
+                    cells, outputs = self._capture(group)
+                    if index == 0 and self.label is not None:
+                        scores += self._model_scores(outputs, self.label)
+                    scores += score_cells(cells, self.targets, self.method)
         if not self._measured and all(score.bounds is None for score in scores):
             self._say_that_all_is_exact(step)
         self._measured = True

@@ -77,16 +77,16 @@ def write_step(directory: str | Path, scores: Scores, config_hash: str, settings
     """
     folder, shards = prepare_store(directory), list_shards(directory)
     kept = _settings_file(folder, config_hash)
-    for other in folder.glob("settings-*.json"):
-        if other == kept:
-            continue
-        if shards:
-            found = other.stem.removeprefix("settings-")
+    others = [path for path in folder.glob("settings-*.json") if path != kept]
+    for path in shards.values() if others else ():
+        (found,) = read_shard(path).values_of("config_hash")
+        if found != config_hash:
             raise StoreError(
                 f"{directory}: another job stores scores there{_difference(folder, found, settings)}; give each its "
                 "own out= (--out)"
             )
-        remove_file(other)  # of a run that stored nothing
+    for path in others:  # of jobs that stored nothing
+        remove_file(path)
     (step,) = scores.steps
     if step in shards:
         check_weights(read_shard(shards[step]), "state_hash", scores.values_of("state_hash")[0])
@@ -148,6 +148,6 @@ def check_weights(stored: Scores, column: str, expected: str) -> None:
 def remove_file(path: Path) -> None:
     """Delete a file that an earlier run left; StoreError names it where that fails."""
     try:
-        path.unlink()
+        path.unlink(missing_ok=True)
     except OSError as error:
         raise StoreError(f"cannot remove {path} of earlier scores: {error}; choose another directory") from error

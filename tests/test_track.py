@@ -161,6 +161,22 @@ def test_two_trackers_that_write_into_one_directory_are_told(probe_set: pf.Probe
     assert pf.read_scores(tmp_path / "run").steps == [0, 1]
 
 
+def test_settings_of_a_job_that_stored_nothing_stop_nobody(probe_set: pf.ProbeSet, tmp_path: Path) -> None:
+    tracker = pf.PhaseTracker(SmallNet(), probe_set, layers=["hidden"], out=tmp_path, on_error="raise")
+    stale = tmp_path / "scores/settings-0123456789abcdef.json"
+    for step in (0, 1):
+        stale.write_text("{}", encoding="utf-8")
+        tracker.step(step)
+        assert not stale.exists()
+
+
+def test_threads_share_a_tracker(net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path) -> None:
+    tracker = pf.PhaseTracker(net, probe_set, layers=["hidden"], out=None, on_error="raise")
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda step: tracker.step(step, force=True), range(6)))
+    assert len({each.values_of("state_hash")[0] for each in found if each is not None}) == 1
+
+
 def test_threads_measure_one_model_in_turn(net: SmallNet, probe_set: pf.ProbeSet) -> None:
     net.train()
     before = {name: value.clone() for name, value in net.state_dict().items()}

@@ -103,10 +103,11 @@ def _left_out(scan: _Scan, first: Tensor, stride: int) -> tuple[Tensor, Tensor, 
             error = scan.error(torch.full_like(first, index)) * fetched(scan.misled_by(index, LEFT_OUT))[0]
             better = (error < least) | ((error == least) & error.isfinite() & (index > best))
             best, least = torch.where(better, index, best), torch.where(better, error, least)
-            unknown += [index] * bool(error.isinf().any())
-            scan.keep(scan.factors if scan.at_once else best.tolist())
-            if int((best - index).abs().min()) > stride:  # it has risen for more than a decade
-                break
+            unknown += [index] * (not bool(error.isfinite().all()))
+            if not scan.at_once:
+                scan.keep(best.tolist())
+                if int((best - index).abs().min()) > stride:  # it has risen for more than a decade
+                    break
     return best, least, not set(unknown).isdisjoint((best - 1).tolist())
 
 
@@ -215,7 +216,7 @@ class _Scan:
 
     def eigen_errors(self) -> Tensor:
         """[L, u] of all penalties, from one eigendecomposition."""
-        values, found = self.system.eigenvectors[0].double(), []
+        self.at_once, values, found = True, self.system.eigenvectors[0].double(), list[Tensor]()
         rounding = 0.0 if self.system.dtype == torch.float64 else torch.finfo(self.system.dtype).eps * values.max()
         for index, path in enumerate(self.path.split(1)):
             weights, info = eigen_path(self.system, self.system.cross, path)
@@ -237,10 +238,13 @@ class _Scan:
         system = self.system
         if index not in self._solved:  # its factor serves the solution too
             solved, (factor,), info = factor_path(system, system.cross, self.path[index : index + 1])
-            if bool(info[0]):
+            if not bool(info[0]):
+                self._solved[index], self.factors[index] = solved[0], factor
+            elif system.dtype == torch.float64:
+                solution = solve_eigen(system, system.cross, float(self._sizes[0][index]))
+                self._solved[index], self._left[index] = solution.weights, self.rows - solution.facts.dof
+            else:
                 return torch.ones_like(self._known[index][0], device=self.path.device)
-            self._solved[index], self.factors[index] = solved[0], factor
-
         if most not in self._left_out:
             self._left_out = {most: LeftOut(self.cell, system, self.targets, most)}
         some = self._left_out[most]
@@ -274,10 +278,8 @@ class _Scan:
             failed, errors, rises = self._of_factors(some, path, solved, factors, info, slopes)
             for place, (index, bad) in enumerate(zip(some, failed, strict=True)):
                 if not bad:
-                    self.factors[index], self._solved[index] = (
-                        factors[place],
-                        solved[place, :, : self.system.cross.shape[1]],
-                    )
+                    self.factors[index] = factors[place]
+                    self._solved[index] = solved[place, :, : self.system.cross.shape[1]]
                 self._known[index] = self._without(index) if bad else (errors[place], rises[place])
 
     def _of_factors(

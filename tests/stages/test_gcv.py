@@ -311,6 +311,15 @@ def test_rows_are_left_out_where_their_leverage_misleads(monkeypatch, n: int, d:
     assert better >= (3 if dtype == F64 else 0)
 
 
+@pytest.mark.parametrize("alphas", [(0.0, 1e-3, 1.0), (1e-17, 1e-16, 1e-15, 1e-3, 0.1)])
+def test_rows_are_left_out_of_a_matrix_without_a_factor_too(alphas: tuple[float, ...]) -> None:
+    cell, targets, columns = uneven(0, 200, 30)
+    again = captured(torch.cat([cell.fit, cell.fit[:, :10]], 1), cell.heldout[:, :1].expand(-1, 40), (0, 200))
+    truth = left_out(again, columns, tuple(max(alpha, 1e-13) for alpha in alphas))
+    choice = chosen(again, targets, alphas, F64)
+    assert truth[int(choice.indices[0])] <= 1.02 * truth.min()
+
+
 def test_looking_at_some_rows_estimates_what_all_would_tell() -> None:
     cell, targets, columns = uneven(1, 3000, 40)
     (statistics,) = accumulate([cell], targets, F64, with_folds=False)
