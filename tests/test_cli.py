@@ -285,7 +285,7 @@ def test_only_some_layers_and_targets_are_shown_and_all_are_written(command: str
 def test_one_of_several_runs_is_chosen(command: str, tmp_path: Path) -> None:
     seeds = [make_scores([f"fc{i}"], log2_steps(6)).with_column("run", f"seed{i}") for i in (1, 2)]
     directory = write_run(tmp_path / "both", Scores.concat(seeds))
-    assert "choose one of seed1, seed2 with run= or --run" in fails(command, directory)
+    assert "choose one of 'seed1', 'seed2' with run= or --run" in fails(command, directory)
     output = invoke(command, directory, "--run", "seed2").stdout
     assert "fc2" in output
     assert "fc1" not in output
