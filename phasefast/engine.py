@@ -61,7 +61,7 @@ class ProbeOptions(TypedDict, total=False):
     """What :func:`phasefast.probe`, :func:`phasefast.sweep` and :class:`phasefast.PhaseTracker` have in common.
 
     Attributes:
-        layers: globs over ``named_modules()``; the model's direct children by default.
+        layers: globs over ``named_modules()``, after ``!`` of those left out; the model's direct children by default.
         targets: what is decoded; by default the input, where it is floating-point, and the label, where there is one.
         alphas: ridge penalties relative to the mean diagonal of the Gram matrix; one per target is chosen on
             the fit rows, see ``selection``; ``[a]`` forces one. The decades from 1e-6 to 100 by default.
@@ -204,7 +204,8 @@ class Engine:
                 except RuntimeError as error:  # the model's own
                     error.add_note(
                         f"The model was given samples of shape {tuple(first.shape[1:])}, {first.dtype}: does the probe "
-                        "set hold what it takes? Images are numbers such as x.float() / 255."
+                        "set hold what it takes? Images are numbers such as x.float() / 255. A model of several inputs is "
+                        "wrapped in a module that makes them from one tensor."
                     )
                     raise
             fix_random_state(self.device)

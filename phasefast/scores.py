@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterable, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 
 from .errors import ArgumentError, DependencyError, LayerError, PhasefastError, StoreError
 from .files import replacing
+from .globs import chosen, idle
 from .listing import listing
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class Scores:
     def select(self, layers: Sequence[str] | None = None, targets: Sequence[str] | None = None) -> Scores:
         """Rows of the layers and targets whose names match a glob, with the model's own of those targets; None for all.
 
-        The pattern ``"model"`` alone gives no rows but these.
+        The pattern ``"model"`` alone gives no rows but these. What matches a glob that begins with ``!`` is left out.
 
         Raises:
             LayerError, ArgumentError: a pattern matches no layer or no target, or no layer has such a target.
@@ -207,10 +207,9 @@ class Scores:
 
 def _matching(names: list[str], patterns: Sequence[str] | None, what: str, error: type[PhasefastError]) -> list[str]:
     """Those of ``names`` that match a pattern; ``error`` names a pattern that matches none."""
-    for pattern in patterns or ():
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise error(f"{what} pattern {pattern!r} matches nothing in the scores; they have {names}")
-    return [name for name in names if patterns is None or any(fnmatchcase(name, pattern) for pattern in patterns)]
+    if (pattern := idle(names, patterns or ())) is not None:
+        raise error(f"{what} pattern {pattern!r} matches nothing in the scores; they have {names}")
+    return names if patterns is None else chosen(names, patterns)
 
 
 def store_folder(directory: str | Path) -> Path:

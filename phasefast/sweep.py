@@ -11,7 +11,7 @@ from typing import Any, Unpack
 
 from torch import nn
 
-from .checkpoints import file_hash, is_there, load_into, order_checkpoints, read_ahead, read_state_dict, state_hash
+from .checkpoints import Reader, is_there, load_into, order_checkpoints, read_ahead, state_hash
 from .checkpoints.sources import Source
 from .engine import Engine, ProbeOptions
 from .errors import LASTING, PASSING, ArgumentError, CheckpointError, PhasefastError, StoreError, SweepError
@@ -33,6 +33,7 @@ def sweep(
     run: str = "run",
     overwrite: bool = False,
     weights_only: bool = True,
+    key: str | None = None,
     shard: tuple[int, int] | None = None,
     **options: Unpack[ProbeOptions],
 ) -> Scores:
@@ -45,6 +46,7 @@ def sweep(
         out: directory whose ``scores/`` gets one Parquet shard per step, whole or not at all, and ``cache/`` what later
             sweeps of the same data and targets need not make again.
         run: label of the rows. weights_only: see ``torch.load``.
+        key: under which key, or prefix of names, checkpoints keep the weights, where there are several: ``"ema"``.
         overwrite: start over, removing the scores in ``out``, their ``phases.json`` and pictures.
         shard: ``(i, n)``: only every n-th checkpoint, from the i-th on (0 to n - 1). Jobs with the same ``out`` share a
             sweep so, of the same list, and may be started again with another n.
@@ -62,7 +64,7 @@ def sweep(
     ordered = _share(order_checkpoints(checkpoints), shard)
     if shard is not None and overwrite:
         raise ArgumentError("overwrite=True with shard=: it would remove what other shards write; empty out= instead")
-    sweeper = Sweeper(model, probe_set, out, run=run, overwrite=overwrite, weights_only=weights_only, **options)
+    sweeper = Sweeper(model, probe_set, out, run=run, overwrite=overwrite, reader=Reader(weights_only, key), **options)
     failures = sweeper.measure(ordered)
     scores = sweeper.scores(ordered.keys())
     if failures:
@@ -80,7 +82,7 @@ class Sweeper:
     """Measures checkpoints that ``out`` does not hold yet; targets, layers and plan are made once.
 
     Args:
-        model, probe_set, out, run, overwrite, weights_only, **options: as for :func:`sweep`.
+        model, probe_set, out, run, overwrite, **options: as for :func:`sweep`. reader: of the checkpoints.
     """
 
     def __init__(
@@ -91,10 +93,10 @@ class Sweeper:
         *,
         run: str = "run",
         overwrite: bool = False,
-        weights_only: bool = True,
+        reader: Reader,
         **options: Any,
     ) -> None:
-        self._engine, self._out, self._weights_only = Engine(model, probe_set, run, out, **options), out, weights_only
+        self._engine, self._out, self._reader = Engine(model, probe_set, run, out, **options), out, reader
         self._done = open_store(out, self._engine.config_hash, self._engine.settings, overwrite)
         self._measured = False
 
@@ -121,10 +123,10 @@ class Sweeper:
         try:
             for step in ordered.keys() - todo.keys():
                 try:
-                    _check_same(self._done[step], ordered[step], model, self._weights_only)
+                    _check_same(self._done[step], ordered[step], model, self._reader)
                 except CheckpointError as error:
                     failures[step] = error
-            ahead = read_ahead(todo, self._engine.device, weights_only=self._weights_only)
+            ahead = read_ahead(todo, self._engine.device, self._reader)
             with (
                 on_device(model, self._engine.device),
                 progress("sweeping", len(todo), "checkpoints") as update,
@@ -181,12 +183,12 @@ def _name(step: int, source: Source) -> str:
     return f"step {step}" if isinstance(source, Mapping) else os.fspath(source)
 
 
-def _check_same(stored: Scores, source: Source, model: nn.Module, weights_only: bool) -> None:
+def _check_same(stored: Scores, source: Source, model: nn.Module, reader: Reader) -> None:
     """Stored scores must be of this checkpoint: compare files without loading them, else the weights once loaded."""
     if not isinstance(source, Mapping) and not is_there(source):
         return  # measured, and deleted since to save space
     if not isinstance(source, Mapping) and stored.values_of("source_hash") != ["none"]:
-        check_weights(stored, "source_hash", file_hash(source))
+        check_weights(stored, "source_hash", str(reader.fingerprint(source)))
     else:
-        load_into(model, read_state_dict(source, weights_only=weights_only), _name(stored.steps[0], source))
+        load_into(model, reader.read(source), _name(stored.steps[0], source))
         check_weights(stored, "state_hash", state_hash(model.state_dict()))

@@ -23,12 +23,23 @@ def is_log2_step(step: int) -> bool:
     return step & (step - 1) == 0
 
 
+def _checked_steps(steps: Iterable[int]) -> frozenset[int]:
+    try:
+        found = frozenset(map(operator.index, steps))
+    except TypeError as error:
+        raise ArgumentError(f"steps: expected integers, {error}") from error
+    if found and min(found) < 0:
+        raise ArgumentError(f"steps: expected numbers of updates, >= 0, got {min(found)}")
+    return found
+
+
 class PhaseTracker:
     """Call ``step(i)`` once per training step, with ``i`` updates done; it measures at some of them.
 
     Args:
         model: the model in training; left exactly as found by each measurement.
-        probe_set: the samples. steps: ``"log2"`` (0, 1, 2, 4, ...) or the steps to measure at.
+        probe_set: the samples. steps: ``"log2"`` (0, 1, 2, 4, ...) or the steps to measure at, none for
+            those of ``force=True`` alone.
         out: directory whose ``scores/`` gets one Parquet shard per step, and ``cache/`` what later runs on the
             same data and targets need not make again; None keeps all in memory only. Each training needs its own.
         run: label of the rows.
@@ -59,10 +70,10 @@ class PhaseTracker:
     ) -> None:
         if steps != "log2" if isinstance(steps, str) else not isinstance(steps, Iterable):
             raise ArgumentError(f"steps: expected 'log2' or a collection of integers, got {steps!r}")
+        self._steps = None if isinstance(steps, str) else _checked_steps(steps)
         if on_error not in ("warn", "raise"):
             raise ArgumentError(f"on_error: expected 'warn' or 'raise', got {on_error!r}")
         self._engine = Engine(model, probe_set, run, out, **options)
-        self._steps = None if isinstance(steps, str) else frozenset(map(int, steps))
         self._out, self._on_error = out, on_error
         self.seconds = 0.0
         self._start: int | None = None

@@ -12,7 +12,7 @@ from typing import Unpack
 
 from torch import nn
 
-from .checkpoints import find_checkpoints, weights_files
+from .checkpoints import Reader, find_checkpoints, weights_files
 from .engine import ProbeOptions
 from .errors import ArgumentError, CheckpointError
 from .notices import warn
@@ -33,6 +33,7 @@ def watch(
     every: float = 60.0,
     run: str = "run",
     weights_only: bool = True,
+    key: str | None = None,
     **options: Unpack[ProbeOptions],
 ) -> Iterator[Scores]:
     """Sweep a folder again and again; yields all scores so far whenever it has measured new ones, and at first.
@@ -43,7 +44,7 @@ def watch(
 
     Args:
         folder: of checkpoints; may be empty still. every: seconds between two looks.
-        model, probe_set, out, run, weights_only, **options: as for :func:`phasefast.sweep`.
+        model, probe_set, out, run, weights_only, key, **options: as for :func:`phasefast.sweep`.
 
     Raises:
         CheckpointError: there is no such folder, or a step is there twice; later on that is a warning.
@@ -53,7 +54,7 @@ def watch(
         raise ArgumentError(f"every: expected seconds >= 0, got {every}")
     if not Path(folder).is_dir():
         raise CheckpointError(f"{folder}: expected a folder to watch; make it first")
-    sweeper = Sweeper(model, probe_set, out, run=run, weights_only=weights_only, **options)
+    sweeper = Sweeper(model, probe_set, out, run=run, reader=Reader(weights_only, key), **options)
     return _rounds(sweeper, folder, every)
 
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "phasefast"
 OPS = ("capture", "gram", "residual", "ridge_solve")
 LEVELS = (
-    ("types", "errors", "files", "notices", "progress", "listing", "timeline", "workspace"),
+    ("types", "errors", "files", "globs", "notices", "progress", "listing", "timeline", "workspace"),
     ("scores",),
     ("ops",),
     ("dense", "isometry", "target_cache", "valley"),

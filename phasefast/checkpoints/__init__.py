@@ -4,11 +4,12 @@ from .ahead import read_ahead
 from .fingerprint import file_hash, state_hash
 from .loading import load_into
 from .ordering import find_checkpoints, order_checkpoints
-from .reading import read_state_dict
+from .reading import Reader, read_state_dict
 from .sources import is_there, weights_files
 from .steps import parse_step
 
 __all__ = [
+    "Reader",
     "file_hash",
     "find_checkpoints",
     "is_there",

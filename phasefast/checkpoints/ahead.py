@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UnreadableError
-from .fingerprint import file_hash
-from .reading import read_state_dict
+from .reading import Reader
 from .sources import Source
 
 State = dict[str, Tensor]
@@ -19,11 +18,11 @@ Read = tuple[State, str | None]
 
 
 def read_ahead(
-    sources: Mapping[int, Source], device: torch.device, *, weights_only: bool = True
+    sources: Mapping[int, Source], device: torch.device, reader: Reader
 ) -> Generator[tuple[int, Callable[[], Read]]]:
     """Each step with a function that gives its state dict, on ``device``; one more is read and copied meanwhile.
 
-    The function also gives the :func:`file_hash` of the checkpoint as it was read, None for a mapping. It raises the
+    The function also gives the reader's fingerprint of the checkpoint as it was read, None for a mapping. It raises the
     CheckpointError of a checkpoint that cannot be read, or that was written again meanwhile.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="phasefast-read") as pool:
@@ -32,7 +31,7 @@ def read_ahead(
         try:
             while True:
                 for step, source in itertools.islice(steps, 2 - len(pending)):
-                    pending.append((step, pool.submit(_read, source, device, weights_only)))
+                    pending.append((step, pool.submit(_read, source, device, reader)))
                 if not pending:
                     return
                 step, future = pending.pop(0)
@@ -42,10 +41,10 @@ def read_ahead(
             raise
 
 
-def _read(source: Source, device: torch.device, weights_only: bool) -> Read:
-    before = _hash(source)
-    state = read_state_dict(source, weights_only=weights_only)
-    if _hash(source) != before:
+def _read(source: Source, device: torch.device, reader: Reader) -> Read:
+    before = reader.fingerprint(source)
+    state = reader.read(source)
+    if reader.fingerprint(source) != before:
         raise UnreadableError(f"{source}: changed while it was read; sweep again once it is written")
     if device.type == "cuda":
         stream = torch.cuda.Stream(device)
@@ -53,10 +52,6 @@ def _read(source: Source, device: torch.device, weights_only: bool) -> Read:
             state = {name: _pinned(value).to(device, non_blocking=True) for name, value in state.items()}
         stream.synchronize()
     return state, before
-
-
-def _hash(source: Source) -> str | None:
-    return None if isinstance(source, Mapping) else file_hash(source)
 
 
 def _pinned(tensor: Tensor) -> Tensor:

@@ -57,6 +57,11 @@ def file_hash(path: str | os.PathLike[str]) -> str:
     return hashlib.blake2b(listed.encode(), digest_size=8).hexdigest()
 
 
+def salted(found: str, key: str | None) -> str:
+    """The hash of a file of which the weights under a key are read."""
+    return found if key is None else hashlib.blake2b(f"{found}:{key}".encode(), digest_size=8).hexdigest()
+
+
 def _of_file(path: Path) -> str:
     """Hash of a file's size, head and tail, and of samples between them."""
     digest = hashlib.blake2b(digest_size=8)

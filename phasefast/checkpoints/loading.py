@@ -59,7 +59,7 @@ def _prefix(state: Mapping[str, Tensor], own: Mapping[str, Any], name: str) -> s
     if len(fitting) > 1:
         raise CheckpointError(
             f"{name}: expected the model's keys under one prefix, they are under each of {shown(fitting)}; "
-            "give {step: state dict} with those of one"
+            "give key= (--key), one of these, or {step: state dict}"
         )
     return fitting[0] if fitting else max(counts, key=lambda prefix: counts[prefix], default="")
 

@@ -3,28 +3,50 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ..errors import CheckpointError, UnreadableError
+from .fingerprint import file_hash, salted
 from .index import INDEX, read_index
 from .messages import shown
 from .safetensors_files import read_safetensors
-from .sources import DISTRIBUTED, NESTED, SAFETENSORS, Source, entry_of
+from .sources import BESIDE, DISTRIBUTED, NESTED, SAFETENSORS, Source, entry_of
 from .torch_files import read_torch_file
 
 _DEPTH = 8  # of a mapping under such keys, which may hold itself
+_BESIDE = re.compile(BESIDE)
 
 
-def read_state_dict(source: Source, *, weights_only: bool = True) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class Reader:
+    """How the checkpoints of a sweep are read; see :func:`read_state_dict`."""
+
+    weights_only: bool = True
+    key: str | None = None
+
+    def read(self, source: Source) -> dict[str, Tensor]:
+        """The state dict in ``source``; CheckpointError as of :func:`read_state_dict`."""
+        return read_state_dict(source, weights_only=self.weights_only, key=self.key)
+
+    def fingerprint(self, source: Source) -> str | None:
+        """Hash of the file or folder, and of the key: other weights of the same file are others. None for a mapping."""
+        return None if isinstance(source, Mapping) else salted(file_hash(source), self.key)
+
+
+def read_state_dict(source: Source, *, weights_only: bool = True, key: str | None = None) -> dict[str, Tensor]:
     """The state dict in a file, a folder or a mapping.
 
     Args:
-        source: a state dict, or the path of a file or folder of one, alone or under ``state_dict`` or ``model``.
+        source: a state dict, or the path of a file or folder of one, alone, under ``state_dict``, ``model_state_dict``
+            or ``model``, or as the only mapping from names to tensors beside other things.
         weights_only: False also unpickles arbitrary objects, which can run code: only for files you trust.
+        key: under which of several the weights are, such as ``"ema"`` or ``"ema.module"``; a prefix of names too.
 
     Raises:
         CheckpointError: missing, incomplete, untrusted, or not a state dict; names the file.
@@ -32,24 +54,57 @@ def read_state_dict(source: Source, *, weights_only: bool = True) -> dict[str, T
     """
     name = "the given mapping" if isinstance(source, Mapping) else os.fspath(source)
     loaded: Any = source if isinstance(source, Mapping) else _read(entry_of(source), weights_only)
+    if key is not None:
+        whole = loaded
+        if (loaded := _under(whole, key.rstrip("."), _DEPTH)) is None:
+            there = shown(map(str, whole)) if isinstance(whole, Mapping) else type(whole).__name__
+            raise CheckpointError(f"{name}: expected weights under the key {key!r} (key=, --key), got {there}")
     for _ in range(_DEPTH):
         if nested := _nested(loaded):
             loaded = loaded[nested]
     if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(key, str) for key in loaded):
         kind = type(loaded).__name__ if loaded or not isinstance(loaded, Mapping) else "an empty one"
         raise CheckpointError(f"{name}: expected a state dict (names to tensors), got {kind}; save model.state_dict()")
-    if bad := [key for key, value in loaded.items() if not isinstance(value, Tensor)]:
+    if bad := [entry for entry, value in loaded.items() if not isinstance(value, Tensor)]:
+        under = f"give key= (--key), one of {shown(found)}" if (found := _states(loaded)) else "save model.state_dict()"
         raise CheckpointError(
-            f"{name}: expected a state dict (names to tensors), but {shown(bad)} are not tensors; "
-            "save model.state_dict(), or pass {step: torch.load(file)[key]} where it lies under one of these"
+            f"{name}: expected a state dict (names to tensors), but {shown(bad)} are not tensors; {under}"
         )
     return dict(loaded)
 
 
 def _nested(loaded: Any) -> str | None:
-    """The key under which a checkpoint keeps its weights beside other things, if it does."""
-    found = NESTED if isinstance(loaded, Mapping) else ()
-    return next((key for key in found if isinstance(loaded.get(key), Mapping)), None)
+    """The key under which a checkpoint keeps its weights beside other things, if it does and there is but one."""
+    if not isinstance(loaded, Mapping):
+        return None
+    known, states = [key for key in NESTED if isinstance(loaded.get(key), Mapping)], _states(loaded)
+    return known[0] if known else states[0] if len(states) == 1 else None
+
+
+def _states(loaded: Mapping[Any, Any]) -> list[str]:
+    """The keys of mappings from names to tensors, but of those that are no weights by their names."""
+    return [
+        key
+        for key, value in loaded.items()
+        if isinstance(key, str)
+        and isinstance(value, Mapping)
+        and value
+        and all(isinstance(name, str) and isinstance(each, Tensor) for name, each in value.items())
+        and not _BESIDE.fullmatch(key)
+    ]
+
+
+def _under(loaded: Any, key: str, depth: int) -> Any:
+    """What lies under a key, or has names that begin with it, itself or in what keeps weights; None if nothing does."""
+    if not isinstance(loaded, Mapping) or not depth:
+        return None
+    if isinstance(loaded.get(key), Mapping):
+        return loaded[key]
+    start, (first, _, rest) = f"{key}.", key.partition(".")
+    named = {name[len(start) :]: value for name, value in loaded.items() if str(name).startswith(start)}
+    inside = [(loaded.get(first), rest)] * bool(rest) + [(loaded.get(each), key) for each in NESTED]
+    found = (_under(each, part, depth - 1) for each, part in inside)
+    return named or next((each for each in found if each is not None), None)
 
 
 def _read(entry: Path, weights_only: bool) -> Any:

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ArgumentError
 from ..planning import plan
@@ -40,22 +40,22 @@ def layers(
         list[str] | None, typer.Option("--pattern", help="Glob of names; may be given more than once.")
     ] = None,
 ) -> None:
-    """List the modules of a model that can be probed; * marks those that are probed by default, or match."""
+    """List the modules of a model; * marks those that are probed by default, or match."""
     network = load_model(model)
     chosen = set(select_layers(network, pattern))
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("")
     table.add_column("layer", overflow="fold")
     table.add_column("class", overflow="fold")
-    for name, module in network.named_modules():
-        if name and (pattern is None or name in chosen):
+    # Containers are never called themselves.
+    modules = [(n, m) for n, m in network.named_modules() if n and not isinstance(m, (nn.ModuleList, nn.ModuleDict))]
+    for name, module in modules:
+        if pattern is None or name in chosen:
             table.add_row("*" if name in chosen else "", Text(name), Text(type(module).__name__))
     console = Console()
     console.print(table)
     marked = "match" if pattern else "are probed by default"
-    console.print(
-        f"{len(chosen)} of {sum(1 for name, _ in network.named_modules() if name)} modules {marked}", highlight=False
-    )
+    console.print(f"{len(chosen.intersection(dict(modules)))} of {len(modules)} modules {marked}", highlight=False)
 
 
 @app.command("plan")

@@ -74,6 +74,9 @@ def sweep_command(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Of the forward passes.")] = None,
     memory: Memory = None,
     device: Device = None,
+    key: Annotated[
+        str | None, typer.Option(help="Key or prefix under which checkpoints keep the weights, such as ema.")
+    ] = None,
     shard: Annotated[
         str | None, typer.Option(help="i/n: every n-th checkpoint from the i-th on, from 0; torchrun's by default.")
     ] = None,
@@ -98,7 +101,7 @@ def sweep_command(
         raise ArgumentError("--watch goes on alone and from what is there: leave out --shard, torchrun and --overwrite")
     samples = load_probe_set(probe_set)
     options["targets"] = load_targets(target, samples) if target else None
-    inputs = load_model(model), checkpoints, samples
+    inputs, options["key"] = (load_model(model), checkpoints, samples), key
     console = Console()
     if watch_every is None:
         found = sweep(*inputs, out=out, run=run, overwrite=overwrite, weights_only=not trust, shard=share, **options)

@@ -73,15 +73,20 @@ def discover_layers(
 
     Args:
         names: names of modules. batch: [b, ...]. A module called k times gives k layers: ``relu``, ``relu:1``, ...
-        given: names that the user gave; others whose hooks never fire are left out, with a warning.
+        given: names that the user gave; others that cannot be probed are left out, with a warning.
 
     Raises:
-        LayerError: a given hook never fires, or none does, or an output cannot be made into rows.
+        LayerError: a given hook never fires, or its output cannot be made into rows; or so with all of them.
     """
     found: dict[str, list[Layer]] = {name: [] for name in names}
+    unusable: dict[str, LayerError] = {}
 
     def record(name: str, call: int, output: Any) -> None:
-        x, pool = _as_cell(name, output, len(batch), options)
+        try:
+            x, pool = _as_cell(name, output, len(batch), options)
+        except LayerError as error:
+            unusable.setdefault(name, error)
+            return
         shape = (x.shape[1], *(pool for _ in x.shape[2:])) if pool else x.shape[1:]
         dim = int(torch.Size(shape).numel())
         found[name].append(Layer(name if call == 0 else f"{name}:{call}", name, call, dim))
@@ -89,7 +94,12 @@ def discover_layers(
     with _hooks(model, names, record) as reset:
         reset()
         model(batch)
-    silent = [name for name, layers in found.items() if not layers]
+    usable = [name for name in names if name not in unusable]
+    silent = [name for name in usable if not found[name]]
+    if wrong := list(unusable) if len(silent) == len(usable) else [name for name in unusable if name in given]:
+        raise unusable[wrong[0]]
+    if unusable:
+        warn(f"layers: left out {len(unusable)}: " + "; ".join(map(str, unusable.values())))
     if lost := silent if len(silent) == len(found) else [name for name in silent if name in given]:
         raise LayerError(
             f"layer {lost[0]!r}: its forward hook never fired; the model does not call this module itself "
@@ -97,10 +107,7 @@ def discover_layers(
         )
     if silent:
         warn(f"layers: left out {silent}, whose forward hooks never fired (unused, or called through a function)")
-    for name, layers in found.items():
-        if layers and layers[0].dim == 0:
-            raise LayerError(f"layer {name!r}: expected at least one feature per row, got an empty output")
-    return [layer for name in names for layer in found[name]]
+    return [layer for name in usable for layer in found[name]]
 
 
 @stage("forward passes")
@@ -245,9 +252,9 @@ def _as_cell(name: str, output: Any, batch: int, options: RowOptions) -> tuple[T
     if not isinstance(output, Tensor) or not output.is_floating_point():
         kind = output.dtype if isinstance(output, Tensor) else type(output).__name__
         raise LayerError(f"layer {name!r}: expected a floating-point tensor as output, got {kind}")
-    if output.dim() < 2 or len(output) != batch:
+    if output.dim() < 2 or len(output) != batch or output.numel() == 0:
         raise LayerError(
-            f"layer {name!r}: expected an output of {batch} rows (one per sample), got shape {tuple(output.shape)}"
+            f"layer {name!r}: expected an output of {batch} rows (one per sample), none empty, got shape {tuple(output.shape)}"
         )
     if output.dim() == 3 and options.tokens == "cls":
         return output[:, 0], 0

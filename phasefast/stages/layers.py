@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 
 from torch import nn
 
 from ..errors import LayerError
+from ..globs import chosen, idle
 from ..scores import MODEL_LAYER
 
 
@@ -28,33 +28,34 @@ def select_layers(model: nn.Module, patterns: Sequence[str] | str | None = None)
 
     Args:
         patterns: fnmatch globs over ``named_modules()``; by default the model's direct children, with the members of a
-            ModuleList or ModuleDict in its place. ``"model"`` is the name of the model's own metrics: its parts stand
-            in for a module of that name.
+            ModuleList or ModuleDict in its place. What matches a glob that begins with ``!`` is left out of what the
+            others match, or of the default. ``"model"`` is the name of the model's own metrics: its parts stand in for
+            a module of that name.
 
     Raises:
-        LayerError: a pattern matches nothing; the message lists near misses.
+        LayerError: a pattern matches nothing, or nothing is left; the message lists near misses.
     """
+    default = _default_names(unwrap(model))
     if patterns is None:
-        names = _default_names(unwrap(model))
-        if not names:
+        if not default:
             raise LayerError(f"{type(model).__name__} has no submodules to probe")
-        return names
+        return default
+    patterns = [patterns] if isinstance(patterns, str) else patterns
     if wrong := [each for each in patterns if not isinstance(each, str)]:
         raise LayerError(f"layers: expected names or globs, got {type(wrong[0]).__name__}; see named_modules()")
-    available = [name for name, _ in unwrap(model).named_modules() if name]
-    chosen: set[str] = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        matched = [name for name in available if fnmatchcase(name, pattern) and name != MODEL_LAYER]
-        if pattern == MODEL_LAYER:
-            raise LayerError(f"layer {MODEL_LAYER!r}: the name of the model's own metrics; probe its parts: 'model.*'")
-        if not matched:
-            near = difflib.get_close_matches(pattern, available, n=5, cutoff=0.5)
-            named = f"closest: {near}" if near else f"the first of them: {available[:20]}"
-            raise LayerError(f"no layer matches {pattern!r} among {len(available)} module names; {named}")
-        chosen.update(matched)
-    if not chosen:
+    if not patterns:
         raise LayerError("layers: expected at least one pattern, got none")
-    return [name for name in available if name in chosen]
+    if MODEL_LAYER in patterns:
+        raise LayerError(f"layer {MODEL_LAYER!r}: the name of the model's own metrics; probe its parts: 'model.*'")
+    available = [name for name, _ in unwrap(model).named_modules() if name not in ("", MODEL_LAYER)]
+    if (pattern := idle(available, patterns)) is not None:
+        near = difflib.get_close_matches(pattern.lstrip("!"), available, n=5, cutoff=0.5)
+        named = f"closest: {near}" if near else f"the first of them: {available[:20]}"
+        raise LayerError(f"no layer matches {pattern!r} among {len(available)} module names; {named}")
+    names = chosen(available, patterns, default)
+    if not names:
+        raise LayerError(f"layers: {list(patterns)} leave no layer of {len(available)}")
+    return names
 
 
 def given_names(patterns: Sequence[str] | str | None) -> set[str]:

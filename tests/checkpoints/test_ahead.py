@@ -8,25 +8,28 @@ from pathlib import Path
 import pytest
 import torch
 
-from phasefast.checkpoints import ahead, file_hash, read_ahead, read_state_dict
+from phasefast.checkpoints import Reader, file_hash, read_ahead
+from phasefast.checkpoints.sources import Source
 from phasefast.errors import CheckpointError
 
 CPU = torch.device("cpu")
 
 
-def test_the_next_one_is_read_meanwhile_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_one_is_read_meanwhile_and_no_more() -> None:
     started: list[int] = []
     second = threading.Event()
 
-    def read(source: int, **_: object) -> dict[str, torch.Tensor]:
-        started.append(source)
-        if source == 20:
-            second.set()
-        return {"weight": torch.tensor(source)}
+    class Numbers(Reader):
+        def read(self, source: Source) -> dict[str, torch.Tensor]:
+            started.append(int(str(source)))
+            if source == "20":
+                second.set()
+            return {"weight": torch.tensor(started[-1])}
 
-    monkeypatch.setattr(ahead, "read_state_dict", read)
-    monkeypatch.setattr(ahead, "file_hash", str)
-    states = read_ahead({1: 10, 2: 20, 3: 30, 4: 40}, CPU)  # type: ignore[dict-item]
+        def fingerprint(self, source: Source) -> str:
+            return str(source)
+
+    states = read_ahead({1: "10", 2: "20", 3: "30", 4: "40"}, CPU, Numbers())
     step, result = next(states)
     assert (step, result()) == (1, ({"weight": torch.tensor(10)}, "10"))
     assert second.wait(10)
@@ -37,7 +40,7 @@ def test_the_next_one_is_read_meanwhile_and_no_more(monkeypatch: pytest.MonkeyPa
 def test_one_that_cannot_be_read_spares_the_others(tmp_path: Path) -> None:
     torch.save({"weight": torch.ones(2)}, tmp_path / "good.pt")
     (tmp_path / "bad.pt").write_bytes(b"no checkpoint")
-    results = dict(read_ahead({0: tmp_path / "bad.pt", 1: tmp_path / "good.pt"}, CPU))
+    results = dict(read_ahead({0: tmp_path / "bad.pt", 1: tmp_path / "good.pt"}, CPU, Reader()))
     with pytest.raises(CheckpointError, match=r"bad\.pt"):
         results[0]()
     assert torch.equal(results[1]()[0]["weight"], torch.ones(2))
@@ -48,21 +51,21 @@ def test_the_fingerprint_is_that_of_what_was_read(tmp_path: Path) -> None:
     torch.save({"weight": torch.ones(2)}, path)
     before = file_hash(path)
     sources = {0: {"weight": torch.ones(2)}, 1: path}
-    results = {step: result() for step, result in read_ahead(sources, CPU)}
+    results = {step: result() for step, result in read_ahead(sources, CPU, Reader())}
     torch.save({"weight": torch.zeros(2)}, path)
     assert [source_hash for _, source_hash in results.values()] == [None, before]
 
 
-def test_what_is_written_again_while_it_is_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_written_again_while_it_is_read_is_named(tmp_path: Path) -> None:
     path = tmp_path / "step_1.pt"
     torch.save({"weight": torch.ones(2)}, path)
 
-    def read(source: Path, **options: bool) -> dict[str, torch.Tensor]:
-        state = read_state_dict(source, **options)
-        torch.save({"weight": torch.zeros(2)}, source)
-        return state
+    class Late(Reader):
+        def read(self, source: Source) -> dict[str, torch.Tensor]:
+            state = super().read(source)
+            torch.save({"weight": torch.zeros(2)}, path)
+            return state
 
-    monkeypatch.setattr(ahead, "read_state_dict", read)
-    ((_, result),) = read_ahead({1: path}, CPU)
+    ((_, result),) = read_ahead({1: path}, CPU, Late())
     with pytest.raises(CheckpointError, match=r"step_1.pt: changed while it was read"):
         result()

@@ -1,0 +1,100 @@
+"""Which of several state dicts in one checkpoint is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import phasefast as pf
+from phasefast.checkpoints import Reader, file_hash, load_into, read_state_dict
+from phasefast.errors import CheckpointError, StoreError
+
+OWN = {"weight": torch.ones(3, 4), "bias": torch.zeros(3)}
+AVERAGE = {name: value + 1 for name, value in OWN.items()}
+OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]}
+BOTH = {"net": OWN, "ema": {"module": AVERAGE, "decay": 0.99}, "optimizer": OPTIMIZER, "epoch": 3}
+
+
+def under(prefix: str) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": value for name, value in AVERAGE.items()}
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        {"net": OWN, "optimizer": OPTIMIZER, "rng": {"cpu": torch.ones(2)}, "epoch": 3},
+        {"backbone": {"net": OWN, "width": 4}, "model": {"net": OWN}},
+        BOTH,
+    ],
+)
+def test_the_only_state_dict_needs_no_key(tmp_path: Path, saved: dict[str, object]) -> None:
+    torch.save(saved, tmp_path / "step_1.pt")
+    assert read_state_dict(tmp_path / "step_1.pt")["weight"] is not None
+    assert torch.equal(read_state_dict(saved)["weight"], OWN["weight"])
+
+
+@pytest.mark.parametrize(
+    ("saved", "key"),
+    [
+        (BOTH, "ema"),
+        (BOTH, "ema.module"),
+        ({"model": OWN, "ema": AVERAGE}, "ema"),
+        ({"model": OWN, "ema": under("module.")}, "ema.module"),
+        ({"state_dict": {**{f"net.{name}": value for name, value in OWN.items()}, **under("ema_net.")}}, "ema_net"),
+        ({"state_dict": {**{f"net.{name}": value for name, value in OWN.items()}, **under("ema_net.")}}, "ema_net."),
+        ({**OWN, **under("averaged.net.")}, "averaged.net"),
+        ({"a.b": AVERAGE, "a": {"c": OWN}}, "a.b"),
+    ],
+)
+def test_a_key_chooses_among_several(tmp_path: Path, saved: dict[str, object], key: str) -> None:
+    torch.save(saved, tmp_path / "step_1.pt")
+    for source in (saved, tmp_path / "step_1.pt"):
+        found = read_state_dict(source, key=key)
+        assert found.keys() == AVERAGE.keys()
+        assert all(torch.equal(found[name], AVERAGE[name]) for name in AVERAGE)
+
+
+def test_what_a_key_does_not_find_is_named(tmp_path: Path) -> None:
+    torch.save(BOTH, tmp_path / "step_1.pt")
+    with pytest.raises(CheckpointError, match=r"step_1.pt: .* under the key 'mean' .*got \['ema', 'epoch', 'net', 'opt"):
+        read_state_dict(tmp_path / "step_1.pt", key="mean")
+    with pytest.raises(CheckpointError, match=r"\['decay'\] are not tensors; save"):
+        read_state_dict({"ema": {**AVERAGE, "decay": 0.99}}, key="ema")
+    several = {"generator": OWN, "discriminator": AVERAGE, "epoch": 3}
+    with pytest.raises(CheckpointError, match=r"give key= \(--key\), one of \['discriminator', 'generator'\]"):
+        read_state_dict(several)
+
+
+def test_the_names_in_the_error_of_several_prefixes_are_keys() -> None:
+    state = {"state_dict": {**{f"net.{name}": value for name, value in OWN.items()}, **under("ema.")}}
+    model = nn.Linear(4, 3)
+    with pytest.raises(CheckpointError, match=r"under each of \['ema.', 'net.'\]; give key= \(--key\)"):
+        load_into(model, read_state_dict(state), "x.pt")
+    load_into(model, read_state_dict(state, key="ema."), "x.pt")
+    assert torch.equal(model.weight, AVERAGE["weight"])
+
+
+def test_the_fingerprint_of_a_file_is_that_of_the_weights_under_the_key(tmp_path: Path) -> None:
+    path = tmp_path / "step_1.pt"
+    torch.save(BOTH, path)
+    found = [Reader(key=key).fingerprint(path) for key in (None, "net", "ema")]
+    assert found[0] == file_hash(path)
+    assert len(set(found)) == 3
+    assert Reader(key="net").fingerprint(BOTH) is None
+
+
+def test_other_weights_of_the_same_files_are_not_taken_for_those_that_are_stored(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 3))
+    probe_set = pf.ProbeSet.from_tensors(torch.randn(40, 4), None, torch.randn(20, 4), None)
+    own = {f"0.{name}": torch.randn(3, 4) if name == "weight" else value for name, value in OWN.items()}
+    torch.save({"net": own, "ema": {name: 2 * value + 1 for name, value in own.items()}}, tmp_path / "step_1.pt")
+    found = {}
+    for key in ("net", "ema"):
+        found[key] = pf.sweep(model, tmp_path, probe_set, out=tmp_path / key, key=key)
+        assert len(pf.sweep(model, tmp_path, probe_set, out=tmp_path / key, key=key)) == len(found[key])
+    assert found["net"].values_of("state_hash") != found["ema"].values_of("state_hash")
+    with pytest.raises(StoreError, match="other weights"):
+        pf.sweep(model, tmp_path, probe_set, out=tmp_path / "net", key="ema")
