@@ -1,5 +1,6 @@
 """See, for every layer at every checkpoint, what can still be decoded linearly and which learning phase it is in."""
 
+from .comparing import Agreement, Comparison, compare_phases
 from .engine import VERSION as __version__
 from .engine import ProbeOptions
 from .ops._extension import build_info
@@ -14,6 +15,8 @@ from .track import PhaseTracker
 from .watch import watch
 
 __all__ = [
+    "Agreement",
+    "Comparison",
     "Function",
     "Input",
     "Label",
@@ -24,6 +27,7 @@ __all__ = [
     "Scores",
     "__version__",
     "build_info",
+    "compare_phases",
     "detect_phases",
     "plan",
     "probe",

@@ -204,8 +204,8 @@ class Engine:
                 except RuntimeError as error:  # the model's own
                     error.add_note(
                         f"The model was given samples of shape {tuple(first.shape[1:])}, {first.dtype}: does the probe "
-                        "set hold what it takes? Images are numbers such as x.float() / 255. A model of several inputs is "
-                        "wrapped in a module that makes them from one tensor."
+                        "set hold what it takes? Images are numbers such as x.float() / 255. A model of several inputs "
+                        "is wrapped in a module that makes them from one tensor."
                     )
                     raise
             fix_random_state(self.device)

@@ -9,7 +9,7 @@ from typing import Any
 
 from .errors import StoreError
 from .files import replacing
-from .scores import Scores, list_shards, prepare_store, read_shard
+from .scores import Scores, list_shards, prepare_store, read_shard, store_folder
 
 # What the settings of a configuration, or their parts, are called where they are given; others have their own names.
 _NAMES = {
@@ -28,6 +28,7 @@ _ELSEWHERE = "give another out= (--out), or overwrite=True (--overwrite) to star
 _FOLLOW = {"folds": ("data", "penalties"), "targets": ("data",)}  # what differs with others says nothing by itself
 # What reports write beside the scores that they are of: the picture of all, and that of some layers or targets.
 PHASES, PICTURE, SELECTED = "phases.json", "phases.png", "phases-selected.png"
+_WORDS = "stored", "now"  # of the two values of a setting
 _LONGEST = 60  # characters of a setting that is shown
 
 
@@ -96,6 +97,23 @@ def write_step(directory: str | Path, scores: Scores, config_hash: str, settings
     scores.write_shard(directory)
 
 
+def differences(first: str | Path, second: str | Path) -> str:
+    """How the settings of two run directories differ but in ``run``, in words; empty where that is not known."""
+    there, here = _kept(first), _kept(second)
+    return _listed(there, here, words=("there", "here")) if there and here else ""
+
+
+def _kept(directory: str | Path) -> dict[str, Any]:
+    """The settings of a run directory, but ``run``; empty where it has none, or several."""
+    files = list(store_folder(directory).glob("settings-*.json"))
+    try:
+        settings: dict[str, Any] = json.loads(files[0].read_text(encoding="utf-8")) if len(files) == 1 else {}
+    except (OSError, ValueError):
+        return {}
+    settings.pop("run", None)
+    return settings
+
+
 def _settings_file(folder: Path, config_hash: str) -> Path:
     return folder / f"settings-{config_hash}.json"
 
@@ -106,13 +124,17 @@ def _difference(folder: Path, config_hash: str, settings: Mapping[str, Any]) -> 
         others = json.loads(_settings_file(folder, config_hash).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return ", of which no settings are kept"
-    own = json.loads(json.dumps(settings))
-    keys = [key for key in {**own, **others} if own.get(key) != others.get(key)]
+    return ": " + _listed(others, json.loads(json.dumps(settings)))
+
+
+def _listed(stored: Mapping[str, Any], now: Mapping[str, Any], words: tuple[str, str] = _WORDS) -> str:
+    """What differs between settings; ``words`` stand before a value of the ones and the others."""
+    keys = [key for key in {**now, **stored} if now.get(key) != stored.get(key)]
     keys = [key for key in keys if not set(_FOLLOW.get(key, ())) & set(keys)]
-    return ": " + "; ".join(text for key in keys for text in _changes(key, others.get(key), own.get(key)))
+    return "; ".join(text for key in keys for text in _changes(key, stored.get(key), now.get(key), words))
 
 
-def _changes(key: str, stored: Any, now: Any) -> Iterator[str]:
+def _changes(key: str, stored: Any, now: Any, words: tuple[str, str] = _WORDS) -> Iterator[str]:
     """What differs in a setting: in words what is long or a hash."""
     names = _NAMES.get(key, (key,))
     parts = [(", ".join(names), stored, now)]
@@ -125,7 +147,7 @@ def _changes(key: str, stored: Any, now: Any) -> Iterator[str]:
         if key in ("model", "modules", "data", "targets") or max(len(before), len(after)) > _LONGEST:
             yield f"{name} differ" if name.endswith("s") else f"{name} differs"
         else:
-            yield f"{name} stored {before}, now {after}"
+            yield f"{name} {words[0]} {before}, {words[1]} {after}"
 
 
 def check_weights(stored: Scores, column: str, expected: str) -> None:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 TargetKind = Literal["regression", "classes"]
-PhaseKind = Literal["constant", "decrease", "increase"]
 BatchNormMode = Literal["recompute", "batch", "running"]
 Route = Literal["primal", "dual"]
 TokenMode = Literal["flatten", "mean", "cls"]
@@ -277,123 +274,3 @@ class Score:
     dtype: torch.dtype | None = None
     samples: torch.Tensor | None = None
     bounds: Bounds | None = None
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One learning phase of a curve: kind, probed steps it spans, change of the loss over it and its 95 % interval."""
-
-    kind: PhaseKind
-    start_step: int
-    end_step: int
-    change: float
-    ci: tuple[float, float]
-
-
-@dataclass(frozen=True, repr=False)
-class CellPhases:
-    """The phases of one layer and target; ``stop_window`` is None where the curve gives no advice."""
-
-    layer: str
-    target: str
-    metric: str
-    phases: tuple[Phase, ...]
-    minimum_step: int
-    minimum_ci: tuple[int, int]
-    stop_window: tuple[int, int] | None
-    evidence: dict[str, Any] = field(default_factory=dict)
-
-    def phase(self, kind: PhaseKind) -> Phase | None:
-        """The phase of that kind, or None where it is not there."""
-        return next((phase for phase in self.phases if phase.kind == kind), None)
-
-    @property
-    def window_is_open(self) -> bool:
-        """Whether the stop window ends at the last measured step, so that more steps might have lengthened it."""
-        return self.stop_window is not None and self.stop_window[1] == max(self.evidence.get("steps", ()), default=None)
-
-    @property
-    def window_text(self) -> str:
-        """The stop window in few letters: ``16-64``, ``64-4096+`` where it is open, ``-`` where there is none."""
-        return span_text(*self.stop_window) + "+" * self.window_is_open if self.stop_window else "-"
-
-    @property
-    def why(self) -> str:
-        """Why neither a decrease nor an increase is named; empty where one is."""
-        return self.evidence.get("reason") or ""
-
-    def phases_text(self) -> str:
-        """The phases with their steps: ``constant 0-8, decrease 8-32``, or ``none``."""
-        named = (f"{phase.kind} {span_text(phase.start_step, phase.end_step)}" for phase in self.phases)
-        return ", ".join(named) or "none"
-
-    def __repr__(self) -> str:
-        return f"CellPhases({self.layer!r}, {self.target!r}: {self.phases_text()}; stop window {self.window_text})"
-
-
-def span_text(start: int, end: int) -> str:
-    """Steps from one to another: ``16-64``, or ``16`` where both are the same."""
-    return f"{start}-{end}" if start < end else str(start)
-
-
-def phase_notes(cells: Sequence[CellPhases], most: int = 4) -> list[str]:
-    """What is to be said below a table of cells: what ``+`` means, and why layers show no change, at most so many.
-
-    Those without any phase come first; targets are named where there is more than one.
-    """
-    notes = []
-    if any(cell.window_is_open for cell in cells):
-        notes.append("+ open: the stop window ends at the last step; later ones may widen it")
-    if len(cells) > 1 and cells[0].why and all(cell.why == cells[0].why for cell in cells):
-        return [*notes, cells[0].why]
-    if any(cell.phases and cell.evidence.get("order_p", 0) is None for cell in cells):
-        notes.append("Fewer than 7 steps: a trend cannot be told from noise between them.")
-    several = len({cell.target for cell in cells}) > 1
-    reasons = [
-        f"{cell.layer}{f', {cell.target}' if several else ''}: {cell.why}"
-        for cell in sorted(cells, key=lambda cell: bool(cell.phases))
-        if cell.why
-    ]
-    if (left := len(reasons) - most) > 0:
-        reasons[most:] = [f"and {left} more: the report's cells, and phases.json, have the reasons"]
-    return notes + reasons
-
-
-@dataclass(frozen=True, repr=False)
-class PhaseReport:
-    """The phases of all cells of a run; iterable, printed as a table, and written as ``phases.json``."""
-
-    cells: tuple[CellPhases, ...]
-
-    def __iter__(self) -> Iterator[CellPhases]:
-        return iter(self.cells)
-
-    def __len__(self) -> int:
-        return len(self.cells)
-
-    def __repr__(self) -> str:
-        layers, targets = (list(dict.fromkeys(names)) for names in ([c.layer for c in self], [c.target for c in self]))
-        return f"PhaseReport({len(self)} cells, layers {layers}, targets {targets})"
-
-    def __str__(self) -> str:
-        rows = [(cell.layer, cell.target, cell.phases_text(), cell.window_text) for cell in self]
-        table = [("layer", "target", "phases", "stop window"), *rows]
-        widths = [max(map(len, column)) for column in zip(*table)]
-        lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in table]
-        return "\n".join([*lines, *phase_notes(self.cells)])
-
-    def cell(self, layer: str, target: str = "input") -> CellPhases:
-        """The phases of one layer and target; KeyError names what there is."""
-        for cell in self.cells:
-            if (cell.layer, cell.target) == (layer, target):
-                return cell
-        there = [(cell.layer, cell.target) for cell in self.cells]
-        raise KeyError(f"no phases for layer {layer!r}, target {target!r}; there are {there}")
-
-    def to_json(self) -> str:
-        """``{"cells": [...]}`` as documented in the README."""
-        return json.dumps({"cells": [asdict(cell) for cell in self.cells]}, indent=2)
-
-    def write(self, path: str | Path) -> None:
-        """Write ``to_json()`` to ``path``."""
-        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")

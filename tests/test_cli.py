@@ -13,7 +13,6 @@ import phasefast as pf
 from phasefast.cli import app
 from phasefast.engine import Engine
 from phasefast.errors import ArgumentError, StoreError
-from phasefast.scores import Scores
 
 from .conftest import SmallNet, images
 from .report.synthetic import log2_steps, make_scores, write_run
@@ -241,116 +240,6 @@ def test_bad_model_names(model: str, message: str) -> None:
 
 def test_pattern_without_match_names_near_ones() -> None:
     assert "stage1.conv" in fails("layers", DIGITS_NET, "--pattern", "stage1.cnv")
-
-
-def test_phases_prints_tables_and_writes_json(run: Path) -> None:
-    result = invoke("phases", run)
-    assert result.exit_code == 0
-    assert "Phases of target input" in result.stdout
-    assert json.loads((run / "phases.json").read_text())["cells"]
-    assert not (run / "phases.png").exists()
-
-
-def test_phases_as_json_prints_nothing_else(run: Path) -> None:
-    result = invoke("phases", run, "--json")
-    assert json.loads(result.stdout) == json.loads((run / "phases.json").read_text())
-
-
-def test_report_draws_the_picture(run: Path) -> None:
-    result = invoke("report", run)
-    assert result.exit_code == 0
-    assert "Phases of target label" in result.stdout
-    assert (run / "phases.png").read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.parametrize("command", ["phases", "report"])
-def test_only_some_layers_and_targets_are_shown_and_all_are_written(command: str, run: Path) -> None:
-    result = invoke(command, run, "--layer", "feat*", "--target", "input")
-    assert result.exit_code == 0, result.output
-    assert "features" in result.stdout
-    assert "stage1" not in result.stdout
-    assert "target label" not in result.stdout
-    both = invoke(command, run, "--layer", "stage?", "--layer", "features")
-    assert "stage1" in both.stdout
-    assert "model" in both.stdout
-    written = json.loads((run / "phases.json").read_text())["cells"]
-    assert {(cell["layer"], cell["target"]) for cell in written} == {
-        (layer, target) for layer in ("stage1", "features") for target in ("input", "label")
-    }
-    assert "layer pattern 'fc*' matches nothing" in fails(command, run, "--layer", "fc*")
-    assert "target pattern 'colour' matches nothing" in fails(command, run, "--target", "colour")
-
-
-@pytest.mark.parametrize("command", ["phases", "report"])
-def test_one_of_several_runs_is_chosen(command: str, tmp_path: Path) -> None:
-    seeds = [make_scores([f"fc{i}"], log2_steps(6)).with_column("run", f"seed{i}") for i in (1, 2)]
-    directory = write_run(tmp_path / "both", Scores.concat(seeds))
-    assert "choose one of 'seed1', 'seed2' with run= or --run" in fails(command, directory)
-    output = invoke(command, directory, "--run", "seed2").stdout
-    assert "fc2" in output
-    assert "fc1" not in output
-
-
-def test_the_picture_and_json_are_of_the_layers_shown(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = []
-    monkeypatch.setattr("phasefast.report.plot_phases", lambda scores, report, *_, **__: shown.append((scores, report)))
-    invoke("report", run, "--layer", "stage1")
-    ((scores, found),) = shown
-    assert scores.layers == ["stage1"]
-    assert {cell.layer for cell in found} == {"stage1"}
-    cells = json.loads(invoke("phases", run, "--json", "--layer", "stage1").stdout)["cells"]
-    assert [cell["layer"] for cell in cells] == ["stage1", "stage1"]
-
-
-def test_scores_prints_a_checkpoint(run: Path) -> None:
-    scores = pf.read_scores(run)
-    last = invoke("scores", run, "--target", "input").stdout
-    assert last.splitlines()[0].endswith(f"step {scores.steps[-1]}, the last of {len(scores.steps)}, held-out rows")
-    assert "label" not in last
-    first = invoke("scores", run, "--step", scores.steps[0], "--layer", "stage1").stdout
-    assert [line.split()[0] for line in first.splitlines()[1:]] == ["layer", "stage1", "model"]
-    assert (
-        f"{scores.value(layer='stage1', step=scores.steps[0], target='input', metric='fvu', split='heldout'):.4g}"
-        in first
-    )
-    assert "has no step 99999, but " in fails("scores", run, "--step", "99999")
-
-
-def test_the_models_own_scores_are_shown_by_name(run: Path) -> None:
-    lines = invoke("scores", run, "--layer", "model").stdout.splitlines()
-    assert [line.split()[0] for line in lines[1:]] == ["layer", "model"]
-    shown = invoke("phases", run, "--layer", "model").stdout
-    assert "Held-out accuracy of target label" in shown
-    assert "Phases of" not in shown
-    assert invoke("report", run, "--layer", "model").exit_code == 0
-    both = "--layer", "model", "--target", "input"
-    assert "no scores of layers ['model'] have targets that match ['input']" in fails("scores", run, *both)
-    assert "layer pattern 'fc' matches nothing in the scores; they have" in fails("scores", run, "--layer", "fc")
-
-
-def test_a_report_of_some_layers_keeps_the_picture_of_all(run: Path) -> None:
-    invoke("report", run)
-    picture, selected = run / "phases.png", run / "phases-selected.png"
-    whole = picture.read_bytes()
-    assert not selected.exists()
-    for chosen in (("--layer", "stage1"), ("--target", "input")):
-        text = invoke("report", run, *chosen).stdout
-        assert text.splitlines()[-1] == f"wrote {run / 'phases.json'} and {selected}"
-        assert picture.read_bytes() == whole
-        assert selected.read_bytes().startswith(b"\x89PNG")
-        assert selected.read_bytes() != whole
-        selected.unlink()
-    assert "phases-selected.png" in invoke("report", "--help").stdout
-
-
-@pytest.mark.parametrize(("count", "told"), [(2, True), (3, True), (4, False)])
-def test_of_a_few_steps_it_is_said_that_they_tell_no_phases(count: int, told: bool, tmp_path: Path) -> None:
-    steps = write_run(tmp_path, make_scores(["a"], log2_steps(count)))
-    for command in ("phases", "report"):
-        shown = invoke(command, steps).stdout
-        shown = " ".join(shown.split())
-        assert (f"{count} steps show changes between single ones, not phases" in shown) is told
-        assert ("Fewer than 7 steps" in shown) is not told
 
 
 def test_missing_or_unwritable_directories_are_one_line(tmp_path: Path) -> None:

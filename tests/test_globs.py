@@ -82,7 +82,9 @@ def test_layers_are_left_out_of_a_model() -> None:
 def test_children_whose_outputs_are_no_rows_are_left_out_and_named() -> None:
     probe_set = pf.ProbeSet.from_tensors(torch.randn(40, 6), None, torch.randn(20, 6), None)
     for layers in (None, "*", ["body", "[!b]*"]):
-        with pytest.warns(RuntimeWarning, match="left out 2: layer 'index': .*got torch.int64; layer 'total': .* shape"):
+        with pytest.warns(
+            RuntimeWarning, match="left out 2: layer 'index': .*got torch.int64; layer 'total': .* shape"
+        ):
             assert pf.probe(Odd(), probe_set, layers=layers).layers == ["body", "pair", "head"]
     assert pf.probe(Odd(), probe_set, layers="!?[no]*").layers == ["pair", "head"]
     for layers in (["index", "*"], "in*"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 import shlex
 import shutil
@@ -73,6 +74,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         exec(example, names)
     (place / "checkpoints").mkdir()
     torch.save(model.state_dict(), place / "checkpoints/step_10.pt")
+    for seed in range(2):
+        shutil.copytree(place / "runs/mine", place / f"runs/seed{seed}")
     pf.ProbeSet.from_tensors(*images(150, 1), *images(60, 2)).save(place / "probe_set.pt")
     return place
 
@@ -91,7 +94,8 @@ def test_commands(workplace: Path, command: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(workplace)
     monkeypatch.syspath_prepend(workplace)
     (workplace / "package.py").write_text("from tests.test_readme import Model as make_model\n")
-    arguments = shlex.split(command.replace("package.module:", "package:"))[1:]
+    words = shlex.split(command.replace("package.module:", "package:"))[1:]
+    arguments = [each for word in words for each in (sorted(glob.glob(word)) if "*" in word else [word])]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert result.output.strip()

@@ -13,10 +13,10 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "phasefast"
 OPS = ("capture", "gram", "residual", "ridge_solve")
 LEVELS = (
-    ("types", "errors", "files", "globs", "notices", "progress", "listing", "timeline", "workspace"),
+    ("types", "phase_report", "errors", "files", "globs", "notices", "progress", "listing", "timeline", "workspace"),
     ("scores",),
     ("ops",),
-    ("dense", "isometry", "target_cache", "valley"),
+    ("comparing", "dense", "isometry", "target_cache", "valley"),
     ("components",),
     ("systems",),
     ("certificates", "choosing"),

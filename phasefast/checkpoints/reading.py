@@ -104,7 +104,7 @@ def _under(loaded: Any, key: str, depth: int) -> Any:
     named = {name[len(start) :]: value for name, value in loaded.items() if str(name).startswith(start)}
     inside = [(loaded.get(first), rest)] * bool(rest) + [(loaded.get(each), key) for each in NESTED]
     found = (_under(each, part, depth - 1) for each, part in inside)
-    return named or next((each for each in found if each is not None), None)
+    return named or next((each for each in found if each is not None), None)  # type: ignore[arg-type]
 
 
 def _read(entry: Path, weights_only: bool) -> Any:

@@ -20,7 +20,9 @@ Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:0; CUDA if
 Model = Annotated[
     str, typer.Argument(help="package.module:callable that makes a model, or a torchvision name.", show_default=False)
 ]
-Layers = Annotated[list[str] | None, typer.Option("--layer", help="Glob of layers, or after ! of those left out; may be given again.")]
+Layers = Annotated[
+    list[str] | None, typer.Option("--layer", help="Glob of layers, or after ! of those left out; may be given again.")
+]
 Tokens = Annotated[str, typer.Option(help="Of sequences: flatten, mean or cls.")]
 Pool = Annotated[int, typer.Option(help="Average images to this size; 0 keeps every position.")]
 Memory = Annotated[str | None, typer.Option(help="Budget, such as 8GB; most of what is free by default.")]

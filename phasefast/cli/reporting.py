@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -16,7 +17,7 @@ from rich.text import Text
 from ..engine import VERSION
 from ..errors import ArgumentError
 from ..ops._extension import build_info
-from ..report import print_report, restrict, write_phases, write_report
+from ..report import print_report, read_runs, restrict, write_comparison, write_phases, write_report
 from ..scores import read_scores
 from .app import Directory, app
 
@@ -53,6 +54,23 @@ def report(directory: Directory, run: Run = None, layer: ShownLayers = None, tar
     The last layer's phases shade the upper curves, its stop window marks all.
     """
     write_report(directory, run=run, layers=layer, targets=target)
+
+
+@app.command()
+def compare(
+    directories: Annotated[list[Path], typer.Argument(help="Directories of two runs or more, such as seeds.")],
+    layer: ShownLayers = None,
+    target: ShownTargets = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Draw the last layer in all runs into this file, such as seeds.png.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """What the phases of several runs have in common, the stop window of all, and mean curves with their deviation."""
+    if json:
+        typer.echo(read_runs(directories, layer, target)[0].to_json())
+    else:
+        write_comparison(directories, layers=layer, targets=target, picture=picture)
 
 
 @app.command("scores")

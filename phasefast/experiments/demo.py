@@ -9,11 +9,11 @@ from rich.console import Console
 
 from ..engine import resolve_device
 from ..errors import ArgumentError
+from ..phase_report import PhaseReport
 from ..report import write_report
 from ..stages.probe_set import ProbeSet
 from ..stages.targets import Input, Label
 from ..track import PhaseTracker
-from ..types import PhaseReport
 from .datasets import digits
 from .models import digits_net
 from .training import cpu_threads, train

@@ -16,11 +16,11 @@ from torch import nn
 from ..checkpoints import file_hash, load_into, read_state_dict
 from ..engine import VERSION, Engine, resolve_device
 from ..errors import ArgumentError, DependencyError, StoreError
+from ..phase_report import CellPhases
 from ..report import plot_phases
 from ..scores import MODEL_LAYER, Scores
 from ..stages.phases import detect_phases
 from ..stages.targets import Input, Target
-from ..types import CellPhases
 from .checkpointing import checkpoint_path
 from .claims import check_claims
 from .datasets import Splits

@@ -7,15 +7,18 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ..comparing import Comparison, compare_phases
 from ..errors import ArgumentError, DataError, StoreError
+from ..notices import warn
+from ..phase_report import PhaseReport
 from ..scores import Scores, read_scores
 from ..stages.phases import detect_phases
-from ..store import PHASES, PICTURE, SELECTED
-from ..types import PhaseReport
+from ..store import PHASES, PICTURE, SELECTED, differences
+from .compared import plot_comparison, print_comparison, run_names
 from .plot import plot_phases
 from .table import print_report
 
-__all__ = ["plot_phases", "print_report", "restrict", "write_phases", "write_report"]
+__all__ = ["plot_phases", "print_report", "read_runs", "restrict", "write_comparison", "write_phases", "write_report"]
 
 
 def write_phases(directory: str | Path, run: str | None = None) -> tuple[Scores, PhaseReport]:
@@ -80,6 +83,52 @@ def write_report(
     plot_phases(*shown, picture, title=f"Learning phases: {name}")
     console.print(f"wrote {Path(directory) / PHASES} and {picture}", highlight=False, soft_wrap=True)
     return report
+
+
+def read_runs(
+    directories: Sequence[str | Path], layers: Sequence[str] | None = None, targets: Sequence[str] | None = None
+) -> tuple[Comparison, dict[str, Scores]]:
+    """The phases that runs in several directories have in common, and their scores by name: the ends of the paths.
+
+    Warns where they were measured differently.
+
+    Args:
+        layers, targets: names or globs; None for all.
+
+    Raises:
+        As ``detect_phases``, ``compare_phases`` and ``write_phases`` do.
+    """
+    names = run_names(directories)
+    scores = {
+        name: _run_of(read_scores(directory), directory, None).select(layers, targets)
+        for name, directory in zip(names, directories, strict=True)
+    }
+    for name, directory in zip(names[1:], directories[1:], strict=True):
+        if others := differences(directories[0], directory):
+            warn(f"{name} was not measured as {names[0]}: {others}")
+    return compare_phases({name: detect_phases(own) for name, own in scores.items()}), scores
+
+
+def write_comparison(
+    directories: Sequence[str | Path],
+    console: Console | None = None,
+    *,
+    layers: Sequence[str] | None = None,
+    targets: Sequence[str] | None = None,
+    picture: str | Path | None = None,
+) -> Comparison:
+    """``read_runs``, its tables on ``console``, and the last layer of all runs in ``picture``, a file, if given.
+
+    Raises:
+        DependencyError: matplotlib is missing; all else is printed by then. And as ``read_runs`` does.
+    """
+    console = console or Console()
+    comparison, scores = read_runs(directories, layers, targets)
+    print_comparison(comparison, scores, console)
+    if picture is not None:
+        layer = plot_comparison(comparison, scores, picture)
+        console.print(f"wrote {picture}, of layer {layer}", highlight=False, soft_wrap=True)
+    return comparison
 
 
 def _run_of(scores: Scores, directory: str | Path, run: str | None) -> Scores:

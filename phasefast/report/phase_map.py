@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..types import CellPhases
+from ..phase_report import CellPhases
 from .curves import INK, Look, evenly
 from .page import LEADER, LINE, MUTED, NAME, PHASES, STOP, Page, tint
 from .scales import LETTER

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import DataError, DependencyError, StoreError
+from ..phase_report import CellPhases, PhaseReport
 from ..scores import Scores
-from ..types import CellPhases, PhaseReport
 from .curves import Curve, accuracy_target, curves_of, end_labels, fvu_target, looks
 from .names import LONGEST, cut
 from .page import EDGE, LINE, NAME, Page, widest
@@ -20,7 +20,13 @@ from .scales import StepAxis, ValueAxis, accuracy_axis, fvu_axis
 _FVU, _LOG_FVU, _ACCURACY, _GAP = 3.3, 4.2, 1.9, 0.2  # inches
 
 
-def plot_phases(scores: Scores, report: PhaseReport, path: str | Path, title: str = "Learning phases") -> Path:
+def plot_phases(
+    scores: Scores,
+    report: PhaseReport,
+    path: str | Path,
+    title: str = "Learning phases",
+    marks: Mapping[str, CellPhases] | None = None,
+) -> Path:
     """Draw all layers of a run as a PNG 1,620 pixels wide, made to be read at 900.
 
     On top, a row per layer, of more than 45 of some, shows its phases and its stop window. The upper panel shows the
@@ -31,6 +37,7 @@ def plot_phases(scores: Scores, report: PhaseReport, path: str | Path, title: st
     Args:
         scores: of one run.
         report: its phases; may be empty.
+        marks: instead of the last analysed layer's, whose phases and stop window go through the panels, by target.
 
     Raises:
         DataError: there is no finite FVU or accuracy to draw.
@@ -42,7 +49,8 @@ def plot_phases(scores: Scores, report: PhaseReport, path: str | Path, title: st
     if target is None:
         raise DataError(f"nothing to draw: expected finite held-out 'fvu' or 'accuracy' rows, got {scores!r}")
     cells = {cell.layer: cell for cell in report if cell.target == target}
-    cell = next((cells[layer] for layer in reversed(scores.layers) if layer in cells), None)
+    last = next((cells[layer] for layer in reversed(scores.layers) if layer in cells), None)
+    cell = last if marks is None else marks.get(target)
     try:
         styles = looks(scores.layers, cell.layer if cell else next(reversed(scores.layers), None))
     except ImportError as error:
@@ -53,7 +61,7 @@ def plot_phases(scores: Scores, report: PhaseReport, path: str | Path, title: st
         panels.append(_panel(accuracy, accuracy_axis(accuracy), _ACCURACY, "held-out accuracy, {}", accuracy_name))
     rows = [Row(styles[layer], cells.get(layer)) for layer in scores.layers] if cells else []
     shown = sampled(rows)
-    name = styles[cell.layer].name if cell else ""
+    name = (styles[cell.layer].name if cell.layer in styles else cell.layer) if cell else ""
     names = widest(text for panel in panels for text, _ in panel.labels)
     names = max(names, widest(row.look.name for row in shown), widest([name], "bold")) if rows else names
     heights = map_height(len(shown)) + BAR + (KEY if rows else 0) + sum(_GAP + panel.height for panel in panels)
@@ -90,4 +98,5 @@ def _note(cell: CellPhases | None, name: str, rows: int, layers: int) -> str:
     if cell is None:
         return ""
     some = f", {rows} of {layers} layers" if rows < layers else ""
-    return f"phases of {cut(cell.target, LONGEST)} {cell.metric}{some}; shaded below: {name}"
+    shaded = f"; {'shaded below' if cell.phases else 'marked'}: {name}"
+    return f"phases of {cut(cell.target, LONGEST)} {cell.metric}{some}{shaded}"

@@ -10,13 +10,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..phase_report import KINDS, NOT_THERE, CellPhases, Phase, PhaseKind, PhaseReport, phase_notes, span_text
 from ..scores import MODEL_LAYER, Scores
-from ..types import CellPhases, Phase, PhaseKind, PhaseReport, phase_notes, span_text
 from .names import shortened
 
-_KINDS: tuple[PhaseKind, ...] = ("constant", "decrease", "increase")
 _COLOURS: dict[PhaseKind, str] = {"constant": "", "decrease": "green", "increase": "yellow"}
-_NOT_THERE = "-"
 _WIDE = 1000  # letters
 
 
@@ -32,7 +30,7 @@ def print_report(scores: Scores, report: PhaseReport, console: Console) -> None:
         curves = {cell.layer: _curve(scores, cell.layer, target, shown) for cell in cells}
         if own := _curve(scores, MODEL_LAYER, target, shown):
             curves[MODEL_LAYER] = own
-        _heading(f"Held-out {shown} of target {target}, by step", console)
+        heading(f"Held-out {shown} of target {target}, by step", console)
         for part, table in enumerate(curve_tables(curves, console.width)):
             if part:
                 console.print()
@@ -43,7 +41,7 @@ def print_report(scores: Scores, report: PhaseReport, console: Console) -> None:
 
 def _print_phases(cells: Sequence[CellPhases], console: Console) -> None:
     """The phases of one target's layers, with what is to be said of them."""
-    _heading(f"Phases of target {cells[0].target}: steps, and change of the held-out {cells[0].metric}", console)
+    heading(f"Phases of target {cells[0].target}: steps, and change of the held-out {cells[0].metric}", console)
     table = phase_table(cells)
     if console.measure(table, options=console.options.update(max_width=_WIDE)).maximum > console.width:
         table = phase_table(cells, two_lines=True)
@@ -59,12 +57,12 @@ def phase_table(cells: Sequence[CellPhases], two_lines: bool = False) -> Table:
         two_lines: changes and intervals stand below their steps instead of beside them.
     """
     between, names = "\n" if two_lines else " ", shortened(cell.layer for cell in cells)
-    table = _table(padding=1)
+    table = simple_table(padding=1)
     table.add_column("layer", overflow="fold")
-    for heading in (*_KINDS, "minimum\n[interval]", f"stop{between}window"):
+    for heading in (*KINDS, "minimum\n[interval]", f"stop{between}window"):
         table.add_column(heading, justify="right", no_wrap=True)
     for cell in cells:
-        phases = [_phase(cell.phase(kind), between) for kind in _KINDS]
+        phases = [_phase(cell.phase(kind), between) for kind in KINDS]
         minimum = Text(f"{cell.minimum_step}{between}[{span_text(*cell.minimum_ci)}]")
         window = Text(cell.window_text, style="" if cell.stop_window else "dim")
         table.add_row(names[cell.layer], *phases, minimum, window)
@@ -77,7 +75,7 @@ def curve_tables(curves: Mapping[str, Mapping[int, str]], width: int) -> Iterato
     names = shortened(curves)
     first = max([len("step"), *map(len, names.values())])
     while steps:
-        table, used, count = _table(padding=0), first, 0
+        table, used, count = simple_table(padding=0), first, 0
         table.add_column("step", no_wrap=True)
         for step in steps:
             cells = [curve.get(step, "") for curve in curves.values()]
@@ -105,19 +103,21 @@ def number(value: float) -> str:
     return f"{value:.{max(0, 2 - math.floor(math.log10(1.0005 * size)))}f}"  # so that 9.996 is 10.0
 
 
-def _heading(text: str, console: Console) -> None:
+def heading(text: str, console: Console) -> None:
+    """A title above a table."""
     # Not the table's own title, which would wrap where the table is narrow.
     console.print(Text(f"\n{text}", style="bold"))
 
 
-def _table(padding: int) -> Table:
+def simple_table(padding: int) -> Table:
+    """A table without columns yet; ``padding``: spaces between them."""
     # Without edges and with few lines, so that it reads well in a log too.
     return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, padding, 0, 0))
 
 
 def _phase(phase: Phase | None, between: str) -> Text:
     if phase is None:
-        return Text(_NOT_THERE, style="dim")
+        return Text(NOT_THERE, style="dim")
     change = ("+" if phase.change > 0 else "") + number(phase.change)
     return Text(f"{span_text(phase.start_step, phase.end_step)}{between}{change}", style=_COLOURS[phase.kind])
 

@@ -254,7 +254,8 @@ def _as_cell(name: str, output: Any, batch: int, options: RowOptions) -> tuple[T
         raise LayerError(f"layer {name!r}: expected a floating-point tensor as output, got {kind}")
     if output.dim() < 2 or len(output) != batch or output.numel() == 0:
         raise LayerError(
-            f"layer {name!r}: expected an output of {batch} rows (one per sample), none empty, got shape {tuple(output.shape)}"
+            f"layer {name!r}: expected an output of {batch} rows (one per sample), none empty, got shape "
+            f"{tuple(output.shape)}"
         )
     if output.dim() == 3 and options.tokens == "cls":
         return output[:, 0], 0

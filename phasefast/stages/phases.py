@@ -36,8 +36,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArgumentError, DataError
+from ..phase_report import CellPhases, Phase, PhaseKind, PhaseReport
 from ..scores import Scores
-from ..types import CellPhases, Phase, PhaseKind, PhaseReport
 from ..valley import bootstrap, order_test, step_noise, valley
 
 

@@ -59,7 +59,9 @@ def test_a_key_chooses_among_several(tmp_path: Path, saved: dict[str, object], k
 
 def test_what_a_key_does_not_find_is_named(tmp_path: Path) -> None:
     torch.save(BOTH, tmp_path / "step_1.pt")
-    with pytest.raises(CheckpointError, match=r"step_1.pt: .* under the key 'mean' .*got \['ema', 'epoch', 'net', 'opt"):
+    with pytest.raises(
+        CheckpointError, match=r"step_1.pt: .* under the key 'mean' .*got \['ema', 'epoch', 'net', 'opt"
+    ):
         read_state_dict(tmp_path / "step_1.pt", key="mean")
     with pytest.raises(CheckpointError, match=r"\['decay'\] are not tensors; save"):
         read_state_dict({"ema": {**AVERAGE, "decay": 0.99}}, key="ema")

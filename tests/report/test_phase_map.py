@@ -10,10 +10,10 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 
+from phasefast.phase_report import CellPhases, Phase, PhaseReport
 from phasefast.report.curves import Look
 from phasefast.report.phase_map import Row, map_height
 from phasefast.report.scales import StepAxis
-from phasefast.types import CellPhases, Phase, PhaseReport
 
 from .synthetic import figure_of, log2_steps, make_scores
 

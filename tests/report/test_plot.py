@@ -12,11 +12,11 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from phasefast.errors import DataError, DependencyError, StoreError
+from phasefast.phase_report import PhaseReport
 from phasefast.report import plot_phases
 from phasefast.report.scales import StepAxis
 from phasefast.scores import Scores
 from phasefast.stages.phases import detect_phases
-from phasefast.types import PhaseReport
 
 from .synthetic import figure_of, log2_steps, make_scores, row, targets_apart
 

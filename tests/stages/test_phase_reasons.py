@@ -8,8 +8,8 @@ import re
 import numpy as np
 import pytest
 
+from phasefast.phase_report import PhaseReport
 from phasefast.stages.phases import detect_curve
-from phasefast.types import PhaseReport
 
 from .test_phases import DIGITS, find, kinds, log_steps
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from phasefast.errors import ArgumentError, DataError, LayerError
+from phasefast.phase_report import CellPhases
 from phasefast.scores import Scores
 from phasefast.stages.phases import DEFAULT_RULES, detect_curve, detect_phases
-from phasefast.types import CellPhases
 
 CIFAR_STEPS = [0, 2, 8, 16, 32, 64, 256, 1024, 4096]
 CIFAR_SUMS = [46.707, 46.552, 46.305, 45.622, 44.377, 43.476, 41.920, 40.324, 40.539, 41.717, 41.121, 44.299]

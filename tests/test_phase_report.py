@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from phasefast.types import CellPhases, Phase, PhaseReport
+from phasefast.phase_report import CellPhases, Phase, PhaseReport
 
 CONSTANT, FALL, RISE = (
     Phase("constant", 0, 8, -0.01, (-0.02, 0.01)),

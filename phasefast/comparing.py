@@ -1,0 +1,133 @@
+"""What several runs, such as seeds of one training, say together: which phases they share, and when all may stop."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from .errors import DataError
+from .phase_report import KINDS, CellPhases, PhaseKind, PhaseReport, window_text
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """One layer and target in several runs.
+
+    Attributes:
+        cells: its phases in each run, by name.
+    """
+
+    layer: str
+    target: str
+    metric: str
+    cells: Mapping[str, CellPhases]
+
+    def count(self, kind: PhaseKind) -> int:
+        """In how many runs there is such a phase."""
+        return sum(cell.phase(kind) is not None for cell in self.cells.values())
+
+    @property
+    def minimum_steps(self) -> tuple[int, int, int]:
+        """The earliest, the median and the latest step of the runs' minima; of two in the middle the earlier."""
+        steps = sorted(cell.minimum_step for cell in self.cells.values())
+        return steps[0], statistics.median_low(steps), steps[-1]
+
+    @property
+    def stop_window(self) -> tuple[int, int] | None:
+        """The steps that are in the stop windows of all runs; None where a run has none, or they do not meet."""
+        windows = [cell.stop_window for cell in self.cells.values() if cell.stop_window is not None]
+        start, end = max((w[0] for w in windows), default=1), min((w[1] for w in windows), default=0)
+        return (start, end) if len(windows) == len(self.cells) and start <= end else None
+
+    @property
+    def window_is_open(self) -> bool:
+        """Whether no run says that the window should end before its last measured step."""
+        return self.stop_window is not None and all(cell.window_is_open for cell in self.cells.values())
+
+    @property
+    def window_text(self) -> str:
+        """The stop window as tables have it."""
+        return window_text(self.stop_window, self.window_is_open)
+
+    @property
+    def why(self) -> str:
+        """Why there is no stop window in common; empty where there is one."""
+        if self.stop_window is not None:
+            return ""
+        without = [run for run, cell in self.cells.items() if cell.stop_window is None]
+        if without:
+            return "no run has a stop window" if len(without) == len(self.cells) else f"none in {', '.join(without)}"
+        return "; ".join(f"{run} {cell.window_text}" for run, cell in self.cells.items()) + " do not meet"
+
+    def __repr__(self) -> str:
+        phases = Counter(", ".join(phase.kind for phase in cell.phases) or "none" for cell in self.cells.values())
+        named = "; ".join(f"{count} x {kinds}" for kinds, count in phases.most_common())
+        return f"Agreement({self.layer!r}, {self.target!r}: {named}; stop window {self.window_text})"
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison:
+    """The agreement of runs on each layer and target that all of them have; iterable, printed as a list."""
+
+    runs: tuple[str, ...]
+    agreements: tuple[Agreement, ...]
+
+    def __iter__(self) -> Iterator[Agreement]:
+        return iter(self.agreements)
+
+    def __len__(self) -> int:
+        return len(self.agreements)
+
+    def __repr__(self) -> str:
+        return "\n".join([f"Comparison of {', '.join(self.runs)}", *(f"  {each!r}" for each in self)])
+
+    def agreement(self, layer: str, target: str = "input") -> Agreement:
+        """That on one layer and target; KeyError names what there is."""
+        for each in self:
+            if (each.layer, each.target) == (layer, target):
+                return each
+        there = [(each.layer, each.target) for each in self]
+        raise KeyError(f"no layer {layer!r}, target {target!r} in all runs; there are {there}")
+
+    def to_json(self) -> str:
+        """``{"runs", "cells": [...]}`` as documented in the README."""
+        cells = [
+            {
+                "layer": each.layer,
+                "target": each.target,
+                "metric": each.metric,
+                "phases": {kind: each.count(kind) for kind in KINDS},
+                "minimum_steps": {run: cell.minimum_step for run, cell in each.cells.items()},
+                "stop_windows": {run: cell.stop_window for run, cell in each.cells.items()},
+                "stop_window": each.stop_window,
+            }
+            for each in self
+        ]
+        return json.dumps({"runs": self.runs, "cells": cells}, indent=2)
+
+
+def compare_phases(reports: Mapping[str, PhaseReport]) -> Comparison:
+    """What the phases of several runs have in common, layer by layer.
+
+    Args:
+        reports: of each run by name, such as ``{"seed 0": pf.detect_phases(scores), ...}``; two or more.
+
+    Raises:
+        DataError: fewer than two runs, or no layer and target that all have.
+    """
+    if len(reports) < 2:
+        raise DataError(f"expected the phases of two runs or more, got {list(reports)}")
+    cells = {run: {(cell.layer, cell.target, cell.metric): cell for cell in report} for run, report in reports.items()}
+    first, *others = cells.values()
+    shared = [key for key in first if all(key in other for other in others)]
+    if not shared:
+        raise DataError(f"no layer and target in common: {_listed(cells)}")
+    agreements = (Agreement(*key, {run: own[key] for run, own in cells.items()}) for key in shared)
+    return Comparison(tuple(reports), tuple(agreements))
+
+
+def _listed(cells: Mapping[str, Mapping[tuple[str, str, str], CellPhases]]) -> str:
+    return "; ".join(f"{run} has {[f'{layer}/{target}' for layer, target, _ in own]}" for run, own in cells.items())

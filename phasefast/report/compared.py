@@ -1,0 +1,106 @@
+"""Several runs beside each other: tables of what they agree on, and a picture of one layer in all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.text import Text
+
+from ..comparing import Agreement, Comparison
+from ..errors import ArgumentError
+from ..phase_report import KINDS, CellPhases, PhaseReport, span_text
+from ..scores import MODEL_LAYER, Scores
+from .names import shortened
+from .plot import plot_phases
+from .table import curve_tables, heading, number, simple_table
+
+_ALL = "all runs"
+
+
+def run_names(directories: Sequence[str | Path]) -> list[str]:
+    """The ends of the paths, as long as it takes to tell them apart.
+
+    Raises:
+        ArgumentError: the same directory twice.
+    """
+    paths = [Path(directory).resolve() for directory in directories]
+    if twice := [str(path) for path in paths if paths.count(path) > 1]:
+        raise ArgumentError(f"{twice[0]} is given twice; give a directory for each run")
+    for length in range(1, max((len(path.parts) for path in paths), default=0) + 1):
+        names = ["/".join(path.parts[-length:]) for path in paths]
+        if len(set(names)) == len(names) and MODEL_LAYER not in names:
+            break
+    return names
+
+
+def print_comparison(comparison: Comparison, scores: Mapping[str, Scores], console: Console) -> None:
+    """Per target: in how many runs each layer has which phase, and when; then mean curves and their deviation."""
+    for target in dict.fromkeys(each.target for each in comparison):
+        agreements = [each for each in comparison if each.target == target]
+        metric = agreements[0].metric
+        heading(f"Phases of target {target} in {len(comparison.runs)} runs, by held-out {metric}", console)
+        table = simple_table(padding=1)
+        table.add_column("layer", overflow="fold")
+        for title in (*KINDS, "minimum\n[range]", "stop window\nof all"):
+            table.add_column(Text(title), justify="right", no_wrap=True)
+        names = shortened(each.layer for each in agreements)
+        for each in agreements:
+            low, median, high = each.minimum_steps
+            counts = [f"{each.count(kind)} of {len(each.cells)}" for kind in KINDS]
+            table.add_row(
+                names[each.layer], *counts, Text(f"{median} [{span_text(low, high)}]"), Text(each.window_text)
+            )
+        console.print(table)
+        for each in agreements:
+            if each.why:
+                console.print(Text(f"{each.layer}: no stop window of all runs: {each.why}", style="dim"))
+        shown = "accuracy" if metric == "error" else metric
+        heading(
+            f"Held-out {shown} of target {target}: mean of {len(comparison.runs)} runs, ± standard deviation", console
+        )
+        curves = {name: curve for each in agreements for name, curve in _mean_curves(each, scores, shown)}
+        for part, curve_table in enumerate(curve_tables(curves, console.width)):
+            console.print(*[""] * bool(part), curve_table, sep="\n")
+
+
+def plot_comparison(comparison: Comparison, scores: Mapping[str, Scores], path: str | Path) -> str:
+    """Draw the last layer that the runs have in common, a row and a curve for each run; its name.
+
+    The phases are those of the input, or of what ``plot_phases`` shows instead. Marked is the stop window of all runs.
+
+    Raises:
+        As ``plot_phases`` does.
+    """
+    layer = comparison.agreements[-1].layer
+    alike = [own.filter(layer=layer).with_column("layer", run) for run, own in scores.items()]
+    together = Scores.concat(alike)
+    own = [each for each in comparison if each.layer == layer]
+    report = PhaseReport(tuple(replace(cell, layer=run) for each in own for run, cell in each.cells.items()))
+    marks = {each.target: _marked(each) for each in own}
+    plot_phases(together, report, path, f"Learning phases: layer {layer}", marks)
+    return layer
+
+
+def _marked(agreement: Agreement) -> CellPhases:
+    """What is marked in the picture: the stop window of all runs, and no phases."""
+    window = agreement.stop_window
+    last = {"steps": [window[1]]} if window and agreement.window_is_open else {}
+    return CellPhases(_ALL, agreement.target, agreement.metric, (), 0, (0, 0), window, last)
+
+
+def _mean_curves(
+    agreement: Agreement, scores: Mapping[str, Scores], metric: str
+) -> Iterator[tuple[str, dict[int, str]]]:
+    """Mean and standard deviation over the runs, as texts, at the steps that all of them have."""
+    curves = [
+        dict(zip(*(part.tolist() for part in own.curve(agreement.layer, agreement.target, metric)), strict=True))
+        for own in scores.values()
+    ]
+    steps = [step for step in curves[0] if all(step in curve for curve in curves)]
+    values = np.array([[curve[step] for curve in curves] for step in steps]).reshape(len(steps), len(curves))
+    for name, found in (("", values.mean(1)), (" ±", values.std(1, ddof=1))):
+        yield agreement.layer + name, {step: number(value) for step, value in zip(steps, found.tolist(), strict=True)}

@@ -1,0 +1,93 @@
+"""Several runs in tables and in a picture."""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from phasefast.errors import ArgumentError
+from phasefast.report import read_runs, write_comparison
+from phasefast.report.compared import run_names
+from phasefast.scores import Scores
+
+from .synthetic import log2_steps, make_scores, write_run
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    """Three runs whose FVU differs by a known factor; the last one lacks step 2."""
+    made = []
+    for seed, factor in enumerate([0.9, 1.0, 1.1]):
+        scores = make_scores(["stage1", "features"], log2_steps(12), scale=0.4 * factor)
+        scores = Scores.concat([scores.filter(step=step) for step in scores.steps if (seed, step) != (2, 2)])
+        made.append(write_run(tmp_path / f"seed{seed}", scores))
+    return made
+
+
+def printed(runs: list[Path], **options: object) -> str:
+    console = Console(width=120, file=io.StringIO())
+    write_comparison(runs, console, **options)  # type: ignore[arg-type]
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def test_tables_count_phases_and_average_curves_at_the_steps_of_all(runs: list[Path]) -> None:
+    text = printed(runs, layers=["features"], targets=["input"])
+    line = next(line for line in text.splitlines() if line.startswith("features"))
+    assert line.split()[1:10] == ["3", "of", "3", "3", "of", "3", "3", "of", "3"]
+    header, _, mean, deviation = text[text.index("step ") :].splitlines()[:4]
+    assert header.split() == ["step", *(str(step) for step in log2_steps(12) if step != 2)]
+    values = [Scores.concat([read(run)]).curve("features", "input", "fvu")[1][0] for run in runs]
+    assert float(mean.split()[1]) == pytest.approx(np.mean(values), abs=5e-4)
+    assert float(deviation.split()[2]) == pytest.approx(np.std(values, ddof=1), abs=5e-4)
+    assert "stage1" not in text
+    assert "label" not in text
+
+
+def read(run: Path) -> Scores:
+    return read_runs([run, run.parent / "seed1" if run.name != "seed1" else run.parent / "seed0"])[1][run.name]
+
+
+def test_the_picture_has_a_row_and_a_curve_for_each_run(runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    assert "wrote seeds.png, of layer features" in printed(runs, picture="seeds.png")
+    comparison, _ = read_runs(runs)
+    (figure,) = figures
+    texts = [text.get_text() for text in figure.texts]
+    assert "Learning phases: layer features" in texts
+    assert "phases of input fvu; marked: all runs" in texts
+    names = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert all(names.count(f"seed{seed}") >= 2 for seed in range(3))
+    window = comparison.agreement("features").stop_window
+    assert window is not None
+    assert any(text.startswith("stop ") and str(window[0]) in text for text in names)
+
+
+def test_runs_are_named_by_the_ends_of_their_paths(tmp_path: Path) -> None:
+    assert run_names([tmp_path / "a", str(tmp_path / "b")]) == ["a", "b"]
+    assert run_names([tmp_path / "a/scores1", tmp_path / "b/scores1"]) == ["a/scores1", "b/scores1"]
+    assert run_names([tmp_path / "x/model", tmp_path / "x/b"]) == ["x/model", "x/b"]
+    with pytest.raises(ArgumentError, match="a is given twice"):
+        run_names([tmp_path / "a", tmp_path / "b/../a"])
+
+
+def test_runs_that_were_measured_otherwise_are_told_apart(runs: list[Path]) -> None:
+    for seed, run in enumerate(runs):
+        settings = {"run": f"seed{seed}", "penalties": [[0.1], None], "precision": "fast" if seed == 2 else "exact"}
+        (run / "scores" / "settings-0.json").write_text(json.dumps(settings))
+    with pytest.warns(
+        RuntimeWarning, match='seed2 was not measured as seed0: precision there "exact", here "fast"'
+    ) as caught:
+        read_runs(runs)
+    assert len(caught) == 1
+    (runs[2] / "scores" / "settings-0.json").write_text("{")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_runs(runs)
