@@ -20,6 +20,7 @@ LEVELS = (
     ("components",),
     ("systems",),
     ("certificates", "choosing"),
+    ("scanning",),
     ("stages",),
     ("decoding",),
     ("scoring",),

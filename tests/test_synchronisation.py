@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 import phasefast as pf
-from phasefast import certificates
+from phasefast import certificates, scanning
 from phasefast.engine import Engine
 from phasefast.scoring import score_cells
 from phasefast.stages import evaluate, gcv
@@ -60,7 +60,7 @@ class Device(TorchDispatchMode):
     def __init__(self, monkeypatch: pytest.MonkeyPatch, tensors: Iterable[torch.Tensor]) -> None:
         super().__init__()
         self.count, self._there = 0, [tensor.untyped_storage() for tensor in tensors]
-        for module in (certificates, gcv, evaluate):
+        for module in (certificates, gcv, scanning, evaluate):
             monkeypatch.setattr(module, "fetched", self._fetched)
         for name in ("cpu", "tolist"):
             monkeypatch.setattr(torch.Tensor, name, self._copying(getattr(torch.Tensor, name)))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from phasefast import scanning
 from phasefast.decoding import Method, decode
 from phasefast.dense import Factor
 from phasefast.stages import gcv
@@ -62,7 +63,7 @@ def chosen(
 @pytest.mark.parametrize("dtype", [F32, F64])
 @pytest.mark.parametrize(("n", "d"), [(300, 12), (300, 40), (150, 120), (90, 200)])
 def test_the_least_error_is_chosen(monkeypatch, n: int, d: int, dtype: torch.dtype, small: bool) -> None:
-    monkeypatch.setattr(gcv, "SMALL", 256 if small else 0)
+    monkeypatch.setattr(scanning, "SMALL", 256 if small else 0)
     reliable = 0
     for seed, noise in itertools.product(range(4), (0.1, 1.0, 10.0)):
         cell, targets, columns = make(seed, n, d, noise)
@@ -121,7 +122,7 @@ def test_layers_that_say_nothing_get_the_strongest(monkeypatch: pytest.MonkeyPat
     cell, targets, _ = make(0, 300, 20)
     dead = captured(torch.full_like(cell.fit, 0.7), torch.full_like(cell.heldout, 0.7), (0, 300))
     for small in (0, 256):
-        monkeypatch.setattr(gcv, "SMALL", small)
+        monkeypatch.setattr(scanning, "SMALL", small)
         for dtype in (F32, F64):
             assert int(chosen(dead, targets, DEFAULT_ALPHAS, dtype).indices[0]) == len(DEFAULT_ALPHAS) - 1
 
@@ -131,8 +132,8 @@ def test_layers_that_say_nothing_get_the_strongest(monkeypatch: pytest.MonkeyPat
 def test_wherever_the_search_starts_it_ends_at_the_same(
     monkeypatch, start: int, pairs: bool, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(gcv, "SMALL", 0)
-    monkeypatch.setattr(gcv, "paired", lambda dim: pairs)
+    monkeypatch.setattr(scanning, "SMALL", 0)
+    monkeypatch.setattr(scanning, "paired", lambda dim: pairs)
     for seed, noise in itertools.product(range(3), (0.1, 3.0, 100.0)):
         cell, targets, _ = make(seed, 150, 60, noise)
         first = PenaltyChoice((torch.tensor([start]), torch.tensor([len(DEFAULT_ALPHAS) - 1 - start])))
@@ -141,10 +142,10 @@ def test_wherever_the_search_starts_it_ends_at_the_same(
 
 
 def test_few_penalties_of_a_fine_grid_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gcv, "SMALL", 0)
+    monkeypatch.setattr(scanning, "SMALL", 0)
     tried: list[int] = []
-    factor_path = gcv.factor_path
-    monkeypatch.setattr(gcv, "factor_path", lambda s, r, p: tried.append(len(p)) or factor_path(s, r, p))
+    factor_path = scanning.factor_path
+    monkeypatch.setattr(scanning, "factor_path", lambda s, r, p: tried.append(len(p)) or factor_path(s, r, p))
     cell, targets, columns = make(3, 200, 30)
     fine = tuple(float(a) for a in np.logspace(-5, 1, 97))
     choice = chosen(cell, targets, fine, F64)
@@ -164,7 +165,7 @@ def test_each_column_gets_its_own(route: str) -> None:
 
 
 def test_estimated_traces_choose_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gcv, "SMALL", 0)
+    monkeypatch.setattr(scanning, "SMALL", 0)
     monkeypatch.setattr(Factor, "inverse_traces", lambda _: pytest.fail("the trace is known well enough"))
     for seed in range(6):
         cell, targets, columns = make(seed, 900, 100)
@@ -180,7 +181,7 @@ def test_a_search_makes_traces_exact_where_estimates_could_not_tell(
 ) -> None:
     """As many features as rows: with much noise most degrees of freedom are left, with little hardly any."""
     exact, inverse_traces = [], Factor.inverse_traces
-    monkeypatch.setattr(gcv, "SMALL", 0)
+    monkeypatch.setattr(scanning, "SMALL", 0)
     monkeypatch.setattr(Factor, "inverse_traces", lambda own: exact.append(own) or inverse_traces(own))
     for seed in range(2):
         exact.clear()
@@ -188,13 +189,13 @@ def test_a_search_makes_traces_exact_where_estimates_could_not_tell(
         errors = curve(cell, columns, DEFAULT_ALPHAS).sum(1)
         cell = reduce_features(cell, (0, 700)) if d > 700 else cell
         (statistics,) = accumulate([cell], targets, F64, with_folds=False)
-        scan = gcv._Scan(cell, statistics, targets, Penalties())
+        scan = scanning.Scan(cell, statistics, targets, Penalties())
         best, _ = gcv._searched(scan, torch.tensor([start, start]), 1)
         assert errors[int(best[0])] <= errors.min() * 1.005
         if scan.exact:  # all of them: none that is known is an estimate
-            assert len(exact) >= len(scan._known) > 1
-            expected = torch.as_tensor(errors[list(scan._known)]) * (len(cell.fit) - 1) ** 2
-            found = torch.stack([own[0] for own, _ in scan._known.values()])
+            assert len(exact) >= len(scan._tried) > 1
+            expected = torch.as_tensor(errors[list(scan._tried)]) * (len(cell.fit) - 1) ** 2
+            found = torch.stack([tried.error[0] for tried in scan._tried.values()])
             torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
         assert scan.exact == (noise < 1)
         assert int(best[0]) in scan.factors
@@ -205,10 +206,10 @@ def test_slopes_are_those_of_the_errors(n: int) -> None:
     cell, targets, _ = make(2, n, 50)
     (statistics,) = accumulate([cell], targets, F64, with_folds=False)
     for alpha in (1e-4, 1e-2, 1.0):
-        scan = gcv._Scan(cell, statistics, targets, Penalties((alpha * (1 - 1e-4), alpha, alpha * (1 + 1e-4))))
+        scan = scanning.Scan(cell, statistics, targets, Penalties((alpha * (1 - 1e-4), alpha, alpha * (1 + 1e-4))))
         scan.make([0, 1, 2])
-        (below, _), (_, slopes), (above, _) = (scan._known[index] for index in range(3))
-        torch.testing.assert_close(slopes, (above / below).log() / 2e-4, rtol=1e-5, atol=0)
+        below, at, above = (scan._tried[index] for index in range(3))
+        torch.testing.assert_close(at.rises, (above.error / below.error).log() / 2e-4, rtol=1e-5, atol=0)
 
 
 def test_what_float32_cannot_tell_is_left_to_float64() -> None:
@@ -242,7 +243,7 @@ def test_the_factors_of_a_choice_give_its_solution(monkeypatch: pytest.MonkeyPat
     cell, targets, _ = make(3, 400, 90, noise=3.0)
     (statistics,) = accumulate([cell], targets, dtype, with_folds=False)
     for small in (0, 256):
-        monkeypatch.setattr(gcv, "SMALL", small)
+        monkeypatch.setattr(scanning, "SMALL", small)
         choice = select_by_gcv(cell, statistics, targets, penalties)
         assert set(choice.factors) >= set(torch.cat(choice.indices).tolist())
         anew, again = (
@@ -292,8 +293,8 @@ def left_out(cell: Activations, columns: torch.Tensor, alphas: tuple[float, ...]
 @pytest.mark.parametrize("dtype", [F32, F64])
 @pytest.mark.parametrize(("n", "d"), [(300, 60), (500, 200), (90, 150)])
 def test_rows_are_left_out_where_their_leverage_misleads(monkeypatch, n: int, d: int, dtype: torch.dtype, way: str):
-    monkeypatch.setattr(gcv, "SMALL", 256 if way == "all" else 0)
-    monkeypatch.setattr(gcv, "FEW", 16 if way == "in turn" else 4)
+    monkeypatch.setattr(scanning, "SMALL", 256 if way == "all" else 0)
+    monkeypatch.setattr(scanning, "FEW", 16 if way == "in turn" else 4)
     better = 0
     for seed in range(6):
         cell, targets, columns = uneven(seed, n, d)
@@ -323,7 +324,7 @@ def test_rows_are_left_out_of_a_matrix_without_a_factor_too(alphas: tuple[float,
 def test_looking_at_some_rows_estimates_what_all_would_tell() -> None:
     cell, targets, columns = uneven(1, 3000, 40)
     (statistics,) = accumulate([cell], targets, F64, with_folds=False)
-    scan = gcv._Scan(cell, statistics, targets, Penalties(DEFAULT_ALPHAS))
+    scan = scanning.Scan(cell, statistics, targets, Penalties(DEFAULT_ALPHAS))
     scan.all_errors()
     general = curve(cell, columns, DEFAULT_ALPHAS).sum(1) * (len(cell.fit) - 1) ** 2
     for index, exact in enumerate(left_out(cell, columns, DEFAULT_ALPHAS) / general):
