@@ -3,46 +3,109 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
 _GROUPS = 1_000
-_CHUNK = 4_000_000
+_TIE = 1e-12  # of the deviation of a curve, or of its square
 
 
-def valley(curves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Least-squares fits [R, K] of curves [R, K] that fall, then rise; and the index of each curve's minimum [R].
+@dataclass(frozen=True)
+class Valleys:
+    """The least-squares fits of curves [R, K] that fall, then rise.
 
-    The minimum is the smallest value among those steps that the fit pools into its lowest level.
+    Attributes:
+        splits: [R] the last step of the fall. residuals: [R] squared errors. minima: [R] the smallest value among those
+            steps that the fit pools into its lowest level.
     """
+
+    splits: np.ndarray
+    residuals: np.ndarray
+    minima: np.ndarray
+    _falling: _Pools
+    _rising: _Pools
+
+    def fit(self, row: int) -> np.ndarray:
+        """The fit [K] of one curve."""
+        split = int(self.splits[row])
+        left, right = self._falling.fit(row, split), self._rising.fit(row, len(self._rising.errors[row]) - 2 - split)
+        return np.concatenate([left, right[::-1]])
+
+
+def valleys(curves: np.ndarray) -> Valleys:
+    """The valley fits of curves [R, K]."""
     size = curves.shape[1]
-    chunk = max(1, _CHUNK // size**2)
-    if len(curves) > chunk:
-        parts = [valley(curves[i : i + chunk]) for i in range(0, len(curves), chunk)]
-        return np.concatenate([fit for fit, _ in parts]), np.concatenate([place for _, place in parts])
-    rising = _rising(curves)  # [R, s, K]: rises from step s on
-    falling = _rising(curves[:, ::-1])[:, ::-1, ::-1]  # [R, k, K]: falls up to step k
-    error = ((falling - curves[:, None]) ** 2).sum(axis=2)
-    error[:, :-1] += ((rising - curves[:, None]) ** 2).sum(axis=2)[:, 1:]
-    row, split = np.arange(len(curves)), error.argmin(axis=1)
-    fit = np.where(np.arange(size) <= split[:, None], falling[row, split], rising[row, np.minimum(split + 1, size - 1)])
-    bottom = fit <= fit.min(axis=1, keepdims=True)
-    return fit, np.where(bottom, curves, np.inf).argmin(axis=1)
+    falling, rising = _pools(-curves), _pools(-curves[:, ::-1])  # a rise from a step on is a fall up to it, backwards
+    errors = falling.errors.copy()
+    errors[:, :-1] += rising.errors[:, -2::-1]
+    # What differs by rounding alone is the same, so that of equal steps it is always the first that counts.
+    deviation = ((curves - curves.mean(axis=1, keepdims=True)) ** 2).sum(axis=1, keepdims=True)
+    row, splits = (
+        np.arange(len(curves)),
+        (errors <= errors.min(axis=1, keepdims=True) + _TIE * deviation).argmax(axis=1),
+    )
+    after = size - 2 - splits  # the rest, backwards; -1 where there is none
+    left, right = -falling.levels[row, splits], np.where(after < 0, np.inf, -rising.levels[row, after])
+    tie = _TIE * np.sqrt(deviation[:, 0])
+    first = np.where(left <= right + tie, falling.starts[row, splits], splits + 1)
+    last = np.where(right <= left + tie, size - 1 - rising.starts[row, after], splits)
+    steps = np.arange(size)
+    bottom = (steps >= first[:, None]) & (steps <= last[:, None])
+    minima = np.where(bottom, curves, np.inf).argmin(axis=1)
+    return Valleys(splits, errors[row, splits], minima, falling, rising)
 
 
-def _rising(curves: np.ndarray) -> np.ndarray:
-    """[R, s, i]: the isotonic regression of steps s and after, and the curve itself before s.
+@dataclass(frozen=True)
+class _Pools:
+    """Isotonic regressions of the first 1, 2, ... values of curves [R, K], in which each level is larger than the last.
 
-    By the max-min formula: the fit at i is the largest over j <= i of the smallest over l >= i of the mean of j..l.
+    Attributes, all [R, K]:
+        errors: squared errors of the regression of the values up to there. starts, levels: where its last level begins,
+            and its value.
     """
+
+    errors: np.ndarray
+    starts: np.ndarray
+    levels: np.ndarray
+
+    def fit(self, row: int, last: int) -> np.ndarray:
+        """The negative regression [last + 1] of the values up to ``last``: its levels, from the last one back."""
+        out = np.empty(last + 1)
+        while last >= 0:
+            start = int(self.starts[row, last])
+            out[start : last + 1] = -self.levels[row, last]
+            last = start - 1  # what lies before a level is the regression of those values alone
+        return out
+
+
+def _pools(curves: np.ndarray) -> _Pools:
+    """Regressions of all beginnings, by pooling adjacent violators once (Stout 2008: unimodal regression)."""
     rows, size = curves.shape
-    level = curves.mean(axis=1, keepdims=True)
-    ends = np.concatenate([np.zeros((rows, 1)), np.cumsum(curves - level, axis=1)], axis=1)
-    count = np.arange(size) - np.arange(size)[:, None] + 1  # [j, l]
-    means = np.where(count > 0, (ends[:, None, 1:] - ends[:, :-1, None]) / np.maximum(count, 1), np.inf)
-    least = np.minimum.accumulate(means[:, :, ::-1], axis=2)[:, :, ::-1]
-    most = np.maximum.accumulate(np.where(count > 0, least, -np.inf)[:, ::-1], axis=1)[:, ::-1]
-    return np.where(count > 0, most + level[:, None], curves[:, None])
+    errors, levels = np.zeros((2, rows, size))
+    starts = np.zeros((rows, size), dtype=np.int64)
+    before = np.zeros(rows)  # the error of all but the last level
+    slack = _TIE * np.sqrt(((curves - curves.mean(axis=1, keepdims=True)) ** 2).sum(axis=1))
+    for i in range(size):
+        level, start, own = curves[:, i].copy(), np.full(rows, i), np.zeros(rows)
+        before = errors[:, i - 1].copy() if i else before
+        active = np.arange(rows if i else 0)
+        while True:
+            active = active[start[active] > 0]
+            place = start[active] - 1
+            lower = levels[active, place] >= level[active] - slack[active]
+            active, place = active[lower], place[lower]
+            if not len(active):
+                break
+            other, begin = levels[active, place], starts[active, place]
+            outside = np.where(begin > 0, errors[active, begin - 1], 0.0)
+            count, more = i + 1 - start[active], start[active] - begin
+            gap = other - level[active]
+            own[active] += errors[active, place] - outside + count * more / (count + more) * gap**2
+            level[active] += gap * (more / (count + more))
+            start[active], before[active] = begin, outside
+        levels[:, i], starts[:, i], errors[:, i] = level, start, before + own
+    return _Pools(errors, starts, levels)
 
 
 def bootstrap(samples: np.ndarray, replicates: int, rng: np.random.Generator) -> np.ndarray:
@@ -63,7 +126,7 @@ def bootstrap(samples: np.ndarray, replicates: int, rng: np.random.Generator) ->
 def order_test(curve: np.ndarray, permutations: int, rng: np.random.Generator) -> float:
     """Twice (Bonferroni) the smaller p-value of being a better valley and of being smoother than in random order."""
     curves = np.concatenate([curve[None], rng.permuted(np.tile(curve, (permutations, 1)), axis=1)])
-    residual = ((curves - valley(curves)[0]) ** 2).sum(axis=1)
+    residual = valleys(curves).residuals
     rough = (np.diff(curves, axis=1) ** 2).sum(axis=1)
     slack = 1e-9 * ((curve - curve.mean()) ** 2).sum()  # a permutation that ties with the curve counts against it
     p = min((values <= values[0] + slack).mean() for values in (residual, rough))

@@ -38,7 +38,7 @@ import numpy as np
 from ..errors import ArgumentError, DataError
 from ..phase_report import CellPhases, Phase, PhaseKind, PhaseReport
 from ..scores import Scores
-from ..valley import bootstrap, order_test, step_noise, valley
+from ..valley import bootstrap, order_test, step_noise, valleys
 
 
 @dataclass(frozen=True)
@@ -129,12 +129,12 @@ def detect_curve(
     steps, samples = _checked(steps, samples, f"layer {layer!r}, target {target!r}")
     rng = np.random.default_rng(seed)
     loss = samples.mean(axis=1)
-    fits, places = valley(loss[None])
-    noise, rough = step_noise(loss, fits[0], rules.order_steps)
+    found = valleys(loss[None])
+    noise, rough = step_noise(loss, found.fit(0), rules.order_steps)
     curve = _Curve(
         loss=loss,
-        fit=fits[0],
-        minimum=int(places[0]),
+        fit=found.fit(0),
+        minimum=int(found.minima[0]),
         replicates=bootstrap(samples, replicates, rng),
         tails=(50 * (1 - confidence), 50 * (1 + confidence)),
         noise=noise,
@@ -145,7 +145,7 @@ def detect_curve(
     spans, reason = curve.spans()
     window = curve.stop_window(spans)
     # A percentile that is a probed step, not a number between two of them.
-    low, high = np.percentile(steps[valley(curve.replicates)[1]], curve.tails, method="inverted_cdf")
+    low, high = np.percentile(steps[valleys(curve.replicates).minima], curve.tails, method="inverted_cdf")
     return CellPhases(
         layer=layer,
         target=target,
