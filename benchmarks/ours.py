@@ -17,8 +17,9 @@ from phasefast.dense import empty
 from phasefast.engine import FOLDS
 from phasefast.scoring import score_cells
 from phasefast.stages.plan import Cost, routes
-from phasefast.stages.targets import Input, Label, build_targets
+from phasefast.stages.targets import build_targets
 from phasefast.systems import Penalties
+from phasefast.target_types import Input, Label
 from phasefast.types import Activations, Layer, Score
 from phasefast.workspace import Workspace
 

@@ -9,8 +9,8 @@ from .probe import probe
 from .scores import Scores, read_scores
 from .stages.phases import detect_phases
 from .stages.probe_set import ProbeSet
-from .stages.targets import Function, Input, Label
 from .sweep import sweep
+from .target_types import Function, Input, Label
 from .track import PhaseTracker
 from .watch import watch
 

@@ -27,7 +27,7 @@ from .scores import MODEL_LAYER, Scores
 from .scoring import score_cells
 from .stages.capture import RowOptions, capture, chunk_bounds, discover_layers, model_inputs, rows_dtype
 from .stages.evaluate import evaluate_model
-from .stages.layers import given_names, select_layers, unwrap
+from .stages.layers import Layers, given_names, select_layers, unwrap
 from .stages.plan import ForcedRoute, Selection, group_layers, memory_budget
 from .stages.preserve import (
     BATCHNORM_MODES,
@@ -38,9 +38,10 @@ from .stages.preserve import (
     several_rows,
 )
 from .stages.probe_set import ProbeSet
-from .stages.targets import Input, Label, Target, build_targets
+from .stages.targets import build_targets
 from .systems import DEFAULT_ALPHAS, Penalties
 from .target_cache import TargetCache
+from .target_types import Input, Label, Target
 from .types import Activations, BatchNormMode, Layer, Score, TokenMode
 from .workspace import Workspace
 
@@ -61,8 +62,10 @@ class ProbeOptions(TypedDict, total=False):
     """What :func:`phasefast.probe`, :func:`phasefast.sweep` and :class:`phasefast.PhaseTracker` have in common.
 
     Attributes:
-        layers: globs over ``named_modules()``, after ``!`` of those left out; the model's direct children by default.
-        targets: what is decoded; by default the input, where it is floating-point, and the label, where there is one.
+        layers: globs over ``named_modules()``, after ``!`` of those left out, or modules; by default the model's direct
+            children. Scores have them in the order in which they are computed.
+        targets: what is decoded; by default the input, where it is floating-point, the label, where there is one, and
+            the probe set's values.
         alphas: ridge penalties relative to the mean diagonal of the Gram matrix; one per target is chosen on
             the fit rows, see ``selection``; ``[a]`` forces one. The decades from 1e-6 to 100 by default.
         noise: instead of ``alphas``, the standard deviation of noise on the activations (penalty = n noise^2).
@@ -85,15 +88,16 @@ class ProbeOptions(TypedDict, total=False):
         layer_sketch: decode wider layers from so many random combinations of their features, and estimate the error of
             all features: ``value``, from ``low`` to ``high`` (accuracies are the sketch's own). A layer for which it
             fails, or is far off, is decoded exactly, which is what memory and ``phasefast plan`` allow for.
-        tokens: for outputs [b, t, f]: ``"flatten"`` (default), ``"mean"`` over t, or ``"cls"``, the first.
-        pool: average spatial dimensions to this size; 0 (default) keeps every position.
+        tokens: for outputs [b, t, f], as which [b, c, l] are taken too: ``"flatten"`` (default), ``"mean"`` over t,
+            ``"cls"``, the first, or ``"last"``.
+        pool: average the spatial dimensions of [b, c, h, w] and [b, c, d, h, w] to this size; 0 (default) keeps all.
         batch_size: of the forward passes, and of the BatchNorm statistics that need batches; 256, or 128 for
             ``batchnorm="batch"``, by default. By default a GPU takes larger ones wherever the numbers stay the same.
         memory: budget, such as ``"8GB"``; most of what is free by default. On a CPU two fifths of it at most are kept
             from one checkpoint to the next, which saves finding them again.
     """
 
-    layers: Sequence[str] | str | None
+    layers: Layers | None
     targets: Sequence[Target] | Target | None
     alphas: Sequence[float] | float | None
     noise: float | None
@@ -130,6 +134,11 @@ class Engine:
             if not isinstance(value, kind):
                 raise ArgumentError(f"{name}: expected a {kind.__name__}, got {type(value).__name__}")
         self.model, self.probe_set, self.run = unwrap(model), probe_set, run
+        if scripted := [name for name, each in self.model.named_modules() if isinstance(each, torch.jit.ScriptModule)]:
+            raise ArgumentError(
+                f"model: {f'its module {scripted[0]!r}' if scripted[0] else 'it'} is TorchScript, which runs no hooks; "
+                "give the module that it was made of"
+            )
         tensors = [*self.model.parameters(), *self.model.buffers()]
         home = next((tensor.device for tensor in tensors), torch.device("cpu"))
         self.device = resolve_device(options.get("device"), home)
@@ -149,7 +158,10 @@ class Engine:
         self.batch_size = options.get("batch_size") or (_AUTHORS_BATCH if self.batchnorm == "batch" else _BATCH)
         large = self.device.type == "cuda" and self.batchnorm != "batch" and options.get("batch_size") is None
         self._forward_batch = _GPU_BATCH if large else self.batch_size
-        self.names, self._given = select_layers(self.model, options.get("layers")), given_names(options.get("layers"))
+        self.names, self._given = (
+            select_layers(self.model, options.get("layers")),
+            given_names(self.model, options.get("layers")),
+        )
         given_targets = options.get("targets")
         chosen = as_tuple(_default_targets(probe_set) if given_targets is None else given_targets, ())
         self.label = next((target.name for target in chosen if isinstance(target, Label)), None)
@@ -202,6 +214,9 @@ class Engine:
                 try:
                     self._layers = discover_layers(self.model, self.names, first, self.rows, self._given)
                 except RuntimeError as error:  # the model's own
+                    if "does not require grad" in str(error):
+                        error.add_note("Models are run under torch.no_grad(): use torch.enable_grad() in the forward.")
+                        raise
                     error.add_note(
                         f"The model was given samples of shape {tuple(first.shape[1:])}, {first.dtype}: does the probe "
                         "set hold what it takes? Images are numbers such as x.float() / 255. A model of several inputs "
@@ -230,8 +245,8 @@ class Engine:
         if others and not self._warned:
             self._warned = True
             warn(
-                f"the model has {others.pop()} outputs, target {label!r} {width} classes: no rows of layer "
-                f"{MODEL_LAYER!r}; give the classes the model was trained on as labels from 0, or Label(classes)",
+                f"no rows of layer {MODEL_LAYER!r}: the model has {others.pop()} outputs, target {label!r} {width} "
+                "classes; if it was trained on such labels, give them as they were, from 0, or Label(classes)",
             )
         labels = {"fit": self.probe_set.fit_labels, "heldout": self.probe_set.heldout_labels}
         return evaluate_model(usable, labels, label)
@@ -326,11 +341,12 @@ def _default_targets(probe_set: ProbeSet) -> list[Target]:
     targets: list[Target] = [Input()] if probe_set.fit_inputs.is_floating_point() else []
     if probe_set.fit_labels is not None:
         targets.append(Label(probe_set.classes))
+    targets += [probe_set.target(name) for name in probe_set.fit_values]
     if not targets:
         raise ArgumentError(
             f"targets: nothing to decode by default: the samples are {probe_set.fit_inputs.dtype}, so they are not "
-            "decoded themselves (images are given as numbers such as x.float() / 255), and there are no labels; give "
-            "such as phasefast.Function(fn)"
+            "decoded themselves (images are given as numbers such as x.float() / 255), and there are no labels, nor "
+            "values; give such as phasefast.Function(fn)"
         )
     if probe_set.fit_inputs.dtype == torch.uint8:  # images, unlike the integers that stand for tokens
         warn(

@@ -94,7 +94,7 @@ def phase_notes(cells: Sequence[CellPhases], most: int = 4) -> list[str]:
         if cell.why
     ]
     if (left := len(reasons) - most) > 0:
-        reasons[most:] = [f"and {left} more: the report's cells, and phases.json, have the reasons"]
+        reasons[most:] = [f"and {left} more: cell.why, or phases.json, has the reasons"]
     return notes + reasons
 
 

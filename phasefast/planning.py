@@ -14,7 +14,7 @@ from .decoding import Method, PenaltyPer, Splits
 from .engine import FOLDS, as_tuple, check_options, resolve_device
 from .errors import ArgumentError, PhasefastError
 from .stages.capture import RowOptions, discover_layers, model_inputs, rows_dtype
-from .stages.layers import given_names, select_layers, unwrap
+from .stages.layers import Layers, given_names, select_layers, unwrap
 from .stages.plan import Cost, ForcedRoute, Problem, Selection, fitting_cost, group_layers, memory_budget
 from .stages.preserve import preserved
 from .stages.targets import PROBE_COLUMNS, SKETCH_COLUMNS
@@ -44,7 +44,7 @@ def plan(
     heldout: int,
     *,
     classes: int = 0,
-    layers: Sequence[str] | str | None = None,
+    layers: Layers | None = None,
     alphas: Sequence[float] | float | None = None,
     noise: float | None = None,
     tokens: TokenMode = "flatten",
@@ -87,7 +87,7 @@ def plan(
         batch = next(model_inputs(torch.stack([example, example]), [(0, 2)], model, where))
         try:
             names = select_layers(model, layers)
-            found = discover_layers(model, names, batch, RowOptions(tokens, pool), given_names(layers))
+            found = discover_layers(model, names, batch, RowOptions(tokens, pool), given_names(model, layers))
         except PhasefastError:
             raise
         except Exception as error:  # a model may check its input by itself

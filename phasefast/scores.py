@@ -255,11 +255,15 @@ def read_scores(directory: str | Path) -> Scores:
     shards = list_shards(directory)
     if not shards and Path(directory).name == "scores":
         raise StoreError(f"no scores in {directory}; give the run directory {Path(directory).parent}")
+    if others := [path.name for path in store_folder(directory).glob("*.parquet")] if not shards else []:
+        raise StoreError(f"no scores in {directory}: expected files named step-*.parquet, got {sorted(others)[:3]}")
     if not shards and store_folder(directory).is_dir():
         raise StoreError(
             f"no scores in {directory}: measuring was begun there, but nothing stored: every checkpoint failed, or it "
             "was stopped before the first was measured; sweep again to see what fails"
         )
+    if runs := [] if shards else sorted(path.parent.name for path in Path(directory).glob("*/scores")):
+        raise StoreError(f"no scores in {directory}, but in its folders {', '.join(runs)}; give one, or compare them")
     if not shards:
         raise StoreError(
             f"no scores in {directory}: expected {store_folder(directory)}/step-*.parquet; sweep or run the demo first"

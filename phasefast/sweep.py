@@ -148,7 +148,10 @@ class Sweeper:
                         if isinstance(error, LASTING) and not self._measured:
                             raise
                         failures[step] = error
-                    update(index + 1, f"step {step}" + (" failed" if step in failures else ""))
+                    reason = (
+                        f": {failures[step]}" if list(failures) == [step] else ""
+                    )  # of the first, to be seen at once
+                    update(index + 1, f"step {step}" + (f" failed{reason}" if step in failures else ""))
         finally:
             model.load_state_dict(before)
         return failures

@@ -44,8 +44,8 @@ class PhaseTracker:
             same data and targets need not make again; None keeps all in memory only. Each training needs its own.
         run: label of the rows.
         overwrite: start over, removing the scores in ``out``, their ``phases.json`` and pictures.
-        on_error: ``"warn"`` lets the training go on when a measurement fails; ``"raise"`` does not. Layers, options
-            or data that cannot be raise all the same, at the first measurement: the next ones would fail too.
+        on_error: ``"warn"`` lets the training go on when a measurement fails; ``"raise"`` does not. What no later
+            measurement could mend, such as layers that are not there, raises in any case, at the first one.
         **options: see :class:`phasefast.ProbeOptions`.
 
     Attributes:

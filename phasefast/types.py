@@ -13,7 +13,7 @@ import torch
 TargetKind = Literal["regression", "classes"]
 BatchNormMode = Literal["recompute", "batch", "running"]
 Route = Literal["primal", "dual"]
-TokenMode = Literal["flatten", "mean", "cls"]
+TokenMode = Literal["flatten", "mean", "cls", "last"]
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from phasefast.errors import ArgumentError, StoreError
 from phasefast.planning import plan
 from phasefast.scores import SCHEMA
 from phasefast.stages.evaluate import evaluate
-from phasefast.stages.targets import Input, Label, build_targets
+from phasefast.stages.targets import build_targets
 from phasefast.systems import Penalties
+from phasefast.target_types import Input, Label
 from phasefast.types import Activations, Score, TargetMatrix
 from tests.oracle import captured
 

@@ -40,7 +40,7 @@ def test_numbers_match_scikit_learn_on_the_activations_of_the_model(net: SmallNe
 
 def test_scores_are_complete_and_tidy(net: SmallNet, probe_set: pf.ProbeSet) -> None:
     scores = pf.probe(net, probe_set, layers=LAYERS, step=7, run="mine")
-    assert scores.layers == ["conv", "relu", "relu:1", "hidden"]
+    assert scores.layers == ["conv", "relu", "hidden", "relu:1"]  # as they are computed
     assert scores.targets == ["input", "label"]
     assert scores.steps == [7]
     table = scores.to_pandas()
@@ -200,7 +200,7 @@ class Sequence(nn.Module):
         return self.rnn(self.lift(x.squeeze(1)))[0][:, -1]
 
 
-@pytest.mark.parametrize(("tokens", "dim"), [("flatten", 24), ("mean", 4), ("cls", 4)])
+@pytest.mark.parametrize(("tokens", "dim"), [("flatten", 24), ("mean", 4), ("cls", 4), ("last", 4)])
 def test_token_outputs(probe_set: pf.ProbeSet, tokens: str, dim: int) -> None:
     scores = pf.probe(Sequence(), probe_set, layers="rnn", tokens=tokens)
     assert scores.to_pandas()["dim"].iloc[-1] == dim
@@ -222,7 +222,7 @@ def test_pooling_is_an_option(net: SmallNet, probe_set: pf.ProbeSet) -> None:
         ({"alpha": [1.0]}, ArgumentError, ["alpha", "alphas"]),
         ({"alphas": [-1.0]}, ArgumentError, ["-1.0"]),
         ({"alphas": [1.0], "noise": 1.0}, ArgumentError, ["noise"]),
-        ({"tokens": "last"}, ArgumentError, ["tokens", "last"]),
+        ({"tokens": "first"}, ArgumentError, ["tokens", "first"]),
         ({"batch_size": 0}, ArgumentError, ["batch_size"]),
         ({"memory": "lots"}, ArgumentError, ["lots"]),
         ({"memory": "10KB", "layers": ["conv"]}, MemoryBudgetError, ["conv", "54", "budget"]),
@@ -260,7 +260,7 @@ def test_outputs_that_are_no_rows_name_the_layer(probe_set: pf.ProbeSet) -> None
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.mean()
 
-    with pytest.raises(LayerError, match=r"'0'.*rows"):
+    with pytest.raises(LayerError, match=r"'0'.*a row of numbers"):
         pf.probe(nn.Sequential(Scalar()), probe_set)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -108,9 +110,65 @@ def test_modules_of_a_glob_that_are_not_used_are_left_out(net: SmallNet, probe_s
     for layers in ("*", None):
         with pytest.warns(RuntimeWarning, match=r"left out \['unused'\], whose forward hooks never fired") as caught:
             scores = pf.probe(net, probe_set, layers=layers, alphas=[0.1])
-        assert scores.layers == ["conv", "norm", "relu", "relu:1", "drop", "hidden", "head"]
+        assert scores.layers == ["conv", "norm", "relu", "hidden", "relu:1", "drop", "head"]
         assert caught[0].filename == __file__
     with pytest.raises(LayerError, match="'unused': its forward hook never fired"):
         pf.probe(net, probe_set, layers="unus*")
-    with pytest.raises(LayerError, match="expected names or globs, got Linear"):
-        pf.probe(net, probe_set, layers=[net.hidden])  # type: ignore[list-item]
+
+
+def test_layers_may_be_modules(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    for layers in (net.hidden, [net.hidden], ["hidden"]):
+        assert pf.probe(net, probe_set, layers=layers, alphas=[0.1]).layers == ["hidden"]
+    for layers, words in (([torch.nn.Linear(3, 3)], "Linear is not in the model"), ([3], "int is none of these")):
+        with pytest.raises(LayerError, match=f"expected names, globs or modules of the model, {words}"):
+            pf.probe(net, probe_set, layers=layers)  # type: ignore[arg-type]
+
+
+def test_torchscript_is_refused(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    scripted = torch.jit.script(net)
+    with pytest.raises(ArgumentError, match="model: it is TorchScript"):
+        pf.probe(scripted, probe_set)
+    with pytest.raises(ArgumentError, match="model: its module '0' is TorchScript"):
+        pf.probe(torch.nn.Sequential(scripted), probe_set)
+
+
+class Gradient(torch.nn.Module):
+    """Differentiates in its forward pass."""
+
+    def __init__(self, inside: bool) -> None:
+        super().__init__()
+        self.inside, self.body, self.head = inside, torch.nn.Linear(36, 4), torch.nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.set_grad_enabled(self.inside or torch.is_grad_enabled()):
+            x = x.flatten(1).requires_grad_()
+            return self.head(torch.autograd.grad(self.body(x).square().sum(), x)[0])
+
+
+def test_models_that_need_gradients_are_told_how(probe_set: pf.ProbeSet) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        pf.probe(Gradient(False), probe_set)
+    assert "use torch.enable_grad() in the forward" in caught.value.__notes__[0]
+    assert pf.probe(Gradient(True), probe_set, alphas=[0.1]).layers == ["body", "head"]
+
+
+@pytest.mark.parametrize("form", [tuple, list, lambda pair: {"hidden": pair[1], "logits": pair[0]}])
+def test_the_models_own_scores_are_found_among_several_outputs(
+    net: SmallNet, probe_set: pf.ProbeSet, form: Callable[[Any], Any]
+) -> None:
+    class Several(SmallNet):
+        def forward(self, x: torch.Tensor) -> Any:
+            return form((super().forward(x), x))
+
+    several = Several()
+    several.load_state_dict(net.state_dict())
+    own = [pf.probe(model, probe_set, layers="hidden", alphas=[0.1]).filter(layer="model") for model in (net, several)]
+    assert len(own[0]) == 4
+    assert own[0].to_arrow().column("value").equals(own[1].to_arrow().column("value"))
+
+
+def test_options_that_change_nothing_are_warned_of(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    with pytest.warns(RuntimeWarning, match=r"pool=2 changes nothing: no layer's output is \[b, c, h, w\]"):
+        pf.probe(net, probe_set, layers="hidden", pool=2, alphas=[0.1])
+    with pytest.warns(RuntimeWarning, match=r"tokens='last' changes nothing: no layer's output is \[b, t, f\]"):
+        pf.probe(net, probe_set, layers="conv", tokens="last", alphas=[0.1])

@@ -13,10 +13,22 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "phasefast"
 OPS = ("capture", "gram", "residual", "ridge_solve")
 LEVELS = (
-    ("types", "phase_report", "errors", "files", "globs", "notices", "progress", "listing", "timeline", "workspace"),
+    (
+        "types",
+        "phase_report",
+        "errors",
+        "files",
+        "globs",
+        "samples",
+        "notices",
+        "progress",
+        "listing",
+        "timeline",
+        "workspace",
+    ),
     ("scores",),
     ("ops",),
-    ("comparing", "dense", "isometry", "target_cache", "valley"),
+    ("comparing", "dense", "isometry", "target_cache", "target_types", "valley"),
     ("components",),
     ("systems",),
     ("certificates", "choosing"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import TypeVar
 from ..errors import CheckpointError
 from ..notices import warn
 from .messages import damage_named
-from .sources import BESIDE, ENTRIES, SUFFIXES, Source, find_entry
+from .sources import BESIDE, ENTRIES, SUFFIXES, Source, find_entry, suffix_of
 from .steps import has_step, names_step, parse_step
 
 _BESIDE = re.compile(rf"{BESIDE}\.\w+")
@@ -49,8 +50,9 @@ def order_checkpoints(
 
     Args:
         checkpoints: ``{step: state dict or path}``; a list of paths, whose steps are in their names; a list of state
-            dicts, whose steps are 0, 1, 2, ...; a file; a folder that is a checkpoint; or a folder of files and such
-            folders, of which unfinished ones and those without a step in their names are left out, with a warning.
+            dicts, whose steps are 0, 1, 2, ...; a file, or a glob of several; a folder that is a checkpoint; or a
+            folder of files and such folders, of which unfinished ones and those without a step in their names are left
+            out, with a warning.
 
     Raises:
         CheckpointError: nothing to sweep, a step that is missing, negative or there twice.
@@ -58,16 +60,26 @@ def order_checkpoints(
     if isinstance(checkpoints, (str, os.PathLike)):
         path = Path(checkpoints)
         if not path.exists():
-            raise CheckpointError(f"{path}: expected a folder of checkpoints or a list of files; it is not there")
+            if several := sorted(glob.glob(os.fspath(path))):
+                return order_checkpoints(several)
+            raise CheckpointError(f"{path}: expected a folder of checkpoints, a file or a glob; there is none")
         if not path.is_dir():
             return order_checkpoints([path])
         return {**find_checkpoints(path)} or order_checkpoints([path] if find_entry(path) else _without_steps(path))
     if isinstance(checkpoints, Mapping):
         pairs = list(checkpoints.items())
+        wrong = [each for each in checkpoints.values() if not isinstance(each, (str, os.PathLike, Mapping))]
         if bad := [step for step, _ in pairs if isinstance(step, bool) or not isinstance(step, int) or step < 0]:
             raise CheckpointError(f"checkpoints: expected steps that are integers >= 0, got {bad[:5]}")
     else:
-        pairs = [(i if isinstance(c, Mapping) else parse_step(c), c) for i, c in enumerate(checkpoints)]
+        given = list(checkpoints)
+        wrong = [each for each in given if not isinstance(each, (str, os.PathLike, Mapping))]
+        pairs = [(i if isinstance(c, Mapping) else parse_step(c), c) for i, c in enumerate([] if wrong else given)]
+    if wrong:
+        kind = type(wrong[0]).__name__
+        raise CheckpointError(
+            f"checkpoints: expected paths or state dicts, {{step: one of these}} or a folder, got {kind}"
+        )
     if not pairs:
         raise CheckpointError("checkpoints: expected at least one, got none")
     return _by_step(pairs)
@@ -82,7 +94,9 @@ def _by_step(pairs: Sequence[tuple[int, _Some]]) -> dict[int, _Some]:
     ordered: dict[int, _Some] = {}
     for step, source in sorted(pairs, key=lambda pair: pair[0]):
         if step in ordered:
-            raise CheckpointError(f"step {step}: given twice, as {ordered[step]} and {source}; give {{step: path}}")
+            raise CheckpointError(
+                f"step {step}: given twice, as {ordered[step]} and {source}; give {{step: path}} or a glob"
+            )
         ordered[step] = source
     return ordered
 
@@ -108,6 +122,6 @@ def _sorted_out(folder: Path) -> tuple[list[Path], list[str]]:
     for path in inside:
         if _TEMPORARY.fullmatch(path.name) or (path.is_dir() and not find_entry(path)):
             unfinished += [path.name] if has_step(path) else []
-        elif path.is_dir() or (path.suffix in SUFFIXES and not _BESIDE.fullmatch(path.name)):
+        elif path.is_dir() or (suffix_of(path) and not _BESIDE.fullmatch(path.name)):
             found.append(path)
     return found, unfinished

@@ -11,7 +11,7 @@ from ..errors import UnreadableError
 from .index import INDEX, read_index
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
-TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+TORCH_SUFFIXES = (".pt", ".pth", ".pth.tar", ".ckpt", ".bin")
 SAFETENSORS = ".safetensors"
 SUFFIXES = (*TORCH_SUFFIXES, SAFETENSORS)
 DISTRIBUTED = ".metadata"
@@ -29,6 +29,11 @@ ENTRIES = (
     f"pytorch_model.bin{INDEX}",
     DISTRIBUTED,
 )
+
+
+def suffix_of(path: Path) -> str:
+    """The suffix by which a file may be weights; empty where it may not."""
+    return next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), "")
 
 
 def find_entry(folder: Path) -> Path | None:

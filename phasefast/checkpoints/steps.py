@@ -8,13 +8,14 @@ from decimal import Decimal
 from pathlib import Path
 
 from ..errors import CheckpointError
-from .sources import SUFFIXES
+from .sources import suffix_of
 
 _WORDS = r"(?:global_?step|steps?|iter(?:ation)?|checkpoint|ckpt)[-_=]?"
-_NUMBER = r"(\d+(?:\.\d+)?)([km]?)(?![a-z\d]|\.\d)"  # 500, 64k, 1.5k, but not 1e3
+_NUMBER = r"(\d+(?:\.\d+)?)([km]?)(?![a-z\d]|[.,]\d)"  # 500, 64k, 1.5k, but not 1e3 or 1,000
 _NAMED = re.compile(_WORDS + _NUMBER + r"(?!_\d{3}(?!\d))", re.IGNORECASE)  # nor 1_000
-_OTHER = r"(?<![a-z])(?:epochs?|model|weights|net|state)|(?<![a-z\d])(?<!\d\.)"  # not the 18 of resnet18
+_OTHER = r"(?<![a-z])(?:epochs?|model|weights|net|state)|(?<![a-z\d])(?<!\d[.,])"  # not the 18 of resnet18
 _ALONE = re.compile(f"(?:{_OTHER}){_NUMBER}", re.IGNORECASE)
+_EPOCH = re.compile(rf"(?<![a-z])epochs?[-_=]?{_NUMBER}", re.IGNORECASE)  # of epoch=3-val_loss=0.53
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
 
 
@@ -26,7 +27,7 @@ def parse_step(name: str | os.PathLike[str]) -> int:
     """
     stem = _stem(name)
     named, alone = _NAMED.findall(stem), _ALONE.findall(stem)
-    for number, unit in named[-1:] or (alone if len(alone) == 1 else []):
+    for number, unit in named[-1:] or (alone if len(alone) == 1 else _EPOCH.findall(stem)[-1:]):
         step = Decimal(number) * _UNITS[unit.lower()]
         if step % 1 == 0:
             return int(step)
@@ -51,4 +52,4 @@ def names_step(name: str | os.PathLike[str]) -> bool:
 
 def _stem(name: str | os.PathLike[str]) -> str:
     path = Path(name)
-    return path.stem if path.suffix in SUFFIXES else path.name
+    return path.name.removesuffix(suffix_of(path))

@@ -23,7 +23,7 @@ Model = Annotated[
 Layers = Annotated[
     list[str] | None, typer.Option("--layer", help="Glob of layers, or after ! of those left out; may be given again.")
 ]
-Tokens = Annotated[str, typer.Option(help="Of sequences: flatten, mean or cls.")]
+Tokens = Annotated[str, typer.Option(help="Of sequences: flatten, mean, cls or last.")]
 Pool = Annotated[int, typer.Option(help="Average images to this size; 0 keeps every position.")]
 Memory = Annotated[str | None, typer.Option(help="Budget, such as 8GB; most of what is free by default.")]
 Route = Annotated[str | None, typer.Option(help="Force primal, dual, eigen or target-free.")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError
 from ..stages.probe_set import ProbeSet
-from ..stages.targets import Input, Label, Target
+from ..target_types import Input, Label, Target
 
 Made = TypeVar("Made")
 
@@ -34,8 +35,12 @@ def load_probe_set(name: str) -> ProbeSet:
 
 
 def load_targets(names: Sequence[str], probe_set: ProbeSet) -> list[Target]:
-    """The targets that names stand for: ``input``, ``label``, or ``package.module:target``."""
+    """The targets that names stand for: ``input``, ``label``, values of the probe set, or ``package.module:target``."""
     known: dict[str, Target] = {"input": Input(), "label": Label(probe_set.classes)}
+    known |= {name: probe_set.target(name) for name in probe_set.fit_values}
+    for name in names:
+        if name not in known and ":" not in name:
+            raise ArgumentError(f"target {name!r}: expected one of {list(known)}, or package.module:target")
     return [known.get(name) or _made(name, "target", Target) for name in names]  # type: ignore[type-abstract]
 
 
@@ -50,6 +55,8 @@ def load_function(name: str) -> Callable[[Tensor], Tensor]:
 def _made(name: str, what: str, kind: type[Made]) -> Made:
     """What ``package.module:name`` is, or makes where it has to be called."""
     made = _import(name, what)
+    if kind is Target and inspect.isfunction(made) and inspect.signature(made).parameters:
+        raise ArgumentError(f"{what} {name!r}: expected a target, got a function; take pf.Function({made.__name__})")
     if not isinstance(made, kind) and callable(made):
         try:
             made = made()

@@ -12,7 +12,7 @@ from ..errors import ArgumentError
 from ..phase_report import PhaseReport
 from ..report import write_report
 from ..stages.probe_set import ProbeSet
-from ..stages.targets import Input, Label
+from ..target_types import Input, Label
 from ..track import PhaseTracker
 from .datasets import digits
 from .models import digits_net

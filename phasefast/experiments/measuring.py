@@ -14,8 +14,8 @@ from ..engine import Engine
 from ..scores import Scores
 from ..stages.layers import select_layers
 from ..stages.probe_set import ProbeSet
-from ..stages.targets import Label, Target
 from ..sweep import sweep
+from ..target_types import Label, Target
 from ..types import Activations
 from .datasets import Splits
 from .settings import Setting

@@ -20,7 +20,7 @@ from ..phase_report import CellPhases
 from ..report import plot_phases
 from ..scores import MODEL_LAYER, Scores
 from ..stages.phases import detect_phases
-from ..stages.targets import Input, Target
+from ..target_types import Input, Target
 from .checkpointing import checkpoint_path
 from .claims import check_claims
 from .datasets import Splits

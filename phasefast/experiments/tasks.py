@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 
 from ..errors import ArgumentError
 from ..stages.probe_set import ProbeSet
-from ..stages.targets import Function, Input, Label, Target
+from ..target_types import Function, Input, Label, Target
 from .datasets import Splits, adapt, keep_classes, load
 from .settings import Setting
 

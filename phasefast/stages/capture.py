@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,8 @@ from ..notices import warn
 from ..timeline import stage
 from ..types import Activations, Layer, TokenMode
 
-TOKEN_MODES: tuple[TokenMode, ...] = ("flatten", "mean", "cls")
+TOKEN_MODES: tuple[TokenMode, ...] = get_args(TokenMode)
+_TOKENS = {"cls": 0, "last": -1}  # which one stands for the sequence
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def rows_dtype(model: nn.Module, narrow: bool = False) -> torch.dtype:
 def discover_layers(
     model: nn.Module, names: Sequence[str], batch: Tensor, options: RowOptions, given: Collection[str]
 ) -> list[Layer]:
-    """Run one small batch and learn which layers fire, how often, and how wide their rows are.
+    """Run one small batch and learn which layers fire, in which order, how often, and how wide their rows are.
 
     Args:
         names: names of modules. batch: [b, ...]. A module called k times gives k layers: ``relu``, ``relu:1``, ...
@@ -78,8 +79,9 @@ def discover_layers(
     Raises:
         LayerError: a given hook never fires, or its output cannot be made into rows; or so with all of them.
     """
-    found: dict[str, list[Layer]] = {name: [] for name in names}
+    found: list[Layer] = []
     unusable: dict[str, LayerError] = {}
+    shapes: set[int] = set()
 
     def record(name: str, call: int, output: Any) -> None:
         try:
@@ -87,27 +89,35 @@ def discover_layers(
         except LayerError as error:
             unusable.setdefault(name, error)
             return
+        shapes.add(_first(output).dim())
         shape = (x.shape[1], *(pool for _ in x.shape[2:])) if pool else x.shape[1:]
         dim = int(torch.Size(shape).numel())
-        found[name].append(Layer(name if call == 0 else f"{name}:{call}", name, call, dim))
+        found.append(Layer(name if call == 0 else f"{name}:{call}", name, call, dim))
 
     with _hooks(model, names, record) as reset:
         reset()
         model(batch)
     usable = [name for name in names if name not in unusable]
-    silent = [name for name in usable if not found[name]]
+    silent = [name for name in usable if name not in {layer.module for layer in found}]
     if wrong := list(unusable) if len(silent) == len(usable) else [name for name in unusable if name in given]:
         raise unusable[wrong[0]]
     if unusable:
         warn(f"layers: left out {len(unusable)}: " + "; ".join(map(str, unusable.values())))
-    if lost := silent if len(silent) == len(found) else [name for name in silent if name in given]:
+    if lost := silent if not found else [name for name in silent if name in given]:
         raise LayerError(
             f"layer {lost[0]!r}: its forward hook never fired; the model does not call this module itself "
             "(unused, or called through a function); probe the module around it"
         )
     if silent:
-        warn(f"layers: left out {silent}, whose forward hooks never fired (unused, or called through a function)")
-    return [layer for name in usable for layer in found[name]]
+        warn(
+            f"layers: left out {silent}, whose forward hooks never fired on the first samples (unused, or called through "
+            "a function)"
+        )
+    if options.pool and not shapes & {4, 5}:
+        warn(f"pool={options.pool} changes nothing: no layer's output is [b, c, h, w] or [b, c, d, h, w]")
+    if options.tokens != "flatten" and 3 not in shapes:
+        warn(f"tokens={options.tokens!r} changes nothing: no layer's output is [b, t, f]")
+    return [layer for layer in found if layer.module not in unusable]
 
 
 @stage("forward passes")
@@ -150,15 +160,14 @@ def capture(
             for (start, stop), batch in zip(bounds, model_inputs(inputs, bounds, model, device), strict=True):
                 current.update(split=split, start=start, stop=stop)
                 reset()
-                output = model(batch)
-                if isinstance(output, Tensor) and output.dim() == 2 and output.is_floating_point():
-                    outputs[split].append(output.float())
+                if (logits := _logits(model(batch))) is not None:
+                    outputs[split].append(logits)
     totals = torch.stack([spool.total(split) for split in outputs for spool in spools.values()])
     spools_of = itertools.product(outputs, spools.values())
     for (split, spool), finite in zip(spools_of, totals.isfinite().tolist(), strict=True):
         spool.check(split, finite)
-    logits = [torch.cat(parts) if parts else None for parts in outputs.values()]
-    return [spool.finish() for spool in spools.values()], logits[0], logits[1]
+    own = [torch.cat(parts) if parts else None for parts in outputs.values()]
+    return [spool.finish() for spool in spools.values()], own[0], own[1]
 
 
 class _Spool:
@@ -243,22 +252,36 @@ def _hooks(
             handle.remove()
 
 
+def _first(output: Any) -> Any:
+    """What a module gives, or of several the logits or else the first."""
+    while isinstance(output, (Mapping, tuple, list)) and output:
+        if isinstance(output, Mapping):  # as those of Hugging Face are
+            output = output["logits"] if "logits" in output else next(iter(output.values()))
+        else:
+            output = output[0]
+    return output
+
+
+def _logits(output: Any) -> Tensor | None:
+    """The model's own output [b, c], if it is such."""
+    found = _first(output)
+    rows = isinstance(found, Tensor) and found.dim() == 2 and found.is_floating_point()
+    return found.float() if rows else None
+
+
 def _as_cell(name: str, output: Any, batch: int, options: RowOptions) -> tuple[Tensor, int]:
     """The tensor [b, ...] that the capture op flattens, and the pool size it applies."""
-    if isinstance(output, dict):  # Hugging Face outputs are dictionaries
-        output = tuple(output.values())
-    while isinstance(output, (tuple, list)) and output:
-        output = output[0]
+    output = _first(output)
     if not isinstance(output, Tensor) or not output.is_floating_point():
         kind = output.dtype if isinstance(output, Tensor) else type(output).__name__
         raise LayerError(f"layer {name!r}: expected a floating-point tensor as output, got {kind}")
     if output.dim() < 2 or len(output) != batch or output.numel() == 0:
         raise LayerError(
-            f"layer {name!r}: expected an output of {batch} rows (one per sample), none empty, got shape "
-            f"{tuple(output.shape)}"
+            f"layer {name!r}: expected an output with a row of numbers for each sample, got shape "
+            f"{tuple(output.shape)} for {batch} samples; probe a module whose output has the samples first"
         )
-    if output.dim() == 3 and options.tokens == "cls":
-        return output[:, 0], 0
+    if output.dim() == 3 and options.tokens in _TOKENS:
+        return output[:, _TOKENS[options.tokens]], 0
     if output.dim() == 3 and options.tokens == "mean":
         return output.transpose(1, 2), 1
     return output, options.pool if 4 <= output.dim() <= 5 else 0

@@ -11,6 +11,8 @@ from ..errors import LayerError
 from ..globs import chosen, idle
 from ..scores import MODEL_LAYER
 
+Layers = Sequence[str | nn.Module] | str | nn.Module
+
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside ``torch.compile``, DataParallel and DistributedDataParallel, whose hooks always fire."""
@@ -23,14 +25,14 @@ def unwrap(model: nn.Module) -> nn.Module:
         model = inner
 
 
-def select_layers(model: nn.Module, patterns: Sequence[str] | str | None = None) -> list[str]:
+def select_layers(model: nn.Module, patterns: Layers | None = None) -> list[str]:
     """Names of the modules to probe, in the order of ``named_modules()``: usually that of depth.
 
     Args:
-        patterns: fnmatch globs over ``named_modules()``; by default the model's direct children, with the members of a
-            ModuleList or ModuleDict in its place. What matches a glob that begins with ``!`` is left out of what the
-            others match, or of the default. ``"model"`` is the name of the model's own metrics: its parts stand in for
-            a module of that name.
+        patterns: fnmatch globs over ``named_modules()``, or modules themselves; by default the model's direct children,
+            with the members of a ModuleList or ModuleDict in its place. What matches a glob that begins with ``!`` is
+            left out of what the others match, or of the default. ``"model"`` is the name of the model's own metrics:
+            its parts stand in for a module of that name.
 
     Raises:
         LayerError: a pattern matches nothing, or nothing is left; the message lists near misses.
@@ -40,9 +42,7 @@ def select_layers(model: nn.Module, patterns: Sequence[str] | str | None = None)
         if not default:
             raise LayerError(f"{type(model).__name__} has no submodules to probe")
         return default
-    patterns = [patterns] if isinstance(patterns, str) else patterns
-    if wrong := [each for each in patterns if not isinstance(each, str)]:
-        raise LayerError(f"layers: expected names or globs, got {type(wrong[0]).__name__}; see named_modules()")
+    patterns = _as_names(unwrap(model), patterns)
     if not patterns:
         raise LayerError("layers: expected at least one pattern, got none")
     if MODEL_LAYER in patterns:
@@ -58,9 +58,20 @@ def select_layers(model: nn.Module, patterns: Sequence[str] | str | None = None)
     return names
 
 
-def given_names(patterns: Sequence[str] | str | None) -> set[str]:
+def given_names(model: nn.Module, patterns: Layers | None) -> set[str]:
     """The names that are asked for as such, if they are any; what only a glob matches may turn out not to be used."""
-    return {patterns} if isinstance(patterns, str) else set(patterns or ())
+    return set() if patterns is None else set(_as_names(unwrap(model), patterns))
+
+
+def _as_names(model: nn.Module, given: Layers) -> list[str]:
+    """Patterns as they are, modules by their names."""
+    names = {id(module): name for name, module in model.named_modules() if name}
+    several = [given] if isinstance(given, (str, nn.Module)) else list(given)
+    for each in several:
+        if not isinstance(each, str) and id(each) not in names:
+            what = "is not in the model" if isinstance(each, nn.Module) else "is none of these"
+            raise LayerError(f"layers: expected names, globs or modules of the model, {type(each).__name__} {what}")
+    return [each if isinstance(each, str) else names[id(each)] for each in several]
 
 
 def _default_names(model: nn.Module, prefix: str = "") -> list[str]:

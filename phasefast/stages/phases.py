@@ -83,6 +83,10 @@ def detect_phases(
         DataError: there is nothing to analyse, fewer than two steps, a step twice, or a loss that is not finite.
         LayerError, ArgumentError: a pattern matches no layer or no target.
     """
+    if not isinstance(scores, Scores):
+        raise ArgumentError(
+            f"scores: expected those of one run, got {type(scores).__name__}; see compare_phases for more"
+        )
     wanted = scores.select(layers, targets)
     options: dict[str, Any] = {"seed": seed, "confidence": confidence, "replicates": replicates, "rules": rules}
     cells = tuple(

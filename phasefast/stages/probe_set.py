@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sized
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import DataError, StoreError
+from ..errors import ArgumentError, DataError, StoreError
 from ..files import replacing
+from ..notices import warn
+from ..samples import draw
+from ..target_types import Values
+from ..types import TargetKind
+
+_COMPARED = 256  # numbers of each sample, by which those that are in both splits are found
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,7 @@ class ProbeSet:
     Attributes:
         fit_inputs: [n, ...] as the model takes them, n >= 2. heldout_inputs: [m, ...], m >= 1.
         fit_labels: [n], heldout_labels: [m], int64, or None.
+        fit_values: other things to decode by name, [n] or [n, q] each. heldout_values: likewise, of the same names.
 
     Raises:
         DataError: too few rows, shapes or lengths that do not match, NaN or Inf, labels that are not integers.
@@ -36,6 +43,8 @@ class ProbeSet:
     fit_labels: Tensor | None
     heldout_inputs: Tensor
     heldout_labels: Tensor | None
+    fit_values: Mapping[str, Tensor] = field(default_factory=dict)
+    heldout_values: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for split, minimum in (("fit", 2), ("heldout", 1)):
@@ -48,6 +57,12 @@ class ProbeSet:
             )
         if (self.fit_labels is None) != (self.heldout_labels is None):
             raise DataError("labels: expected for both splits or for none, got them for one")
+        if (names := set(self.fit_values) ^ set(self.heldout_values)) or {"input", "label"} & set(self.fit_values):
+            wrong = sorted(names or {"input", "label"} & set(self.fit_values))
+            raise DataError(f"values: expected the same names for both splits, none 'input' or 'label', not {wrong}")
+        for split in ("fit", "heldout"):
+            given, rows = getattr(self, f"{split}_values"), len(getattr(self, f"{split}_inputs"))
+            object.__setattr__(self, f"{split}_values", {name: _checked(name, of, rows) for name, of in given.items()})
 
     @classmethod
     def from_tensors(
@@ -57,21 +72,36 @@ class ProbeSet:
         heldout_inputs: Tensor,
         heldout_labels: Tensor | None,
         *,
+        values: Mapping[str, tuple[Tensor, Tensor]] | None = None,
         seed: int = 0,
     ) -> ProbeSet:
-        """A probe set from tensors; fit rows are shuffled by ``seed``.
+        """A probe set from tensors; fit rows, with their labels and values, are shuffled by ``seed``.
+
+        Warns where half of the held-out samples or more are fit samples too.
 
         Args:
             fit_inputs: [n, ...] as the model takes them, n >= 2. heldout_inputs: [m, ...], m >= 1.
             fit_labels: [n] integers or None. heldout_labels: [m] integers or None.
+            values: more to decode, such as measurements or other labels: ``{name: (of fit, of held-out samples)}``,
+                [n] and [m] or [n, q] and [m, q]; see :meth:`target`.
 
         Raises:
             DataError: too few rows, shapes or lengths that do not match, NaN or Inf, labels that are not integers.
         """
-        given = cls(fit_inputs, fit_labels, heldout_inputs, heldout_labels)
+        fit_values, heldout_values = ({name: both[i] for name, both in (values or {}).items()} for i in (0, 1))
+        given = cls(fit_inputs, fit_labels, heldout_inputs, heldout_labels, fit_values, heldout_values)
+        _warn_of_overlap(given.fit_inputs, given.heldout_inputs)
         order = torch.randperm(given.n_fit, generator=torch.Generator().manual_seed(seed)).to(given.fit_inputs.device)
         labels = None if given.fit_labels is None else given.fit_labels[order.to(given.fit_labels.device)]
-        return cls(given.fit_inputs[order], labels, given.heldout_inputs.clone(), given.heldout_labels)
+        shuffled = {name: own[order.to(own.device)] for name, own in given.fit_values.items()}
+        return cls(
+            given.fit_inputs[order],
+            labels,
+            given.heldout_inputs.clone(),
+            given.heldout_labels,
+            shuffled,
+            given.heldout_values,
+        )
 
     @classmethod
     def from_dataset(
@@ -83,7 +113,10 @@ class ProbeSet:
         n_heldout: int | None = None,
         seed: int = 0,
     ) -> ProbeSet:
-        """A probe set of randomly chosen samples of two map-style datasets that yield ``(input, label)``.
+        """A probe set of randomly chosen samples of two map-style datasets.
+
+        They yield ``(input, label)``, inputs alone, or ``(input, label, {name: value, ...})`` with more to decode, see
+        :meth:`target`. A label may be None.
 
         Args:
             fit: dataset with ``len`` and ``[i]``. heldout: likewise, disjoint from ``fit``.
@@ -92,9 +125,12 @@ class ProbeSet:
         Raises:
             DataError: fewer samples than asked for, or what ``from_tensors`` raises.
         """
-        inputs, labels = _draw("fit", fit, n_fit, seed)
-        held_inputs, held_labels = _draw("heldout", heldout, n_heldout, seed + 1)
-        return cls.from_tensors(inputs, labels, held_inputs, held_labels, seed=seed)
+        inputs, labels, own = draw("fit", fit, n_fit, seed)
+        held_inputs, held_labels, held = draw("heldout", heldout, n_heldout, seed + 1)
+        if own.keys() != held.keys():
+            raise DataError(f"values: expected the same names for both splits, got {sorted(own)} and {sorted(held)}")
+        values = {name: (own[name], held[name]) for name in own}
+        return cls.from_tensors(inputs, labels, held_inputs, held_labels, values=values, seed=seed)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ProbeSet:
@@ -113,8 +149,9 @@ class ProbeSet:
             raise DataError(
                 f"{name}: expected a probe set, got a file that is truncated or of another kind ({kind}); {mend}"
             ) from error
-        names = [field.name for field in fields(cls)]
-        if not isinstance(found, dict) or found.keys() != {"digest", *names}:
+        names = [each.name for each in fields(cls)]
+        older: dict[str, Any] = {"fit_values": {}, "heldout_values": {}}
+        if not isinstance(found, dict) or {**older, **found}.keys() != {"digest", *names}:
             got = sorted(map(str, found)) if isinstance(found, dict) else type(found).__name__
             raise DataError(f"{name}: expected a probe set with {['digest', *names]}, got {got}; {mend}")
         expected = found.pop("digest")
@@ -135,13 +172,29 @@ class ProbeSet:
             StoreError: the file cannot be written.
         """
         path = Path(path)
-        content = {field.name: _compact(getattr(self, field.name)) for field in fields(self)}
+        content = {each.name: _compact(getattr(self, each.name)) for each in fields(self)}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as partial:
                 torch.save({"digest": self.digest, **content}, partial)
         except (OSError, RuntimeError) as error:  # torch.save raises either where the disk is full
             raise StoreError(f"cannot write the probe set to {path}: {error}; choose another file") from error
+
+    def target(self, name: str, kind: TargetKind | None = None, num_classes: int | None = None) -> Values:
+        """One of the ``values`` as a target: ``targets=[pf.Input(), probe_set.target("age")]``.
+
+        Args:
+            kind: ``"classes"`` for integers, by default, or ``"regression"``, by default for other numbers.
+            num_classes: for ``classes``; one more than the largest value by default.
+
+        Raises:
+            ArgumentError: there are no such values.
+        """
+        if name not in self.fit_values:
+            raise ArgumentError(f"target {name!r}: expected one of the probe set's values, {sorted(self.fit_values)}")
+        own, held = self.fit_values[name], self.heldout_values[name]
+        kind = kind or ("regression" if own.is_floating_point() or own.dim() > 1 else "classes")
+        return Values(name, kind, own, held, self.fit_inputs, num_classes)
 
     @property
     def n_fit(self) -> int:
@@ -161,6 +214,10 @@ class ProbeSet:
             if tensor is not None:
                 digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
                 digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        for split in (self.fit_values, self.heldout_values):
+            for name, tensor in sorted(split.items()):
+                digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+                digest.update(tensor.detach().cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
     @property
@@ -171,7 +228,10 @@ class ProbeSet:
 
     def __repr__(self) -> str:
         shape, labels = tuple(self.fit_inputs.shape[1:]), "with" if self.fit_labels is not None else "without"
-        return f"ProbeSet(n_fit={self.n_fit}, n_heldout={self.n_heldout}, sample shape {shape}, {labels} labels)"
+        values = f", values {sorted(self.fit_values)}" if self.fit_values else ""
+        return (
+            f"ProbeSet(n_fit={self.n_fit}, n_heldout={self.n_heldout}, sample shape {shape}, {labels} labels{values})"
+        )
 
 
 def _check_split(split: str, inputs: Tensor, labels: Tensor | None, minimum: int) -> Tensor | None:
@@ -181,8 +241,9 @@ def _check_split(split: str, inputs: Tensor, labels: Tensor | None, minimum: int
     if len(inputs) < minimum or inputs.numel() == 0:
         raise DataError(f"{split}_inputs: expected at least {minimum} non-empty rows, got shape {tuple(inputs.shape)}")
     if inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):
-        row = int((~torch.isfinite(inputs.flatten(1))).any(1).nonzero()[0])
-        raise DataError(f"{split}_inputs: expected finite values, got NaN or Inf, first in row {row}")
+        row, column = (~torch.isfinite(inputs.flatten(1))).nonzero()[0].tolist()
+        where = f"row {row}, column {column}" if inputs.dim() == 2 else f"row {row}"
+        raise DataError(f"{split}_inputs: expected finite values, got NaN or Inf, first in {where}")
     if labels is None:
         return None
     labels = torch.as_tensor(labels)
@@ -193,28 +254,36 @@ def _check_split(split: str, inputs: Tensor, labels: Tensor | None, minimum: int
     return labels.long()
 
 
-def _compact(tensor: Tensor | None) -> Tensor | None:
-    """On the CPU, without the rest of a larger tensor that it is a part of."""
-    if tensor is None:
-        return None
-    tensor = tensor.detach().cpu()
-    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
+def _checked(name: str, values: Tensor, rows: int) -> Tensor:
+    """The values of so many rows, as a tensor of numbers; classes are int64."""
+    values = torch.as_tensor(values)
+    if values.is_complex() or values.dim() not in (1, 2) or len(values) != rows or values.numel() == 0:
+        got = f"{values.dtype} {tuple(values.shape)}"
+        raise DataError(f"values {name!r}: expected numbers [{rows}] or [{rows}, q] like the inputs, got {got}")
+    if not bool(values.isfinite().all()):
+        raise DataError(f"values {name!r}: expected finite values, got NaN or Inf")
+    return values if values.is_floating_point() else values.long()
 
 
-def _draw(split: str, dataset: Sized, count: int | None, seed: int) -> tuple[Tensor, Tensor]:
-    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-        raise DataError(f"{split}: expected a data set with len() and [i], got {type(dataset).__name__}")
-    size = len(dataset)
-    count = size if count is None else count
-    if not 0 < count <= size:
-        raise DataError(f"n_{split}: expected between 1 and the {size} samples of the dataset, got {count}")
-    chosen = torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:count].tolist()
-    samples = [dataset[i] for i in chosen]  # type: ignore[index]
-    if not all(isinstance(sample, (tuple, list)) and len(sample) >= 2 for sample in samples):
-        raise DataError(
-            f"{split}: expected a dataset of (input, label) pairs, got items of {type(samples[0]).__name__}"
+def _warn_of_overlap(fit: Tensor, heldout: Tensor) -> None:
+    known = set(_keys(fit))
+    if (same := sum(key in known for key in _keys(heldout))) * 2 >= len(heldout):
+        warn(
+            f"{same} of {len(heldout)} held-out samples are fit samples too: held-out scores are then of samples that "
+            "decoders have seen; give other samples"
         )
-    if not isinstance(samples[0][0], Tensor):
-        kind = type(samples[0][0]).__name__
-        raise DataError(f"{split}: expected inputs that are tensors, got {kind}; add a transform such as ToTensor()")
-    return torch.stack([sample[0] for sample in samples]), torch.tensor([int(sample[1]) for sample in samples])
+
+
+def _keys(inputs: Tensor) -> list[bytes]:
+    """Some bytes of each sample."""
+    flat = inputs.detach().flatten(1)
+    some = flat[:, :: -(-flat.shape[1] // _COMPARED)].contiguous().cpu().view(torch.uint8).numpy()
+    return [row.tobytes() for row in some]
+
+
+def _compact(given: Any) -> Any:
+    """On the CPU, without the rest of a larger tensor that it is a part of."""
+    if not isinstance(given, Tensor):
+        return given if given is None else {name: _compact(each) for name, each in given.items()}
+    tensor = given.detach().cpu()
+    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor

@@ -1,12 +1,11 @@
-"""What is decoded from the activations: the input, the label, or any function of the input."""
+"""All targets of a run side by side, centred, with what stands for them."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,112 +17,12 @@ from ..errors import ArgumentError, DataError
 from ..isometry import coordinates
 from ..systems import fold_sums
 from ..target_cache import TargetCache
+from ..target_types import Input, Split, Target
 from ..timeline import stage
-from ..types import Probe, Sketch, TargetBlock, TargetKind, TargetMatrix
+from ..types import Probe, Sketch, TargetBlock, TargetMatrix
 
 SKETCH_COLUMNS = 64
 PROBE_COLUMNS = 22  # as good as 64; beside those of ten classes they are 32, products of which are fast
-_CHUNK = 1024
-Split = tuple[Tensor, Tensor | None]
-
-
-@runtime_checkable
-class Target(Protocol):
-    """Anything with a name, a kind and columns for the two splits."""
-
-    @property
-    def name(self) -> str:
-        """Name in the scores, unique in a run."""
-
-    @property
-    def kind(self) -> TargetKind:
-        """Regression, or classes as one-hot columns scored by accuracy."""
-
-    def columns(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
-        """Target columns [n, p] and [m, p] for (inputs, labels) of the fit and the held-out split."""
-
-
-@dataclass(frozen=True)
-class Input:
-    """The network's own input, flattened: its error is the reconstruction loss (arXiv 2312.06887, section 3)."""
-
-    name: str = "input"
-    kind: TargetKind = "regression"
-
-    def columns(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
-        """Inputs [n, p] and [m, p] float32; DataError for inputs that are not floating point."""
-        if not fit[0].is_floating_point():
-            raise DataError(
-                f"target {self.name!r}: expected floating-point inputs to reconstruct, got {fit[0].dtype}; "
-                "give images as numbers such as x.float() / 255, or leave this target out"
-            )
-        return fit[0].flatten(1).float(), heldout[0].flatten(1).float()
-
-
-@dataclass(frozen=True)
-class Label:
-    """The labels of the probe set, one-hot over ``num_classes`` columns, scored by accuracy."""
-
-    num_classes: int
-    name: str = "label"
-    kind: TargetKind = "classes"
-
-    def columns(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
-        """One-hot columns [n, k] and [m, k]; DataError where labels are missing or out of range."""
-        if fit[1] is None or heldout[1] is None:
-            raise DataError(f"target {self.name!r}: the probe set has no labels; give labels or leave this target out")
-        return _one_hot(self.name, fit[1], self.num_classes), _one_hot(self.name, heldout[1], self.num_classes)
-
-
-@dataclass(frozen=True)
-class Function:
-    """Any function of a batch of inputs, such as a transfer task; it is called without autocast or TF32.
-
-    Args:
-        fn: takes inputs [b, ...]; gives [b] or [b, q] numbers (``regression``) or [b] integers (``classes``).
-        kind: ``"regression"`` or ``"classes"``.
-        name: name in the scores; the function's own by default.
-        num_classes: for ``classes``; one more than the largest value by default.
-    """
-
-    fn: Callable[[Tensor], Tensor]
-    kind: TargetKind = "regression"
-    name: str = ""
-    num_classes: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("regression", "classes"):
-            raise ArgumentError(f"Function: expected kind 'regression' or 'classes', got {self.kind!r}")
-        if not self.name:
-            object.__setattr__(self, "name", getattr(self.fn, "__name__", "function").strip("<>"))
-
-    def columns(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
-        """Values [n, q] and [m, q], or one-hot columns; DataError for values of the wrong shape or kind."""
-        values, held = self._values(fit[0]), self._values(heldout[0])
-        if self.kind == "regression":
-            return values.flatten(1).float(), held.flatten(1).float()
-        if values.dim() != 2 or values.shape[1] != 1 or values.is_floating_point():
-            raise DataError(f"target {self.name!r}: expected [b] integers, got {values.dtype} {tuple(values.shape)}")
-        labels, held_labels = values[:, 0].long(), held[:, 0].long()
-        count = self.num_classes or int(max(labels.max(), held_labels.max())) + 1
-        return _one_hot(self.name, labels, count), _one_hot(self.name, held_labels, count)
-
-    def _values(self, inputs: Tensor) -> Tensor:
-        parts = []
-        for batch in inputs.split(_CHUNK):
-            given = self.fn(batch.clone())
-            try:
-                value = torch.as_tensor(given)
-            except (TypeError, ValueError, RuntimeError) as error:
-                raise DataError(
-                    f"target {self.name!r}: expected numbers, got {type(given).__name__}; {error}"
-                ) from error
-            if value.dim() == 0 or len(value) != len(batch):
-                raise DataError(
-                    f"target {self.name!r}: expected one row per input of {len(batch)}, got {tuple(value.shape)}"
-                )
-            parts.append(value.reshape(len(batch), -1))
-        return torch.cat(parts)
 
 
 @stage("targets")
@@ -200,7 +99,7 @@ def build_targets(
         for block, value in zip(blocks, deviation[split], strict=True):
             if block.kind == "regression" and not value > 0:
                 raise DataError(
-                    f"target {block.name!r}: it is constant on the rows of a split; there is nothing to decode"
+                    f"target {block.name!r}: it is constant on the {split} rows; there is nothing to decode"
                 )
     all_columns, all_blocks, dropped = fit_columns, list(blocks), {split: (0.0,) * len(blocks) for split in deviation}
     if not per_column:
@@ -341,10 +240,3 @@ def _probe(fit: Tensor, heldout: Tensor, block: TargetBlock) -> Probe:
         directions = torch.randn(width, PROBE_COLUMNS, generator=generator, dtype=torch.float64).to(fit.device)
     products = [product(matrix[:, columns], directions) for matrix in (fit, heldout)]
     return Probe(directions, *products)
-
-
-def _one_hot(name: str, labels: Tensor, count: int) -> Tensor:
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= count:
-        raise DataError(f"target {name!r}: expected labels from 0 to {count - 1}, got {low} to {high}")
-    return torch.nn.functional.one_hot(labels, count).float()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -175,3 +176,25 @@ def test_a_step_as_a_file_and_as_a_folder_is_refused(tmp_path: Path, ordering: C
     touch(tmp_path, "step_1.pt", "step_1/model.safetensors")
     with pytest.raises(CheckpointError, match="step 1: given twice"):
         ordering(tmp_path)
+
+
+def test_a_glob_is_a_list_of_files(tmp_path: Path) -> None:
+    for name in ("step_1.pt", "step_2.pt", "step_1_ema.pt", "step_10.pth.tar"):
+        (tmp_path / name).touch()
+    assert order_checkpoints(tmp_path / "step_?.pt") == {1: f"{tmp_path}/step_1.pt", 2: f"{tmp_path}/step_2.pt"}
+    with pytest.raises(
+        CheckpointError, match=r"step 1: given twice, as .*step_1.pt and .*step_1_ema.pt; give .* or a glob"
+    ):
+        find_checkpoints(tmp_path)
+    (tmp_path / "step_1_ema.pt").unlink()
+    assert list(find_checkpoints(tmp_path)) == [1, 2, 10]
+    with pytest.raises(CheckpointError, match=r"expected a folder of checkpoints, a file or a glob; there is none"):
+        order_checkpoints(tmp_path / "epoch_*")
+
+
+@pytest.mark.parametrize("given", [{1: len}, [len], [(1, "step_1.pt")], {1: None}])
+def test_what_is_no_checkpoint_is_named(given: Any) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"expected paths or state dicts, .*, got (builtin_function|tuple|NoneType)"
+    ):
+        order_checkpoints(given)

@@ -37,6 +37,8 @@ from phasefast.errors import CheckpointError
         ("global_step500", 500),
         ("step_100", 100),
         ("run/epoch=1-step=64/", 64),
+        ("epoch=3-val_loss=0.53.ckpt", 3),
+        ("checkpoint_0010.pth.tar", 10),
     ],
 )
 def test_a_step_is_read_as_it_is_meant(name: str, step: int) -> None:
@@ -56,6 +58,8 @@ def test_a_step_is_read_as_it_is_meant(name: str, step: int) -> None:
         "model_1_2.pt",
         "step_1_000.pt",
         "step128a.pt",
+        "step-1,000.pt",
+        "1,000.pt",
     ],
 )
 def test_what_may_mean_something_else_is_refused(name: str) -> None:

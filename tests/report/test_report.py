@@ -11,6 +11,7 @@ from rich.console import Console
 from phasefast.errors import ArgumentError, DataError, DependencyError, StoreError
 from phasefast.report import restrict, write_phases, write_report
 from phasefast.scores import Scores
+from phasefast.stages.phases import detect_phases
 
 from .synthetic import log2_steps, make_scores, targets_apart, write_run
 
@@ -74,3 +75,14 @@ def test_without_matplotlib_all_but_the_picture_is_done(run: Path, monkeypatch: 
     assert (run / "phases.json").exists()
     assert "Phases of target input" in console.file.getvalue()  # type: ignore[attr-defined]
     assert not (run / "phases.png").exists()
+
+
+def test_a_folder_of_runs_and_shards_of_other_names_are_told(run: Path) -> None:
+    with pytest.raises(StoreError, match=r"no scores in .*, but in its folders run; give one, or compare them"):
+        write_phases(run.parent)
+    for path in (run / "scores").glob("step-*.parquet"):
+        path.rename(path.with_name(f"of-{path.name}"))
+    with pytest.raises(StoreError, match=r"expected files named step-\*.parquet, got \['of-step-0"):
+        write_phases(run)
+    with pytest.raises(ArgumentError, match="scores: expected those of one run, got list; see compare_phases"):
+        detect_phases([])  # type: ignore[arg-type]

@@ -15,8 +15,9 @@ from phasefast.stages.evaluate import evaluate
 from phasefast.stages.reduce import reduce_features
 from phasefast.stages.solve import _corrected, solve, solve_target_free
 from phasefast.stages.statistics import accumulate
-from phasefast.stages.targets import Input, Label, build_targets
+from phasefast.stages.targets import build_targets
 from phasefast.systems import Penalties, PenaltyChoice, fold_sums
+from phasefast.target_types import Input, Label
 from phasefast.types import Activations, Decoder, TargetMatrix
 from tests.oracle import captured
 

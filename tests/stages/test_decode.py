@@ -11,8 +11,9 @@ import torch
 from phasefast.decoding import Method, decode
 from phasefast.stages.evaluate import evaluate
 from phasefast.stages.statistics import accumulate
-from phasefast.stages.targets import Input, Label, build_targets
+from phasefast.stages.targets import build_targets
 from phasefast.systems import Penalties
+from phasefast.target_types import Input, Label
 from phasefast.types import Activations, Layer
 from tests.oracle import captured, ridge_heldout_error
 

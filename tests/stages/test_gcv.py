@@ -18,8 +18,9 @@ from phasefast.stages.reduce import reduce_features
 from phasefast.stages.select import select_by_leave_one_out
 from phasefast.stages.solve import solve
 from phasefast.stages.statistics import accumulate
-from phasefast.stages.targets import Input, Label, build_targets
+from phasefast.stages.targets import build_targets
 from phasefast.systems import DEFAULT_ALPHAS, Penalties, PenaltyChoice
+from phasefast.target_types import Input, Label
 from phasefast.types import Activations, TargetMatrix
 from tests.oracle import captured, mean_diagonal, rows64
 

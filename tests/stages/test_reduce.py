@@ -13,8 +13,9 @@ from phasefast.isometry import coordinates
 from phasefast.stages import targets as target_stage
 from phasefast.stages.evaluate import evaluate
 from phasefast.stages.plan import ForcedRoute, Problem, routes
-from phasefast.stages.targets import Input, Label, build_targets
+from phasefast.stages.targets import build_targets
 from phasefast.systems import Penalties
+from phasefast.target_types import Input, Label
 from phasefast.types import Activations, TargetMatrix
 from tests.oracle import captured
 

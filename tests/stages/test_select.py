@@ -15,8 +15,9 @@ from phasefast.stages.evaluate import evaluate
 from phasefast.stages.reduce import subset
 from phasefast.stages.select import select_by_folds, select_by_leave_one_out
 from phasefast.stages.statistics import accumulate
-from phasefast.stages.targets import Input, Label, build_targets
+from phasefast.stages.targets import build_targets
 from phasefast.systems import Penalties
+from phasefast.target_types import Input, Label
 from phasefast.types import Activations, TargetMatrix
 from tests.oracle import captured, mean_diagonal, ridge_heldout_error
 

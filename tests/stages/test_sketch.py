@@ -13,8 +13,9 @@ from phasefast.stages.reduce import reduce_features
 from phasefast.stages.sketch import Measured, measure, sketch_features
 from phasefast.stages.solve import solve
 from phasefast.stages.statistics import accumulate
-from phasefast.stages.targets import Function, Input, build_targets
+from phasefast.stages.targets import build_targets
 from phasefast.systems import Penalties, PenaltyChoice
+from phasefast.target_types import Function, Input
 from phasefast.types import Activations, Decoder, TargetMatrix
 from tests.oracle import captured
 

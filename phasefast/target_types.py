@@ -1,0 +1,151 @@
+"""What can be decoded from the activations: the input, the label, values of each sample, any function of the input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from .errors import ArgumentError, DataError
+from .types import TargetKind
+
+_CHUNK = 1024
+Split = tuple[Tensor, Tensor | None]
+
+
+@runtime_checkable
+class Target(Protocol):
+    """Anything with a name, a kind and columns for the two splits."""
+
+    @property
+    def name(self) -> str:
+        """Name in the scores, unique in a run."""
+
+    @property
+    def kind(self) -> TargetKind:
+        """Regression, or classes as one-hot columns scored by accuracy."""
+
+    def columns(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
+        """Target columns [n, p] and [m, p] for (inputs, labels) of the fit and the held-out split."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """The network's own input, flattened: its error is the reconstruction loss (arXiv 2312.06887, section 3)."""
+
+    name: str = "input"
+    kind: TargetKind = "regression"
+
+    def columns(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
+        """Inputs [n, p] and [m, p] float32; DataError for inputs that are not floating point."""
+        if not fit[0].is_floating_point():
+            raise DataError(
+                f"target {self.name!r}: expected floating-point inputs to reconstruct, got {fit[0].dtype}; "
+                "give images as numbers such as x.float() / 255, or leave this target out"
+            )
+        return fit[0].flatten(1).float(), heldout[0].flatten(1).float()
+
+
+@dataclass(frozen=True)
+class Label:
+    """The labels of the probe set, one-hot over ``num_classes`` columns, scored by accuracy."""
+
+    num_classes: int
+    name: str = "label"
+    kind: TargetKind = "classes"
+
+    def columns(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
+        """One-hot columns [n, k] and [m, k]; DataError where labels are missing or out of range."""
+        if fit[1] is None or heldout[1] is None:
+            raise DataError(f"target {self.name!r}: the probe set has no labels; give labels or leave this target out")
+        return _one_hot(self.name, fit[1], self.num_classes), _one_hot(self.name, heldout[1], self.num_classes)
+
+
+@dataclass(frozen=True)
+class Function:
+    """Any function of a batch of inputs, such as a transfer task; it is called without autocast or TF32.
+
+    Args:
+        fn: takes inputs [b, ...]; gives [b] or [b, q] numbers (``regression``) or [b] integers (``classes``).
+        kind: ``"regression"`` or ``"classes"``.
+        name: name in the scores; the function's own by default.
+        num_classes: for ``classes``; one more than the largest value by default.
+    """
+
+    fn: Callable[[Tensor], Tensor]
+    kind: TargetKind = "regression"
+    name: str = ""
+    num_classes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("regression", "classes"):
+            raise ArgumentError(f"Function: expected kind 'regression' or 'classes', got {self.kind!r}")
+        if not self.name:
+            object.__setattr__(self, "name", getattr(self.fn, "__name__", "function").strip("<>"))
+
+    def columns(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
+        """Values [n, q] and [m, q], or one-hot columns; DataError for values of the wrong shape or kind."""
+        return _columns(self, self._values(fit[0]), self._values(heldout[0]))
+
+    def _values(self, inputs: Tensor) -> Tensor:
+        parts = []
+        for batch in inputs.split(_CHUNK):
+            given = self.fn(batch.clone())
+            try:
+                value = torch.as_tensor(given)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise DataError(
+                    f"target {self.name!r}: expected numbers, got {type(given).__name__}; {error}"
+                ) from error
+            if value.dim() == 0 or len(value) != len(batch):
+                raise DataError(
+                    f"target {self.name!r}: expected one row per input of {len(batch)}, got {tuple(value.shape)}"
+                )
+            parts.append(value.reshape(len(batch), -1))
+        return torch.cat(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Values:
+    """What a probe set holds of each sample beside input and label; see :meth:`phasefast.ProbeSet.target`.
+
+    Args:
+        fit: [n] or [n, q] numbers (``regression``) or [n] integers (``classes``). heldout: likewise.
+        of: the fit inputs whose rows ``fit`` belongs to.
+        num_classes: for ``classes``; one more than the largest value by default.
+    """
+
+    name: str
+    kind: TargetKind
+    fit: Tensor
+    heldout: Tensor
+    of: Tensor
+    num_classes: int | None = None
+
+    def columns(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
+        """Values [n, q] and [m, q], or one-hot columns; DataError for those of another probe set."""
+        if not (fit[0] is self.of or (fit[0].shape == self.of.shape and torch.equal(fit[0], self.of))):
+            raise DataError(f"target {self.name!r}: expected one of the probe set that is probed, got one of another")
+        return _columns(self, self.fit.reshape(len(self.fit), -1), self.heldout.reshape(len(self.heldout), -1))
+
+
+def _columns(target: Values | Function, values: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+    """The columns of values [n, q] and [m, q]: themselves, or one-hot."""
+    if target.kind == "regression":
+        return values.float(), held.float()
+    if values.shape[1] != 1 or values.is_floating_point():
+        shape = (len(values),) if values.shape[1] == 1 else tuple(values.shape)
+        raise DataError(f"target {target.name!r}: expected [b] integers for classes, got {values.dtype} {shape}")
+    labels, held_labels = values[:, 0].long(), held[:, 0].long()
+    count = target.num_classes or int(max(labels.max(), held_labels.max())) + 1
+    return _one_hot(target.name, labels, count), _one_hot(target.name, held_labels, count)
+
+
+def _one_hot(name: str, labels: Tensor, count: int) -> Tensor:
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= count:
+        raise DataError(f"target {name!r}: expected labels from 0 to {count - 1}, got {low} to {high}")
+    return torch.nn.functional.one_hot(labels, count).float()

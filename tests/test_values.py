@@ -1,0 +1,132 @@
+"""What a probe set holds beside input and label, and data sets of other forms than pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import phasefast as pf
+from phasefast.errors import ArgumentError, DataError
+
+X = torch.randn(90, 5, generator=torch.Generator().manual_seed(0))
+AGE, KIND = X @ torch.arange(5.0), (X[:, 0] > 0).long()
+
+
+def made(**values: tuple[Any, Any]) -> pf.ProbeSet:
+    return pf.ProbeSet.from_tensors(X[:60], None, X[60:], None, values=values)
+
+
+def everything() -> pf.ProbeSet:
+    both = torch.stack([AGE, -AGE], 1)
+    return made(age=(AGE[:60], AGE[60:]), kind=(KIND[:60], KIND[60:]), both=(both[:60], both[60:]))
+
+
+def test_values_stay_with_their_samples_and_are_decoded_by_default() -> None:
+    probe_set = everything()
+    torch.testing.assert_close(probe_set.fit_values["age"], probe_set.fit_inputs @ torch.arange(5.0))
+    scores = pf.probe(nn.Sequential(nn.Linear(5, 5)), probe_set, alphas=[1e-6])
+    assert scores.targets == ["input", "age", "kind", "both"]
+    for name in ("age", "both"):
+        assert scores.value(layer="0", target=name, metric="fvu", split="heldout") < 1e-6
+    assert scores.value(layer="0", target="kind", metric="accuracy", split="heldout") > 0.8
+    assert "values ['age', 'both', 'kind']" in repr(probe_set)
+
+
+def test_kinds_may_be_given() -> None:
+    probe_set = everything()
+    assert [probe_set.target(name).kind for name in ("age", "kind", "both")] == ["regression", "classes", "regression"]
+    target = probe_set.target("kind", kind="regression")
+    scores = pf.probe(nn.Sequential(nn.Linear(5, 5)), probe_set, targets=[target])
+    assert scores.values_of("metric") == ["mse", "fvu"]
+    (fit, _) = probe_set.target("kind", num_classes=4).columns((probe_set.fit_inputs, None), (X[60:], None))
+    assert fit.shape == (60, 4)
+    with pytest.raises(DataError, match=r"target 'age': expected .b. integers for classes"):
+        pf.probe(nn.Sequential(nn.Linear(5, 5)), probe_set, targets=probe_set.target("age", kind="classes"))
+    with pytest.raises(ArgumentError, match=r"target 'weight': expected one of the probe set's values, \['age', "):
+        probe_set.target("weight")
+
+
+def test_values_of_another_probe_set_are_refused() -> None:
+    other = pf.ProbeSet.from_tensors(X[:60], None, X[60:], None, values={"age": (AGE[:60], AGE[60:])}, seed=1)
+    with pytest.raises(DataError, match="target 'age': expected one of the probe set that is probed"):
+        pf.probe(nn.Sequential(nn.Linear(5, 5)), everything(), targets=other.target("age"))
+
+
+def test_saved_and_loaded_and_told_apart(tmp_path: Path) -> None:
+    probe_set = everything()
+    probe_set.save(tmp_path / "p.pt")
+    loaded = pf.ProbeSet.load(tmp_path / "p.pt")
+    assert loaded.digest == probe_set.digest
+    assert loaded.fit_values.keys() == probe_set.fit_values.keys()
+    scores = pf.probe(nn.Sequential(nn.Linear(5, 5)), loaded, targets=loaded.target("age"), alphas=[1e-6])
+    assert scores.targets == ["age"]
+    assert made(age=(AGE[:60], AGE[60:])).digest != made(age=(AGE[:60] + 1, AGE[60:])).digest
+    assert made(age=(AGE[:60], AGE[60:])).digest != made(years=(AGE[:60], AGE[60:])).digest
+
+
+def test_files_of_before_there_were_values_are_read(tmp_path: Path) -> None:
+    probe_set = made()
+    probe_set.save(tmp_path / "p.pt")
+    content = torch.load(tmp_path / "p.pt")
+    torch.save({name: each for name, each in content.items() if "values" not in name}, tmp_path / "old.pt")
+    assert pf.ProbeSet.load(tmp_path / "old.pt").digest == probe_set.digest
+
+
+@pytest.mark.parametrize(
+    ("both", "words"),
+    [
+        ((AGE[:59], AGE[60:]), r"values 'age': expected numbers \[60\] or \[60, q\] like the inputs, got .*\(59,\)"),
+        ((AGE[:60] / 0, AGE[60:]), "values 'age': expected finite"),
+        ((torch.zeros(60, 2, 2), AGE[60:]), r"got torch.float32 \(60, 2, 2\)"),
+    ],
+)
+def test_values_that_cannot_be_are_named(both: tuple[Any, Any], words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        made(age=both)
+    with pytest.raises(DataError, match=r"the same names for both splits, none 'input' or 'label', not \['label'\]"):
+        made(label=(AGE[:60], AGE[60:]))
+
+
+@pytest.mark.parametrize(
+    ("sample", "labels", "names"),
+    [
+        (lambda i: X[i], False, []),
+        (lambda i: (X[i], None), False, []),
+        (lambda i: [X[i], np.int64(i % 3)], True, []),
+        (lambda i: (X[i], torch.tensor(i % 3)), True, []),
+        (lambda i: (X[i], None, {"age": float(AGE[i]), "kind": int(KIND[i])}), False, ["age", "kind"]),
+        (lambda i: (X[i], i % 2, {"age": AGE[i]}), True, ["age"]),
+    ],
+)
+def test_data_sets_of_several_forms(sample: Callable[[int], Any], labels: bool, names: list[str]) -> None:
+    samples = [sample(i) for i in range(90)]
+    probe_set = pf.ProbeSet.from_dataset(samples[:60], samples[60:])
+    assert (probe_set.fit_labels is not None) == labels
+    assert sorted(probe_set.fit_values) == names
+    if "age" in names:
+        torch.testing.assert_close(probe_set.heldout_values["age"], probe_set.heldout_inputs @ torch.arange(5.0))
+
+
+@pytest.mark.parametrize(
+    ("fit", "heldout", "words"),
+    [
+        ([(X[0], 1), (X[1], None)], [(X[2], 1)], "some have labels or values that others have not"),
+        ([(X[0], 1), (X[1, :3], 1)], [(X[2], 1)], r"inputs of one shape, got \((5|3),\) and \((5|3),\); crop"),
+        ([(X[0], 1, {"a": 1}), (X[1], 1, {"a": 1})], [(X[2], 1)], r"the same names for both splits, got \['a'\] and"),
+    ],
+)
+def test_samples_that_differ_in_form_are_told(fit: list[Any], heldout: list[Any], words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        pf.ProbeSet.from_dataset(fit, heldout)
+
+
+def test_samples_of_both_splits_are_warned_of() -> None:
+    with pytest.warns(RuntimeWarning, match="30 of 30 held-out samples are fit samples too") as caught:
+        pf.ProbeSet.from_tensors(X[:60], None, X[30:60], None)
+    assert caught[0].filename == __file__
