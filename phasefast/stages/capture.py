@@ -110,8 +110,8 @@ def discover_layers(
         )
     if silent:
         warn(
-            f"layers: left out {silent}, whose forward hooks never fired on the first samples (unused, or called through "
-            "a function)"
+            f"layers: left out {silent}, whose forward hooks never fired on the first samples (unused, or called "
+            "through a function)"
         )
     if options.pool and not shapes & {4, 5}:
         warn(f"pool={options.pool} changes nothing: no layer's output is [b, c, h, w] or [b, c, d, h, w]")
