@@ -139,6 +139,7 @@ class _Work:
             self.statistics = None
             choice = replace(choice, factors={})
             _accumulate([self], self.targets, torch.float64, again=not choice.reliable)
+            self.first = choice
             choice = choice if choice.reliable else self._choose()
             found = self._solve(choice, tolerance)
         yield from found
@@ -161,8 +162,10 @@ class _Work:
         part, targets = subset(cell, self.targets, self.cost.sample)
         if part.fit.shape[1] > len(part.fit) and not self.method.penalties.zero:
             part = reduce_features(part, targets.folds)
-        (statistics,) = accumulate([part], targets, self.dtype, with_folds=False)
-        return select_by_gcv(part, statistics, targets, self.method.penalties)
+        # In float64, as it takes hardly any time and then tells of weak penalties too.
+        (statistics,) = accumulate([part], targets, torch.float64, with_folds=False)
+        choice = select_by_gcv(part, statistics, targets, self.method.penalties)
+        return replace(choice, factors={}, exact=False)  # of fewer rows
 
     @stage("solutions")
     def _solve(self, choice: PenaltyChoice, tolerance: float) -> list[tuple[Activations, Decoder]]:

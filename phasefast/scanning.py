@@ -16,7 +16,6 @@ from .choosing import (
     LEFT,
     LOOKED_AT,
     MANY,
-    MISLED,
     SIGNS,
     SMALL,
     SPREAD,
@@ -64,7 +63,14 @@ class Scan:
             do not rank near ties.
     """
 
-    def __init__(self, cell: Activations, statistics: Statistics, targets: TargetMatrix, penalties: Penalties) -> None:
+    def __init__(
+        self,
+        cell: Activations,
+        statistics: Statistics,
+        targets: TargetMatrix,
+        penalties: Penalties,
+        exact: bool = False,
+    ) -> None:
         total, cross = statistics.total, _sketched_cross(cell, statistics, targets)
         moments = replace(total, cross=cross, target_sum=targets.sketch.sums.sum(0))
         self.cell, self.targets, self.system = cell, targets, System(cell, moments, statistics.dtype)
@@ -74,7 +80,7 @@ class Scan:
         self.at_once = fits and count <= MANY
         self.in_pairs = not cross.is_cuda and statistics.dtype == torch.float32 and paired(dim)
         self.searched = not (self.at_once or targets.per_column or count <= FEW)
-        self.exact = self.rows - dim < LEFT and not self.searched  # a search finds out
+        self.exact = exact or (self.rows - dim < LEFT and not self.searched)  # a search finds out
         self.all_made = False
         self._tried: dict[int, _Tried] = {}
         self._left_out: dict[int, LeftOut] = {}
@@ -141,11 +147,13 @@ class Scan:
         self.all_made = True
         return torch.stack([tried.error for tried in self._tried.values()])
 
-    def misleads(self, chosen: Tensor) -> bool:
-        """Whether leaving out rows tells that the error of some chosen penalty [u] is far larger."""
+    def misled_at(self, chosen: Tensor) -> Tensor:
+        """How many times the error of each chosen penalty [u] that of some left out rows is [u]; Inf if not to tell."""
         ratios = {index: self.misled_by(index, LOOKED_AT) for index in chosen.unique().tolist()}
-        pairs = zip(ratios, fetched(*ratios.values()), strict=True)
-        return any(bool((own[chosen == index] > MISLED).any()) for index, own in pairs)
+        found = torch.ones(chosen.shape, dtype=torch.float64)
+        for index, own in zip(ratios, fetched(*ratios.values()), strict=True):
+            found = torch.where(chosen == index, own, found)
+        return found
 
     def misled_by(self, index: int, most: int) -> Tensor:
         """How many times the error of a penalty that of so many left out rows is [u]; 1 where that is not known."""

@@ -149,11 +149,13 @@ class PenaltyChoice:
         indices: per target, an int64 tensor on the CPU: one index, or one for each of its columns.
         reliable: whether the precision of the statistics could rank the penalties.
         factors: of Gram matrix and penalty, that the choice has left, by index.
+        exact: whether traces of the cell were made of inverses, as estimates could not tell.
     """
 
     indices: tuple[Tensor, ...]
     reliable: bool = True
     factors: Mapping[int, Factor] = field(default_factory=dict)
+    exact: bool = False
 
     @classmethod
     def first(cls, targets: TargetMatrix) -> PenaltyChoice:

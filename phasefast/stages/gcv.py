@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..choosing import FLOAT32_ALPHA, LEFT_OUT, checked, least_error
+from ..choosing import FLOAT32_ALPHA, LEFT_OUT, MISLED, checked, least_error
 from ..dense import fetched
 from ..scanning import Scan
 from ..systems import Penalties, PenaltyChoice
@@ -31,7 +31,8 @@ def select_by_gcv(
     Where leaving out some rows tells of a much larger error, as their leverages differ, penalties are compared by that.
 
     Args:
-        statistics: of ``cell``. start: tried first; the middle one by default.
+        statistics: of ``cell``. start: tried first; the middle one by default. If it is of the same cell, by less
+            exact numbers, its traces need not be estimated where that has failed.
         eigen: all penalties from one eigendecomposition, instead of a Cholesky factor for each that is tried.
 
     Returns:
@@ -39,7 +40,7 @@ def select_by_gcv(
     """
     if not penalties.selects:
         return PenaltyChoice.first(targets)
-    scan = Scan(cell, statistics, targets, penalties)
+    scan = Scan(cell, statistics, targets, penalties, exact=start is not None and start.exact)
     if eigen:
         errors = scan.eigen_errors()
         choice = least_error(errors, targets, penalties, statistics.dtype)
@@ -54,34 +55,39 @@ def select_by_gcv(
     else:
         choice = least_error(scan.all_errors(), targets, penalties, statistics.dtype)
     best = torch.cat(choice.indices)
-    if scan.misleads(best):
-        best, least, failed = _left_out(scan, best, penalties.stride)
+    ratios = scan.misled_at(best)
+    if statistics.dtype != torch.float64 and bool(ratios.isinf().any()):  # only float64 can tell
+        choice = replace(choice, reliable=False)
+    elif bool((ratios > MISLED).any()):
+        best, least, failed = _left_out(scan, best, ratios > MISLED, penalties.stride)
         choice = checked(best, least, failed or not choice.reliable, targets, penalties, statistics.dtype)
     scan.keep(set(best.tolist()))
     # Factors that were made at once lie in one piece of memory.
-    return replace(choice, factors={index: own.clone() if scan.at_once else own for index, own in scan.factors.items()})
+    factors = {index: own.clone() if scan.at_once else own for index, own in scan.factors.items()}
+    return replace(choice, factors=factors, exact=scan.exact)
 
 
-def _left_out(scan: Scan, first: Tensor, stride: int) -> tuple[Tensor, Tensor, bool]:
+def _left_out(scan: Scan, first: Tensor, misled: Tensor, stride: int) -> tuple[Tensor, Tensor, bool]:
     """The penalty [u] of least leave-one-out error, that error, and whether that of the next weaker one is unknown.
 
     Args:
-        first: [u], chosen by an error that misleads. stride: how many make a decade.
+        first: [u], chosen by an error that misleads some. misled: [u], those; the others keep it. stride: how many make
+            a decade.
     """
-    best, least, start = first, torch.full(first.shape, math.inf, dtype=torch.float64), int(first.min())
+    best, least, start = first, torch.where(misled, math.inf, scan.error(first)), int(first[misled].min())
     unknown: list[int] = []
     for indices in range(start, len(scan.path)), range(start - 1, -1, -1):
         for index in indices:
             scan.make([index], slopes=False)
             error = scan.error(torch.full_like(first, index)) * fetched(scan.misled_by(index, LEFT_OUT))[0]
-            better = (error < least) | ((error == least) & error.isfinite() & (index > best))
+            better = misled & ((error < least) | ((error == least) & error.isfinite() & (index > best)))
             best, least = torch.where(better, index, best), torch.where(better, error, least)
-            unknown += [index] * (not bool(error.isfinite().all()))
+            unknown += [index] * (not bool(error[misled].isfinite().all()))
             if not scan.all_made:
                 scan.keep(best.tolist())
-                if int((best - index).abs().min()) > stride:  # it has risen for more than a decade
+                if int((best - index)[misled].abs().min()) > stride:  # it has risen for more than a decade
                     break
-    return best, least, not set(unknown).isdisjoint((best - 1).tolist())
+    return best, least, not set(unknown).isdisjoint((best - 1)[misled].tolist())
 
 
 def _searched(scan: Scan, first: Tensor, stride: int) -> tuple[Tensor, Tensor]:
@@ -100,7 +106,7 @@ def _searched(scan: Scan, first: Tensor, stride: int) -> tuple[Tensor, Tensor]:
     while bool((searching := high - low > 1).any()):
         scan.make(ahead[searching].unique().tolist(), beside[searching].clamp(0, last).tolist())
         if scan.exact != exact:
-            return _searched(scan, first, stride)
+            return _searched(scan, best, stride)
         for some in (ahead, beside):
             errors, strong = scan.error(some), scan.rises(some)
             between = (low < some) & (some < high) & ~errors.isnan()
