@@ -38,6 +38,11 @@ class Part:
     weights: Tensor
     probe: Probe
 
+    @property
+    def has_identity(self) -> bool:
+        """Whether an identity tells the error on the fit rows: not of classes, nor of columns that are all measured."""
+        return self.block.kind == "regression" and not self.probe.exact
+
 
 @dataclass(frozen=True)
 class Certificate:
@@ -230,11 +235,8 @@ def _places(sizes: Sequence[int]) -> list[slice]:
 
 
 def _explained(system: System, part: Part, wz: Tensor) -> Tensor:
-    """What the combinations' weights [d, c] take of their squared deviations on the fit rows [c], by an identity.
-
-    Nothing where it is not asked for: of classes, and of all columns themselves.
-    """
-    if part.block.kind == "classes" or part.probe.exact:
+    """What the combinations' weights [d, c] take of their squared deviations on the fit rows [c], by an identity."""
+    if not part.has_identity:
         return torch.zeros_like(wz[0])
     # With G W = C - penalty W the fit error is tr T'T - tr W'C - penalty tr W'W: no second pass over the rows.
     cross = system.cross[:, part.columns]
@@ -244,7 +246,7 @@ def _explained(system: System, part: Part, wz: Tensor) -> Tensor:
 
 def _identity(system: System, targets: TargetMatrix, part: Part) -> Tensor:
     """The squared error on the fit rows by the identity of ``_explained``, where that is asked for, on its device."""
-    if part.block.kind == "classes" or part.probe.exact:
+    if not part.has_identity:
         return torch.zeros_like(system.row_mean[0])
     columns = part.columns
     whole: float | Tensor = targets.squares[part.index]

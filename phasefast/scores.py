@@ -112,7 +112,7 @@ class Scores:
 
     @property
     def layers(self) -> list[str]:
-        """Probed layers, in the order of the model."""
+        """Probed layers, in the order in which the model computes them."""
         return [name for name in self._table.column("layer").unique().to_pylist() if name != MODEL_LAYER]
 
     @property

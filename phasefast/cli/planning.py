@@ -102,7 +102,7 @@ def plan_command(
     console.print(table)
     console.print("pass: of the data through the model", highlight=False)
     console.print(
-        "seconds: in float32; layers that are nearly invertible, as first ones can be, need float64 too: some 5 times as "
+        "seconds: in float32; layers that are nearly invertible, as first ones can be, need float64 too: 5 times as "
         "long on a CPU",
         highlight=False,
     )
