@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -34,6 +34,7 @@ def sweep(
     overwrite: bool = False,
     weights_only: bool = True,
     key: str | None = None,
+    load: Callable[[Path], Mapping[str, Any]] | None = None,
     shard: tuple[int, int] | None = None,
     **options: Unpack[ProbeOptions],
 ) -> Scores:
@@ -47,6 +48,7 @@ def sweep(
             sweeps of the same data and targets need not make again.
         run: label of the rows. weights_only: see ``torch.load``.
         key: under which key, or prefix of names, checkpoints keep the weights, where there are several: ``"ema"``.
+        load: reads a checkpoint, ``path -> state dict``, that the package cannot read, or only some of its weights.
         overwrite: start over, removing the scores in ``out``, their ``phases.json`` and pictures.
         shard: ``(i, n)``: only every n-th checkpoint, from the i-th on (0 to n - 1). Jobs with the same ``out`` share a
             sweep so, of the same list, and may be started again with another n.
@@ -64,7 +66,9 @@ def sweep(
     ordered = _share(order_checkpoints(checkpoints), shard)
     if shard is not None and overwrite:
         raise ArgumentError("overwrite=True with shard=: it would remove what other shards write; empty out= instead")
-    sweeper = Sweeper(model, probe_set, out, run=run, overwrite=overwrite, reader=Reader(weights_only, key), **options)
+    sweeper = Sweeper(
+        model, probe_set, out, run=run, overwrite=overwrite, reader=Reader(weights_only, key, load), **options
+    )
     failures = sweeper.measure(ordered)
     scores = sweeper.scores(ordered.keys())
     if failures:

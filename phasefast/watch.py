@@ -6,9 +6,9 @@ import contextlib
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 from torch import nn
 
@@ -34,6 +34,7 @@ def watch(
     run: str = "run",
     weights_only: bool = True,
     key: str | None = None,
+    load: Callable[[Path], Mapping[str, Any]] | None = None,
     **options: Unpack[ProbeOptions],
 ) -> Iterator[Scores]:
     """Sweep a folder again and again; yields all scores so far whenever it has measured new ones, and at first.
@@ -44,7 +45,7 @@ def watch(
 
     Args:
         folder: of checkpoints; may be empty still. every: seconds between two looks.
-        model, probe_set, out, run, weights_only, key, **options: as for :func:`phasefast.sweep`.
+        model, probe_set, out, run, weights_only, key, load, **options: as for :func:`phasefast.sweep`.
 
     Raises:
         CheckpointError: there is no such folder, or a step is there twice; later on that is a warning.
@@ -54,7 +55,7 @@ def watch(
         raise ArgumentError(f"every: expected seconds >= 0, got {every}")
     if not Path(folder).is_dir():
         raise CheckpointError(f"{folder}: expected a folder to watch; make it first")
-    sweeper = Sweeper(model, probe_set, out, run=run, reader=Reader(weights_only, key), **options)
+    sweeper = Sweeper(model, probe_set, out, run=run, reader=Reader(weights_only, key, load), **options)
     return _rounds(sweeper, folder, every)
 
 

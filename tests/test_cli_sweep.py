@@ -64,7 +64,42 @@ def test_targets_have_names(place: Path, probe_set: pf.ProbeSet, monkeypatch: py
     assert pf.read_scores(place / "out").targets == ["label", "bright"]
     assert "target 'own_tasks:nothing': expected a Target, got int" in fails("sweep", *given, "own_tasks:nothing")
     assert "target 'own_tasks:absent': expected package.module:callable" in fails("sweep", *given, "own_tasks:absent")
-    assert "target 'labels': expected package.module:callable" in fails("sweep", *given, "labels")
+    assert "target 'labels': expected one of ['input', 'label'], or package.module" in fails("sweep", *given, "labels")
+
+
+def test_values_of_the_probe_set_and_functions_are_targets_by_name(
+    place: Path, probe_set: pf.ProbeSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    brightness = probe_set.fit_inputs.mean((1, 2, 3)), probe_set.heldout_inputs.mean((1, 2, 3))
+    both = probe_set.fit_inputs, probe_set.fit_labels, probe_set.heldout_inputs, probe_set.heldout_labels
+    pf.ProbeSet.from_tensors(*both, values={"brightness": brightness}).save(place / "with_values.pt")
+    (place / "own_functions.py").write_text("def fn(x):\n    return x.mean((1, 2, 3))\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(place)
+    given = NET, place / "checkpoints", place / "with_values.pt", "--layer", "hidden", "--out"
+    assert invoke("sweep", *given, place / "one", "--target", "brightness").exit_code == 0
+    assert pf.read_scores(place / "one").targets == ["brightness"]
+    assert invoke("sweep", *given, place / "all").exit_code == 0
+    assert pf.read_scores(place / "all").targets == ["input", "label", "brightness"]
+    words = "target 'own_functions:fn': expected a target, got a function; take pf.Function(fn)"
+    assert words in fails("sweep", *given, place / "no", "--target", "own_functions:fn")
+
+
+def test_weights_are_chosen_by_key_or_read_by_a_function(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "both").mkdir()
+    for path in sorted((place / "checkpoints").glob("*.pt"))[:2]:
+        state = torch.load(path)
+        torch.save(
+            {"net": state, "ema": {name: value * 0 for name, value in state.items()}}, place / "both" / path.name
+        )
+    code = "import torch\n\n\ndef read(path):\n    return torch.load(path)['net']\n"
+    (place / "own_reader.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(place)
+    given = NET, place / "both", place / "probe_set.pt", "--layer", "hidden", "--out"
+    assert invoke("sweep", *given, place / "key", "--key", "net").exit_code == 0
+    assert invoke("sweep", *given, place / "load", "--load", "own_reader:read").exit_code == 0
+    found = [pf.read_scores(place / name).to_arrow().column("value") for name in ("key", "load")]
+    assert found[0].equals(found[1])
+    assert "one of ['ema', 'net']" in " ".join(invoke("sweep", *given, place / "no").output.split())
 
 
 def test_shares_are_given_or_torchruns(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

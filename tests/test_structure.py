@@ -13,19 +13,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "phasefast"
 OPS = ("capture", "gram", "residual", "ridge_solve")
 LEVELS = (
-    (
-        "types",
-        "phase_report",
-        "errors",
-        "files",
-        "globs",
-        "samples",
-        "notices",
-        "progress",
-        "listing",
-        "timeline",
-        "workspace",
-    ),
+    ("types", "errors", "files", "globs", "listing", "notices", "phase_report", "progress", "timeline", "workspace"),
+    ("samples",),
     ("scores",),
     ("ops",),
     ("comparing", "dense", "isometry", "target_cache", "target_types", "valley"),

@@ -57,9 +57,9 @@ def file_hash(path: str | os.PathLike[str]) -> str:
     return hashlib.blake2b(listed.encode(), digest_size=8).hexdigest()
 
 
-def salted(found: str, key: str | None) -> str:
-    """The hash of a file of which the weights under a key are read."""
-    return found if key is None else hashlib.blake2b(f"{found}:{key}".encode(), digest_size=8).hexdigest()
+def salted(found: str, how: str) -> str:
+    """The hash of a file that is read in another way than usual, if it is."""
+    return hashlib.blake2b(f"{found}:{how}".encode(), digest_size=8).hexdigest() if how else found
 
 
 def _of_file(path: Path) -> str:

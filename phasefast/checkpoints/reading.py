@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import CheckpointError, UnreadableError
 from .fingerprint import file_hash, salted
 from .index import INDEX, read_index
-from .messages import shown
+from .messages import damage_named, shown
 from .safetensors_files import read_safetensors
 from .sources import BESIDE, DISTRIBUTED, NESTED, SAFETENSORS, Source, entry_of
 from .torch_files import read_torch_file
@@ -25,18 +25,31 @@ _BESIDE = re.compile(BESIDE)
 
 @dataclass(frozen=True)
 class Reader:
-    """How the checkpoints of a sweep are read; see :func:`read_state_dict`."""
+    """How the checkpoints of a sweep are read; see :func:`read_state_dict`.
+
+    Attributes:
+        load: gives the state dict of a path instead.
+    """
 
     weights_only: bool = True
     key: str | None = None
+    load: Callable[[Path], Mapping[str, Any]] | None = None
 
     def read(self, source: Source) -> dict[str, Tensor]:
-        """The state dict in ``source``; CheckpointError as of :func:`read_state_dict`."""
-        return read_state_dict(source, weights_only=self.weights_only, key=self.key)
+        """The state dict in ``source``; CheckpointError as of :func:`read_state_dict`, or of what ``load`` raises."""
+        if self.load is None or isinstance(source, Mapping):
+            return read_state_dict(source, weights_only=self.weights_only, key=self.key)
+        with damage_named(source):
+            loaded = self.load(Path(source))
+        try:
+            return read_state_dict(loaded, key=self.key)
+        except CheckpointError as error:
+            raise CheckpointError(f"{os.fspath(source)}, as it is loaded: {error}") from error
 
     def fingerprint(self, source: Source) -> str | None:
-        """Hash of the file or folder, and of the key: other weights of the same file are others. None for a mapping."""
-        return None if isinstance(source, Mapping) else salted(file_hash(source), self.key)
+        """Hash of the file or folder, with key and function: other weights of a file are others. None for a mapping."""
+        salt = self.key or "" if self.load is None else f"{self.key or ''} {getattr(self.load, '__qualname__', 'load')}"
+        return None if isinstance(source, Mapping) else salted(file_hash(source), salt)
 
 
 def read_state_dict(source: Source, *, weights_only: bool = True, key: str | None = None) -> dict[str, Tensor]:

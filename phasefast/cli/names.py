@@ -9,9 +9,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import ArgumentError
 from ..stages.probe_set import ProbeSet
@@ -44,12 +44,12 @@ def load_targets(names: Sequence[str], probe_set: ProbeSet) -> list[Target]:
     return [known.get(name) or _made(name, "target", Target) for name in names]  # type: ignore[type-abstract]
 
 
-def load_function(name: str) -> Callable[[Tensor], Tensor]:
+def load_function(name: str) -> Callable[..., Any]:
     """The function that ``package.module:function`` stands for; ArgumentError if there is none."""
     found = _import(name, "function")
     if not callable(found):
         raise ArgumentError(f"function {name!r}: expected a callable, got {type(found).__name__}")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _made(name: str, what: str, kind: type[Made]) -> Made:

@@ -32,7 +32,7 @@ from .app import (
     Tokens,
     app,
 )
-from .names import load_model, load_probe_set, load_targets
+from .names import load_function, load_model, load_probe_set, load_targets
 
 
 @app.command("sweep")
@@ -77,6 +77,9 @@ def sweep_command(
     key: Annotated[
         str | None, typer.Option(help="Key or prefix under which checkpoints keep the weights, such as ema.")
     ] = None,
+    load: Annotated[
+        str | None, typer.Option(help="package.module:function that reads a checkpoint: path -> state dict.")
+    ] = None,
     shard: Annotated[
         str | None, typer.Option(help="i/n: every n-th checkpoint from the i-th on, from 0; torchrun's by default.")
     ] = None,
@@ -101,7 +104,8 @@ def sweep_command(
         raise ArgumentError("--watch goes on alone and from what is there: leave out --shard, torchrun and --overwrite")
     samples = load_probe_set(probe_set)
     options["targets"] = load_targets(target, samples) if target else None
-    inputs, options["key"] = (load_model(model), checkpoints, samples), key
+    inputs = load_model(model), checkpoints, samples
+    options |= {"key": key, "load": load_function(load) if load else None}
     console = Console()
     if watch_every is None:
         found = sweep(*inputs, out=out, run=run, overwrite=overwrite, weights_only=not trust, shard=share, **options)

@@ -88,6 +88,31 @@ def test_the_fingerprint_of_a_file_is_that_of_the_weights_under_the_key(tmp_path
     assert Reader(key="net").fingerprint(BOTH) is None
 
 
+def half(path: Path) -> dict[str, Tensor]:
+    return {name: value / 2 for name, value in torch.load(path)["net"].items()}
+
+
+def test_a_function_may_read_checkpoints(tmp_path: Path) -> None:
+    torch.save(BOTH, tmp_path / "step_1.weights")
+    reader = Reader(load=half)
+    assert torch.equal(reader.read(tmp_path / "step_1.weights")["weight"], OWN["weight"] / 2)
+    assert torch.equal(reader.read(OWN)["weight"], OWN["weight"])
+    found = {each.fingerprint(tmp_path / "step_1.weights") for each in (reader, Reader(), Reader(key="a", load=half))}
+    assert len(found) == 3
+    with pytest.raises(CheckpointError, match=r"step_1.weights, as it is loaded: .* expected a state dict"):
+        Reader(load=lambda _: {"a": 1}).read(tmp_path / "step_1.weights")
+    with pytest.raises(CheckpointError, match=r"step_1.weights: cannot be read.*\('epochs'\)"):
+        Reader(load=lambda path: torch.load(path)["epochs"]).read(tmp_path / "step_1.weights")
+    model = nn.Linear(4, 3)
+    probe_set = pf.ProbeSet.from_tensors(torch.randn(40, 4), None, torch.randn(20, 4), None)
+    outer = nn.Sequential(model)
+    sources = {1: tmp_path / "step_1.weights"}
+    scores = pf.sweep(
+        outer, sources, probe_set, out=tmp_path / "out", load=lambda p: {f"0.{k}": v for k, v in half(p).items()}
+    )
+    assert scores.steps == [1]
+
+
 def test_other_weights_of_the_same_files_are_not_taken_for_those_that_are_stored(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(4, 3))
     probe_set = pf.ProbeSet.from_tensors(torch.randn(40, 4), None, torch.randn(20, 4), None)
