@@ -2,8 +2,8 @@
 
 from .comparing import Agreement, Comparison, compare_phases
 from .engine import VERSION as __version__
-from .engine import ProbeOptions
 from .ops._extension import build_info
+from .options import ProbeOptions
 from .planning import LayerPlan, plan
 from .probe import probe
 from .scores import Scores, read_scores

@@ -93,7 +93,7 @@ class Comparison:
         raise KeyError(f"no layer {layer!r}, target {target!r} in all runs; there are {there}")
 
     def to_json(self) -> str:
-        """``{"runs", "cells": [...]}`` as documented in the README."""
+        """``{"runs", "cells": [...]}`` of :attr:`runs` and, for each layer and target, what :class:`Agreement` has."""
         cells = [
             {
                 "layer": each.layer,
@@ -118,8 +118,10 @@ def compare_phases(reports: Mapping[str, PhaseReport]) -> Comparison:
     Raises:
         DataError: fewer than two runs, or no layer and target that all have.
     """
-    if len(reports) < 2:
-        raise DataError(f"expected the phases of two runs or more, got {list(reports)}")
+    given = [type(each).__name__ for each in (reports.values() if isinstance(reports, Mapping) else [reports])]
+    if set(given) != {"PhaseReport"} or len(given) < 2:
+        got = list(reports) if set(given) == {"PhaseReport"} else given
+        raise DataError(f"expected the phases of two runs or more by name, {{name: PhaseReport}}, got {got}")
     cells = {run: {(cell.layer, cell.target, cell.metric): cell for cell in report} for run, report in reports.items()}
     first, *others = cells.values()
     shared = [key for key in first if all(key in other for other in others)]

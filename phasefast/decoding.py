@@ -151,7 +151,8 @@ class _Work:
         if self.method.selection == "loo":
             return select_by_leave_one_out(*arguments)
         if self.method.selection == "gcv":
-            return select_by_gcv(*arguments, self.first, self.cost.eigen)
+            follows = self.method.precision == "exact" and self.statistics.dtype != torch.float64
+            return select_by_gcv(*arguments, self.first, self.cost.eigen, float64_follows=follows)
         choice = select_by_folds(*arguments, self.cost.eigen)
         self.statistics = replace(self.statistics, folds=())
         return choice

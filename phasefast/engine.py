@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .checkpoints import state_hash
 from .components import RANDOM_COLUMNS
-from .decoding import Method, PenaltyPer, Precision, Splits, check_choices
+from .decoding import Method
 from .errors import ArgumentError
 from .notices import warn
 from .ops import bfloat16_is_fast
+from .options import as_tuple, by_name, check_options, default_targets, resolve_device
 from .scores import MODEL_LAYER, Scores
 from .scoring import score_cells
-from .stages.capture import RowOptions, capture, chunk_bounds, discover_layers, model_inputs, rows_dtype
+from .stages.capture import FIRST_ROWS, RowOptions, capture, chunk_bounds, discover_layers, model_inputs, rows_dtype
 from .stages.evaluate import evaluate_model
-from .stages.layers import Layers, given_names, select_layers, unwrap
-from .stages.plan import ForcedRoute, Selection, group_layers, memory_budget
+from .stages.layers import given_names, select_layers, unwrap
+from .stages.plan import group_layers, memory_budget
 from .stages.preserve import (
-    BATCHNORM_MODES,
+    batchnorm_buffers,
     batchnorm_mode,
     fix_random_state,
     full_float32,
@@ -41,8 +41,8 @@ from .stages.probe_set import ProbeSet
 from .stages.targets import build_targets
 from .systems import DEFAULT_ALPHAS, Penalties
 from .target_cache import TargetCache
-from .target_types import Input, Label, Target
-from .types import Activations, BatchNormMode, Layer, Score, TokenMode
+from .target_types import Label
+from .types import Activations, BatchNormMode, Layer, Score
 from .workspace import Workspace
 
 FOLDS = 5
@@ -56,64 +56,6 @@ try:
     VERSION = version("phasefast")
 except PackageNotFoundError:  # run from a source tree that was never installed
     VERSION = "0+unknown"
-
-
-class ProbeOptions(TypedDict, total=False):
-    """What :func:`phasefast.probe`, :func:`phasefast.sweep` and :class:`phasefast.PhaseTracker` have in common.
-
-    Attributes:
-        layers: globs over ``named_modules()``, after ``!`` of those left out, or modules; by default the model's direct
-            children. Scores have them in the order in which they are computed.
-        targets: what is decoded; by default the input, where it is floating-point, the label, where there is one, and
-            the probe set's values.
-        alphas: ridge penalties relative to the mean diagonal of the Gram matrix; one per target is chosen on
-            the fit rows, see ``selection``; ``[a]`` forces one. The decades from 1e-6 to 100 by default.
-        noise: instead of ``alphas``, the standard deviation of noise on the activations (penalty = n noise^2).
-        batchnorm: ``"recompute"`` statistics on the fit rows (default), of each ``"batch"``, or ``"running"``.
-        device: where to compute; the model's own device by default.
-        precision: ``"exact"`` (default): float32, and float64 for cells where it is not enough; ``"fast"``: float32,
-            and float64 only where it fails, of rows rounded to bfloat16 where that is faster: on a GPU, or on a CPU
-            with Intel AMX, or AVX512_BF16 on other makes; ``"double"``: float64 from the captured rows on.
-        route: how cells are solved: ``None`` (default) plans the fastest for each; ``"primal"``, ``"dual"``,
-            ``"eigen"`` or ``"target-free"`` forces one. All give the same numbers at the same penalty; see
-            docs/performance.md.
-        selection: how penalties are chosen: ``"gcv"`` (default), generalised cross-validation, which never takes a
-            penalty of 0 that goes through all rows; ``"folds"``: 5-fold cross-validation; ``"loo"``: leave-one-out
-            errors of all rows, from one eigendecomposition.
-        penalty_per: ``"target"`` (default), or ``"column"``: each column of a regression chooses its own penalty.
-        splits: ``"both"`` (default), or ``"heldout"``: no scores on the fit rows, which wide inputs save much by.
-        target_components: decode regression targets of more columns by so many leading principal components, and 64
-            random combinations of the rest: an estimate, with a 95 % interval in the columns ``low`` and ``high``.
-            Targets of no more columns than that stay exact.
-        layer_sketch: decode wider layers from so many random combinations of their features, and estimate the error of
-            all features: ``value``, from ``low`` to ``high`` (accuracies are the sketch's own). A layer for which it
-            fails, or is far off, is decoded exactly, which is what memory and ``phasefast plan`` allow for.
-        tokens: for outputs [b, t, f], as which [b, c, l] are taken too: ``"flatten"`` (default), ``"mean"`` over t,
-            ``"cls"``, the first, or ``"last"``.
-        pool: average the spatial dimensions of [b, c, h, w] and [b, c, d, h, w] to this size; 0 (default) keeps all.
-        batch_size: of the forward passes, and of the BatchNorm statistics that need batches; 256, or 128 for
-            ``batchnorm="batch"``, by default. By default a GPU takes larger ones wherever the numbers stay the same.
-        memory: budget, such as ``"8GB"``; most of what is free by default. On a CPU two fifths of it at most are kept
-            from one checkpoint to the next, which saves finding them again.
-    """
-
-    layers: Layers | None
-    targets: Sequence[Target] | Target | None
-    alphas: Sequence[float] | float | None
-    noise: float | None
-    batchnorm: BatchNormMode
-    device: str | torch.device | None
-    precision: Precision
-    route: ForcedRoute | None
-    selection: Selection
-    penalty_per: PenaltyPer
-    splits: Splits
-    target_components: int | None
-    layer_sketch: int | None
-    tokens: TokenMode
-    pool: int
-    batch_size: int | None
-    memory: str | float | None
 
 
 class Engine:
@@ -162,8 +104,8 @@ class Engine:
             select_layers(self.model, options.get("layers")),
             given_names(self.model, options.get("layers")),
         )
-        given_targets = options.get("targets")
-        chosen = as_tuple(_default_targets(probe_set) if given_targets is None else given_targets, ())
+        wanted = default_targets(probe_set) if options.get("targets") is None else options["targets"]
+        chosen = by_name(as_tuple(wanted, ()), probe_set)
         self.label = next((target.name for target in chosen if isinstance(target, Label)), None)
         fit = (probe_set.fit_inputs, probe_set.fit_labels)
         heldout = (probe_set.heldout_inputs, probe_set.heldout_labels)
@@ -182,6 +124,11 @@ class Engine:
         self._layers: list[Layer] | None = None
         self._workspace = Workspace(_FREE_SHARE * budget)
         self._warned = self._measured = False
+
+    @property
+    def recomputed(self) -> list[str]:
+        """Names of the BatchNorm statistics that are measured with others than those of a checkpoint."""
+        return [] if self.batchnorm == "running" else batchnorm_buffers(self.model)
 
     def measure(self, step: int) -> Scores:
         """Scores of the model as it is now, labelled ``step``. The model is left exactly as it was found."""
@@ -210,7 +157,7 @@ class Engine:
         """The model ready to be run, and restored after; yields the layers in groups that are captured together."""
         with _MEASURING, preserved(self.model, self.device):
             if self._layers is None:
-                first = next(model_inputs(self._fit_inputs, [(0, 2)], self.model, self.device))
+                first = next(model_inputs(self._fit_inputs, [(0, FIRST_ROWS)], self.model, self.device))
                 try:
                     self._layers = discover_layers(self.model, self.names, first, self.rows, self._given)
                 except RuntimeError as error:  # the model's own
@@ -318,63 +265,3 @@ class Engine:
         if self.method.layer_sketch is not None:
             settings["sketch"] = self.method.layer_sketch
         return settings
-
-
-def as_tuple(value: Any, default: Sequence[Any]) -> tuple[Any, ...]:
-    """An option of one value or several: a sequence as given, a value alone as one of it, None as the default."""
-    if value is None:
-        return tuple(default)
-    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
-
-
-def resolve_device(given: str | torch.device | None, home: torch.device) -> torch.device:
-    """The device asked for, or ``home`` for None; ArgumentError where it cannot be used."""
-    try:
-        device = home if given is None else torch.device(given)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise ArgumentError(f"device {str(given)!r} cannot be used: {error}; give such as 'cpu' or 'cuda'") from error
-    return device
-
-
-def _default_targets(probe_set: ProbeSet) -> list[Target]:
-    targets: list[Target] = [Input()] if probe_set.fit_inputs.is_floating_point() else []
-    if probe_set.fit_labels is not None:
-        targets.append(Label(probe_set.classes))
-    targets += [probe_set.target(name) for name in probe_set.fit_values]
-    if not targets:
-        raise ArgumentError(
-            f"targets: nothing to decode by default: the samples are {probe_set.fit_inputs.dtype}, so they are not "
-            "decoded themselves (images are given as numbers such as x.float() / 255), and there are no labels, nor "
-            "values; give such as phasefast.Function(fn)"
-        )
-    if probe_set.fit_inputs.dtype == torch.uint8:  # images, unlike the integers that stand for tokens
-        warn(
-            "the samples are torch.uint8, so only the label is decoded; give images as numbers such as x.float() / 255",
-        )
-    return targets
-
-
-def check_options(options: dict[str, Any]) -> None:
-    """Refuse options that do not exist, values that cannot be, and what excludes each other: ArgumentError."""
-    for name in options:
-        if name not in ProbeOptions.__annotations__:
-            near = difflib.get_close_matches(name, ProbeOptions.__annotations__, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {sorted(ProbeOptions.__annotations__)}"
-            raise ArgumentError(f"unknown option {name!r}{hint}")
-    check_choices(options)
-    if options.get("batchnorm", BATCHNORM_MODES[0]) not in BATCHNORM_MODES:
-        raise ArgumentError(f"batchnorm: expected one of {BATCHNORM_MODES}, got {options['batchnorm']!r}")
-    if options.get("alphas") is not None and options.get("noise") is not None:
-        raise ArgumentError(
-            "alphas and noise exclude each other: a relative and an absolute penalty cannot share a curve"
-        )
-    for name in ("batch_size", "target_components", "layer_sketch"):
-        given = options.get(name)
-        if given is not None and (not isinstance(given, int) or isinstance(given, bool) or given < 1):
-            raise ArgumentError(f"{name}: expected a positive integer, got {given!r}")
-    approximations = [name for name in ("target_components", "layer_sketch") if options.get(name) is not None]
-    if approximations and options.get("penalty_per") == "column":
-        raise ArgumentError(f"{approximations[0]}: penalty_per='column' has no approximation; leave one of them out")
-    if len(approximations) > 1:
-        raise ArgumentError("target_components and layer_sketch: each has an interval of its own; leave one out")

@@ -26,7 +26,7 @@ def listing(rows: Iterable[Mapping[str, Any]]) -> str:
     return "\n\n".join(parts)
 
 
-def _lines(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+def _lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     layers: dict[str, dict[str, str]] = {}
     for row in rows:
         cells = layers.setdefault(row["layer"], {"layer": row["layer"], "features": f"{row['dim']}"})
@@ -35,8 +35,13 @@ def _lines(rows: Iterable[Mapping[str, Any]]) -> list[str]:
         if row["alpha"] is not None:
             cells[f"{row['target']} penalty"] = f"{row['alpha']:.0e}"
             cells["route"] = ", ".join(dict.fromkeys([*filter(None, [cells.get("route")]), row["route"]]))
-    named = dict.fromkeys(title for cells in layers.values() for title in cells)
-    titles = [*(title for title in named if title != "route"), "route"]
+    named = dict.fromkeys(title for cells in layers.values() for title in cells if title != "route")
+    targets = list(dict.fromkeys(row["target"] for row in rows))
+    # The model's own loss and accuracy come first of all: each target's columns stand together.
+    order = {
+        title: targets.index(title.rpartition(" ")[0]) + 1 for title in named if title.rpartition(" ")[0] in targets
+    }
+    titles = [*sorted(named, key=lambda title: order.get(title, 0)), "route"]
     table = [titles, *([cells.get(title, "") for title in titles] for cells in layers.values())]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return ["  ".join(_aligned(line, widths)).rstrip() for line in table]

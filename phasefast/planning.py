@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from .components import columns_with_components
 from .decoding import Method, PenaltyPer, Splits
-from .engine import FOLDS, as_tuple, check_options, resolve_device
+from .engine import FOLDS
 from .errors import ArgumentError, PhasefastError
-from .stages.capture import RowOptions, discover_layers, model_inputs, rows_dtype
+from .options import as_tuple, check_options, resolve_device
+from .stages.capture import FIRST_ROWS, RowOptions, discover_layers, model_inputs, rows_dtype
 from .stages.layers import Layers, given_names, select_layers, unwrap
 from .stages.plan import Cost, ForcedRoute, Problem, Selection, fitting_cost, group_layers, memory_budget
 from .stages.preserve import preserved
@@ -84,7 +85,7 @@ def plan(
     home = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     where = resolve_device(device, home)
     with preserved(model, where):
-        batch = next(model_inputs(torch.stack([example, example]), [(0, 2)], model, where))
+        batch = next(model_inputs(torch.stack([example] * FIRST_ROWS), [(0, FIRST_ROWS)], model, where))
         try:
             names = select_layers(model, layers)
             found = discover_layers(model, names, batch, RowOptions(tokens, pool), given_names(model, layers))

@@ -6,7 +6,8 @@ from typing import Unpack
 
 from torch import nn
 
-from .engine import Engine, ProbeOptions
+from .engine import Engine
+from .options import ProbeOptions
 from .scores import Scores
 from .stages.probe_set import ProbeSet
 

@@ -6,10 +6,12 @@ import operator
 from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .errors import DataError
+from .notices import warn
 
 
 def draw(split: str, dataset: Sized, count: int | None, seed: int) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
@@ -34,7 +36,13 @@ def draw(split: str, dataset: Sized, count: int | None, seed: int) -> tuple[Tens
         raise DataError(f"{split}: expected inputs of one shape, got {got}; crop, resize or pad them")
     if len({label is None for label in labels}) > 1 or any(each.keys() != values[0].keys() for each in values):
         raise DataError(f"{split}: expected the same for every sample: some have labels or values that others have not")
-    named = {name: _stacked(name, [each[name] for each in values]) for name in values[0]}
+    named = {}
+    for name in values[0]:
+        own = [each[name] for each in values]
+        if isinstance(own[0], str):
+            warn(f"{split}: values {name!r} are left out: they are text")
+        else:
+            named[name] = _stacked(name, own)
     return torch.stack(inputs), None if labels[0] is None else torch.tensor(labels), named
 
 
@@ -56,7 +64,8 @@ def _parts(split: str, sample: Any) -> tuple[Tensor, int | None, Mapping[str, An
             "data set"
         )
     try:
-        number = None if label is None else operator.index(label)
+        # NumPy's booleans are no indices.
+        number = None if label is None else int(label) if isinstance(label, np.bool_) else operator.index(label)
     except TypeError as error:
         got = f"{tuple(label.shape)} {label.dtype}" if isinstance(label, Tensor) else repr(label)
         raise DataError(
@@ -70,4 +79,5 @@ def _stacked(name: str, values: Sequence[Any]) -> Tensor:
     try:
         return torch.stack([torch.as_tensor(each) for each in values])
     except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"values {name!r}: expected numbers, as many for every sample; {error}") from error
+        got = " and ".join(repr(each) for each in values[:2])
+        raise DataError(f"values {name!r}: expected numbers, as many for every sample, got such as {got}") from error

@@ -97,21 +97,23 @@ def write_step(directory: str | Path, scores: Scores, config_hash: str, settings
     scores.write_shard(directory)
 
 
-def differences(first: str | Path, second: str | Path) -> str:
-    """How the settings of two run directories differ but in ``run``, in words; empty where that is not known."""
+def differences(first: str | Path, second: str | Path, names: tuple[str, str]) -> str:
+    """How the settings of two run directories differ, in words, but in ``run``, layers and targets.
+
+    Empty where that is not known.
+    """
     there, here = _kept(first), _kept(second)
-    return _listed(there, here, words=("there", "here")) if there and here else ""
+    return _listed(there, here, words=names) if there and here else ""
 
 
 def _kept(directory: str | Path) -> dict[str, Any]:
-    """The settings of a run directory, but ``run``; empty where it has none, or several."""
+    """The settings of a run directory that another's may be compared with; empty where it has none, or several."""
     files = list(store_folder(directory).glob("settings-*.json"))
     try:
         settings: dict[str, Any] = json.loads(files[0].read_text(encoding="utf-8")) if len(files) == 1 else {}
     except (OSError, ValueError):
         return {}
-    settings.pop("run", None)
-    return settings
+    return {name: value for name, value in settings.items() if name not in ("run", "names", "targets")}
 
 
 def _settings_file(folder: Path, config_hash: str) -> Path:
@@ -160,7 +162,7 @@ def check_weights(stored: Scores, column: str, expected: str) -> None:
         StoreError: they differ.
     """
     if stored.values_of(column) != [expected]:
-        source = ", of another file" if column == "source_hash" else ""
+        source = ", of another file or key" if column == "source_hash" else ""
         raise StoreError(
             f"step {stored.steps[0]} is stored already, but was measured on other weights{source}: another training? "
             f"{_ELSEWHERE}"

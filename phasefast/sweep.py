@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
-from torch import nn
+from torch import Tensor, nn
 
 from .checkpoints import Reader, is_there, load_into, order_checkpoints, read_ahead, state_hash
 from .checkpoints.sources import Source
-from .engine import Engine, ProbeOptions
+from .engine import Engine
 from .errors import LASTING, PASSING, ArgumentError, CheckpointError, PhasefastError, StoreError, SweepError
+from .options import ProbeOptions
 from .progress import progress
 from .scores import Scores
 from .stages.preserve import on_device
@@ -121,13 +122,14 @@ class Sweeper:
         Raises:
             As :func:`sweep` does, but SweepError.
         """
-        model, failures = self._engine.model, dict[int, PhasefastError]()
+        model, failures, told = self._engine.model, dict[int, PhasefastError](), False
         todo = {step: source for step, source in ordered.items() if step not in self._done}
         before = copy.deepcopy(model.state_dict())
+        spare = {name: before[name] for name in self._engine.recomputed}
         try:
             for step in ordered.keys() - todo.keys():
                 try:
-                    _check_same(self._done[step], ordered[step], model, self._reader)
+                    _check_same(self._done[step], ordered[step], model, self._reader, spare)
                 except CheckpointError as error:
                     failures[step] = error
             ahead = read_ahead(todo, self._engine.device, self._reader)
@@ -140,7 +142,7 @@ class Sweeper:
                     source = todo[step]
                     try:
                         state, source_hash = read()
-                        load_into(model, state, _name(step, source))
+                        load_into(model, state, _name(step, source), spare)
                         scores = self._engine.measure(step)
                         if source_hash is not None:
                             scores = scores.with_column("source_hash", source_hash)
@@ -152,9 +154,8 @@ class Sweeper:
                         if isinstance(error, LASTING) and not self._measured:
                             raise
                         failures[step] = error
-                    reason = (
-                        f": {failures[step]}" if list(failures) == [step] else ""
-                    )  # of the first, to be seen at once
+                    reason = f": {failures[step]}" if step in failures and not told else ""  # the first, seen at once
+                    told = told or step in failures
                     update(index + 1, f"step {step}" + (f" failed{reason}" if step in failures else ""))
         finally:
             model.load_state_dict(before)
@@ -190,12 +191,12 @@ def _name(step: int, source: Source) -> str:
     return f"step {step}" if isinstance(source, Mapping) else os.fspath(source)
 
 
-def _check_same(stored: Scores, source: Source, model: nn.Module, reader: Reader) -> None:
+def _check_same(stored: Scores, source: Source, model: nn.Module, reader: Reader, spare: Mapping[str, Tensor]) -> None:
     """Stored scores must be of this checkpoint: compare files without loading them, else the weights once loaded."""
     if not isinstance(source, Mapping) and not is_there(source):
         return  # measured, and deleted since to save space
     if not isinstance(source, Mapping) and stored.values_of("source_hash") != ["none"]:
         check_weights(stored, "source_hash", str(reader.fingerprint(source)))
     else:
-        load_into(model, reader.read(source), _name(stored.steps[0], source))
+        load_into(model, reader.read(source), _name(stored.steps[0], source), spare)
         check_weights(stored, "state_hash", state_hash(model.state_dict()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -13,6 +13,7 @@ from .errors import ArgumentError, DataError
 from .types import TargetKind
 
 _CHUNK = 1024
+_MOST_CLASSES = 10_000
 Split = tuple[Tensor, Tensor | None]
 
 
@@ -114,20 +115,22 @@ class Values:
 
     Args:
         fit: [n] or [n, q] numbers (``regression``) or [n] integers (``classes``). heldout: likewise.
-        of: the fit inputs whose rows ``fit`` belongs to.
+        of: the fit and held-out inputs whose rows they belong to.
         num_classes: for ``classes``; one more than the largest value by default.
     """
 
     name: str
     kind: TargetKind
-    fit: Tensor
-    heldout: Tensor
-    of: Tensor
+    fit: Tensor = field(repr=False)
+    heldout: Tensor = field(repr=False)
+    of: tuple[Tensor, Tensor] = field(repr=False)
     num_classes: int | None = None
 
     def columns(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
         """Values [n, q] and [m, q], or one-hot columns; DataError for those of another probe set."""
-        if not (fit[0] is self.of or (fit[0].shape == self.of.shape and torch.equal(fit[0], self.of))):
+        if not all(
+            here is own or torch.equal(here, own) for here, own in zip((fit[0], heldout[0]), self.of, strict=True)
+        ):
             raise DataError(f"target {self.name!r}: expected one of the probe set that is probed, got one of another")
         return _columns(self, self.fit.reshape(len(self.fit), -1), self.heldout.reshape(len(self.heldout), -1))
 
@@ -135,12 +138,22 @@ class Values:
 def _columns(target: Values | Function, values: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
     """The columns of values [n, q] and [m, q]: themselves, or one-hot."""
     if target.kind == "regression":
+        if values.dtype == torch.float64 and values.shape[1:] == held.shape[1:]:
+            # Only their variation counts, which may be lost in float32 beside their mean.
+            values, held = (own - values.mean(0) for own in (values, held))
         return values.float(), held.float()
-    if values.shape[1] != 1 or values.is_floating_point():
-        shape = (len(values),) if values.shape[1] == 1 else tuple(values.shape)
-        raise DataError(f"target {target.name!r}: expected [b] integers for classes, got {values.dtype} {shape}")
+    for own in (values, held):
+        if own.shape[1] != 1 or own.is_floating_point():
+            shape = (len(own),) if own.shape[1] == 1 else tuple(own.shape)
+            raise DataError(f"target {target.name!r}: expected [b] integers for classes, got {own.dtype} {shape}")
     labels, held_labels = values[:, 0].long(), held[:, 0].long()
-    count = target.num_classes or int(max(labels.max(), held_labels.max())) + 1
+    low, high = min(int(labels.min()), int(held_labels.min())), max(int(labels.max()), int(held_labels.max()))
+    count = target.num_classes or high + 1
+    if target.num_classes is None and (low < 0 or count > _MOST_CLASSES):
+        raise DataError(
+            f"target {target.name!r}: expected classes from 0 to {_MOST_CLASSES - 1} at most, got integers {low} to "
+            f"{high}; for numbers give floats, or kind='regression'"
+        )
     return _one_hot(target.name, labels, count), _one_hot(target.name, held_labels, count)
 
 

@@ -10,9 +10,10 @@ from typing import Literal, Unpack
 from torch import nn
 
 from .checkpoints import state_hash
-from .engine import Engine, ProbeOptions
+from .engine import Engine
 from .errors import LASTING, ArgumentError, PhasefastError, StoreError
 from .notices import warn
+from .options import ProbeOptions
 from .scores import Scores
 from .stages.probe_set import ProbeSet
 from .store import check_weights, open_store, write_step
@@ -24,10 +25,13 @@ def is_log2_step(step: int) -> bool:
 
 
 def _checked_steps(steps: Iterable[int]) -> frozenset[int]:
+    given = list(steps)
     try:
-        found = frozenset(map(operator.index, steps))
-    except TypeError as error:
+        found = frozenset(int(step) for step in given)
+    except (TypeError, ValueError, OverflowError) as error:
         raise ArgumentError(f"steps: expected integers, {error}") from error
+    if wrong := [step for step in given if int(step) != step]:
+        raise ArgumentError(f"steps: expected integers, got {wrong[0]}")
     if found and min(found) < 0:
         raise ArgumentError(f"steps: expected numbers of updates, >= 0, got {min(found)}")
     return found

@@ -23,6 +23,7 @@ class Valleys:
     splits: np.ndarray
     residuals: np.ndarray
     minima: np.ndarray
+    _means: np.ndarray
     _falling: _Pools
     _rising: _Pools
 
@@ -30,17 +31,18 @@ class Valleys:
         """The fit [K] of one curve."""
         split = int(self.splits[row])
         left, right = self._falling.fit(row, split), self._rising.fit(row, len(self._rising.errors[row]) - 2 - split)
-        return np.concatenate([left, right[::-1]])
+        return np.asarray(np.concatenate([left, right[::-1]]) + self._means[row])
 
 
 def valleys(curves: np.ndarray) -> Valleys:
     """The valley fits of curves [R, K]."""
-    size = curves.shape[1]
+    size, means = curves.shape[1], curves.mean(axis=1)
+    curves = curves - means[:, None]
     falling, rising = _pools(-curves), _pools(-curves[:, ::-1])  # a rise from a step on is a fall up to it, backwards
     errors = falling.errors.copy()
     errors[:, :-1] += rising.errors[:, -2::-1]
     # What differs by rounding alone is the same, so that of equal steps it is always the first that counts.
-    deviation = ((curves - curves.mean(axis=1, keepdims=True)) ** 2).sum(axis=1, keepdims=True)
+    deviation = (curves**2).sum(axis=1, keepdims=True)
     row, splits = (
         np.arange(len(curves)),
         (errors <= errors.min(axis=1, keepdims=True) + _TIE * deviation).argmax(axis=1),
@@ -53,7 +55,7 @@ def valleys(curves: np.ndarray) -> Valleys:
     steps = np.arange(size)
     bottom = (steps >= first[:, None]) & (steps <= last[:, None])
     minima = np.where(bottom, curves, np.inf).argmin(axis=1)
-    return Valleys(splits, errors[row, splits], minima, falling, rising)
+    return Valleys(splits, errors[row, splits], minima, means, falling, rising)
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,12 @@ class _Pools:
 
 
 def _pools(curves: np.ndarray) -> _Pools:
-    """Regressions of all beginnings, by pooling adjacent violators once (Stout 2008: unimodal regression)."""
+    """Regressions of all beginnings of centred curves, by pooling adjacent violators once (Stout 2008)."""
     rows, size = curves.shape
     errors, levels = np.zeros((2, rows, size))
     starts = np.zeros((rows, size), dtype=np.int64)
     before = np.zeros(rows)  # the error of all but the last level
-    slack = _TIE * np.sqrt(((curves - curves.mean(axis=1, keepdims=True)) ** 2).sum(axis=1))
+    slack = _TIE * np.sqrt((curves**2).sum(axis=1))
     for i in range(size):
         level, start, own = curves[:, i].copy(), np.full(rows, i), np.zeros(rows)
         before = errors[:, i - 1].copy() if i else before

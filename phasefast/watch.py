@@ -13,9 +13,9 @@ from typing import Any, Unpack
 from torch import nn
 
 from .checkpoints import Reader, find_checkpoints, weights_files
-from .engine import ProbeOptions
 from .errors import ArgumentError, CheckpointError
 from .notices import warn
+from .options import ProbeOptions
 from .scores import Scores
 from .stages.probe_set import ProbeSet
 from .sweep import Sweeper

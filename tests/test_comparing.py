@@ -62,8 +62,10 @@ def test_only_what_all_runs_have_is_compared() -> None:
         found.agreement("a")
     with pytest.raises(DataError, match=r"no layer and target in common: one has \['a/input'\]; two has \['b/input'\]"):
         pf.compare_phases({"one": run(None), "two": run(None, layers="b")})
-    with pytest.raises(DataError, match=r"expected the phases of two runs or more, got \['one'\]"):
+    with pytest.raises(DataError, match=r"two runs or more by name, {name: PhaseReport}, got \['one'\]"):
         pf.compare_phases({"one": run(None)})
+    with pytest.raises(DataError, match=r"two runs or more by name, .* got \['list'\]"):
+        pf.compare_phases([run(None), run(None)])  # type: ignore[arg-type]
 
 
 def test_json_has_each_run_and_all() -> None:

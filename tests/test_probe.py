@@ -229,7 +229,7 @@ def test_pooling_is_an_option(net: SmallNet, probe_set: pf.ProbeSet) -> None:
         ({"targets": [pf.Label(2)]}, DataError, ["label", "0 to 1"]),
         ({"targets": []}, ArgumentError, ["at least one"]),
         ({"targets": [pf.Function(lambda x: torch.ones(len(x)), name="one")]}, DataError, ["one", "constant"]),
-        ({"targets": ["input"]}, ArgumentError, ["input", "phasefast.Input()"]),
+        ({"targets": ["inputs"]}, ArgumentError, ["inputs", "'input', 'label'"]),
         ({"alphas": "small"}, ArgumentError, ["small"]),
         ({"noise": "loud"}, ArgumentError, ["loud"]),
         ({"device": "gpu"}, ArgumentError, ["gpu", "cuda"]),

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import phasefast as pf
+from phasefast.engine import Engine
 from phasefast.errors import ArgumentError, DataError, LayerError
 from tests.conftest import SmallNet
 
@@ -172,3 +173,75 @@ def test_options_that_change_nothing_are_warned_of(net: SmallNet, probe_set: pf.
         pf.probe(net, probe_set, layers="hidden", pool=2, alphas=[0.1])
     with pytest.warns(RuntimeWarning, match=r"tokens='last' changes nothing: no layer's output is \[b, t, f\]"):
         pf.probe(net, probe_set, layers="conv", tokens="last", alphas=[0.1])
+
+
+class Tokens(torch.nn.Module):
+    """Its layer gives the first token 0, and the last 2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = torch.nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(torch.stack([0 * x, x, x + 2 * torch.arange(len(x[0]))], 1)).mean(1)
+
+
+def test_the_token_that_stands_for_a_sequence_is_the_one_asked_for(probe_set: pf.ProbeSet) -> None:
+    x = torch.randn(60, 4)
+    given = pf.ProbeSet.from_tensors(x[:40], None, x[40:], None)
+    rows = {mode: Engine(Tokens(), given, tokens=mode).activations()[0] for mode in ("cls", "last", "mean")}
+    inputs = given.fit_inputs
+    expected = {"cls": 0 * inputs, "last": inputs + 2 * torch.arange(4)}
+    expected["mean"] = (expected["cls"] + inputs + expected["last"]) / 3
+    for mode, own in rows.items():
+        torch.testing.assert_close(own.fit + own.shift, expected[mode])
+
+
+class Table(SmallNet):
+    """Gives a table beside its outputs, as large as no batch."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return torch.eye(3), super().forward(x)
+
+
+def test_a_table_is_no_output_of_samples(probe_set: pf.ProbeSet) -> None:
+    scores = pf.probe(Table(), probe_set, layers="hidden", alphas=[0.1])
+    assert len(scores.filter(layer="model")) == 0
+
+
+def test_nested_tensors_are_left_out_and_named() -> None:
+    class Padded(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+            self.embedding, self.encoder = (
+                torch.nn.Embedding(20, 16, padding_idx=0),
+                torch.nn.TransformerEncoder(layer, 2),
+            )
+            self.head = torch.nn.Linear(16, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.encoder(self.embedding(x), src_key_padding_mask=x == 0).mean(1))
+
+    ids = torch.randint(1, 20, (80, 12)) * (torch.arange(12) < torch.randint(4, 13, (80, 1)))
+    probe_set = pf.ProbeSet.from_tensors(ids[:60], ids[:60, 0] % 2, ids[60:], ids[60:, 0] % 2)
+    with pytest.warns(
+        RuntimeWarning, match="encoder.layers.0.*nested tensor, of no shape; give enable_nested_tensor=False"
+    ):
+        scores = pf.probe(Padded(), probe_set, layers=["encoder*", "head"], alphas=[0.1])
+    assert scores.layers == ["encoder", "head"]
+
+
+def test_sequences_that_come_first_are_left_out_however_short() -> None:
+    class First(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.head = torch.nn.GRU(8, 6), torch.nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.rnn(x.transpose(0, 1))[0][-1])
+
+    for length in (2, 3):
+        x = torch.randn(60, length, 8)
+        with pytest.warns(RuntimeWarning, match=rf"layer 'rnn': .* got shape \({length}, 7, 6\) for 7 samples"):
+            assert pf.probe(First(), pf.ProbeSet.from_tensors(x[:40], None, x[40:], None)).layers == ["head"]

@@ -24,7 +24,7 @@ LEVELS = (
     ("scanning",),
     ("stages",),
     ("decoding",),
-    ("scoring",),
+    ("options", "scoring"),
     ("checkpoints", "engine", "store"),
     ("probe", "sweep", "track", "planning"),
     ("watch",),

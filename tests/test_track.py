@@ -121,10 +121,13 @@ def test_bad_arguments(net: SmallNet, probe_set: pf.ProbeSet) -> None:
         pf.PhaseTracker(net, probe_set, steps="log10", out=None)  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="collection of integers, got 5"):
         pf.PhaseTracker(net, probe_set, steps=5, out=None)  # type: ignore[arg-type]
-    with pytest.raises(ArgumentError, match=r"steps: expected integers, .*float"):
+    with pytest.raises(ArgumentError, match=r"steps: expected integers, got 2.5"):
         pf.PhaseTracker(net, probe_set, steps=[1, 2.5], out=None)  # type: ignore[list-item]
     with pytest.raises(ArgumentError, match="steps: expected numbers of updates, >= 0, got -1"):
         pf.PhaseTracker(net, probe_set, steps=[1, -1], out=None)
+    with pytest.raises(ArgumentError, match=r"steps: expected integers, .*NoneType"):
+        pf.PhaseTracker(net, probe_set, steps=[None], out=None)  # type: ignore[list-item]
+    assert pf.PhaseTracker(net, probe_set, steps=[1.0], out=None, layers="hidden", targets="label").step(1) is not None
     assert pf.PhaseTracker(net, probe_set, steps=[], out=None, layers="hidden").step(1) is None
     with pytest.raises(ArgumentError, match="-1"):
         pf.PhaseTracker(net, probe_set, out=None, layers="hidden").step(-1)

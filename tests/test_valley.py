@@ -50,6 +50,15 @@ def test_a_single_odd_step_is_not_the_minimum() -> None:
     assert valleys(curve[None]).minima[0] == 6
 
 
+@pytest.mark.parametrize("parts", [1_000, 1_000_000])
+def test_ties_of_shares_are_ties(parts: int) -> None:
+    """Of errors that are multiples of 1 / m, around 0.9: as exact as integers."""
+    whole = np.round(np.random.default_rng(0).normal(size=(300, 8)), 0) + round(0.9 * parts)
+    shares, exact = valleys(whole / parts), valleys(whole - round(0.9 * parts))
+    assert shares.minima.tolist() == exact.minima.tolist()
+    assert shares.splits.tolist() == exact.splits.tolist()
+
+
 def test_equal_values_are_one_level_without_an_error() -> None:
     found = valleys(np.full((2, 9), 0.3))
     assert found.residuals.tolist() == [0, 0]

@@ -58,6 +58,64 @@ def test_values_of_another_probe_set_are_refused() -> None:
         pf.probe(nn.Sequential(nn.Linear(5, 5)), everything(), targets=other.target("age"))
 
 
+def test_values_of_other_held_out_samples_are_refused() -> None:
+    other = pf.ProbeSet.from_tensors(X[:60], None, X[60:].flip(0), None, values={"age": (AGE[:60], AGE[60:].flip(0))})
+    assert torch.equal(other.fit_inputs, everything().fit_inputs)
+    with pytest.raises(DataError, match="target 'age': expected one of the probe set that is probed"):
+        pf.probe(nn.Sequential(nn.Linear(5, 5)), everything(), targets=other.target("age"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int32, torch.uint8, torch.bool])
+def test_numbers_of_any_type_are_taken(dtype: torch.dtype, tmp_path: Path) -> None:
+    values = KIND.to(dtype).requires_grad_(dtype.is_floating_point)
+    probe_set = made(kind=(values[:60], values[60:]))
+    assert probe_set.fit_values["kind"].dtype in (torch.float32, torch.float64, torch.int64)
+    assert probe_set.target("kind").kind == ("regression" if dtype.is_floating_point else "classes")
+    probe_set.save(tmp_path / "p.pt")
+    assert pf.ProbeSet.load(tmp_path / "p.pt").digest == probe_set.digest
+    assert hash(probe_set)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e6, 1e9])
+def test_variation_beside_a_large_mean_is_kept(offset: float) -> None:
+    torch.manual_seed(0)
+    noisy = AGE.double() + torch.randn(90, dtype=torch.float64)
+    model = nn.Sequential(nn.Linear(5, 5))
+    found = [
+        pf.probe(model, made(age=(age[:60], age[60:])), targets="age", alphas=[0.1]).value(
+            layer="0", metric="fvu", split="heldout"
+        )
+        for age in (noisy, noisy + offset)
+    ]
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
+def test_integers_that_are_hardly_classes_are_told() -> None:
+    several = torch.arange(90)
+    with pytest.warns(
+        RuntimeWarning, match="target 'n': 60 different integers in 60 fit samples are decoded as classes"
+    ):
+        made(n=(several[:60], several[60:])).target("n")
+    model = nn.Sequential(nn.Linear(5, 5))
+    for wrong in (several + 1_700_000_000, -several):
+        with (
+            pytest.warns(RuntimeWarning, match="decoded as classes"),
+            pytest.raises(DataError, match=r"target 'n': expected classes from 0 to 9999 .* or kind='regression'"),
+        ):
+            pf.probe(model, made(n=(wrong[:60], wrong[60:])), targets="n")
+    with pytest.raises(
+        DataError, match=r"values 'n': expected the same columns and type .* got torch.int64 \(60,\) and"
+    ):
+        made(n=(several[:60], AGE[60:]))
+
+
+def test_text_is_left_out_with_a_warning() -> None:
+    samples = [(X[i], 0, {"file": f"{i}.png", "age": float(AGE[i])}) for i in range(90)]
+    with pytest.warns(RuntimeWarning, match="fit: values 'file' are left out: they are text"):
+        probe_set = pf.ProbeSet.from_dataset(samples[:60], samples[60:])
+    assert list(probe_set.fit_values) == ["age"]
+
+
 def test_saved_and_loaded_and_told_apart(tmp_path: Path) -> None:
     probe_set = everything()
     probe_set.save(tmp_path / "p.pt")
@@ -100,6 +158,7 @@ def test_values_that_cannot_be_are_named(both: tuple[Any, Any], words: str) -> N
         (lambda i: (X[i], None), False, []),
         (lambda i: [X[i], np.int64(i % 3)], True, []),
         (lambda i: (X[i], torch.tensor(i % 3)), True, []),
+        (lambda i: (X[i], np.bool_(i % 2)), True, []),
         (lambda i: (X[i], None, {"age": float(AGE[i]), "kind": int(KIND[i])}), False, ["age", "kind"]),
         (lambda i: (X[i], i % 2, {"age": AGE[i]}), True, ["age"]),
     ],

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .messages import damage_named
-from .sources import SAFETENSORS, TORCH_SUFFIXES, suffix_of, weights_files
+from .sources import SAFETENSORS, TORCH_SUFFIXES, weights_files
 
 _SAMPLE = 4096
 _EDGE = 1 << 18
@@ -69,7 +69,7 @@ def _of_file(path: Path) -> str:
         size = os.fstat(file.fileno()).st_size
         digest.update(f"{size}".encode())
         digest.update(file.read(_EDGE))
-        for start, length in _samples(file, suffix_of(path), size):
+        for start, length in _samples(file, path.suffix, size):
             file.seek(start)
             digest.update(file.read(length))
         file.seek(max(0, size - _EDGE))

@@ -16,11 +16,16 @@ from .messages import shown
 _WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 
 
-def load_into(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+def load_into(
+    model: nn.Module, state: Mapping[str, Tensor], name: str, spare: Mapping[str, Tensor] | None = None
+) -> None:
     """Load a state dict whose keys and shapes must be the model's.
 
     Keys that are not the model's may stand under one prefix, such as those of ``torch.compile``, DDP or a Lightning
     module: what is not under it is left alone. Of tensors that the model ties, one is enough.
+
+    Args:
+        spare: what is loaded where the state lacks it.
 
     Raises:
         CheckpointError: names the checkpoint and the keys that are missing, unexpected or of another shape, or the
@@ -29,7 +34,7 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
     own = model.state_dict(keep_vars=True)
     state = _unwrapped(state, own)
     prefix = _prefix(state, own, name)
-    state = _with_ties(_under(state, prefix), own)
+    state = {**(spare or {}), **_with_ties(_under(state, prefix), own)}
     problems = [
         f"{what} {shown(keys)}"
         for what, keys in (

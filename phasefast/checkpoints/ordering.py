@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -60,7 +60,8 @@ def order_checkpoints(
     if isinstance(checkpoints, (str, os.PathLike)):
         path = Path(checkpoints)
         if not path.exists():
-            if several := sorted(glob.glob(os.fspath(path))):
+            several = [name for name in sorted(glob.glob(os.fspath(path))) if not _TEMPORARY.fullmatch(Path(name).name)]
+            if several:
                 return order_checkpoints(several)
             raise CheckpointError(f"{path}: expected a folder of checkpoints, a file or a glob; there is none")
         if not path.is_dir():
@@ -72,7 +73,7 @@ def order_checkpoints(
         if bad := [step for step, _ in pairs if isinstance(step, bool) or not isinstance(step, int) or step < 0]:
             raise CheckpointError(f"checkpoints: expected steps that are integers >= 0, got {bad[:5]}")
     else:
-        given = list(checkpoints)
+        given = list(checkpoints) if isinstance(checkpoints, Iterable) else [checkpoints]
         wrong = [each for each in given if not isinstance(each, (str, os.PathLike, Mapping))]
         pairs = [(i if isinstance(c, Mapping) else parse_step(c), c) for i, c in enumerate([] if wrong else given)]
     if wrong:

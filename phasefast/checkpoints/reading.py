@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import CheckpointError, UnreadableError
+from ..errors import ArgumentError, CheckpointError, UnreadableError
 from .fingerprint import file_hash, salted
 from .index import INDEX, read_index
 from .messages import damage_named, shown
@@ -35,6 +35,10 @@ class Reader:
     key: str | None = None
     load: Callable[[Path], Mapping[str, Any]] | None = None
 
+    def __post_init__(self) -> None:
+        if self.key is not None and not isinstance(self.key, str):
+            raise ArgumentError(f"key: expected a string, got {self.key!r}")
+
     def read(self, source: Source) -> dict[str, Tensor]:
         """The state dict in ``source``; CheckpointError as of :func:`read_state_dict`, or of what ``load`` raises."""
         if self.load is None or isinstance(source, Mapping):
@@ -48,7 +52,8 @@ class Reader:
 
     def fingerprint(self, source: Source) -> str | None:
         """Hash of the file or folder, with key and function: other weights of a file are others. None for a mapping."""
-        salt = self.key or "" if self.load is None else f"{self.key or ''} {getattr(self.load, '__qualname__', 'load')}"
+        salt = (self.key or "").rstrip(".")
+        salt += "" if self.load is None else f" {getattr(self.load, '__qualname__', 'load')}"
         return None if isinstance(source, Mapping) else salted(file_hash(source), salt)
 
 
@@ -95,7 +100,12 @@ def _nested(loaded: Any) -> str | None:
 
 
 def _states(loaded: Mapping[Any, Any]) -> list[str]:
-    """The keys of mappings from names to tensors, but of those that are no weights by their names."""
+    """The keys of mappings from names to tensors, but of those that are no weights by their names.
+
+    None beside tensors, which are weights themselves.
+    """
+    if any(isinstance(value, Tensor) for value in loaded.values()):
+        return []
     return [
         key
         for key, value in loaded.items()
@@ -114,7 +124,8 @@ def _under(loaded: Any, key: str, depth: int) -> Any:
     if isinstance(loaded.get(key), Mapping):
         return loaded[key]
     start, (first, _, rest) = f"{key}.", key.partition(".")
-    named = {name[len(start) :]: value for name, value in loaded.items() if str(name).startswith(start)}
+    names = [name for name in loaded if isinstance(name, str) and name.startswith(start)]
+    named = {name[len(start) :]: loaded[name] for name in names}
     inside = [(loaded.get(first), rest)] * bool(rest) + [(loaded.get(each), key) for each in NESTED]
     found = (_under(each, part, depth - 1) for each, part in inside)
     return named or next((each for each in found if each is not None), None)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ _NUMBER = r"(\d+(?:\.\d+)?)([km]?)(?![a-z\d]|[.,]\d)"  # 500, 64k, 1.5k, but not
 _NAMED = re.compile(_WORDS + _NUMBER + r"(?!_\d{3}(?!\d))", re.IGNORECASE)  # nor 1_000
 _OTHER = r"(?<![a-z])(?:epochs?|model|weights|net|state)|(?<![a-z\d])(?<!\d[.,])"  # not the 18 of resnet18
 _ALONE = re.compile(f"(?:{_OTHER}){_NUMBER}", re.IGNORECASE)
-_EPOCH = re.compile(rf"(?<![a-z])epochs?[-_=]?{_NUMBER}", re.IGNORECASE)  # of epoch=3-val_loss=0.53
+_EPOCH = re.compile(rf"(?<![a-z])epoch[-_=]?{_NUMBER}(?!_\d{{3}}(?!\d))", re.IGNORECASE)  # of epoch=3-val_loss=0.53
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
 
 

@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 from torch import nn
 
 from ..errors import ArgumentError
+from ..options import named_targets
 from ..stages.probe_set import ProbeSet
-from ..target_types import Input, Label, Target
+from ..target_types import Target
 
 Made = TypeVar("Made")
 
@@ -36,8 +37,7 @@ def load_probe_set(name: str) -> ProbeSet:
 
 def load_targets(names: Sequence[str], probe_set: ProbeSet) -> list[Target]:
     """The targets that names stand for: ``input``, ``label``, values of the probe set, or ``package.module:target``."""
-    known: dict[str, Target] = {"input": Input(), "label": Label(probe_set.classes)}
-    known |= {name: probe_set.target(name) for name in probe_set.fit_values}
+    known = named_targets(probe_set)
     for name in names:
         if name not in known and ":" not in name:
             raise ArgumentError(f"target {name!r}: expected one of {list(known)}, or package.module:target")
@@ -55,7 +55,7 @@ def load_function(name: str) -> Callable[..., Any]:
 def _made(name: str, what: str, kind: type[Made]) -> Made:
     """What ``package.module:name`` is, or makes where it has to be called."""
     made = _import(name, what)
-    if kind is Target and inspect.isfunction(made) and inspect.signature(made).parameters:
+    if kind is Target and inspect.isfunction(made) and _asks(made):
         raise ArgumentError(f"{what} {name!r}: expected a target, got a function; take pf.Function({made.__name__})")
     if not isinstance(made, kind) and callable(made):
         try:
@@ -65,6 +65,15 @@ def _made(name: str, what: str, kind: type[Made]) -> Made:
     if not isinstance(made, kind):
         raise ArgumentError(f"{what} {name!r}: expected a {kind.__name__}, got {type(made).__name__}")
     return made
+
+
+def _asks(function: Callable[..., Any]) -> bool:
+    """Whether a function cannot be called without arguments."""
+    try:
+        inspect.signature(function).bind()
+    except TypeError:
+        return True
+    return False
 
 
 def _import(name: str, what: str) -> object:

@@ -18,7 +18,7 @@ from ..engine import VERSION
 from ..errors import ArgumentError
 from ..ops._extension import build_info
 from ..report import print_report, read_runs, restrict, write_comparison, write_phases, write_report
-from ..scores import read_scores
+from ..scores import list_shards, read_scores, read_shard
 from .app import Directory, app
 
 Run = Annotated[str | None, typer.Option("--run", help="Which run, where the directory holds several.")]
@@ -81,11 +81,11 @@ def scores_command(
     target: ShownTargets = None,
 ) -> None:
     """Print the held-out scores of one checkpoint."""
-    scores = read_scores(directory)
-    if step is not None and step not in scores.steps:
-        raise ArgumentError(f"--step: {directory} has no step {step}, but {', '.join(map(str, scores.steps))}")
-    scores = scores.select(layer, target)
-    typer.echo(str(scores if step is None else scores.filter(step=step)))
+    shards = list_shards(directory)
+    if step is not None and shards and step not in shards:
+        raise ArgumentError(f"--step: {directory} has no step {step}, but {', '.join(map(str, shards))}")
+    scores = read_shard(shards[step]) if step in shards else read_scores(directory)
+    typer.echo(str(scores.select(layer, target)))
 
 
 @app.command()

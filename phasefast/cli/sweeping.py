@@ -39,7 +39,10 @@ from .names import load_function, load_model, load_probe_set, load_targets
 def sweep_command(
     model: Model,
     checkpoints: Annotated[
-        Path, typer.Argument(help="Folder of checkpoints with their steps in their names.", show_default=False)
+        Path,
+        typer.Argument(
+            help="Folder of checkpoints with their steps in their names, or a glob in quotes.", show_default=False
+        ),
     ],
     probe_set: Annotated[
         str,

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from ..engine import resolve_device
 from ..errors import ArgumentError
+from ..options import resolve_device
 from ..phase_report import PhaseReport
 from ..report import write_report
 from ..stages.probe_set import ProbeSet

@@ -14,8 +14,9 @@ from rich.console import Console
 from torch import nn
 
 from ..checkpoints import file_hash, load_into, read_state_dict
-from ..engine import VERSION, Engine, resolve_device
+from ..engine import VERSION, Engine
 from ..errors import ArgumentError, DependencyError, StoreError
+from ..options import resolve_device
 from ..phase_report import CellPhases
 from ..report import plot_phases
 from ..scores import MODEL_LAYER, Scores

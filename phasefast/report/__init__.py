@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ..comparing import Comparison, compare_phases
-from ..errors import ArgumentError, DataError, StoreError
+from ..errors import ArgumentError, DataError, LayerError, StoreError
 from ..notices import warn
 from ..phase_report import PhaseReport
 from ..scores import Scores, read_scores
@@ -19,6 +19,9 @@ from .plot import plot_phases
 from .table import print_report
 
 __all__ = ["plot_phases", "print_report", "read_runs", "restrict", "write_comparison", "write_phases", "write_report"]
+
+
+_LISTED = 6
 
 
 def write_phases(directory: str | Path, run: str | None = None) -> tuple[Scores, PhaseReport]:
@@ -99,14 +102,22 @@ def read_runs(
         As ``detect_phases``, ``compare_phases`` and ``write_phases`` do.
     """
     names = run_names(directories)
-    scores = {
-        name: _run_of(read_scores(directory), directory, None).select(layers, targets)
-        for name, directory in zip(names, directories, strict=True)
-    }
+    scores = {}
+    for name, directory in zip(names, directories, strict=True):
+        try:
+            scores[name] = _run_of(read_scores(directory), directory, None).select(layers, targets)
+        except (LayerError, ArgumentError) as error:
+            raise type(error)(f"{name}: {error}") from error
     for name, directory in zip(names[1:], directories[1:], strict=True):
-        if others := differences(directories[0], directory):
+        if others := differences(directories[0], directory, (names[0], name)):
             warn(f"{name} was not measured as {names[0]}: {others}")
-    return compare_phases({name: detect_phases(own) for name, own in scores.items()}), scores
+    comparison = compare_phases({name: detect_phases(own) for name, own in scores.items()})
+    common = {(each.layer, each.target) for each in comparison}
+    left = {(layer, target) for own in scores.values() for layer in own.layers for target in own.targets} - common
+    if left:
+        listed = ", ".join(f"{layer}/{target}" for layer, target in sorted(left)[:_LISTED])
+        warn(f"not compared, as not all runs have them: {listed}{', ...' if len(left) > _LISTED else ''}")
+    return comparison, scores
 
 
 def write_comparison(
@@ -123,6 +134,8 @@ def write_comparison(
         DependencyError: matplotlib is missing; all else is printed by then. And as ``read_runs`` does.
     """
     console = console or Console()
+    if picture is not None and (Path(picture).suffix != ".png" or not Path(picture).resolve().parent.is_dir()):
+        raise ArgumentError(f"picture: expected a file such as seeds.png in a folder that is there, got {picture}")
     comparison, scores = read_runs(directories, layers, targets)
     print_comparison(comparison, scores, console)
     if picture is not None:

@@ -16,7 +16,7 @@ from ..phase_report import KINDS, CellPhases, PhaseReport, span_text
 from ..scores import MODEL_LAYER, Scores
 from .names import shortened
 from .plot import plot_phases
-from .table import curve_tables, heading, number, simple_table
+from .table import curve_tables, heading, number, say_thinned, simple_table
 
 _ALL = "all runs"
 
@@ -30,6 +30,7 @@ def run_names(directories: Sequence[str | Path]) -> list[str]:
     paths = [Path(directory).resolve() for directory in directories]
     if twice := [str(path) for path in paths if paths.count(path) > 1]:
         raise ArgumentError(f"{twice[0]} is given twice; give a directory for each run")
+    names: list[str] = []
     for length in range(1, max((len(path.parts) for path in paths), default=0) + 1):
         names = ["/".join(path.parts[-length:]) for path in paths]
         if len(set(names)) == len(names) and MODEL_LAYER not in names:
@@ -38,33 +39,50 @@ def run_names(directories: Sequence[str | Path]) -> list[str]:
 
 
 def print_comparison(comparison: Comparison, scores: Mapping[str, Scores], console: Console) -> None:
-    """Per target: in how many runs each layer has which phase, and when; then mean curves and their deviation."""
-    for target in dict.fromkeys(each.target for each in comparison):
-        agreements = [each for each in comparison if each.target == target]
-        metric = agreements[0].metric
-        heading(f"Phases of target {target} in {len(comparison.runs)} runs, by held-out {metric}", console)
-        table = simple_table(padding=1)
-        table.add_column("layer", overflow="fold")
-        for title in (*KINDS, "minimum\n[range]", "stop window\nof all"):
-            table.add_column(Text(title), justify="right", no_wrap=True)
-        names = shortened(each.layer for each in agreements)
-        for each in agreements:
-            low, median, high = each.minimum_steps
-            counts = [f"{each.count(kind)} of {len(each.cells)}" for kind in KINDS]
-            table.add_row(
-                names[each.layer], *counts, Text(f"{median} [{span_text(low, high)}]"), Text(each.window_text)
-            )
-        console.print(table)
-        for each in agreements:
-            if each.why:
-                console.print(Text(f"{each.layer}: no stop window of all runs: {each.why}", style="dim"))
-        shown = "accuracy" if metric == "error" else metric
-        heading(
-            f"Held-out {shown} of target {target}: mean of {len(comparison.runs)} runs, ± standard deviation", console
-        )
-        curves = {name: curve for each in agreements for name, curve in _mean_curves(each, scores, shown)}
-        for part, curve_table in enumerate(curve_tables(curves, console.width)):
-            console.print(*[""] * bool(part), curve_table, sep="\n")
+    """Per target: in how many runs each layer has which phase, and when; then mean curves and their deviation.
+
+    Last, when all runs may stop, by the last layer.
+    """
+    targets = {each.target: [other for other in comparison if other.target == each.target] for each in comparison}
+    for agreements in targets.values():
+        _print_phases(agreements, console)
+        _print_curves(agreements, scores, console)
+    last = next(iter(targets.values()))[-1]
+    stop = f"stop at {last.window_text}" if last.stop_window else f"no common stop window: {last.why}"
+    console.print(Text(f"\nAll runs, by {last.layer} and target {last.target}: {stop}", style="bold"))
+
+
+def _print_phases(agreements: Sequence[Agreement], console: Console) -> None:
+    first = agreements[0]
+    heading(f"Phases of target {first.target} in {len(first.cells)} runs, by held-out {first.metric}", console)
+    table = simple_table(padding=1)
+    table.add_column("layer", overflow="fold")
+    for title in (*KINDS, "minimum\n[range]", "stop window\nof all"):
+        table.add_column(Text(title), justify="right", no_wrap=True)
+    names = shortened(each.layer for each in agreements)
+    for each in agreements:
+        low, median, high = each.minimum_steps
+        counts = [f"{each.count(kind)} of {len(each.cells)}" for kind in KINDS]
+        minimum = Text(f"{median} [{span_text(low, high)}]")
+        table.add_row(names[each.layer], *counts, minimum, Text(each.window_text))
+    console.print(table)
+    for each in agreements:
+        if each.why:
+            console.print(Text(f"{each.layer}: no stop window of all runs: {each.why}", style="dim"))
+
+
+def _print_curves(agreements: Sequence[Agreement], scores: Mapping[str, Scores], console: Console) -> None:
+    target, metric = agreements[0].target, agreements[0].metric
+    shown = "accuracy" if metric == "error" else metric
+    heading(f"Held-out {shown} of target {target}: mean of {len(scores)} runs, ± standard deviation", console)
+    taken = {step for own in scores.values() for step in own.steps}
+    shared = taken.intersection(*(own.steps for own in scores.values()))
+    if shared < taken:
+        console.print(Text(f"at the {len(shared)} of {len(taken)} steps that all runs have", style="dim"))
+    say_thinned(shared, console)
+    curves = {name: curve for each in agreements for name, curve in _mean_curves(each, scores, shown)}
+    for part, table in enumerate(curve_tables(curves, console.width)):
+        console.print(*[""] * bool(part), table, sep="\n")
 
 
 def plot_comparison(comparison: Comparison, scores: Mapping[str, Scores], path: str | Path) -> str:

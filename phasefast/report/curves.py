@@ -93,7 +93,7 @@ def curves_of(scores: Scores, target: str, metric: str, styles: dict[str, Look])
 def end_labels(curves: Sequence[Curve], most: int) -> list[Label]:
     """What is written at the ends, at most so many: curves that coincide share a name.
 
-    Of too many, evenly spaced ones keep theirs, and the first label says how many layers have none.
+    Of too many, evenly spaced ones keep theirs, and the first label says how many curves have none.
     """
     groups: list[list[Curve]] = []
     for curve in curves:
@@ -106,7 +106,7 @@ def end_labels(curves: Sequence[Curve], most: int) -> list[Label]:
     kept, labels = [groups[i] for i in evenly(len(groups), most, chosen)], list[Label]()
     if len(kept) < len(groups):
         kept = [groups[i] for i in evenly(len(groups), most - 1, chosen)]
-        labels = [(f"{len(curves) - sum(map(len, kept))} more layers", None)]
+        labels = [(f"{len(curves) - sum(map(len, kept))} more", None)]
     return labels + [(_joined([curve.look for curve in group]), group[-1]) for group in kept]
 
 

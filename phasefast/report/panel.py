@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..phase_report import CellPhases
-from .curves import INK, Curve, Label
+from .curves import INK, Curve, Label, evenly
 from .page import LEADER, LINE, MUTED, NAME, PHASES, STOP, Page, fit
 from .scales import ValueAxis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_MARKERS = 40  # on a curve, at most
 _BEYOND = 0.2  # inches by which the text beside an axis may be longer than it
 _HOLLOW: dict[str, Any] = {"markerfacecolor": "white", "markeredgewidth": 1.1}
 
@@ -115,7 +116,8 @@ def _curve(page: Page, axes: Axes, curve: Curve, axis: ValueAxis) -> None:
     edge = {"markeredgecolor": look.colour if crossed else "white", "markeredgewidth": 1.5 if crossed else 0.6}
     drawn: dict[str, Any] = {"color": look.colour, "markersize": 3.5 + look.width, "clip_on": False, "zorder": 3}
     axes.plot(places, values, look.dashes, linewidth=look.width, **drawn)
-    for chosen, how in ((~curve.estimated, edge), (curve.estimated, _HOLLOW)):
+    marked = np.isin(np.arange(len(places)), evenly(len(places), _MARKERS, 0))  # more would hide the line
+    for chosen, how in ((~curve.estimated & marked, edge), (curve.estimated & marked, _HOLLOW)):
         axes.plot(places[chosen], values[chosen], linestyle="none", marker=marker, **drawn, **how)
 
 

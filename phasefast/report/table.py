@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from rich import box
 from rich.console import Console
@@ -12,10 +12,12 @@ from rich.text import Text
 
 from ..phase_report import KINDS, NOT_THERE, CellPhases, Phase, PhaseKind, PhaseReport, phase_notes, span_text
 from ..scores import MODEL_LAYER, Scores
+from .curves import evenly
 from .names import shortened
 
 _COLOURS: dict[PhaseKind, str] = {"constant": "", "decrease": "green", "increase": "yellow"}
 _WIDE = 1000  # letters
+MOST_STEPS = 60  # in tables of curves
 
 
 def print_report(scores: Scores, report: PhaseReport, console: Console) -> None:
@@ -31,12 +33,19 @@ def print_report(scores: Scores, report: PhaseReport, console: Console) -> None:
         if own := _curve(scores, MODEL_LAYER, target, shown):
             curves[MODEL_LAYER] = own
         heading(f"Held-out {shown} of target {target}, by step", console)
+        say_thinned({step for curve in curves.values() for step in curve}, console)
         for part, table in enumerate(curve_tables(curves, console.width)):
             if part:
                 console.print()
             console.print(table)
         if estimates := scores.approximations(target, shown):
             console.print(f"~ estimates: {'; '.join(estimates)}. Intervals: columns low and high.", style="dim")
+
+
+def say_thinned(steps: Collection[int], console: Console) -> None:
+    """That not all of so many steps are in a table."""
+    if len(steps) > MOST_STEPS:
+        console.print(Text(f"{MOST_STEPS} of {len(steps)} steps; the scores have all", style="dim"))
 
 
 def _print_phases(cells: Sequence[CellPhases], console: Console) -> None:
@@ -70,8 +79,12 @@ def phase_table(cells: Sequence[CellPhases], two_lines: bool = False) -> Table:
 
 
 def curve_tables(curves: Mapping[str, Mapping[int, str]], width: int) -> Iterator[Table]:
-    """One row per curve ``{step: text}``, one column per step; as many tables as it takes to stay within ``width``."""
+    """One row per curve ``{step: text}``, one column per step; as many tables as it takes to stay within ``width``.
+
+    Of many steps some are shown, evenly spaced.
+    """
     steps = sorted({step for curve in curves.values() for step in curve})
+    steps = [steps[i] for i in evenly(len(steps), MOST_STEPS, 0)]
     names = shortened(curves)
     first = max([len("step"), *map(len, names.values())])
     while steps:

@@ -19,6 +19,7 @@ from ..timeline import stage
 from ..types import Activations, Layer, TokenMode
 
 TOKEN_MODES: tuple[TokenMode, ...] = get_args(TokenMode)
+FIRST_ROWS = 7  # that layers are discovered with: few, but hardly the number of tokens, which may come first
 _TOKENS = {"cls": 0, "last": -1}  # which one stands for the sequence
 
 
@@ -160,7 +161,7 @@ def capture(
             for (start, stop), batch in zip(bounds, model_inputs(inputs, bounds, model, device), strict=True):
                 current.update(split=split, start=start, stop=stop)
                 reset()
-                if (logits := _logits(model(batch))) is not None:
+                if (logits := _logits(model(batch), stop - start)) is not None:
                     outputs[split].append(logits)
     totals = torch.stack([spool.total(split) for split in outputs for spool in spools.values()])
     spools_of = itertools.product(outputs, spools.values())
@@ -253,20 +254,18 @@ def _hooks(
 
 
 def _first(output: Any) -> Any:
-    """What a module gives, or of several the logits or else the first."""
+    """What a module gives, or the first of several."""
     while isinstance(output, (Mapping, tuple, list)) and output:
-        if isinstance(output, Mapping):  # as those of Hugging Face are
-            output = output["logits"] if "logits" in output else next(iter(output.values()))
-        else:
-            output = output[0]
+        output = next(iter(output.values())) if isinstance(output, Mapping) else output[0]
     return output
 
 
-def _logits(output: Any) -> Tensor | None:
-    """The model's own output [b, c], if it is such."""
-    found = _first(output)
-    rows = isinstance(found, Tensor) and found.dim() == 2 and found.is_floating_point()
-    return found.float() if rows else None
+def _logits(output: Any, batch: int) -> Tensor | None:
+    """The model's own output [batch, c], if it is such; of several, such as those of Hugging Face, the logits."""
+    found = _first(output["logits"] if isinstance(output, Mapping) and "logits" in output else output)
+    if not isinstance(found, Tensor) or found.is_nested or found.dim() != 2 or len(found) != batch:
+        return None
+    return found.float() if found.is_floating_point() else None
 
 
 def _as_cell(name: str, output: Any, batch: int, options: RowOptions) -> tuple[Tensor, int]:
@@ -275,6 +274,8 @@ def _as_cell(name: str, output: Any, batch: int, options: RowOptions) -> tuple[T
     if not isinstance(output, Tensor) or not output.is_floating_point():
         kind = output.dtype if isinstance(output, Tensor) else type(output).__name__
         raise LayerError(f"layer {name!r}: expected a floating-point tensor as output, got {kind}")
+    if output.is_nested:
+        raise LayerError(f"layer {name!r}: its output is a nested tensor, of no shape; give enable_nested_tensor=False")
     if output.dim() < 2 or len(output) != batch or output.numel() == 0:
         raise LayerError(
             f"layer {name!r}: expected an output with a row of numbers for each sample, got shape "

@@ -22,6 +22,7 @@ def select_by_gcv(
     penalties: Penalties,
     start: PenaltyChoice | None = None,
     eigen: bool = False,
+    float64_follows: bool = False,
 ) -> PenaltyChoice:
     """The penalty of least generalised cross-validation error, per target or per column.
 
@@ -34,6 +35,7 @@ def select_by_gcv(
         statistics: of ``cell``. start: tried first; the middle one by default. If it is of the same cell, by less
             exact numbers, its traces need not be estimated where that has failed.
         eigen: all penalties from one eigendecomposition, instead of a Cholesky factor for each that is tried.
+        float64_follows: whether a choice that is not reliable will be made again, in float64.
 
     Returns:
         The choice, with the factors of chosen penalties that it has left.
@@ -56,7 +58,7 @@ def select_by_gcv(
         choice = least_error(scan.all_errors(), targets, penalties, statistics.dtype)
     best = torch.cat(choice.indices)
     ratios = scan.misled_at(best)
-    if statistics.dtype != torch.float64 and bool(ratios.isinf().any()):  # only float64 can tell
+    if float64_follows and bool(ratios.isinf().any()):  # only float64 can tell
         choice = replace(choice, reliable=False)
     elif bool((ratios > MISLED).any()):
         best, least, failed = _left_out(scan, best, ratios > MISLED, penalties.stride)

@@ -142,6 +142,12 @@ def batchnorm_mode(model: nn.Module, mode: BatchNormMode, batches: Iterable[Tens
             norm.momentum = momentum
 
 
+def batchnorm_buffers(model: nn.Module) -> list[str]:
+    """Names of the running statistics of a model's BatchNorm layers."""
+    norms = [(name, m) for name, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    return [f"{name}.{buffer}".lstrip(".") for name, norm in norms for buffer in norm._buffers]
+
+
 @contextmanager
 def _averaging(norms: Iterable[_BatchNorm]) -> Iterator[None]:
     """Running statistics from here on are plain averages over the calls.

@@ -20,6 +20,7 @@ from ..samples import draw
 from ..target_types import Values
 from ..types import TargetKind
 
+_FEWEST = 10  # samples of each class on average, or else they may be numbers
 _COMPARED = 256  # numbers of each sample, by which those that are in both splits are found
 
 
@@ -43,8 +44,8 @@ class ProbeSet:
     fit_labels: Tensor | None
     heldout_inputs: Tensor
     heldout_labels: Tensor | None
-    fit_values: Mapping[str, Tensor] = field(default_factory=dict)
-    heldout_values: Mapping[str, Tensor] = field(default_factory=dict)
+    fit_values: Mapping[str, Tensor] = field(default_factory=dict, hash=False)
+    heldout_values: Mapping[str, Tensor] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         for split, minimum in (("fit", 2), ("heldout", 1)):
@@ -63,6 +64,11 @@ class ProbeSet:
         for split in ("fit", "heldout"):
             given, rows = getattr(self, f"{split}_values"), len(getattr(self, f"{split}_inputs"))
             object.__setattr__(self, f"{split}_values", {name: _checked(name, of, rows) for name, of in given.items()})
+        for name, own in self.fit_values.items():
+            held = self.heldout_values[name]
+            if own.shape[1:] != held.shape[1:] or own.is_floating_point() != held.is_floating_point():
+                got = f"{own.dtype} {tuple(own.shape)} and {held.dtype} {tuple(held.shape)}"
+                raise DataError(f"values {name!r}: expected the same columns and type in both splits, got {got}")
 
     @classmethod
     def from_tensors(
@@ -184,7 +190,7 @@ class ProbeSet:
         """One of the ``values`` as a target: ``targets=[pf.Input(), probe_set.target("age")]``.
 
         Args:
-            kind: ``"classes"`` for integers, by default, or ``"regression"``, by default for other numbers.
+            kind: ``"classes"`` for integers [n], by default, or ``"regression"``, by default for other numbers.
             num_classes: for ``classes``; one more than the largest value by default.
 
         Raises:
@@ -193,8 +199,13 @@ class ProbeSet:
         if name not in self.fit_values:
             raise ArgumentError(f"target {name!r}: expected one of the probe set's values, {sorted(self.fit_values)}")
         own, held = self.fit_values[name], self.heldout_values[name]
+        if kind is None and not own.is_floating_point() and len(own) < _FEWEST * (count := len(own.unique())):
+            warn(
+                f"target {name!r}: {count} different integers in {len(own)} fit samples are decoded as classes; for "
+                "numbers give floats, or kind='regression'"
+            )
         kind = kind or ("regression" if own.is_floating_point() or own.dim() > 1 else "classes")
-        return Values(name, kind, own, held, self.fit_inputs, num_classes)
+        return Values(name, kind, own, held, (self.fit_inputs, self.heldout_inputs), num_classes)
 
     @property
     def n_fit(self) -> int:
@@ -208,7 +219,7 @@ class ProbeSet:
 
     @cached_property
     def digest(self) -> str:
-        """Content hash of all inputs and labels, in hexadecimal."""
+        """Content hash of all inputs, labels and values, in hexadecimal."""
         digest = hashlib.blake2b(digest_size=16)
         for tensor in (self.fit_inputs, self.fit_labels, self.heldout_inputs, self.heldout_labels):
             if tensor is not None:
@@ -250,19 +261,26 @@ def _check_split(split: str, inputs: Tensor, labels: Tensor | None, minimum: int
     if labels.shape != (len(inputs),):
         raise DataError(f"{split}_labels: expected shape ({len(inputs)},) like the inputs, got {tuple(labels.shape)}")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise DataError(f"{split}_labels: expected integers, got {labels.dtype}")
+        raise DataError(f"{split}_labels: expected integers, got {labels.dtype}; other numbers are given as values=")
     return labels.long()
 
 
 def _checked(name: str, values: Tensor, rows: int) -> Tensor:
     """The values of so many rows, as a tensor of numbers; classes are int64."""
-    values = torch.as_tensor(values)
+    if not isinstance(name, str):
+        raise DataError(f"values: expected names that are strings, got {name!r}")
+    try:
+        values = torch.as_tensor(values).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"values {name!r}: expected numbers, got {type(values).__name__}; {error}") from error
     if values.is_complex() or values.dim() not in (1, 2) or len(values) != rows or values.numel() == 0:
         got = f"{values.dtype} {tuple(values.shape)}"
         raise DataError(f"values {name!r}: expected numbers [{rows}] or [{rows}, q] like the inputs, got {got}")
     if not bool(values.isfinite().all()):
         raise DataError(f"values {name!r}: expected finite values, got NaN or Inf")
-    return values if values.is_floating_point() else values.long()
+    if values.is_floating_point():
+        return values if values.dtype in (torch.float32, torch.float64) else values.float()
+    return values.long()
 
 
 def _warn_of_overlap(fit: Tensor, heldout: Tensor) -> None:

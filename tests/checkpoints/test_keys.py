@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import phasefast as pf
 from phasefast.checkpoints import Reader, file_hash, load_into, read_state_dict
-from phasefast.errors import CheckpointError, StoreError
+from phasefast.errors import ArgumentError, CheckpointError, StoreError
 
 OWN = {"weight": torch.ones(3, 4), "bias": torch.zeros(3)}
 AVERAGE = {name: value + 1 for name, value in OWN.items()}
@@ -63,6 +63,10 @@ def test_what_a_key_does_not_find_is_named(tmp_path: Path) -> None:
         CheckpointError, match=r"step_1.pt: .* under the key 'mean' .*got \['ema', 'epoch', 'net', 'opt"
     ):
         read_state_dict(tmp_path / "step_1.pt", key="mean")
+    with pytest.raises(CheckpointError, match=r"\['extra'\] are not tensors; save"):
+        read_state_dict({**OWN, "extra": {"scale": torch.ones(1)}})
+    with pytest.raises(ArgumentError, match="key: expected a string, got 5"):
+        Reader(key=5)  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match=r"\['decay'\] are not tensors; save"):
         read_state_dict({"ema": {**AVERAGE, "decay": 0.99}}, key="ema")
     several = {"generator": OWN, "discriminator": AVERAGE, "epoch": 3}
@@ -85,6 +89,7 @@ def test_the_fingerprint_of_a_file_is_that_of_the_weights_under_the_key(tmp_path
     found = [Reader(key=key).fingerprint(path) for key in (None, "net", "ema")]
     assert found[0] == file_hash(path)
     assert len(set(found)) == 3
+    assert Reader(key="ema.").fingerprint(path) == found[2]
     assert Reader(key="net").fingerprint(BOTH) is None
 
 

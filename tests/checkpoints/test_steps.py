@@ -60,6 +60,9 @@ def test_a_step_is_read_as_it_is_meant(name: str, step: int) -> None:
         "step128a.pt",
         "step-1,000.pt",
         "1,000.pt",
+        "resnet_epochs100_5.pt",
+        "lr0.1_epochs300_20.pt",
+        "epoch_1_000-x_5.pt",
     ],
 )
 def test_what_may_mean_something_else_is_refused(name: str) -> None:

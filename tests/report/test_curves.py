@@ -54,7 +54,7 @@ def curves(values: Sequence[float], chosen: int) -> list[Curve]:
 def test_the_chosen_curve_always_has_a_name() -> None:
     for chosen in range(40):
         names = [text for text, _ in end_labels(curves(range(40), chosen), 10)]
-        assert names[0] == "31 more layers"
+        assert names[0] == "31 more"
         assert {"layer0", f"layer{chosen}", "layer39"} <= set(names)
         assert len(names) == 10
 

@@ -137,7 +137,7 @@ def test_layers_without_a_name_are_counted(tmp_path: Path, monkeypatch: pytest.M
         found = [text for text in texts(panel) if text in names]
         assert len(found) == named
         assert {"layer0", "layer39"} <= set(found)
-        assert f"{40 - named} more layers" in texts(panel)
+        assert f"{40 - named} more" in texts(panel)
         heights = sorted(text.get_position()[1] for text in panel.texts)
         assert min(np.diff(heights)) * panel.get_position().height * panel.figure.get_figheight() > 0.16
 

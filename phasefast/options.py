@@ -1,0 +1,153 @@
+"""The options of all ways to measure: what they mean, and what they may be."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any, TypedDict
+
+import torch
+
+from .decoding import PenaltyPer, Precision, Splits, check_choices
+from .errors import ArgumentError
+from .notices import warn
+from .stages.layers import Layers
+from .stages.plan import ForcedRoute, Selection
+from .stages.preserve import BATCHNORM_MODES
+from .stages.probe_set import ProbeSet
+from .target_types import Input, Label, Target
+from .types import BatchNormMode, TokenMode
+
+
+class ProbeOptions(TypedDict, total=False):
+    """What :func:`phasefast.probe`, :func:`phasefast.sweep` and :class:`phasefast.PhaseTracker` have in common.
+
+    Attributes:
+        layers: globs over ``named_modules()``, after ``!`` of those left out, or modules; by default the model's direct
+            children. Scores have them in the order in which they are computed.
+        targets: what is decoded; by default the input, where it is floating-point, the label, where there is one, and
+            the probe set's values: ``"input"``, ``"label"`` and their names.
+        alphas: ridge penalties relative to the mean diagonal of the Gram matrix; one per target is chosen on
+            the fit rows, see ``selection``; ``[a]`` forces one. The decades from 1e-6 to 100 by default.
+        noise: instead of ``alphas``, the standard deviation of noise on the activations (penalty = n noise^2).
+        batchnorm: ``"recompute"`` statistics on the fit rows (default), of each ``"batch"``, or ``"running"``.
+        device: where to compute; the model's own device by default.
+        precision: ``"exact"`` (default): float32, and float64 for cells where it is not enough; ``"fast"``: float32,
+            and float64 only where it fails, of rows rounded to bfloat16 where that is faster: on a GPU, or on a CPU
+            with Intel AMX, or AVX512_BF16 on other makes; ``"double"``: float64 from the captured rows on.
+        route: how cells are solved: ``None`` (default) plans the fastest for each; ``"primal"``, ``"dual"``,
+            ``"eigen"`` or ``"target-free"`` forces one. All give the same numbers at the same penalty; see
+            docs/performance.md.
+        selection: how penalties are chosen: ``"gcv"`` (default), generalised cross-validation, which never takes a
+            penalty of 0 that goes through all rows; ``"folds"``: 5-fold cross-validation; ``"loo"``: leave-one-out
+            errors of all rows, from one eigendecomposition.
+        penalty_per: ``"target"`` (default), or ``"column"``: each column of a regression chooses its own penalty.
+        splits: ``"both"`` (default), or ``"heldout"``: no scores on the fit rows, which wide inputs save much by.
+        target_components: decode regression targets of more columns by so many leading principal components, and 64
+            random combinations of the rest: an estimate, with a 95 % interval in the columns ``low`` and ``high``.
+            Targets of no more columns than that stay exact.
+        layer_sketch: decode wider layers from so many random combinations of their features, and estimate the error of
+            all features: ``value``, from ``low`` to ``high`` (accuracies are the sketch's own). A layer for which it
+            fails, or is far off, is decoded exactly, which is what memory and ``phasefast plan`` allow for.
+        tokens: for outputs [b, t, f], as which [b, c, l] are taken too: ``"flatten"`` (default), ``"mean"`` over t,
+            ``"cls"``, the first, or ``"last"``.
+        pool: average the spatial dimensions of [b, c, h, w] and [b, c, d, h, w] to this size; 0 (default) keeps all.
+        batch_size: of the forward passes, and of the BatchNorm statistics that need batches; 256, or 128 for
+            ``batchnorm="batch"``, by default. By default a GPU takes larger ones wherever the numbers stay the same.
+        memory: budget, such as ``"8GB"``; most of what is free by default. On a CPU two fifths of it at most are kept
+            from one checkpoint to the next, which saves finding them again.
+    """
+
+    layers: Layers | None
+    targets: Sequence[Target | str] | Target | str | None
+    alphas: Sequence[float] | float | None
+    noise: float | None
+    batchnorm: BatchNormMode
+    device: str | torch.device | None
+    precision: Precision
+    route: ForcedRoute | None
+    selection: Selection
+    penalty_per: PenaltyPer
+    splits: Splits
+    target_components: int | None
+    layer_sketch: int | None
+    tokens: TokenMode
+    pool: int
+    batch_size: int | None
+    memory: str | float | None
+
+
+def as_tuple(value: Any, default: Sequence[Any]) -> tuple[Any, ...]:
+    """An option of one value or several: a sequence as given, a value alone as one of it, None as the default."""
+    if value is None:
+        return tuple(default)
+    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
+
+
+def resolve_device(given: str | torch.device | None, home: torch.device) -> torch.device:
+    """The device asked for, or ``home`` for None; ArgumentError where it cannot be used."""
+    try:
+        device = home if given is None else torch.device(given)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ArgumentError(f"device {str(given)!r} cannot be used: {error}; give such as 'cpu' or 'cuda'") from error
+    return device
+
+
+def named_targets(probe_set: ProbeSet) -> dict[str, Target]:
+    """The targets that have names of their own: ``input``, ``label`` and the probe set's values."""
+    known: dict[str, Target] = {"input": Input(), "label": Label(probe_set.classes)}
+    return known | {name: probe_set.target(name) for name in probe_set.fit_values}
+
+
+def by_name(given: Sequence[Target | str], probe_set: ProbeSet) -> list[Target]:
+    """Targets as they are given, or those that names stand for; ArgumentError where a name stands for none."""
+    known = named_targets(probe_set) if any(isinstance(each, str) for each in given) else {}
+    for each in given:
+        if isinstance(each, str) and each not in known:
+            raise ArgumentError(f"target {each!r}: expected one of {list(known)}, or such as phasefast.Function(fn)")
+    return [known[each] if isinstance(each, str) else each for each in given]
+
+
+def default_targets(probe_set: ProbeSet) -> list[Target]:
+    """All that a probe set has to decode; ArgumentError where it has nothing."""
+    targets: list[Target] = [Input()] if probe_set.fit_inputs.is_floating_point() else []
+    if probe_set.fit_labels is not None:
+        targets.append(Label(probe_set.classes))
+    targets += [probe_set.target(name) for name in probe_set.fit_values]
+    if not targets:
+        raise ArgumentError(
+            f"targets: nothing to decode by default: the samples are {probe_set.fit_inputs.dtype}, so they are not "
+            "decoded themselves (images are given as numbers such as x.float() / 255), and there are no labels, nor "
+            "values; give such as phasefast.Function(fn)"
+        )
+    if probe_set.fit_inputs.dtype == torch.uint8:  # images, unlike the integers that stand for tokens
+        warn(
+            "the samples are torch.uint8, so only the label is decoded; give images as numbers such as x.float() / 255",
+        )
+    return targets
+
+
+def check_options(options: dict[str, Any]) -> None:
+    """Refuse options that do not exist, values that cannot be, and what excludes each other: ArgumentError."""
+    for name in options:
+        if name not in ProbeOptions.__annotations__:
+            near = difflib.get_close_matches(name, ProbeOptions.__annotations__, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {sorted(ProbeOptions.__annotations__)}"
+            raise ArgumentError(f"unknown option {name!r}{hint}")
+    check_choices(options)
+    if options.get("batchnorm", BATCHNORM_MODES[0]) not in BATCHNORM_MODES:
+        raise ArgumentError(f"batchnorm: expected one of {BATCHNORM_MODES}, got {options['batchnorm']!r}")
+    if options.get("alphas") is not None and options.get("noise") is not None:
+        raise ArgumentError(
+            "alphas and noise exclude each other: a relative and an absolute penalty cannot share a curve"
+        )
+    for name in ("batch_size", "target_components", "layer_sketch"):
+        given = options.get(name)
+        if given is not None and (not isinstance(given, int) or isinstance(given, bool) or given < 1):
+            raise ArgumentError(f"{name}: expected a positive integer, got {given!r}")
+    approximations = [name for name in ("target_components", "layer_sketch") if options.get(name) is not None]
+    if approximations and options.get("penalty_per") == "column":
+        raise ArgumentError(f"{approximations[0]}: penalty_per='column' has no approximation; leave one of them out")
+    if len(approximations) > 1:
+        raise ArgumentError("target_components and layer_sketch: each has an interval of its own; leave one out")
