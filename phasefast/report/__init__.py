@@ -22,6 +22,7 @@ __all__ = ["plot_phases", "print_report", "read_runs", "restrict", "write_compar
 
 
 _LISTED = 6
+_UNNAMED = "run"  # the label of those that were not given one
 
 
 def write_phases(directory: str | Path, run: str | None = None) -> tuple[Scores, PhaseReport]:
@@ -82,6 +83,7 @@ def write_report(
     shown = restrict(scores, report, layers, targets)
     print_report(*shown, console)
     (name,) = scores.values_of("run")
+    name = Path(directory).resolve().name if name == _UNNAMED else name
     picture = Path(directory) / (PICTURE if layers is None and targets is None else SELECTED)
     plot_phases(*shown, picture, title=f"Learning phases: {name}")
     console.print(f"wrote {Path(directory) / PHASES} and {picture}", highlight=False, soft_wrap=True)

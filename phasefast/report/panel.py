@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..phase_report import CellPhases
-from .curves import INK, Curve, Label, evenly
+from .curves import INK, Curve, Label
 from .page import LEADER, LINE, MUTED, NAME, PHASES, STOP, Page, fit
 from .scales import ValueAxis
 
@@ -116,7 +116,10 @@ def _curve(page: Page, axes: Axes, curve: Curve, axis: ValueAxis) -> None:
     edge = {"markeredgecolor": look.colour if crossed else "white", "markeredgewidth": 1.5 if crossed else 0.6}
     drawn: dict[str, Any] = {"color": look.colour, "markersize": 3.5 + look.width, "clip_on": False, "zorder": 3}
     axes.plot(places, values, look.dashes, linewidth=look.width, **drawn)
-    marked = np.isin(np.arange(len(places)), evenly(len(places), _MARKERS, 0))  # more would hide the line
+    marked = np.ones(len(places), dtype=bool)
+    if len(places) > _MARKERS:  # which would hide the line
+        even = np.linspace(places[0], places[-1], _MARKERS)
+        marked = np.isin(np.arange(len(places)), np.abs(places[:, None] - even).argmin(axis=0))
     for chosen, how in ((~curve.estimated & marked, edge), (curve.estimated & marked, _HOLLOW)):
         axes.plot(places[chosen], values[chosen], linestyle="none", marker=marker, **drawn, **how)
 

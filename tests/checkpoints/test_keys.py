@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 import phasefast as pf
 from phasefast.checkpoints import Reader, file_hash, load_into, read_state_dict
-from phasefast.errors import ArgumentError, CheckpointError, StoreError
+from phasefast.errors import ArgumentError, CheckpointError, StoreError, SweepError
 
 OWN = {"weight": torch.ones(3, 4), "bias": torch.zeros(3)}
 AVERAGE = {name: value + 1 for name, value in OWN.items()}
@@ -130,3 +131,29 @@ def test_other_weights_of_the_same_files_are_not_taken_for_those_that_are_stored
     assert found["net"].values_of("state_hash") != found["ema"].values_of("state_hash")
     with pytest.raises(StoreError, match="other weights"):
         pf.sweep(model, tmp_path, probe_set, out=tmp_path / "net", key="ema")
+
+
+@pytest.mark.parametrize("batchnorm", ["recompute", "running"])
+def test_averages_of_parameters_alone_do_where_statistics_are_recomputed(tmp_path: Path, batchnorm: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, 2))
+    averages = {name: value.detach() * 0.5 for name, value in model.named_parameters()}
+    sources = {}
+    for step in (1, 2):
+        own = model.state_dict() | {"1.running_mean": torch.full((3,), float(step))}
+        sources[step] = tmp_path / f"step_{step}.pt"
+        torch.save({"model": own, "ema": averages}, sources[step])
+    probe_set = pf.ProbeSet.from_tensors(torch.randn(40, 4), None, torch.randn(20, 4), None)
+    options: dict[str, Any] = {"key": "ema", "batchnorm": batchnorm, "alphas": [0.1]}
+    if batchnorm == "running":
+        with pytest.raises(SweepError, match=r"it lacks the keys \['1.num_batches_tracked', '1.running_mean'"):
+            pf.sweep(model, sources, probe_set, out=tmp_path / "out", **options)
+        return
+    scores = pf.sweep(model, sources, probe_set, out=tmp_path / "out", **options)
+    assert [len(scores.filter(step=step).values_of("state_hash")) for step in (1, 2)] == [1, 1]
+    assert len(scores.values_of("state_hash")) == 1
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            value.copy_(averages[name])
+    expected = pf.probe(model, probe_set, alphas=[0.1])
+    for step in (1, 2):
+        assert scores.curve("3", "input", "fvu")[1][step - 1] == expected.curve("3", "input", "fvu")[1][0]

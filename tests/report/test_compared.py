@@ -12,7 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from phasefast.errors import ArgumentError
+from phasefast.errors import ArgumentError, LayerError
 from phasefast.report import read_runs, write_comparison
 from phasefast.report.compared import run_names
 from phasefast.scores import Scores
@@ -91,3 +91,32 @@ def test_runs_that_were_measured_otherwise_are_told_apart(runs: list[Path]) -> N
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         read_runs(runs)
+
+
+def test_what_is_not_in_all_runs_is_told(runs: list[Path], tmp_path: Path) -> None:
+    short = make_scores(["features"], log2_steps(8), accuracy=False)
+    other = write_run(tmp_path / "short", short)
+    with pytest.warns(
+        RuntimeWarning, match="not compared, as not all runs have them: features/label, stage1/input, stage1/label"
+    ):
+        text = printed([runs[0], other])
+    assert "at the 8 of 12 steps that all runs have" in text
+    assert "All runs, by features and target input: " in text
+    with pytest.raises(LayerError, match="short: layer pattern 'stage1' matches nothing"):
+        read_runs([runs[0], other], layers=["stage1"])
+
+
+def test_a_picture_is_checked_before_anything_is_computed(runs: list[Path], tmp_path: Path) -> None:
+    for picture in (tmp_path / "seeds.jpg", tmp_path / "absent" / "seeds.png"):
+        with pytest.raises(
+            ArgumentError, match=r"picture: expected a file such as seeds.png in a folder that is there"
+        ):
+            write_comparison(runs, picture=picture)
+
+
+def test_many_steps_are_thinned_in_tables(tmp_path: Path) -> None:
+    many = [write_run(tmp_path / name, make_scores(["a"], range(150), accuracy=False, network=False)) for name in "xy"]
+    text = printed(many)
+    assert "60 of 150 steps; the scores have all" in text
+    shown = [int(word) for line in text.splitlines() if line.startswith("step ") for word in line.split()[1:]]
+    assert (len(shown), shown[0], shown[-1]) == (60, 0, 149)

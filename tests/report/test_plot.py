@@ -308,3 +308,15 @@ def test_no_text_covers_another_or_leaves_the_page(
 def shrunk(box: Bbox) -> Bbox:
     """A text's box without the little that letters leave empty at its edges."""
     return box.padded(-3)
+
+
+@pytest.mark.parametrize(("count", "marked"), [(30, 30), (300, 40)])
+def test_the_markers_of_many_steps_do_not_hide_the_line(
+    count: int, marked: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upper, *_ = drawn(make_scores(["a"], range(count)), tmp_path, monkeypatch)
+    (markers,) = [line for line in upper.lines if line.get_marker() not in ("", "None") and len(line.get_xdata())]
+    assert 20 < len(markers.get_xdata()) <= marked
+    (curve,) = [line for line in upper.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == count]
+    assert markers.get_xdata()[0] == curve.get_xdata()[0]
+    assert markers.get_xdata()[-1] == curve.get_xdata()[-1]
