@@ -34,7 +34,8 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         cells[f"{row['target']} {row['metric']}"] = f"{approximate}{row['value']:.4g}"
         if row["alpha"] is not None:
             cells[f"{row['target']} penalty"] = f"{row['alpha']:.0e}"
-            cells["route"] = ", ".join(dict.fromkeys([*filter(None, [cells.get("route")]), row["route"]]))
+            known = cells["route"].split(", ") if "route" in cells else []
+            cells["route"] = ", ".join(dict.fromkeys([*known, row["route"]]))
     named = dict.fromkeys(title for cells in layers.values() for title in cells if title != "route")
     targets = list(dict.fromkeys(row["target"] for row in rows))
     # The model's own loss and accuracy come first of all: each target's columns stand together.

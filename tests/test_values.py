@@ -13,6 +13,7 @@ from torch import nn
 
 import phasefast as pf
 from phasefast.errors import ArgumentError, DataError
+from tests.conftest import SmallNet, images
 
 X = torch.randn(90, 5, generator=torch.Generator().manual_seed(0))
 AGE, KIND = X @ torch.arange(5.0), (X[:, 0] > 0).long()
@@ -189,3 +190,15 @@ def test_samples_of_both_splits_are_warned_of() -> None:
     with pytest.warns(RuntimeWarning, match="30 of 30 held-out samples are fit samples too") as caught:
         pf.ProbeSet.from_tensors(X[:60], None, X[30:60], None)
     assert caught[0].filename == __file__
+
+
+def test_a_listing_has_the_columns_of_each_target_together(net: SmallNet) -> None:
+    (x, y), (held, held_y) = images(150, 1), images(60, 2)
+    age = x.mean((1, 2, 3)), held.mean((1, 2, 3))
+    probe_set = pf.ProbeSet.from_tensors(x, y, held, held_y, values={"age": age})
+    lines = str(pf.probe(net, probe_set, layers=["conv", "hidden"])).splitlines()
+    titles = [title.strip() for title in lines[1].split("  ") if title.strip()]
+    label = ["label loss", "label accuracy", "label penalty"]
+    assert titles == ["layer", "features", *label, "input fvu", "input penalty", "age fvu", "age penalty", "route"]
+    routes = lines[3].rpartition("  ")[2].split(", ")
+    assert len(set(routes)) == len(routes)
