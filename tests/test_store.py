@@ -78,7 +78,7 @@ def test_other_weights_are_told_without_hashes(
     torch.save(state, path)
     pf.sweep(net, {3: path}, probe_set, out=tmp_path / "b", layers="hidden")
     torch.save(other, path)
-    assert "on other weights, of another file or key: another training?" in refused(tmp_path / "b", path, net, probe_set)
+    assert "other weights, of another file or key: another training?" in refused(tmp_path / "b", path, net, probe_set)
 
 
 @pytest.mark.parametrize(
