@@ -30,9 +30,9 @@ from .stages.evaluate import evaluate_model
 from .stages.layers import given_names, select_layers, unwrap
 from .stages.plan import group_layers, memory_budget
 from .stages.preserve import (
-    batchnorm_buffers,
     batchnorm_mode,
     fix_random_state,
+    fresh_statistics,
     full_float32,
     preserved,
     several_rows,
@@ -126,9 +126,9 @@ class Engine:
         self._warned = self._measured = False
 
     @property
-    def recomputed(self) -> list[str]:
-        """Names of the BatchNorm statistics that are measured with others than those of a checkpoint."""
-        return [] if self.batchnorm == "running" else batchnorm_buffers(self.model)
+    def recomputed(self) -> dict[str, Tensor]:
+        """What a checkpoint may lack, as it is made anew: BatchNorm statistics by name, as before any batch."""
+        return {} if self.batchnorm == "running" else fresh_statistics(self.model)
 
     def measure(self, step: int) -> Scores:
         """Scores of the model as it is now, labelled ``step``. The model is left exactly as it was found."""

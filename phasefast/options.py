@@ -94,19 +94,19 @@ def resolve_device(given: str | torch.device | None, home: torch.device) -> torc
     return device
 
 
-def named_targets(probe_set: ProbeSet) -> dict[str, Target]:
-    """The targets that have names of their own: ``input``, ``label`` and the probe set's values."""
+def named_target(name: str, probe_set: ProbeSet, others: str = "such as phasefast.Function(fn)") -> Target:
+    """The target that has a name of its own: ``input``, ``label`` or one of the probe set's values; ArgumentError."""
+    if name in probe_set.fit_values:
+        return probe_set.target(name)
     known: dict[str, Target] = {"input": Input(), "label": Label(probe_set.classes)}
-    return known | {name: probe_set.target(name) for name in probe_set.fit_values}
+    if name not in known:
+        raise ArgumentError(f"target {name!r}: expected one of {[*known, *probe_set.fit_values]}, or {others}")
+    return known[name]
 
 
 def by_name(given: Sequence[Target | str], probe_set: ProbeSet) -> list[Target]:
     """Targets as they are given, or those that names stand for; ArgumentError where a name stands for none."""
-    known = named_targets(probe_set) if any(isinstance(each, str) for each in given) else {}
-    for each in given:
-        if isinstance(each, str) and each not in known:
-            raise ArgumentError(f"target {each!r}: expected one of {list(known)}, or such as phasefast.Function(fn)")
-    return [known[each] if isinstance(each, str) else each for each in given]
+    return [named_target(each, probe_set) if isinstance(each, str) else each for each in given]
 
 
 def default_targets(probe_set: ProbeSet) -> list[Target]:

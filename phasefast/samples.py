@@ -77,7 +77,8 @@ def _parts(split: str, sample: Any) -> tuple[Tensor, int | None, Mapping[str, An
 
 def _stacked(name: str, values: Sequence[Any]) -> Tensor:
     try:
-        return torch.stack([torch.as_tensor(each) for each in values])
+        # As NumPy has it, a float is one of 64 bits.
+        return torch.stack([each if isinstance(each, Tensor) else torch.as_tensor(np.asarray(each)) for each in values])
     except (TypeError, ValueError, RuntimeError) as error:
         got = " and ".join(repr(each) for each in values[:2])
         raise DataError(f"values {name!r}: expected numbers, as many for every sample, got such as {got}") from error

@@ -125,7 +125,7 @@ class Sweeper:
         model, failures, told = self._engine.model, dict[int, PhasefastError](), False
         todo = {step: source for step, source in ordered.items() if step not in self._done}
         before = copy.deepcopy(model.state_dict())
-        spare = {name: before[name] for name in self._engine.recomputed}
+        spare = self._engine.recomputed
         try:
             for step in ordered.keys() - todo.keys():
                 try:

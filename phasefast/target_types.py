@@ -138,9 +138,11 @@ class Values:
 def _columns(target: Values | Function, values: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
     """The columns of values [n, q] and [m, q]: themselves, or one-hot."""
     if target.kind == "regression":
-        if values.dtype == torch.float64 and values.shape[1:] == held.shape[1:]:
+        wide = values.dtype == torch.float64 or not values.is_floating_point()
+        if wide and values.shape[1:] == held.shape[1:]:
             # Only their variation counts, which may be lost in float32 beside their mean.
-            values, held = (own - values.mean(0) for own in (values, held))
+            mean = values.double().mean(0)
+            values, held = values.double() - mean, held.double() - mean
         return values.float(), held.float()
     for own in (values, held):
         if own.shape[1] != 1 or own.is_floating_point():

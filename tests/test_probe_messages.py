@@ -201,12 +201,13 @@ class Table(SmallNet):
     """Gives a table beside its outputs, as large as no batch."""
 
     def forward(self, x: torch.Tensor) -> Any:
-        return torch.eye(3), super().forward(x)
+        return torch.ones(4, 3), super().forward(x)
 
 
 def test_a_table_is_no_output_of_samples(probe_set: pf.ProbeSet) -> None:
-    scores = pf.probe(Table(), probe_set, layers="hidden", alphas=[0.1])
-    assert len(scores.filter(layer="model")) == 0
+    for batch_size in (None, 4):  # as large as some batches
+        scores = pf.probe(Table(), probe_set, layers="hidden", alphas=[0.1], batch_size=batch_size)
+        assert len(scores.filter(layer="model")) == 0
 
 
 def test_nested_tensors_are_left_out_and_named() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,18 +78,33 @@ def test_numbers_of_any_type_are_taken(dtype: torch.dtype, tmp_path: Path) -> No
     assert hash(probe_set)
 
 
+@pytest.mark.parametrize("form", [lambda age: age, list, lambda age: age.tolist(), lambda age: (age * 1000).long()])
 @pytest.mark.parametrize("offset", [0.0, 1e6, 1e9])
-def test_variation_beside_a_large_mean_is_kept(offset: float) -> None:
+def test_variation_beside_a_large_mean_is_kept(offset: float, form: Callable[[Any], Any]) -> None:
     torch.manual_seed(0)
     noisy = AGE.double() + torch.randn(90, dtype=torch.float64)
     model = nn.Sequential(nn.Linear(5, 5))
-    found = [
-        pf.probe(model, made(age=(age[:60], age[60:])), targets="age", alphas=[0.1]).value(
-            layer="0", metric="fvu", split="heldout"
-        )
-        for age in (noisy, noisy + offset)
-    ]
-    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    found = []
+    for age in (noisy, noisy + offset):
+        probe_set = made(age=(form(age[:60]), form(age[60:])))
+        target = probe_set.target("age", kind="regression")
+        found.append(pf.probe(model, probe_set, targets=target, alphas=[0.1]).value(metric="fvu", split="heldout"))
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+
+
+def test_numbers_of_a_data_set_keep_their_digits() -> None:
+    samples = [(X[i], None, {"t": 1.7e9 + float(AGE[i])}) for i in range(90)]
+    probe_set = pf.ProbeSet.from_dataset(samples[:60], samples[60:])
+    assert len(probe_set.fit_values["t"].unique()) == 60
+
+
+def test_only_what_is_decoded_is_warned_of() -> None:
+    pairs = torch.arange(180).reshape(90, 2)
+    probe_set = made(n=(torch.arange(60), torch.arange(30)), pairs=(pairs[:60], pairs[60:]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores = pf.probe(nn.Sequential(nn.Linear(5, 5)), probe_set, targets=["input", "pairs"])
+    assert scores.targets == ["input", "pairs"]
 
 
 def test_integers_that_are_hardly_classes_are_told() -> None:
@@ -170,7 +186,9 @@ def test_data_sets_of_several_forms(sample: Callable[[int], Any], labels: bool, 
     assert (probe_set.fit_labels is not None) == labels
     assert sorted(probe_set.fit_values) == names
     if "age" in names:
-        torch.testing.assert_close(probe_set.heldout_values["age"], probe_set.heldout_inputs @ torch.arange(5.0))
+        torch.testing.assert_close(
+            probe_set.heldout_values["age"].float(), probe_set.heldout_inputs @ torch.arange(5.0)
+        )
 
 
 @pytest.mark.parametrize(

@@ -32,9 +32,9 @@ def load_into(
             prefixes where several hold all that the model needs, such as its own weights and an average of them.
     """
     own = model.state_dict(keep_vars=True)
-    state = _unwrapped(state, own)
-    prefix = _prefix(state, own, name)
-    state = {**(spare or {}), **_with_ties(_under(state, prefix), own)}
+    state, spare = _unwrapped(state, own), spare or {}
+    prefix = _prefix(state, own, name, spare)
+    state = _with_ties({**spare, **_under(state, prefix)}, own)
     problems = [
         f"{what} {shown(keys)}"
         for what, keys in (
@@ -54,13 +54,14 @@ def load_into(
         raise CheckpointError(f"{name}: cannot be loaded into {type(model).__name__} ({detail})") from error
 
 
-def _prefix(state: Mapping[str, Tensor], own: Mapping[str, Any], name: str) -> str:
+def _prefix(state: Mapping[str, Tensor], own: Mapping[str, Any], name: str, spare: Mapping[str, Tensor]) -> str:
     """Empty where the keys are the model's; else the one under which they all are; else the one with most of them."""
-    if _with_ties(state, own).keys() == own.keys():
+    if _with_ties({**spare, **state}, own).keys() == own.keys():
         return ""
     counts = Counter(key[:start] for key in state for start in _starts(key) if key[start:] in own)
-    enough = len({id(value) for value in own.values()})  # tied ones may be there once
-    fitting = [prefix for prefix, count in counts.items() if count >= enough and _fits(_under(state, prefix), own)]
+    enough = len({id(value) for key, value in own.items() if key not in spare})  # tied ones may be there once
+    candidates = (prefix for prefix, count in counts.items() if count >= enough)
+    fitting = [prefix for prefix in candidates if _fits({**spare, **_under(state, prefix)}, own)]
     if len(fitting) > 1:
         raise CheckpointError(
             f"{name}: expected the model's keys under one prefix, they are under each of {shown(fitting)}; "

@@ -62,7 +62,10 @@ def order_checkpoints(
         if not path.exists():
             several = [name for name in sorted(glob.glob(os.fspath(path))) if not _TEMPORARY.fullmatch(Path(name).name)]
             if several:
-                return order_checkpoints(several)
+                with_step = [name for name in several if has_step(name)]
+                if with_step and (left := [Path(name).name for name in several if name not in with_step]):
+                    warn(f"{path}: left out {left}, with no step in their names")
+                return order_checkpoints(with_step or several)
             raise CheckpointError(f"{path}: expected a folder of checkpoints, a file or a glob; there is none")
         if not path.is_dir():
             return order_checkpoints([path])

@@ -102,16 +102,15 @@ def _nested(loaded: Any) -> str | None:
 def _states(loaded: Mapping[Any, Any]) -> list[str]:
     """The keys of mappings from names to tensors, but of those that are no weights by their names.
 
-    None beside tensors, which are weights themselves.
+    None beside as many tensors, which are weights themselves.
     """
-    if any(isinstance(value, Tensor) for value in loaded.values()):
-        return []
+    tensors = sum(isinstance(value, Tensor) for value in loaded.values())
     return [
         key
         for key, value in loaded.items()
         if isinstance(key, str)
         and isinstance(value, Mapping)
-        and value
+        and len(value) > tensors
         and all(isinstance(name, str) and isinstance(each, Tensor) for name, each in value.items())
         and not _BESIDE.fullmatch(key)
     ]

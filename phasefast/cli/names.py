@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from ..errors import ArgumentError
-from ..options import named_targets
+from ..options import named_target
 from ..stages.probe_set import ProbeSet
 from ..target_types import Target
 
@@ -37,11 +37,13 @@ def load_probe_set(name: str) -> ProbeSet:
 
 def load_targets(names: Sequence[str], probe_set: ProbeSet) -> list[Target]:
     """The targets that names stand for: ``input``, ``label``, values of the probe set, or ``package.module:target``."""
-    known = named_targets(probe_set)
-    for name in names:
-        if name not in known and ":" not in name:
-            raise ArgumentError(f"target {name!r}: expected one of {list(known)}, or package.module:target")
-    return [known.get(name) or _made(name, "target", Target) for name in names]  # type: ignore[type-abstract]
+    made = (
+        _made(name, "target", Target)  # type: ignore[type-abstract]
+        if ":" in name
+        else named_target(name, probe_set, "package.module:target")
+        for name in names
+    )
+    return list(made)
 
 
 def load_function(name: str) -> Callable[..., Any]:

@@ -167,7 +167,9 @@ def capture(
     spools_of = itertools.product(outputs, spools.values())
     for (split, spool), finite in zip(spools_of, totals.isfinite().tolist(), strict=True):
         spool.check(split, finite)
-    own = [torch.cat(parts) if parts else None for parts in outputs.values()]
+    sizes = [len(fit_inputs), len(heldout_inputs)]
+    whole = [sum(map(len, parts)) for parts in outputs.values()] == sizes
+    own = [torch.cat(parts) if whole else None for parts in outputs.values()]
     return [spool.finish() for spool in spools.values()], own[0], own[1]
 
 
@@ -262,6 +264,8 @@ def _first(output: Any) -> Any:
 
 def _logits(output: Any, batch: int) -> Tensor | None:
     """The model's own output [batch, c], if it is such; of several, such as those of Hugging Face, the logits."""
+    while isinstance(output, (tuple, list)) and output:
+        output = output[0]
     found = _first(output["logits"] if isinstance(output, Mapping) and "logits" in output else output)
     if not isinstance(found, Tensor) or found.is_nested or found.dim() != 2 or len(found) != batch:
         return None

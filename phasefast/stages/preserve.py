@@ -142,10 +142,16 @@ def batchnorm_mode(model: nn.Module, mode: BatchNormMode, batches: Iterable[Tens
             norm.momentum = momentum
 
 
-def batchnorm_buffers(model: nn.Module) -> list[str]:
-    """Names of the running statistics of a model's BatchNorm layers."""
-    norms = [(name, m) for name, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-    return [f"{name}.{buffer}".lstrip(".") for name, norm in norms for buffer in norm._buffers]
+def fresh_statistics(model: nn.Module) -> dict[str, Tensor]:
+    """The running statistics of a model's BatchNorm layers by name, as they are before any batch."""
+    fresh = {"running_mean": torch.zeros_like, "running_var": torch.ones_like, "num_batches_tracked": torch.zeros_like}
+    norms = [(name, m) for name, m in model.named_modules() if isinstance(m, _BatchNorm)]
+    return {
+        f"{name}.{key}".lstrip("."): make(buffer)
+        for name, norm in norms
+        for key, make in fresh.items()
+        if (buffer := getattr(norm, key)) is not None
+    }
 
 
 @contextmanager

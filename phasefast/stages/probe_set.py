@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -199,12 +200,13 @@ class ProbeSet:
         if name not in self.fit_values:
             raise ArgumentError(f"target {name!r}: expected one of the probe set's values, {sorted(self.fit_values)}")
         own, held = self.fit_values[name], self.heldout_values[name]
-        if kind is None and not own.is_floating_point() and len(own) < _FEWEST * (count := len(own.unique())):
+        numbers = own.is_floating_point() or own.dim() > 1
+        if kind is None and not numbers and len(own) < _FEWEST * (count := len(own.unique())):
             warn(
                 f"target {name!r}: {count} different integers in {len(own)} fit samples are decoded as classes; for "
                 "numbers give floats, or kind='regression'"
             )
-        kind = kind or ("regression" if own.is_floating_point() or own.dim() > 1 else "classes")
+        kind = kind or ("regression" if numbers else "classes")
         return Values(name, kind, own, held, (self.fit_inputs, self.heldout_inputs), num_classes)
 
     @property
@@ -270,7 +272,7 @@ def _checked(name: str, values: Tensor, rows: int) -> Tensor:
     if not isinstance(name, str):
         raise DataError(f"values: expected names that are strings, got {name!r}")
     try:
-        values = torch.as_tensor(values).detach()
+        values = (values if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))).detach()
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"values {name!r}: expected numbers, got {type(values).__name__}; {error}") from error
     if values.is_complex() or values.dim() not in (1, 2) or len(values) != rows or values.numel() == 0:

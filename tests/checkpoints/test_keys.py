@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import phasefast as pf
 from phasefast.checkpoints import Reader, file_hash, load_into, read_state_dict
 from phasefast.errors import ArgumentError, CheckpointError, StoreError, SweepError
+from phasefast.stages.preserve import fresh_statistics
 
 OWN = {"weight": torch.ones(3, 4), "bias": torch.zeros(3)}
 AVERAGE = {name: value + 1 for name, value in OWN.items()}
@@ -28,6 +29,7 @@ def under(prefix: str) -> dict[str, Tensor]:
     [
         {"net": OWN, "optimizer": OPTIMIZER, "rng": {"cpu": torch.ones(2)}, "epoch": 3},
         {"backbone": {"net": OWN, "width": 4}, "model": {"net": OWN}},
+        {"net": OWN, "rng_state": torch.zeros(8, dtype=torch.uint8), "epoch": 3},
         BOTH,
     ],
 )
@@ -157,3 +159,36 @@ def test_averages_of_parameters_alone_do_where_statistics_are_recomputed(tmp_pat
     expected = pf.probe(model, probe_set, alphas=[0.1])
     for step in (1, 2):
         assert scores.curve("3", "input", "fvu")[1][step - 1] == expected.curve("3", "input", "fvu")[1][0]
+
+
+def test_several_averages_without_statistics_are_told_apart() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    state = {f"{name}.{key}": value for name in ("student", "teacher") for key, value in model.named_parameters()}
+    spare = fresh_statistics(model)
+    with pytest.raises(CheckpointError, match=r"under each of \['student.', 'teacher.'\]"):
+        load_into(model, state, "x.pt", spare)
+    load_into(model, {key: value for key, value in state.items() if key.startswith("teacher")}, "x.pt", spare)
+
+
+def test_a_shared_norm_and_buffers_of_ones_own_are_no_hindrance() -> None:
+    norm = nn.BatchNorm1d(3)
+    norm.register_buffer("scale", torch.ones(1), persistent=False)
+    norm.register_buffer("mask", torch.ones(1))
+    model = nn.Sequential(nn.Linear(4, 3), norm, nn.Linear(3, 3), norm)
+    spare = fresh_statistics(model)
+    assert sorted(spare) == ["1.num_batches_tracked", "1.running_mean", "1.running_var"]
+    parameters = dict(model.named_parameters())
+    with pytest.raises(CheckpointError, match=r"lacks the keys \['1.mask', '3.mask'\]"):
+        load_into(model, parameters, "x.pt", spare)
+    load_into(model, {**parameters, "1.mask": torch.ones(1)}, "x.pt", spare)
+
+
+def test_what_is_missing_does_not_depend_on_the_model_that_was_passed(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    probe_set = pf.ProbeSet.from_tensors(torch.randn(40, 4), None, torch.randn(20, 4), None)
+    averages = {1: {key: value.detach().clone() for key, value in model.named_parameters()}}
+    found = []
+    for _ in range(2):
+        found.append(pf.sweep(model, averages, probe_set, out=tmp_path / "out", alphas=[0.1]))
+        model[1].running_mean += 1
+    assert len(found[0]) == len(found[1])

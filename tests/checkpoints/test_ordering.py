@@ -188,6 +188,9 @@ def test_a_glob_is_a_list_of_files(tmp_path: Path) -> None:
         find_checkpoints(tmp_path)
     (tmp_path / "step_1_ema.pt").unlink()
     assert list(find_checkpoints(tmp_path)) == [1, 2, 10]
+    (tmp_path / "step_final.pt").touch()
+    with pytest.warns(RuntimeWarning, match=r"left out \['step_final.pt'\], with no step in their names"):
+        assert list(order_checkpoints(tmp_path / "step_*.pt")) == [1, 2]
     with pytest.raises(CheckpointError, match=r"expected a folder of checkpoints, a file or a glob; there is none"):
         order_checkpoints(tmp_path / "epoch_*")
 

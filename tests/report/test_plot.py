@@ -14,6 +14,7 @@ from matplotlib.transforms import Bbox
 from phasefast.errors import DataError, DependencyError, StoreError
 from phasefast.phase_report import PhaseReport
 from phasefast.report import plot_phases
+from phasefast.report.panel import _marked
 from phasefast.report.scales import StepAxis
 from phasefast.scores import Scores
 from phasefast.stages.phases import detect_phases
@@ -320,3 +321,10 @@ def test_the_markers_of_many_steps_do_not_hide_the_line(
     (curve,) = [line for line in upper.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == count]
     assert markers.get_xdata()[0] == curve.get_xdata()[0]
     assert markers.get_xdata()[-1] == curve.get_xdata()[-1]
+
+
+def test_a_point_without_a_line_beside_it_has_its_marker() -> None:
+    finite = np.zeros(300, dtype=bool)
+    finite[[131, 200, 201]] = True
+    assert np.flatnonzero(_marked(np.arange(300.0), finite)).tolist() == [131, 200, 201]
+    assert _marked(np.arange(300.0), np.ones(300, dtype=bool)).sum() == 40

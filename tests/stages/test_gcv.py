@@ -346,9 +346,9 @@ def test_even_rows_need_no_factor_but_the_chosen_one(monkeypatch) -> None:
 def test_what_float32_cannot_check_is_not_taken_where_no_float64_follows() -> None:
     """A wide layer and rows of uneven sizes: float32 cannot tell what a weak penalty leaves of a row."""
     g = torch.Generator().manual_seed(13)
-    x, held = (torch.randn(n, 30, generator=g) * torch.exp(1.5 * torch.randn(n, 1, generator=g)) for n in (60, 300))
-    model = nn.Sequential(nn.Linear(30, 120, bias=False), nn.ReLU())
-    model[0].weight.data = torch.randn(120, 30, generator=g) / 30**0.5
+    x, held = (torch.randn(n, 30, generator=g) * torch.exp(2.0 * torch.randn(n, 1, generator=g)) for n in (200, 300))
+    model = nn.Sequential(nn.Linear(30, 200, bias=False), nn.ReLU())
+    model[0].weight.data = torch.randn(200, 30, generator=g) / 30**0.5
     mix = torch.randn(30, 2, generator=g)
     targets = [pf.Input(), pf.Function(lambda x: torch.sin(x @ mix), name="sin")]
     probe_set = pf.ProbeSet.from_tensors(x, None, held, None)
