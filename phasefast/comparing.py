@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from .errors import DataError
-from .phase_report import KINDS, CellPhases, PhaseKind, PhaseReport, window_text
+from .phase_report import KINDS, CellPhases, PhaseKind, PhaseReport, looked_up, window_text
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,7 @@ class Comparison:
 
     def agreement(self, layer: str, target: str = "input") -> Agreement:
         """That on one layer and target; KeyError names what there is."""
-        for each in self:
-            if (each.layer, each.target) == (layer, target):
-                return each
-        there = [(each.layer, each.target) for each in self]
-        raise KeyError(f"no layer {layer!r}, target {target!r} in all runs; there are {there}")
+        return looked_up(self.agreements, layer, target)
 
     def to_json(self) -> str:
         """``{"runs", "cells": [...]}`` of :attr:`runs` and, for each layer and target, what :class:`Agreement` has."""

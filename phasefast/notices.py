@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterable
 
 _INSIDE = (__name__.partition(".")[0], "contextlib")
 
@@ -14,3 +15,9 @@ def warn(text: str) -> None:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _INSIDE:
         frame, level = frame.f_back, level + 1
     warnings.warn(text, RuntimeWarning, stacklevel=level)
+
+
+def shown(names: Iterable[str], most: int = 5) -> str:
+    """Names as part of a message, the first few of many."""
+    listed = sorted(names)
+    return f"{listed[:most]}{' ...' if len(listed) > most else ''}"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
 PhaseKind = Literal["constant", "decrease", "increase"]
 KINDS: tuple[PhaseKind, ...] = get_args(PhaseKind)
@@ -75,6 +75,24 @@ def window_text(window: tuple[int, int] | None, is_open: bool) -> str:
     return span_text(*window) + "+" * is_open if window else NOT_THERE
 
 
+class _Cell(Protocol):
+    @property
+    def layer(self) -> str: ...
+    @property
+    def target(self) -> str: ...
+
+
+_Found = TypeVar("_Found", bound=_Cell)
+
+
+def looked_up(cells: Iterable[_Found], layer: str, target: str) -> _Found:
+    """What there is of a layer and target; KeyError names what there is instead."""
+    there = {(cell.layer, cell.target): cell for cell in cells}
+    if (layer, target) not in there:
+        raise KeyError(f"no phases of layer {layer!r}, target {target!r}; there are {list(there)}")
+    return there[layer, target]
+
+
 def phase_notes(cells: Sequence[CellPhases], most: int = 4) -> list[str]:
     """What is to be said below a table of cells: what ``+`` means, and why layers show no change, at most so many.
 
@@ -123,11 +141,7 @@ class PhaseReport:
 
     def cell(self, layer: str, target: str = "input") -> CellPhases:
         """The phases of one layer and target; KeyError names what there is."""
-        for cell in self.cells:
-            if (cell.layer, cell.target) == (layer, target):
-                return cell
-        there = [(cell.layer, cell.target) for cell in self.cells]
-        raise KeyError(f"no phases for layer {layer!r}, target {target!r}; there are {there}")
+        return looked_up(self.cells, layer, target)
 
     def to_json(self) -> str:
         """``{"cells": [...]}`` as documented in the README."""

@@ -49,8 +49,7 @@ def draw(split: str, dataset: Sized, count: int | None, seed: int) -> tuple[Tens
 def _parts(split: str, sample: Any) -> tuple[Tensor, int | None, Mapping[str, Any]]:
     """Input, label and values of one sample of a data set."""
     given = tuple(sample) if isinstance(sample, (tuple, list)) else (sample,)
-    given = (*given, None)[:2] + given[2:] if len(given) < 2 else given
-    tensor, label, *others = given
+    tensor, label, *others = given if len(given) > 1 else (*given, None) if given else (given, None)
     if not isinstance(tensor, Tensor):
         kind = type(tensor).__name__
         raise DataError(

@@ -59,13 +59,10 @@ def test_only_some_layers_and_targets_are_shown_and_all_are_written(command: str
 
 
 @pytest.mark.parametrize("command", ["phases", "report"])
-def test_one_of_several_runs_is_chosen(command: str, tmp_path: Path) -> None:
+def test_several_runs_in_one_directory_are_refused(command: str, tmp_path: Path) -> None:
     seeds = [make_scores([f"fc{i}"], log2_steps(6)).with_column("run", f"seed{i}") for i in (1, 2)]
     directory = write_run(tmp_path / "both", Scores.concat(seeds))
-    assert "choose one of 'seed1', 'seed2' with run= or --run" in fails(command, directory)
-    output = invoke(command, directory, "--run", "seed2").stdout
-    assert "fc2" in output
-    assert "fc1" not in output
+    assert "expected the scores of one run, got those of 2 runs (run seed1, seed2)" in fails(command, directory)
 
 
 def test_the_picture_and_json_are_of_the_layers_shown(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ def test_only_what_all_runs_have_is_compared() -> None:
         "  Agreement('b', 'input': 2 x none; 1 x decrease, increase; stop window -)",
         "  Agreement('c', 'input': 2 x none; 1 x decrease, increase; stop window -)",
     ]
-    with pytest.raises(KeyError, match="no layer 'a', target 'input' in all runs"):
+    with pytest.raises(KeyError, match="no phases of layer 'a', target 'input'; there are "):
         found.agreement("a")
     with pytest.raises(DataError, match=r"no layer and target in common: one has \['a/input'\]; two has \['b/input'\]"):
         pf.compare_phases({"one": run(None), "two": run(None, layers="b")})

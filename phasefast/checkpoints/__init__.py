@@ -1,11 +1,11 @@
 """Readers of checkpoints and the order of their steps."""
 
 from .ahead import read_ahead
+from .entries import is_there, weights_files
 from .fingerprint import file_hash, state_hash
 from .loading import load_into
 from .ordering import find_checkpoints, order_checkpoints
 from .reading import Reader, read_state_dict
-from .sources import is_there, weights_files
 from .steps import parse_step
 
 __all__ = [

@@ -12,8 +12,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from .entries import weights_files
 from .messages import damage_named
-from .sources import SAFETENSORS, TORCH_SUFFIXES, weights_files
+from .sources import SAFETENSORS, TORCH_SUFFIXES
 
 _SAMPLE = 4096
 _EDGE = 1 << 18

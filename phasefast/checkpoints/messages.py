@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from ..errors import CheckpointError, PhasefastError, UnreadableError
 
@@ -32,9 +32,3 @@ def not_plain(path: str | os.PathLike[str]) -> CheckpointError:
         f"{os.fspath(path)}: holds more than plain tensors; save model.state_dict(), or, if you trust it and there is "
         "a state dict in it, pass weights_only=False (--trust)"
     )
-
-
-def shown(names: Iterable[str], most: int = 5) -> str:
-    """Names as part of a message, the first few of many."""
-    listed = sorted(names)
-    return f"{listed[:most]}{' ...' if len(listed) > most else ''}"

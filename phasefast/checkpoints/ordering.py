@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from ..errors import CheckpointError
 from ..notices import warn
+from .entries import NEEDED, find_entry
 from .messages import damage_named
-from .sources import BESIDE, ENTRIES, SUFFIXES, Source, find_entry, suffix_of
+from .sources import SUFFIXES, TEMPORARY, Source, may_be_weights
 from .steps import has_step, names_step, parse_step
 
-_BESIDE = re.compile(rf"{BESIDE}\.\w+")
-_TEMPORARY = re.compile(r"(tmp|\.).*|.*\.(tmp|part|partial|incomplete)")
-_UNFINISHED = f"have temporary names or hold none of {', '.join(ENTRIES)}"
+_UNFINISHED = f"have temporary names or do not hold {NEEDED}"
 _Some = TypeVar("_Some", bound=Source)
 
 
@@ -34,13 +32,9 @@ def find_checkpoints(folder: str | os.PathLike[str]) -> dict[int, Path]:
     with_step = [path for path in found if has_step(path)]
     if find_entry(folder) and (not with_step or _is_one(folder, with_step)):
         return {}
-    for names, why in (
-        ([path.name for path in found if path not in with_step] if with_step else [], "with no step in their names"),
-        (unfinished if found else [], f"which {_UNFINISHED}: still being written?"),
-    ):
-        if names:
-            warn(f"{folder}: left out {names}, {why}")
-    return _by_step([(parse_step(path), path) for path in with_step])
+    if found and unfinished:
+        warn(f"{folder}: left out {unfinished}, which {_UNFINISHED}: still being written?")
+    return _by_step([(parse_step(path), path) for path in _with_steps(folder, found)])
 
 
 def order_checkpoints(
@@ -58,35 +52,46 @@ def order_checkpoints(
         CheckpointError: nothing to sweep, a step that is missing, negative or there twice.
     """
     if isinstance(checkpoints, (str, os.PathLike)):
-        path = Path(checkpoints)
-        if not path.exists():
-            several = [name for name in sorted(glob.glob(os.fspath(path))) if not _TEMPORARY.fullmatch(Path(name).name)]
-            if several:
-                with_step = [name for name in several if has_step(name)]
-                if with_step and (left := [Path(name).name for name in several if name not in with_step]):
-                    warn(f"{path}: left out {left}, with no step in their names")
-                return order_checkpoints(with_step or several)
-            raise CheckpointError(f"{path}: expected a folder of checkpoints, a file or a glob; there is none")
-        if not path.is_dir():
-            return order_checkpoints([path])
-        return {**find_checkpoints(path)} or order_checkpoints([path] if find_entry(path) else _without_steps(path))
-    if isinstance(checkpoints, Mapping):
-        pairs = list(checkpoints.items())
-        wrong = [each for each in checkpoints.values() if not isinstance(each, (str, os.PathLike, Mapping))]
-        if bad := [step for step, _ in pairs if isinstance(step, bool) or not isinstance(step, int) or step < 0]:
-            raise CheckpointError(f"checkpoints: expected steps that are integers >= 0, got {bad[:5]}")
-    else:
-        given = list(checkpoints) if isinstance(checkpoints, Iterable) else [checkpoints]
-        wrong = [each for each in given if not isinstance(each, (str, os.PathLike, Mapping))]
-        pairs = [(i if isinstance(c, Mapping) else parse_step(c), c) for i, c in enumerate([] if wrong else given)]
-    if wrong:
-        kind = type(wrong[0]).__name__
+        checkpoints = _paths(Path(checkpoints))
+    if not isinstance(checkpoints, Iterable):
+        checkpoints = [checkpoints]
+    given = list(checkpoints.values() if isinstance(checkpoints, Mapping) else checkpoints)
+    if wrong := [type(each).__name__ for each in given if not isinstance(each, (str, os.PathLike, Mapping))]:
         raise CheckpointError(
-            f"checkpoints: expected paths or state dicts, {{step: one of these}} or a folder, got {kind}"
+            f"checkpoints: expected paths or state dicts, {{step: one of these}} or a folder, got {wrong[0]}"
         )
-    if not pairs:
+    if not given:
         raise CheckpointError("checkpoints: expected at least one, got none")
-    return _by_step(pairs)
+    if not isinstance(checkpoints, Mapping):
+        return _by_step([(i if isinstance(c, Mapping) else parse_step(c), c) for i, c in enumerate(given)])
+    if bad := [step for step in checkpoints if isinstance(step, bool) or not isinstance(step, int) or step < 0]:
+        raise CheckpointError(f"checkpoints: expected steps that are integers >= 0, got {bad[:5]}")
+    return _by_step(list(checkpoints.items()))
+
+
+def _paths(path: Path) -> list[Path]:
+    """The checkpoints that a path or a glob stands for.
+
+    Raises:
+        CheckpointError: there are none.
+    """
+    if not path.exists():
+        matches = (Path(name) for name in sorted(glob.glob(os.fspath(path))))
+        several = [each for each in matches if not TEMPORARY.fullmatch(each.name)]
+        if not several:
+            raise CheckpointError(f"{path}: expected a folder of checkpoints, a file or a glob; there is none")
+        return _with_steps(path, several) or several
+    if not path.is_dir():
+        return [path]
+    return list(find_checkpoints(path).values()) or ([path] if find_entry(path) else _without_steps(path))
+
+
+def _with_steps(where: Path, found: Sequence[Path]) -> list[Path]:
+    """Those with a step in their names; where there are such, a warning tells the others."""
+    with_step = [path for path in found if has_step(path)]
+    if with_step and (left := [path.name for path in found if path not in with_step]):
+        warn(f"{where}: left out {left}, with no step in their names")
+    return with_step
 
 
 def _is_one(folder: Path, inside: Sequence[Path]) -> bool:
@@ -124,8 +129,8 @@ def _sorted_out(folder: Path) -> tuple[list[Path], list[str]]:
     with damage_named(folder):
         inside = sorted(folder.iterdir())
     for path in inside:
-        if _TEMPORARY.fullmatch(path.name) or (path.is_dir() and not find_entry(path)):
+        if TEMPORARY.fullmatch(path.name) or (path.is_dir() and not find_entry(path)):
             unfinished += [path.name] if has_step(path) else []
-        elif path.is_dir() or (suffix_of(path) and not _BESIDE.fullmatch(path.name)):
+        elif path.is_dir() or may_be_weights(path):
             found.append(path)
     return found, unfinished

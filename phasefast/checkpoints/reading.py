@@ -12,11 +12,13 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import ArgumentError, CheckpointError, UnreadableError
+from ..notices import shown
+from .entries import entry_of
 from .fingerprint import file_hash, salted
 from .index import INDEX, read_index
-from .messages import damage_named, shown
+from .messages import damage_named
 from .safetensors_files import read_safetensors
-from .sources import BESIDE, DISTRIBUTED, NESTED, SAFETENSORS, Source, entry_of
+from .sources import BESIDE, DISTRIBUTED, NESTED, SAFETENSORS, Source
 from .torch_files import read_torch_file
 
 _DEPTH = 8  # of a mapping under such keys, which may hold itself

@@ -13,7 +13,9 @@ from .sources import suffix_of
 _WORDS = r"(?:global_?step|steps?|iter(?:ation)?|checkpoint|ckpt)[-_=]?"
 _NUMBER = r"(\d+(?:\.\d+)?)([km]?)(?![a-z\d]|[.,]\d)"  # 500, 64k, 1.5k, but not 1e3 or 1,000
 _NAMED = re.compile(_WORDS + _NUMBER + r"(?!_\d{3}(?!\d))", re.IGNORECASE)  # nor 1_000
-_OTHER = r"(?<![a-z])(?:epochs?|model|weights|net|state)|(?<![a-z\d])(?<!\d[.,])"  # not the 18 of resnet18
+_OTHER = (
+    r"(?<![a-z])(?:epochs?|model|weights|net|state)|(?<![a-z\d])(?<!\d[.,])(?<!rank[-_])"  # not of resnet18, rank_0
+)
 _ALONE = re.compile(f"(?:{_OTHER}){_NUMBER}", re.IGNORECASE)
 _EPOCH = re.compile(rf"(?<![a-z])epoch[-_=]?{_NUMBER}(?!_\d{{3}}(?!\d))", re.IGNORECASE)  # of epoch=3-val_loss=0.53
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
@@ -48,6 +50,17 @@ def has_step(name: str | os.PathLike[str]) -> bool:
 def names_step(name: str | os.PathLike[str]) -> bool:
     """Whether the name has a word for steps before a number, which then cannot mean anything else."""
     return _NAMED.search(_stem(name)) is not None
+
+
+def named_after_step(folder: Path) -> bool:
+    """Whether a folder's name has a word for steps or epochs before a number, or is nothing but a number."""
+    stem = _stem(folder)
+    return has_step(folder) and (names_step(folder) or stem.isdecimal() or _EPOCH.search(stem) is not None)
+
+
+def says_other_step(file: Path, folder: Path) -> bool:
+    """Whether a file's name says another step than that of its folder."""
+    return has_step(file) and parse_step(file) != parse_step(folder)
 
 
 def _stem(name: str | os.PathLike[str]) -> str:

@@ -21,7 +21,6 @@ from ..report import print_report, read_runs, restrict, write_comparison, write_
 from ..scores import list_shards, read_scores, read_shard
 from .app import Directory, app
 
-Run = Annotated[str | None, typer.Option("--run", help="Which run, where the directory holds several.")]
 ShownLayers = Annotated[
     list[str] | None, typer.Option("--layer", help="Show only layers that match this glob; may be given again.")
 ]
@@ -34,13 +33,12 @@ _EXTRAS = {"torchvision": "vision", "matplotlib": "report", "pandas": "report", 
 @app.command()
 def phases(
     directory: Directory,
-    run: Run = None,
     layer: ShownLayers = None,
     target: ShownTargets = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, as in phases.json, instead of tables.")] = False,
 ) -> None:
     """Detect the phases of a run: write phases.json, with all cells, into its directory and print the tables."""
-    scores, found = restrict(*write_phases(directory, run), layer, target)
+    scores, found = restrict(*write_phases(directory), layer, target)
     if json:
         typer.echo(found.to_json())
     else:
@@ -48,12 +46,12 @@ def phases(
 
 
 @app.command()
-def report(directory: Directory, run: Run = None, layer: ShownLayers = None, target: ShownTargets = None) -> None:
+def report(directory: Directory, layer: ShownLayers = None, target: ShownTargets = None) -> None:
     """Like phases, and draw phases.png, or phases-selected.png where --layer or --target select what is shown.
 
     The last layer's phases shade the upper curves, its stop window marks all.
     """
-    write_report(directory, run=run, layers=layer, targets=target)
+    write_report(directory, layers=layer, targets=target)
 
 
 @app.command()

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from ..comparing import Comparison, compare_phases
 from ..errors import ArgumentError, DataError, LayerError, StoreError
-from ..notices import warn
+from ..notices import shown, warn
 from ..phase_report import PhaseReport
 from ..scores import Scores, read_scores
 from ..stages.phases import detect_phases
@@ -21,22 +21,17 @@ from .table import print_report
 __all__ = ["plot_phases", "print_report", "read_runs", "restrict", "write_comparison", "write_phases", "write_report"]
 
 
-_LISTED = 6
 _UNNAMED = "run"  # the label of those that were not given one
 
 
-def write_phases(directory: str | Path, run: str | None = None) -> tuple[Scores, PhaseReport]:
+def write_phases(directory: str | Path) -> tuple[Scores, PhaseReport]:
     """Read a run's scores, detect the phases and write them as ``phases.json`` into the directory.
 
-    Args:
-        run: which run it is of, where the directory holds the scores of several.
-
     Raises:
-        ArgumentError: there are several runs and none is chosen, or no such run.
         StoreError: there are no scores, or the directory cannot be written.
-        DataError: fewer than two steps, or scores that cannot be analysed.
+        DataError: scores of several runs, of fewer than two steps, or such that cannot be analysed.
     """
-    scores = _run_of(read_scores(directory), directory, run)
+    scores = _one_run(directory)
     report = detect_phases(scores)
     path = Path(directory) / PHASES
     try:
@@ -54,23 +49,21 @@ def restrict(
     Raises:
         LayerError, ArgumentError: a pattern matches no layer or no target.
     """
-    shown = scores.select(layers, targets)
-    cells = (cell for cell in report if cell.layer in shown.layers and cell.target in shown.targets)
-    return shown, PhaseReport(tuple(cells))
+    part = scores.select(layers, targets)
+    cells = (cell for cell in report if cell.layer in part.layers and cell.target in part.targets)
+    return part, PhaseReport(tuple(cells))
 
 
 def write_report(
     directory: str | Path,
     console: Console | None = None,
     *,
-    run: str | None = None,
     layers: Sequence[str] | None = None,
     targets: Sequence[str] | None = None,
 ) -> PhaseReport:
     """``write_phases``, then the tables on ``console`` and ``phases.png`` in the directory.
 
     Args:
-        run: as for ``write_phases``.
         layers, targets: names or globs of what is shown, in ``phases-selected.png`` then; ``phases.json``, and what is
             returned, have all.
 
@@ -79,13 +72,13 @@ def write_report(
         StoreError, DataError, LayerError, ArgumentError: as for ``write_phases`` and ``restrict``.
     """
     console = console or Console()
-    scores, report = write_phases(directory, run)
-    shown = restrict(scores, report, layers, targets)
-    print_report(*shown, console)
+    scores, report = write_phases(directory)
+    part = restrict(scores, report, layers, targets)
+    print_report(*part, console)
     (name,) = scores.values_of("run")
     name = Path(directory).resolve().name if name == _UNNAMED else name
     picture = Path(directory) / (PICTURE if layers is None and targets is None else SELECTED)
-    plot_phases(*shown, picture, title=f"Learning phases: {name}")
+    plot_phases(*part, picture, title=f"Learning phases: {name}")
     console.print(f"wrote {Path(directory) / PHASES} and {picture}", highlight=False, soft_wrap=True)
     return report
 
@@ -107,7 +100,7 @@ def read_runs(
     scores = {}
     for name, directory in zip(names, directories, strict=True):
         try:
-            scores[name] = _run_of(read_scores(directory), directory, None).select(layers, targets)
+            scores[name] = _one_run(directory).select(layers, targets)
         except (LayerError, ArgumentError) as error:
             raise type(error)(f"{name}: {error}") from error
     for name, directory in zip(names[1:], directories[1:], strict=True):
@@ -117,8 +110,7 @@ def read_runs(
     common = {(each.layer, each.target) for each in comparison}
     left = {(layer, target) for own in scores.values() for layer in own.layers for target in own.targets} - common
     if left:
-        listed = ", ".join(f"{layer}/{target}" for layer, target in sorted(left)[:_LISTED])
-        warn(f"not compared, as not all runs have them: {listed}{', ...' if len(left) > _LISTED else ''}")
+        warn(f"not compared, as not all runs have them: {shown(f'{layer}/{target}' for layer, target in left)}")
     return comparison, scores
 
 
@@ -146,18 +138,13 @@ def write_comparison(
     return comparison
 
 
-def _run_of(scores: Scores, directory: str | Path, run: str | None) -> Scores:
-    """The scores of the run, or of the only one."""
-    runs = scores.values_of("run")
-    if run not in runs and (run is not None or len(runs) > 1):
-        wanted = f"no run {run!r} in {directory}" if run is not None else f"{directory} holds more than one run"
-        raise ArgumentError(
-            f"{wanted}: choose one of {', '.join(map(repr, runs))} with run= or --run, or give each its own out="
-        )
-    own = scores if run is None else scores.filter(run=run)
-    if len(found := own.values_of("config_hash")) > 1:
-        raise DataError(
-            f"{directory}: run {own.values_of('run')[0]!r} holds scores of {len(found)} configurations "
-            f"(config_hash {', '.join(found)}), as of jobs that ran together; measure again, each with its own out="
-        )
-    return own
+def _one_run(directory: str | Path) -> Scores:
+    """The scores of a directory, which must be of one run and one configuration."""
+    scores = read_scores(directory)
+    for column, what in (("run", "runs"), ("config_hash", "configurations")):
+        if len(found := scores.values_of(column)) > 1:
+            raise DataError(
+                f"{directory}: expected the scores of one run, got those of {len(found)} {what} ({column} "
+                f"{', '.join(found)}), as of jobs that ran together; measure again, each with its own out="
+            )
+    return scores

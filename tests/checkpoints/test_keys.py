@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import phasefast as pf
-from phasefast.checkpoints import Reader, file_hash, load_into, read_state_dict
+from phasefast.checkpoints import Reader, file_hash, load_into, order_checkpoints, read_state_dict
 from phasefast.errors import ArgumentError, CheckpointError, StoreError, SweepError
 from phasefast.stages.preserve import fresh_statistics
 
@@ -37,6 +37,24 @@ def test_the_only_state_dict_needs_no_key(tmp_path: Path, saved: dict[str, objec
     torch.save(saved, tmp_path / "step_1.pt")
     assert read_state_dict(tmp_path / "step_1.pt")["weight"] is not None
     assert torch.equal(read_state_dict(saved)["weight"], OWN["weight"])
+
+
+def test_a_folder_of_deepspeed_is_read_by_its_module(tmp_path: Path) -> None:
+    folder = tmp_path / "global_step6"
+    folder.mkdir()
+    shapes = [{name: value.shape for name, value in OWN.items()}]
+    beside = {
+        "buffer_names": ["mean"],
+        "param_shapes": shapes,
+        "shared_params": {},
+        "dp_world_size": 2,
+        "optimizer": None,
+    }
+    torch.save({"module": OWN, "lr_scheduler": {"last_epoch": 6}, **beside}, folder / "mp_rank_00_model_states.pt")
+    torch.save({"optimizer_state_dict": AVERAGE}, folder / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
+    read = read_state_dict(order_checkpoints(tmp_path)[6])
+    assert read.keys() == OWN.keys()
+    assert torch.equal(read["weight"], OWN["weight"])
 
 
 @pytest.mark.parametrize(

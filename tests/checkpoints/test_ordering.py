@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from phasefast.checkpoints import find_checkpoints, order_checkpoints
+from phasefast.checkpoints import find_checkpoints, order_checkpoints, weights_files
 from phasefast.errors import CheckpointError
 
 
@@ -25,9 +25,9 @@ def test_files_of_a_folder_without_a_step_are_left_out_aloud(tmp_path: Path) -> 
 
 
 def test_a_folder_without_any_step_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "best.pt").touch()
+    touch(tmp_path / "run", "best.pt")
     with pytest.raises(CheckpointError, match=r"best.pt: no step in its name"):
-        order_checkpoints(tmp_path)
+        order_checkpoints(tmp_path / "run")
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -72,7 +72,9 @@ def test_what_trainers_save_beside_the_weights_is_not_taken_for_them(tmp_path: P
 
 def test_folders_without_weights_are_left_out_aloud_where_they_have_a_step(tmp_path: Path) -> None:
     touch(tmp_path, "checkpoint-1/model.safetensors", "checkpoint-2/config.json", "logs/a.txt")
-    with pytest.warns(RuntimeWarning, match=r"left out \['checkpoint-2'\], which .* hold none of model.safetensors, "):
+    with pytest.warns(
+        RuntimeWarning, match=r"left out \['checkpoint-2'\], which .* not hold one of model.safetensors, "
+    ):
         assert list(order_checkpoints(tmp_path)) == [1]
 
 
@@ -90,6 +92,58 @@ def test_a_folder_with_a_step_that_is_a_checkpoint_is_one(tmp_path: Path, folder
     assert order_checkpoints(tmp_path / folder) == {step: tmp_path / folder}
     assert find_checkpoints(tmp_path / folder) == {}
     assert find_checkpoints(tmp_path) == {step: tmp_path / folder}
+
+
+def test_a_folder_of_a_step_is_read_by_its_only_weights(tmp_path: Path) -> None:
+    entries = {
+        1: "step_1/model.pt",
+        2: "step-00000002/lit_model.pth",
+        3: "epoch_3/ft-model-00001-of-00001.safetensors",
+        4: "4/weights.ckpt",
+        5: "step_5/step_5.pt",
+        6: "global_step6/mp_rank_00_model_states.pt",
+    }
+    touch(tmp_path, *entries.values(), "step_1/optimizer.pt", "step_1/.model.pt", "step_1/config.json")
+    touch(
+        tmp_path,
+        "global_step6/bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt",
+        "step-00000002/scheduler.pth.tar",
+        "step_7/a.pt",
+        "step_7/b.pt",
+    )
+    with pytest.warns(RuntimeWarning, match=r"left out \['step_7'\], .* or a single file ending in .pt, "):
+        assert order_checkpoints(tmp_path) == {step: tmp_path / name.split("/")[0] for step, name in entries.items()}
+    for step, name in entries.items():
+        assert order_checkpoints((tmp_path / name).parent) == {step: (tmp_path / name).parent}
+        assert weights_files((tmp_path / name).parent) == [tmp_path / name]
+        assert find_checkpoints((tmp_path / name).parent) == {}
+
+
+@pytest.mark.parametrize(
+    ("folder", "names"),
+    [
+        ("step_64", ("model.pt", "ema.pt")),  # which of them?
+        ("epoch_3", ("step_500.pt",)),
+        ("run-2", ("final.pt",)),
+        ("seed0", ("final.pt",)),
+        ("step_64", ("optimizer.pt",)),
+        ("step_64", ("model.pt.tmp",)),
+        ("step_64", ("parts.pt/0",)),
+    ],
+)
+def test_other_folders_are_no_checkpoints_by_their_only_file(
+    tmp_path: Path, folder: str, names: tuple[str, ...]
+) -> None:
+    touch(tmp_path / "all" / folder, *names)
+    assert find_checkpoints(tmp_path / "all") == {}
+    with pytest.raises(CheckpointError, match="holds no files"):
+        order_checkpoints(tmp_path / "all")
+
+
+def test_steps_in_a_folder_of_a_run_stay_its_own(tmp_path: Path) -> None:
+    for folder, name, step in (("run-2", "step_64.pt", 64), ("1", "64.pt", 64), ("checkpoints", "step_5.pt", 5)):
+        touch(tmp_path / folder, name)
+        assert order_checkpoints(tmp_path / folder) == {step: tmp_path / folder / name}
 
 
 def test_a_named_step_of_a_folder_counts_before_those_in_it(tmp_path: Path) -> None:
@@ -140,7 +194,7 @@ def test_folders_with_nothing_to_sweep_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"holds no files ending in \.pt, .*, no folders of weights$"):
         order_checkpoints(tmp_path)
     touch(tmp_path, "checkpoint-2/config.json")
-    with pytest.raises(CheckpointError, match=r"\['checkpoint-2'\] .* hold none of model.safetensors"):
+    with pytest.raises(CheckpointError, match=r"\['checkpoint-2'\] .* not hold one of model.safetensors"):
         order_checkpoints(tmp_path)
     touch(tmp_path, "final/model.safetensors")
     with (
@@ -181,7 +235,7 @@ def test_a_step_as_a_file_and_as_a_folder_is_refused(tmp_path: Path, ordering: C
 def test_a_glob_is_a_list_of_files(tmp_path: Path) -> None:
     for name in ("step_1.pt", "step_2.pt", "step_1_ema.pt", "step_10.pth.tar"):
         (tmp_path / name).touch()
-    assert order_checkpoints(tmp_path / "step_?.pt") == {1: f"{tmp_path}/step_1.pt", 2: f"{tmp_path}/step_2.pt"}
+    assert order_checkpoints(tmp_path / "step_?.pt") == {1: tmp_path / "step_1.pt", 2: tmp_path / "step_2.pt"}
     with pytest.raises(
         CheckpointError, match=r"step 1: given twice, as .*step_1.pt and .*step_1_ema.pt; give .* or a glob"
     ):

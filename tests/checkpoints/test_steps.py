@@ -56,6 +56,7 @@ def test_a_step_is_read_as_it_is_meant(name: str, step: int) -> None:
         "step1.5B.pt",
         "v1.5.pt",
         "model_1_2.pt",
+        "mp_rank_00_model_states.pt",
         "step_1_000.pt",
         "step128a.pt",
         "step-1,000.pt",

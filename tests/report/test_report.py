@@ -41,16 +41,11 @@ def test_missing_directory_and_single_step_are_typed_errors(tmp_path: Path) -> N
         write_phases(single)
 
 
-def test_of_several_runs_one_is_chosen(tmp_path: Path) -> None:
+def test_several_runs_in_one_directory_are_refused(tmp_path: Path) -> None:
     seeds = [make_scores([name], log2_steps(8)).with_column("run", name) for name in ("seed1", "seed2")]
     both = write_run(tmp_path, Scores.concat(seeds))
-    with pytest.raises(ArgumentError, match="more than one run: choose one of 'seed1', 'seed2' with run= or --run"):
+    with pytest.raises(DataError, match=r"expected the scores of one run, got those of 2 runs \(run seed1, seed2\)"):
         write_phases(both)
-    with pytest.raises(ArgumentError, match=r"no run 'seed3' in .*: choose one of 'seed1', 'seed2'"):
-        write_phases(both, run="seed3")
-    scores, report = write_phases(both, run="seed2")
-    assert scores.layers == ["seed2"]
-    assert {cell.layer for cell in report} == {"seed2"}
 
 
 def test_targets_of_the_model_alone_are_shown_too(tmp_path: Path) -> None:

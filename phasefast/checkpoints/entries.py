@@ -1,0 +1,67 @@
+"""In which files the weights of a checkpoint are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..errors import UnreadableError
+from .index import INDEX, read_index
+from .sources import DISTRIBUTED, ENTRIES, SUFFIXES, may_be_weights
+from .steps import named_after_step, says_other_step
+
+NEEDED = f"one of {', '.join(ENTRIES)}, or a single file ending in {', '.join(SUFFIXES)}"
+
+
+def find_entry(folder: Path) -> Path | None:
+    """The file by which the checkpoint in a folder is read; None where the folder is no checkpoint.
+
+    It has a name of ``ENTRIES``; or it is the only one that may be weights, in a folder named after a step, and says no
+    other step.
+    """
+    if found := next((folder / name for name in ENTRIES if (folder / name).is_file()), None):
+        return found
+    if not named_after_step(folder):
+        return None
+    files = [file for file in folder.iterdir() if may_be_weights(file) and file.is_file()]
+    return next((file for file in files if len(files) == 1 and not says_other_step(file, folder)), None)
+
+
+def entry_of(path: str | os.PathLike[str]) -> Path:
+    """The file by which a checkpoint is read: itself, or the one in a folder.
+
+    Raises:
+        CheckpointError: a folder without one.
+    """
+    path = Path(path)
+    entry = find_entry(path) if path.is_dir() else path
+    if entry is None:
+        raise UnreadableError(f"{path}: expected a folder with {NEEDED}; is it still being written?")
+    return entry
+
+
+def weights_files(path: str | os.PathLike[str]) -> list[Path]:
+    """All files that the weights of a checkpoint are read from.
+
+    Raises:
+        CheckpointError: a folder that is no checkpoint, or an index that cannot be read.
+    """
+    entry = entry_of(path)
+    if entry.name == DISTRIBUTED:
+        return [entry, *sorted(entry.parent.glob("*.distcp"))]
+    if entry.name.endswith(INDEX):
+        return [entry, *(entry.parent / shard for shard in read_index(entry))]
+    return [entry]
+
+
+def is_there(path: str | os.PathLike[str]) -> bool:
+    """Whether any of a checkpoint's weights is there; of a folder that was emptied to save space, the rest may be.
+
+    Raises:
+        CheckpointError: an index that cannot be read.
+    """
+    entry = find_entry(Path(path)) if Path(path).is_dir() else Path(path)
+    if entry is None or not entry.is_file():
+        return False
+    describes = entry.name == DISTRIBUTED or entry.name.endswith(INDEX)
+    return any(file.is_file() for file in weights_files(entry)[1 if describes else 0 :])
