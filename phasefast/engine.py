@@ -25,6 +25,7 @@ from .ops import bfloat16_is_fast
 from .options import as_tuple, by_name, check_options, default_targets, resolve_device
 from .scores import MODEL_LAYER, Scores
 from .scoring import score_cells
+from .sequences import check_padding
 from .stages.capture import FIRST_ROWS, RowOptions, capture, chunk_bounds, discover_layers, model_inputs, rows_dtype
 from .stages.evaluate import evaluate_model
 from .stages.layers import given_names, select_layers, unwrap
@@ -96,7 +97,10 @@ class Engine:
         self._fit_inputs, self._heldout_inputs = (split.to(self.device) if keeps else split for split in inputs)
         self.method = Method(penalties, budget=budget - taken if keeps else budget, **how)
         narrow = self.method.precision == "fast" and bfloat16_is_fast(self.device)
-        self.rows = RowOptions(options.get("tokens", "flatten"), options.get("pool", 0), rows_dtype(self.model, narrow))
+        of_rows = {name: options[name] for name in ("tokens", "pool", "padding") if name in options}
+        self.rows = RowOptions(dtype=rows_dtype(self.model, narrow), **of_rows)
+        if self.rows.padding is not None:
+            check_padding(self.rows.padding, {"fit": probe_set.fit_inputs, "heldout": probe_set.heldout_inputs})
         self.batch_size = options.get("batch_size") or (_AUTHORS_BATCH if self.batchnorm == "batch" else _BATCH)
         large = self.device.type == "cuda" and self.batchnorm != "batch" and options.get("batch_size") is None
         self._forward_batch = _GPU_BATCH if large else self.batch_size
@@ -264,4 +268,6 @@ class Engine:
             settings["components"] = projected
         if self.method.layer_sketch is not None:
             settings["sketch"] = self.method.layer_sketch
+        if self.rows.padding is not None:
+            settings["padding"] = self.rows.padding
         return settings

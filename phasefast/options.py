@@ -51,6 +51,7 @@ class ProbeOptions(TypedDict, total=False):
             fails, or is far off, is decoded exactly, which is what memory and ``phasefast plan`` allow for.
         tokens: for outputs [b, t, f], as which [b, c, l] are taken too: ``"flatten"`` (default), ``"mean"`` over t,
             ``"cls"``, the first, or ``"last"``.
+        padding: what inputs [b, t] or [b, t, c] hold where there is none: these tokens are not among them.
         pool: average the spatial dimensions of [b, c, h, w] and [b, c, d, h, w] to this size; 0 (default) keeps all.
         batch_size: of the forward passes, and of the BatchNorm statistics that need batches; 256, or 128 for
             ``batchnorm="batch"``, by default. By default a GPU takes larger ones wherever the numbers stay the same.
@@ -72,6 +73,7 @@ class ProbeOptions(TypedDict, total=False):
     target_components: int | None
     layer_sketch: int | None
     tokens: TokenMode
+    padding: float | None
     pool: int
     batch_size: int | None
     memory: str | float | None

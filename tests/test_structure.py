@@ -14,7 +14,7 @@ PACKAGE = ROOT / "phasefast"
 OPS = ("capture", "gram", "residual", "ridge_solve")
 LEVELS = (
     ("types", "errors", "files", "globs", "listing", "notices", "phase_report", "progress", "timeline", "workspace"),
-    ("samples",),
+    ("samples", "sequences"),
     ("scores",),
     ("ops",),
     ("comparing", "dense", "isometry", "target_cache", "target_types", "valley"),

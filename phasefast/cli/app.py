@@ -23,6 +23,7 @@ Model = Annotated[
 Layers = Annotated[
     list[str] | None, typer.Option("--layer", help="Glob of layers, or after ! of those left out; may be given again.")
 ]
+Padding = Annotated[float | None, typer.Option(help="What inputs hold where --tokens leaves them out, such as 0.")]
 Tokens = Annotated[str, typer.Option(help="Of sequences: flatten, mean, cls or last.")]
 Pool = Annotated[int, typer.Option(help="Average images to this size; 0 keeps every position.")]
 Memory = Annotated[str | None, typer.Option(help="Budget, such as 8GB; most of what is free by default.")]

@@ -24,6 +24,7 @@ from .app import (
     Memory,
     Model,
     Noise,
+    Padding,
     PenaltyPer,
     Pool,
     Route,
@@ -64,6 +65,7 @@ def sweep_command(
     noise: Noise = None,
     batchnorm: Annotated[str, typer.Option(help="Statistics: recompute, batch or running.")] = "recompute",
     tokens: Tokens = "flatten",
+    padding: Padding = None,
     pool: Pool = 0,
     precision: Annotated[str, typer.Option(help="exact, fast or double.")] = "exact",
     splits: Splits = "both",
@@ -97,7 +99,7 @@ def sweep_command(
     """Measure every checkpoint of a training, once; several jobs may share the work."""
     options: dict[str, Any] = {"layers": layer, "alphas": alpha, "batchnorm": batchnorm, "tokens": tokens, "pool": pool}
     options |= {"precision": precision, "splits": splits, "selection": selection, "route": route}
-    options |= {"noise": noise, "penalty_per": penalty_per}
+    options |= {"noise": noise, "penalty_per": penalty_per, "padding": padding}
     options |= {"target_components": target_components, "layer_sketch": layer_sketch}
     options |= {"batch_size": batch_size, "memory": memory}
     local = os.environ.get("LOCAL_RANK", "0")

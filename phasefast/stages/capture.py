@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,30 +15,38 @@ from .. import ops
 from ..dense import empty
 from ..errors import ArgumentError, LayerError, NonFiniteError
 from ..notices import warn
+from ..sequences import TOKEN_MODES, as_one, real_tokens
 from ..timeline import stage
 from ..types import Activations, Layer, TokenMode
 
-TOKEN_MODES: tuple[TokenMode, ...] = get_args(TokenMode)
 FIRST_ROWS = 7  # that layers are discovered with: few, but hardly the number of tokens, which may come first
-_TOKENS = {"cls": 0, "last": -1}  # which one stands for the sequence
 
 
 @dataclass(frozen=True)
 class RowOptions:
     """How an output becomes rows: ``tokens`` for [b, t, f]; ``pool`` > 0 averages the spatial dims of images.
 
-    ``dtype``: what rows are stored in.
+    ``dtype``: what rows are stored in. ``padding``: what inputs [b, t, ...] have where ``tokens`` leaves them out.
     """
 
     tokens: TokenMode = "flatten"
     pool: int = 0
     dtype: torch.dtype = torch.float32
+    padding: float | None = None
 
     def __post_init__(self) -> None:
         if self.tokens not in TOKEN_MODES:
             raise ArgumentError(f"tokens: expected one of {TOKEN_MODES}, got {self.tokens!r}")
         if not isinstance(self.pool, int) or self.pool < 0:
             raise ArgumentError(f"pool: expected 0 (keep every position) or a positive size, got {self.pool!r}")
+        if self.padding is not None and (isinstance(self.padding, bool) or not isinstance(self.padding, (int, float))):
+            raise ArgumentError(f"padding: expected a number that inputs have at padding, got {self.padding!r}")
+        if self.padding is not None and self.tokens == "flatten":
+            raise ArgumentError("padding: expected with tokens='mean', 'cls' or 'last', got tokens='flatten'")
+
+    def real(self, inputs: Tensor) -> Tensor | None:
+        """Which positions of inputs [b, t, ...] are no padding: bool [b, t]; None where that is not asked."""
+        return None if self.padding is None else real_tokens(inputs, self.padding)
 
 
 def chunk_bounds(start: int, stop: int, size: int) -> list[tuple[int, int]]:
@@ -83,10 +91,11 @@ def discover_layers(
     found: list[Layer] = []
     unusable: dict[str, LayerError] = {}
     shapes: set[int] = set()
+    real = options.real(batch)
 
     def record(name: str, call: int, output: Any) -> None:
         try:
-            x, pool = _as_cell(name, output, len(batch), options)
+            x, pool = _as_cell(name, output, len(batch), options, real)
         except LayerError as error:
             unusable.setdefault(name, error)
             return
@@ -150,16 +159,18 @@ def capture(
         for layer in layers
     }
     current: dict[str, Any] = {}
+    real: Tensor | None = None
 
     def record(name: str, call: int, output: Any) -> None:
         if (spool := spools.get((name, call))) is not None:
-            spool.write(*_as_cell(name, output, current["stop"] - current["start"], options), **current)
+            spool.write(*_as_cell(name, output, current["stop"] - current["start"], options, real), **current)
 
     outputs: dict[str, list[Tensor]] = {"fit": [], "heldout": []}
     with _hooks(model, sorted({layer.module for layer in layers}), record) as reset:
         for split, inputs, bounds in (("fit", fit_inputs, fit_bounds), ("heldout", heldout_inputs, heldout_bounds)):
             for (start, stop), batch in zip(bounds, model_inputs(inputs, bounds, model, device), strict=True):
                 current.update(split=split, start=start, stop=stop)
+                real = options.real(batch)
                 reset()
                 if (logits := _logits(model(batch), stop - start)) is not None:
                     outputs[split].append(logits)
@@ -272,7 +283,7 @@ def _logits(output: Any, batch: int) -> Tensor | None:
     return found.float() if found.is_floating_point() else None
 
 
-def _as_cell(name: str, output: Any, batch: int, options: RowOptions) -> tuple[Tensor, int]:
+def _as_cell(name: str, output: Any, batch: int, options: RowOptions, real: Tensor | None) -> tuple[Tensor, int]:
     """The tensor [b, ...] that the capture op flattens, and the pool size it applies."""
     output = _first(output)
     if not isinstance(output, Tensor) or not output.is_floating_point():
@@ -285,8 +296,11 @@ def _as_cell(name: str, output: Any, batch: int, options: RowOptions) -> tuple[T
             f"layer {name!r}: expected an output with a row of numbers for each sample, got shape "
             f"{tuple(output.shape)} for {batch} samples; probe a module whose output has the samples first"
         )
-    if output.dim() == 3 and options.tokens in _TOKENS:
-        return output[:, _TOKENS[options.tokens]], 0
-    if output.dim() == 3 and options.tokens == "mean":
-        return output.transpose(1, 2), 1
+    if output.dim() == 3 and options.tokens != "flatten":
+        if real is not None and real.shape != output.shape[:2]:
+            raise LayerError(
+                f"layer {name!r}: expected an output for each of the {real.shape[1]} positions of the input, of which "
+                f"padding={options.padding} leaves some out, got shape {tuple(output.shape)}"
+            )
+        return as_one(output, options.tokens, real)
     return output, options.pool if 4 <= output.dim() <= 5 else 0
