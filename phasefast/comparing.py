@@ -118,6 +118,7 @@ def compare_phases(reports: Mapping[str, PhaseReport]) -> Comparison:
     if set(given) != {"PhaseReport"} or len(given) < 2:
         got = list(reports) if set(given) == {"PhaseReport"} else given
         raise DataError(f"expected the phases of two runs or more by name, {{name: PhaseReport}}, got {got}")
+    reports = {str(run): report for run, report in reports.items()}
     cells = {run: {(cell.layer, cell.target, cell.metric): cell for cell in report} for run, report in reports.items()}
     first, *others = cells.values()
     shared = [key for key in first if all(key in other for other in others)]

@@ -80,7 +80,13 @@ class ProbeOptions(TypedDict, total=False):
 
 
 def as_tuple(value: Any, default: Sequence[Any]) -> tuple[Any, ...]:
-    """An option of one value or several: a sequence as given, a value alone as one of it, None as the default."""
+    """An option of one value or several: a sequence as given, a value alone as one of it, None as the default.
+
+    Raises:
+        ArgumentError: a set, whose order is another in every process.
+    """
+    if isinstance(value, (set, frozenset)):
+        raise ArgumentError(f"expected a list, whose order is the same each time, got {value!r}")
     if value is None:
         return tuple(default)
     return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sized
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,7 @@ def draw(split: str, dataset: Sized, count: int | None, seed: int) -> tuple[Tens
         if isinstance(own[0], str):
             warn(f"{split}: values {name!r} are left out: they are text")
         else:
-            named[name] = _stacked(name, own)
+            named[name] = as_numbers(f"values {name!r}", own)
     return torch.stack(inputs), None if labels[0] is None else torch.tensor(labels), named
 
 
@@ -74,10 +74,36 @@ def _parts(split: str, sample: Any) -> tuple[Tensor, int | None, Mapping[str, An
     return tensor, number, others[0] if others else {}
 
 
-def _stacked(name: str, values: Sequence[Any]) -> Tensor:
+def as_numbers(what: str, given: Any) -> Tensor:
+    """A tensor of real numbers, made of a tensor, an array or nested sequences, also of tensors.
+
+    As NumPy has it, a float is one of 64 bits, and integers are of 64 at most.
+
+    Args:
+        what: they are, in messages.
+
+    Raises:
+        DataError: text, complex numbers, rows of different lengths and the like.
+    """
     try:
-        # As NumPy has it, a float is one of 64 bits.
-        return torch.stack([each if isinstance(each, Tensor) else torch.as_tensor(np.asarray(each)) for each in values])
+        if isinstance(given, (list, tuple)) and given and isinstance(given[0], Tensor):
+            numbers = torch.stack([each if isinstance(each, Tensor) else torch.as_tensor(each) for each in given])
+        else:
+            numbers = given if isinstance(given, Tensor) else torch.as_tensor(np.asarray(given))
     except (TypeError, ValueError, RuntimeError) as error:
-        got = " and ".join(repr(each) for each in values[:2])
-        raise DataError(f"values {name!r}: expected numbers, as many for every sample, got such as {got}") from error
+        raise DataError(f"{what}: expected numbers, as many for every sample, got {_odd(given)}; {error}") from error
+    if numbers.is_complex() or numbers.layout != torch.strided:
+        raise DataError(f"{what}: expected real numbers in a dense tensor, got {numbers.dtype}, {numbers.layout}")
+    if numbers.dtype == torch.uint64 and bool((numbers.view(torch.int64) < 0).any()):
+        raise DataError(f"{what}: expected integers below 2^63, got larger ones; give floats")
+    return numbers.detach()
+
+
+def _odd(given: Any) -> str:
+    """What is given, or the first of it that is of another kind than the first."""
+    kinds = [type(given).__name__]
+    if isinstance(given, (list, tuple)) and given:
+        kinds = [f"{type(each).__name__} {getattr(each, 'shape', '')}".strip() for each in given]
+    return next(
+        (f"{kinds[0]} and, at {place}, {kind}" for place, kind in enumerate(kinds) if kind != kinds[0]), kinds[0]
+    )

@@ -11,7 +11,7 @@ from typing import Any, Unpack
 
 from torch import Tensor, nn
 
-from .checkpoints import Reader, is_there, load_into, order_checkpoints, read_ahead, state_hash
+from .checkpoints import Reader, load_into, order_checkpoints, read_ahead, state_hash
 from .checkpoints.sources import Source
 from .engine import Engine
 from .errors import LASTING, PASSING, ArgumentError, CheckpointError, PhasefastError, StoreError, SweepError
@@ -192,11 +192,15 @@ def _name(step: int, source: Source) -> str:
 
 
 def _check_same(stored: Scores, source: Source, model: nn.Module, reader: Reader, spare: Mapping[str, Tensor]) -> None:
-    """Stored scores must be of this checkpoint: compare files without loading them, else the weights once loaded."""
-    if not isinstance(source, Mapping) and not is_there(source):
+    """Stored scores must be of this checkpoint: compare files without loading them, else the weights once loaded.
+
+    What a function reads is loaded: it may be another function than before.
+    """
+    if not reader.is_there(source):
         return  # measured, and deleted since to save space
-    if not isinstance(source, Mapping) and stored.values_of("source_hash") != ["none"]:
-        check_weights(stored, "source_hash", str(reader.fingerprint(source)))
+    fingerprint = reader.fingerprint(source) if reader.load is None else None
+    if fingerprint is not None and stored.values_of("source_hash") != ["none"]:
+        check_weights(stored, "source_hash", fingerprint)
     else:
         load_into(model, reader.read(source), _name(stored.steps[0], source), spare)
         check_weights(stored, "state_hash", state_hash(model.state_dict()))

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from .errors import ArgumentError, DataError
+from .samples import as_numbers
 from .types import TargetKind
 
 _CHUNK = 1024
-_MOST_CLASSES = 10_000
+_MOST_CLASSES = 10_000  # of integers that may be numbers
+_MOST_LABELS = 100_000
 Split = tuple[Tensor, Tensor | None]
 
 
@@ -82,8 +84,7 @@ class Function:
     num_classes: int | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in ("regression", "classes"):
-            raise ArgumentError(f"Function: expected kind 'regression' or 'classes', got {self.kind!r}")
+        _check_kind(f"Function {self.name or self.fn!r}", self.kind, self.num_classes)
         if not self.name:
             object.__setattr__(self, "name", getattr(self.fn, "__name__", "function").strip("<>"))
 
@@ -95,12 +96,7 @@ class Function:
         parts = []
         for batch in inputs.split(_CHUNK):
             given = self.fn(batch.clone())
-            try:
-                value = torch.as_tensor(given)
-            except (TypeError, ValueError, RuntimeError) as error:
-                raise DataError(
-                    f"target {self.name!r}: expected numbers, got {type(given).__name__}; {error}"
-                ) from error
+            value = as_numbers(f"target {self.name!r}", given)
             if value.dim() == 0 or len(value) != len(batch):
                 raise DataError(
                     f"target {self.name!r}: expected one row per input of {len(batch)}, got {tuple(value.shape)}"
@@ -126,6 +122,9 @@ class Values:
     of: tuple[Tensor, Tensor] = field(repr=False)
     num_classes: int | None = None
 
+    def __post_init__(self) -> None:
+        _check_kind(f"target {self.name!r}", self.kind, self.num_classes)
+
     def columns(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
         """Values [n, q] and [m, q], or one-hot columns; DataError for those of another probe set."""
         if not all(
@@ -133,6 +132,15 @@ class Values:
         ):
             raise DataError(f"target {self.name!r}: expected one of the probe set that is probed, got one of another")
         return _columns(self, self.fit.reshape(len(self.fit), -1), self.heldout.reshape(len(self.heldout), -1))
+
+
+def _check_kind(what: str, kind: str, num_classes: int | None) -> None:
+    if kind not in get_args(TargetKind):
+        raise ArgumentError(f"{what}: expected kind 'regression' or 'classes', got {kind!r}")
+    if num_classes is not None and (
+        not isinstance(num_classes, int) or isinstance(num_classes, bool) or num_classes < 1
+    ):
+        raise ArgumentError(f"{what}: expected num_classes to be a positive integer or None, got {num_classes!r}")
 
 
 def _columns(target: Values | Function, values: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,6 +169,8 @@ def _columns(target: Values | Function, values: Tensor, held: Tensor) -> tuple[T
 
 def _one_hot(name: str, labels: Tensor, count: int) -> Tensor:
     low, high = int(labels.min()), int(labels.max())
+    if count > _MOST_LABELS:
+        raise DataError(f"target {name!r}: expected {_MOST_LABELS} classes at most, numbered from 0, got {count}")
     if low < 0 or high >= count:
         raise DataError(f"target {name!r}: expected labels from 0 to {count - 1}, got {low} to {high}")
     return torch.nn.functional.one_hot(labels, count).float()

@@ -68,6 +68,13 @@ def test_only_what_all_runs_have_is_compared() -> None:
         pf.compare_phases([run(None), run(None)])  # type: ignore[arg-type]
 
 
+def test_seeds_may_be_named_by_numbers() -> None:
+    reports = {seed: run((16, 64)) for seed in range(2)}
+    found = pf.compare_phases(reports)  # type: ignore[arg-type]
+    assert found.runs == ("0", "1")
+    assert "Comparison of 0, 1" in repr(found)
+
+
 def test_json_has_each_run_and_all() -> None:
     found = json.loads(pf.compare_phases({"one": run((16, 64)), "two": run((32, 128), 32)}).to_json())
     assert found == {

@@ -49,7 +49,7 @@ def test_images_whose_type_is_not_decoded_are_warned_of_and_tokens_are_not(dtype
 
 
 def test_a_function_that_gives_no_numbers_is_named(net: SmallNet, probe_set: pf.ProbeSet) -> None:
-    with pytest.raises(DataError, match="target 'word': expected numbers, got list"):
+    with pytest.raises(DataError, match=r"target 'word': expected numbers, .*, got str"):
         pf.probe(net, probe_set, layers="hidden", targets=pf.Function(lambda x: ["a"] * len(x), name="word"))
 
 
@@ -208,6 +208,57 @@ def test_a_table_is_no_output_of_samples(probe_set: pf.ProbeSet) -> None:
     for batch_size in (None, 4):  # as large as some batches
         scores = pf.probe(Table(), probe_set, layers="hidden", alphas=[0.1], batch_size=batch_size)
         assert len(scores.filter(layer="model")) == 0
+
+
+def test_similarities_of_the_samples_of_a_batch_are_no_output_of_classes(probe_set: pf.ProbeSet) -> None:
+    class Similarities(SmallNet):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (own := super().forward(x)) @ own.T
+
+    scores = pf.probe(Similarities(), probe_set, layers="hidden", alphas=[0.1], batch_size=13)
+    assert (scores.layers, len(scores.filter(layer="model"))) == (["hidden"], 0)
+
+
+class Uncalled(torch.nn.Module):
+    """Its statistics are used, but its BatchNorm is not called as a module."""
+
+    def __init__(self, through: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm, self.head = torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 2)
+        self.norm.running_mean += 0.3
+        self.norm.running_var *= 2
+        self.through = through
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x)
+        if self.through == "forward":
+            h = self.norm.forward(h)
+        elif self.through == "function":
+            h = torch.nn.functional.batch_norm(h, self.norm.running_mean, self.norm.running_var)
+        else:
+            h = self.norm(h)
+        return self.head(h.relu())
+
+
+@pytest.mark.parametrize("through", ["forward", "function"])
+def test_statistics_that_cannot_be_recomputed_are_kept_aloud(through: str) -> None:
+    x = torch.randn(90, 4, generator=torch.Generator().manual_seed(1))
+    given = pf.ProbeSet.from_tensors(x[:60], None, x[60:], None)
+    options: dict[str, Any] = {"layers": "head", "alphas": [0.1]}
+    expected = pf.probe(Uncalled("call"), given, batchnorm="running", **options)
+    with pytest.warns(
+        RuntimeWarning, match=r"'recompute': \['norm'\] keep their statistics, as the model does not call"
+    ):
+        scores = pf.probe(model := Uncalled(through), given, **options)
+    assert scores.to_arrow().column("value").equals(expected.to_arrow().column("value"))
+    assert scores.values_of("state_hash") == expected.values_of("state_hash")
+    assert float(model.norm.running_mean[0]) == pytest.approx(0.3)
+
+
+def test_targets_have_an_order(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    with pytest.raises(ArgumentError, match=r"expected a list, whose order is the same each time, got {"):
+        pf.probe(net, probe_set, targets={"input", "label"})  # type: ignore[arg-type]
 
 
 def test_nested_tensors_are_left_out_and_named() -> None:

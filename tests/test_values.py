@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import phasefast as pf
 from phasefast.errors import ArgumentError, DataError
@@ -92,6 +92,57 @@ def test_variation_beside_a_large_mean_is_kept(offset: float, form: Callable[[An
     assert found[1] == pytest.approx(found[0], rel=1e-4)
 
 
+@pytest.mark.parametrize("form", [Tensor.numpy, Tensor.tolist, list])
+def test_functions_may_give_anything_of_numbers(form: Callable[[Tensor], Any]) -> None:
+    torch.manual_seed(0)
+    model, probe_set = nn.Sequential(nn.Linear(5, 5)), made()
+    target = pf.Function(lambda x: form(x.double() @ torch.arange(5.0).double() + 1e8), name="age")
+    (fit, _) = target.columns((probe_set.fit_inputs, None), (probe_set.heldout_inputs, None))
+    plain = probe_set.fit_inputs.double() @ torch.arange(5.0).double()
+    torch.testing.assert_close(fit[:, 0].double(), plain - plain.mean(), rtol=1e-5, atol=1e-5)
+    assert pf.probe(model, probe_set, targets=target, alphas=[1e-6]).value(metric="fvu", split="heldout") < 1e-4
+
+
+def test_tensors_in_lists_are_taken_as_they_are() -> None:
+    own = (AGE.bfloat16().requires_grad_()).unbind()
+    probe_set = made(age=(own[:60], own[60:]))
+    torch.testing.assert_close(
+        probe_set.fit_values["age"], (probe_set.fit_inputs @ torch.arange(5.0)).bfloat16().float()
+    )
+
+
+def test_a_probe_set_is_its_own(tmp_path: Path) -> None:
+    age, kind = AGE.clone().numpy(), KIND.clone()
+    probe_set = pf.ProbeSet.from_tensors(X[:60], kind[:60], X[60:], kind[60:], values={"age": (age[:60], age[60:])})
+    before = probe_set.digest
+    age[:], kind[:] = 0, 0
+    probe_set.save(tmp_path / "p.pt")
+    assert pf.ProbeSet.load(tmp_path / "p.pt").digest == before
+    assert int(probe_set.heldout_labels.max()) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"kind": "regresion"}, "target 'kind': expected kind 'regression' or 'classes', got 'regresion'"),
+        ({"num_classes": 2.5}, "num_classes to be a positive integer or None, got 2.5"),
+        ({"num_classes": 0}, "num_classes to be a positive integer or None, got 0"),
+    ],
+)
+def test_targets_that_cannot_be_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ArgumentError, match=words):
+        everything().target("kind", **options)
+    if "num_classes" in options:
+        with pytest.raises(ArgumentError, match=words):
+            pf.Function(lambda x: x[:, 0] > 0, kind="classes", **options)
+
+
+def test_labels_that_are_numbers_of_something_are_refused() -> None:
+    probe_set = pf.ProbeSet.from_tensors(X[:60], KIND[:60] * 2_000_000_000, X[60:], KIND[60:])
+    with pytest.raises(DataError, match="'label': expected 100000 classes at most, numbered from 0, got 2000000001"):
+        pf.probe(nn.Sequential(nn.Linear(5, 5)), probe_set)
+
+
 def test_numbers_of_a_data_set_keep_their_digits() -> None:
     samples = [(X[i], None, {"t": 1.7e9 + float(AGE[i])}) for i in range(90)]
     probe_set = pf.ProbeSet.from_dataset(samples[:60], samples[60:])
@@ -159,11 +210,26 @@ def test_files_of_before_there_were_values_are_read(tmp_path: Path) -> None:
         ((AGE[:59], AGE[60:]), r"values 'age': expected numbers \[60\] or \[60, q\] like the inputs, got .*\(59,\)"),
         ((AGE[:60] / 0, AGE[60:]), "values 'age': expected finite"),
         ((torch.zeros(60, 2, 2), AGE[60:]), r"got torch.float32 \(60, 2, 2\)"),
+        ((AGE[:60],), r"values: expected {name: \(of fit, of held-out samples\)}, got 1 parts for 'age'"),
+        ((AGE[:60], AGE[60:], AGE), "got 3 parts for 'age'"),
+        ({"fit": AGE[:60], "heldout": AGE[60:]}, "got dict for 'age'"),
+        (5, "got int for 'age'"),
+        (
+            (AGE[:60].to_sparse(), AGE[60:]),
+            "values 'age': expected real numbers in a dense tensor, got torch.float32",
+        ),
+        ((AGE[:60].cfloat(), AGE[60:]), "values 'age': expected real numbers .*, got torch.complex64"),
+        ((np.full(60, 2**63 + 5, np.uint64), KIND[60:]), "values 'age': expected integers below 2.63, got larger ones"),
+        ((["3", "4"] * 30, AGE[60:]), "values 'age': expected numbers, as many for every sample, got str"),
+        (([AGE[0]] * 5 + [None] * 55, AGE[60:]), r"got Tensor torch.Size\(\[\]\) and, at 5, NoneType"),
     ],
 )
 def test_values_that_cannot_be_are_named(both: tuple[Any, Any], words: str) -> None:
     with pytest.raises(DataError, match=words):
         made(age=both)
+    for wrong in ([("age", both)], {5: both}):
+        with pytest.raises(DataError, match=r"values: expected {name: "):
+            pf.ProbeSet.from_tensors(X[:60], None, X[60:], None, values=wrong)  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"the same names for both splits, none 'input' or 'label', not \['label'\]"):
         made(label=(AGE[:60], AGE[60:]))
 

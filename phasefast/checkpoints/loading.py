@@ -32,9 +32,9 @@ def load_into(
             prefixes where several hold all that the model needs, such as its own weights and an average of them.
     """
     own = model.state_dict(keep_vars=True)
-    state, spare = _unwrapped(state, own), spare or {}
+    state, spare = _unwrapped(state, own), {key: value for key, value in (spare or {}).items() if key in own}
     prefix = _prefix(state, own, name, spare)
-    state = _with_ties({**spare, **_under(state, prefix)}, own)
+    state = _whole(_under(state, prefix), own, spare)
     problems = [
         f"{what} {shown(keys)}"
         for what, keys in (
@@ -43,7 +43,7 @@ def load_into(
         )
         if keys
     ]
-    problems += [*_wrong_shapes(state, own)[:5], *_untied(state, own)[:5]]
+    problems += [*_wrong_shapes(state, own)[:5], *_wrong_kinds(state, own)[:5], *_untied(state, own)[:5]]
     if problems:
         under = f" under {prefix!r}" if prefix else ""
         raise CheckpointError(f"{name} does not fit {type(model).__name__}: it{under} " + "; it ".join(problems))
@@ -56,16 +56,16 @@ def load_into(
 
 def _prefix(state: Mapping[str, Tensor], own: Mapping[str, Any], name: str, spare: Mapping[str, Tensor]) -> str:
     """Empty where the keys are the model's; else the one under which they all are; else the one with most of them."""
-    if _with_ties({**spare, **state}, own).keys() == own.keys():
+    if _whole(state, own, spare).keys() == own.keys():
         return ""
     counts = Counter(key[:start] for key in state for start in _starts(key) if key[start:] in own)
     enough = len({id(value) for key, value in own.items() if key not in spare})  # tied ones may be there once
     candidates = (prefix for prefix, count in counts.items() if count >= enough)
-    fitting = [prefix for prefix in candidates if _fits({**spare, **_under(state, prefix)}, own)]
+    fitting = [prefix for prefix in candidates if _fits(_whole(_under(state, prefix), own, spare), own)]
     if len(fitting) > 1:
         raise CheckpointError(
-            f"{name}: expected the model's keys under one prefix, they are under each of {shown(fitting)}; "
-            "give key= (--key), one of these, or {step: state dict}"
+            f"{name}: expected the model's keys under one prefix, they are under each of {shown(fitting)}; give key= "
+            "(--key), one of these" + (", or load= for those under none" if "" in fitting else "")
         )
     return fitting[0] if fitting else max(counts, key=lambda prefix: counts[prefix], default="")
 
@@ -98,7 +98,6 @@ def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _fits(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> bool:
-    state = _with_ties(state, own)
     return own.keys() <= state.keys() and not _wrong_shapes(state, own)
 
 
@@ -108,6 +107,23 @@ def _wrong_shapes(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> list[s
         for key, value in own.items()
         if key in state and isinstance(value, Tensor) and state[key].shape != value.shape
     ]
+
+
+def _wrong_kinds(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> list[str]:
+    """Integers, such as of quantised weights, are no numbers of a model without their scale."""
+    return [
+        f"has {key} of type {state[key].dtype}, where the model's is {value.dtype}"
+        for key, value in own.items()
+        if key in state
+        and isinstance(value, Tensor)
+        and value.is_floating_point()
+        and not state[key].is_floating_point()
+    ]
+
+
+def _whole(state: Mapping[str, Tensor], own: Mapping[str, Any], spare: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state, and where it lacks them what the model ties to others, then what is spare."""
+    return _with_ties({**spare, **_with_ties(state, own)}, own)
 
 
 def _with_ties(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError, CheckpointError, UnreadableError
 from ..notices import shown
-from .entries import entry_of
+from .entries import entry_of, is_there
 from .fingerprint import file_hash, salted
 from .index import INDEX, read_index
 from .messages import damage_named
@@ -47,16 +47,25 @@ class Reader:
             return read_state_dict(source, weights_only=self.weights_only, key=self.key)
         with damage_named(source):
             loaded = self.load(Path(source))
+        if not isinstance(loaded, Mapping):
+            raise CheckpointError(f"{os.fspath(source)}: expected a state dict of load=, got {type(loaded).__name__}")
         try:
             return read_state_dict(loaded, key=self.key)
         except CheckpointError as error:
             raise CheckpointError(f"{os.fspath(source)}, as it is loaded: {error}") from error
 
     def fingerprint(self, source: Source) -> str | None:
-        """Hash of the file or folder, with key and function: other weights of a file are others. None for a mapping."""
-        salt = (self.key or "").rstrip(".")
-        salt += "" if self.load is None else f" {getattr(self.load, '__qualname__', 'load')}"
-        return None if isinstance(source, Mapping) else salted(file_hash(source), salt)
+        """Hash of the file or folder, with the key: other weights of a file are others.
+
+        None for a mapping, and for a folder that ``load`` reads.
+        """
+        if isinstance(source, Mapping) or (self.load is not None and Path(source).is_dir()):
+            return None
+        return salted(file_hash(source), (self.key or "").rstrip("."))
+
+    def is_there(self, source: Source) -> bool:
+        """Whether there is anything to read."""
+        return isinstance(source, Mapping) or (Path(source).exists() if self.load is not None else is_there(source))
 
 
 def read_state_dict(source: Source, *, weights_only: bool = True, key: str | None = None) -> dict[str, Tensor]:
@@ -83,7 +92,7 @@ def read_state_dict(source: Source, *, weights_only: bool = True, key: str | Non
         if nested := _nested(loaded):
             loaded = loaded[nested]
     if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(key, str) for key in loaded):
-        kind = type(loaded).__name__ if loaded or not isinstance(loaded, Mapping) else "an empty one"
+        kind = "an empty one" if isinstance(loaded, Mapping) and not loaded else type(loaded).__name__
         raise CheckpointError(f"{name}: expected a state dict (names to tensors), got {kind}; save model.state_dict()")
     if bad := [entry for entry, value in loaded.items() if not isinstance(value, Tensor)]:
         under = f"give key= (--key), one of {shown(found)}" if (found := _states(loaded)) else "save model.state_dict()"
@@ -104,18 +113,23 @@ def _nested(loaded: Any) -> str | None:
 def _states(loaded: Mapping[Any, Any]) -> list[str]:
     """The keys of mappings from names to tensors, but of those that are no weights by their names.
 
-    None beside as many tensors, which are weights themselves.
+    None beside tensors that are weights themselves: as many as in any of these, or of the same names.
     """
-    tensors = sum(isinstance(value, Tensor) for value in loaded.values())
-    return [
-        key
+    states = {
+        key: value
         for key, value in loaded.items()
         if isinstance(key, str)
         and isinstance(value, Mapping)
-        and len(value) > tensors
+        and value
         and all(isinstance(name, str) and isinstance(each, Tensor) for name, each in value.items())
         and not _BESIDE.fullmatch(key)
-    ]
+        and not key.endswith("_extra_state")  # of a module, as torch.nn.Module.get_extra_state names it
+    }
+    tensors = [str(key) for key, value in loaded.items() if isinstance(value, Tensor)]
+    names = [f".{name}" for state in states.values() for name in state]
+    many = len(tensors) >= max(map(len, states.values()), default=0)
+    weights = many or any(name.endswith(f".{key}") for key in tensors for name in names)
+    return [] if weights else list(states)
 
 
 def _under(loaded: Any, key: str, depth: int) -> Any:

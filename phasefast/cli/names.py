@@ -39,7 +39,7 @@ def load_targets(names: Sequence[str], probe_set: ProbeSet) -> list[Target]:
     """The targets that names stand for: ``input``, ``label``, values of the probe set, or ``package.module:target``."""
     made = (
         _made(name, "target", Target)  # type: ignore[type-abstract]
-        if ":" in name
+        if ":" in name and name not in probe_set.fit_values
         else named_target(name, probe_set, "package.module:target")
         for name in names
     )

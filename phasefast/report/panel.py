@@ -116,19 +116,19 @@ def _curve(page: Page, axes: Axes, curve: Curve, axis: ValueAxis) -> None:
     edge = {"markeredgecolor": look.colour if crossed else "white", "markeredgewidth": 1.5 if crossed else 0.6}
     drawn: dict[str, Any] = {"color": look.colour, "markersize": 3.5 + look.width, "clip_on": False, "zorder": 3}
     axes.plot(places, values, look.dashes, linewidth=look.width, **drawn)
-    marked = _marked(places, np.isfinite(values))
-    for chosen, how in ((~curve.estimated & marked, edge), (curve.estimated & marked, _HOLLOW)):
+    for kind, how in ((~curve.estimated, edge), (curve.estimated, _HOLLOW)):
+        chosen = _marked(places, kind & np.isfinite(values))
         axes.plot(places[chosen], values[chosen], linestyle="none", marker=marker, **drawn, **how)
 
 
-def _marked(places: np.ndarray, finite: np.ndarray) -> np.ndarray:
-    """Which of a curve's points [K] have a marker: of many some, and those without a line beside them."""
-    if len(places) <= _MARKERS:  # more would hide the line
-        return np.ones(len(places), dtype=bool)
-    even, there = np.linspace(places[0], places[-1], _MARKERS), np.flatnonzero(finite)
-    nearest = there[np.abs(places[there, None] - even).argmin(axis=0)]
-    around = np.pad(finite, 1)
-    return np.asarray(np.isin(np.arange(len(places)), nearest) | (finite & ~around[:-2] & ~around[2:]))
+def _marked(places: np.ndarray, there: np.ndarray) -> np.ndarray:
+    """Which of a curve's points [K] that are ``there`` have a marker: of many some, and those with none beside them."""
+    if there.sum() <= _MARKERS:  # more would hide the line
+        return there
+    even, indices = np.linspace(places[0], places[-1], _MARKERS), np.flatnonzero(there)
+    nearest = indices[np.abs(places[indices, None] - even).argmin(axis=0)]
+    around = np.pad(there, 1)
+    return np.asarray(np.isin(np.arange(len(places)), nearest) | (there & ~around[:-2] & ~around[2:]))
 
 
 def _names(page: Page, axes: Axes, panel: Panel) -> None:

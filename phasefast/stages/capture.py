@@ -180,6 +180,7 @@ def capture(
         spool.check(split, finite)
     sizes = [len(fit_inputs), len(heldout_inputs)]
     whole = [sum(map(len, parts)) for parts in outputs.values()] == sizes
+    whole &= len({part.shape[1] for parts in outputs.values() for part in parts}) == 1  # [b, b] is none of classes
     own = [torch.cat(parts) if whole else None for parts in outputs.values()]
     return [spool.finish() for spool in spools.values()], own[0], own[1]
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import ArgumentError
+from ..notices import shown, warn
 from ..types import BatchNormMode
 
 BATCHNORM_MODES: tuple[BatchNormMode, ...] = ("recompute", "batch", "running")
@@ -130,7 +130,7 @@ def batchnorm_mode(model: nn.Module, mode: BatchNormMode, batches: Iterable[Tens
             for norm in norms:
                 norm.train()
         if norms and mode == "recompute":
-            with _averaging(norms):
+            with _averaging({name: m for name, m in model.named_modules() if m in norms}):
                 for batch in batches:
                     with several_rows(mode):
                         model(batch)
@@ -155,29 +155,38 @@ def fresh_statistics(model: nn.Module) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _averaging(norms: Iterable[_BatchNorm]) -> Iterator[None]:
-    """Running statistics from here on are plain averages over the calls.
+def _averaging(norms: Mapping[str, _BatchNorm]) -> Iterator[None]:
+    """Running statistics from here on are plain averages over the calls; as they were of those that are not called.
 
     ``momentum = None`` would ask for the same, but reads the number of calls from the device at each of them.
     """
+    calls = dict.fromkeys(norms, 0)
 
-    def count(norm: _BatchNorm) -> Callable[[nn.Module, Any], None]:
-        calls = itertools.count(1)
-
-        def before(_module: nn.Module, _args: Any) -> None:
-            norm.momentum = 1 / next(calls)
+    def hook_for(name: str) -> Callable[[_BatchNorm, Any], None]:
+        def before(norm: _BatchNorm, _args: Any) -> None:
+            calls[name] += 1
+            norm.momentum = 1 / calls[name]
 
         return before
 
+    stored = {name: [buffer.clone() for buffer in norm.buffers()] for name, norm in norms.items()}
     handles = []
-    for norm in norms:
+    for name, norm in norms.items():
         norm.reset_running_stats()
-        handles.append(norm.register_forward_pre_hook(count(norm)))
+        handles.append(norm.register_forward_pre_hook(hook_for(name)))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+    if uncalled := [name for name in norms if not calls[name]]:
+        warn(
+            f"batchnorm='recompute': {shown(uncalled)} keep their statistics, as the model does not call these modules "
+            "(unused, or through a function); batchnorm='running' keeps all"
+        )
+    for name in uncalled:
+        for buffer, own in zip(norms[name].buffers(), stored[name], strict=True):
+            buffer.copy_(own)
 
 
 @contextmanager

@@ -8,16 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, DataError, StoreError
 from ..files import replacing
 from ..notices import warn
-from ..samples import draw
+from ..samples import as_numbers, draw
 from ..target_types import Values
 from ..types import TargetKind
 
@@ -95,6 +95,7 @@ class ProbeSet:
         Raises:
             DataError: too few rows, shapes or lengths that do not match, NaN or Inf, labels that are not integers.
         """
+        _check_pairs(values)
         fit_values, heldout_values = ({name: both[i] for name, both in (values or {}).items()} for i in (0, 1))
         given = cls(fit_inputs, fit_labels, heldout_inputs, heldout_labels, fit_values, heldout_values)
         _warn_of_overlap(given.fit_inputs, given.heldout_inputs)
@@ -105,9 +106,9 @@ class ProbeSet:
             given.fit_inputs[order],
             labels,
             given.heldout_inputs.clone(),
-            given.heldout_labels,
+            None if given.heldout_labels is None else given.heldout_labels.clone(),
             shuffled,
-            given.heldout_values,
+            {name: held.clone() for name, held in given.heldout_values.items()},
         )
 
     @classmethod
@@ -267,15 +268,23 @@ def _check_split(split: str, inputs: Tensor, labels: Tensor | None, minimum: int
     return labels.long()
 
 
+def _check_pairs(values: Any) -> None:
+    """DataError for values that are not pairs by name."""
+    expected = "values: expected {name: (of fit, of held-out samples)}, got"
+    if not isinstance(values, (Mapping, NoneType)):
+        raise DataError(f"{expected} {type(values).__name__}")
+    for name, both in (values or {}).items():
+        if not isinstance(name, str):
+            raise DataError(f"{expected} {name!r} as a name")
+        if not isinstance(both, (tuple, list)) or len(both) != 2:
+            got = f"{len(both)} parts" if isinstance(both, (tuple, list)) else type(both).__name__
+            raise DataError(f"{expected} {got} for {name!r}")
+
+
 def _checked(name: str, values: Tensor, rows: int) -> Tensor:
     """The values of so many rows, as a tensor of numbers; classes are int64."""
-    if not isinstance(name, str):
-        raise DataError(f"values: expected names that are strings, got {name!r}")
-    try:
-        values = (values if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))).detach()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"values {name!r}: expected numbers, got {type(values).__name__}; {error}") from error
-    if values.is_complex() or values.dim() not in (1, 2) or len(values) != rows or values.numel() == 0:
+    values = as_numbers(f"values {name!r}", values)
+    if values.dim() not in (1, 2) or len(values) != rows or values.numel() == 0:
         got = f"{values.dtype} {tuple(values.shape)}"
         raise DataError(f"values {name!r}: expected numbers [{rows}] or [{rows}, q] like the inputs, got {got}")
     if not bool(values.isfinite().all()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +124,8 @@ def test_a_function_may_read_checkpoints(tmp_path: Path) -> None:
     reader = Reader(load=half)
     assert torch.equal(reader.read(tmp_path / "step_1.weights")["weight"], OWN["weight"] / 2)
     assert torch.equal(reader.read(OWN)["weight"], OWN["weight"])
-    found = {each.fingerprint(tmp_path / "step_1.weights") for each in (reader, Reader(), Reader(key="a", load=half))}
-    assert len(found) == 3
+    with pytest.raises(CheckpointError, match=r"step_1.weights: expected a state dict of load=, got Tensor"):
+        Reader(load=lambda path: torch.load(path)["net"]["weight"]).read(tmp_path / "step_1.weights")
     with pytest.raises(CheckpointError, match=r"step_1.weights, as it is loaded: .* expected a state dict"):
         Reader(load=lambda _: {"a": 1}).read(tmp_path / "step_1.weights")
     with pytest.raises(CheckpointError, match=r"step_1.weights: cannot be read.*\('epochs'\)"):
@@ -137,6 +138,57 @@ def test_a_function_may_read_checkpoints(tmp_path: Path) -> None:
         outer, sources, probe_set, out=tmp_path / "out", load=lambda p: {f"0.{k}": v for k, v in half(p).items()}
     )
     assert scores.steps == [1]
+
+
+def in_parts(folder: Path) -> dict[str, Tensor]:
+    return {f"0.{path.stem}": torch.load(path) for path in folder.glob("*.part")}
+
+
+def test_what_a_function_reads_is_compared_with_what_is_stored(tmp_path: Path) -> None:
+    probe_set = pf.ProbeSet.from_tensors(torch.randn(40, 4), None, torch.randn(20, 4), None)
+    model, folder, out = nn.Sequential(nn.Linear(4, 3)), tmp_path / "parts", tmp_path / "out"
+    folder.mkdir()
+    for name, value in {"weight": torch.randn(3, 4), "bias": torch.zeros(3)}.items():
+        torch.save(value, folder / f"{name}.part")
+    first = pf.sweep(model, {1: folder}, probe_set, out=out, load=in_parts)
+    assert (
+        pf.sweep(model, {1: folder}, probe_set, out=out, load=lambda path: in_parts(path)).to_arrow()
+        == first.to_arrow()
+    )
+    with pytest.raises(StoreError, match="step 1 is stored already, but was measured on other weights"):
+        pf.sweep(
+            model, {1: folder}, probe_set, out=out, load=lambda path: {k: 2 * v for k, v in in_parts(path).items()}
+        )
+    shutil.rmtree(folder)
+    assert len(pf.sweep(model, {1: folder}, probe_set, out=out, load=in_parts)) == len(first)
+
+
+def test_one_checkpoint_that_is_no_state_dict_stops_no_sweep(tmp_path: Path) -> None:
+    probe_set = pf.ProbeSet.from_tensors(torch.randn(40, 4), None, torch.randn(20, 4), None)
+    model = nn.Sequential(nn.Linear(4, 3))
+    for step, saved in enumerate((model.state_dict(), torch.randn(3), model.state_dict())):
+        torch.save(saved, tmp_path / f"step_{step}.pt")
+    with pytest.raises(SweepError, match=r"1 of 3 checkpoints failed, .*\n.*got Tensor; save model.state_dict"):
+        pf.sweep(model, tmp_path, probe_set, out=tmp_path / "out")
+    assert pf.read_scores(tmp_path / "out").steps == [0, 2]
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        {**OWN, "ema": {"n_averaged": torch.tensor(1), **under("module.")}},
+        {**OWN, "layer._extra_state": {f"scale_{i}": torch.ones(1) for i in range(9)}, "weight_scale": torch.ones(1)},
+        {
+            "net": OWN,
+            "ema": {"n_averaged": torch.tensor(1), **under("module.")},
+            "rng": torch.ones(2),
+            "cuda": OWN["bias"],
+        },
+    ],
+)
+def test_an_average_is_not_taken_for_the_weights_beside_it(saved: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match="are not tensors; "):
+        read_state_dict(saved)
 
 
 def test_other_weights_of_the_same_files_are_not_taken_for_those_that_are_stored(tmp_path: Path) -> None:
@@ -199,6 +251,21 @@ def test_a_shared_norm_and_buffers_of_ones_own_are_no_hindrance() -> None:
     with pytest.raises(CheckpointError, match=r"lacks the keys \['1.mask', '3.mask'\]"):
         load_into(model, parameters, "x.pt", spare)
     load_into(model, {**parameters, "1.mask": torch.ones(1)}, "x.pt", spare)
+
+
+@pytest.mark.parametrize("kept", ["1.", "3."])
+def test_statistics_of_a_shared_norm_may_have_either_name(kept: str) -> None:
+    norm = nn.BatchNorm1d(3)
+    model = nn.Sequential(nn.Linear(4, 3), norm, nn.Linear(3, 3), norm)
+    norm.running_mean += 2.0
+    other = {"1.": "3.", "3.": "1."}[kept]
+    state = {name: value.clone() for name, value in model.state_dict().items() if not name.startswith(other)}
+    norm.running_mean.zero_()
+    load_into(model, state, "x.pt", fresh_statistics(model))
+    assert norm.running_mean.tolist() == [2.0] * 3
+    without = {name: value for name, value in state.items() if "running" not in name and "num" not in name}
+    norm.register_buffer("running_mean", norm.running_mean, persistent=False)
+    load_into(model, without, "x.pt", fresh_statistics(model))
 
 
 def test_what_is_missing_does_not_depend_on_the_model_that_was_passed(tmp_path: Path) -> None:

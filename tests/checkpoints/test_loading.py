@@ -81,6 +81,14 @@ def test_what_torch_cannot_load_is_named(change: Callable[[Tensor], Tensor]) -> 
         load_into(model, state, "x.pt")
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.complex64, torch.bool])
+def test_what_is_no_floating_point_is_no_weight(dtype: torch.dtype) -> None:
+    model = nn.Linear(2, 2)
+    state = model.state_dict() | {"weight": torch.ones(2, 2).to(dtype)}
+    with pytest.raises(CheckpointError, match=rf"has weight of type {dtype}, where the model's is torch.float32"):
+        load_into(model, state, "x.pt")
+
+
 def test_the_models_own_keys_count_before_any_prefix() -> None:
     saved, model = network(), network()
     outer = nn.ModuleDict({"net": nn.ModuleDict({"net": network()})})

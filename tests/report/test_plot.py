@@ -328,3 +328,6 @@ def test_a_point_without_a_line_beside_it_has_its_marker() -> None:
     finite[[131, 200, 201]] = True
     assert np.flatnonzero(_marked(np.arange(300.0), finite)).tolist() == [131, 200, 201]
     assert _marked(np.arange(300.0), np.ones(300, dtype=bool)).sum() == 40
+    estimated = np.arange(300) == 131
+    assert np.flatnonzero(_marked(np.arange(300.0), estimated)).tolist() == [131]
+    assert not _marked(np.arange(300.0), np.zeros(300, dtype=bool)).any()

@@ -60,7 +60,7 @@ def test_unusable_tensors_are_named(arguments: tuple, words: str) -> None:
         (Pairs(5, (torch.zeros(2), 0.5)), {}, r"labels that are integers or None, got 0.5; other .* \(input, None, "),
         (Pairs(5, (torch.zeros(2), torch.eye(3)[0])), {}, r"integers or None, got \(3,\) torch.float32"),
         (Pairs(5, (torch.zeros(2), "7")), {}, "integers or None, got '7'"),
-        (Pairs(5, (torch.zeros(2), 1, {"age": {}})), {}, "values 'age': expected numbers, .* got such as {} and {}"),
+        (Pairs(5, (torch.zeros(2), 1, {"age": {}})), {}, "values 'age': expected numbers, .* got dict"),
         (Pairs(5, ("image", 1)), {}, "transform"),
         (iter([]), {}, r"len\(\) and \[i\]"),
     ],
