@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from .errors import DataError
-from .phase_report import KINDS, CellPhases, PhaseKind, PhaseReport, looked_up, window_text
+from .phase_report import KINDS, CellPhases, PhaseKind, PhaseReport, looked_up, span_text, window_text
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,16 @@ class Agreement:
     @property
     def stop_window(self) -> tuple[int, int] | None:
         """The steps that are in the stop windows of all runs; None where a run has none, or they do not meet."""
+        shared, without = self._shared
+        return None if without else shared
+
+    @property
+    def _shared(self) -> tuple[tuple[int, int] | None, list[str]]:
+        """The steps that all stop windows there are have in common, and the runs without one."""
         windows = [cell.stop_window for cell in self.cells.values() if cell.stop_window is not None]
         start, end = max((w[0] for w in windows), default=1), min((w[1] for w in windows), default=0)
-        return (start, end) if len(windows) == len(self.cells) and start <= end else None
+        without = [run for run, cell in self.cells.items() if cell.stop_window is None]
+        return ((start, end) if start <= end else None), without
 
     @property
     def window_is_open(self) -> bool:
@@ -57,9 +64,12 @@ class Agreement:
         """Why there is no stop window in common; empty where there is one."""
         if self.stop_window is not None:
             return ""
-        without = [run for run, cell in self.cells.items() if cell.stop_window is None]
+        shared, without = self._shared
+        if len(without) == len(self.cells):
+            return "no run has a stop window"
         if without:
-            return "no run has a stop window" if len(without) == len(self.cells) else f"none in {', '.join(without)}"
+            others = f"; the others share {span_text(*shared)}" if shared else ""
+            return f"none in {', '.join(without)}{others}"
         return "; ".join(f"{run} {cell.window_text}" for run, cell in self.cells.items()) + " do not meet"
 
     def __repr__(self) -> str:

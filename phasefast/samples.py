@@ -96,7 +96,10 @@ def as_numbers(what: str, given: Any) -> Tensor:
         raise DataError(f"{what}: expected real numbers in a dense tensor, got {numbers.dtype}, {numbers.layout}")
     if numbers.dtype == torch.uint64 and bool((numbers.view(torch.int64) < 0).any()):
         raise DataError(f"{what}: expected integers below 2^63, got larger ones; give floats")
-    return numbers.detach()
+    numbers = numbers.detach()
+    return (
+        numbers.float() if numbers.is_floating_point() and numbers.element_size() < 2 else numbers
+    )  # few ops take these
 
 
 def _odd(given: Any) -> str:

@@ -67,7 +67,9 @@ def test_values_of_other_held_out_samples_are_refused() -> None:
         pf.probe(nn.Sequential(nn.Linear(5, 5)), everything(), targets=other.target("age"))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int32, torch.uint8, torch.bool])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int32, torch.uint8, torch.bool, torch.float8_e4m3fn]
+)
 def test_numbers_of_any_type_are_taken(dtype: torch.dtype, tmp_path: Path) -> None:
     values = KIND.to(dtype).requires_grad_(dtype.is_floating_point)
     probe_set = made(kind=(values[:60], values[60:]))

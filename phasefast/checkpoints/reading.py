@@ -106,8 +106,14 @@ def _nested(loaded: Any) -> str | None:
     """The key under which a checkpoint keeps its weights beside other things, if it does and there is but one."""
     if not isinstance(loaded, Mapping):
         return None
-    known, states = [key for key in NESTED if isinstance(loaded.get(key), Mapping)], _states(loaded)
+    known, states = [key for key in NESTED if _holds_tensors(loaded.get(key), _DEPTH)], _states(loaded)
     return known[0] if known else states[0] if len(states) == 1 else None
+
+
+def _holds_tensors(value: Any, depth: int) -> bool:
+    """Whether a mapping, or one in it, holds any: else it is something beside the weights, such as a model's sizes."""
+    inside = value.values() if isinstance(value, Mapping) and depth else ()
+    return any(isinstance(each, Tensor) or _holds_tensors(each, depth - 1) for each in inside)
 
 
 def _states(loaded: Mapping[Any, Any]) -> list[str]:

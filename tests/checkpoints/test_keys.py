@@ -29,6 +29,7 @@ def under(prefix: str) -> dict[str, Tensor]:
     "saved",
     [
         {"net": OWN, "optimizer": OPTIMIZER, "rng": {"cpu": torch.ones(2)}, "epoch": 3},
+        {"model": {"width": 4, "norm": {"eps": 1e-5}}, "net": OWN, "app": {}},
         {"backbone": {"net": OWN, "width": 4}, "model": {"net": OWN}},
         {"net": OWN, "rng_state": torch.zeros(8, dtype=torch.uint8), "epoch": 3},
         BOTH,
