@@ -73,7 +73,8 @@ gpu:
 	PYTHONPATH=. $(PYTHON) -m pytest -m cuda
 	PYTHONPATH=. PHASEFAST_CUDA_KERNELS=1 $(PYTHON) -m pytest -m cuda
 	if command -v compute-sanitizer; then PYTHONPATH=. compute-sanitizer --error-exitcode 1 \
-	    $(PYTHON) -m pytest -m cuda -k 'kernel and (700 or even or capture or sizes)'; fi
+	    $(PYTHON) -m pytest -m cuda \
+	    -k '(kernel and (700 or even or capture or sizes or 130)) or (large_windows and shape3)'; fi
 	mkdir -p benchmarks/results
 	PYTHONPATH=. $(PYTHON) -m pytest benchmarks --benchmark-only -k cuda --benchmark-json="$$($(PYTHON) -c \
 	    'import datetime, torch; name = torch.cuda.get_device_name().lower().replace(" ", "-"); \

@@ -138,6 +138,7 @@ class LeftOut:
 
 
 @lru_cache(maxsize=8)
-def signs(dim: int) -> Tensor:
-    """[d, SIGNS] float64 on the CPU, the same for every checkpoint."""
-    return 2.0 * torch.randint(0, 2, (dim, SIGNS), generator=torch.Generator().manual_seed(0)).double() - 1.0
+def signs(dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[d, SIGNS], the same for every checkpoint; kept, as a GPU would wait for each copy."""
+    drawn = torch.randint(0, 2, (dim, SIGNS), generator=torch.Generator().manual_seed(0))
+    return (2 * drawn - 1).to(device, dtype)

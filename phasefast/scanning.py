@@ -104,7 +104,7 @@ class Scan:
     @cached_property
     def _with_signs(self) -> Tensor:
         cross = self.system.cross
-        return torch.cat([cross, signs(len(cross)).to(cross)], 1)
+        return torch.cat([cross, signs(len(cross), cross.dtype, cross.device)], 1)
 
     def keep(self, indices: Collection[int]) -> None:
         """Drop the solutions and factors of all other penalties."""
@@ -279,9 +279,10 @@ class Scan:
         # Of weights that rounding moved, the identity is off by their product with the residual of (G + penalty I) W.
         unsure = residuals < _CANCELLED[weights.dtype] * squares
         unsure |= eps * dim**0.5 * (trace / dim + penalties[:, None]) * own > _DOUBTFUL * residuals
-        if bool((places := unsure.any(1)).any()):
-            rows = slice(0, len(cell.fit))
-            again = column_errors(cell, self.system, weights[places.to(weights.device)], self.targets, rows).cpu()
+        if places := unsure.any(1).nonzero()[:, 0].tolist():
+            # Slices: a GPU would wait for indices from here.
+            own = weights if len(places) == len(weights) else torch.stack([weights[place] for place in places])
+            again = column_errors(cell, self.system, own, self.targets, slice(0, len(cell.fit))).cpu()
             residuals[places] = torch.where(unsure[places], again, residuals[places])
         errors = torch.where(
             (left > self._unknown(penalties))[:, None], residuals * (self.rows / left[:, None]) ** 2, math.inf

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -68,8 +68,14 @@ class Penalties:
         """Penalties [L] float64 for a system."""
         device = system.diagonal.device
         if self.noise is not None:
-            return torch.tensor([system.moments.count * self.noise**2], dtype=torch.float64, device=device)
-        return torch.tensor(self.alphas, dtype=torch.float64, device=device) * system.mean_diagonal
+            return torch.full((1,), system.moments.count * self.noise**2, dtype=torch.float64, device=device)
+        return _kept(self.alphas, device) * system.mean_diagonal
+
+
+@lru_cache(maxsize=8)
+def _kept(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Numbers [L] float64, kept, as a GPU would wait for each copy."""
+    return torch.tensor(values, dtype=torch.float64, device=device)
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,8 @@ class Label:
 
 @dataclass(frozen=True)
 class Function:
-    """Any function of a batch of inputs, such as a transfer task; it is called without autocast or TF32.
+    """Any function of a batch of inputs, such as a transfer task; it is called without autocast, its
+    matrix products without TF32.
 
     Args:
         fn: takes inputs [b, ...]; gives [b] or [b, q] numbers (``regression``) or [b] integers (``classes``).
@@ -128,7 +129,8 @@ class Values:
     def columns(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
         """Values [n, q] and [m, q], or one-hot columns; DataError for those of another probe set."""
         if not all(
-            here is own or torch.equal(here, own) for here, own in zip((fit[0], heldout[0]), self.of, strict=True)
+            here is own or torch.equal(here, own.to(here.device))
+            for here, own in zip((fit[0], heldout[0]), self.of, strict=True)
         ):
             raise DataError(f"target {self.name!r}: expected one of the probe set that is probed, got one of another")
         return _columns(self, self.fit.reshape(len(self.fit), -1), self.heldout.reshape(len(self.heldout), -1))
@@ -150,7 +152,7 @@ def _columns(target: Values | Function, values: Tensor, held: Tensor) -> tuple[T
         if wide and values.shape[1:] == held.shape[1:]:
             # Only their variation counts, which may be lost in float32 beside their mean.
             mean = values.double().mean(0)
-            values, held = values.double() - mean, held.double() - mean
+            values, held = values.double() - mean, held.double() - mean.to(held.device)
         return values.float(), held.float()
     for own in (values, held):
         if own.shape[1] != 1 or own.is_floating_point():

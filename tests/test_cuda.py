@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import phasefast as pf
 from phasefast import ops
 from phasefast.checkpoints import state_hash
 from phasefast.dense import Factor, multiplies_fast
+from phasefast.engine import Engine
 from phasefast.ops import reference
+from phasefast.stages.statistics import accumulate
 from tests.conftest import SmallNet
 
 pytestmark = pytest.mark.cuda
@@ -331,3 +334,22 @@ def test_solve_and_residual_are_the_reference_on_cuda_tensors() -> None:
     assert torch.allclose(results[0][0], results[1][0], rtol=1e-4, atol=1e-6)
     assert torch.allclose(results[0][1], results[1][1], rtol=1e-4)
     assert torch.equal(results[0][2], results[1][2])
+
+
+def test_the_host_waits_no_more_often_for_more_batches(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    net.cuda()
+    counts = []
+    for batch_size in (150, 10):
+        engine = Engine(net, probe_set, layers=["conv", "hidden"], batch_size=batch_size)
+        engine.activations()
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as seen:
+                warnings.simplefilter("always")
+                cells = engine.activations()
+            torch.cuda.set_sync_debug_mode("error")
+            accumulate(cells, engine.targets, torch.float32)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        counts.append(sum("synchroniz" in str(warning.message) for warning in seen))
+    assert counts[0] == counts[1]

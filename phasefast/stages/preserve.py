@@ -21,7 +21,7 @@ BATCHNORM_MODES: tuple[BatchNormMode, ...] = ("recompute", "batch", "running")
 
 @contextmanager
 def preserved(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Evaluate ``model`` on ``device`` without gradients, in full float32; restore everything after.
+    """Evaluate ``model`` on ``device`` without gradients, matrix products in full float32; restore everything after.
 
     Buffers are replaced by copies meanwhile, so that a backward pass under way still finds the ones it saved.
     """
@@ -79,7 +79,10 @@ def _cuda_index(device: torch.device) -> int:
 
 @contextmanager
 def full_float32(device: torch.device) -> Iterator[None]:
-    """Products of float32 as exact as they are, and no autocast."""
+    """Matrix products of float32 as exact as they are, and no autocast.
+
+    Convolutions of a model stay as PyTorch is set, by default in TF32 on a GPU: it is measured as it runs.
+    """
     # TF32 and bfloat16 products keep 10 and 7 bits of the mantissa: too few for Gram matrices (pytorch#68020).
     settings = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
     before = [setting.fp32_precision for setting in settings]

@@ -238,7 +238,7 @@ class ProbeSet:
     def classes(self) -> int:
         """One more than the largest label; 0 without labels."""
         labels = [each for each in (self.fit_labels, self.heldout_labels) if each is not None]
-        return int(torch.cat(labels).max()) + 1 if labels else 0
+        return max((int(each.max()) + 1 for each in labels), default=0)
 
     def __repr__(self) -> str:
         shape, labels = tuple(self.fit_inputs.shape[1:]), "with" if self.fit_labels is not None else "without"

@@ -1,0 +1,201 @@
+"""What runs on a GPU, without one: tensors stay there, the numbers are those of the CPU, the host rarely waits."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import phasefast as pf
+from phasefast import dense, ops
+from phasefast.engine import Engine
+from phasefast.scoring import score_cells
+from phasefast.stages.statistics import accumulate
+from tests.conftest import SmallNet, images
+from tests.pretend_gpu import DEVICE, OnGpu, pretended
+
+FINE = [10 ** (-6 + k / 8) for k in range(65)]
+FEW = pf.ProbeSet.from_tensors(*images(30, 1), *images(20, 2))
+VALUES = pf.ProbeSet.from_tensors(
+    *images(150, 1),
+    *images(60, 2),
+    values={
+        "age": (torch.linspace(0, 9, 150).double(), torch.linspace(0, 9, 60).double()),
+        "kind": (torch.arange(150) % 4, torch.arange(60) % 4),
+    },
+)
+
+
+def rows(scores: pf.Scores) -> list[dict[str, Any]]:
+    """What does not depend on the device's speed."""
+    table = scores.to_pandas().drop(columns=["seconds", "state_hash", "config_hash"])
+    return [dict(row) for _, row in table.iterrows()]
+
+
+def assert_same(found: pf.Scores, expected: pf.Scores, relative: float) -> None:
+    """The same rows, numbers to so much of them."""
+    assert len(found) == len(expected) > 0
+    for own, other in zip(rows(found), rows(expected), strict=True):
+        for name, value in other.items():
+            if isinstance(value, float) and not math.isnan(value):
+                loose = name in ("condition", "error_estimate", "jitter")
+                assert own[name] == pytest.approx(value, rel=math.inf if loose else relative, abs=1e-12), (name, other)
+            elif not isinstance(value, float):
+                assert own[name] == value, (name, other)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"alphas": [0.01]},
+        {"alphas": [0.0, 1e-3, 1.0]},
+        pytest.param({"alphas": FINE}, id="fine"),
+        {"alphas": [1e-12]},
+        {"noise": 0.1},
+        {"selection": "folds"},
+        {"selection": "loo"},
+        {"penalty_per": "column"},
+        {"route": "eigen"},
+        {"route": "dual"},
+        {"route": "target-free", "splits": "heldout"},
+        {"precision": "double"},
+        {"target_components": 4},
+        {"layer_sketch": 12},
+        {"batchnorm": "batch", "pool": 2},
+        {"batchnorm": "running", "batch_size": 7},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("given", [FEW, VALUES], ids=["few", "values"])
+def test_a_gpu_gives_the_numbers_of_the_cpu(net: SmallNet, given: pf.ProbeSet, options: dict[str, Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = pf.probe(net, given, layers=["conv", "hidden"], **options)
+        with pretended():
+            found = pf.probe(net, given, layers=["conv", "hidden"], device="cuda", **options)
+    assert_same(found, expected, 1e-4)
+    assert all(parameter.device.type == "cpu" for parameter in net.parameters())
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"alphas": [0.01]}, {"precision": "fast", "alphas": FINE}], ids=["", "one", "fast"]
+)
+def test_factors_of_blocks_are_made_of_products(
+    net: SmallNet, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Hopper, where products are the package's own and much faster than factors."""
+    expected = pf.probe(net, VALUES, layers=["conv", "hidden"], **options)
+    for name, size in (("_BLOCK", 16), ("_LEAF", 4), ("_EVEN", 4)):
+        monkeypatch.setattr(dense, name, size)
+    monkeypatch.setattr(ops, "float32_is_fast", lambda device: device.type == "cuda")
+    with pretended():
+        found = pf.probe(net, VALUES, layers=["conv", "hidden"], device="cuda", **options)
+    assert_same(found, expected, 2e-2 if "precision" in options else 1e-4)  # rows are rounded, fvu is 4e-5
+
+
+def test_sweeps_and_trackers_run_on_a_gpu(net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"layers": ["hidden"], "alphas": [0.1]}
+    for step in (1, 2):
+        torch.save(net.state_dict(), tmp_path / f"step_{step}.pt")
+    expected = pf.probe(net, probe_set, **options)
+    with pretended():
+        found = pf.sweep(net, {1: net.state_dict()}, probe_set, out=tmp_path / "out", device="cuda", **options)
+        net.to("cuda")
+        tracker = pf.PhaseTracker(net, probe_set, out=None, **options)
+        tracker.step(0)
+        assert isinstance(next(net.parameters()).data, OnGpu)
+        own = [tensor.own for tensor in net.state_dict().values()]
+    for scores in (found, tracker.scores):
+        assert scores.curve("hidden", "input", "fvu")[1] == pytest.approx(expected.curve("hidden", "input", "fvu")[1])
+    assert all(map(torch.equal, own, SmallNet.state_dict(net_like(own)).values()))
+
+
+def net_like(state: list[Tensor]) -> SmallNet:
+    made = SmallNet()
+    made.load_state_dict(dict(zip(made.state_dict(), state, strict=True)))
+    return made
+
+
+@pytest.mark.parametrize("batchnorm", ["recompute", "batch", "running"])
+def test_the_host_waits_no_more_often_for_more_batches(
+    net: SmallNet, probe_set: pf.ProbeSet, batchnorm: pf.types.BatchNormMode
+) -> None:
+    counts = []
+    with pretended() as gpu:
+        net.to("cuda")
+        for batch_size in (150, 10):
+            engine = Engine(net, probe_set, layers=["conv", "hidden"], batchnorm=batchnorm, batch_size=batch_size)
+            engine.activations()
+            gpu.waits.clear()
+            engine.activations()
+            counts.append(list(gpu.waits))
+    assert counts[0] == counts[1]
+    assert len(counts[0]) == 1, counts[0]  # whether all is finite is one copy
+
+
+def test_products_wait_for_nothing(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    with pretended() as gpu:
+        engine = Engine(net.to("cuda"), probe_set, layers=["conv", "hidden"])
+        cells = engine.activations()
+        gpu.waits.clear()
+        accumulate(cells, engine.targets, torch.float32)
+        assert gpu.waits == []
+
+
+@pytest.mark.parametrize(("alphas", "most"), [((1e-2,), 4), ((1e-4, 1e-2, 1.0), 8)])
+def test_the_host_waits_few_times_for_a_cell(
+    net: SmallNet, probe_set: pf.ProbeSet, alphas: tuple[float, ...], most: int
+) -> None:
+    """For the penalty's scale; its errors, by all rows and some; certificates and the factor's facts; scores."""
+    with pretended() as gpu:
+        engine = Engine(net.to("cuda"), probe_set, layers=["hidden"], alphas=alphas)
+        for _ in range(2):  # what is the same for all checkpoints is copied once
+            cells = engine.activations()
+            gpu.waits.clear()
+            scores = list(score_cells(cells, engine.targets, engine.method))
+    assert len(scores) == 6
+    assert 0 < len(gpu.waits) <= most, gpu.waits
+
+
+def test_what_fails_on_a_gpu_fails_on_a_pretended_one() -> None:
+    with pretended() as gpu:
+        there, here = torch.ones(3, 4, device="cuda"), torch.ones(3, 4)
+        for mixed in (
+            lambda: there + here,
+            lambda: there @ here.T,
+            lambda: torch.cat([there, here]),
+            lambda: here[torch.zeros(2, dtype=torch.long, device="cuda")],
+            lambda: torch.randn(3, generator=torch.Generator(), device="cuda"),
+            lambda: nn.Linear(4, 2)(there),
+        ):
+            with pytest.raises(RuntimeError, match="cuda"):
+                mixed()
+        with pytest.raises(TypeError, match="numpy"):
+            there.numpy()
+        assert (there * torch.tensor(2.0)).device == DEVICE  # a single number is no tensor of the CPU
+        assert gpu.waits == []
+        for waited in (
+            lambda: there.sum().item(),
+            lambda: there.cpu(),
+            lambda: here.to("cuda"),
+            lambda: there[0].tolist(),
+            lambda: there[there > 0],
+            lambda: there[torch.tensor([0, 1])],
+            lambda: here.copy_(there),
+            lambda: torch.tensor([1.0], device="cuda"),
+            lambda: bool((there > 0).all()),
+            lambda: torch.linalg.eigh(there[:3, :3]),
+        ):
+            before = len(gpu.waits)
+            waited()
+            assert len(gpu.waits) > before
+        before = len(gpu.waits)
+        moved = here.pin_memory().to("cuda", non_blocking=True)
+        torch.zeros(5, device="cuda").copy_(moved.flatten()[:5])
+        assert len(gpu.waits) == before
