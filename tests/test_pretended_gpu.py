@@ -84,7 +84,7 @@ def test_a_gpu_gives_the_numbers_of_the_cpu(net: SmallNet, given: pf.ProbeSet, o
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"alphas": [0.01]}, {"precision": "fast", "alphas": FINE}], ids=["", "one", "fast"]
+    "options", [{}, {"alphas": [0.01]}, {"precision": "fast", "alphas": [0.1]}], ids=["", "one", "fast"]
 )
 def test_factors_of_blocks_are_made_of_products(
     net: SmallNet, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
