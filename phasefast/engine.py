@@ -25,7 +25,7 @@ from .ops import bfloat16_is_fast
 from .options import as_tuple, by_name, check_options, default_targets, resolve_device
 from .scores import MODEL_LAYER, Scores
 from .scoring import score_cells
-from .sequences import check_padding
+from .sequences import check_padding, looks_padded
 from .stages.capture import FIRST_ROWS, RowOptions, capture, chunk_bounds, discover_layers, model_inputs, rows_dtype
 from .stages.evaluate import evaluate_model
 from .stages.layers import given_names, select_layers, unwrap
@@ -84,6 +84,8 @@ class Engine:
             )
         tensors = [*self.model.parameters(), *self.model.buffers()]
         home = next((tensor.device for tensor in tensors), torch.device("cpu"))
+        if any(tensor.is_meta for tensor in tensors):
+            raise ArgumentError("model: it is on the meta device, without memory; give model.to_empty(device='cpu')")
         self.device = resolve_device(options.get("device"), home)
         self.batchnorm: BatchNormMode = options.get("batchnorm", "recompute")
         given = ("precision", "route", "selection", "splits", "layer_sketch")
@@ -99,6 +101,12 @@ class Engine:
         narrow = self.method.precision == "fast" and bfloat16_is_fast(self.device)
         of_rows = {name: options[name] for name in ("tokens", "pool", "padding") if name in options}
         self.rows = RowOptions(dtype=rows_dtype(self.model, narrow), **of_rows)
+        looks = looks_padded(probe_set.fit_inputs) if self.rows.padding is None else None
+        if looks is not None:
+            warn(
+                f"inputs look padded with {looks}, which is decoded from like other tokens: padding={looks} with "
+                "tokens='mean', 'cls' or 'last' leaves it out"
+            )
         if self.rows.padding is not None:
             check_padding(self.rows.padding, {"fit": probe_set.fit_inputs, "heldout": probe_set.heldout_inputs})
         self.batch_size = options.get("batch_size") or (_AUTHORS_BATCH if self.batchnorm == "batch" else _BATCH)

@@ -49,8 +49,9 @@ class ProbeOptions(TypedDict, total=False):
         layer_sketch: decode wider layers from so many random combinations of their features, and estimate the error of
             all features: ``value``, from ``low`` to ``high`` (accuracies are the sketch's own). A layer for which it
             fails, or is far off, is decoded exactly, which is what memory and ``phasefast plan`` allow for.
-        tokens: for outputs [b, t, f], as which [b, c, l] are taken too: ``"flatten"`` (default), ``"mean"`` over t,
-            ``"cls"``, the first, or ``"last"``.
+        tokens: for outputs [b, t, f]: ``"flatten"`` (default), ``"mean"`` over t, ``"cls"``, the first, or ``"last"``.
+            Those of one-dimensional convolutions, pooling and normalisations are [b, f, t]; other modules after them
+            may be taken wrongly.
         padding: what inputs [b, t] or [b, t, c] hold where there is none: these tokens are not among them.
         pool: average the spatial dimensions of [b, c, h, w] and [b, c, d, h, w] to this size; 0 (default) keeps all.
         batch_size: of the forward passes, and of the BatchNorm statistics that need batches; 256, or 128 for

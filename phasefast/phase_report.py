@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol, TypeVar, get_args
 PhaseKind = Literal["constant", "decrease", "increase"]
 KINDS: tuple[PhaseKind, ...] = get_args(PhaseKind)
 NOT_THERE = "-"
+FEW_SAMPLES = 30  # of which percentiles of bootstrap means cover less than they say
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,8 @@ def phase_notes(cells: Sequence[CellPhases], most: int = 4) -> list[str]:
         notes.append("+ open: the stop window ends at the last step; later ones may widen it")
     if len(cells) > 1 and cells[0].why and all(cell.why == cells[0].why for cell in cells):
         return [*notes, cells[0].why]
+    if any(cell.phases and cell.evidence.get("samples", FEW_SAMPLES) < FEW_SAMPLES for cell in cells):
+        notes.append(f"Fewer than {FEW_SAMPLES} held-out samples: intervals are narrower than what they should cover.")
     if any(cell.phases and cell.evidence.get("order_p", 0) is None for cell in cells):
         notes.append("Fewer than 7 steps: a trend cannot be told from noise between them.")
     several = len({cell.target for cell in cells}) > 1

@@ -6,13 +6,27 @@ from collections.abc import Mapping
 from typing import get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from .errors import DataError
 from .notices import warn
 from .types import TokenMode
 
 TOKEN_MODES: tuple[TokenMode, ...] = get_args(TokenMode)
+_RUN, _OFTEN = 3, 0.3  # tokens alike at the end of a sequence, and the share of sequences, that look like padding
+_POSITIONS_LAST = (
+    *(
+        nn.Conv1d,
+        nn.ConvTranspose1d,
+        nn.MaxPool1d,
+        nn.AvgPool1d,
+        nn.AdaptiveMaxPool1d,
+        nn.AdaptiveAvgPool1d,
+        nn.LPPool1d,
+    ),
+    *(_NormBase, nn.GroupNorm),  # which reads [b, c, l] of three dimensions
+)
 _ONE = {"cls": 0, "last": -1}  # position of the token that stands for all
 
 
@@ -22,16 +36,49 @@ def real_tokens(inputs: Tensor, padding: float) -> Tensor:
     return other if other.dim() == 2 else other.flatten(2).any(2)
 
 
+def positions_last(module: nn.Module) -> bool:
+    """Whether what a module gives for sequences is [b, f, t]; of others it is taken to be [b, t, f]."""
+    while isinstance(module, nn.Sequential) and len(module):
+        module = module[-1]
+    return isinstance(module, _POSITIONS_LAST)
+
+
+def leaves_order(module: nn.Module) -> bool:
+    """Whether a module gives positions where it got them: an activation or dropout."""
+    while isinstance(module, nn.Sequential) and len(module):
+        module = module[-1]
+    return type(module).__module__ in ("torch.nn.modules.activation", "torch.nn.modules.dropout")
+
+
 def check_padding(padding: float, splits: Mapping[str, Tensor]) -> None:
-    """Warn where the inputs [b, t, ...] of no split hold padding; DataError for a sample that is nothing else."""
-    some = False
+    """Warn where the inputs [b, t, ...] of no split hold padding, or most of it between other tokens.
+
+    Raises:
+        DataError: a sample that is nothing else.
+    """
+    some, between = 0, 0
     for name, inputs in splits.items():
         real = real_tokens(inputs, padding)
         if len(empty := (~real.any(1)).nonzero()):
             raise DataError(f"{name}_inputs: expected more than padding={padding}, row {int(empty[0])} is nothing else")
-        some |= not bool(real.all())
+        inside = (real.cumsum(1) > 0) & (real.flip(1).cumsum(1).flip(1) > 0)
+        some, between = some + int((~real).sum()), between + int((inside & ~real).sum())
     if not some:
         warn(f"padding={padding} changes nothing: no input holds it")
+    elif 2 * between > some:
+        warn(f"padding={padding} stands between other tokens in {between} of {some} places: is it another number?")
+
+
+def looks_padded(inputs: Tensor) -> int | None:
+    """What integers [b, t] hold at the ends of many sequences, in runs of several lengths; None where nothing."""
+    if inputs.dim() != 2 or inputs.is_floating_point() or inputs.shape[1] < _RUN:
+        return None
+    for own in (inputs, inputs.flip(1)):
+        value = own[:, -1].mode().values
+        runs = (own.flip(1) == value).cumprod(1).sum(1)
+        if bool((runs >= _RUN).double().mean() >= _OFTEN) and len(runs.unique()) > _RUN:
+            return int(value)
+    return None
 
 
 def as_one(output: Tensor, mode: TokenMode, real: Tensor | None) -> tuple[Tensor, int]:

@@ -40,6 +40,8 @@ def _checked_steps(steps: Iterable[int]) -> frozenset[int]:
 class PhaseTracker:
     """Call ``step(i)`` once per training step, with ``i`` updates done; it measures at some of them.
 
+    Where it is called less often, it measures at the first call at or after such a step.
+
     Args:
         model: the model in training; left exactly as found by each measurement.
         probe_set: the samples. steps: ``"log2"`` (0, 1, 2, 4, ...) or the steps to measure at, none for
@@ -81,6 +83,7 @@ class PhaseTracker:
         self._out, self._on_error = out, on_error
         self.seconds = 0.0
         self._start: int | None = None
+        self._before: int | None = None  # the step of the last call
         self.scores = Scores.from_rows([])
         if out is not None:
             engine = self._engine
@@ -89,6 +92,12 @@ class PhaseTracker:
     def __repr__(self) -> str:
         model, where = type(self._engine.model).__name__, "memory" if self._out is None else f"{self._out}"
         return f"PhaseTracker(of {model}, scores in {where}: steps {self.scores.steps}, {self.seconds:.1f} s)"
+
+    def _is_due(self, before: int, step: int) -> bool:
+        """Whether a step to measure at lies after one call's step and up to the next one's, or is that itself."""
+        if self._steps is not None:
+            return any(before < each <= step for each in self._steps) or step in self._steps
+        return is_log2_step(step) or (0 <= before < step and before.bit_length() < step.bit_length())
 
     def step(self, step: int, force: bool = False) -> Scores | None:
         """Measure if ``step`` is one to measure at and not measured yet; the new scores, or None.
@@ -110,8 +119,8 @@ class PhaseTracker:
             raise ArgumentError(f"step: expected the number of updates done, >= 0, got {step}")
         first = self._start is None
         start = self._start = step if self._start is None else self._start
-        wanted = is_log2_step(step) if self._steps is None else step in self._steps
-        if not (wanted or force):
+        before, self._before = step - 1 if self._before is None else self._before, step
+        if not (force or self._is_due(before, step)):
             return None
         if step in self.scores.steps:
             try:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -135,6 +137,23 @@ def test_checkpoints_with_more_than_tensors_are_read_only_where_they_are_trusted
     assert "warning: step 10 is tried again when it has changed" in watched.stderr
     trusted = invoke("sweep", *given, place / "trusted", "--watch", "1", "--trust")
     assert "3 checkpoints to step 200" in trusted.stdout
+
+
+def test_a_sweep_that_is_broken_off_says_what_is_kept(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module: Any = sys.modules["phasefast.sweep"]
+    write = module.write_step
+
+    def write_one(*args: Any) -> None:
+        write(*args)
+        raise KeyboardInterrupt
+
+    given = [NET, place / "checkpoints", place / "probe_set.pt", "--layer", "hidden", "--out", place / "out"]
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_step", write_one)
+        broken = invoke("sweep", *given)
+    assert broken.exit_code == 130
+    assert "out has 1 checkpoints, run again to go on" in " ".join(broken.output.split())
+    assert "3 checkpoints" in swept(place, "--layer", "hidden")
 
 
 def test_each_process_of_torchrun_has_a_device_of_its_own(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,13 @@ def cell(layer: str, *phases: Phase, window: tuple[int, int] | None = None, **ev
     return CellPhases(layer, "input", "fvu", phases, 64, (32, 128), window, {"steps": [0, 8, 64, 4096], **evidence})
 
 
+def test_few_samples_are_told() -> None:
+    few = cell("a", FALL, window=(32, 128), samples=29)
+    assert "Fewer than 30 held-out samples: intervals are narrower" in str(PhaseReport((few,)))
+    enough = [cell("a", FALL, window=(32, 128), samples=30), cell("a", samples=5), cell("a", FALL)]
+    assert "Fewer than 30" not in str(PhaseReport(tuple(enough)))
+
+
 @pytest.mark.parametrize(
     ("made", "is_open", "text"),
     [

@@ -133,6 +133,25 @@ def test_torchscript_is_refused(net: SmallNet, probe_set: pf.ProbeSet) -> None:
         pf.probe(torch.nn.Sequential(scripted), probe_set)
 
 
+def test_a_model_without_memory_is_refused(probe_set: pf.ProbeSet) -> None:
+    with torch.device("meta"):
+        model = SmallNet()
+    with pytest.raises(ArgumentError, match=r"model: it is on the meta device, .*; give model.to_empty"):
+        pf.probe(model, probe_set)
+
+
+def test_arrays_are_taken_as_inputs(net: SmallNet) -> None:
+    x, y = torch.randn(60, 1, 6, 6), torch.randint(0, 3, (60,))
+    options: dict[str, Any] = {"layers": "hidden", "alphas": [0.1]}
+    given = [
+        pf.ProbeSet.from_tensors(x[:40], y[:40], x[40:], y[40:]),
+        pf.ProbeSet.from_tensors(x[:40].numpy(), y[:40].numpy(), x[40:].numpy(), y[40:].numpy()),  # type: ignore[arg-type]
+    ]
+    assert given[0].digest == given[1].digest
+    own = [pf.probe(net, each, **options).to_arrow().column("value") for each in given]
+    assert own[0].equals(own[1])
+
+
 class Gradient(torch.nn.Module):
     """Differentiates in its forward pass."""
 

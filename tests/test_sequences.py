@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import phasefast as pf
 from phasefast.engine import Engine
 from phasefast.errors import ArgumentError, DataError, LayerError
-from phasefast.sequences import as_one, real_tokens
+from phasefast.sequences import as_one, looks_padded, real_tokens
 from phasefast.types import TokenMode
 
 MODES: tuple[TokenMode, ...] = ("mean", "cls", "last")
@@ -104,7 +104,9 @@ def test_more_padding_changes_nothing(reader: Reader) -> None:
 
 
 def test_layers_of_other_positions_are_named(reader: Reader) -> None:
-    with pytest.raises(LayerError, match=r"'short': expected an output for each of the 8 positions .*got shape .* 4\)"):
+    with pytest.raises(
+        LayerError, match=r"'short': expected an output for each of the 8 positions .*got shape .* 4, 6\)"
+    ):
         pf.probe(reader, GIVEN, layers=["short"], tokens="mean", padding=0)
     with pytest.warns(RuntimeWarning, match=r"left out 1: layer 'short'"):
         assert pf.probe(reader, GIVEN, tokens="mean", padding=0, alphas=[0.1]).layers == ["embed", "head"]
@@ -134,8 +136,71 @@ def test_samples_of_nothing_but_padding_are_named_and_none_is_told(reader: Reade
 
 
 def test_padding_is_a_setting_of_its_own(reader: Reader) -> None:
+    with pytest.warns(RuntimeWarning, match=r"inputs look padded with 0, .*: padding=0 with tokens='mean'"):
+        engines = [Engine(reader, GIVEN, tokens="mean")]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        engines = [Engine(reader, GIVEN, tokens="mean", **({"padding": 0} if own else {})) for own in (False, True)]
+        engines += [Engine(reader, GIVEN, tokens="mean", padding=0)]
     assert [engine.settings.get("padding") for engine in engines] == [None, 0]
     assert engines[0].config_hash != engines[1].config_hash
+
+
+@pytest.mark.parametrize(
+    ("inputs", "found"),
+    [
+        (padded(50, 12, seed=1), 0),
+        (padded(50, 12, seed=1, left=True), 0),
+        (padded(50, 12, seed=1).masked_fill(padded(50, 12, seed=1) == 0, 99), 99),
+        (torch.randint(0, 4, (50, 12), generator=torch.Generator().manual_seed(0)), None),
+        (torch.cat([torch.randint(1, 9, (50, 6)), torch.zeros(50, 6, dtype=torch.long)], 1), None),  # all alike
+        (padded(50, 12, seed=1).float(), None),
+        (padded(50, 2, seed=1), None),
+    ],
+)
+def test_inputs_that_look_padded_are_told(inputs: Tensor, found: int | None) -> None:
+    assert looks_padded(inputs) == found
+
+
+def test_padding_between_tokens_is_asked_about(reader: Reader) -> None:
+    with pytest.warns(
+        RuntimeWarning, match=r"padding=5 stands between other tokens in \d+ of \d+ places: is it another"
+    ):
+        Engine(reader, GIVEN, tokens="mean", padding=5)
+
+
+class Convolving(nn.Module):
+    """Positions last, as convolutions have them; as many channels as positions."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(10, 6)
+        self.conv = nn.Conv1d(6, channels, 3, padding=1)
+        self.block = nn.Sequential(nn.BatchNorm1d(channels), nn.ReLU(), nn.AvgPool1d(1))
+        self.act = nn.ReLU()
+        self.head = nn.Linear(channels, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.act(self.block(self.conv(self.embed(ids).mT))).mean(2))
+
+
+@pytest.mark.parametrize("channels", [8, 5])
+@pytest.mark.parametrize("padding", [None, 0])
+def test_convolutions_have_their_positions_last(channels: int, padding: int | None) -> None:
+    torch.manual_seed(0)
+    model = Convolving(channels).eval()
+    names = ["conv", "block", "act"]
+    with pytest.warns(
+        RuntimeWarning, match=r"outputs of \['act'\] are taken to be \[batch, tokens, features\]; after conv"
+    ):
+        activations = Engine(
+            model, GIVEN, layers=names, tokens="mean", padding=padding, batchnorm="running"
+        ).activations()
+    cells = {cell.layer.name: cell.fit + cell.shift for cell in activations}
+    ids = GIVEN.fit_inputs
+    with torch.no_grad():
+        conv = model.conv(model.embed(ids).mT)
+        outputs = {"conv": conv, "block": model.block(conv)}
+    outputs["act"] = outputs["block"].relu()
+    real = torch.ones_like(ids, dtype=torch.bool) if padding is None else ids != padding
+    for name in names if padding is not None and channels != 8 else names[:2]:
+        torch.testing.assert_close(cells[name].double(), expected(outputs[name].mT, real, "mean"), rtol=1e-5, atol=1e-6)

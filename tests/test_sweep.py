@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import phasefast as pf
 from phasefast.errors import ArgumentError, CheckpointError, DependencyError, LayerError, StoreError, SweepError
-from phasefast.report import write_phases
+from phasefast.report import read_phases, write_phases
 from phasefast.scores import Scores, list_shards
 from tests.conftest import SmallNet
 
@@ -266,7 +266,7 @@ def test_overwriting_removes_the_report_of_the_removed_scores_and_nothing_else(
     pf.sweep(net, few, probe_set, overwrite=True, **options)  # no scores, so that these are of others
     pf.sweep(net, few, probe_set, **options)
     assert all(path.exists() for path in (*kept, *reports))
-    write_phases(tmp_path)
+    write_phases(tmp_path, read_phases(tmp_path)[1])
     pf.sweep(net, few, probe_set, overwrite=True, **options)
     assert not any(path.exists() for path in reports)
     assert all(path.exists() for path in kept)

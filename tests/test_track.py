@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,6 +47,31 @@ def test_live_equals_offline_and_does_not_disturb_training(probe_set: pf.ProbeSe
     offline = pf.sweep(nets[1], chosen, probe_set, out=tmp_path / "offline", layers="hidden")
     assert without_seconds(tracker.scores) == without_seconds(offline)
     assert without_seconds(pf.read_scores(tmp_path / "live")) == without_seconds(offline)
+
+
+@pytest.mark.parametrize(
+    ("every", "steps", "measured"),
+    [
+        (100, "log2", [0, 100, 200, 300, 600]),
+        (3, "log2", [0, 3, 6, 9, 18, 33, 66, 129, 258, 513]),
+        (7, [5, 6, 21, 100], [7, 21, 105]),
+        (1, [5, 21], [5, 21]),
+    ],
+)
+def test_rare_calls_measure_at_the_first_one_after(
+    net: SmallNet, probe_set: pf.ProbeSet, every: int, steps: Any, measured: list[int]
+) -> None:
+    tracker = pf.PhaseTracker(net, probe_set, steps=steps, out=None, layers="hidden", alphas=[0.1])
+    for step in range(0, 700, every):
+        tracker.step(step)
+    assert tracker.scores.steps == measured
+
+
+def test_a_first_call_in_the_middle_counts_from_there(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    tracker = pf.PhaseTracker(net, probe_set, out=None, layers="hidden", alphas=[0.1])
+    assert tracker.step(500) is None
+    assert tracker.step(510) is None
+    assert tracker.step(520) is not None
 
 
 def test_resumes_and_takes_given_steps(net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path) -> None:

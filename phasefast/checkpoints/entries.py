@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from ..errors import UnreadableError
+from ..notices import shown
 from .index import INDEX, read_index
 from .sources import DISTRIBUTED, ENTRIES, SUFFIXES, may_be_weights
 from .steps import named_after_step, says_other_step
@@ -21,10 +22,22 @@ def find_entry(folder: Path) -> Path | None:
     """
     if found := next((folder / name for name in ENTRIES if (folder / name).is_file()), None):
         return found
-    if not named_after_step(folder):
-        return None
-    files = [file for file in folder.iterdir() if may_be_weights(file) and file.is_file()]
+    files = candidates(folder)
     return next((file for file in files if len(files) == 1 and not says_other_step(file, folder)), None)
+
+
+def candidates(folder: Path) -> list[Path]:
+    """The files in a folder named after a step that may be its weights; none in other folders."""
+    if not named_after_step(folder):
+        return []
+    return sorted(file for file in folder.iterdir() if may_be_weights(file) and file.is_file())
+
+
+def several_named(folder: Path) -> str:
+    """Which files a folder may be read by, as part of a message; empty where there are not several."""
+    names = [file.name for file in candidates(folder)]
+    glob = folder.parent / "*" / names[0] if names else ""
+    return f"holds {shown(names)}: choose one by a glob such as '{glob}'" if len(names) > 1 else ""
 
 
 def entry_of(path: str | os.PathLike[str]) -> Path:
@@ -36,7 +49,8 @@ def entry_of(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     entry = find_entry(path) if path.is_dir() else path
     if entry is None:
-        raise UnreadableError(f"{path}: expected a folder with {NEEDED}; is it still being written?")
+        why = several_named(path) or "is it still being written?"
+        raise UnreadableError(f"{path}: expected a folder with {NEEDED}; {why}")
     return entry
 
 

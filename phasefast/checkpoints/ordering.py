@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..errors import CheckpointError
-from ..notices import warn
-from .entries import NEEDED, find_entry
+from ..notices import shown, warn
+from .entries import NEEDED, find_entry, several_named
 from .messages import damage_named
 from .sources import SUFFIXES, TEMPORARY, Source, may_be_weights
-from .steps import has_step, names_step, parse_step
+from .steps import has_step, named_after_step, names_step, parse_step
 
 _UNFINISHED = f"have temporary names or do not hold {NEEDED}"
 _Some = TypeVar("_Some", bound=Source)
@@ -33,7 +33,7 @@ def find_checkpoints(folder: str | os.PathLike[str]) -> dict[int, Path]:
     if find_entry(folder) and (not with_step or _is_one(folder, with_step)):
         return {}
     if found and unfinished:
-        warn(f"{folder}: left out {unfinished}, which {_UNFINISHED}: still being written?")
+        warn(f"{folder}: left out {unfinished}, which {_UNFINISHED}: {_several(folder, unfinished)}")
     return _by_step([(parse_step(path), path) for path in _with_steps(folder, found)])
 
 
@@ -63,7 +63,7 @@ def order_checkpoints(
     if not given:
         raise CheckpointError("checkpoints: expected at least one, got none")
     if not isinstance(checkpoints, Mapping):
-        return _by_step([(i if isinstance(c, Mapping) else parse_step(c), c) for i, c in enumerate(given)])
+        return _by_step([(i if isinstance(c, Mapping) else _step_of(c), c) for i, c in enumerate(given)])
     if bad := [step for step in checkpoints if isinstance(step, bool) or not isinstance(step, int) or step < 0]:
         raise CheckpointError(f"checkpoints: expected steps that are integers >= 0, got {bad[:5]}")
     return _by_step(list(checkpoints.items()))
@@ -80,15 +80,25 @@ def _paths(path: Path) -> list[Path]:
         several = [each for each in matches if not TEMPORARY.fullmatch(each.name)]
         if not several:
             raise CheckpointError(f"{path}: expected a folder of checkpoints, a file or a glob; there is none")
-        return _with_steps(path, several) or several
+        return _with_steps(path, several, by_folder=True) or several
     if not path.is_dir():
         return [path]
     return list(find_checkpoints(path).values()) or ([path] if find_entry(path) else _without_steps(path))
 
 
-def _with_steps(where: Path, found: Sequence[Path]) -> list[Path]:
-    """Those with a step in their names; where there are such, a warning tells the others."""
-    with_step = [path for path in found if has_step(path)]
+def _step_of(source: str | os.PathLike[str]) -> int:
+    """The step in a name, or in that of its folder: ``step_500/ema.pt``.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    parent = Path(source).parent
+    return parse_step(parent if not has_step(source) and named_after_step(parent) else source)
+
+
+def _with_steps(where: Path, found: Sequence[Path], by_folder: bool = False) -> list[Path]:
+    """Those with a step in their names, or in those of their folders; a warning tells the others, if not all."""
+    with_step = [path for path in found if has_step(path) or (by_folder and named_after_step(path.parent))]
     if with_step and (left := [path.name for path in found if path not in with_step]):
         warn(f"{where}: left out {left}, with no step in their names")
     return with_step
@@ -118,9 +128,19 @@ def _without_steps(folder: Path) -> list[Path]:
     """
     found, unfinished = _sorted_out(folder)
     if not found:
-        empty = f", and {unfinished} {_UNFINISHED}" if unfinished else ""
-        raise CheckpointError(f"{folder}: holds no files ending in {', '.join(SUFFIXES)}, no folders of weights{empty}")
+        empty = f", and {unfinished} {_UNFINISHED}: {_several(folder, unfinished)}" if unfinished else ""
+        inside = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and _sorted_out(path)[0]]
+        others = f"; but its folders {shown(inside)} do: give one" if inside and not unfinished else ""
+        raise CheckpointError(
+            f"{folder}: holds no files ending in {', '.join(SUFFIXES)}, no folders of weights{empty}{others}"
+        )
     return found
+
+
+def _several(folder: Path, unfinished: Iterable[str]) -> str:
+    """Why folders may have been left out."""
+    several = ((name, several_named(folder / name)) for name in unfinished if (folder / name).is_dir())
+    return next((f"{name} {why}" for name, why in several if why), "still being written?")
 
 
 def _sorted_out(folder: Path) -> tuple[list[Path], list[str]]:

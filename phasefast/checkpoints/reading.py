@@ -11,12 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import ArgumentError, CheckpointError, UnreadableError
+from ..errors import ArgumentError, CheckpointError, PhasefastError, UnreadableError
 from ..notices import shown
 from .entries import entry_of, is_there
 from .fingerprint import file_hash, salted
 from .index import INDEX, read_index
-from .messages import damage_named
 from .safetensors_files import read_safetensors
 from .sources import BESIDE, DISTRIBUTED, NESTED, SAFETENSORS, Source
 from .torch_files import read_torch_file
@@ -45,8 +44,13 @@ class Reader:
         """The state dict in ``source``; CheckpointError as of :func:`read_state_dict`, or of what ``load`` raises."""
         if self.load is None or isinstance(source, Mapping):
             return read_state_dict(source, weights_only=self.weights_only, key=self.key)
-        with damage_named(source):
+        try:
             loaded = self.load(Path(source))
+        except PhasefastError:
+            raise
+        except Exception as error:  # the caller's own, or of what it reads
+            kind = type(error).__name__
+            raise CheckpointError(f"{os.fspath(source)}: load= raised {kind}: {error}") from error
         if not isinstance(loaded, Mapping):
             raise CheckpointError(f"{os.fspath(source)}: expected a state dict of load=, got {type(loaded).__name__}")
         try:

@@ -17,7 +17,7 @@ from rich.text import Text
 from ..engine import VERSION
 from ..errors import ArgumentError
 from ..ops._extension import build_info
-from ..report import print_report, read_runs, restrict, write_comparison, write_phases, write_report
+from ..report import print_report, read_phases, read_runs, restrict, write_comparison, write_phases, write_report
 from ..scores import list_shards, read_scores, read_shard
 from .app import Directory, app
 
@@ -38,11 +38,13 @@ def phases(
     json: Annotated[bool, typer.Option("--json", help="Print JSON, as in phases.json, instead of tables.")] = False,
 ) -> None:
     """Detect the phases of a run: write phases.json, with all cells, into its directory and print the tables."""
-    scores, found = restrict(*write_phases(directory), layer, target)
+    scores, report = read_phases(directory)
+    part, found = restrict(scores, report, layer, target)
     if json:
         typer.echo(found.to_json())
     else:
-        print_report(scores, found, Console())
+        print_report(part, found, Console())
+    write_phases(directory, report)
 
 
 @app.command()

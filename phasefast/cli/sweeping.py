@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from ..errors import ArgumentError
+from ..scores import list_shards
 from ..stages.phases import detect_phases
 from ..sweep import sweep
 from ..watch import watch
@@ -113,7 +114,12 @@ def sweep_command(
     options |= {"key": key, "load": load_function(load) if load else None}
     console = Console()
     if watch_every is None:
-        found = sweep(*inputs, out=out, run=run, overwrite=overwrite, weights_only=not trust, shard=share, **options)
+        options |= {"overwrite": overwrite, "weights_only": not trust, "shard": share}
+        try:
+            found = sweep(*inputs, out=out, run=run, **options)
+        except KeyboardInterrupt:
+            console.print(f"stopped; {out} has {len(list_shards(out))} checkpoints, run again to go on", soft_wrap=True)
+            raise
         part = f"share {share[0]} of {share[1]}: " if share else ""
         text = f"{part}{len(found.steps)} checkpoints are in {out}; see phasefast report {out}"
         console.print(text, highlight=False, soft_wrap=True)

@@ -15,30 +15,47 @@ from ..scores import Scores, read_scores
 from ..stages.phases import detect_phases
 from ..store import PHASES, PICTURE, SELECTED, differences
 from .compared import plot_comparison, print_comparison, run_names
+from .curves import accuracy_target, fvu_target
 from .plot import plot_phases
 from .table import print_report
 
-__all__ = ["plot_phases", "print_report", "read_runs", "restrict", "write_comparison", "write_phases", "write_report"]
+__all__ = [
+    "plot_phases",
+    "print_report",
+    "read_phases",
+    "read_runs",
+    "restrict",
+    "write_comparison",
+    "write_phases",
+    "write_report",
+]
 
 
 _UNNAMED = "run"  # the label of those that were not given one
 
 
-def write_phases(directory: str | Path) -> tuple[Scores, PhaseReport]:
-    """Read a run's scores, detect the phases and write them as ``phases.json`` into the directory.
+def read_phases(directory: str | Path) -> tuple[Scores, PhaseReport]:
+    """A run's scores and its phases.
 
     Raises:
-        StoreError: there are no scores, or the directory cannot be written.
+        StoreError: there are no scores.
         DataError: scores of several runs, of fewer than two steps, or such that cannot be analysed.
     """
     scores = _one_run(directory)
-    report = detect_phases(scores)
+    return scores, detect_phases(scores)
+
+
+def write_phases(directory: str | Path, report: PhaseReport) -> None:
+    """Write a run's phases as ``phases.json`` into its directory.
+
+    Raises:
+        StoreError: the directory cannot be written.
+    """
     path = Path(directory) / PHASES
     try:
         report.write(path)
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error}; free some space or choose another directory") from error
-    return scores, report
 
 
 def restrict(
@@ -61,7 +78,7 @@ def write_report(
     layers: Sequence[str] | None = None,
     targets: Sequence[str] | None = None,
 ) -> PhaseReport:
-    """``write_phases``, then the tables on ``console`` and ``phases.png`` in the directory.
+    """The tables of a run's phases on ``console``, then ``phases.json`` and ``phases.png`` in its directory.
 
     Args:
         layers, targets: names or globs of what is shown, in ``phases-selected.png`` then; ``phases.json``, and what is
@@ -69,17 +86,21 @@ def write_report(
 
     Raises:
         DependencyError: matplotlib is missing; all else is written and printed by then.
-        StoreError, DataError, LayerError, ArgumentError: as for ``write_phases`` and ``restrict``.
+        StoreError: the directory cannot be written; all is printed by then.
+        StoreError, DataError, LayerError, ArgumentError: as for ``read_phases`` and ``restrict``.
     """
     console = console or Console()
-    scores, report = write_phases(directory)
+    scores, report = read_phases(directory)
     part = restrict(scores, report, layers, targets)
     print_report(*part, console)
+    write_phases(directory, report)
     (name,) = scores.values_of("run")
     name = Path(directory).resolve().name if name == _UNNAMED else name
     picture = Path(directory) / (PICTURE if layers is None and targets is None else SELECTED)
     plot_phases(*part, picture, title=f"Learning phases: {name}")
     console.print(f"wrote {Path(directory) / PHASES} and {picture}", highlight=False, soft_wrap=True)
+    if left := [target for target in part[0].targets if target not in (fvu_target(part[0]), accuracy_target(part[0]))]:
+        console.print(f"the picture leaves out {shown(left)}: --target draws one", highlight=False, soft_wrap=True)
     return report
 
 
@@ -94,7 +115,7 @@ def read_runs(
         layers, targets: names or globs; None for all.
 
     Raises:
-        As ``detect_phases``, ``compare_phases`` and ``write_phases`` do.
+        As ``detect_phases``, ``compare_phases`` and ``read_phases`` do.
     """
     names = run_names(directories)
     scores = {}

@@ -14,9 +14,10 @@ from ..comparing import Agreement, Comparison
 from ..errors import ArgumentError
 from ..phase_report import KINDS, CellPhases, PhaseReport, span_text
 from ..scores import MODEL_LAYER, Scores
+from .curves import headline
 from .names import shortened
 from .plot import plot_phases
-from .table import curve_tables, heading, number, say_thinned, simple_table
+from .table import curve_tables, heading, numbers, say_thinned, simple_table
 
 _ALL = "all runs"
 
@@ -47,7 +48,8 @@ def print_comparison(comparison: Comparison, scores: Mapping[str, Scores], conso
     for agreements in targets.values():
         _print_phases(agreements, console)
         _print_curves(agreements, scores, console)
-    last = next(iter(targets.values()))[-1]
+    one = next(iter(scores.values()))
+    last = targets.get(headline(one) or "", next(iter(targets.values())))[-1]
     stop = f"stop at {last.window_text}" if last.stop_window else f"no common stop window: {last.why}"
     console.print(Text(f"\nAll runs, by {last.layer} and target {last.target}: {stop}", style="bold"))
 
@@ -121,4 +123,4 @@ def _mean_curves(
     steps = [step for step in curves[0] if all(step in curve for curve in curves)]
     values = np.array([[curve[step] for curve in curves] for step in steps]).reshape(len(steps), len(curves))
     for name, found in (("", values.mean(1)), (" ±", values.std(1, ddof=1))):
-        yield agreement.layer + name, {step: number(value) for step, value in zip(steps, found.tolist(), strict=True)}
+        yield agreement.layer + name, dict(zip(steps, numbers(found.tolist()), strict=True))

@@ -81,6 +81,11 @@ def accuracy_target(scores: Scores) -> str | None:
     return min(_targets(scores, "accuracy"), key=lambda name: name != "label", default=None)
 
 
+def headline(scores: Scores) -> str | None:
+    """The target that a run is judged by where one must do: of the largest panel of its picture."""
+    return fvu_target(scores) or accuracy_target(scores)
+
+
 def curves_of(scores: Scores, target: str, metric: str, styles: dict[str, Look]) -> list[Curve]:
     """The held-out curves of one target that have a finite value."""
     found = (

@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import DataError, DependencyError, StoreError
 from ..phase_report import CellPhases, PhaseReport
 from ..scores import Scores
-from .curves import Curve, accuracy_target, curves_of, end_labels, fvu_target, looks
+from .curves import Curve, accuracy_target, curves_of, end_labels, fvu_target, headline, looks
 from .names import LONGEST, cut
 from .page import EDGE, LINE, NAME, Page, widest
 from .panel import Panel, draw_panel
@@ -45,7 +45,7 @@ def plot_phases(
         StoreError: the file cannot be written.
     """
     fvu_name, accuracy_name = fvu_target(scores), accuracy_target(scores)
-    target = fvu_name or accuracy_name
+    target = headline(scores)
     if target is None:
         raise DataError(f"nothing to draw: expected finite held-out 'fvu' or 'accuracy' rows, got {scores!r}")
     cells = {cell.layer: cell for cell in report if cell.target == target}

@@ -17,6 +17,7 @@ from .names import shortened
 
 _COLOURS: dict[PhaseKind, str] = {"constant": "", "decrease": "green", "increase": "yellow"}
 _WIDE = 1000  # letters
+_VISIBLE = 10  # times the last decimal: what a curve changes by
 MOST_STEPS = 60  # in tables of curves
 
 
@@ -103,8 +104,18 @@ def curve_tables(curves: Mapping[str, Mapping[int, str]], width: int) -> Iterato
         steps = steps[count:]
 
 
-def number(value: float) -> str:
-    """Three digits in few letters: ``.359``, ``1.41``, ``2e-6``."""
+def numbers(values: Sequence[float]) -> list[str]:
+    """The numbers of a curve in few letters, with as many decimals as its changes take, of three digits at most."""
+    finite = [abs(value) for value in values if math.isfinite(value) and value]
+    spread, least = (max(finite) - min(finite), min(finite)) if finite else (0.0, 1.0)
+    digits = 3
+    while spread and digits < 5 and spread * 10**digits < _VISIBLE and least * 10**digits < 99.5:
+        digits += 1
+    return [number(value, digits) for value in values]
+
+
+def number(value: float, decimals: int = 3) -> str:
+    """Three digits in few letters: ``.359``, ``1.41``, ``2e-6``; of small numbers so many decimals: ``.0061``."""
     size = abs(value)
     if not math.isfinite(value) or size == 0:
         return f"{value:g}"
@@ -112,7 +123,7 @@ def number(value: float) -> str:
         mantissa, exponent = f"{value:.0e}".split("e")
         return f"{mantissa}e{int(exponent)}"
     if size < 0.9995:
-        return f"{value:.3f}".replace("0.", ".", 1)
+        return f"{value:.{decimals}f}".replace("0.", ".", 1)
     return f"{value:.{max(0, 2 - math.floor(math.log10(1.0005 * size)))}f}"  # so that 9.996 is 10.0
 
 
@@ -138,4 +149,5 @@ def _phase(phase: Phase | None, between: str) -> Text:
 def _curve(scores: Scores, layer: str, target: str, metric: str) -> dict[int, str]:
     """Text of each step's value, with ``~`` before an estimate."""
     curve = *scores.curve(layer, target, metric), scores.estimated(layer, target, metric)
-    return {step: "~" * guessed + number(value) for step, value, guessed in zip(*(part.tolist() for part in curve))}
+    steps, values, guesses = (part.tolist() for part in curve)
+    return {step: "~" * guess + text for step, text, guess in zip(steps, numbers(values), guesses, strict=True)}

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from .. import ops
 from ..dense import empty
 from ..errors import ArgumentError, LayerError, NonFiniteError
-from ..notices import warn
-from ..sequences import TOKEN_MODES, as_one, real_tokens
+from ..notices import shown, warn
+from ..sequences import TOKEN_MODES, as_one, leaves_order, positions_last, real_tokens
 from ..timeline import stage
 from ..types import Activations, Layer, TokenMode
 
@@ -91,15 +91,18 @@ def discover_layers(
     found: list[Layer] = []
     unusable: dict[str, LayerError] = {}
     shapes: set[int] = set()
+    unclear: list[str] = []
     real = options.real(batch)
 
-    def record(name: str, call: int, output: Any) -> None:
+    def record(name: str, call: int, module: nn.Module, output: Any) -> None:
         try:
-            x, pool = _as_cell(name, output, len(batch), options, real)
+            x, pool = _as_cell(name, module, output, len(batch), options, real)
         except LayerError as error:
             unusable.setdefault(name, error)
             return
-        shapes.add(_first(output).dim())
+        shapes.add(dims := _first(output).dim())
+        if dims == 3 and leaves_order(module):
+            unclear.append(name)
         shape = (x.shape[1], *(pool for _ in x.shape[2:])) if pool else x.shape[1:]
         dim = int(torch.Size(shape).numel())
         found.append(Layer(name if call == 0 else f"{name}:{call}", name, call, dim))
@@ -127,6 +130,11 @@ def discover_layers(
         warn(f"pool={options.pool} changes nothing: no layer's output is [b, c, h, w] or [b, c, d, h, w]")
     if options.tokens != "flatten" and 3 not in shapes:
         warn(f"tokens={options.tokens!r} changes nothing: no layer's output is [b, t, f]")
+    if options.tokens != "flatten" and unclear and any(isinstance(module, nn.Conv1d) for module in model.modules()):
+        warn(
+            f"tokens={options.tokens!r}: outputs of {shown(unclear)} are taken to be [batch, tokens, features]; after "
+            "convolutions, which give [batch, features, tokens], probe these instead"
+        )
     return [layer for layer in found if layer.module not in unusable]
 
 
@@ -161,9 +169,9 @@ def capture(
     current: dict[str, Any] = {}
     real: Tensor | None = None
 
-    def record(name: str, call: int, output: Any) -> None:
+    def record(name: str, call: int, module: nn.Module, output: Any) -> None:
         if (spool := spools.get((name, call))) is not None:
-            spool.write(*_as_cell(name, output, current["stop"] - current["start"], options, real), **current)
+            spool.write(*_as_cell(name, module, output, current["stop"] - current["start"], options, real), **current)
 
     outputs: dict[str, list[Tensor]] = {"fit": [], "heldout": []}
     with _hooks(model, sorted({layer.module for layer in layers}), record) as reset:
@@ -243,16 +251,19 @@ class _Spool:
 
 @contextmanager
 def _hooks(
-    model: nn.Module, names: Sequence[str], record: Callable[[str, int, Any], None]
+    model: nn.Module, names: Sequence[str], record: Callable[[str, int, nn.Module, Any], None]
 ) -> Iterator[Callable[[], None]]:
-    """Call ``record(name, call, output)`` after each forward of the named modules; yields what restarts the count."""
+    """Call ``record(name, call, module, output)`` after each forward of the named modules.
+
+    Yields what restarts the count.
+    """
     calls = dict.fromkeys(names, 0)
     modules = dict(model.named_modules())
 
     def hook_for(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+        def hook(module: nn.Module, _args: Any, output: Any) -> None:
             calls[name] += 1
-            record(name, calls[name] - 1, output)
+            record(name, calls[name] - 1, module, output)
 
         return hook
 
@@ -284,7 +295,9 @@ def _logits(output: Any, batch: int) -> Tensor | None:
     return found.float() if found.is_floating_point() else None
 
 
-def _as_cell(name: str, output: Any, batch: int, options: RowOptions, real: Tensor | None) -> tuple[Tensor, int]:
+def _as_cell(
+    name: str, module: nn.Module, output: Any, batch: int, options: RowOptions, real: Tensor | None
+) -> tuple[Tensor, int]:
     """The tensor [b, ...] that the capture op flattens, and the pool size it applies."""
     output = _first(output)
     if not isinstance(output, Tensor) or not output.is_floating_point():
@@ -298,10 +311,12 @@ def _as_cell(name: str, output: Any, batch: int, options: RowOptions, real: Tens
             f"{tuple(output.shape)} for {batch} samples; probe a module whose output has the samples first"
         )
     if output.dim() == 3 and options.tokens != "flatten":
+        turned = positions_last(module) or (real is not None and real.shape[1] == output.shape[2] != output.shape[1])
+        output = output.mT if turned else output
         if real is not None and real.shape != output.shape[:2]:
             raise LayerError(
                 f"layer {name!r}: expected an output for each of the {real.shape[1]} positions of the input, of which "
-                f"padding={options.padding} leaves some out, got shape {tuple(output.shape)}"
+                f"padding={options.padding} leaves some out, got shape {tuple(output.shape)}; probe it without padding="
             )
         return as_one(output, options.tokens, real)
     return output, options.pool if 4 <= output.dim() <= 5 else 0

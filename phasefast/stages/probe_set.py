@@ -11,6 +11,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -96,6 +97,7 @@ class ProbeSet:
             DataError: too few rows, shapes or lengths that do not match, NaN or Inf, labels that are not integers.
         """
         _check_pairs(values)
+        fit_inputs, heldout_inputs = map(_of_array, (fit_inputs, heldout_inputs))
         fit_values, heldout_values = ({name: both[i] for name, both in (values or {}).items()} for i in (0, 1))
         given = cls(fit_inputs, fit_labels, heldout_inputs, heldout_labels, fit_values, heldout_values)
         _warn_of_overlap(given.fit_inputs, given.heldout_inputs)
@@ -266,6 +268,10 @@ def _check_split(split: str, inputs: Tensor, labels: Tensor | None, minimum: int
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise DataError(f"{split}_labels: expected integers, got {labels.dtype}; other numbers are given as values=")
     return labels.long()
+
+
+def _of_array(given: Any) -> Any:
+    return torch.as_tensor(given) if isinstance(given, np.ndarray) and given.dtype.kind in "fiub" else given
 
 
 def _check_pairs(values: Any) -> None:

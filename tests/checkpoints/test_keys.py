@@ -129,7 +129,7 @@ def test_a_function_may_read_checkpoints(tmp_path: Path) -> None:
         Reader(load=lambda path: torch.load(path)["net"]["weight"]).read(tmp_path / "step_1.weights")
     with pytest.raises(CheckpointError, match=r"step_1.weights, as it is loaded: .* expected a state dict"):
         Reader(load=lambda _: {"a": 1}).read(tmp_path / "step_1.weights")
-    with pytest.raises(CheckpointError, match=r"step_1.weights: cannot be read.*\('epochs'\)"):
+    with pytest.raises(CheckpointError, match=r"step_1.weights: load= raised KeyError: 'epochs'"):
         Reader(load=lambda path: torch.load(path)["epochs"]).read(tmp_path / "step_1.weights")
     model = nn.Linear(4, 3)
     probe_set = pf.ProbeSet.from_tensors(torch.randn(40, 4), None, torch.randn(20, 4), None)

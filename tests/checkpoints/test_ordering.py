@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from phasefast.checkpoints import find_checkpoints, order_checkpoints, weights_files
+from phasefast.checkpoints.entries import entry_of
 from phasefast.errors import CheckpointError
 
 
@@ -138,6 +139,32 @@ def test_other_folders_are_no_checkpoints_by_their_only_file(
     assert find_checkpoints(tmp_path / "all") == {}
     with pytest.raises(CheckpointError, match="holds no files"):
         order_checkpoints(tmp_path / "all")
+
+
+def test_of_several_files_of_a_step_a_glob_chooses(tmp_path: Path) -> None:
+    for step in (1, 2):
+        touch(tmp_path / f"step_{step}", "model.pt", "ema.pt", "optimizer.pt")
+    several = r"step_1 holds \['ema.pt', 'model.pt'\]: choose one by a glob such as '.*/\*/ema.pt'"
+    with pytest.raises(CheckpointError, match=several):
+        order_checkpoints(tmp_path)
+    found = {step: tmp_path / f"step_{step}" / "ema.pt" for step in (1, 2)}
+    assert order_checkpoints(tmp_path / "*" / "ema.pt") == order_checkpoints(list(found.values())) == found
+    assert order_checkpoints(found[2]) == {2: found[2]}
+    with pytest.raises(
+        CheckpointError, match=r"expected a folder with one of .*; holds \['ema.pt', 'model.pt'\]: choose"
+    ):
+        entry_of(tmp_path / "step_1")
+    touch(tmp_path, "step_3/model.pt")
+    with pytest.warns(RuntimeWarning, match=several):
+        assert list(order_checkpoints(tmp_path)) == [3]
+
+
+def test_a_folder_of_runs_names_them(tmp_path: Path) -> None:
+    touch(tmp_path, "seed0/step_1.pt", "seed1/step_1/model.pt", "logs/a.txt")
+    with pytest.raises(
+        CheckpointError, match=r"no folders of weights; but its folders \['seed0', 'seed1'\] do: give one"
+    ):
+        order_checkpoints(tmp_path)
 
 
 def test_steps_in_a_folder_of_a_run_stay_its_own(tmp_path: Path) -> None:

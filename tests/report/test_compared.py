@@ -120,3 +120,11 @@ def test_many_steps_are_thinned_in_tables(tmp_path: Path) -> None:
     assert "60 of 150 steps; the scores have all" in text
     shown = [int(word) for line in text.splitlines() if line.startswith("step ") for word in line.split()[1:]]
     assert (len(shown), shown[0], shown[-1]) == (60, 0, 149)
+
+
+def test_the_last_line_is_of_the_target_that_is_drawn(tmp_path: Path) -> None:
+    scores = make_scores(["features"], log2_steps(12))
+    turned = Scores.concat([scores.filter(target=target) for target in ("label", "input")])
+    assert turned.targets == ["label", "input"]
+    text = printed([write_run(tmp_path / name, turned) for name in "xy"])
+    assert "All runs, by features and target input: stop at " in text

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from phasefast.errors import ArgumentError, DataError, DependencyError, StoreError
-from phasefast.report import restrict, write_phases, write_report
+from phasefast.report import read_phases, restrict, write_report
 from phasefast.scores import Scores
 from phasefast.stages.phases import detect_phases
 
@@ -35,31 +35,45 @@ def test_report_writes_json_picture_and_table(run: Path) -> None:
 
 def test_missing_directory_and_single_step_are_typed_errors(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no scores in"):
-        write_phases(tmp_path / "absent")
+        read_phases(tmp_path / "absent")
     single = write_run(tmp_path / "single", make_scores(["a"], [0]))
     with pytest.raises(DataError, match="at least 2 steps"):
-        write_phases(single)
+        read_phases(single)
 
 
 def test_several_runs_in_one_directory_are_refused(tmp_path: Path) -> None:
     seeds = [make_scores([name], log2_steps(8)).with_column("run", name) for name in ("seed1", "seed2")]
     both = write_run(tmp_path, Scores.concat(seeds))
     with pytest.raises(DataError, match=r"expected the scores of one run, got those of 2 runs \(run seed1, seed2\)"):
-        write_phases(both)
+        read_phases(both)
 
 
 def test_targets_of_the_model_alone_are_shown_too(tmp_path: Path) -> None:
-    scores, report = write_phases(write_run(tmp_path, targets_apart()))
+    scores, report = read_phases(write_run(tmp_path, targets_apart()))
     assert len(restrict(scores, report, targets=["*"])[0]) == len(scores)
     shown, cells = restrict(scores, report, targets=["lab*", "colour"])
     assert shown.values_of("target") == ["colour", "label"]
     assert {cell.target for cell in cells} == {"colour"}
 
 
-def test_json_that_cannot_be_written_is_a_store_error(run: Path) -> None:
+def test_what_cannot_be_written_is_printed_before_the_error(run: Path) -> None:
     (run / "phases.json").mkdir()
+    console = Console(width=100, file=io.StringIO())
     with pytest.raises(StoreError, match=r"cannot write .*phases\.json"):
-        write_phases(run)
+        write_report(run, console)
+    assert "Phases of target input" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_targets_that_are_not_drawn_are_told(tmp_path: Path) -> None:
+    scores = make_scores(["a"], log2_steps(8))
+    table = scores.filter(layer="a")
+    more = [
+        Scores(part.to_arrow()).with_column("target", name) for part, name in ((table.filter(target="label"), "kind"),)
+    ]
+    run = write_run(tmp_path / "several", Scores.concat([scores, *more]))
+    console = Console(width=200, file=io.StringIO())
+    write_report(run, console)
+    assert "the picture leaves out ['kind']: --target draws one" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_without_matplotlib_all_but_the_picture_is_done(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,10 +88,10 @@ def test_without_matplotlib_all_but_the_picture_is_done(run: Path, monkeypatch: 
 
 def test_a_folder_of_runs_and_shards_of_other_names_are_told(run: Path) -> None:
     with pytest.raises(StoreError, match=r"no scores in .*, but in its folders run; give one, or compare them"):
-        write_phases(run.parent)
+        read_phases(run.parent)
     for path in (run / "scores").glob("step-*.parquet"):
         path.rename(path.with_name(f"of-{path.name}"))
     with pytest.raises(StoreError, match=r"expected files named step-\*.parquet, got \['of-step-0"):
-        write_phases(run)
+        read_phases(run)
     with pytest.raises(ArgumentError, match="scores: expected those of one run, got list; see compare_phases"):
         detect_phases([])  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from phasefast.phase_report import CellPhases, Phase, PhaseReport
 from phasefast.report.names import shortened
-from phasefast.report.table import curve_tables, number, phase_table, print_report
+from phasefast.report.table import curve_tables, number, numbers, phase_table, print_report
 from phasefast.scores import Scores
 from phasefast.stages.phases import detect_phases
 
@@ -46,6 +46,23 @@ def printed(scores: Scores, width: int) -> str:
 )
 def test_number(value: float, text: str) -> None:
     assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("values", "texts"),
+    [
+        ([0.0061, 0.0066, 0.0071], [".0061", ".0066", ".0071"]),
+        ([0.359, 0.358, math.nan], [".359", ".358", "nan"]),  # no more than three digits
+        ([0.0018, 0.00182], [".00180", ".00182"]),
+        ([0.05, 0.3], [".050", ".300"]),
+        ([0.006, 0.006], [".006", ".006"]),
+        ([math.inf, 0.0], ["inf", "0"]),
+        ([2e-6, 3.1e-6, 0.2], ["2e-6", "3e-6", ".200"]),
+        ([], []),
+    ],
+)
+def test_small_curves_show_their_changes(values: list[float], texts: list[str]) -> None:
+    assert numbers(values) == texts
 
 
 def test_phases_changes_minimum_and_window_are_in_the_table() -> None:
