@@ -128,7 +128,10 @@ def compare_phases(reports: Mapping[str, PhaseReport]) -> Comparison:
     if set(given) != {"PhaseReport"} or len(given) < 2:
         got = list(reports) if set(given) == {"PhaseReport"} else given
         raise DataError(f"expected the phases of two runs or more by name, {{name: PhaseReport}}, got {got}")
-    reports = {str(run): report for run, report in reports.items()}
+    names = [str(run) for run in reports]
+    if len(set(names)) < len(names):
+        raise DataError(f"expected a name of its own for each run, got {names}")
+    reports = dict(zip(names, reports.values(), strict=True))
     cells = {run: {(cell.layer, cell.target, cell.metric): cell for cell in report} for run, report in reports.items()}
     first, *others = cells.values()
     shared = [key for key in first if all(key in other for other in others)]

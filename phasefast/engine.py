@@ -277,5 +277,5 @@ class Engine:
         if self.method.layer_sketch is not None:
             settings["sketch"] = self.method.layer_sketch
         if self.rows.padding is not None:
-            settings["padding"] = self.rows.padding
+            settings["padding"] = float(self.rows.padding)
         return settings

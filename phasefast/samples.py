@@ -89,7 +89,7 @@ def as_numbers(what: str, given: Any) -> Tensor:
         if isinstance(given, (list, tuple)) and given and isinstance(given[0], Tensor):
             numbers = torch.stack([each if isinstance(each, Tensor) else torch.as_tensor(each) for each in given])
         else:
-            numbers = given if isinstance(given, Tensor) else torch.as_tensor(np.asarray(given))
+            numbers = given if isinstance(given, Tensor) else of_array(np.asarray(given))
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"{what}: expected numbers, as many for every sample, got {_odd(given)}; {error}") from error
     if numbers.is_complex() or numbers.layout != torch.strided:
@@ -100,6 +100,11 @@ def as_numbers(what: str, given: Any) -> Tensor:
     return (
         numbers.float() if numbers.is_floating_point() and numbers.element_size() < 2 else numbers
     )  # few ops take these
+
+
+def of_array(given: np.ndarray) -> Tensor:
+    """A tensor of an array, also one of negative strides or of the other order of bytes."""
+    return torch.as_tensor(np.ascontiguousarray(given, dtype=given.dtype.newbyteorder("=")))
 
 
 def _odd(given: Any) -> str:

@@ -32,22 +32,30 @@ _ONE = {"cls": 0, "last": -1}  # position of the token that stands for all
 
 def real_tokens(inputs: Tensor, padding: float) -> Tensor:
     """Which positions of inputs [b, t, ...] are no padding: bool [b, t]; of [b, t, c] those with any other number."""
-    other = inputs != padding
+    # Of integers of few bits the padding would be one too.
+    other = (inputs if inputs.is_floating_point() else inputs.long()) != padding
     return other if other.dim() == 2 else other.flatten(2).any(2)
 
 
 def positions_last(module: nn.Module) -> bool:
     """Whether what a module gives for sequences is [b, f, t]; of others it is taken to be [b, t, f]."""
-    while isinstance(module, nn.Sequential) and len(module):
-        module = module[-1]
-    return isinstance(module, _POSITIONS_LAST)
+    last = _last(module)
+    return isinstance(last, _POSITIONS_LAST) and type(last).forward.__module__.startswith("torch.nn.")
 
 
 def leaves_order(module: nn.Module) -> bool:
-    """Whether a module gives positions where it got them: an activation or dropout."""
-    while isinstance(module, nn.Sequential) and len(module):
-        module = module[-1]
-    return type(module).__module__ in ("torch.nn.modules.activation", "torch.nn.modules.dropout")
+    """Whether a module gives positions where it got them, such as an activation or dropout."""
+    last = _last(module)
+    kind = type(last).__module__.removeprefix("torch.nn.modules.")
+    same = kind in ("activation", "dropout", "padding", "upsampling") or isinstance(last, nn.Identity)
+    return same and not isinstance(last, nn.MultiheadAttention)
+
+
+def _last(module: nn.Module) -> nn.Module:
+    """What gives the output of a module: of a chain the last one."""
+    while type(module).forward is nn.Sequential.forward and len(module):  # type: ignore[arg-type]
+        module = module[-1]  # type: ignore[index]
+    return module
 
 
 def check_padding(padding: float, splits: Mapping[str, Tensor]) -> None:
@@ -73,6 +81,9 @@ def looks_padded(inputs: Tensor) -> int | None:
     """What integers [b, t] hold at the ends of many sequences, in runs of several lengths; None where nothing."""
     if inputs.dim() != 2 or inputs.is_floating_point() or inputs.shape[1] < _RUN:
         return None
+    if inputs.dtype in (torch.uint8, torch.bool):  # images rather
+        return None
+    inputs = inputs.long()
     for own in (inputs, inputs.flip(1)):
         value = own[:, -1].mode().values
         runs = (own.flip(1) == value).cumprod(1).sum(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, get_args, runtime_checkable
@@ -139,9 +140,11 @@ class Values:
 def _check_kind(what: str, kind: str, num_classes: int | None) -> None:
     if kind not in get_args(TargetKind):
         raise ArgumentError(f"{what}: expected kind 'regression' or 'classes', got {kind!r}")
-    if num_classes is not None and (
-        not isinstance(num_classes, int) or isinstance(num_classes, bool) or num_classes < 1
-    ):
+    try:
+        fits = num_classes is None or (operator.index(num_classes) > 0 and not isinstance(num_classes, bool))
+    except TypeError:
+        fits = False
+    if not fits:
         raise ArgumentError(f"{what}: expected num_classes to be a positive integer or None, got {num_classes!r}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import operator
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,23 +25,24 @@ def is_log2_step(step: int) -> bool:
     return step & (step - 1) == 0
 
 
-def _checked_steps(steps: Iterable[int]) -> frozenset[int]:
+def _checked_steps(steps: Iterable[int]) -> list[int]:
     given = list(steps)
     try:
-        found = frozenset(int(step) for step in given)
+        found = sorted({int(step) for step in given})
     except (TypeError, ValueError, OverflowError) as error:
         raise ArgumentError(f"steps: expected integers, {error}") from error
     if wrong := [step for step in given if int(step) != step]:
         raise ArgumentError(f"steps: expected integers, got {wrong[0]}")
-    if found and min(found) < 0:
-        raise ArgumentError(f"steps: expected numbers of updates, >= 0, got {min(found)}")
+    if found and found[0] < 0:
+        raise ArgumentError(f"steps: expected numbers of updates, >= 0, got {found[0]}")
     return found
 
 
 class PhaseTracker:
     """Call ``step(i)`` once per training step, with ``i`` updates done; it measures at some of them.
 
-    Where it is called less often, it measures at the first call at or after such a step.
+    Where it is called less often, it measures at the first call at or after such a step, if that lies after an earlier
+    call.
 
     Args:
         model: the model in training; left exactly as found by each measurement.
@@ -96,7 +98,8 @@ class PhaseTracker:
     def _is_due(self, before: int, step: int) -> bool:
         """Whether a step to measure at lies after one call's step and up to the next one's, or is that itself."""
         if self._steps is not None:
-            return any(before < each <= step for each in self._steps) or step in self._steps
+            place = bisect.bisect_right(self._steps, step)
+            return place > 0 and (self._steps[place - 1] > before or self._steps[place - 1] == step)
         return is_log2_step(step) or (0 <= before < step and before.bit_length() < step.bit_length())
 
     def step(self, step: int, force: bool = False) -> Scores | None:

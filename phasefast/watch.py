@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import time
 from collections import Counter
@@ -12,7 +13,7 @@ from typing import Any, Unpack
 
 from torch import nn
 
-from .checkpoints import Reader, find_checkpoints, weights_files
+from .checkpoints import Reader, by_only_file, find_checkpoints, weights_files
 from .errors import ArgumentError, CheckpointError
 from .notices import warn
 from .options import ProbeOptions
@@ -44,7 +45,7 @@ def watch(
     once it has changed. One that is measured must not change: that is another training.
 
     Args:
-        folder: of checkpoints; may be empty still. every: seconds between two looks.
+        folder: of checkpoints, or a glob of them; may be empty still. every: seconds between two looks.
         model, probe_set, out, run, weights_only, key, load, **options: as for :func:`phasefast.sweep`.
 
     Raises:
@@ -53,8 +54,8 @@ def watch(
     """
     if every < 0:
         raise ArgumentError(f"every: expected seconds >= 0, got {every}")
-    if not Path(folder).is_dir():
-        raise CheckpointError(f"{folder}: expected a folder to watch; make it first")
+    if not Path(folder).is_dir() and not glob.has_magic(os.fspath(folder)):
+        raise CheckpointError(f"{folder}: expected a folder to watch, or a glob; make it first")
     sweeper = Sweeper(model, probe_set, out, run=run, reader=Reader(weights_only, key, load), **options)
     return _rounds(sweeper, folder, every)
 
@@ -69,6 +70,8 @@ def _rounds(sweeper: Sweeper, folder: str | os.PathLike[str], every: float) -> I
         written = {step: _written(path) for step, path in found.items()}  # before they are read
         # Steps that are measured and written again are compared with what they were, once nothing changes any more.
         steady = {step for step in found if seen is None or step not in seen or last.get(step) == written[step]}
+        # The newest folder may get a second file, which would make it a question which of them to read.
+        steady -= {step for step in list(found)[-1:] if by_only_file(found[step]) and last.get(step) != written[step]}
         ready = {step: found[step] for step in steady if known.get(step) != written[step]}
         last = written
         known |= {step: written[step] for step in ready}

@@ -75,6 +75,8 @@ def test_seeds_may_be_named_by_numbers() -> None:
     found = pf.compare_phases(reports)  # type: ignore[arg-type]
     assert found.runs == ("0", "1")
     assert "Comparison of 0, 1" in repr(found)
+    with pytest.raises(DataError, match=r"a name of its own for each run, got \['0', '0'\]"):
+        pf.compare_phases({0: reports[0], "0": reports[1]})  # type: ignore[dict-item]
 
 
 def test_json_has_each_run_and_all() -> None:

@@ -94,6 +94,16 @@ def test_variation_beside_a_large_mean_is_kept(offset: float, form: Callable[[An
     assert found[1] == pytest.approx(found[0], rel=1e-4)
 
 
+@pytest.mark.parametrize("form", [lambda x: x[::-1], lambda x: x.astype(">f4"), lambda x: x.astype("<f8")])
+def test_arrays_of_any_layout_are_taken(form: Callable[[Any], Any]) -> None:
+    age = form(AGE.numpy())
+    probe_set = pf.ProbeSet.from_tensors(
+        form(X.numpy())[:60], None, form(X.numpy())[60:], None, values={"age": (age[:60], age[60:])}
+    )
+    found, expected = probe_set.fit_values["age"].double(), probe_set.fit_inputs.double() @ torch.arange(5.0).double()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("form", [Tensor.numpy, Tensor.tolist, list])
 def test_functions_may_give_anything_of_numbers(form: Callable[[Tensor], Any]) -> None:
     torch.manual_seed(0)

@@ -71,6 +71,30 @@ def test_yields_whenever_there_are_new_checkpoints(
         assert got == expected
 
 
+def test_the_newest_folder_is_read_when_no_second_file_has_come(
+    net: SmallNet, probe_set: pf.ProbeSet, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(step: int, name: str) -> None:
+        (folder / f"step_{step}").mkdir(exist_ok=True)
+        torch.save({key: tensor + step for key, tensor in net.state_dict().items()}, folder / f"step_{step}/{name}")
+
+    between_rounds(monkeypatch, [lambda: write(2, "ema.pt"), lambda: write(2, "model.pt"), lambda: None, lambda: None])
+    write(1, "model.pt")
+    seen = []
+
+    def take(place: Path, out: str) -> None:
+        with contextlib.suppress(Done):
+            for scores in pf.watch(net, place, probe_set, out=tmp_path / out, layers="hidden"):
+                seen.append(scores.steps)
+
+    with pytest.warns(RuntimeWarning, match=r"step_2 holds \['ema.pt', 'model.pt'\]"):
+        take(folder, "out")
+    assert seen == [[1]]
+    between_rounds(monkeypatch, [lambda: None])
+    take(folder / "*" / "model.pt", "glob")
+    assert seen == [[1], [1, 2]]
+
+
 def test_an_unfinished_checkpoint_is_read_again_when_it_has_changed(
     net: SmallNet, probe_set: pf.ProbeSet, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,7 @@
 """Readers of checkpoints and the order of their steps."""
 
 from .ahead import read_ahead
-from .entries import is_there, weights_files
+from .entries import by_only_file, is_there, weights_files
 from .fingerprint import file_hash, state_hash
 from .loading import load_into
 from .ordering import find_checkpoints, order_checkpoints
@@ -10,6 +10,7 @@ from .steps import parse_step
 
 __all__ = [
     "Reader",
+    "by_only_file",
     "file_hash",
     "find_checkpoints",
     "is_there",

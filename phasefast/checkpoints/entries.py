@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from ..errors import UnreadableError
@@ -11,6 +12,7 @@ from .index import INDEX, read_index
 from .sources import DISTRIBUTED, ENTRIES, SUFFIXES, may_be_weights
 from .steps import named_after_step, says_other_step
 
+_PART = re.compile(r"-\d+-of-(?!0*1\b)\d+")  # one of several shards
 NEEDED = f"one of {', '.join(ENTRIES)}, or a single file ending in {', '.join(SUFFIXES)}"
 
 
@@ -30,14 +32,24 @@ def candidates(folder: Path) -> list[Path]:
     """The files in a folder named after a step that may be its weights; none in other folders."""
     if not named_after_step(folder):
         return []
-    return sorted(file for file in folder.iterdir() if may_be_weights(file) and file.is_file())
+    files = (file for file in folder.iterdir() if may_be_weights(file) and not _PART.search(file.name))
+    return sorted(file for file in files if file.is_file())
 
 
-def several_named(folder: Path) -> str:
-    """Which files a folder may be read by, as part of a message; empty where there are not several."""
-    names = [file.name for file in candidates(folder)]
-    glob = folder.parent / "*" / names[0] if names else ""
-    return f"holds {shown(names)}: choose one by a glob such as '{glob}'" if len(names) > 1 else ""
+def by_only_file(folder: Path) -> bool:
+    """Whether a folder is a checkpoint by the only file in it, so that another may make it none."""
+    entry = find_entry(folder) if folder.is_dir() else None
+    return entry is not None and entry.name not in ENTRIES
+
+
+def why_none(folder: Path) -> str:
+    """Why a folder named after a step is no checkpoint by its files, as part of a message; empty where it has none."""
+    files = candidates(folder)
+    names = [file.name for file in files]
+    if len(files) == 1:
+        return f"holds {names[0]}, which names another step" if says_other_step(files[0], folder) else ""
+    first = min(names, key=lambda name: (not name.startswith("model"), name), default="")
+    return f"holds {shown(names)}: choose one by a glob such as '{folder.parent / '*' / first}'" if names else ""
 
 
 def entry_of(path: str | os.PathLike[str]) -> Path:
@@ -49,7 +61,7 @@ def entry_of(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     entry = find_entry(path) if path.is_dir() else path
     if entry is None:
-        why = several_named(path) or "is it still being written?"
+        why = why_none(path) or "is it still being written?"
         raise UnreadableError(f"{path}: expected a folder with {NEEDED}; {why}")
     return entry
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from ..errors import CheckpointError
 from ..notices import shown, warn
-from .entries import NEEDED, find_entry, several_named
+from .entries import NEEDED, by_only_file, find_entry, why_none
 from .messages import damage_named
 from .sources import SUFFIXES, TEMPORARY, Source, may_be_weights
-from .steps import has_step, named_after_step, names_step, parse_step
+from .steps import has_step, named_after_step, names_step, parse_step, says_other_step
 
 _UNFINISHED = f"have temporary names or do not hold {NEEDED}"
 _Some = TypeVar("_Some", bound=Source)
@@ -23,18 +24,33 @@ def find_checkpoints(folder: str | os.PathLike[str]) -> dict[int, Path]:
     """The checkpoints with a step in their names that are in a folder, in ascending order; there may be none.
 
     Warns of what it leaves out beside them. In a folder that is itself a checkpoint, whatever else it holds, are none.
+    Of what is no folder those that match it as a glob.
 
     Raises:
         CheckpointError: a folder that cannot be read, or a step that is there twice.
     """
     folder = Path(folder)
+    if not folder.is_dir() and glob.has_magic(os.fspath(folder)):
+        return _by_step([(_step_of(path), path) for path in _with_steps(folder, _matches(folder), by_folder=True)])
     found, unfinished = _sorted_out(folder)
     with_step = [path for path in found if has_step(path)]
     if find_entry(folder) and (not with_step or _is_one(folder, with_step)):
         return {}
     if found and unfinished:
         warn(f"{folder}: left out {unfinished}, which {_UNFINISHED}: {_several(folder, unfinished)}")
+    _check_alike(folder, with_step)
     return _by_step([(parse_step(path), path) for path in _with_steps(folder, found)])
+
+
+def _check_alike(folder: Path, found: Sequence[Path]) -> None:
+    """Warn where folders are read by files of different names, which may be different weights."""
+    names = {
+        re.sub(r"\d+", "", entry.name): entry.name
+        for path in found
+        if by_only_file(path) and (entry := find_entry(path))
+    }
+    if len(names) > 1:
+        warn(f"{folder}: its folders hold weights of different names, {shown(names.values())}: are they the same?")
 
 
 def order_checkpoints(
@@ -76,14 +92,22 @@ def _paths(path: Path) -> list[Path]:
         CheckpointError: there are none.
     """
     if not path.exists():
-        matches = (Path(name) for name in sorted(glob.glob(os.fspath(path))))
-        several = [each for each in matches if not TEMPORARY.fullmatch(each.name)]
+        several = _matches(path)
         if not several:
             raise CheckpointError(f"{path}: expected a folder of checkpoints, a file or a glob; there is none")
         return _with_steps(path, several, by_folder=True) or several
     if not path.is_dir():
         return [path]
     return list(find_checkpoints(path).values()) or ([path] if find_entry(path) else _without_steps(path))
+
+
+def _matches(pattern: Path) -> list[Path]:
+    """What matches a glob; a warning tells what has a temporary name, or is in such a folder."""
+    matches = [Path(name) for name in sorted(glob.glob(os.fspath(pattern)))]
+    left = [each for each in matches if TEMPORARY.fullmatch(each.name) or TEMPORARY.fullmatch(each.parent.name)]
+    if left and len(left) < len(matches):
+        warn(f"{pattern}: left out {shown(map(str, left))}, which have temporary names: still being written?")
+    return [each for each in matches if each not in left]
 
 
 def _step_of(source: str | os.PathLike[str]) -> int:
@@ -93,7 +117,8 @@ def _step_of(source: str | os.PathLike[str]) -> int:
         CheckpointError: there is none.
     """
     parent = Path(source).parent
-    return parse_step(parent if not has_step(source) and named_after_step(parent) else source)
+    by_folder = named_after_step(parent) and not (says_other_step(Path(source), parent))
+    return parse_step(parent if by_folder else source)
 
 
 def _with_steps(where: Path, found: Sequence[Path], by_folder: bool = False) -> list[Path]:
@@ -139,18 +164,17 @@ def _without_steps(folder: Path) -> list[Path]:
 
 def _several(folder: Path, unfinished: Iterable[str]) -> str:
     """Why folders may have been left out."""
-    several = ((name, several_named(folder / name)) for name in unfinished if (folder / name).is_dir())
-    return next((f"{name} {why}" for name, why in several if why), "still being written?")
+    reasons = ((name, why_none(folder / name)) for name in unfinished if (folder / name).is_dir())
+    return next((f"{name} {why}" for name, why in reasons if why), "still being written?")
 
 
 def _sorted_out(folder: Path) -> tuple[list[Path], list[str]]:
     """What is in a folder: files and folders that may be weights, and the names of unfinished ones with a step."""
     found, unfinished = [], []
     with damage_named(folder):
-        inside = sorted(folder.iterdir())
-    for path in inside:
-        if TEMPORARY.fullmatch(path.name) or (path.is_dir() and not find_entry(path)):
-            unfinished += [path.name] if has_step(path) else []
-        elif path.is_dir() or may_be_weights(path):
-            found.append(path)
+        for path in sorted(folder.iterdir()):
+            if TEMPORARY.fullmatch(path.name) or (path.is_dir() and not find_entry(path)):
+                unfinished += [path.name] if has_step(path) else []
+            elif path.is_dir() or may_be_weights(path):
+                found.append(path)
     return found, unfinished

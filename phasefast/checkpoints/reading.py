@@ -59,13 +59,13 @@ class Reader:
             raise CheckpointError(f"{os.fspath(source)}, as it is loaded: {error}") from error
 
     def fingerprint(self, source: Source) -> str | None:
-        """Hash of the file or folder, with the key: other weights of a file are others.
+        """Hash of the file or folder, with the key and whether a function reads it: other weights of a file are others.
 
         None for a mapping, and for a folder that ``load`` reads.
         """
         if isinstance(source, Mapping) or (self.load is not None and Path(source).is_dir()):
             return None
-        return salted(file_hash(source), (self.key or "").rstrip("."))
+        return salted(file_hash(source), (self.key or "").rstrip(".") + " load" * (self.load is not None))
 
     def is_there(self, source: Source) -> bool:
         """Whether there is anything to read."""
@@ -99,7 +99,9 @@ def read_state_dict(source: Source, *, weights_only: bool = True, key: str | Non
         kind = "an empty one" if isinstance(loaded, Mapping) and not loaded else type(loaded).__name__
         raise CheckpointError(f"{name}: expected a state dict (names to tensors), got {kind}; save model.state_dict()")
     if bad := [entry for entry, value in loaded.items() if not isinstance(value, Tensor)]:
-        under = f"give key= (--key), one of {shown(found)}" if (found := _states(loaded)) else "save model.state_dict()"
+        found, several = _candidates(loaded), len(_states(loaded)) > 1
+        under = f"give key= (--key), one of {shown(found)}" if found else "save model.state_dict()"
+        under += ", or load= for the tensors beside" if found and not several else ""
         raise CheckpointError(
             f"{name}: expected a state dict (names to tensors), but {shown(bad)} are not tensors; {under}"
         )
@@ -121,11 +123,21 @@ def _holds_tensors(value: Any, depth: int) -> bool:
 
 
 def _states(loaded: Mapping[Any, Any]) -> list[str]:
-    """The keys of mappings from names to tensors, but of those that are no weights by their names.
+    """The keys of state dicts; none beside tensors that are weights themselves.
 
-    None beside tensors that are weights themselves: as many as in any of these, or of the same names.
+    Such are as many as in any of these, have names with a dot, or the same names.
     """
-    states = {
+    states = _candidates(loaded)
+    tensors = [str(key) for key, value in loaded.items() if isinstance(value, Tensor)]
+    names = [f".{name}" for state in states.values() for name in state]
+    many = len(tensors) >= max(map(len, states.values()), default=0)
+    alike = any("." in key or name.endswith(f".{key}") for key in tensors for name in names)
+    return [] if many or alike else list(states)
+
+
+def _candidates(loaded: Mapping[Any, Any]) -> dict[str, Mapping[str, Tensor]]:
+    """Mappings from names to tensors by key, but those that are no weights by their names."""
+    return {
         key: value
         for key, value in loaded.items()
         if isinstance(key, str)
@@ -135,11 +147,6 @@ def _states(loaded: Mapping[Any, Any]) -> list[str]:
         and not _BESIDE.fullmatch(key)
         and not key.endswith("_extra_state")  # of a module, as torch.nn.Module.get_extra_state names it
     }
-    tensors = [str(key) for key, value in loaded.items() if isinstance(value, Tensor)]
-    names = [f".{name}" for state in states.values() for name in state]
-    many = len(tensors) >= max(map(len, states.values()), default=0)
-    weights = many or any(name.endswith(f".{key}") for key in tensors for name in names)
-    return [] if weights else list(states)
 
 
 def _under(loaded: Any, key: str, depth: int) -> Any:

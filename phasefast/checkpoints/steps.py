@@ -59,8 +59,9 @@ def named_after_step(folder: Path) -> bool:
 
 
 def says_other_step(file: Path, folder: Path) -> bool:
-    """Whether a file's name says another step than that of its folder."""
-    return has_step(file) and parse_step(file) != parse_step(folder)
+    """Whether a file's name says another step than its folder's; a number alone says none where that has a word."""
+    says = names_step(file) or not names_step(folder)
+    return says and has_step(file) and parse_step(file) != parse_step(folder)
 
 
 def _stem(name: str | os.PathLike[str]) -> str:

@@ -311,8 +311,7 @@ def _as_cell(
             f"{tuple(output.shape)} for {batch} samples; probe a module whose output has the samples first"
         )
     if output.dim() == 3 and options.tokens != "flatten":
-        turned = positions_last(module) or (real is not None and real.shape[1] == output.shape[2] != output.shape[1])
-        output = output.mT if turned else output
+        output = output.mT if positions_last(module) else output
         if real is not None and real.shape != output.shape[:2]:
             raise LayerError(
                 f"layer {name!r}: expected an output for each of the {real.shape[1]} positions of the input, of which "

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import ArgumentError, DataError, StoreError
 from ..files import replacing
 from ..notices import warn
-from ..samples import as_numbers, draw
+from ..samples import as_numbers, draw, of_array
 from ..target_types import Values
 from ..types import TargetKind
 
@@ -271,7 +271,7 @@ def _check_split(split: str, inputs: Tensor, labels: Tensor | None, minimum: int
 
 
 def _of_array(given: Any) -> Any:
-    return torch.as_tensor(given) if isinstance(given, np.ndarray) and given.dtype.kind in "fiub" else given
+    return of_array(given) if isinstance(given, np.ndarray) and given.dtype.kind in "fiub" else given
 
 
 def _check_pairs(values: Any) -> None:

@@ -86,7 +86,9 @@ def test_what_a_key_does_not_find_is_named(tmp_path: Path) -> None:
         CheckpointError, match=r"step_1.pt: .* under the key 'mean' .*got \['ema', 'epoch', 'net', 'opt"
     ):
         read_state_dict(tmp_path / "step_1.pt", key="mean")
-    with pytest.raises(CheckpointError, match=r"\['extra'\] are not tensors; save"):
+    with pytest.raises(
+        CheckpointError, match=r"\['extra'\] are not tensors; give key= .* \['extra'\], or load= for the"
+    ):
         read_state_dict({**OWN, "extra": {"scale": torch.ones(1)}})
     with pytest.raises(ArgumentError, match="key: expected a string, got 5"):
         Reader(key=5)  # type: ignore[arg-type]
@@ -141,6 +143,10 @@ def test_a_function_may_read_checkpoints(tmp_path: Path) -> None:
     assert scores.steps == [1]
 
 
+def strictly(folder: Path) -> dict[str, Tensor]:
+    return {f"0.{name}": torch.load(folder / f"{name}.part") for name in ("weight", "bias")}
+
+
 def in_parts(folder: Path) -> dict[str, Tensor]:
     return {f"0.{path.stem}": torch.load(path) for path in folder.glob("*.part")}
 
@@ -160,6 +166,8 @@ def test_what_a_function_reads_is_compared_with_what_is_stored(tmp_path: Path) -
         pf.sweep(
             model, {1: folder}, probe_set, out=out, load=lambda path: {k: 2 * v for k, v in in_parts(path).items()}
         )
+    (folder / "weight.part").unlink()
+    assert len(pf.sweep(model, {1: folder}, probe_set, out=out, load=strictly)) == len(first)  # the rest is there
     shutil.rmtree(folder)
     assert len(pf.sweep(model, {1: folder}, probe_set, out=out, load=in_parts)) == len(first)
 
@@ -178,6 +186,7 @@ def test_one_checkpoint_that_is_no_state_dict_stops_no_sweep(tmp_path: Path) -> 
     "saved",
     [
         {**OWN, "ema": {"n_averaged": torch.tensor(1), **under("module.")}},
+        {**{f"net.{name}": own for name, own in OWN.items()}, "ema": {"decay": torch.ones(1), **under("shadow.")}},
         {**OWN, "layer._extra_state": {f"scale_{i}": torch.ones(1) for i in range(9)}, "weight_scale": torch.ones(1)},
         {
             "net": OWN,
@@ -204,6 +213,10 @@ def test_other_weights_of_the_same_files_are_not_taken_for_those_that_are_stored
     assert found["net"].values_of("state_hash") != found["ema"].values_of("state_hash")
     with pytest.raises(StoreError, match="other weights"):
         pf.sweep(model, tmp_path, probe_set, out=tmp_path / "net", key="ema")
+    torch.save({"model": own, "ema": {name: 2 * value + 1 for name, value in own.items()}}, tmp_path / "step_1.pt")
+    pf.sweep(model, tmp_path, probe_set, out=tmp_path / "load", load=lambda path: torch.load(path)["ema"])
+    with pytest.raises(StoreError, match="other weights"):
+        pf.sweep(model, tmp_path, probe_set, out=tmp_path / "load")
 
 
 @pytest.mark.parametrize("batchnorm", ["recompute", "running"])

@@ -112,7 +112,10 @@ def test_a_folder_of_a_step_is_read_by_its_only_weights(tmp_path: Path) -> None:
         "step_7/a.pt",
         "step_7/b.pt",
     )
-    with pytest.warns(RuntimeWarning, match=r"left out \['step_7'\], .* or a single file ending in .pt, "):
+    with (
+        pytest.warns(RuntimeWarning, match=r"its folders hold weights of different names, \['ft-model-00001-of-0"),
+        pytest.warns(RuntimeWarning, match=r"left out \['step_7'\], .* or a single file ending in .pt, "),
+    ):
         assert order_checkpoints(tmp_path) == {step: tmp_path / name.split("/")[0] for step, name in entries.items()}
     for step, name in entries.items():
         assert order_checkpoints((tmp_path / name).parent) == {step: (tmp_path / name).parent}
@@ -144,7 +147,7 @@ def test_other_folders_are_no_checkpoints_by_their_only_file(
 def test_of_several_files_of_a_step_a_glob_chooses(tmp_path: Path) -> None:
     for step in (1, 2):
         touch(tmp_path / f"step_{step}", "model.pt", "ema.pt", "optimizer.pt")
-    several = r"step_1 holds \['ema.pt', 'model.pt'\]: choose one by a glob such as '.*/\*/ema.pt'"
+    several = r"step_1 holds \['ema.pt', 'model.pt'\]: choose one by a glob such as '.*/\*/model.pt'"
     with pytest.raises(CheckpointError, match=several):
         order_checkpoints(tmp_path)
     found = {step: tmp_path / f"step_{step}" / "ema.pt" for step in (1, 2)}
@@ -157,6 +160,33 @@ def test_of_several_files_of_a_step_a_glob_chooses(tmp_path: Path) -> None:
     touch(tmp_path, "step_3/model.pt")
     with pytest.warns(RuntimeWarning, match=several):
         assert list(order_checkpoints(tmp_path)) == [3]
+
+
+def test_a_glob_leaves_out_what_is_temporary_aloud(tmp_path: Path) -> None:
+    touch(tmp_path, "step_500/ema.pt", "tmp-step_600/ema.pt", "step_700.tmp/ema.pt", "step_800/tmp.ema.pt")
+    for take in (order_checkpoints, find_checkpoints):
+        with pytest.warns(
+            RuntimeWarning, match=r"left out \['.*step_700.tmp/ema.pt', '.*tmp-step_600/ema.pt'\], which have"
+        ):
+            assert take(str(tmp_path / "*" / "ema.pt")) == {500: tmp_path / "step_500/ema.pt"}
+    assert find_checkpoints(tmp_path / "none_*") == {}
+    with pytest.raises(CheckpointError, match="no such file"):
+        find_checkpoints(tmp_path / "absent")
+
+
+def test_shards_without_their_index_are_no_checkpoint(tmp_path: Path) -> None:
+    touch(tmp_path, "checkpoint-1/model.safetensors", "checkpoint-2/pytorch_model-00001-of-00002.bin")
+    with pytest.warns(RuntimeWarning, match=r"left out \['checkpoint-2'\], .*: still being written\?"):
+        assert list(order_checkpoints(tmp_path)) == [1]
+
+
+def test_a_number_in_a_file_is_no_step_beside_the_word_of_its_folder(tmp_path: Path) -> None:
+    touch(tmp_path, "step_500/resnet_50.pt", "step_600/resnet_50.pt")
+    assert order_checkpoints(tmp_path) == {step: tmp_path / f"step_{step}" for step in (500, 600)}
+    assert list(order_checkpoints(tmp_path / "*" / "resnet_50.pt")) == [500, 600]
+    touch(tmp_path, "step_700/step_70.pt")
+    with pytest.warns(RuntimeWarning, match=r"step_700 holds step_70.pt, which names another step"):
+        assert list(order_checkpoints(tmp_path)) == [500, 600]
 
 
 def test_a_folder_of_runs_names_them(tmp_path: Path) -> None:

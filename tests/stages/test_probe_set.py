@@ -6,6 +6,7 @@ import resource
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -37,7 +38,7 @@ class Pairs:
         ((X, Y, X, None), "for both splits or for none"),
         ((X[:, 0], Y, X, Y), "at least 2 dimensions"),
         (([1.0], Y, X, Y), "got list"),
-        ((X.numpy(), Y, X, Y), "got ndarray"),
+        ((np.array(["a"] * 6), Y, X, Y), "got ndarray"),
         ((X.index_fill(0, torch.tensor(3), torch.nan), Y, X, Y), "NaN or Inf, first in row 3"),
         ((X, Y, X / 0, Y), "heldout_inputs: expected finite"),
     ],
