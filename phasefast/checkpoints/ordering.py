@@ -104,10 +104,16 @@ def _paths(path: Path) -> list[Path]:
 def _matches(pattern: Path) -> list[Path]:
     """What matches a glob; a warning tells what has a temporary name, or is in such a folder."""
     matches = [Path(name) for name in sorted(glob.glob(os.fspath(pattern)))]
-    left = [each for each in matches if TEMPORARY.fullmatch(each.name) or TEMPORARY.fullmatch(each.parent.name)]
+    left = [path for path in matches if any(map(TEMPORARY.fullmatch, _names_of_step(path)))]
     if left and len(left) < len(matches):
         warn(f"{pattern}: left out {shown(map(str, left))}, which have temporary names: still being written?")
     return [each for each in matches if each not in left]
+
+
+def _names_of_step(path: Path) -> list[str]:
+    """The names that say which step a path is of: its own, and its folder's where that has the step."""
+    by_folder = not has_step(path) and named_after_step(path.parent)
+    return [path.name, *[path.parent.name] * by_folder]
 
 
 def _step_of(source: str | os.PathLike[str]) -> int:
@@ -117,7 +123,7 @@ def _step_of(source: str | os.PathLike[str]) -> int:
         CheckpointError: there is none.
     """
     parent = Path(source).parent
-    by_folder = named_after_step(parent) and not (says_other_step(Path(source), parent))
+    by_folder = named_after_step(parent) and not says_other_step(Path(source), parent)
     return parse_step(parent if by_folder else source)
 
 

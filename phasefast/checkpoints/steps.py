@@ -52,15 +52,15 @@ def names_step(name: str | os.PathLike[str]) -> bool:
     return _NAMED.search(_stem(name)) is not None
 
 
-def named_after_step(folder: Path) -> bool:
-    """Whether a folder's name has a word for steps or epochs before a number, or is nothing but a number."""
-    stem = _stem(folder)
-    return has_step(folder) and (names_step(folder) or stem.isdecimal() or _EPOCH.search(stem) is not None)
+def named_after_step(path: Path) -> bool:
+    """Whether a name has a word for steps or epochs before a number, or is nothing but a number."""
+    stem = _stem(path)
+    return has_step(path) and (names_step(path) or stem.isdecimal() or _EPOCH.search(stem) is not None)
 
 
 def says_other_step(file: Path, folder: Path) -> bool:
-    """Whether a file's name says another step than its folder's; a number alone says none where that has a word."""
-    says = names_step(file) or not names_step(folder)
+    """Whether a file's name says another step than its folder's: ``resnet_50.pt`` in ``step_500`` does not."""
+    says = named_after_step(file) or not names_step(folder)
     return says and has_step(file) and parse_step(file) != parse_step(folder)
 
 

@@ -174,6 +174,13 @@ def test_a_glob_leaves_out_what_is_temporary_aloud(tmp_path: Path) -> None:
         find_checkpoints(tmp_path / "absent")
 
 
+def test_folders_that_say_no_step_may_have_any_name(tmp_path: Path) -> None:
+    for folder in ("tmp1234", ".checkpoints", "all.tmp"):
+        touch(tmp_path, f"{folder}/step_5.pt", f"{folder}/step_7/model.pt")
+        assert list(order_checkpoints(tmp_path / folder / "step_?.pt")) == [5]
+        assert list(order_checkpoints(tmp_path / folder / "*" / "model.pt")) == [7]
+
+
 def test_shards_without_their_index_are_no_checkpoint(tmp_path: Path) -> None:
     touch(tmp_path, "checkpoint-1/model.safetensors", "checkpoint-2/pytorch_model-00001-of-00002.bin")
     with pytest.warns(RuntimeWarning, match=r"left out \['checkpoint-2'\], .*: still being written\?"):
@@ -198,7 +205,12 @@ def test_a_folder_of_runs_names_them(tmp_path: Path) -> None:
 
 
 def test_steps_in_a_folder_of_a_run_stay_its_own(tmp_path: Path) -> None:
-    for folder, name, step in (("run-2", "step_64.pt", 64), ("1", "64.pt", 64), ("checkpoints", "step_5.pt", 5)):
+    for folder, name, step in (
+        ("run-2", "step_64.pt", 64),
+        ("1", "64.pt", 64),
+        ("checkpoints", "step_5.pt", 5),
+        ("checkpoint2", "9.pt", 9),
+    ):
         touch(tmp_path / folder, name)
         assert order_checkpoints(tmp_path / folder) == {step: tmp_path / folder / name}
 
