@@ -19,6 +19,7 @@ from phasefast.stages.statistics import accumulate
 from tests.conftest import SmallNet, images
 from tests.pretend_gpu import DEVICE, OnGpu, pretended
 
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: tests/test_cuda.py")
 FINE = [10 ** (-6 + k / 8) for k in range(65)]
 FEW = pf.ProbeSet.from_tensors(*images(30, 1), *images(20, 2))
 VALUES = pf.ProbeSet.from_tensors(
