@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from .errors import DataError
+from .errors import DataError, LayerError
 from .notices import warn
 from .types import TokenMode
 
@@ -25,7 +25,8 @@ _POSITIONS_LAST = (
         nn.AdaptiveAvgPool1d,
         nn.LPPool1d,
     ),
-    *(_NormBase, nn.GroupNorm),  # which reads [b, c, l] of three dimensions
+    *(nn.MaxUnpool1d, nn.Upsample, nn.ConstantPad1d, nn.ZeroPad1d, nn.ReflectionPad1d, nn.ReplicationPad1d),
+    *(_NormBase, nn.GroupNorm, nn.LocalResponseNorm),  # which read [b, f, t] of three dimensions
 )
 _ONE = {"cls": 0, "last": -1}  # position of the token that stands for all
 
@@ -37,25 +38,23 @@ def real_tokens(inputs: Tensor, padding: float) -> Tensor:
     return other if other.dim() == 2 else other.flatten(2).any(2)
 
 
-def positions_last(module: nn.Module) -> bool:
-    """Whether what a module gives for sequences is [b, f, t]; of others it is taken to be [b, t, f]."""
-    last = _last(module)
-    return isinstance(last, _POSITIONS_LAST) and type(last).forward.__module__.startswith("torch.nn.")
+def positions_last(module: nn.Module, shape: torch.Size) -> tuple[bool, bool]:
+    """Whether what a module gives for sequences is [b, f, t], not [b, t, f], and whether that may be wrong.
 
-
-def leaves_order(module: nn.Module) -> bool:
-    """Whether a module gives positions where it got them, such as an activation or dropout."""
-    last = _last(module)
-    kind = type(last).__module__.removeprefix("torch.nn.modules.")
-    same = kind in ("activation", "dropout", "padding", "upsampling") or isinstance(last, nn.Identity)
-    return same and not isinstance(last, nn.MultiheadAttention)
-
-
-def _last(module: nn.Module) -> nn.Module:
-    """What gives the output of a module: of a chain the last one."""
+    Args:
+        shape: of the output. Of a convolution with a ``forward`` of its own, which may turn it, it tells.
+    """
     while type(module).forward is nn.Sequential.forward and len(module):  # type: ignore[arg-type]
         module = module[-1]  # type: ignore[index]
-    return module
+    if not isinstance(module, _POSITIONS_LAST):
+        kind = type(module).__module__.removeprefix("torch.nn.modules.")
+        unclear = kind in ("activation", "dropout") or isinstance(module, nn.Identity)
+        return False, unclear and not isinstance(module, nn.MultiheadAttention)
+    if type(module).forward.__module__.startswith("torch.nn."):
+        return True, False
+    widths = [getattr(module, name, None) for name in ("out_channels", "num_features", "num_channels")]
+    places = [place for place in (1, 2) if shape[place] in widths]
+    return places != [2], len(places) != 1
 
 
 def check_padding(padding: float, splits: Mapping[str, Tensor]) -> None:
@@ -92,14 +91,27 @@ def looks_padded(inputs: Tensor) -> int | None:
     return None
 
 
-def as_one(output: Tensor, mode: TokenMode, real: Tensor | None) -> tuple[Tensor, int]:
-    """One row for each sequence of [b, t, f]: a tensor [b, f], or one that the pool size that comes with it makes so.
+def as_one(name: str, module: nn.Module, output: Tensor, mode: TokenMode, real: Tensor | None) -> tuple[Tensor, int]:
+    """One row for each sequence of a module's output: a tensor [b, f], or what the pool size beside it makes such.
 
     Args:
+        name: of the layer, in messages. output: [b, t, f], or [b, f, t] of convolutions and the like.
         real: bool [b, t]: of which tokens; all by default. Each sequence has one.
+
+    Raises:
+        LayerError: there are not as many positions as ``real`` has.
     """
+    shape = tuple(output.shape)
+    output = output.mT if positions_last(module, output.shape)[0] else output
     if real is None:
         return (output.transpose(1, 2), 1) if mode == "mean" else (output[:, _ONE[mode]], 0)
+    if real.shape != output.shape[:2]:
+        count = real.shape[1]
+        hint = "are its positions last?" if output.shape[2] == count else "probe it without padding="
+        raise LayerError(
+            f"layer {name!r}: expected an output for each of the {count} positions of the input, of which padding= "
+            f"leaves some out, got shape {shape}; {hint}"
+        )
     if mode == "mean":
         # What stands at padding may be NaN, as of attention to nothing.
         taken = torch.where(real[:, :, None], output, 0).sum(1, dtype=torch.promote_types(output.dtype, torch.float32))

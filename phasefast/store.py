@@ -90,7 +90,7 @@ def write_step(directory: str | Path, scores: Scores, config_hash: str, settings
         remove_file(path)
     (step,) = scores.steps
     if step in shards:
-        check_weights(read_shard(shards[step]), "state_hash", scores.values_of("state_hash")[0])
+        check_weights(read_shard(shards[step]), scores.values_of("state_hash")[0])
     if not kept.exists():
         with replacing(kept) as partial:
             partial.write_text(json.dumps(settings), encoding="utf-8")
@@ -152,20 +152,19 @@ def _changes(key: str, stored: Any, now: Any, words: tuple[str, str] = _WORDS) -
             yield f"{name} {words[0]} {before}, {words[1]} {after}"
 
 
-def check_weights(stored: Scores, column: str, expected: str) -> None:
+def check_weights(stored: Scores, expected: str) -> None:
     """Compare the weights that a stored step was measured on with those at hand.
 
     Args:
-        column: ``state_hash`` or ``source_hash``. expected: the hash at hand.
+        expected: their ``state_hash``.
 
     Raises:
         StoreError: they differ.
     """
-    if stored.values_of(column) != [expected]:
-        source = ", of another file or key" if column == "source_hash" else ""
+    if stored.values_of("state_hash") != [expected]:
         raise StoreError(
-            f"step {stored.steps[0]} is stored already, but was measured on other weights{source}: another training? "
-            f"{_ELSEWHERE}"
+            f"step {stored.steps[0]} is stored already, but was measured on other weights: another training, key or "
+            f"function? {_ELSEWHERE}"
         )
 
 

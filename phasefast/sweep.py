@@ -11,7 +11,7 @@ from typing import Any, Unpack
 
 from torch import Tensor, nn
 
-from .checkpoints import Reader, is_there, load_into, order_checkpoints, read_ahead, state_hash
+from .checkpoints import Reader, load_into, order_checkpoints, read_ahead, state_hash
 from .checkpoints.sources import Source
 from .engine import Engine
 from .errors import LASTING, PASSING, ArgumentError, CheckpointError, PhasefastError, StoreError, SweepError
@@ -198,15 +198,13 @@ def _check_same(stored: Scores, source: Source, model: nn.Module, reader: Reader
     """
     if not reader.is_there(source):
         return  # measured, and deleted since to save space
-    fingerprint = reader.fingerprint(source) if reader.load is None else None
-    if fingerprint is not None and stored.values_of("source_hash") != ["none"]:
-        check_weights(stored, "source_hash", fingerprint)
-    else:
-        try:
-            state = reader.read(source)
-        except CheckpointError:
-            if reader.load is not None and not isinstance(source, Mapping) and not is_there(source):
-                return  # likewise; the rest of a folder may be there
-            raise
-        load_into(model, state, _name(stored.steps[0], source), spare)
-        check_weights(stored, "state_hash", state_hash(model.state_dict()))
+    if reader.load is None and stored.values_of("source_hash") == [reader.fingerprint(source)]:
+        return
+    try:
+        state = reader.read(source)
+    except CheckpointError as error:
+        if reader.load is not None and isinstance(error.__cause__, FileNotFoundError):
+            return  # likewise; the rest of a folder may be there
+        raise
+    load_into(model, state, _name(stored.steps[0], source), spare)
+    check_weights(stored, state_hash(model.state_dict()))

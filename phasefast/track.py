@@ -127,7 +127,7 @@ class PhaseTracker:
             return None
         if step in self.scores.steps:
             try:
-                check_weights(self.scores.filter(step=step), "state_hash", state_hash(self._engine.model.state_dict()))
+                check_weights(self.scores.filter(step=step), state_hash(self._engine.model.state_dict()))
             except StoreError as error:
                 if self._on_error == "raise" or first or start <= 1:
                     raise

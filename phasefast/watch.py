@@ -54,7 +54,10 @@ def watch(
     """
     if every < 0:
         raise ArgumentError(f"every: expected seconds >= 0, got {every}")
-    if not Path(folder).is_dir() and not glob.has_magic(os.fspath(folder)):
+    place = Path(folder)
+    while glob.has_magic(os.fspath(place)) and not place.is_dir():
+        place = place.parent
+    if not place.is_dir():
         raise CheckpointError(f"{folder}: expected a folder to watch, or a glob; make it first")
     sweeper = Sweeper(model, probe_set, out, run=run, reader=Reader(weights_only, key, load), **options)
     return _rounds(sweeper, folder, every)
@@ -70,8 +73,9 @@ def _rounds(sweeper: Sweeper, folder: str | os.PathLike[str], every: float) -> I
         written = {step: _written(path) for step, path in found.items()}  # before they are read
         # Steps that are measured and written again are compared with what they were, once nothing changes any more.
         steady = {step for step in found if seen is None or step not in seen or last.get(step) == written[step]}
-        # The newest folder may get a second file, which would make it a question which of them to read.
-        steady -= {step for step in list(found)[-1:] if by_only_file(found[step]) and last.get(step) != written[step]}
+        # A new folder may get a second file, which would make it a question which of them to read.
+        new = list(found)[-1:] if seen is None else [step for step in found if step not in seen]
+        steady -= {step for step in new if by_only_file(found[step]) and last.get(step) != written[step]}
         ready = {step: found[step] for step in steady if known.get(step) != written[step]}
         last = written
         known |= {step: written[step] for step in ready}

@@ -41,7 +41,7 @@ def test_padding_counts_for_nothing(mode: TokenMode, left: bool, dtype: torch.dt
     real = real_tokens(ids, 0)
     output = torch.randn(30, 7, 5, generator=torch.Generator().manual_seed(2)).to(dtype)
     poisoned = output.masked_fill(~real[:, :, None], torch.nan)
-    rows, pool = as_one(poisoned, mode, real)
+    rows, pool = as_one("x", nn.Identity(), poisoned, mode, real)
     assert pool == 0
     torch.testing.assert_close(rows.double(), expected(output, real, mode), rtol=1e-6, atol=1e-6)
 
@@ -49,7 +49,7 @@ def test_padding_counts_for_nothing(mode: TokenMode, left: bool, dtype: torch.dt
 def test_gaps_are_padding_too_and_vectors_are_where_all_numbers_are() -> None:
     real = torch.tensor([[False, True, False, True, False]])
     output = torch.arange(5.0)[None, :, None]
-    assert [float(as_one(output, mode, real)[0]) for mode in MODES] == [2, 1, 3]
+    assert [float(as_one("x", nn.Identity(), output, mode, real)[0]) for mode in MODES] == [2, 1, 3]
     vectors = torch.tensor([[[0.0, 0.0], [0.0, 1.0], [2.0, 0.0]]])
     assert real_tokens(vectors, 0).tolist() == [[False, True, True]]
 
@@ -105,7 +105,7 @@ def test_more_padding_changes_nothing(reader: Reader) -> None:
 
 def test_layers_of_other_positions_are_named(reader: Reader) -> None:
     with pytest.raises(
-        LayerError, match=r"'short': expected an output for each of the 8 positions .*got shape .* 4, 6\)"
+        LayerError, match=r"'short': expected an output for each of the 8 positions .*got shape .* 6, 4\); probe"
     ):
         pf.probe(reader, GIVEN, layers=["short"], tokens="mean", padding=0)
     with pytest.warns(RuntimeWarning, match=r"left out 1: layer 'short'"):
@@ -198,11 +198,31 @@ class Chain(nn.Sequential):
         return super().forward(x.mT).mT
 
 
-@pytest.mark.parametrize("layer", [Turned(6), Chain(nn.Conv1d(6, 5, 3, padding=1))])
-def test_modules_of_ones_own_have_their_features_last(layer: nn.Module) -> None:
-    model = nn.Sequential(nn.Embedding(10, 6), layer, nn.Flatten())
-    (cell,) = Engine(model, GIVEN, layers=["1"], tokens="mean", padding=0, batchnorm="running").activations()
-    assert cell.layer.dim == (6 if isinstance(layer, Turned) else 5)
+class Causal(nn.Conv1d):
+    """Positions last, with a forward of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(nn.functional.pad(x.mT, (2, 0)))
+
+
+@pytest.mark.parametrize("padding", [None, 0])
+@pytest.mark.parametrize("layer", [Turned(6), Chain(nn.Conv1d(6, 5, 3, padding=1)), Causal(6, 5, 3)])
+def test_the_order_of_modules_of_ones_own_is_told_by_their_shape(layer: nn.Module, padding: int | None) -> None:
+    model = nn.Sequential(nn.Embedding(10, 6), layer, nn.Flatten()).eval()
+    options: dict[str, Any] = {"layers": ["1"], "tokens": "mean", "padding": padding, "batchnorm": "running"}
+    (cell,) = Engine(model, GIVEN, **options).activations()
+    ids = GIVEN.fit_inputs
+    with torch.no_grad():
+        output = model[:2](ids)
+    real = torch.ones_like(ids, dtype=torch.bool) if padding is None else ids != padding
+    output = output.mT if isinstance(layer, Causal) else output
+    torch.testing.assert_close((cell.fit + cell.shift).double(), expected(output, real, "mean"), rtol=1e-5, atol=1e-6)
+
+
+def test_an_order_that_no_shape_tells_is_asked_about() -> None:
+    model = nn.Sequential(nn.Embedding(10, 6), Causal(6, 8, 3), nn.Flatten())  # as many positions
+    with pytest.warns(RuntimeWarning, match=r"outputs of \['1'\] are taken to be \[batch, tokens, features\]"):
+        Engine(model, GIVEN, layers=["1"], tokens="mean", padding=0).activations()
 
 
 def test_a_token_before_all_others_is_no_reason_to_turn_an_output(reader: Reader) -> None:
@@ -215,9 +235,7 @@ def test_a_token_before_all_others_is_no_reason_to_turn_an_output(reader: Reader
             x = self.embed(ids)
             return self.block(torch.cat([x[:, :1], x], 1)).mean(1)
 
-    with pytest.raises(
-        LayerError, match=r"each of the 8 positions .*, got shape \(7, 9, 8\); probe it without padding="
-    ):
+    with pytest.raises(LayerError, match=r"each of the 8 positions .*, got shape \(7, 9, 8\); are its pos"):
         pf.probe(Prepended(), GIVEN, layers=["block"], tokens="mean", padding=0)
 
 

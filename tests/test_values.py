@@ -96,6 +96,12 @@ def test_variation_beside_a_large_mean_is_kept(offset: float, form: Callable[[An
 
 @pytest.mark.parametrize("form", [lambda x: x[::-1], lambda x: x.astype(">f4"), lambda x: x.astype("<f8")])
 def test_arrays_of_any_layout_are_taken(form: Callable[[Any], Any]) -> None:
+    kind = form(KIND.numpy())
+    labelled = pf.ProbeSet.from_tensors(
+        X[:60], kind[:60].astype(kind.dtype.str.replace("f", "i")), X[60:], kind[60:].astype(int)
+    )
+    assert labelled.fit_labels is not None
+    assert labelled.fit_labels.sum() == int(kind[:60].sum())
     age = form(AGE.numpy())
     probe_set = pf.ProbeSet.from_tensors(
         form(X.numpy())[:60], None, form(X.numpy())[60:], None, values={"age": (age[:60], age[60:])}

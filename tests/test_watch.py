@@ -90,9 +90,24 @@ def test_the_newest_folder_is_read_when_no_second_file_has_come(
     with pytest.warns(RuntimeWarning, match=r"step_2 holds \['ema.pt', 'model.pt'\]"):
         take(folder, "out")
     assert seen == [[1]]
+    (folder / "step_2/ema.pt").unlink()
+    write(2, "model.pt")
+
+    def two() -> None:
+        write(3, "ema.pt")
+        write(4, "ema.pt")
+
+    seen.clear()
+    between_rounds(monkeypatch, [lambda: None, two, lambda: (write(3, "model.pt"), write(4, "model.pt")), lambda: None])
+    with pytest.warns(RuntimeWarning, match=r"step_3 holds \['ema.pt', 'model.pt'\]"):
+        take(folder, "more")
+    assert seen == [[1], [1, 2]]
+    seen[:] = [[1]]
     between_rounds(monkeypatch, [lambda: None])
     take(folder / "*" / "model.pt", "glob")
-    assert seen == [[1], [1, 2]]
+    assert seen == [[1], [1, 2, 3, 4]]
+    with pytest.raises(CheckpointError, match="expected a folder to watch, or a glob"):
+        pf.watch(net, folder / "none" / "*" / "model.pt", probe_set, out=tmp_path / "none")
 
 
 def test_an_unfinished_checkpoint_is_read_again_when_it_has_changed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -10,7 +11,7 @@ from ..errors import UnreadableError
 from ..notices import shown
 from .index import INDEX, read_index
 from .sources import DISTRIBUTED, ENTRIES, SUFFIXES, may_be_weights
-from .steps import named_after_step, says_other_step
+from .steps import has_step, named_after_step, named_by, parse_step
 
 _PART = re.compile(r"-\d+-of-(?!0*1\b)\d+")  # one of several shards
 NEEDED = f"one of {', '.join(ENTRIES)}, or a single file ending in {', '.join(SUFFIXES)}"
@@ -25,7 +26,7 @@ def find_entry(folder: Path) -> Path | None:
     if found := next((folder / name for name in ENTRIES if (folder / name).is_file()), None):
         return found
     files = candidates(folder)
-    return next((file for file in files if len(files) == 1 and not says_other_step(file, folder)), None)
+    return files[0] if len(files) == 1 and not _says_other_step(files[0]) else None
 
 
 def candidates(folder: Path) -> list[Path]:
@@ -38,8 +39,10 @@ def candidates(folder: Path) -> list[Path]:
 
 def by_only_file(folder: Path) -> bool:
     """Whether a folder is a checkpoint by the only file in it, so that another may make it none."""
-    entry = find_entry(folder) if folder.is_dir() else None
-    return entry is not None and entry.name not in ENTRIES
+    with contextlib.suppress(OSError):  # it may be deleted meanwhile
+        entry = find_entry(folder) if folder.is_dir() else None
+        return entry is not None and entry.name not in ENTRIES
+    return False
 
 
 def why_none(folder: Path) -> str:
@@ -47,9 +50,13 @@ def why_none(folder: Path) -> str:
     files = candidates(folder)
     names = [file.name for file in files]
     if len(files) == 1:
-        return f"holds {names[0]}, which names another step" if says_other_step(files[0], folder) else ""
-    first = min(names, key=lambda name: (not name.startswith("model"), name), default="")
+        return f"holds {names[0]}, which names another step: give {{step: path}}" if _says_other_step(files[0]) else ""
+    first = re.sub(r"\d+", "*", min(names, key=lambda name: (not name.startswith("model"), name), default=""))
     return f"holds {shown(names)}: choose one by a glob such as '{folder.parent / '*' / first}'" if names else ""
+
+
+def _says_other_step(file: Path) -> bool:
+    return named_by(file) == file and has_step(file) and parse_step(file) != parse_step(file.parent)
 
 
 def entry_of(path: str | os.PathLike[str]) -> Path:

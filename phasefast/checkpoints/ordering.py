@@ -11,12 +11,13 @@ from typing import TypeVar
 
 from ..errors import CheckpointError
 from ..notices import shown, warn
-from .entries import NEEDED, by_only_file, find_entry, why_none
+from .entries import NEEDED, find_entry, why_none
 from .messages import damage_named
-from .sources import SUFFIXES, TEMPORARY, Source, may_be_weights
-from .steps import has_step, named_after_step, names_step, parse_step, says_other_step
+from .sources import ENTRIES, SUFFIXES, TEMPORARY, Source, may_be_weights
+from .steps import has_step, named_after_step, named_by, names_step, parse_step
 
 _UNFINISHED = f"have temporary names or do not hold {NEEDED}"
+_DIGITS = r"[\d.]+(?:e-?\d+)?"  # 2000, 0.53, 1e-05
 _Some = TypeVar("_Some", bound=Source)
 
 
@@ -31,24 +32,23 @@ def find_checkpoints(folder: str | os.PathLike[str]) -> dict[int, Path]:
     """
     folder = Path(folder)
     if not folder.is_dir() and glob.has_magic(os.fspath(folder)):
-        return _by_step([(_step_of(path), path) for path in _with_steps(folder, _matches(folder), by_folder=True)])
+        found = _with_steps(folder, _matches(folder), by_folder=True)
+        return _by_step([(parse_step(named_by(path)), path) for path in found])
     found, unfinished = _sorted_out(folder)
     with_step = [path for path in found if has_step(path)]
     if find_entry(folder) and (not with_step or _is_one(folder, with_step)):
         return {}
     if found and unfinished:
-        warn(f"{folder}: left out {unfinished}, which {_UNFINISHED}: {_several(folder, unfinished)}")
-    _check_alike(folder, with_step)
+        warn(f"{folder}: left out {unfinished}, which {_UNFINISHED}: {_why_left_out(folder, unfinished)}")
+    with damage_named(folder):
+        _check_alike(folder, with_step)
     return _by_step([(parse_step(path), path) for path in _with_steps(folder, found)])
 
 
 def _check_alike(folder: Path, found: Sequence[Path]) -> None:
     """Warn where folders are read by files of different names, which may be different weights."""
-    names = {
-        re.sub(r"\d+", "", entry.name): entry.name
-        for path in found
-        if by_only_file(path) and (entry := find_entry(path))
-    }
+    entries = [entry.name for path in found if path.is_dir() and (entry := find_entry(path))]
+    names = {re.sub(_DIGITS, "", name) if name not in ENTRIES else "": name for name in entries}
     if len(names) > 1:
         warn(f"{folder}: its folders hold weights of different names, {shown(names.values())}: are they the same?")
 
@@ -68,7 +68,7 @@ def order_checkpoints(
         CheckpointError: nothing to sweep, a step that is missing, negative or there twice.
     """
     if isinstance(checkpoints, (str, os.PathLike)):
-        checkpoints = _paths(Path(checkpoints))
+        checkpoints = _at(Path(checkpoints))
     if not isinstance(checkpoints, Iterable):
         checkpoints = [checkpoints]
     given = list(checkpoints.values() if isinstance(checkpoints, Mapping) else checkpoints)
@@ -79,14 +79,15 @@ def order_checkpoints(
     if not given:
         raise CheckpointError("checkpoints: expected at least one, got none")
     if not isinstance(checkpoints, Mapping):
-        return _by_step([(i if isinstance(c, Mapping) else _step_of(c), c) for i, c in enumerate(given)])
+        steps = (i if isinstance(c, Mapping) else parse_step(named_by(Path(c))) for i, c in enumerate(given))
+        return _by_step(list(zip(steps, given, strict=True)))
     if bad := [step for step in checkpoints if isinstance(step, bool) or not isinstance(step, int) or step < 0]:
         raise CheckpointError(f"checkpoints: expected steps that are integers >= 0, got {bad[:5]}")
     return _by_step(list(checkpoints.items()))
 
 
-def _paths(path: Path) -> list[Path]:
-    """The checkpoints that a path or a glob stands for.
+def _at(path: Path) -> Mapping[int, Path] | list[Path]:
+    """The checkpoints that a path or a glob stands for, by step where a folder has them.
 
     Raises:
         CheckpointError: there are none.
@@ -98,38 +99,22 @@ def _paths(path: Path) -> list[Path]:
         return _with_steps(path, several, by_folder=True) or several
     if not path.is_dir():
         return [path]
-    return list(find_checkpoints(path).values()) or ([path] if find_entry(path) else _without_steps(path))
+    return find_checkpoints(path) or ([path] if find_entry(path) else _without_steps(path))
 
 
 def _matches(pattern: Path) -> list[Path]:
     """What matches a glob; a warning tells what has a temporary name, or is in such a folder."""
     matches = [Path(name) for name in sorted(glob.glob(os.fspath(pattern)))]
-    left = [path for path in matches if any(map(TEMPORARY.fullmatch, _names_of_step(path)))]
-    if left and len(left) < len(matches):
+    folders = {path: path.parent.name if named_after_step(path.parent) else "" for path in matches}
+    left = [path for path in matches if any(map(TEMPORARY.fullmatch, (path.name, folders[path])))]
+    if left:
         warn(f"{pattern}: left out {shown(map(str, left))}, which have temporary names: still being written?")
     return [each for each in matches if each not in left]
 
 
-def _names_of_step(path: Path) -> list[str]:
-    """The names that say which step a path is of: its own, and its folder's where that has the step."""
-    by_folder = not has_step(path) and named_after_step(path.parent)
-    return [path.name, *[path.parent.name] * by_folder]
-
-
-def _step_of(source: str | os.PathLike[str]) -> int:
-    """The step in a name, or in that of its folder: ``step_500/ema.pt``.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    parent = Path(source).parent
-    by_folder = named_after_step(parent) and not says_other_step(Path(source), parent)
-    return parse_step(parent if by_folder else source)
-
-
 def _with_steps(where: Path, found: Sequence[Path], by_folder: bool = False) -> list[Path]:
     """Those with a step in their names, or in those of their folders; a warning tells the others, if not all."""
-    with_step = [path for path in found if has_step(path) or (by_folder and named_after_step(path.parent))]
+    with_step = [path for path in found if has_step(named_by(path) if by_folder else path)]
     if with_step and (left := [path.name for path in found if path not in with_step]):
         warn(f"{where}: left out {left}, with no step in their names")
     return with_step
@@ -159,7 +144,7 @@ def _without_steps(folder: Path) -> list[Path]:
     """
     found, unfinished = _sorted_out(folder)
     if not found:
-        empty = f", and {unfinished} {_UNFINISHED}: {_several(folder, unfinished)}" if unfinished else ""
+        empty = f", and {unfinished} {_UNFINISHED}: {_why_left_out(folder, unfinished)}" if unfinished else ""
         inside = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and _sorted_out(path)[0]]
         others = f"; but its folders {shown(inside)} do: give one" if inside and not unfinished else ""
         raise CheckpointError(
@@ -168,7 +153,7 @@ def _without_steps(folder: Path) -> list[Path]:
     return found
 
 
-def _several(folder: Path, unfinished: Iterable[str]) -> str:
+def _why_left_out(folder: Path, unfinished: Iterable[str]) -> str:
     """Why folders may have been left out."""
     reasons = ((name, why_none(folder / name)) for name in unfinished if (folder / name).is_dir())
     return next((f"{name} {why}" for name, why in reasons if why), "still being written?")

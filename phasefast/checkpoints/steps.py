@@ -17,6 +17,7 @@ _OTHER = (
     r"(?<![a-z])(?:epochs?|model|weights|net|state)|(?<![a-z\d])(?<!\d[.,])(?<!rank[-_])"  # not of resnet18, rank_0
 )
 _ALONE = re.compile(f"(?:{_OTHER}){_NUMBER}", re.IGNORECASE)
+_WORDED = re.compile(rf"(?<![a-z])(?:epochs?|model|weights|net|state)[-_=]?{_NUMBER}", re.IGNORECASE)
 _EPOCH = re.compile(rf"(?<![a-z])epoch[-_=]?{_NUMBER}(?!_\d{{3}}(?!\d))", re.IGNORECASE)  # of epoch=3-val_loss=0.53
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
 
@@ -54,14 +55,23 @@ def names_step(name: str | os.PathLike[str]) -> bool:
 
 def named_after_step(path: Path) -> bool:
     """Whether a name has a word for steps or epochs before a number, or is nothing but a number."""
-    stem = _stem(path)
-    return has_step(path) and (names_step(path) or stem.isdecimal() or _EPOCH.search(stem) is not None)
+    return has_step(path) and (_has_word(path) or _stem(path).isdecimal())
 
 
-def says_other_step(file: Path, folder: Path) -> bool:
-    """Whether a file's name says another step than its folder's: ``resnet_50.pt`` in ``step_500`` does not."""
-    says = named_after_step(file) or not names_step(folder)
-    return says and has_step(file) and parse_step(file) != parse_step(folder)
+def named_by(path: Path) -> Path:
+    """Which name says the step of a file: its own, or that of its folder.
+
+    The folder's where the file has no number, or one that may mean anything beside a word in the folder's:
+    ``step_500/ema.pt`` and ``step_500/resnet_50.pt``, but not ``step_500/model_50.pt`` or ``step_500/50.pt``.
+    """
+    sure = named_after_step(path) or _WORDED.search(_stem(path)) is not None
+    if has_step(path) and (sure or not _has_word(path.parent)):
+        return path
+    return path.parent if named_after_step(path.parent) else path
+
+
+def _has_word(path: Path) -> bool:
+    return names_step(path) or _EPOCH.search(_stem(path)) is not None
 
 
 def _stem(name: str | os.PathLike[str]) -> str:

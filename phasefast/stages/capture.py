@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from .. import ops
 from ..dense import empty
 from ..errors import ArgumentError, LayerError, NonFiniteError
 from ..notices import shown, warn
-from ..sequences import TOKEN_MODES, as_one, leaves_order, positions_last, real_tokens
+from ..sequences import TOKEN_MODES, as_one, positions_last, real_tokens
 from ..timeline import stage
 from ..types import Activations, Layer, TokenMode
 
@@ -39,7 +40,7 @@ class RowOptions:
             raise ArgumentError(f"tokens: expected one of {TOKEN_MODES}, got {self.tokens!r}")
         if not isinstance(self.pool, int) or self.pool < 0:
             raise ArgumentError(f"pool: expected 0 (keep every position) or a positive size, got {self.pool!r}")
-        if self.padding is not None and (isinstance(self.padding, bool) or not isinstance(self.padding, (int, float))):
+        if self.padding is not None and (isinstance(self.padding, bool) or not isinstance(self.padding, Real)):
             raise ArgumentError(f"padding: expected a number that inputs have at padding, got {self.padding!r}")
         if self.padding is not None and self.tokens == "flatten":
             raise ArgumentError("padding: expected with tokens='mean', 'cls' or 'last', got tokens='flatten'")
@@ -100,8 +101,9 @@ def discover_layers(
         except LayerError as error:
             unusable.setdefault(name, error)
             return
-        shapes.add(dims := _first(output).dim())
-        if dims == 3 and leaves_order(module):
+        first = _first(output)
+        shapes.add(first.dim())
+        if first.dim() == 3 and positions_last(module, first.shape)[1]:
             unclear.append(name)
         shape = (x.shape[1], *(pool for _ in x.shape[2:])) if pool else x.shape[1:]
         dim = int(torch.Size(shape).numel())
@@ -130,7 +132,7 @@ def discover_layers(
         warn(f"pool={options.pool} changes nothing: no layer's output is [b, c, h, w] or [b, c, d, h, w]")
     if options.tokens != "flatten" and 3 not in shapes:
         warn(f"tokens={options.tokens!r} changes nothing: no layer's output is [b, t, f]")
-    if options.tokens != "flatten" and unclear and any(isinstance(module, nn.Conv1d) for module in model.modules()):
+    if options.tokens != "flatten" and unclear and any(isinstance(m, nn.Conv1d) for m in model.modules()):
         warn(
             f"tokens={options.tokens!r}: outputs of {shown(unclear)} are taken to be [batch, tokens, features]; after "
             "convolutions, which give [batch, features, tokens], probe these instead"
@@ -311,11 +313,5 @@ def _as_cell(
             f"{tuple(output.shape)} for {batch} samples; probe a module whose output has the samples first"
         )
     if output.dim() == 3 and options.tokens != "flatten":
-        output = output.mT if positions_last(module) else output
-        if real is not None and real.shape != output.shape[:2]:
-            raise LayerError(
-                f"layer {name!r}: expected an output for each of the {real.shape[1]} positions of the input, of which "
-                f"padding={options.padding} leaves some out, got shape {tuple(output.shape)}; probe it without padding="
-            )
-        return as_one(output, options.tokens, real)
+        return as_one(name, module, output, options.tokens, real)
     return output, options.pool if 4 <= output.dim() <= 5 else 0

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import ArgumentError, DataError, StoreError
 from ..files import replacing
 from ..notices import warn
-from ..samples import as_numbers, draw, of_array
+from ..samples import as_numbers, draw
 from ..target_types import Values
 from ..types import TargetKind
 
@@ -97,7 +97,7 @@ class ProbeSet:
             DataError: too few rows, shapes or lengths that do not match, NaN or Inf, labels that are not integers.
         """
         _check_pairs(values)
-        fit_inputs, heldout_inputs = map(_of_array, (fit_inputs, heldout_inputs))
+        fit_inputs, heldout_inputs = _of_array("fit", fit_inputs), _of_array("heldout", heldout_inputs)
         fit_values, heldout_values = ({name: both[i] for name, both in (values or {}).items()} for i in (0, 1))
         given = cls(fit_inputs, fit_labels, heldout_inputs, heldout_labels, fit_values, heldout_values)
         _warn_of_overlap(given.fit_inputs, given.heldout_inputs)
@@ -262,7 +262,7 @@ def _check_split(split: str, inputs: Tensor, labels: Tensor | None, minimum: int
         raise DataError(f"{split}_inputs: expected finite values, got NaN or Inf, first in {where}")
     if labels is None:
         return None
-    labels = torch.as_tensor(labels)
+    labels = as_numbers(f"{split}_labels", labels)
     if labels.shape != (len(inputs),):
         raise DataError(f"{split}_labels: expected shape ({len(inputs)},) like the inputs, got {tuple(labels.shape)}")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
@@ -270,8 +270,8 @@ def _check_split(split: str, inputs: Tensor, labels: Tensor | None, minimum: int
     return labels.long()
 
 
-def _of_array(given: Any) -> Any:
-    return of_array(given) if isinstance(given, np.ndarray) and given.dtype.kind in "fiub" else given
+def _of_array(split: str, given: Any) -> Any:
+    return as_numbers(f"{split}_inputs", given) if isinstance(given, np.ndarray) else given
 
 
 def _check_pairs(values: Any) -> None:

@@ -168,6 +168,8 @@ def test_what_a_function_reads_is_compared_with_what_is_stored(tmp_path: Path) -
         )
     (folder / "weight.part").unlink()
     assert len(pf.sweep(model, {1: folder}, probe_set, out=out, load=strictly)) == len(first)  # the rest is there
+    with pytest.raises(SweepError, match=r"load= raised KeyError: 'weight'"):
+        pf.sweep(model, {1: folder}, probe_set, out=out, load=lambda path: in_parts(path)["weight"])  # type: ignore[arg-type, return-value]
     shutil.rmtree(folder)
     assert len(pf.sweep(model, {1: folder}, probe_set, out=out, load=in_parts)) == len(first)
 
@@ -213,6 +215,9 @@ def test_other_weights_of_the_same_files_are_not_taken_for_those_that_are_stored
     assert found["net"].values_of("state_hash") != found["ema"].values_of("state_hash")
     with pytest.raises(StoreError, match="other weights"):
         pf.sweep(model, tmp_path, probe_set, out=tmp_path / "net", key="ema")
+    torch.save({"net": own, "ema": own}, tmp_path / "step_1.pt")  # another file and key, the same weights
+    for how in ({"key": "net"}, {"key": "ema"}, {"load": lambda path: torch.load(path)["net"]}):
+        assert len(pf.sweep(model, tmp_path, probe_set, out=tmp_path / "net", **how)) == len(found["net"])
     torch.save({"model": own, "ema": {name: 2 * value + 1 for name, value in own.items()}}, tmp_path / "step_1.pt")
     pf.sweep(model, tmp_path, probe_set, out=tmp_path / "load", load=lambda path: torch.load(path)["ema"])
     with pytest.raises(StoreError, match="other weights"):

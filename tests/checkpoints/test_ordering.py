@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -150,6 +151,11 @@ def test_of_several_files_of_a_step_a_glob_chooses(tmp_path: Path) -> None:
     several = r"step_1 holds \['ema.pt', 'model.pt'\]: choose one by a glob such as '.*/\*/model.pt'"
     with pytest.raises(CheckpointError, match=several):
         order_checkpoints(tmp_path)
+    touch(tmp_path / "numbered", *(f"step_{step}/{name}_{step}.pt" for step in (1, 2) for name in ("ema", "model")))
+    with pytest.raises(CheckpointError, match=r"by a glob such as '.*numbered/\*/model_\*.pt'"):
+        order_checkpoints(tmp_path / "numbered")
+    assert list(order_checkpoints(tmp_path / "numbered/*/model_*.pt")) == [1, 2]
+    shutil.rmtree(tmp_path / "numbered")
     found = {step: tmp_path / f"step_{step}" / "ema.pt" for step in (1, 2)}
     assert order_checkpoints(tmp_path / "*" / "ema.pt") == order_checkpoints(list(found.values())) == found
     assert order_checkpoints(found[2]) == {2: found[2]}
@@ -163,6 +169,14 @@ def test_of_several_files_of_a_step_a_glob_chooses(tmp_path: Path) -> None:
 
 
 def test_a_glob_leaves_out_what_is_temporary_aloud(tmp_path: Path) -> None:
+    touch(tmp_path, "tmp-step_2/model_2.pt", "tmp-step_2/resnet_50.pt", "tmp-step_2/step_2.pt", "tmp-step_2/last.pt")
+    for name in ("model_*", "resnet_*", "step_*", "last"):
+        with (
+            pytest.warns(RuntimeWarning, match=r"left out \['.*tmp-step_2/"),
+            pytest.raises(CheckpointError, match="there is none"),
+        ):
+            order_checkpoints(tmp_path / "*" / f"{name}.pt")
+    shutil.rmtree(tmp_path / "tmp-step_2")
     touch(tmp_path, "step_500/ema.pt", "tmp-step_600/ema.pt", "step_700.tmp/ema.pt", "step_800/tmp.ema.pt")
     for take in (order_checkpoints, find_checkpoints):
         with pytest.warns(
@@ -187,10 +201,34 @@ def test_shards_without_their_index_are_no_checkpoint(tmp_path: Path) -> None:
         assert list(order_checkpoints(tmp_path)) == [1]
 
 
+def test_named_files_have_their_steps_in_folders_of_any_name(tmp_path: Path) -> None:
+    for folder in ("ckpt1", "epoch_3", "step_7"):
+        touch(tmp_path, *(f"{folder}/net_{step}.pt" for step in (100, 200)))
+        found = {step: tmp_path / f"{folder}/net_{step}.pt" for step in (100, 200)}
+        assert order_checkpoints(tmp_path / folder) == order_checkpoints(tmp_path / folder / "net_*.pt") == found
+        assert order_checkpoints(list(found.values())) == find_checkpoints(tmp_path / folder) == found
+        assert order_checkpoints(found[100]) == {100: found[100]}
+        found[200].unlink()
+        assert order_checkpoints(tmp_path / folder) == {100: found[100]}
+
+
+def test_weights_of_different_names_are_asked_about(tmp_path: Path) -> None:
+    touch(tmp_path, "step_1/model.safetensors", "step_2/pytorch_model.bin", "step_2/model.pt")
+    assert list(order_checkpoints(tmp_path)) == [1, 2]
+    touch(tmp_path, "step_3/ema.safetensors")
+    with pytest.warns(RuntimeWarning, match=r"its folders hold weights of different names, \['ema.safetensors', 'pyt"):
+        assert list(order_checkpoints(tmp_path)) == [1, 2, 3]
+    touch(tmp_path / "b", "epoch_1/val_loss=0.53.ckpt", "epoch_2/val_loss=1e-05.ckpt")
+    assert list(order_checkpoints(tmp_path / "b")) == [1, 2]
+
+
 def test_a_number_in_a_file_is_no_step_beside_the_word_of_its_folder(tmp_path: Path) -> None:
     touch(tmp_path, "step_500/resnet_50.pt", "step_600/resnet_50.pt")
     assert order_checkpoints(tmp_path) == {step: tmp_path / f"step_{step}" for step in (500, 600)}
     assert list(order_checkpoints(tmp_path / "*" / "resnet_50.pt")) == [500, 600]
+    touch(tmp_path / "epochs", "epoch_3/resnet_50.pt", "epoch_4/resnet_50.pt")
+    assert list(order_checkpoints(tmp_path / "epochs")) == [3, 4]
+    shutil.rmtree(tmp_path / "epochs")
     touch(tmp_path, "step_700/step_70.pt")
     with pytest.warns(RuntimeWarning, match=r"step_700 holds step_70.pt, which names another step"):
         assert list(order_checkpoints(tmp_path)) == [500, 600]
