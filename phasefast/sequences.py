@@ -26,6 +26,7 @@ _POSITIONS_LAST = (
         nn.LPPool1d,
     ),
     *(nn.MaxUnpool1d, nn.Upsample, nn.ConstantPad1d, nn.ZeroPad1d, nn.ReflectionPad1d, nn.ReplicationPad1d),
+    *(nn.CircularPad1d, nn.Dropout1d),
     *(_NormBase, nn.GroupNorm, nn.LocalResponseNorm),  # which read [b, f, t] of three dimensions
 )
 _ONE = {"cls": 0, "last": -1}  # position of the token that stands for all
@@ -39,7 +40,7 @@ def real_tokens(inputs: Tensor, padding: float) -> Tensor:
 
 
 def positions_last(module: nn.Module, shape: torch.Size) -> tuple[bool, bool]:
-    """Whether what a module gives for sequences is [b, f, t], not [b, t, f], and whether that may be wrong.
+    """Whether what a module gives for sequences is [b, f, t], not [b, t, f], and whether that is a guess.
 
     Args:
         shape: of the output. Of a convolution with a ``forward`` of its own, which may turn it, it tells.
@@ -54,7 +55,7 @@ def positions_last(module: nn.Module, shape: torch.Size) -> tuple[bool, bool]:
         return True, False
     widths = [getattr(module, name, None) for name in ("out_channels", "num_features", "num_channels")]
     places = [place for place in (1, 2) if shape[place] in widths]
-    return places != [2], len(places) != 1
+    return places != [2], places != [1]
 
 
 def check_padding(padding: float, splits: Mapping[str, Tensor]) -> None:

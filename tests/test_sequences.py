@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -117,6 +119,7 @@ def test_layers_of_other_positions_are_named(reader: Reader) -> None:
     [
         ({"padding": 0}, "padding: expected with tokens='mean', 'cls' or 'last', got tokens='flatten'"),
         ({"padding": "0", "tokens": "mean"}, "padding: expected a number .*, got '0'"),
+        ({"padding": Fraction(1, 2), "tokens": "mean"}, "padding: expected a number .*, got Fraction"),
         ({"padding": True, "tokens": "mean"}, "padding: expected a number .*, got True"),
     ],
 )
@@ -142,6 +145,7 @@ def test_padding_is_a_setting_of_its_own(reader: Reader) -> None:
         warnings.simplefilter("error")
         engines += [Engine(reader, GIVEN, tokens="mean", padding=0)]
     assert [engine.settings.get("padding") for engine in engines] == [None, 0]
+    assert Engine(reader, GIVEN, tokens="mean", padding=np.int64(0)).config_hash == engines[1].config_hash
     assert Engine(reader, GIVEN, tokens="mean", padding=0.0).config_hash == engines[1].config_hash
     assert engines[0].config_hash != engines[1].config_hash
 
@@ -219,9 +223,37 @@ def test_the_order_of_modules_of_ones_own_is_told_by_their_shape(layer: nn.Modul
     torch.testing.assert_close((cell.fit + cell.shift).double(), expected(output, real, "mean"), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        *(nn.Conv1d(6, 5, 1), nn.ConvTranspose1d(6, 5, 1), nn.LPPool1d(1, 1), nn.MaxPool1d(2), nn.AvgPool1d(2)),
+        *(nn.AdaptiveMaxPool1d(5), nn.AdaptiveAvgPool1d(5), nn.Upsample(scale_factor=2), nn.ConstantPad1d(1, 0.0)),
+        *(nn.ZeroPad1d(1), nn.ReflectionPad1d(1), nn.ReplicationPad1d(1), nn.CircularPad1d(1), nn.Dropout1d()),
+        *(nn.BatchNorm1d(6), nn.InstanceNorm1d(6), nn.GroupNorm(2, 6), nn.LocalResponseNorm(2)),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_what_reads_features_first_gives_them_first(layer: nn.Module) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.layer = nn.Embedding(10, 6), layer
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.layer(self.embed(ids).mT).flatten(1)
+
+    model = Net().eval()
+    (cell,) = Engine(model, GIVEN, layers=["layer"], tokens="mean", batchnorm="running").activations()
+    with torch.no_grad():
+        output = layer(model.embed(GIVEN.fit_inputs).mT)
+    torch.testing.assert_close(cell.fit + cell.shift, output.mean(2), rtol=1e-5, atol=1e-6)
+
+
 def test_an_order_that_no_shape_tells_is_asked_about() -> None:
     model = nn.Sequential(nn.Embedding(10, 6), Causal(6, 8, 3), nn.Flatten())  # as many positions
-    with pytest.warns(RuntimeWarning, match=r"outputs of \['1'\] are taken to be \[batch, tokens, features\]"):
+    with pytest.warns(
+        RuntimeWarning, match=r"second or the last axis of outputs of \['1'\] has the positions is a guess"
+    ):
         Engine(model, GIVEN, layers=["1"], tokens="mean", padding=0).activations()
 
 
@@ -258,7 +290,7 @@ def test_convolutions_have_their_positions_last(channels: int, padding: int | No
         return
     names = ["conv", "block", "act"]
     with pytest.warns(
-        RuntimeWarning, match=r"outputs of \['act'\] are taken to be \[batch, tokens, features\]; after conv"
+        RuntimeWarning, match=r"second or the last axis of outputs of \['act'\] has the positions is a guess"
     ):
         activations = Engine(
             model, GIVEN, layers=names, tokens="mean", padding=padding, batchnorm="running"

@@ -1,7 +1,7 @@
 """Readers of checkpoints and the order of their steps."""
 
 from .ahead import read_ahead
-from .entries import by_only_file, is_there, weights_files
+from .entries import by_only_file, weights_files
 from .fingerprint import file_hash, state_hash
 from .loading import load_into
 from .ordering import find_checkpoints, order_checkpoints
@@ -13,7 +13,6 @@ __all__ = [
     "by_only_file",
     "file_hash",
     "find_checkpoints",
-    "is_there",
     "load_into",
     "order_checkpoints",
     "parse_step",

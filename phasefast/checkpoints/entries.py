@@ -51,8 +51,11 @@ def why_none(folder: Path) -> str:
     names = [file.name for file in files]
     if len(files) == 1:
         return f"holds {names[0]}, which names another step: give {{step: path}}" if _says_other_step(files[0]) else ""
-    first = re.sub(r"\d+", "*", min(names, key=lambda name: (not name.startswith("model"), name), default=""))
-    return f"holds {shown(names)}: choose one by a glob such as '{folder.parent / '*' / first}'" if names else ""
+    if not names:
+        return ""
+    first = min(names, key=lambda name: (not name.startswith("model"), name))
+    name = re.sub(rf"(?<!\d)0*{parse_step(folder)}(?!\d)", "[0-9]*", first)
+    return f"holds {shown(names)}: choose one by a glob such as '{folder.parent / '*' / name}'"
 
 
 def _says_other_step(file: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -13,7 +14,7 @@ from ..errors import CheckpointError
 from ..notices import shown, warn
 from .entries import NEEDED, find_entry, why_none
 from .messages import damage_named
-from .sources import ENTRIES, SUFFIXES, TEMPORARY, Source, may_be_weights
+from .sources import ENTRIES, SUFFIXES, TEMPORARY, Source, may_be_weights, suffix_of
 from .steps import has_step, named_after_step, named_by, names_step, parse_step
 
 _UNFINISHED = f"have temporary names or do not hold {NEEDED}"
@@ -32,11 +33,10 @@ def find_checkpoints(folder: str | os.PathLike[str]) -> dict[int, Path]:
     """
     folder = Path(folder)
     if not folder.is_dir() and glob.has_magic(os.fspath(folder)):
-        found = _with_steps(folder, _matches(folder), by_folder=True)
-        return _by_step([(parse_step(named_by(path)), path) for path in found])
+        return _of_matches(folder, _matches(folder))
     found, unfinished = _sorted_out(folder)
     with_step = [path for path in found if has_step(path)]
-    if find_entry(folder) and (not with_step or _is_one(folder, with_step)):
+    if (entry := find_entry(folder)) and (not with_step or _is_one(folder, entry, with_step)):
         return {}
     if found and unfinished:
         warn(f"{folder}: left out {unfinished}, which {_UNFINISHED}: {_why_left_out(folder, unfinished)}")
@@ -48,7 +48,8 @@ def find_checkpoints(folder: str | os.PathLike[str]) -> dict[int, Path]:
 def _check_alike(folder: Path, found: Sequence[Path]) -> None:
     """Warn where folders are read by files of different names, which may be different weights."""
     entries = [entry.name for path in found if path.is_dir() and (entry := find_entry(path))]
-    names = {re.sub(_DIGITS, "", name) if name not in ENTRIES else "": name for name in entries}
+    stems = (re.sub(_DIGITS, "", name.removesuffix(suffix_of(Path(name)))) for name in entries)
+    names = {"model" if name in ENTRIES else stem: name for stem, name in zip(stems, entries, strict=True)}
     if len(names) > 1:
         warn(f"{folder}: its folders hold weights of different names, {shown(names.values())}: are they the same?")
 
@@ -79,7 +80,7 @@ def order_checkpoints(
     if not given:
         raise CheckpointError("checkpoints: expected at least one, got none")
     if not isinstance(checkpoints, Mapping):
-        steps = (i if isinstance(c, Mapping) else parse_step(named_by(Path(c))) for i, c in enumerate(given))
+        steps = (i if isinstance(c, Mapping) else parse_step(_named(Path(c))) for i, c in enumerate(given))
         return _by_step(list(zip(steps, given, strict=True)))
     if bad := [step for step in checkpoints if isinstance(step, bool) or not isinstance(step, int) or step < 0]:
         raise CheckpointError(f"checkpoints: expected steps that are integers >= 0, got {bad[:5]}")
@@ -96,7 +97,7 @@ def _at(path: Path) -> Mapping[int, Path] | list[Path]:
         several = _matches(path)
         if not several:
             raise CheckpointError(f"{path}: expected a folder of checkpoints, a file or a glob; there is none")
-        return _with_steps(path, several, by_folder=True) or several
+        return _of_matches(path, several) or several
     if not path.is_dir():
         return [path]
     return find_checkpoints(path) or ([path] if find_entry(path) else _without_steps(path))
@@ -112,16 +113,34 @@ def _matches(pattern: Path) -> list[Path]:
     return [each for each in matches if each not in left]
 
 
-def _with_steps(where: Path, found: Sequence[Path], by_folder: bool = False) -> list[Path]:
-    """Those with a step in their names, or in those of their folders; a warning tells the others, if not all."""
-    with_step = [path for path in found if has_step(named_by(path) if by_folder else path)]
+def _named(path: Path) -> Path:
+    """Which name says the step of a path that was given: its own if it says one, else that of its folder."""
+    return path if has_step(path) else named_by(path)
+
+
+def _of_matches(pattern: Path, found: Sequence[Path]) -> dict[int, Path]:
+    """What matches a glob, by step: of one match in each folder the folder may say it."""
+    count = Counter(path.parent for path in found)
+    names = {path: named_by(path) if count[path.parent] == 1 else _named(path) for path in found}
+    with_step = _with_steps(pattern, found, names)
+    return _by_step([(parse_step(names[path]), path) for path in with_step])
+
+
+def _with_steps(where: Path, found: Sequence[Path], names: Mapping[Path, Path] | None = None) -> list[Path]:
+    """Those with a step in their names, or in the ``names`` that stand for them; a warning tells others, if not all."""
+    with_step = [path for path in found if has_step(path if names is None else names[path])]
     if with_step and (left := [path.name for path in found if path not in with_step]):
         warn(f"{where}: left out {left}, with no step in their names")
     return with_step
 
 
-def _is_one(folder: Path, inside: Sequence[Path]) -> bool:
-    """Whether a folder with weights has its own step: ``checkpoint-64`` has, ``run-2`` with ``step_64.pt`` has not."""
+def _is_one(folder: Path, entry: Path, inside: Sequence[Path]) -> bool:
+    """Whether a folder with weights has its own step: ``checkpoint-64`` has, ``run-2`` with ``step_64.pt`` has not.
+
+    Nor has ``ckpt1`` with nothing but ``net_64.pt``.
+    """
+    if entry in inside:
+        return parse_step(entry) == parse_step(folder)
     return names_step(folder) or (has_step(folder) and not any(map(names_step, inside)))
 
 

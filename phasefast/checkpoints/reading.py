@@ -46,9 +46,9 @@ class Reader:
             return read_state_dict(source, weights_only=self.weights_only, key=self.key)
         try:
             loaded = self.load(Path(source))
-        except PhasefastError:
+        except (PhasefastError, KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
-        except Exception as error:  # the caller's own, or of what it reads
+        except BaseException as error:  # the caller's own, or of what it reads: torch.distributed's is no Exception
             kind = type(error).__name__
             raise CheckpointError(f"{os.fspath(source)}: load= raised {kind}: {error}") from error
         if not isinstance(loaded, Mapping):

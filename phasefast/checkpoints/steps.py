@@ -17,7 +17,6 @@ _OTHER = (
     r"(?<![a-z])(?:epochs?|model|weights|net|state)|(?<![a-z\d])(?<!\d[.,])(?<!rank[-_])"  # not of resnet18, rank_0
 )
 _ALONE = re.compile(f"(?:{_OTHER}){_NUMBER}", re.IGNORECASE)
-_WORDED = re.compile(rf"(?<![a-z])(?:epochs?|model|weights|net|state)[-_=]?{_NUMBER}", re.IGNORECASE)
 _EPOCH = re.compile(rf"(?<![a-z])epoch[-_=]?{_NUMBER}(?!_\d{{3}}(?!\d))", re.IGNORECASE)  # of epoch=3-val_loss=0.53
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
 
@@ -59,13 +58,12 @@ def named_after_step(path: Path) -> bool:
 
 
 def named_by(path: Path) -> Path:
-    """Which name says the step of a file: its own, or that of its folder.
+    """Which name says the step of a file that is alone in its folder: its own, or that of the folder.
 
     The folder's where the file has no number, or one that may mean anything beside a word in the folder's:
-    ``step_500/ema.pt`` and ``step_500/resnet_50.pt``, but not ``step_500/model_50.pt`` or ``step_500/50.pt``.
+    ``step_500/ema.pt`` and ``step_500/model_0.pt``, but not ``step_500/step_50.pt`` or ``step_500/50.pt``.
     """
-    sure = named_after_step(path) or _WORDED.search(_stem(path)) is not None
-    if has_step(path) and (sure or not _has_word(path.parent)):
+    if has_step(path) and (named_after_step(path) or not _has_word(path.parent)):
         return path
     return path.parent if named_after_step(path.parent) else path
 

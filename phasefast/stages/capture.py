@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +20,7 @@ from ..sequences import TOKEN_MODES, as_one, positions_last, real_tokens
 from ..timeline import stage
 from ..types import Activations, Layer, TokenMode
 
+_NUMBERS = (int, float, np.integer, np.floating)
 FIRST_ROWS = 7  # that layers are discovered with: few, but hardly the number of tokens, which may come first
 
 
@@ -40,7 +41,7 @@ class RowOptions:
             raise ArgumentError(f"tokens: expected one of {TOKEN_MODES}, got {self.tokens!r}")
         if not isinstance(self.pool, int) or self.pool < 0:
             raise ArgumentError(f"pool: expected 0 (keep every position) or a positive size, got {self.pool!r}")
-        if self.padding is not None and (isinstance(self.padding, bool) or not isinstance(self.padding, Real)):
+        if self.padding is not None and (isinstance(self.padding, bool) or not isinstance(self.padding, _NUMBERS)):
             raise ArgumentError(f"padding: expected a number that inputs have at padding, got {self.padding!r}")
         if self.padding is not None and self.tokens == "flatten":
             raise ArgumentError("padding: expected with tokens='mean', 'cls' or 'last', got tokens='flatten'")
@@ -134,8 +135,8 @@ def discover_layers(
         warn(f"tokens={options.tokens!r} changes nothing: no layer's output is [b, t, f]")
     if options.tokens != "flatten" and unclear and any(isinstance(m, nn.Conv1d) for m in model.modules()):
         warn(
-            f"tokens={options.tokens!r}: outputs of {shown(unclear)} are taken to be [batch, tokens, features]; after "
-            "convolutions, which give [batch, features, tokens], probe these instead"
+            f"tokens={options.tokens!r}: whether the second or the last axis of outputs of {shown(unclear)} has the "
+            "positions is a guess; probe convolutions of torch.nn instead"
         )
     return [layer for layer in found if layer.module not in unusable]
 

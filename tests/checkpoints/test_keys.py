@@ -168,6 +168,13 @@ def test_what_a_function_reads_is_compared_with_what_is_stored(tmp_path: Path) -
         )
     (folder / "weight.part").unlink()
     assert len(pf.sweep(model, {1: folder}, probe_set, out=out, load=strictly)) == len(first)  # the rest is there
+
+    def as_hugging_face(path: Path) -> dict[str, Tensor]:
+        raise OSError(f"Error no file named pytorch_model.bin found in directory {path}")
+
+    assert len(pf.sweep(model, {1: folder}, probe_set, out=out, load=as_hugging_face)) == len(first)
+    with pytest.raises(SweepError, match=r"load= raised FileNotFoundError: .*no_such"):
+        pf.sweep(model, {1: folder}, probe_set, out=out, load=lambda path: torch.load(path.parent / "no_such.pt"))
     with pytest.raises(SweepError, match=r"load= raised KeyError: 'weight'"):
         pf.sweep(model, {1: folder}, probe_set, out=out, load=lambda path: in_parts(path)["weight"])  # type: ignore[arg-type, return-value]
     shutil.rmtree(folder)

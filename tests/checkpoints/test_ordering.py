@@ -151,10 +151,13 @@ def test_of_several_files_of_a_step_a_glob_chooses(tmp_path: Path) -> None:
     several = r"step_1 holds \['ema.pt', 'model.pt'\]: choose one by a glob such as '.*/\*/model.pt'"
     with pytest.raises(CheckpointError, match=several):
         order_checkpoints(tmp_path)
-    touch(tmp_path / "numbered", *(f"step_{step}/{name}_{step}.pt" for step in (1, 2) for name in ("ema", "model")))
-    with pytest.raises(CheckpointError, match=r"by a glob such as '.*numbered/\*/model_\*.pt'"):
+    touch(
+        tmp_path / "numbered",
+        *(f"step_{step}/{name}_{step}.pt" for step in (1, 2) for name in ("ema", "model", "model_ema")),
+    )
+    with pytest.raises(CheckpointError, match=r"by a glob such as '.*numbered/\*/model_\[0-9\]\*.pt'"):
         order_checkpoints(tmp_path / "numbered")
-    assert list(order_checkpoints(tmp_path / "numbered/*/model_*.pt")) == [1, 2]
+    assert list(order_checkpoints(tmp_path / "numbered/*/model_[0-9]*.pt")) == [1, 2]
     shutil.rmtree(tmp_path / "numbered")
     found = {step: tmp_path / f"step_{step}" / "ema.pt" for step in (1, 2)}
     assert order_checkpoints(tmp_path / "*" / "ema.pt") == order_checkpoints(list(found.values())) == found
@@ -212,12 +215,20 @@ def test_named_files_have_their_steps_in_folders_of_any_name(tmp_path: Path) -> 
         assert order_checkpoints(tmp_path / folder) == {100: found[100]}
 
 
+def test_a_file_alone_in_the_folder_of_a_step_is_of_that_step(tmp_path: Path) -> None:
+    touch(tmp_path, "step_500/model_0.pt")
+    assert list(order_checkpoints(tmp_path / "step_*" / "model_0.pt")) == [500]
+    touch(tmp_path, "step_600/model_0.pt")
+    assert list(order_checkpoints(tmp_path / "*" / "model_0.pt")) == list(order_checkpoints(tmp_path)) == [500, 600]
+    assert list(order_checkpoints(tmp_path / "step_500" / "model_0.pt")) == [0]  # given alone, as its name says
+
+
 def test_weights_of_different_names_are_asked_about(tmp_path: Path) -> None:
-    touch(tmp_path, "step_1/model.safetensors", "step_2/pytorch_model.bin", "step_2/model.pt")
-    assert list(order_checkpoints(tmp_path)) == [1, 2]
+    touch(tmp_path, "step_1/model.safetensors", "step_2/pytorch_model.bin", "step_4/model.pt")
+    assert list(order_checkpoints(tmp_path)) == [1, 2, 4]
     touch(tmp_path, "step_3/ema.safetensors")
-    with pytest.warns(RuntimeWarning, match=r"its folders hold weights of different names, \['ema.safetensors', 'pyt"):
-        assert list(order_checkpoints(tmp_path)) == [1, 2, 3]
+    with pytest.warns(RuntimeWarning, match=r"its folders hold weights of different names, \['ema.safetensors', '"):
+        assert list(order_checkpoints(tmp_path)) == [1, 2, 3, 4]
     touch(tmp_path / "b", "epoch_1/val_loss=0.53.ckpt", "epoch_2/val_loss=1e-05.ckpt")
     assert list(order_checkpoints(tmp_path / "b")) == [1, 2]
 

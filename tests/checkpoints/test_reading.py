@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from phasefast.checkpoints import is_there, read_state_dict, weights_files
+from phasefast.checkpoints import read_state_dict, weights_files
+from phasefast.checkpoints.entries import is_there
 from phasefast.errors import CheckpointError, DependencyError
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2).half(), "b.count": torch.tensor(3)}
