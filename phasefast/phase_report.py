@@ -107,7 +107,7 @@ def phase_notes(cells: Sequence[CellPhases], most: int = 4) -> list[str]:
     if any(cell.phases and cell.evidence.get("samples", FEW_SAMPLES) < FEW_SAMPLES for cell in cells):
         notes.append(f"Fewer than {FEW_SAMPLES} held-out samples: intervals are narrower than what they should cover.")
     if any(cell.phases and cell.evidence.get("order_p", 0) is None for cell in cells):
-        notes.append("Fewer than 7 steps: a trend cannot be told from noise between them.")
+        notes.append("Fewer than 8 steps: a trend cannot be told from noise between them.")
     several = len({cell.target for cell in cells}) > 1
     reasons = [
         f"{cell.layer}{f', {cell.target}' if several else ''}: {cell.why}"

@@ -117,14 +117,14 @@ def test_a_report_of_some_layers_keeps_the_picture_of_all(run: Path) -> None:
     assert "phases-selected.png" in invoke("report", "--help").stdout
 
 
-@pytest.mark.parametrize(("count", "told"), [(2, True), (3, True), (4, False)])
+@pytest.mark.parametrize(("count", "told"), [(2, True), (3, True), (4, False), (7, False)])
 def test_of_a_few_steps_it_is_said_that_they_tell_no_phases(count: int, told: bool, tmp_path: Path) -> None:
     steps = write_run(tmp_path, make_scores(["a"], log2_steps(count)))
     for command in ("phases", "report"):
         shown = invoke(command, steps).stdout
         shown = " ".join(shown.split())
         assert (f"{count} steps show changes between single ones, not phases" in shown) is told
-        assert ("Fewer than 7 steps" in shown) is not told
+        assert ("Fewer than 8 steps" in shown) is not told
 
 
 def test_runs_are_compared(run: Path, tmp_path: Path) -> None:

@@ -227,9 +227,10 @@ def _write(folder: Path, results: dict[str, Any], measured: Sequence[Measured]) 
 
 def _draw(folder: Path, results: dict[str, Any], first: Measured) -> None:
     try:
-        parts = [first.wide] if first.wide is not None else []
+        wide = first.wide  # of fewer rows: the model's own numbers are those of the others
+        parts = [] if wide is None else [wide.filter(layer=name) for name in wide.layers]
         scores = Scores.concat([*parts, first.recompute])
-        plot_phases(scores, detect_phases(first.recompute), folder / "phases.png", title=results["setting"]["name"])
+        plot_phases(scores, detect_phases(scores), folder / "phases.png", title=results["setting"]["name"])
         if results["published"] is not None:
             plot_published(results, folder / "published.png")
         if results["decoders"]:
