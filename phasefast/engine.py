@@ -20,24 +20,18 @@ from .checkpoints import state_hash
 from .components import RANDOM_COLUMNS
 from .decoding import Method
 from .errors import ArgumentError
-from .notices import warn
+from .notices import shown, warn
 from .ops import bfloat16_is_fast
 from .options import as_tuple, by_name, check_options, default_targets, resolve_device
 from .scores import MODEL_LAYER, Scores
 from .scoring import score_cells
 from .sequences import check_padding, looks_padded
+from .stages.batchnorm import batchnorm_mode, fresh_statistics, frozen_norms, several_rows
 from .stages.capture import FIRST_ROWS, RowOptions, capture, chunk_bounds, discover_layers, model_inputs, rows_dtype
 from .stages.evaluate import evaluate_model
-from .stages.layers import given_names, select_layers, unwrap
+from .stages.layers import check_hooks_run, given_names, select_layers, unwrap
 from .stages.plan import group_layers, memory_budget
-from .stages.preserve import (
-    batchnorm_mode,
-    fix_random_state,
-    fresh_statistics,
-    full_float32,
-    preserved,
-    several_rows,
-)
+from .stages.preserve import fix_random_state, full_float32, parameters_kept, preserved
 from .stages.probe_set import ProbeSet
 from .stages.targets import build_targets
 from .systems import DEFAULT_ALPHAS, Penalties
@@ -77,11 +71,7 @@ class Engine:
             if not isinstance(value, kind):
                 raise ArgumentError(f"{name}: expected a {kind.__name__}, got {type(value).__name__}")
         self.model, self.probe_set, self.run = unwrap(model), probe_set, run
-        if scripted := [name for name, each in self.model.named_modules() if isinstance(each, torch.jit.ScriptModule)]:
-            raise ArgumentError(
-                f"model: {f'its module {scripted[0]!r}' if scripted[0] else 'it'} is TorchScript, which runs no hooks; "
-                "give the module that it was made of"
-            )
+        check_hooks_run(self.model)
         tensors = [*self.model.parameters(), *self.model.buffers()]
         home = next((tensor.device for tensor in tensors), torch.device("cpu"))
         if any(tensor.is_meta for tensor in tensors):
@@ -134,6 +124,8 @@ class Engine:
         self.settings = self._settings()
         self.config_hash = hashlib.blake2b(json.dumps(self.settings).encode(), digest_size=8).hexdigest()
         self._layers: list[Layer] | None = None
+        self._frozen: list[str] = []  # BatchNorm layers that keep their statistics
+        self._updated: list[str] = []  # parameters that the model's forward changes
         self._workspace = Workspace(_FREE_SHARE * budget)
         self._warned = self._measured = False
 
@@ -167,27 +159,54 @@ class Engine:
     @contextmanager
     def _prepared(self) -> Iterator[list[list[Layer]]]:
         """The model ready to be run, and restored after; yields the layers in groups that are captured together."""
-        with _MEASURING, preserved(self.model, self.device):
-            if self._layers is None:
-                first = next(model_inputs(self._fit_inputs, [(0, FIRST_ROWS)], self.model, self.device))
-                try:
-                    self._layers = discover_layers(self.model, self.names, first, self.rows, self._given)
-                except RuntimeError as error:  # the model's own
-                    if "does not require grad" in str(error):
-                        error.add_note("Models are run under torch.no_grad(): use torch.enable_grad() in the forward.")
-                        raise
-                    error.add_note(
-                        f"The model was given samples of shape {tuple(first.shape[1:])}, {first.dtype}: does the probe "
-                        "set hold what it takes? Images are numbers such as x.float() / 255. A model of several inputs "
-                        "is wrapped in a module that makes them from one tensor."
-                    )
-                    raise
-            fix_random_state(self.device)
-            fit_bounds = chunk_bounds(0, self.probe_set.n_fit, self.batch_size)
-            batches = model_inputs(self._fit_inputs, fit_bounds, self.model, self.device)
-            with batchnorm_mode(self.model, self.batchnorm, batches):
-                problem = self.method.problem(self.probe_set.n_heldout, self.targets, self.rows.dtype)
-                yield group_layers(self._layers, problem, int(self.method.budget), self.method.route)
+        with _MEASURING:
+            self._find_frozen_norms()
+            with preserved(self.model, self.device):
+                layers = self._layers = self._layers or self._discovered()
+                fix_random_state(self.device)
+                fit_bounds = chunk_bounds(0, self.probe_set.n_fit, self.batch_size)
+                batches = model_inputs(self._fit_inputs, fit_bounds, self.model, self.device)
+                with (
+                    parameters_kept({name: self.model.get_parameter(name) for name in self._updated}),
+                    batchnorm_mode(self.model, self.batchnorm, batches, self._frozen),
+                ):
+                    problem = self.method.problem(self.probe_set.n_heldout, self.targets, self.rows.dtype)
+                    yield group_layers(layers, problem, int(self.method.budget), self.method.route)
+
+    def _find_frozen_norms(self) -> None:
+        """While the model is in training: what is frozen in it is not seen once all is in evaluation mode."""
+        if self.batchnorm == "running" or not self.model.training:
+            return
+        before, self._frozen = self._frozen, frozen_norms(self.model)
+        if self._frozen and self._frozen != before:
+            warn(
+                f"batchnorm={self.batchnorm!r}: {shown(self._frozen)} keep their statistics, as they are in evaluation "
+                "mode in a model in training; call model.eval() before if they are not frozen"
+            )
+
+    def _discovered(self) -> list[Layer]:
+        """The layers, and what else the first few samples show."""
+        first = next(model_inputs(self._fit_inputs, [(0, FIRST_ROWS)], self.model, self.device))
+        try:
+            with parameters_kept(dict(self.model.named_parameters())) as changed:
+                layers = discover_layers(self.model, self.names, first, self.rows, self._given)
+        except RuntimeError as error:  # the model's own
+            if "does not require grad" in str(error):
+                error.add_note("Models are run under torch.no_grad(): use torch.enable_grad() in the forward.")
+                raise
+            error.add_note(
+                f"The model was given samples of shape {tuple(first.shape[1:])}, {first.dtype}: does the probe "
+                "set hold what it takes? Images are numbers such as x.float() / 255. A model of several inputs "
+                "is wrapped in a module that makes them from one tensor."
+            )
+            raise
+        self._updated = changed
+        if changed:
+            warn(
+                f"forward changes the parameters {shown(changed)} in evaluation mode too: they are put back after each "
+                "measurement, but move in it; to keep them still, change them only if self.training"
+            )
+        return layers
 
     def _capture(self, group: Sequence[Layer]) -> tuple[list[Activations], dict[str, Tensor | None]]:
         """Activations of a group of layers, and the model's own outputs per split where they are rows of numbers."""

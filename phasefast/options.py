@@ -11,9 +11,9 @@ import torch
 from .decoding import PenaltyPer, Precision, Splits, check_choices
 from .errors import ArgumentError
 from .notices import warn
+from .stages.batchnorm import BATCHNORM_MODES
 from .stages.layers import Layers
 from .stages.plan import ForcedRoute, Selection
-from .stages.preserve import BATCHNORM_MODES
 from .stages.probe_set import ProbeSet
 from .target_types import Input, Label, Target
 from .types import BatchNormMode, TokenMode

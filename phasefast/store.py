@@ -163,8 +163,8 @@ def check_weights(stored: Scores, expected: str) -> None:
     """
     if stored.values_of("state_hash") != [expected]:
         raise StoreError(
-            f"step {stored.steps[0]} is stored already, but was measured on other weights: another training, key or "
-            f"function? {_ELSEWHERE}"
+            f"step {stored.steps[0]} is stored already, but was measured on other weights: another training, rank, key "
+            f"or function? {_ELSEWHERE}"
         )
 
 

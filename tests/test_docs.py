@@ -9,10 +9,13 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
+import phasefast as pf
 from phasefast.cli import app
 from phasefast.experiments.claims import check_claims
 
@@ -59,3 +62,39 @@ def test_commands_of_documents_exist(path: Path) -> None:
 
 def test_results_are_small() -> None:
     assert sum(path.stat().st_size for path in ROOT.glob("docs/**/*") if path.is_file()) < 2_000_000
+
+
+def test_the_training_document_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a network whose layer loses the input from step 100 on."""
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/training.md").read_text(encoding="utf-8"), re.DOTALL)
+    torch.manual_seed(0)
+    fit, heldout, start = torch.randn(200, 12), torch.randn(100, 12), torch.randn(12, 12)
+    model = torch.nn.Sequential()
+    model.layer1, model.layer2 = torch.nn.Linear(12, 12), torch.nn.Linear(12, 12)
+    updates = 0
+
+    def train_one_step(*_: object) -> None:
+        nonlocal updates
+        updates += 1
+        rank = round(2 + 8 * min(updates, 100) / 100 - 6 * max(updates - 100, 0) / 100)
+        left, values, right = torch.linalg.svd(start)
+        with torch.no_grad():
+            model.layer2.weight.copy_(left[:, :rank] @ torch.diag(values[:rank]) @ right[:rank])
+
+    train_one_step()
+    updates = 0
+    monkeypatch.chdir(tmp_path)
+    Path("checkpoints").mkdir()
+    names: dict[str, Any] = {
+        "pf": pf,
+        "torch": torch,
+        "model": model,
+        "train_one_step": train_one_step,
+        "loader": [(None, None)] * 400,
+        "probe_set": pf.ProbeSet.from_tensors(fit, None, heldout, None),
+    }
+    exec(example, names)
+    assert 100 < names["step"] < 200
+    first, last = names["cell"].stop_window
+    assert first <= 100 <= last < names["step"]
+    assert Path(f"checkpoints/step_{last}.pt").is_file()

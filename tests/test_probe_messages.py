@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections import namedtuple
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +174,25 @@ def test_models_that_need_gradients_are_told_how(probe_set: pf.ProbeSet) -> None
     assert pf.probe(Gradient(True), probe_set, alphas=[0.1]).layers == ["body", "head"]
 
 
-@pytest.mark.parametrize("form", [tuple, list, lambda pair: {"hidden": pair[1], "logits": pair[0]}])
+@dataclass
+class Output:
+    loss: torch.Tensor | None
+    hidden: torch.Tensor
+    logits: torch.Tensor
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        tuple,
+        list,
+        lambda pair: {"hidden": pair[1], "logits": pair[0]},
+        lambda pair: Output(None, pair[1], pair[0]),
+        lambda pair: (pair[0].mean(), pair[0]),
+        lambda pair: namedtuple("Named", "hidden logits")(pair[1], pair[0]),
+        lambda pair: [(pair[0].mean(), {"hidden": pair[1], "logits": (pair[0],)})],
+    ],
+)
 def test_the_models_own_scores_are_found_among_several_outputs(
     net: SmallNet, probe_set: pf.ProbeSet, form: Callable[[Any], Any]
 ) -> None:

@@ -40,8 +40,9 @@ def state_hash(state: Mapping[str, Any]) -> str:
 
 
 def _sample(tensor: Tensor) -> Tensor:
-    """Bytes of some of its values."""
-    flat = tensor.detach().reshape(-1)
+    """Bytes of some of its values; of what is sharded over ranks, of the whole."""
+    whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    flat = whole.detach().reshape(-1)
     return flat[:: max(1, len(flat) // _SAMPLE)].contiguous().view(torch.uint8)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import distributed, nn
+from torch import nn
 
 from ..errors import ArgumentError
 from ..stages.probe_set import ProbeSet
@@ -38,7 +38,6 @@ class LiveProbe:
     def _begin(self, model: nn.Module, step: int) -> None:
         """The model is where it will be trained, ``step`` updates done: 0, or those of the training it resumes."""
         if model is not self._model or step < self._last:  # another training
-            _check_needs_no_other_rank(model, self._options)
             self._tracker = PhaseTracker(model, self._probe_set, **self._options)
             self._model = model
         self._last = step
@@ -54,15 +53,3 @@ class LiveProbe:
         """``step`` was the last one. BatchNorm may have seen more batches since it was measured, if it was."""
         if self._tracker is not None and step not in self._tracker.scores.steps:
             self._tracker.step(step, force=True)
-
-
-def _check_needs_no_other_rank(model: nn.Module, options: dict[str, Any]) -> None:
-    alone = not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1
-    if alone or options.get("batchnorm") == "running":
-        return
-    for name, module in model.named_modules():
-        if isinstance(module, nn.SyncBatchNorm):
-            raise ArgumentError(
-                f"layer {name!r}: the statistics of SyncBatchNorm need all ranks, and only rank 0 measures; "
-                "give batchnorm='running'"
-            )

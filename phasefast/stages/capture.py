@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -281,18 +281,29 @@ def _hooks(
             handle.remove()
 
 
-def _first(output: Any) -> Any:
-    """What a module gives, or the first of several."""
-    while isinstance(output, (Mapping, tuple, list)) and output:
-        output = next(iter(output.values())) if isinstance(output, Mapping) else output[0]
+def _first(output: Any, preferred: str = "") -> Any:
+    """What a module gives; of several the one called ``preferred``, or else the first that is no single number."""
+    while entries := _entries(output):
+        several = [entry for entry in entries.values() if not (isinstance(entry, Tensor) and entry.dim() == 0)]
+        output = entries[preferred] if preferred in entries else (several or list(entries.values()))[0]
     return output
+
+
+def _entries(output: Any) -> dict[Any, Any]:
+    """What a container holds, by name or place; nothing of anything else."""
+    if isinstance(output, Mapping):
+        return dict(output)
+    if is_dataclass(output) and not isinstance(output, type):
+        return {field.name: value for field in fields(output) if (value := getattr(output, field.name)) is not None}
+    if not isinstance(output, (tuple, list)):
+        return {}
+    names = getattr(output, "_fields", range(len(output)))
+    return dict(zip(names, output, strict=True))
 
 
 def _logits(output: Any, batch: int) -> Tensor | None:
     """The model's own output [batch, c], if it is such; of several, such as those of Hugging Face, the logits."""
-    while isinstance(output, (tuple, list)) and output:
-        output = output[0]
-    found = _first(output["logits"] if isinstance(output, Mapping) and "logits" in output else output)
+    found = _first(output, "logits")
     if not isinstance(found, Tensor) or found.is_nested or found.dim() != 2 or len(found) != batch:
         return None
     return found.float() if found.is_floating_point() else None

@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-from ..errors import LayerError
+from ..errors import ArgumentError, LayerError
 from ..globs import chosen, idle
 from ..scores import MODEL_LAYER
 
@@ -23,6 +25,24 @@ def unwrap(model: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             return model
         model = inner
+
+
+def check_hooks_run(model: nn.Module) -> None:
+    """Refuse models whose modules run no hooks, or have no shapes yet.
+
+    Raises:
+        ArgumentError: TorchScript, or lazy modules that were never called; it names the module.
+    """
+    for name, module in model.named_modules():
+        what = f"its module {name!r}" if name else "it"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ArgumentError(
+                f"model: {what} is TorchScript, which runs no hooks; give the module that it was made of"
+            )
+        if any(map(is_lazy, [*module.parameters(recurse=False), *module.buffers(recurse=False)])):
+            raise ArgumentError(
+                f"model: {what} is lazy, and has no weights before its first batch; call the model once before"
+            )
 
 
 def select_layers(model: nn.Module, patterns: Layers | None = None) -> list[str]:

@@ -1,22 +1,15 @@
-"""Leave a model as it was found: mode, buffers, BatchNorm settings, device and random state, after errors too."""
+"""Leave a model as it was found: mode, parameters, buffers, device and random state, after errors too."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-
-from ..errors import ArgumentError
-from ..notices import shown, warn
-from ..types import BatchNormMode
-
-BATCHNORM_MODES: tuple[BatchNormMode, ...] = ("recompute", "batch", "running")
 
 
 @contextmanager
@@ -33,6 +26,7 @@ def preserved(model: nn.Module, device: torch.device) -> Iterator[None]:
             torch.random.fork_rng(devices=cuda),
             torch.no_grad(),
             full_float32(device),
+            _uncompiled(),
             _own_forward(model),
             on_device(model, device),
         ):
@@ -66,6 +60,37 @@ def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
             module._buffers.update(named)
 
 
+@contextmanager
+def parameters_kept(parameters: Mapping[str, Tensor]) -> Iterator[list[str]]:
+    """Put back the values of parameters that ``forward`` changes; yields a list that names those in the end.
+
+    Copies are compared, since changes made through ``.data`` leave no other trace; they lie in the CPU's memory, since
+    a GPU's may be full in a training.
+    """
+    kept = {name: (each.data, _local(each).to("cpu", copy=True)) for name, each in parameters.items()}
+    changed: list[str] = []
+    try:
+        yield changed
+    finally:
+        for name, (data, values) in kept.items():
+            if not _same_bytes(parameters[name], values):
+                changed.append(name)
+                _local(data).copy_(values)
+                parameters[name].data = data  # the very memory it had
+
+
+def _same_bytes(tensor: Tensor, other: Tensor) -> bool:
+    """NaN is the same as itself."""
+    first, second = (_local(each).cpu().contiguous().flatten().view(torch.uint8) for each in (tensor, other))
+    return torch.equal(first, second)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """The part that this rank has, of what is sharded over ranks."""
+    own: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return own.detach()
+
+
 def fix_random_state(device: torch.device) -> None:
     """Make stochastic layers repeatable inside :func:`preserved`: a resumed sweep then equals an uninterrupted one."""
     torch.default_generator.manual_seed(0)
@@ -96,6 +121,11 @@ def full_float32(device: torch.device) -> Iterator[None]:
             setting.fp32_precision = precision
 
 
+def _uncompiled() -> AbstractContextManager[None]:
+    """Modules run as they were before ``torch.compile``, which runs no hooks, or refuses them."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
 @contextmanager
 def _own_forward(model: nn.Module) -> Iterator[None]:
     """Without the autocast that accelerate puts around the ``forward`` of models that it prepares."""
@@ -109,102 +139,3 @@ def _own_forward(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         attributes["forward"] = wrapped
-
-
-@contextmanager
-def batchnorm_mode(model: nn.Module, mode: BatchNormMode, batches: Iterable[Tensor]) -> Iterator[None]:
-    """Choose the statistics that BatchNorm layers normalise with, inside :func:`preserved`.
-
-    Args:
-        mode: ``recompute``: averaged anew over ``batches`` of fit inputs, since running statistics lag behind the
-            weights for some thirty steps; ``batch``: of each batch, as the authors of arXiv 2312.06887 measured;
-            ``running``: as stored.
-        batches: batches of fit inputs on the model's device; only ``recompute`` looks at them.
-
-    Raises:
-        ArgumentError: another mode.
-    """
-    if mode not in BATCHNORM_MODES:
-        raise ArgumentError(f"batchnorm: expected one of {BATCHNORM_MODES}, got {mode!r}")
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-    momenta = [norm.momentum for norm in norms]
-    try:
-        if norms and mode != "running":
-            for norm in norms:
-                norm.train()
-        if norms and mode == "recompute":
-            with _averaging({name: m for name, m in model.named_modules() if m in norms}):
-                for batch in batches:
-                    with several_rows(mode):
-                        model(batch)
-            for norm in norms:
-                norm.eval()
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-
-
-def fresh_statistics(model: nn.Module) -> dict[str, Tensor]:
-    """The running statistics of a model's BatchNorm layers by name, as they are before any batch."""
-    fresh = {"running_mean": torch.zeros_like, "running_var": torch.ones_like, "num_batches_tracked": torch.zeros_like}
-    norms = [(name, m) for name, m in model.named_modules() if isinstance(m, _BatchNorm)]
-    return {
-        f"{name}.{key}".lstrip("."): make(buffer)
-        for name, norm in norms
-        for key, make in fresh.items()
-        if (buffer := getattr(norm, key)) is not None
-    }
-
-
-@contextmanager
-def _averaging(norms: Mapping[str, _BatchNorm]) -> Iterator[None]:
-    """Running statistics from here on are plain averages over the calls; as they were of those that are not called.
-
-    ``momentum = None`` would ask for the same, but reads the number of calls from the device at each of them.
-    """
-    calls = dict.fromkeys(norms, 0)
-
-    def hook_for(name: str) -> Callable[[_BatchNorm, Any], None]:
-        def before(norm: _BatchNorm, _args: Any) -> None:
-            calls[name] += 1
-            norm.momentum = 1 / calls[name]
-
-        return before
-
-    stored = {name: [buffer.clone() for buffer in norm.buffers()] for name, norm in norms.items()}
-    handles = []
-    for name, norm in norms.items():
-        norm.reset_running_stats()
-        handles.append(norm.register_forward_pre_hook(hook_for(name)))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-    if uncalled := [name for name in norms if not calls[name]]:
-        warn(
-            f"batchnorm='recompute': {shown(uncalled)} keep their statistics, as the model does not call these modules "
-            "(unused, or through a function); batchnorm='running' keeps all"
-        )
-    for name in uncalled:
-        for buffer, own in zip(norms[name].buffers(), stored[name], strict=True):
-            buffer.copy_(own)
-
-
-@contextmanager
-def several_rows(mode: BatchNormMode) -> Iterator[None]:
-    """Name the mend where a batch is too small for batch statistics.
-
-    Raises:
-        ArgumentError: BatchNorm saw one value per channel.
-    """
-    try:
-        yield
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise ArgumentError(
-            f"batchnorm={mode!r} needs batches of at least 2 rows: {error}; "
-            "use a larger batch_size, a larger split, or 'running'"
-        ) from error

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import phasefast as pf
 from phasefast.checkpoints import Reader, file_hash, load_into, order_checkpoints, read_state_dict
 from phasefast.errors import ArgumentError, CheckpointError, StoreError, SweepError
-from phasefast.stages.preserve import fresh_statistics
+from phasefast.stages.batchnorm import fresh_statistics
 
 OWN = {"weight": torch.ones(3, 4), "bias": torch.zeros(3)}
 AVERAGE = {name: value + 1 for name, value in OWN.items()}

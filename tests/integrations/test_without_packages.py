@@ -102,14 +102,3 @@ def test_each_training_has_a_tracker_of_its_own(net: SmallNet, probe_set: pf.Pro
     assert live.tracker.scores.steps == [1]
     live._begin(SmallNet(), 4)
     assert live.tracker.scores.steps == [4]
-
-
-def test_statistics_of_all_ranks_are_refused(probe_set: pf.ProbeSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    net = nn.SyncBatchNorm.convert_sync_batchnorm(SmallNet())
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    with pytest.raises(ArgumentError, match=r"'norm'.*batchnorm='running'"):
-        LiveProbe(probe_set, **OPTIONS)._begin(net, 0)
-    live = LiveProbe(probe_set, **OPTIONS, batchnorm="running")
-    live._begin(net, 0)
-    assert live.tracker.scores.steps == [0]

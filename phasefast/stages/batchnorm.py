@@ -1,0 +1,144 @@
+"""Which statistics the BatchNorm layers of a model normalise with while it is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..errors import ArgumentError
+from ..notices import shown, warn
+from ..types import BatchNormMode
+
+BATCHNORM_MODES: tuple[BatchNormMode, ...] = ("recompute", "batch", "running")
+
+
+@contextmanager
+def batchnorm_mode(
+    model: nn.Module, mode: BatchNormMode, batches: Iterable[Tensor], frozen: Collection[str] = ()
+) -> Iterator[None]:
+    """Choose the statistics that BatchNorm layers normalise with, in a model in evaluation mode.
+
+    Args:
+        mode: ``recompute``: averaged anew over ``batches`` of fit inputs, since running statistics lag behind the
+            weights for some thirty steps; ``batch``: of each batch, as the authors of arXiv 2312.06887 measured;
+            ``running``: as stored.
+        batches: batches of fit inputs on the model's device; only ``recompute`` looks at them.
+        frozen: names of layers that keep theirs in any mode, as :func:`frozen_norms` finds them.
+
+    Raises:
+        ArgumentError: another mode.
+    """
+    if mode not in BATCHNORM_MODES:
+        raise ArgumentError(f"batchnorm: expected one of {BATCHNORM_MODES}, got {mode!r}")
+    norms = {name: norm for name, norm in _norms(model) if norm.running_mean is not None and name not in frozen}
+    if not norms or mode == "running":
+        yield
+        return
+    momenta = {name: norm.momentum for name, norm in norms.items()}
+    try:
+        with _of_this_rank_alone():
+            for norm in norms.values():
+                norm.train()
+            if mode == "recompute":
+                with _averaging(norms):
+                    for batch in batches:
+                        with several_rows(mode):
+                            model(batch)
+                for norm in norms.values():
+                    norm.eval()
+            yield
+    finally:
+        for name, norm in norms.items():
+            norm.momentum = momenta[name]
+
+
+def frozen_norms(model: nn.Module) -> list[str]:
+    """Names of BatchNorm layers in evaluation mode in a model in training: their statistics are constants to it."""
+    return [name for name, norm in _norms(model) if model.training and not norm.training]
+
+
+def fresh_statistics(model: nn.Module) -> dict[str, Tensor]:
+    """The running statistics of a model's BatchNorm layers by name, as they are before any batch."""
+    fresh = {"running_mean": torch.zeros_like, "running_var": torch.ones_like, "num_batches_tracked": torch.zeros_like}
+    return {
+        f"{name}.{key}".lstrip("."): make(buffer)
+        for name, norm in _norms(model)
+        for key, make in fresh.items()
+        if (buffer := getattr(norm, key)) is not None
+    }
+
+
+def _norms(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, _BatchNorm))
+
+
+@contextmanager
+def _of_this_rank_alone() -> Iterator[None]:
+    """SyncBatchNorm does what BatchNorm does: other ranks, which it would wait for, need not be measuring.
+
+    In the class, as what derives from it calls ``super().forward``.
+    """
+    synchronised = nn.SyncBatchNorm.forward
+    nn.SyncBatchNorm.forward = _BatchNorm.forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.SyncBatchNorm.forward = synchronised  # type: ignore[method-assign]
+
+
+@contextmanager
+def _averaging(norms: Mapping[str, _BatchNorm]) -> Iterator[None]:
+    """Running statistics from here on are plain averages over the calls; as they were of those that are not called.
+
+    ``momentum = None`` would ask for the same, but reads the number of calls from the device at each of them.
+    """
+    calls = dict.fromkeys(norms, 0)
+
+    def hook_for(name: str) -> Callable[[_BatchNorm, Any], None]:
+        def before(norm: _BatchNorm, _args: Any) -> None:
+            calls[name] += 1
+            norm.momentum = 1 / calls[name]
+
+        return before
+
+    stored = {name: [buffer.clone() for buffer in norm.buffers()] for name, norm in norms.items()}
+    handles = []
+    for name, norm in norms.items():
+        norm.reset_running_stats()
+        handles.append(norm.register_forward_pre_hook(hook_for(name)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    if uncalled := [name for name in norms if not calls[name]]:
+        warn(
+            f"batchnorm='recompute': {shown(uncalled)} keep their statistics, as the model does not call these modules "
+            "(unused, or through a function); batchnorm='running' keeps all"
+        )
+    for name in uncalled:
+        for buffer, own in zip(norms[name].buffers(), stored[name], strict=True):
+            buffer.copy_(own)
+
+
+@contextmanager
+def several_rows(mode: BatchNormMode) -> Iterator[None]:
+    """Name the mend where a batch is too small for batch statistics.
+
+    Raises:
+        ArgumentError: BatchNorm saw one value per channel.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ArgumentError(
+            f"batchnorm={mode!r} needs batches of at least 2 rows: {error}; "
+            "use a larger batch_size, a larger split, or 'running'"
+        ) from error

@@ -1,0 +1,164 @@
+"""What a model does while it is measured leaves no trace in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import phasefast as pf
+from phasefast.stages.preserve import parameters_kept
+from tests.conftest import SmallNet
+from tests.test_sweep import without_seconds
+
+
+class Momentum(nn.Module):
+    """An encoder that follows another one, as that of MoCo v1 does, in ``forward``."""
+
+    def __init__(self, update: Callable[[nn.Parameter, Tensor], Any], always: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.query, self.key = nn.Linear(36, 3), nn.Linear(36, 3)
+        self.key.requires_grad_(False)
+        self.update, self.always = update, always
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training or self.always:
+            with torch.no_grad():
+                self.update(self.key.weight, self.query.weight)
+        return self.query(x.flatten(1)) - self.key(x.flatten(1))
+
+
+def in_place(key: nn.Parameter, query: Tensor) -> None:
+    key.mul_(0.9).add_(query, alpha=0.1)
+
+
+def through_data(key: nn.Parameter, query: Tensor) -> None:
+    key.data.mul_(0.9).add_(query.data, alpha=0.1)
+
+
+def replaced(key: nn.Parameter, query: Tensor) -> None:
+    key.data = 0.9 * key.data + 0.1 * query.data
+
+
+@pytest.mark.parametrize("update", [in_place, through_data, replaced])
+def test_parameters_that_forward_updates_are_put_back(
+    probe_set: pf.ProbeSet, update: Callable[[nn.Parameter, Tensor], Any]
+) -> None:
+    model = Momentum(update)
+    before, memory = model.key.weight.clone(), model.key.weight.data_ptr()
+    tracker = pf.PhaseTracker(model, probe_set, out=None, on_error="raise")
+    with pytest.warns(RuntimeWarning, match=r"forward changes the parameters \['key.weight'\]"):
+        tracker.step(0)
+    assert torch.equal(model.key.weight, before)
+    tracker.step(1)  # without a warning
+    assert torch.equal(model.key.weight, before)
+    assert model.key.weight.data_ptr() == memory
+
+
+def test_updates_in_training_alone_are_no_news(probe_set: pf.ProbeSet) -> None:
+    pf.probe(Momentum(in_place, always=False).train(), probe_set)
+
+
+def test_parameters_kept_names_what_changed_after_errors_too() -> None:
+    torch.manual_seed(0)
+    parameters = {name: nn.Parameter(torch.randn(3, 4)) for name in ("same", "other", "nan")}
+    parameters["nan"].data[0, 0] = torch.nan
+    parameters["turned"] = nn.Parameter(torch.randn(4, 3).T)
+    before = {name: each.detach().clone() for name, each in parameters.items()}
+    seen = []
+
+    def fail() -> None:
+        with parameters_kept(parameters) as changed:
+            seen.append(changed)
+            parameters["other"].data[1, 2] += 1
+            parameters["turned"].data.zero_()
+            raise RuntimeError("midway")
+
+    with pytest.raises(RuntimeError, match="midway"):
+        fail()
+    (changed,) = seen
+    assert changed == ["other", "turned"]
+    assert all(torch.equal(each.nan_to_num(7.0), before[name].nan_to_num(7.0)) for name, each in parameters.items())
+    assert parameters["turned"].stride() == before["turned"].stride()
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.linear(x.flatten(1)))
+
+
+def compiled_blocks(model: nn.Sequential, backend: Callable[..., Any]) -> nn.Module:
+    for block in model:
+        block.compile(backend=backend, fullgraph=True)
+    return model
+
+
+def compiled_in_place(model: nn.Sequential, backend: Callable[..., Any]) -> nn.Module:
+    model.compile(backend=backend, fullgraph=True)
+    return model
+
+
+def compiled_around(model: nn.Sequential, backend: Callable[..., Any]) -> nn.Module:
+    return torch.compile(model, backend=backend, fullgraph=True)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("compiled", [compiled_blocks, compiled_in_place, compiled_around])
+def test_compiled_models_are_measured_as_others_and_stay_compiled(
+    probe_set: pf.ProbeSet, compiled: Callable[..., nn.Module]
+) -> None:
+    runs = 0
+
+    def backend(module: torch.fx.GraphModule, _inputs: list[Tensor]) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            nonlocal runs
+            runs += 1
+            return module(*args)
+
+        return run
+
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = nn.Sequential(Block(36, 16), Block(16, 3))
+    expected = without_seconds(pf.probe(model, probe_set, layers="*"))
+    model_compiled = compiled(model, backend)
+    tracker = pf.PhaseTracker(model_compiled, probe_set, layers="*", out=None, on_error="raise")
+    for step in (0, 1):
+        model_compiled(probe_set.fit_inputs)
+        before = runs
+        assert before > 0
+        found = tracker.step(step)
+        assert runs == before
+        assert found is not None
+        assert without_seconds(found.filter(step=step)) == without_seconds(
+            pf.probe(model, probe_set, layers="*", step=step)
+        )
+    model_compiled(probe_set.fit_inputs)
+    assert runs > before
+    assert expected == without_seconds(pf.probe(model, probe_set, layers="*"))
+
+
+def test_lazy_modules_are_named_before_they_have_shapes(probe_set: pf.ProbeSet) -> None:
+    lazy = nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+    for use in (
+        lambda: pf.probe(lazy, probe_set),
+        lambda: pf.PhaseTracker(lazy, probe_set, out=None),
+        lambda: pf.plan(lazy, (1, 6, 6), 20, 10),
+    ):
+        with pytest.raises(pf.errors.ArgumentError, match=r"its module '1' is lazy.*call the model once"):
+            use()
+    lazy(probe_set.fit_inputs)
+    assert pf.probe(lazy, probe_set).layers == ["0", "1"]
+
+
+def test_the_momentum_of_batchnorm_layers_is_as_it_was(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    net.norm.momentum = 0.3
+    pf.probe(net, probe_set, layers="hidden")
+    assert net.norm.momentum == 0.3
