@@ -12,6 +12,7 @@ PhaseKind = Literal["constant", "decrease", "increase"]
 KINDS: tuple[PhaseKind, ...] = get_args(PhaseKind)
 NOT_THERE = "-"
 FEW_SAMPLES = 30  # of which percentiles of bootstrap means cover less than they say
+FEW_STEPS = 8  # fewer have too few orders to test: of 7, even a perfect valley has p = .025 to .07
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,11 @@ def phase_notes(cells: Sequence[CellPhases], most: int = 4) -> list[str]:
     if any(cell.phases and cell.evidence.get("samples", FEW_SAMPLES) < FEW_SAMPLES for cell in cells):
         notes.append(f"Fewer than {FEW_SAMPLES} held-out samples: intervals are narrower than what they should cover.")
     if any(cell.phases and cell.evidence.get("order_p", 0) is None for cell in cells):
-        notes.append("Fewer than 8 steps: a trend cannot be told from noise between them.")
+        notes.append(f"Fewer than {FEW_STEPS} steps: a trend cannot be told from noise between them.")
+    if odd := sorted({step for cell in cells for step in cell.evidence.get("left_out", ())}):
+        of = [cell for cell in cells if cell.evidence.get("left_out")]
+        which = of[0].layer if len({cell.layer for cell in of}) == 1 else f"{len(of)} of {len(cells)} curves"
+        notes.append(f"Left out, as far above their neighbours: steps {', '.join(map(str, odd))} of {which}.")
     several = len({cell.target for cell in cells}) > 1
     reasons = [
         f"{cell.layer}{f', {cell.target}' if several else ''}: {cell.why}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -148,4 +149,53 @@ def step_noise(curve: np.ndarray, fit: np.ndarray, few: int) -> tuple[float, flo
     # Per order, the median absolute difference of white noise: 0.6745 times the root of the sum of squared binomials.
     middle = {k: float(np.median(np.abs(np.diff(curve, k)))) for k in (2, 3)}
     second, third = (value / (0.6745 * math.sqrt(math.comb(2 * k, k))) for k, value in middle.items())
+    # Residuals that change their sign often are scatter, even if correlated, which differences hardly see; else a hump.
+    sides = np.sign(curve - fit)[np.abs(curve - fit) > _TIE]
+    if 4 * np.count_nonzero(np.diff(sides)) >= len(curve) - 1:
+        return max(min(second, third), unexplained), second
     return min(second, max(third, unexplained)), second
+
+
+def odd_steps(curve: np.ndarray, deviations: float, least: float, few: int) -> list[int]:
+    """Inner steps far above both neighbours, such as the checkpoint of a training that diverged and came back.
+
+    A valley falls, then rises, so that none is part of its shape. At most a fifth of the steps, and ``few`` stay.
+
+    Args:
+        deviations: how far, in standard deviations of what the other steps scatter, and
+        least: at least, as a share of the step's own loss.
+    """
+    kept = np.arange(len(curve))
+    while len(kept) > max(few, len(curve) - len(curve) // 5):
+        loss = curve[kept]
+        place = int((loss[1:-1] - np.maximum(loss[:-2], loss[2:])).argmax()) + 1
+        others = np.delete(loss, place)
+        noise, _ = step_noise(others, valleys(others[None]).fit(0), few)
+        above = loss[place] - max(loss[place - 1], loss[place + 1])
+        if above <= deviations * noise or above <= least * abs(loss[place]):
+            break
+        kept = np.delete(kept, place)
+    return sorted(set(range(len(curve))) - set(kept.tolist()))
+
+
+@lru_cache
+def rarely_apart(count: int, deviations: float) -> float:
+    """How far a step lies above the lowest of ``count`` others as rarely as above a single one by ``deviations``.
+
+    In standard deviations of white noise, which all of them are but for.
+    """
+    at = np.linspace(-8, 8, 1601)
+    density = np.exp(-(at**2) / 2)
+    density /= density.sum()
+    below = np.array([0.5 * (1 + math.erf(x / math.sqrt(2))) for x in np.linspace(-24, 8, 3201)])
+
+    def chance(apart: float, among: int) -> float:
+        none = 1 - np.interp(at - apart, np.linspace(-24, 8, 3201), below)
+        return float(density @ (1 - none**among))
+
+    level = chance(deviations, 1)
+    low, high = deviations, deviations + 8
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if chance(middle, count) > level else (low, middle)
+    return high

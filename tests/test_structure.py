@@ -17,7 +17,7 @@ LEVELS = (
     ("samples", "sequences"),
     ("scores",),
     ("ops",),
-    ("comparing", "dense", "isometry", "target_cache", "target_types", "valley"),
+    ("comparing", "curve", "dense", "isometry", "target_cache", "target_types", "valley"),
     ("components",),
     ("systems",),
     ("certificates", "choosing"),

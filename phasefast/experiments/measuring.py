@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 from torch import nn
 
 from ..engine import Engine
+from ..phase_report import PhaseReport
 from ..scores import Scores
 from ..stages.layers import select_layers
+from ..stages.phases import detect_phases
 from ..stages.probe_set import ProbeSet
 from ..sweep import sweep
 from ..target_types import Label, Target
@@ -44,6 +47,17 @@ class Measured:
     recompute: Scores
     wide: Scores | None
     tasks: dict[str, Scores]
+
+    @property
+    def layers(self) -> Scores:
+        """All layers with recomputed statistics, and the model's own numbers of ``recompute``, which has more rows."""
+        wide = [] if self.wide is None else [self.wide.filter(layer=name) for name in self.wide.layers]
+        return Scores.concat([*wide, self.recompute])
+
+    @cached_property
+    def phases(self) -> PhaseReport:
+        """Those of all layers and targets."""
+        return detect_phases(self.layers)
 
 
 def last_features(model: nn.Module) -> str:

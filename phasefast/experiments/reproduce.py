@@ -20,7 +20,6 @@ from ..options import resolve_device
 from ..phase_report import CellPhases
 from ..report import plot_phases
 from ..scores import MODEL_LAYER, Scores
-from ..stages.phases import detect_phases
 from ..target_types import Input, Target
 from .checkpointing import checkpoint_path
 from .claims import check_claims
@@ -132,8 +131,7 @@ def _summary(
     sweeps: Measured, data: Splits, setting: Setting, model: nn.Module, others: Sequence[OtherTask], folder: Path
 ) -> dict[str, Any]:
     """What one seed gives: curves, phases, back-tests and fine-tuning."""
-    report = detect_phases(sweeps.recompute)
-    cell = report.cell(sweeps.features)
+    layers, cell = sweeps.layers, sweeps.phases.cell(sweeps.features)
     transfer: dict[str, Any] = {}
     if cell.stop_window is not None:
         own = [name for name in sweeps.recompute.targets if name not in ("input", "label")]
@@ -146,18 +144,17 @@ def _summary(
     tuned = None
     if others and cell.stop_window is not None:
         tuned = _fine_tuned(others[0], cell, setting, model, folder / f"seed-{sweeps.seed}" / "checkpoints")
-    parts = [sweeps.recompute, *([sweeps.wide] if sweeps.wide else [])]
     return {
         "seed": sweeps.seed,
         "features": sweeps.features,
         "batch": _curves(sweeps.batch, sweeps.features),
-        "recompute": {layer: _curves(part, layer) for part in parts for layer in part.layers},
+        "recompute": {layer: _curves(layers, layer) for layer in layers.layers},
         "phases": [asdict(phase) for phase in cell.phases],
         "stop_window": cell.stop_window,
         "layer_phases": {
             c.layer: [[phase.kind, phase.start_step, phase.end_step] for phase in c.phases]
-            for part in parts
-            for c in detect_phases(part, targets=["input"])
+            for c in sweeps.phases
+            if c.target == "input"
         },
         "transfer": transfer,
         "fine_tuning": tuned,
@@ -227,10 +224,7 @@ def _write(folder: Path, results: dict[str, Any], measured: Sequence[Measured]) 
 
 def _draw(folder: Path, results: dict[str, Any], first: Measured) -> None:
     try:
-        wide = first.wide  # of fewer rows: the model's own numbers are those of the others
-        parts = [] if wide is None else [wide.filter(layer=name) for name in wide.layers]
-        scores = Scores.concat([*parts, first.recompute])
-        plot_phases(scores, detect_phases(scores), folder / "phases.png", title=results["setting"]["name"])
+        plot_phases(first.layers, first.phases, folder / "phases.png", title=results["setting"]["name"])
         if results["published"] is not None:
             plot_published(results, folder / "published.png")
         if results["decoders"]:

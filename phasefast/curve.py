@@ -1,0 +1,213 @@
+"""Which phases a loss curve shows, once its valley, its scatter and its bootstrap are known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from .phase_report import FEW_STEPS, PhaseKind
+from .valley import rarely_apart
+
+
+@dataclass(frozen=True)
+class PhaseRules:
+    """When a change counts, what near-constant means, and how wide the stop window is."""
+
+    change: float = 0.02  # a change is at least this fraction of the loss before it,
+    absolute: float = 1e-3  # and at least this much,
+    noise: float = 3.0  # and at least this many standard deviations of the step noise
+    plateau: float = 0.20  # a plateau's losses differ from their mean by at most this fraction of the change after it,
+    slope: float = 1 / 3  # and its slope is at most this fraction of the slope after it
+    window: float = 0.25  # the stop window's losses exceed the minimum by this fraction of the decrease before a rise
+    fewest: int = 4  # steps that phases take: a plateau of three and a change after it
+    odd: float = 6.0  # a step this many standard deviations of the step noise above both neighbours is left out
+    order_level: float = 0.03  # p-value above which the order of the steps explains nothing
+    noise_steps: int = 7  # fewer steps than this have too few differences to tell the step noise
+    order_steps: int = FEW_STEPS  # fewer have too few orders to test
+    permutations: int = 2_000  # random orders that the test draws
+
+
+DEFAULT_RULES = PhaseRules()
+
+
+@dataclass(frozen=True)
+class Span:
+    """A phase by the indices of its steps; ``before`` are those whose mean its change is counted from."""
+
+    kind: PhaseKind
+    first: int
+    last: int
+    before: slice
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A curve with all that its phases are read from.
+
+    Attributes:
+        loss, fit: [K] the mean losses and their valley fit. minimum: index of the lowest step.
+        replicates: [R, K] bootstrapped curves. tails: the percentiles that bound an interval.
+        noise, rough: standard deviation between neighbouring steps, without the curve's curvature and with it.
+        order_p: None where there are too few steps.
+    """
+
+    loss: np.ndarray
+    fit: np.ndarray
+    minimum: int
+    replicates: np.ndarray
+    tails: tuple[float, float]
+    noise: float
+    rough: float
+    order_p: float | None
+    rules: PhaseRules
+
+    def spans(self) -> tuple[list[Span], str | None]:
+        """The phases, by index; and why neither a decrease nor an increase is among them, None where one is."""
+        last, low = len(self.loss) - 1, self.minimum
+        if last + 1 < self.rules.fewest:
+            return (
+                [],
+                f"{last + 1} steps show changes between single ones, not phases; take {self.rules.order_steps} or more",
+            )
+        start, end = Span("constant", 0, last, slice(0, 1)), self._ascent()
+        if self.order_p is not None and self.order_p > self.rules.order_level:
+            p, level = _apart(self.order_p, self.rules.order_level)
+            return [start], f"steps in random order would look as regular (p = {p}, more than {level})"
+        fall = self._descent()
+        falls, rises = self._fall(fall), self._counts(end)
+        if not falls and not rises:
+            level = self.loss.mean()
+            away, needed = float(np.abs(self.loss - level).max()), self._needed(level)
+            if away > needed:
+                return [], self._unsure(fall, end) or self._small(fall, end)
+            near = f"stays within {away:.2g} of its mean, no more than the {needed:.2g} that a change needs"
+            return [start], self._unsure(fall, end) or near
+        if rises:
+            top = low + int(self.loss[low:].argmax())
+            # The rise ends at its top where the curve comes down again by an amount that counts.
+            end = replace(end, last=top if self.loss[top] - self.loss[last] >= self._needed(self.loss[low]) else last)
+        if falls:
+            return [*falls, end] if rises else falls, None
+        plateau = self._plateau(end.last)
+        if plateau is None or plateau < low:  # what falls from it to the minimum has no name
+            return [end], None
+        after = replace(end, first=plateau, before=slice(0, plateau + 1))
+        return [replace(start, last=plateau), after] if self._counts(after) else [end], None
+
+    def _descent(self) -> Span:
+        """What leads to the minimum, after its plateau if it has one, from the first step if not."""
+        plateau = self._plateau(self.minimum)
+        before = slice(0, 1 if plateau is None else plateau + 1)
+        return Span("decrease", before.stop - 1, self.minimum, before)
+
+    def _ascent(self) -> Span:
+        """What leads from the minimum to the last step."""
+        return Span("increase", self.minimum, len(self.loss) - 1, slice(self.minimum, self.minimum + 1))
+
+    def _fall(self, fall: Span) -> list[Span]:
+        """The descent and the plateau before it; empty where it does not count."""
+        if not self._counts(fall):
+            return []
+        if fall.first > 0:
+            return [Span("constant", 0, fall.first, slice(0, 1)), fall]
+        top = int(self.loss[: self.minimum].argmax())
+        if self.loss[top] - self.loss[0] >= self._needed(self.loss[0]):  # it first rises: that part has no name
+            return [replace(fall, first=top, before=slice(top, top + 1))]
+        return [fall]
+
+    def _unsure(self, *spans: Span) -> str:
+        """Which of the changes are large enough, but not certain; empty where none is."""
+        texts = []
+        for span in spans:
+            if self._size(span) >= self._asked(span):
+                change, (low, high) = self.change(span)
+                texts.append(f"changes by {change:.2g}, but the interval of that, {low:.2g} to {high:.2g}, includes 0")
+        return "; ".join(texts)
+
+    def _small(self, fall: Span, rise: Span) -> str:
+        """By how much a curve that varies is short of a decrease and of an increase."""
+        fallen, asked = _apart(max(0.0, self._size(fall)), self._asked(fall))
+        risen, asked_of_rise = _apart(max(0.0, self._size(rise)), self._asked(rise))
+        start = "its plateau" if fall.first else "the first step"
+        return (
+            f"varies by {np.ptp(self.loss):.2g}, but from {start} to the minimum falls by only {fallen} ({asked} "
+            f"needed), and from there to the last step rises by only {risen} ({asked_of_rise} needed)"
+        )
+
+    def change(self, span: Span) -> tuple[float, tuple[float, float]]:
+        """Change of the loss over a phase, and its interval."""
+        changes = self.replicates[:, span.last] - self.replicates[:, span.before].mean(axis=1)
+        low, high = np.percentile(changes, self.tails)
+        return self._amount(span), (float(low), float(high))
+
+    def _amount(self, span: Span) -> float:
+        return float(self.loss[span.last] - self.loss[span.before].mean())
+
+    def _counts(self, span: Span) -> bool:
+        """Whether a decrease or an increase is large enough and its interval excludes 0."""
+        _, (low, high) = self.change(span)
+        return self._size(span) >= self._asked(span) and (high < 0 if span.kind == "decrease" else low > 0)
+
+    def _size(self, span: Span) -> float:
+        """Of a decrease or an increase; negative where the loss goes the other way."""
+        return -self._amount(span) if span.kind == "decrease" else self._amount(span)
+
+    def _asked(self, span: Span) -> float:
+        """The smallest change to or from the minimum that counts: the lowest of many steps is low by chance too."""
+        near = int((self.loss <= self.loss[self.minimum] + self.rules.noise * self.noise).sum())
+        level = self._needed(self.loss[span.before].mean())
+        return max(level, rarely_apart(near, self.rules.noise) * self.noise)
+
+    def _needed(self, level: float) -> float:
+        """The smallest change that counts where the loss before it is ``level``."""
+        return float(max(self.rules.change * level, self.rules.absolute, self.rules.noise * self.noise))
+
+    def _plateau(self, stop: int) -> int | None:
+        """Last index of the plateau before the change that ends at index ``stop``; None where there is none."""
+        for end in range(stop - 1, 1, -1):
+            part = self.loss[: end + 1]
+            place = np.arange(end + 1) - end / 2
+            slope = float(place @ part / (place @ place))
+            after = abs(self.loss[stop] - self.loss[end]) / (stop - end)
+            change = abs(self.loss[stop] - part.mean())
+            near = np.abs(part - part.mean()).max() <= self.rules.plateau * change
+            # Its own drift would not count as a change, nor does it bend more than the whole curve.
+            flat = abs(slope) * end < max(self._needed(self.loss[0]), self.rules.noise * self.rough)
+            if near and flat and abs(slope) <= self.rules.slope * after:
+                return end
+        return None
+
+    def stop_window(self, spans: Sequence[Span]) -> tuple[int, int] | None:
+        """Indices of the first and last step around the minimum about as good as it; None without a decrease.
+
+        Where no increase counts, nothing speaks against the last step.
+        """
+        kinds = [span.kind for span in spans]
+        if "decrease" not in kinds:
+            return None
+        # Read from the valley fit, so that one odd step does not close it.
+        margin = self.rules.window * abs(self.change(spans[kinds.index("decrease")])[0])
+        near = np.flatnonzero(self.fit <= self.fit.min() + margin)
+        return int(near[0]), int(near[-1]) if "increase" in kinds else len(self.fit) - 1
+
+    def evidence(self, spans: Sequence[Span]) -> dict[str, Any]:
+        """What the decision rests on, ready for JSON."""
+        kinds = [span.kind for span in spans]
+        places = {"first": 0, "minimum": self.minimum, "last": -1}
+        return {
+            "decrease": "decrease" in kinds,
+            "increase": "increase" in kinds,
+            "order_p": self.order_p,
+            "step_noise": self.noise,
+            "needed": {"decrease": self._asked(self._descent()), "increase": self._asked(self._ascent())},
+            "loss": {name: float(self.loss[place]) for name, place in places.items()},
+        }
+
+
+def _apart(smaller: float, larger: float) -> tuple[str, str]:
+    """Both in so few digits that they differ, where they do."""
+    pairs = ((f"{smaller:.{digits}g}", f"{larger:.{digits}g}") for digits in range(2, 9))
+    return next((pair for pair in pairs if pair[0] != pair[1]), (f"{smaller:.9g}", f"{larger:.9g}"))

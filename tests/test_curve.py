@@ -1,0 +1,112 @@
+"""Which steps count for a curve's phases, and which changes: odd checkpoints, the lowest of many steps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from phasefast.curve import DEFAULT_RULES
+from phasefast.phase_report import CellPhases, PhaseReport
+from phasefast.stages.phases import detect_curve
+from phasefast.valley import odd_steps, rarely_apart
+
+QUICK: dict[str, Any] = {"replicates": 100, "rules": replace(DEFAULT_RULES, permutations=300)}
+VALLEY = np.interp(np.arange(14), [0, 3, 6, 13], [0.6, 0.6, 0.4, 0.6])
+
+
+def find(loss: np.ndarray, seed: int = 0, scatter: float = 0.002) -> CellPhases:
+    """Phases of a curve at steps 0, 10, 20, ... on samples that differ in difficulty."""
+    rng = np.random.default_rng(seed)
+    difficulty = np.exp(0.5 * rng.normal(size=200) - 0.125)
+    samples = loss[:, None] * difficulty * np.exp(scatter * rng.normal(size=(len(loss), 200)))
+    return detect_curve(10 * np.arange(len(loss)), samples, layer="fc", seed=seed, **QUICK)
+
+
+def kinds(cell: CellPhases) -> str:
+    return "".join(phase.kind[0] for phase in cell.phases)
+
+
+def noisy(curve: np.ndarray, noise: float, seed: int) -> np.ndarray:
+    return curve + noise * np.random.default_rng(seed).normal(size=len(curve))
+
+
+@pytest.mark.parametrize("place", [1, 2, 4, 8, 12])
+@pytest.mark.parametrize("height", [0.1, 0.4, 5.0])
+def test_a_single_diverged_checkpoint_is_left_out_and_named(place: int, height: float) -> None:
+    loss = noisy(VALLEY, 0.002, 3)
+    clean = find(loss)
+    loss[place] = max(loss[place - 1], loss[place + 1]) + height
+    cell = find(loss)
+    assert cell.evidence["left_out"] == [10 * place]
+    assert kinds(cell) == kinds(clean) == "cdi"
+    assert (cell.minimum_step, clean.minimum_step) == (60, 60)
+    ends = {phase.end_step for phase in cell.phases} | {phase.start_step for phase in cell.phases}
+    assert 10 * place not in ends
+    for phase, other in zip(cell.phases[1:], clean.phases[1:], strict=True):
+        assert phase.change == pytest.approx(other.change, abs=0.01)
+    assert f"far above their neighbours: steps {10 * place} of fc." in str(PhaseReport((cell,)))
+    assert "Left out" not in str(PhaseReport((clean,)))
+
+
+def test_several_diverged_checkpoints() -> None:
+    loss = noisy(np.interp(np.arange(30), [0, 8, 15, 29], [0.6, 0.6, 0.4, 0.6]), 0.002, 1)
+    loss[[4, 11, 22]] += 0.5
+    cell = find(loss)
+    assert cell.evidence["left_out"] == [40, 110, 220]
+    assert kinds(cell) == "cdi"
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        VALLEY,
+        np.where(np.arange(14) == 6, 0.2, 0.6),  # a dip may be the valley
+        np.where(np.arange(14) == 0, 2.0, VALLEY),  # a fall from the first step
+        np.where(np.arange(14) == 13, 2.0, VALLEY),  # a rise to the last one
+        0.3 + 0.2 * np.sin(np.linspace(0, np.pi, 14)),
+        0.5 + 0.1 * (-1.0) ** np.arange(14),
+        np.where(np.arange(8) == 4, 5.0, 1.0),  # too few to tell
+    ],
+)
+def test_what_is_no_single_odd_step_stays(loss: np.ndarray) -> None:
+    rules = DEFAULT_RULES
+    assert odd_steps(noisy(loss, 0.0, 0), rules.odd, rules.change, rules.order_steps) == []
+    assert find(loss).evidence["left_out"] == []
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_noise_alone_leaves_no_step_out(seed: int) -> None:
+    assert find(noisy(np.full(30, 0.5), 0.02, seed)).evidence["left_out"] == []
+
+
+@pytest.mark.parametrize("count", [1, 4, 50])
+def test_rarely_apart_is_as_rare_as_from_a_single_step(count: int) -> None:
+    rng = np.random.default_rng(count)
+    steps = rng.normal(size=(200_000, count + 1))
+    above = steps[:, 0] - steps[:, 1:].min(1) > rarely_apart(count, 3.0)
+    assert above.mean() == pytest.approx(0.0169, abs=0.0015)  # a normal deviate above 3 / sqrt(2)
+    assert rarely_apart(1, 3.0) == pytest.approx(3.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("size", [30, 60])
+def test_the_lowest_of_many_steps_of_a_flat_end_is_no_minimum_to_rise_from(size: int) -> None:
+    x = np.linspace(0, 1, size)
+    fall = 0.4 + 0.2 / (1 + np.exp(40 * (x - 0.25)))
+    found = [kinds(find(noisy(fall, 0.006, seed), seed)) for seed in range(60)]
+    assert sum("d" in each for each in found) == 60
+    assert sum("i" in each for each in found) <= 6
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_changes_are_as_large_as_the_evidence_says_they_must_be(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    places = np.sort(rng.choice(np.arange(1, 12), 2, replace=False))
+    level = [0.5, 0.5 + 0.02 * rng.normal(), 0.5 - 0.05 * rng.random(), 0.5 + 0.05 * rng.normal()]
+    cell = find(noisy(np.interp(np.arange(13), [0, *places, 12], level), 0.003, seed), seed)
+    for phase in cell.phases:
+        if phase.kind != "constant":
+            sign = -1 if phase.kind == "decrease" else 1
+            assert sign * phase.change >= 0.98 * cell.evidence["needed"][phase.kind]
