@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .phase_report import FEW_STEPS, PhaseKind
-from .valley import rarely_apart
+from .valley import rarely_apart, rarely_gained
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Curve:
 
     Attributes:
         loss, fit: [K] the mean losses and their valley fit. minimum: index of the lowest step.
+        gains: what a decrease and an increase explain, in squared errors.
         replicates: [R, K] bootstrapped curves. tails: the percentiles that bound an interval.
         noise, rough: standard deviation between neighbouring steps, without the curve's curvature and with it.
         order_p: None where there are too few steps.
@@ -57,6 +58,7 @@ class Curve:
     loss: np.ndarray
     fit: np.ndarray
     minimum: int
+    gains: dict[str, float]
     replicates: np.ndarray
     tails: tuple[float, float]
     noise: float
@@ -156,9 +158,15 @@ class Curve:
         return -self._amount(span) if span.kind == "decrease" else self._amount(span)
 
     def _asked(self, span: Span) -> float:
-        """The smallest change to or from the minimum that counts: the lowest of many steps is low by chance too."""
-        near = int((self.loss <= self.loss[self.minimum] + self.rules.noise * self.noise).sum())
+        """The smallest change to or from the minimum that counts.
+
+        The lowest of many steps is low by chance too; but not where many others go the same way.
+        """
         level = self._needed(self.loss[span.before].mean())
+        gain, count = self.gains[span.kind], len(self.loss)
+        if count >= self.rules.order_steps and gain > rarely_gained(count) * self.noise**2:
+            return level
+        near = int((self.loss <= self.loss[self.minimum] + self.rules.noise * self.noise).sum())
         return max(level, rarely_apart(near, self.rules.noise) * self.noise)
 
     def _needed(self, level: float) -> float:

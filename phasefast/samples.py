@@ -89,7 +89,7 @@ def as_numbers(what: str, given: Any) -> Tensor:
         if isinstance(given, (list, tuple)) and given and isinstance(given[0], Tensor):
             numbers = torch.stack([each if isinstance(each, Tensor) else torch.as_tensor(each) for each in given])
         else:
-            numbers = given if isinstance(given, Tensor) else _of_array(np.asarray(given))
+            numbers = given if isinstance(given, Tensor) else _from_numpy(np.asarray(given))
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"{what}: expected numbers, as many for every sample, got {_odd(given)}; {error}") from error
     if numbers.is_complex() or numbers.layout != torch.strided:
@@ -102,7 +102,7 @@ def as_numbers(what: str, given: Any) -> Tensor:
     )  # few ops take these
 
 
-def _of_array(given: np.ndarray) -> Tensor:
+def _from_numpy(given: np.ndarray) -> Tensor:
     """A tensor of an array's copy, also of one of negative strides or of the other order of bytes."""
     return torch.as_tensor(np.array(given, dtype=given.dtype.newbyteorder("="), order="C"))
 

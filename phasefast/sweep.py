@@ -187,17 +187,6 @@ def _named(steps: Sequence[int]) -> str:
     return ", ".join(map(str, steps[:_NAMED])) + (", ..." if len(steps) > _NAMED else "")
 
 
-def _lacks(folder: Path, cause: BaseException | None) -> bool:
-    """Whether a function could not read a folder because something in it is not there.
-
-    An OSError without a number is what Hugging Face's ``from_pretrained`` raises then.
-    """
-    if not isinstance(cause, OSError) or not folder.is_dir():
-        return False
-    absent = isinstance(cause, FileNotFoundError) and folder in Path(str(cause.filename)).parents
-    return absent or cause.errno is None
-
-
 def _name(step: int, source: Source) -> str:
     return f"step {step}" if isinstance(source, Mapping) else os.fspath(source)
 
@@ -214,7 +203,7 @@ def _check_same(stored: Scores, source: Source, model: nn.Module, reader: Reader
     try:
         state = reader.read(source)
     except CheckpointError as error:
-        if reader.load is not None and not isinstance(source, Mapping) and _lacks(Path(source), error.__cause__):
+        if reader.lacks_part(source, error):
             return  # likewise, but for the rest of a folder
         raise
     load_into(model, state, _name(stored.steps[0], source), spare)

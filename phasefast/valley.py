@@ -28,6 +28,11 @@ class Valleys:
     _falling: _Pools
     _rising: _Pools
 
+    def gains(self, row: int) -> dict[str, float]:
+        """What the squared error of one curve is larger by without its decrease, and without its increase."""
+        without = {"decrease": self._rising, "increase": self._falling}
+        return {kind: float(pools.errors[row, -1] - self.residuals[row]) for kind, pools in without.items()}
+
     def fit(self, row: int) -> np.ndarray:
         """The fit [K] of one curve."""
         split = int(self.splits[row])
@@ -176,6 +181,14 @@ def odd_steps(curve: np.ndarray, deviations: float, least: float, few: int) -> l
             break
         kept = np.delete(kept, place)
     return sorted(set(range(len(curve))) - set(kept.tolist()))
+
+
+def rarely_gained(count: int) -> float:
+    """What a fall or a rise gains, :meth:`Valleys.gains`, in 1.7 of 100 curves of ``count`` steps of white noise.
+
+    In squared standard deviations. A fit to simulated curves of 8 to 300 steps, off by up to 5 % of it.
+    """
+    return 10.6 + 4.9 * math.log(count / 8)
 
 
 @lru_cache

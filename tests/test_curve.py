@@ -11,7 +11,7 @@ import pytest
 from phasefast.curve import DEFAULT_RULES
 from phasefast.phase_report import CellPhases, PhaseReport
 from phasefast.stages.phases import detect_curve
-from phasefast.valley import odd_steps, rarely_apart
+from phasefast.valley import odd_steps, rarely_apart, rarely_gained, valleys
 
 QUICK: dict[str, Any] = {"replicates": 100, "rules": replace(DEFAULT_RULES, permutations=300)}
 VALLEY = np.interp(np.arange(14), [0, 3, 6, 13], [0.6, 0.6, 0.4, 0.6])
@@ -89,6 +89,27 @@ def test_rarely_apart_is_as_rare_as_from_a_single_step(count: int) -> None:
     above = steps[:, 0] - steps[:, 1:].min(1) > rarely_apart(count, 3.0)
     assert above.mean() == pytest.approx(0.0169, abs=0.0015)  # a normal deviate above 3 / sqrt(2)
     assert rarely_apart(1, 3.0) == pytest.approx(3.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("count", [8, 17, 60, 300])
+def test_gains_of_white_noise_are_rarely_larger(count: int) -> None:
+    found = valleys(np.random.default_rng(count).normal(size=(4000, count)))
+    gains = [found.gains(row) for row in range(4000)]
+    for kind in ("decrease", "increase"):
+        assert np.quantile([gain[kind] for gain in gains], 1 - 0.0169) == pytest.approx(rarely_gained(count), rel=0.1)
+
+
+def test_gains_are_what_the_better_fit_explains() -> None:
+    gains = valleys(np.array([[3.0, 2.0, 2.0, 4.0, 4.0]])).gains(0)
+    assert gains["increase"] == pytest.approx(np.var([3, 2, 2, 4, 4]) * 5)  # all in one level without it
+    assert gains["decrease"] == pytest.approx(2 / 3)  # 3, 2, 2 in one
+
+
+def test_a_low_rise_of_many_steps_is_named_although_single_ones_are_not_far_above() -> None:
+    x = np.linspace(0, 1, 60)
+    curve = np.interp(x, [0, 0.25, 0.5, 0.6, 1], [0.6, 0.6, 0.4, 0.46, 0.46])
+    found = [kinds(find(noisy(curve, 0.02, seed), seed)) for seed in range(20)]
+    assert sum("i" in each for each in found) >= 15
 
 
 @pytest.mark.parametrize("size", [30, 60])

@@ -14,8 +14,8 @@ from ..errors import CheckpointError
 from ..notices import shown, warn
 from .entries import NEEDED, find_entry, why_none
 from .messages import damage_named
-from .sources import ENTRIES, SUFFIXES, TEMPORARY, Source, may_be_weights, suffix_of
-from .steps import has_step, named_after_step, named_by, names_step, parse_step
+from .sources import ENTRIES, SUFFIXES, TEMPORARY, Source, may_be_weights
+from .steps import has_step, named_after_step, named_by, names_step, parse_step, stem_of
 
 _UNFINISHED = f"have temporary names or do not hold {NEEDED}"
 _DIGITS = r"[\d.]+(?:e-?\d+)?"  # 2000, 0.53, 1e-05
@@ -42,13 +42,14 @@ def find_checkpoints(folder: str | os.PathLike[str]) -> dict[int, Path]:
         warn(f"{folder}: left out {unfinished}, which {_UNFINISHED}: {_why_left_out(folder, unfinished)}")
     with damage_named(folder):
         _check_alike(folder, with_step)
-    return _by_step([(parse_step(path), path) for path in _with_steps(folder, found)])
+    _tell_others(folder, found, with_step)
+    return _by_step([(parse_step(path), path) for path in with_step])
 
 
 def _check_alike(folder: Path, found: Sequence[Path]) -> None:
     """Warn where folders are read by files of different names, which may be different weights."""
     entries = [entry.name for path in found if path.is_dir() and (entry := find_entry(path))]
-    stems = (re.sub(_DIGITS, "", name.removesuffix(suffix_of(Path(name)))) for name in entries)
+    stems = (re.sub(_DIGITS, "", stem_of(name)) for name in entries)
     names = {"model" if name in ENTRIES else stem: name for stem, name in zip(stems, entries, strict=True)}
     if len(names) > 1:
         warn(f"{folder}: its folders hold weights of different names, {shown(names.values())}: are they the same?")
@@ -122,16 +123,15 @@ def _of_matches(pattern: Path, found: Sequence[Path]) -> dict[int, Path]:
     """What matches a glob, by step: of one match in each folder the folder may say it."""
     count = Counter(path.parent for path in found)
     names = {path: named_by(path) if count[path.parent] == 1 else _named(path) for path in found}
-    with_step = _with_steps(pattern, found, names)
+    with_step = [path for path in found if has_step(names[path])]
+    _tell_others(pattern, found, with_step)
     return _by_step([(parse_step(names[path]), path) for path in with_step])
 
 
-def _with_steps(where: Path, found: Sequence[Path], names: Mapping[Path, Path] | None = None) -> list[Path]:
-    """Those with a step in their names, or in the ``names`` that stand for them; a warning tells others, if not all."""
-    with_step = [path for path in found if has_step(path if names is None else names[path])]
+def _tell_others(where: Path, found: Sequence[Path], with_step: Sequence[Path]) -> None:
+    """Warn of what has no step in its name, beside what has."""
     if with_step and (left := [path.name for path in found if path not in with_step]):
         warn(f"{where}: left out {left}, with no step in their names")
-    return with_step
 
 
 def _is_one(folder: Path, entry: Path, inside: Sequence[Path]) -> bool:

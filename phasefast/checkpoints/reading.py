@@ -71,6 +71,17 @@ class Reader:
         """Whether there is anything to read."""
         return isinstance(source, Mapping) or (Path(source).exists() if self.load is not None else is_there(source))
 
+    def lacks_part(self, source: Source, error: CheckpointError) -> bool:
+        """Whether ``load`` raised ``error`` because something in a folder is not there.
+
+        An OSError without a number is what Hugging Face's ``from_pretrained`` raises then.
+        """
+        cause = error.__cause__
+        if self.load is None or isinstance(source, Mapping) or not isinstance(cause, OSError):
+            return False
+        inside = isinstance(cause, FileNotFoundError) and Path(source) in Path(str(cause.filename)).parents
+        return Path(source).is_dir() and (inside or cause.errno is None)
+
 
 def read_state_dict(source: Source, *, weights_only: bool = True, key: str | None = None) -> dict[str, Tensor]:
     """The state dict in a file, a folder or a mapping.

@@ -27,7 +27,7 @@ def parse_step(name: str | os.PathLike[str]) -> int:
     Raises:
         CheckpointError: no step, or several numbers of which none is named.
     """
-    stem = _stem(name)
+    stem = stem_of(name)
     named, alone = _NAMED.findall(stem), _ALONE.findall(stem)
     for number, unit in named[-1:] or (alone if len(alone) == 1 else _EPOCH.findall(stem)[-1:]):
         step = Decimal(number) * _UNITS[unit.lower()]
@@ -49,12 +49,12 @@ def has_step(name: str | os.PathLike[str]) -> bool:
 
 def names_step(name: str | os.PathLike[str]) -> bool:
     """Whether the name has a word for steps before a number, which then cannot mean anything else."""
-    return _NAMED.search(_stem(name)) is not None
+    return _NAMED.search(stem_of(name)) is not None
 
 
 def named_after_step(path: Path) -> bool:
     """Whether a name has a word for steps or epochs before a number, or is nothing but a number."""
-    return has_step(path) and (_has_word(path) or _stem(path).isdecimal())
+    return has_step(path) and (_has_word(path) or stem_of(path).isdecimal())
 
 
 def named_by(path: Path) -> Path:
@@ -69,9 +69,10 @@ def named_by(path: Path) -> Path:
 
 
 def _has_word(path: Path) -> bool:
-    return names_step(path) or _EPOCH.search(_stem(path)) is not None
+    return names_step(path) or _EPOCH.search(stem_of(path)) is not None
 
 
-def _stem(name: str | os.PathLike[str]) -> str:
+def stem_of(name: str | os.PathLike[str]) -> str:
+    """The name of a file or folder without what says the kind of file."""
     path = Path(name)
     return path.name.removesuffix(suffix_of(path))

@@ -12,9 +12,10 @@ A curve is the mean held-out loss at each probed step. What is asked of it, in t
 * *Is a change large enough?* It must be at least 2 % of the loss before it, 0.001, and three times the step noise, and
   its bootstrap interval must exclude 0. Where several steps are about as low as the minimum, the lowest is low by
   chance too: then it must be as rare for one step to be so far above the lowest of them as three times the noise above
-  a single one is. The step noise is what neighbouring steps scatter, by the median absolute second difference (Gasser
-  et al. 1986), or by the larger of the third one and the residual of the valley fit, if that is less; at least that
-  residual where it changes its sign often; with fewer than seven steps, that residual.
+  a single one is, or for all steps of the fall or the rise to explain so much of the curve.
+* *What is the step noise?* What neighbouring steps scatter, by the median absolute second difference (Gasser et al.
+  1986), or by the larger of the third one and the residual of the valley fit, if that is less; at least that residual
+  where it changes its sign often; with fewer than seven steps, that residual.
 * *Is there a plateau before it?* The longest beginning of three or more probed steps whose losses stay within 20 % of
   the following change of their mean, with at most a third of its slope (per probed step), and whose own drift would
   not count as a change. A straight line has none.
@@ -126,6 +127,7 @@ def detect_curve(
         loss=loss,
         fit=found.fit(0),
         minimum=int(found.minima[0]),
+        gains=found.gains(0),
         replicates=bootstrap(samples, replicates, rng),
         tails=(50 * (1 - confidence), 50 * (1 + confidence)),
         noise=noise,
