@@ -14,6 +14,8 @@ from phasefast.stages.preserve import parameters_kept
 from tests.conftest import SmallNet
 from tests.test_sweep import without_seconds
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
+
 
 class Momentum(nn.Module):
     """An encoder that follows another one, as that of MoCo v1 does, in ``forward``."""
@@ -44,11 +46,12 @@ def replaced(key: nn.Parameter, query: Tensor) -> None:
     key.data = 0.9 * key.data + 0.1 * query.data
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("update", [in_place, through_data, replaced])
 def test_parameters_that_forward_updates_are_put_back(
-    probe_set: pf.ProbeSet, update: Callable[[nn.Parameter, Tensor], Any]
+    probe_set: pf.ProbeSet, update: Callable[[nn.Parameter, Tensor], Any], device: str
 ) -> None:
-    model = Momentum(update)
+    model = Momentum(update).to(device)
     before, memory = model.key.weight.clone(), model.key.weight.data_ptr()
     tracker = pf.PhaseTracker(model, probe_set, out=None, on_error="raise")
     with pytest.warns(RuntimeWarning, match=r"forward changes the parameters \['key.weight'\]"):
@@ -110,9 +113,10 @@ def compiled_around(model: nn.Sequential, backend: Callable[..., Any]) -> nn.Mod
     return torch.compile(model, backend=backend, fullgraph=True)  # type: ignore[return-value]
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("compiled", [compiled_blocks, compiled_in_place, compiled_around])
 def test_compiled_models_are_measured_as_others_and_stay_compiled(
-    probe_set: pf.ProbeSet, compiled: Callable[..., nn.Module]
+    probe_set: pf.ProbeSet, compiled: Callable[..., nn.Module], device: str
 ) -> None:
     runs = 0
 
@@ -126,12 +130,13 @@ def test_compiled_models_are_measured_as_others_and_stay_compiled(
 
     torch._dynamo.reset()
     torch.manual_seed(0)
-    model = nn.Sequential(Block(36, 16), Block(16, 3))
+    model = nn.Sequential(Block(36, 16), Block(16, 3)).to(device)
+    inputs = probe_set.fit_inputs.to(device)
     expected = without_seconds(pf.probe(model, probe_set, layers="*"))
     model_compiled = compiled(model, backend)
     tracker = pf.PhaseTracker(model_compiled, probe_set, layers="*", out=None, on_error="raise")
     for step in (0, 1):
-        model_compiled(probe_set.fit_inputs)
+        model_compiled(inputs)
         before = runs
         assert before > 0
         found = tracker.step(step)
@@ -140,7 +145,7 @@ def test_compiled_models_are_measured_as_others_and_stay_compiled(
         assert without_seconds(found.filter(step=step)) == without_seconds(
             pf.probe(model, probe_set, layers="*", step=step)
         )
-    model_compiled(probe_set.fit_inputs)
+    model_compiled(inputs)
     assert runs > before
     assert expected == without_seconds(pf.probe(model, probe_set, layers="*"))
 
