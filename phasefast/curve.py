@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .phase_report import FEW_STEPS, PhaseKind
-from .valley import rarely_apart, rarely_gained
+from .valley import persistence, rarely_apart, rarely_gained
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,8 @@ class Curve:
         """
         level = self._needed(self.loss[span.before].mean())
         gain, count = self.gains[span.kind], len(self.loss)
-        if count >= self.rules.order_steps and gain > rarely_gained(count) * self.noise**2:
+        chance = rarely_gained(count) * self.noise**2 * persistence(self.loss, self.fit)
+        if count >= self.rules.order_steps and gain > chance:
             return level
         near = int((self.loss <= self.loss[self.minimum] + self.rules.noise * self.noise).sum())
         return max(level, rarely_apart(near, self.rules.noise) * self.noise)

@@ -155,7 +155,7 @@ def step_noise(curve: np.ndarray, fit: np.ndarray, few: int) -> tuple[float, flo
     middle = {k: float(np.median(np.abs(np.diff(curve, k)))) for k in (2, 3)}
     second, third = (value / (0.6745 * math.sqrt(math.comb(2 * k, k))) for k, value in middle.items())
     # Residuals that change their sign often are scatter, even if correlated, which differences hardly see; else a hump.
-    sides = np.sign(curve - fit)[np.abs(curve - fit) > _TIE]
+    sides = np.sign(curve - fit)[np.abs(curve - fit) > _TIE * np.ptp(curve)]
     if 4 * np.count_nonzero(np.diff(sides)) >= len(curve) - 1:
         return max(min(second, third), unexplained), second
     return min(second, max(third, unexplained)), second
@@ -181,6 +181,16 @@ def odd_steps(curve: np.ndarray, deviations: float, least: float, few: int) -> l
             break
         kept = np.delete(kept, place)
     return sorted(set(range(len(curve))) - set(kept.tolist()))
+
+
+def persistence(curve: np.ndarray, fit: np.ndarray) -> float:
+    """How many times the variance of a sum of residuals is what it would be of independent ones; at least 1.
+
+    As of residuals of which each keeps a share of the last one, by the correlation of neighbours.
+    """
+    own = curve - fit
+    share = float(own[1:] @ own[:-1] / max(own @ own, np.finfo(np.float64).tiny))
+    return (1 + share) / (1 - share) if share > 0 else 1.0
 
 
 def rarely_gained(count: int) -> float:

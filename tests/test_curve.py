@@ -11,7 +11,7 @@ import pytest
 from phasefast.curve import DEFAULT_RULES
 from phasefast.phase_report import CellPhases, PhaseReport
 from phasefast.stages.phases import detect_curve
-from phasefast.valley import odd_steps, rarely_apart, rarely_gained, valleys
+from phasefast.valley import odd_steps, persistence, rarely_apart, rarely_gained, valleys
 
 QUICK: dict[str, Any] = {"replicates": 100, "rules": replace(DEFAULT_RULES, permutations=300)}
 VALLEY = np.interp(np.arange(14), [0, 3, 6, 13], [0.6, 0.6, 0.4, 0.6])
@@ -97,6 +97,17 @@ def test_gains_of_white_noise_are_rarely_larger(count: int) -> None:
     gains = [found.gains(row) for row in range(4000)]
     for kind in ("decrease", "increase"):
         assert np.quantile([gain[kind] for gain in gains], 1 - 0.0169) == pytest.approx(rarely_gained(count), rel=0.1)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.8])
+def test_persistence_is_that_of_correlated_residuals(share: float) -> None:
+    rng = np.random.default_rng(5)
+    residuals = np.zeros(20_000)
+    for i in range(1, len(residuals)):
+        residuals[i] = share * residuals[i - 1] + rng.normal()
+    assert persistence(residuals, np.zeros(20_000)) == pytest.approx((1 + share) / (1 - share), rel=0.05)
+    assert persistence(np.ones(5), np.ones(5)) == 1
+    assert persistence(np.array([1.0, -1, 1, -1]), np.zeros(4)) == 1
 
 
 def test_gains_are_what_the_better_fit_explains() -> None:
