@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .checkpoints import state_hash
 from .components import RANDOM_COLUMNS
 from .decoding import Method
-from .errors import ArgumentError
+from .errors import ArgumentError, PhasefastError
 from .notices import shown, warn
 from .ops import bfloat16_is_fast
 from .options import as_tuple, by_name, check_options, default_targets, resolve_device
@@ -31,7 +31,7 @@ from .stages.capture import FIRST_ROWS, RowOptions, capture, chunk_bounds, disco
 from .stages.evaluate import evaluate_model
 from .stages.layers import check_hooks_run, given_names, select_layers, unwrap
 from .stages.plan import group_layers, memory_budget
-from .stages.preserve import fix_random_state, full_float32, parameters_kept, preserved
+from .stages.preserve import fix_random_state, full_float32, preserved
 from .stages.probe_set import ProbeSet
 from .stages.targets import build_targets
 from .systems import DEFAULT_ALPHAS, Penalties
@@ -124,22 +124,27 @@ class Engine:
         self.settings = self._settings()
         self.config_hash = hashlib.blake2b(json.dumps(self.settings).encode(), digest_size=8).hexdigest()
         self._layers: list[Layer] | None = None
-        self._frozen: list[str] = []  # BatchNorm layers that keep their statistics
-        self._updated: list[str] = []  # parameters that the model's forward changes
+        size = sum(tensor.nbytes for tensor in tensors)
+        self._keep = self.device if size <= _KEPT_SHARE * budget else torch.device("cpu")
+        self._told: set[str] = set()  # what was warned of
         self._workspace = Workspace(_FREE_SHARE * budget)
-        self._warned = self._measured = False
+        self._measured = False
 
     @property
     def recomputed(self) -> dict[str, Tensor]:
         """What a checkpoint may lack, as it is made anew: BatchNorm statistics by name, as before any batch."""
         return {} if self.batchnorm == "running" else fresh_statistics(self.model)
 
-    def measure(self, step: int) -> Scores:
-        """Scores of the model as it is now, labelled ``step``. The model is left exactly as it was found."""
+    def measure(self, step: int, keep: bool = True) -> Scores:
+        """Scores of the model as it is now, labelled ``step``. The model is left exactly as it was found.
+
+        Args:
+            keep: False: but for parameters that its forward changes, since it gets other weights next.
+        """
         scores: list[Score] = []
         with _MEASURING:
             start, weights = time.perf_counter(), state_hash(self.model.state_dict())
-            with self._workspace, self._prepared() as groups:
+            with self._workspace, self._prepared(keep) as groups:
                 for index, group in enumerate(groups):
                     cells, outputs = self._capture(group)
                     if index == 0 and self.label is not None:
@@ -157,40 +162,42 @@ class Engine:
             return [cell for group in groups for cell in self._capture(group)[0]]
 
     @contextmanager
-    def _prepared(self) -> Iterator[list[list[Layer]]]:
+    def _prepared(self, keep: bool = True) -> Iterator[list[list[Layer]]]:
         """The model ready to be run, and restored after; yields the layers in groups that are captured together."""
         with _MEASURING:
-            self._find_frozen_norms()
-            with preserved(self.model, self.device):
-                layers = self._layers = self._layers or self._discovered()
+            if self.batchnorm != "running" and (frozen := frozen_norms(self.model)):
+                self._tell(
+                    f"batchnorm={self.batchnorm!r} takes other statistics than {shown(frozen)} have, which are in "
+                    "evaluation mode in a model in training: if they are frozen, give batchnorm='running'"
+                )
+            with preserved(self.model, self.device, self._keep if keep else None) as changed:
+                self._layers = self._layers or self._discovered()
                 fix_random_state(self.device)
                 fit_bounds = chunk_bounds(0, self.probe_set.n_fit, self.batch_size)
                 batches = model_inputs(self._fit_inputs, fit_bounds, self.model, self.device)
-                with (
-                    parameters_kept({name: self.model.get_parameter(name) for name in self._updated}),
-                    batchnorm_mode(self.model, self.batchnorm, batches, self._frozen),
-                ):
+                with batchnorm_mode(self.model, self.batchnorm, batches):
                     problem = self.method.problem(self.probe_set.n_heldout, self.targets, self.rows.dtype)
-                    yield group_layers(layers, problem, int(self.method.budget), self.method.route)
+                    yield group_layers(self._layers, problem, int(self.method.budget), self.method.route)
+            if changed:
+                self._tell(
+                    f"forward changes the parameters {shown(changed)} in evaluation mode too: they are put back after "
+                    "each measurement, but move in it; to keep them still, change them only if self.training"
+                )
 
-    def _find_frozen_norms(self) -> None:
-        """While the model is in training: what is frozen in it is not seen once all is in evaluation mode."""
-        if self.batchnorm == "running" or not self.model.training:
-            return
-        before, self._frozen = self._frozen, frozen_norms(self.model)
-        if self._frozen and self._frozen != before:
-            warn(
-                f"batchnorm={self.batchnorm!r}: {shown(self._frozen)} keep their statistics, as they are in evaluation "
-                "mode in a model in training; call model.eval() before if they are not frozen"
-            )
+    def _tell(self, text: str) -> None:
+        """Warn, but of the same once."""
+        if text not in self._told:
+            self._told.add(text)
+            warn(text)
 
     def _discovered(self) -> list[Layer]:
-        """The layers, and what else the first few samples show."""
+        """The layers, as the first few samples show them."""
         first = next(model_inputs(self._fit_inputs, [(0, FIRST_ROWS)], self.model, self.device))
         try:
-            with parameters_kept(dict(self.model.named_parameters())) as changed:
-                layers = discover_layers(self.model, self.names, first, self.rows, self._given)
-        except RuntimeError as error:  # the model's own
+            return discover_layers(self.model, self.names, first, self.rows, self._given)
+        except PhasefastError:
+            raise
+        except Exception as error:  # the model's own
             if "does not require grad" in str(error):
                 error.add_note("Models are run under torch.no_grad(): use torch.enable_grad() in the forward.")
                 raise
@@ -200,13 +207,6 @@ class Engine:
                 "is wrapped in a module that makes them from one tensor."
             )
             raise
-        self._updated = changed
-        if changed:
-            warn(
-                f"forward changes the parameters {shown(changed)} in evaluation mode too: they are put back after each "
-                "measurement, but move in it; to keep them still, change them only if self.training"
-            )
-        return layers
 
     def _capture(self, group: Sequence[Layer]) -> tuple[list[Activations], dict[str, Tensor | None]]:
         """Activations of a group of layers, and the model's own outputs per split where they are rows of numbers."""
@@ -220,9 +220,8 @@ class Engine:
         width = next(block.stop - block.start for block in self.targets.blocks if block.name == label)
         usable = {split: out if out is not None and out.shape[1] == width else None for split, out in outputs.items()}
         others = {out.shape[1] for out in outputs.values() if out is not None and out.shape[1] != width}
-        if others and not self._warned:
-            self._warned = True
-            warn(
+        if others:
+            self._tell(
                 f"no rows of layer {MODEL_LAYER!r}: the model has {others.pop()} outputs, target {label!r} {width} "
                 "classes; if it was trained on such labels, give them as they were, from 0, or Label(classes)",
             )

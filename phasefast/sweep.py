@@ -143,7 +143,7 @@ class Sweeper:
                     try:
                         state, source_hash = read()
                         load_into(model, state, _name(step, source), spare)
-                        scores = self._engine.measure(step)
+                        scores = self._engine.measure(step, keep=not self._measured)  # the first tells what changes
                         if source_hash is not None:
                             scores = scores.with_column("source_hash", source_hash)
                         write_step(self._out, scores, self._engine.config_hash, self._engine.settings)

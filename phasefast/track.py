@@ -86,6 +86,7 @@ class PhaseTracker:
         self.seconds = 0.0
         self._start: int | None = None
         self._before: int | None = None  # the step of the last call
+        self._own: set[int] = set()  # the steps measured here, not found in ``out``
         self.scores = Scores.from_rows([])
         if out is not None:
             engine = self._engine
@@ -125,6 +126,8 @@ class PhaseTracker:
         before, self._before = step - 1 if self._before is None else self._before, step
         if not (force or self._is_due(before, step)):
             return None
+        if step in self._own:
+            return None
         if step in self.scores.steps:
             try:
                 check_weights(self.scores.filter(step=step), state_hash(self._engine.model.state_dict()))
@@ -135,12 +138,15 @@ class PhaseTracker:
             return None
         try:
             scores = self._engine.measure(step)
+            self._own.add(step)
             self.seconds += float(scores.to_arrow().column("seconds")[0].as_py())
             self.scores = Scores.concat([self.scores, scores])
             if self._out is not None:
                 write_step(self._out, scores, self._engine.config_hash, self._engine.settings)
-        except (PhasefastError, RuntimeError) as error:  # RuntimeError: out of memory on the device
-            if self._on_error == "raise" or (isinstance(error, LASTING) and self.seconds == 0):
+        except Exception as error:
+            # Out of memory may pass, on the device (a RuntimeError) or not; what else a model raises will not.
+            passing = isinstance(error, (PhasefastError, RuntimeError, MemoryError)) and not isinstance(error, LASTING)
+            if self._on_error == "raise" or (not passing and self.seconds == 0):
                 raise
             warn(" ".join([f"step {step} was not measured or not stored: {error}", *getattr(error, "__notes__", [])]))
             return None

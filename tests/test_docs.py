@@ -84,8 +84,8 @@ def test_the_training_document_runs_as_written(tmp_path: Path, monkeypatch: pyte
     train_one_step()
     updates = 0
     monkeypatch.chdir(tmp_path)
-    Path("checkpoints").mkdir()
     names: dict[str, Any] = {
+        "Path": Path,
         "pf": pf,
         "torch": torch,
         "model": model,

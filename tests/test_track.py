@@ -165,6 +165,36 @@ def test_bad_arguments(net: SmallNet, probe_set: pf.ProbeSet) -> None:
         pf.PhaseTracker(net, probe_set, on_error="ignore", out=None)  # type: ignore[arg-type]
 
 
+def test_a_step_that_is_given_again_while_gradients_accumulate_is_measured_once(
+    net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path
+) -> None:
+    tracker = pf.PhaseTracker(net, probe_set, out=tmp_path, layers="hidden")
+    net.train()
+    assert tracker.step(1) is not None
+    net(probe_set.fit_inputs[:32])  # BatchNorm's statistics move, no weight does
+    assert tracker.step(1) is None
+    assert tracker.step(2) is not None
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyError, MemoryError])
+def test_what_a_model_raises_later_does_not_end_the_training(
+    net: SmallNet, probe_set: pf.ProbeSet, error: type[Exception]
+) -> None:
+    def fail(*_: object) -> None:
+        raise error("of the model")
+
+    tracker = pf.PhaseTracker(net, probe_set, out=None, layers="hidden")
+    tracker.step(0)
+    handle = net.hidden.register_forward_hook(fail)
+    with pytest.warns(RuntimeWarning, match=r"step 1 was not measured.*of the model"):
+        assert tracker.step(1) is None
+    first = pf.PhaseTracker(net, probe_set, out=None, layers="hidden")
+    with pytest.raises(error) if error is not MemoryError else pytest.warns(RuntimeWarning, match="of the model"):
+        first.step(0)
+    handle.remove()
+    assert tracker.step(2) is not None
+
+
 def test_running_out_of_memory_on_a_device_does_not_end_the_training(net: SmallNet, probe_set: pf.ProbeSet) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("out of memory")

@@ -43,7 +43,8 @@ def _sample(tensor: Tensor) -> Tensor:
     """Bytes of some of its values; of what is sharded over ranks, of the whole."""
     whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     flat = whole.detach().reshape(-1)
-    return flat[:: max(1, len(flat) // _SAMPLE)].contiguous().view(torch.uint8)
+    # A copy: NumPy would hold on to the memory of the tensor itself, which could not be resized then.
+    return flat[:: max(1, len(flat) // _SAMPLE)].clone().view(torch.uint8)
 
 
 def file_hash(path: str | os.PathLike[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,9 +18,7 @@ BATCHNORM_MODES: tuple[BatchNormMode, ...] = ("recompute", "batch", "running")
 
 
 @contextmanager
-def batchnorm_mode(
-    model: nn.Module, mode: BatchNormMode, batches: Iterable[Tensor], frozen: Collection[str] = ()
-) -> Iterator[None]:
+def batchnorm_mode(model: nn.Module, mode: BatchNormMode, batches: Iterable[Tensor]) -> Iterator[None]:
     """Choose the statistics that BatchNorm layers normalise with, in a model in evaluation mode.
 
     Args:
@@ -28,14 +26,13 @@ def batchnorm_mode(
             weights for some thirty steps; ``batch``: of each batch, as the authors of arXiv 2312.06887 measured;
             ``running``: as stored.
         batches: batches of fit inputs on the model's device; only ``recompute`` looks at them.
-        frozen: names of layers that keep theirs in any mode, as :func:`frozen_norms` finds them.
 
     Raises:
         ArgumentError: another mode.
     """
     if mode not in BATCHNORM_MODES:
         raise ArgumentError(f"batchnorm: expected one of {BATCHNORM_MODES}, got {mode!r}")
-    norms = {name: norm for name, norm in _norms(model) if norm.running_mean is not None and name not in frozen}
+    norms = {name: norm for name, norm in _norms(model) if norm.running_mean is not None}
     if not norms or mode == "running":
         yield
         return

@@ -282,11 +282,16 @@ def _hooks(
 
 
 def _first(output: Any, preferred: str = "") -> Any:
-    """What a module gives; of several the one called ``preferred``, or else the first that is no single number."""
+    """What a module gives; of several the one called ``preferred``, or else the first that may be rows of numbers."""
     while entries := _entries(output):
-        several = [entry for entry in entries.values() if not (isinstance(entry, Tensor) and entry.dim() == 0)]
-        output = entries[preferred] if preferred in entries else (several or list(entries.values()))[0]
+        values = list(entries.values())
+        usable = (each for each in values if _entries(each) or _may_be_rows(each))
+        output = entries[preferred] if preferred in entries else next(usable, values[0])
     return output
+
+
+def _may_be_rows(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and (value.is_nested or value.dim() > 1)
 
 
 def _entries(output: Any) -> dict[Any, Any]:
@@ -294,7 +299,7 @@ def _entries(output: Any) -> dict[Any, Any]:
     if isinstance(output, Mapping):
         return dict(output)
     if is_dataclass(output) and not isinstance(output, type):
-        return {field.name: value for field in fields(output) if (value := getattr(output, field.name)) is not None}
+        return {field.name: getattr(output, field.name) for field in fields(output)}
     if not isinstance(output, (tuple, list)):
         return {}
     names = getattr(output, "_fields", range(len(output)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
@@ -13,14 +13,22 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def preserved(model: nn.Module, device: torch.device) -> Iterator[None]:
+def preserved(model: nn.Module, device: torch.device, keep: torch.device | None = None) -> Iterator[list[str]]:
     """Evaluate ``model`` on ``device`` without gradients, matrix products in full float32; restore everything after.
 
     Buffers are replaced by copies meanwhile, so that a backward pass under way still finds the ones it saved.
+
+    Args:
+        keep: where copies of all tensors lie meanwhile, to put back the values that ``forward`` changes; None: they
+            are not put back, for models that get other weights next.
+
+    Yields:
+        A list that names, in the end, the parameters whose values were put back.
     """
     modes = [(module, module.training) for module in model.modules()]
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 (models use the global state)
     cuda = [_cuda_index(device)] if device.type == "cuda" else []
+    changed: list[str] = []
     try:
         with (
             torch.random.fork_rng(devices=cuda),
@@ -29,13 +37,14 @@ def preserved(model: nn.Module, device: torch.device) -> Iterator[None]:
             _uncompiled(),
             _own_forward(model),
             on_device(model, device),
+            _values_kept(model, keep, changed),
         ):
             copies = {id(buffer): buffer.detach().clone() for buffer in model.buffers()}
             for module in model.modules():
                 named = {name: copies[id(b)] for name, b in module._buffers.items() if b is not None}
                 module._buffers.update(named)
             model.eval()
-            yield
+            yield changed
     finally:
         for module, training in modes:
             module.training = training
@@ -45,43 +54,46 @@ def preserved(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Move ``model`` to ``device``, and back after; it gets the very buffers back that it had."""
+    """Move ``model`` to ``device``, and back after; it gets the very parameters and buffers back that it had."""
     home = next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), device)
-    buffers = [(module, dict(module._buffers)) for module in model.modules()]
+    modules = [(module, dict(module._parameters), dict(module._buffers)) for module in model.modules()]
     try:
         if home != device:
             model.to(device)
         yield
     finally:
+        for module, parameters, _ in () if _reshard(model) else modules:
+            module._parameters.clear()
+            module._parameters.update(parameters)
         if home != device:
             model.to(home)
-        for module, named in buffers:
+        for module, _, buffers in modules:
             module._buffers.clear()
-            module._buffers.update(named)
+            module._buffers.update(buffers)
 
 
 @contextmanager
-def parameters_kept(parameters: Mapping[str, Tensor]) -> Iterator[list[str]]:
-    """Put back the values of parameters that ``forward`` changes; yields a list that names those in the end.
+def _values_kept(model: nn.Module, where: torch.device | None, changed: list[str]) -> Iterator[None]:
+    """Put back the values of tensors that ``forward`` changes, and add the names of such parameters to ``changed``.
 
-    Copies are compared, since changes made through ``.data`` leave no other trace; they lie in the CPU's memory, since
-    a GPU's may be full in a training.
+    Copies are compared, since changes made through ``.data`` leave no other trace.
     """
-    kept = {name: (each.data, _local(each).to("cpu", copy=True)) for name, each in parameters.items()}
-    changed: list[str] = []
+    tensors = {} if where is None else {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    kept = {name: (each, each.data, _local(each).to(where, copy=True)) for name, each in tensors.items()}
     try:
-        yield changed
+        yield
     finally:
-        for name, (data, values) in kept.items():
-            if not _same_bytes(parameters[name], values):
-                changed.append(name)
+        for name, (tensor, data, values) in kept.items():
+            if not _same_bytes(tensor, values):
+                changed += [name] if isinstance(tensor, nn.Parameter) else []
                 _local(data).copy_(values)
-                parameters[name].data = data  # the very memory it had
+                tensor.data = data  # the very memory it had
 
 
 def _same_bytes(tensor: Tensor, other: Tensor) -> bool:
     """NaN is the same as itself."""
-    first, second = (_local(each).cpu().contiguous().flatten().view(torch.uint8) for each in (tensor, other))
+    pair = (_local(tensor).to(other.device), other)
+    first, second = (each.contiguous().flatten().view(torch.uint8) for each in pair)
     return torch.equal(first, second)
 
 
@@ -89,6 +101,23 @@ def _local(tensor: Tensor) -> Tensor:
     """The part that this rank has, of what is sharded over ranks."""
     own: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return own.detach()
+
+
+def _reshard(model: nn.Module) -> bool:
+    """Whether a model is sharded, so that its modules have other parameters while they run.
+
+    Without a backward pass the outermost ones of ``fully_shard`` would stay gathered: without gradients, and as they
+    are before the optimizer's step.
+    """
+    if "torch.distributed.fsdp" not in sys.modules:
+        return False
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+
+    sharded = [module for module in model.modules() if isinstance(module, (FSDPModule, FullyShardedDataParallel))]
+    for module in sharded:
+        if isinstance(module, FSDPModule):
+            module.reshard()
+    return bool(sharded)
 
 
 def fix_random_state(device: torch.device) -> None:

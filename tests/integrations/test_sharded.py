@@ -33,13 +33,18 @@ def rank_main(rank: int, folder: str) -> None:
         fully_shard(model[index], mesh=mesh)
     fully_shard(model, mesh=mesh)
     probe_set = pf.ProbeSet.from_tensors(*images(150, 1), *images(60, 2))
-    out = f"{folder}/run" if rank == 0 else None
-    tracker = pf.PhaseTracker(model, probe_set, layers=LAYERS, out=out, on_error="raise")
-    for step in (0, 1):
-        tracker.step(step)
-        loss = nn.functional.cross_entropy(model(probe_set.fit_inputs), probe_set.fit_labels)
-        loss.backward()
-    found = tracker.scores.to_arrow().select(["value", "state_hash"]).to_pylist()
+    options = {"layers": LAYERS, "out": f"{folder}/run", "on_error": "raise"}
+    tracker = pf.PhaseTracker(model, probe_set, **options)
+    tracker.step(0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)  # of what is sharded, although a measurement has gathered
+    nn.functional.cross_entropy(model(probe_set.fit_inputs), probe_set.fit_labels).backward()
+    tracker.step(1, force=True)
+    optimizer.step()
+    tracker.step(2)
+    resumed = pf.PhaseTracker(model, probe_set, **options)
+    assert resumed.step(2) is None
+    assert resumed.step(3, force=True) is not None
+    found = resumed.scores.to_arrow().select(["step", "value", "state_hash"]).to_pylist()
     Path(folder, f"rank{rank}.json").write_text(json.dumps(found), encoding="utf-8")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
@@ -47,7 +52,7 @@ def rank_main(rank: int, folder: str) -> None:
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
-def test_all_ranks_measure_the_whole_and_one_stores_it(probe_set: pf.ProbeSet, tmp_path: Path) -> None:
+def test_all_ranks_measure_the_whole_and_train_as_one_does(probe_set: pf.ProbeSet, tmp_path: Path) -> None:
     context = torch.multiprocessing.get_context("spawn")
     ranks = [context.Process(target=rank_main, args=(rank, str(tmp_path))) for rank in range(2)]
     for process in ranks:
@@ -57,10 +62,17 @@ def test_all_ranks_measure_the_whole_and_one_stores_it(probe_set: pf.ProbeSet, t
         process.kill()
     found = [json.loads((tmp_path / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
     assert found[0] == found[1]
-    alone = pf.PhaseTracker(new_model(), probe_set, layers=LAYERS, out=None)
-    for step in (0, 1):
-        alone.step(step)
-    expected = alone.scores.to_arrow().select(["value", "state_hash"]).to_pylist()
-    assert [row["state_hash"] for row in found[0]] == [row["state_hash"] for row in expected]
+    model = new_model()
+    alone = pf.PhaseTracker(model, probe_set, layers=LAYERS, out=None)
+    alone.step(0)
+    alone.step(1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    nn.functional.cross_entropy(model(probe_set.fit_inputs), probe_set.fit_labels).backward()
+    optimizer.step()
+    alone.step(2)
+    alone.step(3, force=True)
+    expected = alone.scores.to_arrow().select(["step", "value", "state_hash"]).to_pylist()
     assert [row["value"] for row in found[0]] == pytest.approx([row["value"] for row in expected], rel=1e-5)
-    assert pf.read_scores(tmp_path / "run").steps == [0, 1]
+    start = [row["state_hash"] for row in expected if row["step"] < 2]
+    assert [row["state_hash"] for row in found[0] if row["step"] < 2] == start
+    assert pf.read_scores(tmp_path / "run").steps == [0, 1, 2, 3]

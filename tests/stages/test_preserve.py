@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import phasefast as pf
-from phasefast.stages.preserve import parameters_kept
+from phasefast.stages.preserve import preserved
 from tests.conftest import SmallNet
 from tests.test_sweep import without_seconds
 
@@ -57,25 +58,88 @@ def test_parameters_that_forward_updates_are_put_back(
     with pytest.warns(RuntimeWarning, match=r"forward changes the parameters \['key.weight'\]"):
         tracker.step(0)
     assert torch.equal(model.key.weight, before)
-    tracker.step(1)  # without a warning
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tracker.step(1)  # told once
     assert torch.equal(model.key.weight, before)
     assert model.key.weight.data_ptr() == memory
+
+
+def test_updates_that_begin_later_are_put_back_too(probe_set: pf.ProbeSet) -> None:
+    model = Momentum(in_place)
+    model.key.load_state_dict(model.query.state_dict())
+    model.update = lambda key, query: key.lerp_(query, 0.1)  # nothing changes while both are the same
+    tracker = pf.PhaseTracker(model, probe_set, out=None, on_error="raise")
+    tracker.step(0)
+    with torch.no_grad():
+        model.query.weight += 0.1
+    before = model.key.weight.clone()
+    with pytest.warns(RuntimeWarning, match="forward changes the parameters"):
+        tracker.step(1)
+    assert torch.equal(model.key.weight, before)
+
+
+def test_long_rows_of_an_embedding_stay_long() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(50, 4, max_norm=1.0), nn.Flatten(), nn.Linear(24, 3))
+    with torch.no_grad():
+        model[0].weight[49] = 9
+    tokens = torch.randint(0, 49, (90, 6))
+    tokens[60, 0] = 49  # not among the first samples
+    labels = torch.arange(90) % 3
+    before = model[0].weight.clone()
+    with pytest.warns(RuntimeWarning, match=r"\['0.weight'\]"):
+        pf.probe(model, pf.ProbeSet.from_tensors(tokens[:70], labels[:70], tokens[70:], labels[70:]))
+    assert torch.equal(model[0].weight, before)
+
+
+class Replacing(nn.Module):
+    """Its forward puts new parameters in the place of old ones, and changes a buffer that a list holds too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(36, 3)
+        self.register_buffer("seen", torch.zeros(3))
+        self.all_seen = [self.seen]
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.linear(x.flatten(1))
+        self.linear.weight = nn.Parameter(0.9 * self.linear.weight)
+        self.linear.extra = nn.Parameter(torch.zeros(1))
+        self.all_seen[0] += 1
+        return out
+
+
+def test_parameters_that_forward_replaces_and_buffers_with_another_name_are_put_back(probe_set: pf.ProbeSet) -> None:
+    model = Replacing()
+    before, values = model.linear.weight, model.linear.weight.detach().clone()
+    pf.probe(model, probe_set, layers="linear")
+    assert model.linear.weight is before
+    assert torch.equal(model.linear.weight, values)
+    assert [name for name, _ in model.named_parameters()] == ["linear.weight", "linear.bias"]
+    assert not model.seen.any()
+
+
+def test_buffers_can_be_resized_after_a_measurement(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    net.register_buffer("scale", torch.ones(1))
+    pf.probe(net, probe_set, layers="hidden")
+    net.scale.resize_(4)
 
 
 def test_updates_in_training_alone_are_no_news(probe_set: pf.ProbeSet) -> None:
     pf.probe(Momentum(in_place, always=False).train(), probe_set)
 
 
-def test_parameters_kept_names_what_changed_after_errors_too() -> None:
+def test_what_changed_is_named_and_put_back_after_errors_too() -> None:
     torch.manual_seed(0)
-    parameters = {name: nn.Parameter(torch.randn(3, 4)) for name in ("same", "other", "nan")}
+    parameters = nn.ParameterDict({name: nn.Parameter(torch.randn(3, 4)) for name in ("same", "other", "nan")})
     parameters["nan"].data[0, 0] = torch.nan
     parameters["turned"] = nn.Parameter(torch.randn(4, 3).T)
     before = {name: each.detach().clone() for name, each in parameters.items()}
     seen = []
 
     def fail() -> None:
-        with parameters_kept(parameters) as changed:
+        with preserved(parameters, torch.device("cpu"), torch.device("cpu")) as changed:
             seen.append(changed)
             parameters["other"].data[1, 2] += 1
             parameters["turned"].data.zero_()
