@@ -29,7 +29,7 @@ from .sequences import check_padding, looks_padded
 from .stages.batchnorm import batchnorm_mode, fresh_statistics, frozen_norms, several_rows
 from .stages.capture import FIRST_ROWS, RowOptions, capture, chunk_bounds, discover_layers, model_inputs, rows_dtype
 from .stages.evaluate import evaluate_model
-from .stages.layers import check_hooks_run, given_names, select_layers, unwrap
+from .stages.layers import check_usable, given_names, select_layers, unwrap
 from .stages.plan import group_layers, memory_budget
 from .stages.preserve import fix_random_state, full_float32, preserved
 from .stages.probe_set import ProbeSet
@@ -71,11 +71,9 @@ class Engine:
             if not isinstance(value, kind):
                 raise ArgumentError(f"{name}: expected a {kind.__name__}, got {type(value).__name__}")
         self.model, self.probe_set, self.run = unwrap(model), probe_set, run
-        check_hooks_run(self.model)
+        check_usable(self.model)
         tensors = [*self.model.parameters(), *self.model.buffers()]
         home = next((tensor.device for tensor in tensors), torch.device("cpu"))
-        if any(tensor.is_meta for tensor in tensors):
-            raise ArgumentError("model: it is on the meta device, without memory; give model.to_empty(device='cpu')")
         self.device = resolve_device(options.get("device"), home)
         self.batchnorm: BatchNormMode = options.get("batchnorm", "recompute")
         given = ("precision", "route", "selection", "splits", "layer_sketch")

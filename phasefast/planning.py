@@ -15,7 +15,7 @@ from .engine import FOLDS
 from .errors import ArgumentError, PhasefastError
 from .options import as_tuple, check_options, resolve_device
 from .stages.capture import FIRST_ROWS, RowOptions, discover_layers, model_inputs, rows_dtype
-from .stages.layers import Layers, check_hooks_run, given_names, select_layers, unwrap
+from .stages.layers import Layers, check_usable, given_names, select_layers, unwrap
 from .stages.plan import Cost, ForcedRoute, Problem, Selection, fitting_cost, group_layers, memory_budget
 from .stages.preserve import preserved
 from .stages.targets import PROBE_COLUMNS, SKETCH_COLUMNS
@@ -82,10 +82,10 @@ def plan(
     penalties = Penalties(as_tuple(alphas, DEFAULT_ALPHAS), noise)
     method = Method(penalties, route=route, selection=selection, splits=splits)
     model = unwrap(model)
-    check_hooks_run(model)
+    check_usable(model)
     home = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     where = resolve_device(device, home)
-    with preserved(model, where):
+    with preserved(model, where, keep=torch.device("cpu")):
         batch = next(model_inputs(torch.stack([example] * FIRST_ROWS), [(0, FIRST_ROWS)], model, where))
         try:
             names = select_layers(model, layers)

@@ -138,7 +138,7 @@ def test_torchscript_is_refused(net: SmallNet, probe_set: pf.ProbeSet) -> None:
 def test_a_model_without_memory_is_refused(probe_set: pf.ProbeSet) -> None:
     with torch.device("meta"):
         model = SmallNet()
-    with pytest.raises(ArgumentError, match=r"model: it is on the meta device, .*; give model.to_empty"):
+    with pytest.raises(ArgumentError, match=r"model: its module .* is on the meta device, .*; give model.to_empty"):
         pf.probe(model, probe_set)
 
 

@@ -56,7 +56,8 @@ def batchnorm_mode(model: nn.Module, mode: BatchNormMode, batches: Iterable[Tens
 
 def frozen_norms(model: nn.Module) -> list[str]:
     """Names of BatchNorm layers in evaluation mode in a model in training: their statistics are constants to it."""
-    return [name for name, norm in _norms(model) if model.training and not norm.training]
+    kept = (name for name, norm in _norms(model) if norm.running_mean is not None and not norm.training)
+    return list(kept) if model.training else []
 
 
 def fresh_statistics(model: nn.Module) -> dict[str, Tensor]:

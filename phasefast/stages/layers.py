@@ -27,11 +27,11 @@ def unwrap(model: nn.Module) -> nn.Module:
         model = inner
 
 
-def check_hooks_run(model: nn.Module) -> None:
-    """Refuse models whose modules run no hooks, or have no shapes yet.
+def check_usable(model: nn.Module) -> None:
+    """Refuse models whose modules run no hooks, or have no weights yet.
 
     Raises:
-        ArgumentError: TorchScript, or lazy modules that were never called; it names the module.
+        ArgumentError: TorchScript, lazy modules that were never called, or the meta device; it names the module.
     """
     for name, module in model.named_modules():
         what = f"its module {name!r}" if name else "it"
@@ -39,7 +39,12 @@ def check_hooks_run(model: nn.Module) -> None:
             raise ArgumentError(
                 f"model: {what} is TorchScript, which runs no hooks; give the module that it was made of"
             )
-        if any(map(is_lazy, [*module.parameters(recurse=False), *module.buffers(recurse=False)])):
+        tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        if any(tensor.is_meta for tensor in tensors):
+            raise ArgumentError(
+                f"model: {what} is on the meta device, without memory; give model.to_empty(device='cpu')"
+            )
+        if any(map(is_lazy, tensors)):
             raise ArgumentError(
                 f"model: {what} is lazy, and has no weights before its first batch; call the model once before"
             )

@@ -79,6 +79,13 @@ def test_updates_that_begin_later_are_put_back_too(probe_set: pf.ProbeSet) -> No
     assert torch.equal(model.key.weight, before)
 
 
+def test_a_plan_changes_no_parameter() -> None:
+    model = Momentum(in_place)
+    before = model.key.weight.clone()
+    pf.plan(model, (1, 6, 6), 20, 10)
+    assert torch.equal(model.key.weight, before)
+
+
 def test_long_rows_of_an_embedding_stay_long() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(50, 4, max_norm=1.0), nn.Flatten(), nn.Linear(24, 3))
