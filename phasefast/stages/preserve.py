@@ -76,10 +76,11 @@ def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
 def _values_kept(model: nn.Module, where: torch.device | None, changed: list[str]) -> Iterator[None]:
     """Put back the values of tensors that ``forward`` changes, and add the names of such parameters to ``changed``.
 
-    Copies are compared, since changes made through ``.data`` leave no other trace.
+    Copies are compared, since changes made through ``.data`` leave no other trace; of dense tensors.
     """
     tensors = {} if where is None else {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    kept = {name: (each, each.data, _local(each).to(where, copy=True)) for name, each in tensors.items()}
+    dense = {name: each for name, each in tensors.items() if each.layout == torch.strided and not each.is_quantized}
+    kept = {name: (each, each.data, _local(each).to(where, copy=True)) for name, each in dense.items()}
     try:
         yield
     finally:

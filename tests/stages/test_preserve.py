@@ -133,6 +133,12 @@ def test_buffers_can_be_resized_after_a_measurement(net: SmallNet, probe_set: pf
     net.scale.resize_(4)
 
 
+def test_sparse_buffers_are_left_alone(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    net.register_buffer("edges", torch.eye(6).to_sparse(), persistent=False)
+    pf.probe(net, probe_set, layers="hidden")
+    assert net.edges.is_sparse
+
+
 def test_updates_in_training_alone_are_no_news(probe_set: pf.ProbeSet) -> None:
     pf.probe(Momentum(in_place, always=False).train(), probe_set)
 
