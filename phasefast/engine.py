@@ -122,7 +122,7 @@ class Engine:
         self.settings = self._settings()
         self.config_hash = hashlib.blake2b(json.dumps(self.settings).encode(), digest_size=8).hexdigest()
         self._layers: list[Layer] | None = None
-        size = sum(tensor.nbytes for tensor in tensors)
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         self._keep = self.device if size <= _KEPT_SHARE * budget else torch.device("cpu")
         self._told: set[str] = set()  # what was warned of
         self._workspace = Workspace(_FREE_SHARE * budget)
