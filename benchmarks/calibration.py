@@ -92,10 +92,9 @@ def read(cell: CellPhases, true: np.ndarray, loss: np.ndarray) -> dict[str, floa
     """
     kinds = {phase.kind for phase in cell.phases}
     found = {kind: float(kind in kinds) for kind in ("decrease", "increase")}
-    found["constant"] = float(kinds == {"constant"})
     found["both"] = float({"decrease", "increase"} <= kinds)
     low, window = int(true.argmin()), cell.stop_window
-    found["minimum"] = float(true[cell.minimum_step] - true.min() <= 0.1 * DEPTH)
+    found["left_out"] = float(cell.evidence["left_out"] == [int((loss - true).argmax())])  # of curves with an odd step
     found["window"] = float(window is not None and window[0] <= low <= window[1])
     plateau = next((range(phase.end_step + 1) for phase in cell.phases if phase.kind == "constant"), None)
     kept = [step for step in plateau or () if step not in cell.evidence["left_out"]]

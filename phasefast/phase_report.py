@@ -103,8 +103,6 @@ def phase_notes(cells: Sequence[CellPhases], most: int = 4) -> list[str]:
     notes = []
     if any(cell.window_is_open for cell in cells):
         notes.append("+ open: the stop window ends at the last step; later ones may widen it")
-    if len(cells) > 1 and cells[0].why and all(cell.why == cells[0].why for cell in cells):
-        return [*notes, cells[0].why]
     if any(cell.phases and cell.evidence.get("samples", FEW_SAMPLES) < FEW_SAMPLES for cell in cells):
         notes.append(f"Fewer than {FEW_SAMPLES} held-out samples: intervals are narrower than what they should cover.")
     if any(cell.phases and cell.evidence.get("order_p", 0) is None for cell in cells):
@@ -113,6 +111,8 @@ def phase_notes(cells: Sequence[CellPhases], most: int = 4) -> list[str]:
         of = [cell for cell in cells if cell.evidence.get("left_out")]
         which = of[0].layer if len({cell.layer for cell in of}) == 1 else f"{len(of)} of {len(cells)} curves"
         notes.append(f"Left out, as far above their neighbours: steps {', '.join(map(str, odd))} of {which}.")
+    if len(cells) > 1 and cells[0].why and all(cell.why == cells[0].why for cell in cells):
+        return [*notes, cells[0].why]
     several = len({cell.target for cell in cells}) > 1
     reasons = [
         f"{cell.layer}{f', {cell.target}' if several else ''}: {cell.why}"

@@ -86,7 +86,6 @@ class PhaseTracker:
         self.seconds = 0.0
         self._start: int | None = None
         self._before: int | None = None  # the step of the last call
-        self._own: set[int] = set()  # the steps measured here, not found in ``out``
         self.scores = Scores.from_rows([])
         if out is not None:
             engine = self._engine
@@ -121,14 +120,14 @@ class PhaseTracker:
             raise ArgumentError(f"step: expected the number of updates done, an integer, got {step!r}") from error
         if step < 0:
             raise ArgumentError(f"step: expected the number of updates done, >= 0, got {step}")
-        first = self._start is None
+        first, repeated = self._start is None, step == self._before
         start = self._start = step if self._start is None else self._start
         before, self._before = step - 1 if self._before is None else self._before, step
         if not (force or self._is_due(before, step)):
             return None
-        if step in self._own:
-            return None
         if step in self.scores.steps:
+            if repeated:  # such as while gradients accumulate, when BatchNorm's statistics may move
+                return None
             try:
                 check_weights(self.scores.filter(step=step), state_hash(self._engine.model.state_dict()))
             except StoreError as error:
@@ -138,7 +137,6 @@ class PhaseTracker:
             return None
         try:
             scores = self._engine.measure(step)
-            self._own.add(step)
             self.seconds += float(scores.to_arrow().column("seconds")[0].as_py())
             self.scores = Scores.concat([self.scores, scores])
             if self._out is not None:

@@ -162,25 +162,38 @@ def step_noise(curve: np.ndarray, fit: np.ndarray, few: int) -> tuple[float, flo
 
 
 def odd_steps(curve: np.ndarray, deviations: float, least: float, few: int) -> list[int]:
-    """Inner steps far above both neighbours, such as the checkpoint of a training that diverged and came back.
+    """Single inner steps far above both sides, such as the checkpoint of a training that diverged and came back.
 
-    A valley falls, then rises, so that none is part of its shape. At most a fifth of the steps, and ``few`` stay.
+    A valley falls, then rises, so that none is part of its shape. At most a fifth of the steps, and ``few`` stay; of
+    neighbours one at most, which else would be the flank of a hump.
 
     Args:
         deviations: how far, in standard deviations of what the other steps scatter, and
         least: at least, as a share of the step's own loss.
     """
-    kept = np.arange(len(curve))
+    kept, odd = np.arange(len(curve)), list[int]()
     while len(kept) > max(few, len(curve) - len(curve) // 5):
         loss = curve[kept]
-        place = int((loss[1:-1] - np.maximum(loss[:-2], loss[2:])).argmax()) + 1
+        above = _above_both_sides(loss)
+        beside = np.isin(kept[1:-1], [step + side for step in odd for side in (-1, 1)])
+        above[beside | (above <= least * np.abs(loss[1:-1]))] = -np.inf
+        place = int(above.argmax()) + 1
         others = np.delete(loss, place)
         noise, _ = step_noise(others, valleys(others[None]).fit(0), few)
-        above = loss[place] - max(loss[place - 1], loss[place + 1])
-        if above <= deviations * noise or above <= least * abs(loss[place]):
+        if above[place - 1] <= deviations * noise:
             break
+        odd.append(int(kept[place]))
         kept = np.delete(kept, place)
-    return sorted(set(range(len(curve))) - set(kept.tolist()))
+    return sorted(odd)
+
+
+def _above_both_sides(curve: np.ndarray) -> np.ndarray:
+    """How far inner steps [K - 2] lie above their neighbours, and above where straight lines from both sides lead."""
+    left, right = curve[:-2], curve[2:]
+    leads = np.full((2, len(left)), -np.inf)
+    leads[0, 1:], leads[1, :-1] = 2 * left[1:] - left[:-1], 2 * right[:-1] - right[1:]
+    above: np.ndarray = curve[1:-1] - np.maximum(np.maximum(left, right), leads.max(axis=0))
+    return above
 
 
 def persistence(curve: np.ndarray, fit: np.ndarray) -> float:

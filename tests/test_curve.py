@@ -51,6 +51,15 @@ def test_a_single_diverged_checkpoint_is_left_out_and_named(place: int, height: 
     assert "Left out" not in str(PhaseReport((clean,)))
 
 
+def test_what_is_left_out_is_named_where_all_curves_have_the_same_reason() -> None:
+    loss = noisy(np.full(12, 0.5), 0.002, 3)
+    loss[5] = 0.9
+    cells = (find(loss), find(loss))
+    assert len({cell.why for cell in cells}) == 1
+    assert cells[0].why
+    assert "steps 50 of fc." in str(PhaseReport(cells))
+
+
 def test_several_diverged_checkpoints() -> None:
     loss = noisy(np.interp(np.arange(30), [0, 8, 15, 29], [0.6, 0.6, 0.4, 0.6]), 0.002, 1)
     loss[[4, 11, 22]] += 0.5
@@ -69,6 +78,9 @@ def test_several_diverged_checkpoints() -> None:
         0.3 + 0.2 * np.sin(np.linspace(0, np.pi, 14)),
         0.5 + 0.1 * (-1.0) ** np.arange(14),
         np.where(np.arange(8) == 4, 5.0, 1.0),  # too few to tell
+        np.append(0.3, np.linspace(0.6, 0.2, 19)),  # a jump at the first update, then a fall
+        np.interp(np.arange(20), [0, 5, 9, 15, 19], [0.6, 0.6, 0.3, 0.6, 0.5]),  # two descents
+        np.interp(np.arange(25), [0, 4, 8, 14, 18, 24], [0.6, 0.6, 0.3, 0.6, 0.45, 0.45]),
     ],
 )
 def test_what_is_no_single_odd_step_stays(loss: np.ndarray) -> None:
@@ -141,4 +153,4 @@ def test_changes_are_as_large_as_the_evidence_says_they_must_be(seed: int) -> No
     for phase in cell.phases:
         if phase.kind != "constant":
             sign = -1 if phase.kind == "decrease" else 1
-            assert sign * phase.change >= 0.98 * cell.evidence["needed"][phase.kind]
+            assert sign * phase.change >= (1 - 1e-9) * cell.evidence["needed"][phase.kind]

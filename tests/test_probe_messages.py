@@ -192,6 +192,8 @@ class Output:
         lambda pair: namedtuple("Named", "hidden logits")(pair[1], pair[0]),
         lambda pair: [(pair[0].mean(), {"hidden": pair[1], "logits": (pair[0],)})],
         lambda pair: (None, pair[0]),
+        lambda pair: ({"loss": pair[0].mean()}, pair[0]),
+        lambda pair: {"logits": None, "scores": pair[0]},
         lambda pair: (pair[0].mean(1), pair[0].argmax(1, keepdim=True), pair[0]),  # a loss per sample, and classes
     ],
 )

@@ -174,6 +174,10 @@ def test_a_step_that_is_given_again_while_gradients_accumulate_is_measured_once(
     net(probe_set.fit_inputs[:32])  # BatchNorm's statistics move, no weight does
     assert tracker.step(1) is None
     assert tracker.step(2) is not None
+    with torch.no_grad():
+        net.hidden.weight.add_(1)
+    with pytest.raises(StoreError, match="step 1 is stored already, but was measured on other weights"):
+        tracker.step(1)  # of another training
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyError, MemoryError])

@@ -282,16 +282,24 @@ def _hooks(
 
 
 def _first(output: Any, preferred: str = "") -> Any:
-    """What a module gives; of several the one called ``preferred``, or else the first that may be rows of numbers."""
+    """What a module gives; of several the first that may be rows of numbers, those called ``preferred`` before others.
+
+    The first of all where none may.
+    """
+    if (found := _rows_in(output, preferred)) is not None:
+        return found
     while entries := _entries(output):
-        values = list(entries.values())
-        usable = (each for each in values if _entries(each) or _may_be_rows(each))
-        output = entries[preferred] if preferred in entries else next(usable, values[0])
+        output = next(iter(entries.values()))
     return output
 
 
-def _may_be_rows(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point() and (value.is_nested or value.dim() > 1)
+def _rows_in(output: Any, preferred: str) -> Tensor | None:
+    if isinstance(output, Tensor):
+        return output if output.is_floating_point() and (output.is_nested or output.dim() > 1) else None
+    entries = _entries(output)
+    ordered = [entries[preferred]] if preferred in entries else []
+    ordered += [value for name, value in entries.items() if name != preferred]
+    return next((found for each in ordered if (found := _rows_in(each, preferred)) is not None), None)
 
 
 def _entries(output: Any) -> dict[Any, Any]:

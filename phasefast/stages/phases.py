@@ -2,8 +2,9 @@
 
 A curve is the mean held-out loss at each probed step. What is asked of it, in this order:
 
-* *Which steps are odd?* A single inner step that lies above both its neighbours by six times the step noise, such as
-  the checkpoint of a training that diverged and came back, is left out: where all falls, then rises, it has no place.
+* *Which steps are odd?* A single inner step that lies above both its neighbours, and above where they lead, by six
+  times the step noise and 2 % of its loss, such as the checkpoint of a training that diverged and came back, is left
+  out: where all falls, then rises, it has no place.
 * *Where is the valley?* The least-squares fit that first never rises and then never falls (two isotonic regressions,
   Barlow et al. 1972, over all places to split) says where the minimum is; a checkpoint that is too low by much less
   than the valley's depth does not move it.

@@ -93,8 +93,10 @@ def _values_kept(model: nn.Module, where: torch.device | None, changed: list[str
 
 def _same_bytes(tensor: Tensor, other: Tensor) -> bool:
     """NaN is the same as itself."""
+    # As few numbers as may be: a GPU takes a byte for each to compare them.
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32}.get(other.element_size(), torch.int64)
     pair = (_local(tensor).to(other.device), other)
-    first, second = (each.contiguous().flatten().view(torch.uint8) for each in pair)
+    first, second = (each.contiguous().flatten().view(integers) for each in pair)
     return torch.equal(first, second)
 
 
@@ -152,8 +154,12 @@ def full_float32(device: torch.device) -> Iterator[None]:
 
 
 def _uncompiled() -> AbstractContextManager[None]:
-    """Modules run as they were before ``torch.compile``, which runs no hooks, or refuses them."""
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+    """Modules run as they were before ``torch.compile``, which runs no hooks, or refuses them.
+
+    Not in a function that is compiled itself, where that is forbidden.
+    """
+    compiles = "torch._dynamo" in sys.modules and not torch.compiler.is_compiling()
+    return torch.compiler.set_stance("force_eager") if compiles else nullcontext()
 
 
 @contextmanager

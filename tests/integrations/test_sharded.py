@@ -60,6 +60,7 @@ def test_all_ranks_measure_the_whole_and_train_as_one_does(probe_set: pf.ProbeSe
     for process in ranks:
         process.join(120)
         process.kill()
+    assert [process.exitcode for process in ranks] == [0, 0]
     found = [json.loads((tmp_path / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
     assert found[0] == found[1]
     model = new_model()

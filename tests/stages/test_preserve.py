@@ -133,10 +133,31 @@ def test_buffers_can_be_resized_after_a_measurement(net: SmallNet, probe_set: pf
     net.scale.resize_(4)
 
 
-def test_sparse_buffers_are_left_alone(net: SmallNet, probe_set: pf.ProbeSet) -> None:
-    net.register_buffer("edges", torch.eye(6).to_sparse(), persistent=False)
+@pytest.mark.parametrize(
+    "buffer", [torch.eye(6).to_sparse(), torch.quantize_per_tensor(torch.eye(6), 0.1, 0, torch.qint8)]
+)
+def test_buffers_that_are_sparse_or_quantised_are_left_alone(
+    net: SmallNet, probe_set: pf.ProbeSet, buffer: Tensor
+) -> None:
+    net.register_buffer("edges", buffer, persistent=False)
     pf.probe(net, probe_set, layers="hidden")
-    assert net.edges.is_sparse
+    assert net.edges is buffer
+
+
+def test_a_compiled_training_step_may_measure(probe_set: pf.ProbeSet) -> None:
+    model = Block(36, 3)
+    tracker = pf.PhaseTracker(model, probe_set, out=None, on_error="raise", alphas=[0.1])
+
+    @torch.compile(backend="eager")
+    def step(x: Tensor, i: int) -> Tensor:
+        out = model(x)
+        tracker.step(i)
+        return out
+
+    torch._dynamo.reset()
+    step(probe_set.fit_inputs, 0)
+    step(probe_set.fit_inputs, 1)
+    assert tracker.scores.steps == [0, 1]
 
 
 def test_updates_in_training_alone_are_no_news(probe_set: pf.ProbeSet) -> None:
