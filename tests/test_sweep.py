@@ -128,10 +128,10 @@ import phasefast as pf
 from phasefast.engine import Engine
 from tests.conftest import SmallNet, images
 measure = Engine.measure
-def dying(self, step):
+def dying(self, step, **options):
     if step == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-    return measure(self, step)
+    return measure(self, step, **options)
 Engine.measure = dying
 probe_set = pf.ProbeSet.from_tensors(*images(150, 1), *images(60, 2))
 pf.sweep(SmallNet(), {str(tmp_path)!r}, probe_set, out={str(tmp_path / "killed")!r}, layers=["conv", "hidden"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
@@ -84,20 +84,27 @@ def _values_kept(model: nn.Module, where: torch.device | None, changed: list[str
     try:
         yield
     finally:
-        for name, (tensor, data, values) in kept.items():
-            if not _same_bytes(tensor, values):
+        differ = _differ([(_local(tensor), values) for tensor, _, values in kept.values()])
+        for (name, (tensor, data, values)), differs in zip(kept.items(), differ, strict=True):
+            if differs:
                 changed += [name] if isinstance(tensor, nn.Parameter) else []
                 _local(data).copy_(values)
                 tensor.data = data  # the very memory it had
 
 
-def _same_bytes(tensor: Tensor, other: Tensor) -> bool:
-    """NaN is the same as itself."""
-    # As few numbers as may be: a GPU takes a byte for each to compare them.
-    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32}.get(other.element_size(), torch.int64)
-    pair = (_local(tensor).to(other.device), other)
-    first, second = (each.contiguous().flatten().view(integers) for each in pair)
-    return torch.equal(first, second)
+def _differ(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[bool]:
+    """Which tensors differ from copies of them, on whose device they are compared; NaN is the same as itself."""
+    if all(copied.device.type == "cpu" for _, copied in pairs):
+        return [not torch.equal(_integers(own.cpu()), _integers(copied)) for own, copied in pairs]
+    flags = [(_integers(own.to(copied.device)) != _integers(copied)).any() for own, copied in pairs]
+    found: list[bool] = torch.stack(flags).tolist()  # a GPU is waited for once
+    return found
+
+
+def _integers(tensor: Tensor) -> Tensor:
+    """The bytes of a tensor, as few numbers as may be."""
+    kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32}.get(tensor.element_size(), torch.int64)
+    return tensor.contiguous().flatten().view(kind)
 
 
 def _local(tensor: Tensor) -> Tensor:
