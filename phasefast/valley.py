@@ -161,7 +161,7 @@ def step_noise(curve: np.ndarray, fit: np.ndarray, few: int) -> tuple[float, flo
     return min(second, max(third, unexplained)), second
 
 
-def odd_steps(curve: np.ndarray, deviations: float, least: float, few: int) -> list[int]:
+def odd_steps(curve: np.ndarray, deviations: float, least: np.ndarray, few: int) -> list[int]:
     """Single inner steps far above both sides, such as the checkpoint of a training that diverged and came back.
 
     A valley falls, then rises, so that none is part of its shape. At most a fifth of the steps, and ``few`` stay; of
@@ -169,14 +169,14 @@ def odd_steps(curve: np.ndarray, deviations: float, least: float, few: int) -> l
 
     Args:
         deviations: how far, in standard deviations of what the other steps scatter, and
-        least: at least, as a share of the step's own loss.
+        least: [K] at least, at each step.
     """
     kept, odd = np.arange(len(curve)), list[int]()
     while len(kept) > max(few, len(curve) - len(curve) // 5):
         loss = curve[kept]
         above = _above_both_sides(loss)
         beside = np.isin(kept[1:-1], [step + side for step in odd for side in (-1, 1)])
-        above[beside | (above <= least * np.abs(loss[1:-1]))] = -np.inf
+        above[beside | (above <= least[kept[1:-1]])] = -np.inf
         place = int(above.argmax()) + 1
         others = np.delete(loss, place)
         noise, _ = step_noise(others, valleys(others[None]).fit(0), few)

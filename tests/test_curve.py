@@ -85,8 +85,18 @@ def test_several_diverged_checkpoints() -> None:
 )
 def test_what_is_no_single_odd_step_stays(loss: np.ndarray) -> None:
     rules = DEFAULT_RULES
-    assert odd_steps(noisy(loss, 0.0, 0), rules.odd, rules.change, rules.order_steps) == []
+    assert odd_steps(loss, rules.odd, rules.change * loss, rules.order_steps) == []
     assert find(loss).evidence["left_out"] == []
+
+
+def test_one_error_more_among_hundreds_is_no_odd_step() -> None:
+    wrong = np.zeros((14, 600))
+    wrong[:, :8] = 1
+    wrong[6, 8] = 1
+    cell = detect_curve(np.arange(14), wrong, **QUICK)
+    assert cell.evidence["left_out"] == []
+    wrong[6, 8:60] = 1
+    assert detect_curve(np.arange(14), wrong, **QUICK).evidence["left_out"] == [6]
 
 
 @pytest.mark.parametrize("seed", range(40))

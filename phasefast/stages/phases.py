@@ -3,8 +3,8 @@
 A curve is the mean held-out loss at each probed step. What is asked of it, in this order:
 
 * *Which steps are odd?* A single inner step that lies above both its neighbours, and above where they lead, by six
-  times the step noise and 2 % of its loss, such as the checkpoint of a training that diverged and came back, is left
-  out: where all falls, then rises, it has no place.
+  times the step noise, 2 % of its loss and three standard errors of its difference to a neighbour, such as the
+  checkpoint of a training that diverged and came back, is left out: where all falls, then rises, it has no place.
 * *Where is the valley?* The least-squares fit that first never rises and then never falls (two isotonic regressions,
   Barlow et al. 1972, over all places to split) says where the minimum is; a checkpoint that is too low by much less
   than the valley's depth does not move it.
@@ -121,7 +121,10 @@ def detect_curve(
     steps, samples = _checked(steps, samples, f"layer {layer!r}, target {target!r}")
     rng = np.random.default_rng(seed)
     loss = samples.mean(axis=1)
-    odd = odd_steps(loss, rules.odd, rules.change, rules.order_steps)
+    # What few samples change from step to step is no news of the step: an error more among hundreds without any.
+    unsure = np.append(np.diff(samples, axis=0).std(axis=1), 0) / samples.shape[1] ** 0.5
+    least = np.maximum(rules.change * np.abs(loss), rules.noise * np.maximum(unsure, np.roll(unsure, 1)))
+    odd = odd_steps(loss, rules.odd, least, rules.order_steps)
     kept, loss, samples = np.delete(steps, odd), np.delete(loss, odd), np.delete(samples, odd, axis=0)
     found = valleys(loss[None])
     noise, rough = step_noise(loss, found.fit(0), rules.noise_steps)
