@@ -84,17 +84,17 @@ def samples(loss: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return loss[:, None] * difficulty * own
 
 
-def read(cell: CellPhases, true: np.ndarray, loss: np.ndarray) -> dict[str, float]:
+def read(cell: CellPhases, true: np.ndarray, loss: np.ndarray, spike: float) -> dict[str, float]:
     """What is counted of a curve whose steps are 0, 1, 2, ...; NaN where it does not come up.
 
     Args:
-        true: [K] without step noise, and with it: loss [K], which held-out samples estimate.
+        true: [K] without step noise, and with it: loss [K], which held-out samples estimate. spike: of :func:`curve`.
     """
     kinds = {phase.kind for phase in cell.phases}
     found = {kind: float(kind in kinds) for kind in ("decrease", "increase")}
     found["both"] = float({"decrease", "increase"} <= kinds)
     low, window = int(true.argmin()), cell.stop_window
-    found["left_out"] = float(cell.evidence["left_out"] == [int((loss - true).argmax())])  # of curves with an odd step
+    found["left_out"] = float(cell.evidence["left_out"] == [int((loss - true).argmax())]) if spike else np.nan
     found["window"] = float(window is not None and window[0] <= low <= window[1])
     plateau = next((range(phase.end_step + 1) for phase in cell.phases if phase.kind == "constant"), None)
     kept = [step for step in plateau or () if step not in cell.evidence["left_out"]]
@@ -116,7 +116,7 @@ def rates(setting: dict[str, Any]) -> dict[str, Any]:
         rng = np.random.default_rng([seed, steps, *shape.encode()])
         loss = curve(shape, steps, setting["noise"], setting["memory"], setting["spike"], rng)
         cell = detect_curve(np.arange(steps), samples(loss, rng), seed=seed, **FEWER)
-        found.append(read(cell, true, loss))
+        found.append(read(cell, true, loss, setting["spike"]))
     table = {name: np.array([each[name] for each in found]) for name in found[0]}
     seen = {name: values[~np.isnan(values)] for name, values in table.items()}
     return setting | {name: round(float(values.mean()), 4) for name, values in seen.items() if len(values) >= _FEW}

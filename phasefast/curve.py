@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -163,12 +164,19 @@ class Curve:
         The lowest of many steps is low by chance too; but not where many others go the same way.
         """
         level = self._needed(self.loss[span.before].mean())
-        gain, count = self.gains[span.kind], len(self.loss)
-        chance = rarely_gained(count) * self.noise**2 * persistence(self.loss, self.fit)
-        if count >= self.rules.order_steps and gain > chance:
-            return level
+        many = len(self.loss) >= self.rules.order_steps and self.gains[span.kind] > self._gain_by_chance
+        return level if many else max(level, self._low_by_chance)
+
+    @cached_property
+    def _gain_by_chance(self) -> float:
+        """What a fall or a rise may explain of scatter as it is here."""
+        return rarely_gained(len(self.loss)) * self.noise**2 * persistence(self.loss, self.fit)
+
+    @cached_property
+    def _low_by_chance(self) -> float:
+        """How far a step may lie above the lowest one of those that are about as low."""
         near = int((self.loss <= self.loss[self.minimum] + self.rules.noise * self.noise).sum())
-        return max(level, rarely_apart(near, self.rules.noise) * self.noise)
+        return rarely_apart(near, self.rules.noise) * self.noise
 
     def _needed(self, level: float) -> float:
         """The smallest change that counts where the loss before it is ``level``."""

@@ -220,13 +220,13 @@ def rarely_apart(count: int, deviations: float) -> float:
 
     In standard deviations of white noise, which all of them are but for.
     """
-    at = np.linspace(-8, 8, 1601)
+    at, grid = np.linspace(-8, 8, 1601), np.linspace(-24, 8, 3201)
     density = np.exp(-(at**2) / 2)
     density /= density.sum()
-    below = np.array([0.5 * (1 + math.erf(x / math.sqrt(2))) for x in np.linspace(-24, 8, 3201)])
+    below = np.array([0.5 * (1 + math.erf(x / math.sqrt(2))) for x in grid])
 
     def chance(apart: float, among: int) -> float:
-        none = 1 - np.interp(at - apart, np.linspace(-24, 8, 3201), below)
+        none = 1 - np.interp(at - apart, grid, below)
         return float(density @ (1 - none**among))
 
     level = chance(deviations, 1)

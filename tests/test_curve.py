@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -12,21 +9,15 @@ from phasefast.curve import DEFAULT_RULES
 from phasefast.phase_report import CellPhases, PhaseReport
 from phasefast.stages.phases import detect_curve
 from phasefast.valley import odd_steps, persistence, rarely_apart, rarely_gained, valleys
+from tests import curves
+from tests.curves import QUICK, kinds
 
-QUICK: dict[str, Any] = {"replicates": 100, "rules": replace(DEFAULT_RULES, permutations=300)}
 VALLEY = np.interp(np.arange(14), [0, 3, 6, 13], [0.6, 0.6, 0.4, 0.6])
 
 
-def find(loss: np.ndarray, seed: int = 0, scatter: float = 0.002) -> CellPhases:
-    """Phases of a curve at steps 0, 10, 20, ... on samples that differ in difficulty."""
-    rng = np.random.default_rng(seed)
-    difficulty = np.exp(0.5 * rng.normal(size=200) - 0.125)
-    samples = loss[:, None] * difficulty * np.exp(scatter * rng.normal(size=(len(loss), 200)))
-    return detect_curve(10 * np.arange(len(loss)), samples, layer="fc", seed=seed, **QUICK)
-
-
-def kinds(cell: CellPhases) -> str:
-    return "".join(phase.kind[0] for phase in cell.phases)
+def find(loss: np.ndarray, seed: int = 0) -> CellPhases:
+    """Phases of a curve at steps 0, 10, 20, ... of few samples, between which it hardly scatters."""
+    return curves.find(loss, 10 * np.arange(len(loss)), seed, m=200, scatter=0.002, layer="fc", **QUICK)
 
 
 def noisy(curve: np.ndarray, noise: float, seed: int) -> np.ndarray:

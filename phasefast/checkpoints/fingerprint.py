@@ -41,8 +41,10 @@ def state_hash(state: Mapping[str, Any]) -> str:
 
 def _sample(tensor: Tensor) -> Tensor:
     """Bytes of some of its values; of what is sharded over ranks, of the whole."""
-    whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    flat = whole.detach().reshape(-1)
+    whole = (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach()
+    if whole.layout != torch.strided:
+        whole = whole.coalesce().values() if whole.layout == torch.sparse_coo else whole.values()
+    flat = whole.resolve_conj().resolve_neg().reshape(-1)
     # A copy: NumPy would hold on to the memory of the tensor itself, which could not be resized then.
     return flat[:: max(1, len(flat) // _SAMPLE)].clone().view(torch.uint8)
 

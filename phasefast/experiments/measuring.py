@@ -48,7 +48,7 @@ class Measured:
     wide: Scores | None
     tasks: dict[str, Scores]
 
-    @property
+    @cached_property
     def layers(self) -> Scores:
         """All layers with recomputed statistics, and the model's own numbers of ``recompute``, which has more rows."""
         wide = [] if self.wide is None else [self.wide.filter(layer=name) for name in self.wide.layers]

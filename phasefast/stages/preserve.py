@@ -26,6 +26,7 @@ def preserved(model: nn.Module, device: torch.device, keep: torch.device | None 
         A list that names, in the end, the parameters whose values were put back.
     """
     modes = [(module, module.training) for module in model.modules()]
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 (models use the global state)
     cuda = [_cuda_index(device)] if device.type == "cuda" else []
     changed: list[str] = []
@@ -48,6 +49,8 @@ def preserved(model: nn.Module, device: torch.device, keep: torch.device | None 
     finally:
         for module, training in modes:
             module.training = training
+        for parameter, trains in trained:
+            parameter.requires_grad = trains
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
 
@@ -62,9 +65,10 @@ def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
             model.to(device)
         yield
     finally:
-        for module, parameters, _ in () if _reshard(model) else modules:
-            module._parameters.clear()
-            module._parameters.update(parameters)
+        if not _reshard(model):
+            for module, parameters, _ in modules:
+                module._parameters.clear()
+                module._parameters.update(parameters)
         if home != device:
             model.to(home)
         for module, _, buffers in modules:

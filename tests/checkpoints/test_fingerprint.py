@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
-from phasefast.checkpoints import file_hash
+from phasefast.checkpoints import file_hash, state_hash
 from phasefast.errors import CheckpointError
 
 from .test_reading import write_shards
@@ -31,6 +33,17 @@ def test_folders_are_known_by_their_weights(tmp_path: Path) -> None:
         file_hash(folder)
     with pytest.raises(CheckpointError, match="expected a folder with one of"):
         file_hash(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr, lambda dense: torch.complex(dense, dense).conj()],
+    ids=["coordinates", "rows", "conjugates"],
+)
+def test_tensors_of_any_layout_are_known_by_their_values(kind: Callable[[Tensor], Tensor]) -> None:
+    dense = torch.eye(4)
+    first, same, other = (state_hash({"mask": kind(value)}) for value in (dense, dense.clone(), 2 * dense))
+    assert first == same != other
 
 
 def test_a_change_amid_a_large_safetensors_file_is_seen(tmp_path: Path) -> None:

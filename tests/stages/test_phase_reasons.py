@@ -10,8 +10,9 @@ import pytest
 
 from phasefast.phase_report import PhaseReport
 from phasefast.stages.phases import detect_curve
+from tests.curves import find, kinds, log_steps
 
-from .test_phases import DIGITS, find, kinds, log_steps
+from .test_phases import DIGITS
 
 
 def test_a_curve_with_a_change_needs_no_reason() -> None:

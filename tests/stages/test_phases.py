@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from phasefast.curve import DEFAULT_RULES
 from phasefast.errors import ArgumentError, DataError, LayerError
-from phasefast.phase_report import CellPhases
 from phasefast.scores import Scores
 from phasefast.stages.phases import detect_curve, detect_phases
+from tests.curves import QUICK, draw, find, kinds, log_steps
 
 CIFAR_STEPS = [0, 2, 8, 16, 32, 64, 256, 1024, 4096]
 CIFAR_SUMS = [46.707, 46.552, 46.305, 45.622, 44.377, 43.476, 41.920, 40.324, 40.539, 41.717, 41.121, 44.299]
@@ -25,33 +23,6 @@ THEORY += [0.280, 0.307, 0.321, 0.344]
 THEORY_CLEAN = [0.996, 0.993, 0.986, 0.970, 0.930, 0.830, 0.660, 0.450, 0.290, 0.200, 0.165, 0.153, 0.146, 0.142, 0.136]
 RECOMPUTED = [0.587, 0.589, 0.600, 0.590, 0.560, 0.517, 0.520, 0.576, 0.696]
 RUNNING = [0.452, 0.490, 0.515, 0.536, 0.545, 0.517, 0.520, 0.576, 0.697]
-QUICK: dict[str, Any] = {"replicates": 100, "rules": replace(DEFAULT_RULES, permutations=300)}
-
-
-def log_steps(count: int) -> np.ndarray:
-    """0, 1, 2, 4, ..."""
-    return np.array([0] + [2**i for i in range(count - 1)])
-
-
-def draw(curve: Any, seed: int = 0, m: int = 600, scatter: float = 0.1) -> np.ndarray:
-    """[K, m]: each sample's difficulty, shared by all steps, times the curve, plus independent scatter."""
-    rng = np.random.default_rng(seed)
-    level = np.asarray(curve, dtype=float)[:, None]
-    difficulty = rng.gamma(4, 0.25, m)
-    return level * (difficulty / difficulty.mean() + scatter * rng.normal(size=(len(level), m)))
-
-
-def find(
-    curve: Any, steps: Any = None, seed: int = 0, m: int = 600, scatter: float = 0.1, **options: Any
-) -> CellPhases:
-    """Phases of a mean curve, at steps 0, 1, 2, 4, ... unless given."""
-    steps = log_steps(len(curve)) if steps is None else np.asarray(steps)
-    return detect_curve(steps, draw(curve, seed, m, scatter), seed=seed, **options)
-
-
-def kinds(cell: CellPhases) -> str:
-    """``cdi`` for constant, decrease, increase."""
-    return "".join(phase.kind[0] for phase in cell.phases)
 
 
 def valley(rng: np.random.Generator, size: int) -> tuple[np.ndarray, int, int]:

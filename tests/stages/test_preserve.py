@@ -100,6 +100,21 @@ def test_long_rows_of_an_embedding_stay_long() -> None:
     assert torch.equal(model[0].weight, before)
 
 
+class Freezing(nn.Sequential):
+    """Its forward decides which parameters train."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.requires_grad_(self.training)
+        return super().forward(x)
+
+
+def test_parameters_that_forward_freezes_train_on(probe_set: pf.ProbeSet) -> None:
+    model = Freezing(nn.Flatten(), nn.Linear(36, 3))
+    model[1].bias.requires_grad_(False)
+    pf.probe(model, probe_set)
+    assert [parameter.requires_grad for parameter in model.parameters()] == [True, False]
+
+
 class Replacing(nn.Module):
     """Its forward puts new parameters in the place of old ones, and changes a buffer that a list holds too."""
 
