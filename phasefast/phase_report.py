@@ -152,7 +152,7 @@ class PhaseReport:
         return looked_up(self.cells, layer, target)
 
     def to_json(self) -> str:
-        """``{"cells": [...]}`` as documented in the README."""
+        """``{"cells": [...]}`` as documented in docs/numbers.md."""
         return json.dumps({"cells": [asdict(cell) for cell in self.cells]}, indent=2)
 
     def write(self, path: str | Path) -> None:

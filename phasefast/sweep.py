@@ -43,8 +43,8 @@ def sweep(
 
     Args:
         model: gives the architecture; left exactly as it was found.
-        checkpoints: ``{step: state dict or path}``, a list of state dicts or of paths, or a folder; see the README for
-            what is read.
+        checkpoints: ``{step: state dict or path}``, a list of state dicts or of paths, or a folder; what is read:
+            docs/checkpoints.md.
         out: directory whose ``scores/`` gets one Parquet shard per step, whole or not at all, and ``cache/`` what later
             sweeps of the same data and targets need not make again.
         run: label of the rows. weights_only: see ``torch.load``.

@@ -1,4 +1,4 @@
-"""What the README tells people to type works as written."""
+"""What the README and the guides tell people to type works as written."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,10 +18,13 @@ from typer.testing import CliRunner
 
 import phasefast as pf
 from phasefast.cli import app
+from phasefast.scores import SCHEMA
 from tests.conftest import images
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDES = [ROOT / f"docs/{name}.md" for name in ("training", "checkpoints", "numbers")]
+ALL_TEXT = "\n".join([TEXT, *(guide.read_text(encoding="utf-8") for guide in GUIDES)])
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.DOTALL)
 
 
@@ -86,7 +90,7 @@ def test_python_example(workplace: Path) -> None:
     assert scores.layers == ["layer1", "layer2", "fc"]
 
 
-COMMANDS = sorted(set(re.findall(r"`(phasefast [^`]+)`", TEXT)))
+COMMANDS = sorted(set(re.findall(r"(?<=`)phasefast\s[^`]+|^phasefast .+$", ALL_TEXT, re.MULTILINE)))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -102,7 +106,7 @@ def test_commands(workplace: Path, command: str, monkeypatch: pytest.MonkeyPatch
 
 
 def test_inline_python_names_exist() -> None:
-    for name in set(re.findall(r"\bpf\.(\w+)", TEXT)):
+    for name in set(re.findall(r"\bpf\.(\w+)", ALL_TEXT)):
         assert hasattr(pf, name), name
 
 
@@ -115,12 +119,31 @@ def test_make_targets_exist() -> None:
 
 
 def test_files_that_the_documents_name_exist() -> None:
-    for document in ("README.md", "CONTRIBUTING.md"):
-        text = (ROOT / document).read_text(encoding="utf-8")
+    for document in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *GUIDES):
+        text = document.read_text(encoding="utf-8")
         links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
-        links += re.findall(r"`((?:phasefast|tests|csrc|benchmarks)/[\w/]+\.\w+)`", text)
         for link in links:
-            assert (ROOT / link).exists(), f"{document}: {link}"
+            assert (document.parent / link).exists(), f"{document}: {link}"
+        for file in re.findall(r"`((?:phasefast|tests|csrc|benchmarks)/[\w/]+\.\w+)`", text):
+            assert (ROOT / file).exists(), f"{document}: {file}"
+
+
+def test_every_column_is_explained() -> None:
+    text = (ROOT / "docs/numbers.md").read_text(encoding="utf-8")
+    assert [name for name in SCHEMA.names if f"`{name}`" not in text] == []
+
+
+def test_sweeps_in_python(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(workplace / "checkpoints", "checkpoints")
+    text = (ROOT / "docs/checkpoints.md").read_text(encoding="utf-8")
+    sweep, watch = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {"pf": pf, "model": Model(), "probe_set": pf.ProbeSet.load(workplace / "probe_set.pt")}
+    exec(sweep, names)
+    assert names["scores"].steps == [10]
+    torch.save(Model().state_dict(), "checkpoints/step_20.pt")
+    exec(f"{watch}    break\n", names)
+    assert names["scores"].steps == [10, 20]
 
 
 def test_python_module_is_the_command() -> None:
