@@ -6,6 +6,7 @@ from .ops._extension import build_info
 from .options import ProbeOptions
 from .planning import LayerPlan, plan
 from .probe import probe
+from .reconstruction import Reconstructions, reconstruct
 from .scores import Scores, read_scores
 from .stages.phases import detect_phases
 from .stages.probe_set import ProbeSet
@@ -24,6 +25,7 @@ __all__ = [
     "PhaseTracker",
     "ProbeOptions",
     "ProbeSet",
+    "Reconstructions",
     "Scores",
     "__version__",
     "build_info",
@@ -32,6 +34,7 @@ __all__ = [
     "plan",
     "probe",
     "read_scores",
+    "reconstruct",
     "sweep",
     "watch",
 ]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .checkpoints import state_hash
 from .components import RANDOM_COLUMNS
-from .decoding import Method
+from .decoding import Method, decode
 from .errors import ArgumentError, PhasefastError
 from .notices import shown, warn
 from .ops import bfloat16_is_fast
@@ -28,9 +28,10 @@ from .scoring import score_cells
 from .sequences import check_padding, looks_padded
 from .stages.batchnorm import batchnorm_mode, fresh_statistics, frozen_norms, several_rows
 from .stages.capture import FIRST_ROWS, RowOptions, capture, chunk_bounds, discover_layers, model_inputs, rows_dtype
-from .stages.evaluate import evaluate_model
+from .stages.evaluate import evaluate, evaluate_model
 from .stages.layers import check_usable, given_names, select_layers, unwrap
 from .stages.plan import group_layers, memory_budget
+from .stages.predict import predict
 from .stages.preserve import fix_random_state, full_float32, preserved
 from .stages.probe_set import ProbeSet
 from .stages.targets import build_targets
@@ -158,6 +159,25 @@ class Engine:
         """The rows that ``measure`` decodes, of all layers at once; for other decoders than the package's."""
         with self._prepared() as groups:
             return [cell for group in groups for cell in self._capture(group)[0]]
+
+    def reconstruct(self, rows: Sequence[int], keep: bool = True) -> dict[str, tuple[Tensor, float]]:
+        """Some held-out inputs [s, ...] as the decoders of ``measure`` give them back, on the CPU, and the FVU of all.
+
+        By layer.
+
+        Args:
+            rows: which held-out samples; the input must be the only target. keep: as for ``measure``.
+        """
+        found, fit = {}, self._fit_inputs.flatten(1)
+        mean = fit.mean(0, dtype=torch.float64)
+        with _MEASURING, self._workspace, self._prepared(keep) as groups:
+            for group in groups:
+                for cell, decoder in decode(self._capture(group)[0], self.targets, self.method):
+                    flat = predict(cell, decoder, self.targets, rows, fit, mean)
+                    scores = evaluate(cell, decoder, self.targets, fit_scores=False)
+                    fvu = next(score.value for score in scores if score.metric == "fvu")
+                    found[cell.layer.name] = flat.float().cpu().unflatten(1, self._fit_inputs.shape[1:]), fvu
+        return found
 
     @contextmanager
     def _prepared(self, keep: bool = True) -> Iterator[list[list[Layer]]]:

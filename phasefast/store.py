@@ -28,6 +28,7 @@ _ELSEWHERE = "give another out= (--out), or overwrite=True (--overwrite) to star
 _FOLLOW = {"folds": ("data", "penalties"), "targets": ("data",)}  # what differs with others says nothing by itself
 # What reports write beside the scores that they are of: the picture of all, and that of some layers or targets.
 PHASES, PICTURE, SELECTED = "phases.json", "phases.png", "phases-selected.png"
+RECONSTRUCTIONS = "reconstructions.png"
 _WORDS = "stored", "now"  # of the two values of a setting
 _LONGEST = 60  # characters of a setting that is shown
 
@@ -50,7 +51,7 @@ def open_store(
         remove_file(path)
     done: dict[int, Scores] = {}
     shards = list_shards(directory)
-    reports = (PHASES, PICTURE, SELECTED) if overwrite and shards else ()
+    reports = (PHASES, PICTURE, SELECTED, RECONSTRUCTIONS) if overwrite and shards else ()
     for name in reports:  # before the shards: a kill leaves none behind
         if (path := Path(directory) / name).is_file():
             remove_file(path)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
-from torch import Tensor, nn
+from torch import nn
 
-from .checkpoints import Reader, load_into, order_checkpoints, read_ahead, state_hash
+from .checkpoints import Reader, check_copies, load_into, order_checkpoints, read_ahead, state_hash
+from .checkpoints.ahead import Read
 from .checkpoints.sources import Source
 from .engine import Engine
 from .errors import LASTING, PASSING, ArgumentError, CheckpointError, PhasefastError, StoreError, SweepError
@@ -122,32 +124,19 @@ class Sweeper:
         Raises:
             As :func:`sweep` does, but SweepError.
         """
-        model, failures, told = self._engine.model, dict[int, PhasefastError](), False
+        check_copies(self._engine.model, ordered)
+        failures, told = dict[int, PhasefastError](), False
         todo = {step: source for step, source in ordered.items() if step not in self._done}
-        before = copy.deepcopy(model.state_dict())
-        spare = self._engine.recomputed
-        try:
+        with loaded_in_turn(self._engine, todo, self._reader) as steps:
             for step in ordered.keys() - todo.keys():
                 try:
-                    _check_same(self._done[step], ordered[step], model, self._reader, spare)
+                    _check_same(self._done[step], ordered[step], self._engine, self._reader)
                 except CheckpointError as error:
                     failures[step] = error
-            ahead = read_ahead(todo, self._engine.device, self._reader)
-            with (
-                on_device(model, self._engine.device),
-                progress("sweeping", len(todo), "checkpoints") as update,
-                contextlib.closing(ahead),
-            ):
-                for index, (step, read) in enumerate(ahead):
-                    source = todo[step]
+            with progress("sweeping", len(todo), "checkpoints") as update:
+                for index, (step, load) in enumerate(steps):
                     try:
-                        state, source_hash = read()
-                        load_into(model, state, _name(step, source), spare)
-                        scores = self._engine.measure(step, keep=not self._measured)  # the first tells what changes
-                        if source_hash is not None:
-                            scores = scores.with_column("source_hash", source_hash)
-                        write_step(self._out, scores, self._engine.config_hash, self._engine.settings)
-                        self._done[step], self._measured = scores, True
+                        self._measure(step, load)
                     except StoreError:
                         raise
                     except PhasefastError as error:
@@ -157,9 +146,42 @@ class Sweeper:
                     reason = f": {failures[step]}" if step in failures and not told else ""  # the first, seen at once
                     told = told or step in failures
                     update(index + 1, f"step {step}" + (f" failed{reason}" if step in failures else ""))
-        finally:
-            model.load_state_dict(before)
         return failures
+
+    def _measure(self, step: int, load: Callable[[], str | None]) -> None:
+        """Measure and store one checkpoint."""
+        source_hash = load()
+        scores = self._engine.measure(step, keep=not self._measured)  # the first tells what changes
+        if source_hash is not None:
+            scores = scores.with_column("source_hash", source_hash)
+        write_step(self._out, scores, self._engine.config_hash, self._engine.settings)
+        self._done[step], self._measured = scores, True
+
+
+@contextlib.contextmanager
+def loaded_in_turn(
+    engine: Engine, sources: Mapping[int, Source], reader: Reader
+) -> Iterator[Iterator[tuple[int, Callable[[], str | None]]]]:
+    """Checkpoints in the engine's model, on its device, each read while the one before is measured; restored after.
+
+    Yields:
+        Each step with what loads its weights, and gives the fingerprint of its files, None for a mapping; it raises the
+        CheckpointError of one that cannot be read.
+    """
+    model, spare = engine.model, engine.recomputed
+    before = copy.deepcopy(model.state_dict())
+    ahead = read_ahead(sources, engine.device, reader)
+
+    def load(step: int, read: Callable[[], Read]) -> str | None:
+        state, source_hash = read()
+        load_into(model, state, _name(step, sources[step]), spare)
+        return source_hash
+
+    try:
+        with on_device(model, engine.device), contextlib.closing(ahead):
+            yield ((step, functools.partial(load, step, read)) for step, read in ahead)
+    finally:
+        model.load_state_dict(before)
 
 
 def _share(ordered: Mapping[int, Source], shard: tuple[int, int] | None) -> dict[int, Source]:
@@ -191,7 +213,7 @@ def _name(step: int, source: Source) -> str:
     return f"step {step}" if isinstance(source, Mapping) else os.fspath(source)
 
 
-def _check_same(stored: Scores, source: Source, model: nn.Module, reader: Reader, spare: Mapping[str, Tensor]) -> None:
+def _check_same(stored: Scores, source: Source, engine: Engine, reader: Reader) -> None:
     """Stored scores must be of this checkpoint: compare files without loading them, else the weights once loaded.
 
     What a function reads is loaded: it may be another function than before.
@@ -206,5 +228,5 @@ def _check_same(stored: Scores, source: Source, model: nn.Module, reader: Reader
         if reader.lacks_part(source, error):
             return  # likewise, but for the rest of a folder
         raise
-    load_into(model, state, _name(stored.steps[0], source), spare)
-    check_weights(stored, state_hash(model.state_dict()))
+    load_into(engine.model, state, _name(stored.steps[0], source), engine.recomputed)
+    check_weights(stored, state_hash(engine.model.state_dict()))

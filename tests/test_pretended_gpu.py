@@ -100,6 +100,16 @@ def test_factors_of_blocks_are_made_of_products(
     assert_same(found, expected, 2e-2 if "precision" in options else 1e-4)  # rows are rounded, fvu is 4e-5
 
 
+@pytest.mark.parametrize("given", [FEW, VALUES], ids=["row space", "columns"])
+def test_reconstructions_come_back_from_a_gpu(net: SmallNet, given: pf.ProbeSet) -> None:
+    expected = pf.reconstruct(net, given, layers=["conv", "hidden"])
+    with pretended():
+        found = pf.reconstruct(net, given, layers=["conv", "hidden"], device="cuda")
+    for place, images_there in found.decoded.items():
+        assert images_there.device.type == "cpu"
+        torch.testing.assert_close(images_there, expected[place], rtol=1e-3, atol=1e-3)
+
+
 def test_sweeps_and_trackers_run_on_a_gpu(net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path) -> None:
     options: dict[str, Any] = {"layers": ["hidden"], "alphas": [0.1]}
     for step in (1, 2):

@@ -27,7 +27,7 @@ LEVELS = (
     ("options", "scoring"),
     ("checkpoints", "engine", "store"),
     ("probe", "sweep", "track", "planning"),
-    ("watch",),
+    ("reconstruction", "watch"),
     ("__init__",),
     ("report",),
     ("experiments", "integrations"),

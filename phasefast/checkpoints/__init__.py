@@ -3,7 +3,7 @@
 from .ahead import read_ahead
 from .entries import by_only_file, weights_files
 from .fingerprint import file_hash, state_hash
-from .loading import load_into
+from .loading import check_copies, load_into
 from .ordering import find_checkpoints, order_checkpoints
 from .reading import Reader, read_state_dict
 from .steps import parse_step
@@ -11,6 +11,7 @@ from .steps import parse_step
 __all__ = [
     "Reader",
     "by_only_file",
+    "check_copies",
     "file_hash",
     "find_checkpoints",
     "load_into",

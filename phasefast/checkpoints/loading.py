@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
-from ..notices import shown
+from ..errors import ArgumentError, CheckpointError
+from ..notices import shown, warn
 
 _WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 
@@ -52,6 +52,36 @@ def load_into(
     except RuntimeError as error:  # such as tensors that are sparse or without values
         detail = " ".join(str(error).split())
         raise CheckpointError(f"{name}: cannot be loaded into {type(model).__name__} ({detail})") from error
+
+
+def check_copies(model: nn.Module, checkpoints: Mapping[int, object]) -> None:
+    """Refuse state dicts that change when others are loaded; warn of such as are the same tensors.
+
+    Raises:
+        ArgumentError: one of several holds tensors of the model itself, as ``model.state_dict()`` does.
+    """
+    own = _memory([*model.parameters(), *model.buffers()])
+    held = {step: memory for step, given in checkpoints.items() if (memory := _memory(_tensors(given)))}
+    if len(checkpoints) < 2 or not held:
+        return
+    mend = "copy.deepcopy(model.state_dict()) keeps the weights of a step"
+    if shared := [step for step, memory in held.items() if memory & own]:
+        raise ArgumentError(f"checkpoints: step {shared[0]} holds the model's own tensors, not copies; {mend}")
+    alike = [step for step, count in zip(held, map(list(held.values()).count, held.values()), strict=True) if count > 1]
+    if alike:
+        warn(f"checkpoints: steps {shown(map(str, alike))} are the same tensors, so the same weights; {mend}")
+
+
+def _tensors(given: object) -> Iterator[Tensor]:
+    """Those in a state dict, and in mappings in it."""
+    for value in given.values() if isinstance(given, Mapping) else ():
+        yield from [value] if isinstance(value, Tensor) else _tensors(value)
+
+
+def _memory(tensors: Iterable[Tensor]) -> frozenset[int]:
+    """Where dense tensors lie that are whole."""
+    whole = (each for each in tensors if each.layout == torch.strided and not hasattr(each, "to_local"))
+    return frozenset(each.data_ptr() for each in whole if each.numel())
 
 
 def _prefix(state: Mapping[str, Tensor], own: Mapping[str, Any], name: str, spare: Mapping[str, Tensor]) -> str:

@@ -1,9 +1,9 @@
-"""The command ``phasefast demo | reproduce | theory | layers | plan | sweep | phases | report | info``."""
+"""The command ``phasefast``: its parts are commands such as ``demo``, ``sweep``, ``report``."""
 
-from . import experiments, planning, reporting, sweeping  # their commands register themselves
+from . import experiments, planning, reconstructing, reporting, sweeping  # their commands register themselves
 from .app import app
 
-__all__ = ["app", "experiments", "main", "planning", "reporting", "sweeping"]
+__all__ = ["app", "experiments", "main", "planning", "reconstructing", "reporting", "sweeping"]
 
 
 def main() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.text import Text
@@ -25,6 +27,8 @@ Layers = Annotated[
 ]
 Padding = Annotated[float | None, typer.Option(help="What inputs hold where --tokens leaves them out, such as 0.")]
 Tokens = Annotated[str, typer.Option(help="Of sequences: flatten, mean, cls or last.")]
+BatchNorm = Annotated[str, typer.Option(help="Statistics: recompute, batch or running.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Of the forward passes.")]
 Pool = Annotated[int, typer.Option(help="Average images to this size; 0 keeps every position.")]
 Memory = Annotated[str | None, typer.Option(help="Budget, such as 8GB; most of what is free by default.")]
 Route = Annotated[str | None, typer.Option(help="Force primal, dual, eigen or target-free.")]
@@ -39,6 +43,21 @@ Noise = Annotated[
 ]
 PenaltyPer = Annotated[str, typer.Option(help="target, or column: each column of a regression chooses its own.")]
 Components = Annotated[int | None, typer.Option(min=1, help="Leading components of the input that are decoded.")]
+Checkpoints = Annotated[
+    Path,
+    typer.Argument(
+        help="Folder of checkpoints with their steps in their names, or a glob in quotes.", show_default=False
+    ),
+]
+Samples = Annotated[str, typer.Argument(help=f"{PROBE_SET}.", show_default=False)]
+Key = Annotated[str | None, typer.Option(help="Key or prefix under which checkpoints keep the weights, such as ema.")]
+Load = Annotated[str | None, typer.Option(help="package.module:function that reads a checkpoint: path -> state dict.")]
+Trust = Annotated[bool, typer.Option("--trust", help="Unpickle whatever a checkpoint holds; it may run code.")]
+
+
+def device_or_default(given: str | None) -> str:
+    """What was given, or the GPU of this process of torchrun's, or the CPU where there is none."""
+    return given or (f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
 
 
 class _Group(TyperGroup):

@@ -19,7 +19,7 @@ from .names import load_function
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Directory for scores, phases.json and phases.png.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(help="Directory for scores, phases.json and pictures.")] = Path("runs/demo"),
     seed: Annotated[
         int, typer.Option(min=0, max=2**32 - 1, help="Of the data split, the weights and the order of the batches.")
     ] = 0,

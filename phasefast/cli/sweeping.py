@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 
@@ -17,11 +16,15 @@ from ..stages.phases import detect_phases
 from ..sweep import sweep
 from ..watch import watch
 from .app import (
-    PROBE_SET,
     Alphas,
+    BatchNorm,
+    BatchSize,
+    Checkpoints,
     Components,
     Device,
+    Key,
     Layers,
+    Load,
     Memory,
     Model,
     Noise,
@@ -29,10 +32,13 @@ from .app import (
     PenaltyPer,
     Pool,
     Route,
+    Samples,
     Selection,
     Splits,
     Tokens,
+    Trust,
     app,
+    device_or_default,
 )
 from .names import load_function, load_model, load_probe_set, load_targets
 
@@ -40,16 +46,8 @@ from .names import load_function, load_model, load_probe_set, load_targets
 @app.command("sweep")
 def sweep_command(
     model: Model,
-    checkpoints: Annotated[
-        Path,
-        typer.Argument(
-            help="Folder of checkpoints with their steps in their names, or a glob in quotes.", show_default=False
-        ),
-    ],
-    probe_set: Annotated[
-        str,
-        typer.Argument(help=f"{PROBE_SET}.", show_default=False),
-    ],
+    checkpoints: Checkpoints,
+    probe_set: Samples,
     out: Annotated[Path, typer.Option(help="Directory for the scores; what it holds is not measured again.")] = Path(
         "runs/sweep"
     ),
@@ -64,7 +62,7 @@ def sweep_command(
     ] = None,
     alpha: Alphas = None,
     noise: Noise = None,
-    batchnorm: Annotated[str, typer.Option(help="Statistics: recompute, batch or running.")] = "recompute",
+    batchnorm: BatchNorm = "recompute",
     tokens: Tokens = "flatten",
     padding: Padding = None,
     pool: Pool = 0,
@@ -77,15 +75,11 @@ def sweep_command(
     layer_sketch: Annotated[
         int | None, typer.Option(min=1, help="Random combinations of a wider layer's features that are decoded.")
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Of the forward passes.")] = None,
+    batch_size: BatchSize = None,
     memory: Memory = None,
     device: Device = None,
-    key: Annotated[
-        str | None, typer.Option(help="Key or prefix under which checkpoints keep the weights, such as ema.")
-    ] = None,
-    load: Annotated[
-        str | None, typer.Option(help="package.module:function that reads a checkpoint: path -> state dict.")
-    ] = None,
+    key: Key = None,
+    load: Load = None,
     shard: Annotated[
         str | None, typer.Option(help="i/n: every n-th checkpoint from the i-th on, from 0; torchrun's by default.")
     ] = None,
@@ -93,9 +87,7 @@ def sweep_command(
         float | None, typer.Option("--watch", min=0, help="Go on, looking for new checkpoints after so many seconds.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over.")] = False,
-    trust: Annotated[bool, typer.Option("--trust", help="Unpickle whatever a checkpoint holds; it may run code.")] = (
-        False
-    ),
+    trust: Trust = False,
 ) -> None:
     """Measure every checkpoint of a training, once; several jobs may share the work."""
     options: dict[str, Any] = {"layers": layer, "alphas": alpha, "batchnorm": batchnorm, "tokens": tokens, "pool": pool}
@@ -103,8 +95,7 @@ def sweep_command(
     options |= {"noise": noise, "penalty_per": penalty_per, "padding": padding}
     options |= {"target_components": target_components, "layer_sketch": layer_sketch}
     options |= {"batch_size": batch_size, "memory": memory}
-    local = os.environ.get("LOCAL_RANK", "0")
-    options["device"] = device or (f"cuda:{local}" if torch.cuda.is_available() else "cpu")
+    options["device"] = device_or_default(device)
     share = _shard(shard)
     if watch_every is not None and (share is not None or overwrite):
         raise ArgumentError("--watch goes on alone and from what is there: leave out --shard, torchrun and --overwrite")

@@ -16,11 +16,14 @@ from ..stages.phases import detect_phases
 from ..store import PHASES, PICTURE, SELECTED, differences
 from .compared import plot_comparison, print_comparison, run_names
 from .curves import accuracy_target, fvu_target
+from .gallery import plot_reconstructions
 from .plot import plot_phases
 from .table import print_report
 
 __all__ = [
+    "check_picture",
     "plot_phases",
+    "plot_reconstructions",
     "print_report",
     "read_phases",
     "read_runs",
@@ -149,14 +152,20 @@ def write_comparison(
         DependencyError: matplotlib is missing; all else is printed by then. And as ``read_runs`` does.
     """
     console = console or Console()
-    if picture is not None and (Path(picture).suffix != ".png" or not Path(picture).resolve().parent.is_dir()):
-        raise ArgumentError(f"picture: expected a file such as seeds.png in a folder that is there, got {picture}")
+    if picture is not None:
+        check_picture(picture)
     comparison, scores = read_runs(directories, layers, targets)
     print_comparison(comparison, scores, console)
     if picture is not None:
         layer = plot_comparison(comparison, scores, picture)
         console.print(f"wrote {picture}, of layer {layer}", highlight=False, soft_wrap=True)
     return comparison
+
+
+def check_picture(path: str | Path) -> None:
+    """ArgumentError where a picture cannot be: to ask before what takes long."""
+    if Path(path).suffix != ".png" or not Path(path).resolve().parent.is_dir():
+        raise ArgumentError(f"picture: expected a file such as seeds.png in a folder that is there, got {path}")
 
 
 def _one_run(directory: str | Path) -> Scores:

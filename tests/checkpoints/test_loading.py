@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from phasefast import ProbeSet, sweep
 from phasefast.checkpoints import load_into
-from phasefast.errors import CheckpointError
+from phasefast.errors import ArgumentError, CheckpointError
+from tests.conftest import SmallNet, images
 
 
 class Tied(nn.Module):
@@ -154,3 +159,16 @@ def test_names_that_wrappers_of_parts_add_are_no_other_keys(wrapper: str) -> Non
     assert same(model, saved)
     with pytest.raises(CheckpointError, match=r"under each of \['ema.', 'net.'\]"):
         load_into(model, {**state, **under("ema.", average)}, "x.ckpt")
+
+
+def test_state_dicts_that_later_ones_would_change_are_refused(tmp_path: Path) -> None:
+    model, probe_set = SmallNet(), ProbeSet.from_tensors(*images(60, 1), *images(30, 2))
+    states = {0: copy.deepcopy(model.state_dict()), 1: {"state_dict": model.state_dict()}}
+    with pytest.raises(ArgumentError, match=r"step 1 holds the model's own tensors, not copies; copy\.deepcopy"):
+        sweep(model, states, probe_set, out=tmp_path / "own", layers="conv")
+    other = SmallNet().state_dict()
+    with pytest.warns(RuntimeWarning, match=r"steps \['3', '5'\] are the same tensors, so the same weights"):
+        sweep(model, {3: other, 4: states[0], 5: dict(other)}, probe_set, out=tmp_path / "same", layers="conv")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sweep(model, {7: model.state_dict()}, probe_set, out=tmp_path / "alone", layers="conv")

@@ -46,6 +46,7 @@ def test_files_scores_and_an_earlier_run(tmp_path: Path) -> None:
     cells = json.loads((tmp_path / "phases.json").read_text())["cells"]
     assert {(cell["layer"], cell["target"]) for cell in cells} == {(a, b) for a in LAYERS for b in ("input", "label")}
     assert (tmp_path / "phases.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "reconstructions.png").read_bytes().startswith(b"\x89PNG")
     assert scores.value(layer="features", target="input", metric="fvu", split="heldout", step=0) == pytest.approx(
         0.359, abs=0.04
     )

@@ -1,0 +1,77 @@
+"""The command that shows what checkpoints still know of some inputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ..reconstruction import reconstruct
+from ..report import check_picture, plot_reconstructions
+from .app import (
+    Alphas,
+    BatchNorm,
+    BatchSize,
+    Checkpoints,
+    Device,
+    Key,
+    Layers,
+    Load,
+    Memory,
+    Model,
+    Noise,
+    Pool,
+    Samples,
+    Trust,
+    app,
+    device_or_default,
+)
+from .names import load_function, load_model, load_probe_set
+
+
+@app.command("reconstruct")
+def reconstruct_command(
+    model: Model,
+    checkpoints: Checkpoints,
+    probe_set: Samples,
+    out: Annotated[Path, typer.Option(help="The picture.")] = Path("reconstructions.png"),
+    layer: Layers = None,
+    step: Annotated[
+        list[int] | None, typer.Option("--step", help="Only this checkpoint; may be given again. All by default.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="How many held-out images, the first of them.")] = 4,
+    alpha: Alphas = None,
+    noise: Noise = None,
+    batchnorm: BatchNorm = "recompute",
+    pool: Pool = 0,
+    batch_size: BatchSize = None,
+    memory: Memory = None,
+    device: Device = None,
+    key: Key = None,
+    load: Load = None,
+    trust: Trust = False,
+) -> None:
+    """Draw held-out images as the decoders of each layer give them back, checkpoint after checkpoint."""
+    check_picture(out)
+    found = reconstruct(
+        load_model(model),
+        load_probe_set(probe_set),
+        checkpoints,
+        samples=samples,
+        steps=step,
+        layers=layer,
+        alphas=alpha,
+        noise=noise,
+        batchnorm=batchnorm,  # type: ignore[arg-type]
+        pool=pool,
+        batch_size=batch_size,
+        memory=memory,
+        device=device_or_default(device),
+        key=key,
+        load=load_function(load) if load else None,
+        weights_only=not trust,
+    )
+    plot_reconstructions(found, out)
+    Console().print(f"wrote {out}", highlight=False, soft_wrap=True)

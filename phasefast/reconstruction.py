@@ -1,0 +1,172 @@
+"""What layers still know of some inputs: the inputs as their decoders give them back."""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoints import Reader, check_copies, order_checkpoints
+from .checkpoints.sources import Source
+from .engine import Engine
+from .errors import LASTING, ArgumentError, PhasefastError
+from .notices import shown, warn
+from .options import ProbeOptions
+from .progress import progress
+from .stages.probe_set import ProbeSet
+from .sweep import loaded_in_turn
+from .target_types import Input
+
+_NOT_HERE = ("targets", "target_components", "layer_sketch", "splits")  # all of the input, from all features
+
+
+@dataclass(frozen=True)
+class Reconstructions:
+    """Held-out inputs, and what is decoded of them from each layer at each step.
+
+    Attributes:
+        samples: [s] which held-out samples. inputs: [s, ...] as the probe set has them.
+        decoded: [s, ...] by step and layer; ``found[step, layer]`` for short. fvu: of all held-out samples, likewise.
+        mean: [...] of the fit inputs, which a layer gives back that knows nothing.
+        limits: [2, c] the least and the largest value of each channel of the fit inputs [n, c, h, w]; [2, 1] of others.
+    """
+
+    samples: tuple[int, ...]
+    inputs: Tensor
+    decoded: Mapping[tuple[int, str], Tensor]
+    fvu: Mapping[tuple[int, str], float]
+    mean: Tensor
+    limits: Tensor
+
+    @classmethod
+    def concat(cls, parts: Iterable[Reconstructions]) -> Reconstructions:
+        """One of several, such as those of a training at some of its steps.
+
+        Raises:
+            ArgumentError: there are none, or they are not of the same samples.
+        """
+        parts = list(parts)
+        if not parts or any(not torch.equal(part.inputs, parts[0].inputs) for part in parts):
+            raise ArgumentError(f"concat: expected reconstructions of the same held-out samples, got {parts}")
+        decoded = {place: found for part in parts for place, found in part.decoded.items()}
+        fvu = {place: found for part in parts for place, found in part.fvu.items()}
+        return replace(parts[0], decoded=decoded, fvu=fvu)
+
+    @property
+    def steps(self) -> list[int]:
+        """In ascending order."""
+        return sorted({step for step, _ in self.decoded})
+
+    @property
+    def layers(self) -> list[str]:
+        """In the order in which they are computed."""
+        return list(dict.fromkeys(layer for _, layer in self.decoded))
+
+    def __getitem__(self, place: tuple[int, str]) -> Tensor:
+        """The inputs [s, ...] as decoded at a step from a layer; ArgumentError where there is no such one."""
+        if place not in self.decoded:
+            raise ArgumentError(
+                f"reconstructions: expected one of steps {self.steps} and a layer of {self.layers}, got {place}"
+            )
+        return self.decoded[place]
+
+    def __repr__(self) -> str:
+        what = f"{len(self.samples)} inputs of shape {tuple(self.inputs.shape[1:])}"
+        return f"Reconstructions({what}, {len(self.steps)} steps to {self.steps[-1]}, layers {shown(self.layers)})"
+
+
+def reconstruct(
+    model: nn.Module,
+    probe_set: ProbeSet,
+    checkpoints: Mapping[int, Source] | Sequence[Source] | str | os.PathLike[str] | None = None,
+    *,
+    samples: int | Sequence[int] = 8,
+    step: int = 0,
+    steps: Sequence[int] | None = None,
+    weights_only: bool = True,
+    key: str | None = None,
+    load: Callable[[Path], Mapping[str, Any]] | None = None,
+    **options: Unpack[ProbeOptions],
+) -> Reconstructions:
+    """Held-out inputs as linear decoders of each layer give them back: those whose errors ``probe`` and ``sweep`` tell.
+
+    Args:
+        model: left exactly as it was found. probe_set: decoders are solved on its fit rows.
+        checkpoints: as for :func:`phasefast.sweep`; by default the model is taken as it is, and labelled ``step``.
+        samples: how many held-out samples, the first, or which.
+        steps: of the checkpoints that are taken; all by default.
+        weights_only, key, load: of checkpoints, as for :func:`phasefast.sweep`.
+        **options: see :class:`phasefast.ProbeOptions`; but ``targets``, ``splits`` and approximations.
+
+    Raises:
+        ArgumentError: samples or options that cannot be.
+        PhasefastError: one of its subclasses, naming the layer, data or checkpoint that cannot be used.
+    """
+    if given := [name for name in _NOT_HERE if name in options]:
+        raise ArgumentError(f"{given[0]}: inputs are decoded whole, from all features; leave it out")
+    engine = Engine(model, probe_set, **options, targets=[Input()], splits="heldout")  # type: ignore[misc]
+    rows = _rows(samples, probe_set.n_heldout)
+    inputs, fit = probe_set.heldout_inputs[rows].float().cpu(), probe_set.fit_inputs
+    channels = fit.movedim(1, 0).flatten(1) if fit.ndim == 4 else fit.flatten()[None]
+    limits = torch.stack([channels.amin(1), channels.amax(1)]).float().cpu()
+    mean = fit.mean(0, dtype=torch.float64).float().cpu()
+    if checkpoints is None:
+        by_step = {step: engine.reconstruct(rows)}
+    else:
+        ordered = _chosen(order_checkpoints(checkpoints), steps)
+        check_copies(engine.model, ordered)
+        by_step = _of_each(engine, ordered, Reader(weights_only, key, load), rows)
+    found = [((at, layer), *each) for at, layers in by_step.items() for layer, each in layers.items()]
+    decoded, fvu = {place: images for place, images, _ in found}, {place: share for place, _, share in found}
+    return Reconstructions(tuple(rows), inputs, decoded, fvu, mean, limits)
+
+
+def _of_each(
+    engine: Engine, ordered: Mapping[int, Source], reader: Reader, rows: Sequence[int]
+) -> dict[int, dict[str, tuple[Tensor, float]]]:
+    """``Engine.reconstruct`` of checkpoints; of one that fails, while another does not, a warning."""
+    by_step: dict[int, dict[str, tuple[Tensor, float]]] = {}
+    failure: PhasefastError | None = None
+    with (
+        loaded_in_turn(engine, ordered, reader) as in_turn,
+        progress("reconstructing", len(ordered), "checkpoints") as update,
+    ):
+        for index, (step, load) in enumerate(in_turn):
+            try:
+                load()
+                by_step[step] = engine.reconstruct(rows, keep=not by_step)
+            except PhasefastError as error:
+                if isinstance(error, LASTING) and not by_step:
+                    raise
+                failure = error
+                warn(f"step {step} is left out: {error}")
+            update(index + 1, f"step {step}")
+    if not by_step and failure is not None:
+        raise failure
+    return by_step
+
+
+def _chosen(ordered: Mapping[int, Source], steps: Sequence[int] | None) -> Mapping[int, Source]:
+    """The checkpoints of these steps; ArgumentError where there is none of one."""
+    if steps is None:
+        return ordered
+    if not steps or not ordered.keys() >= set(steps):
+        raise ArgumentError(f"steps: expected some of {list(ordered)}, got {list(steps)}")
+    return {step: source for step, source in ordered.items() if step in steps}
+
+
+def _rows(samples: int | Sequence[int], count: int) -> list[int]:
+    """Which held-out samples are meant; ArgumentError where there are no such ones."""
+    try:
+        rows = list(range(samples)) if isinstance(samples, int) else [operator.index(row) for row in samples]
+    except TypeError as error:
+        raise ArgumentError(f"samples: expected a number of held-out samples, or which, got {samples!r}") from error
+    if not rows or not all(0 <= row < count for row in rows):
+        raise ArgumentError(f"samples: expected some of the {count} held-out samples, from 0 on, got {samples!r}")
+    return rows

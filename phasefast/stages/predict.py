@@ -1,0 +1,31 @@
+"""What a decoder predicts of single held-out rows, in the columns that a target was given in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..dense import left_product, product
+from ..types import Activations, Decoder, TargetMatrix
+
+
+def predict(
+    cell: Activations, decoder: Decoder, targets: TargetMatrix, rows: Sequence[int], fit: Tensor, mean: Tensor
+) -> Tensor:
+    """Predictions [s, p] float64 of a regression target, the only one of ``targets``.
+
+    Args:
+        rows: which held-out rows.
+        fit: [n, p] the target's columns on the fit rows, as they were given. mean: [p] theirs, float64.
+    """
+    (block,) = targets.blocks
+    found = product(cell.heldout[list(rows)], decoder.weights.double()) + decoder.offset
+    if found.shape[1] == block.width:
+        return found.to(mean.device) + mean
+    # Of coordinates L, with T = L Q for the centred targets T [n, p]: a prediction h L stands for h T.
+    factor = targets.fit[:, : len(fit)].double()
+    shares: Tensor = torch.linalg.solve_triangular(factor.mT, found[:, : len(fit)].mT, upper=True).mT  # [s, n]
+    shares = shares.to(fit.device)
+    return left_product(shares, fit) + (1 - shares.sum(1, keepdim=True)) * mean
