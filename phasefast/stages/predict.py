@@ -21,7 +21,8 @@ def predict(
         fit: [n, p] the target's columns on the fit rows, as they were given. mean: [p] theirs, float64.
     """
     (block,) = targets.blocks
-    found = product(cell.heldout[list(rows)], decoder.weights.double()) + decoder.offset
+    held = torch.stack([cell.heldout[row] for row in rows])
+    found = product(held, decoder.weights.double()) + decoder.offset
     if found.shape[1] == block.width:
         return found.to(mean.device) + mean
     # Of coordinates L, with T = L Q for the centred targets T [n, p]: a prediction h L stands for h T.
