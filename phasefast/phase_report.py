@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, get_args
 
+from .files import writing
+
 PhaseKind = Literal["constant", "decrease", "increase"]
 KINDS: tuple[PhaseKind, ...] = get_args(PhaseKind)
 NOT_THERE = "-"
@@ -156,5 +158,6 @@ class PhaseReport:
         return json.dumps({"cells": [asdict(cell) for cell in self.cells]}, indent=2)
 
     def write(self, path: str | Path) -> None:
-        """Write ``to_json()`` to ``path``."""
-        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+        """Write ``to_json()`` to ``path``; StoreError where that cannot be."""
+        with writing(path, "the phases to") as partial:
+            partial.write_text(self.to_json() + "\n", encoding="utf-8")

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .errors import ArgumentError, DependencyError, LayerError, PhasefastError, StoreError
-from .files import replacing
+from .files import writing
 from .globs import chosen, idle
 from .listing import listing
 
@@ -197,11 +197,8 @@ class Scores:
         if len(self.steps) != 1:
             raise ArgumentError(f"a shard holds one step, these scores hold {self.steps}")
         path = folder / f"step-{self.steps[0]:012d}.parquet"
-        try:
-            with replacing(path) as partial:
-                pq.write_table(self._table, partial, compression="zstd")
-        except OSError as error:
-            raise StoreError(f"cannot write the scores of step {self.steps[0]} to {path}: {error}") from error
+        with writing(path, f"the scores of step {self.steps[0]} to") as partial:
+            pq.write_table(self._table, partial, compression="zstd")
         return path
 
 

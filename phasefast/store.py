@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import StoreError
-from .files import replacing
+from .files import writing
 from .scores import Scores, list_shards, prepare_store, read_shard, store_folder
 
 # What the settings of a configuration, or their parts, are called where they are given; others have their own names.
@@ -93,7 +93,7 @@ def write_step(directory: str | Path, scores: Scores, config_hash: str, settings
     if step in shards:
         check_weights(read_shard(shards[step]), scores.values_of("state_hash")[0])
     if not kept.exists():
-        with replacing(kept) as partial:
+        with writing(kept, "the settings to") as partial:
             partial.write_text(json.dumps(settings), encoding="utf-8")
     scores.write_shard(directory)
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from . import types
-from .files import replacing
+from .errors import StoreError
+from .files import writing
 from .notices import warn
 from .types import TargetMatrix
 
@@ -63,15 +64,11 @@ class TargetCache:
         # components many passes. The rest takes a few passes over the columns, as reading a file of them would.
         if all(block.stop - block.start == block.width for block in targets.blocks):
             return
-        path = self._path(key)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as partial:
+            with writing(self._path(key), "the target statistics to", parents=True) as partial:
                 torch.save((key, targets), partial)
-        except (OSError, RuntimeError) as error:  # torch.save raises either where the disk is full
-            warn(
-                f"{path}: cannot keep the target statistics ({error}); they are made again next time",
-            )
+        except StoreError as error:
+            warn(f"{error}; they are made again next time")
 
     def _path(self, key: str) -> Path:
         return self.folder / f"targets-{key}.pt"

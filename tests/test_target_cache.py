@@ -213,7 +213,7 @@ def test_a_damaged_or_foreign_file_is_made_anew(
     damage(path)
     made.clear()
     if path.is_dir():
-        with pytest.warns(RuntimeWarning, match="cannot keep the target statistics"):
+        with pytest.warns(RuntimeWarning, match="cannot write the target statistics"):
             got = Engine(network(), data, out=out).targets
     else:
         got = Engine(network(), data, out=out).targets
@@ -235,7 +235,7 @@ def test_racing_engines_all_get_the_whole_matrix(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written_does_not_fail_the_sweep(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("in the way")
     model = network()
-    with pytest.warns(RuntimeWarning, match="cannot keep the target statistics"):
+    with pytest.warns(RuntimeWarning, match="cannot write the target statistics"):
         scores = pf.sweep(model, [model.state_dict()], wide_data(), out=tmp_path)
     assert scores.steps == [0]
 
@@ -244,7 +244,7 @@ def test_a_full_disk_does_not_fail_the_sweep(tmp_path: Path) -> None:
     data, limits = wide_data(), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
     try:
-        with pytest.warns(RuntimeWarning, match="cannot keep the target statistics"):
+        with pytest.warns(RuntimeWarning, match="cannot write the target statistics"):
             got = Engine(network(), data, out=tmp_path).targets
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

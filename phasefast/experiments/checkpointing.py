@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..checkpoints import load_into
 from ..errors import ArgumentError, CheckpointError, StoreError
-from ..files import replacing
+from ..files import writing
 from .training import sgd, train
 
 _RESUME = "resume.state"  # not a suffix that a sweep over the folder reads
@@ -122,8 +122,5 @@ def _resume(
 
 
 def _save(state: dict[str, Any], path: Path) -> None:
-    try:
-        with replacing(path) as partial:
-            torch.save(state, partial)
-    except (OSError, RuntimeError) as error:
-        raise StoreError(f"cannot write {path}: {error}; free some space or choose another directory") from error
+    with writing(path, "the state of the training to") as partial:
+        torch.save(state, partial)

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DependencyError, StoreError
+from ..errors import DependencyError
+from ..files import writing
 
 _OURS, _THEIRS, _CONV = "#0072B2", "#D55E00", "#009E73"
 
@@ -101,8 +102,6 @@ def _label(axis: Any, title: str, steps: list[int]) -> None:
 
 
 def _save(figure: Any, path: Path) -> Path:
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error}") from error
+    with writing(path, "the picture") as partial:
+        figure.savefig(partial, dpi=150, format="png")
     return path

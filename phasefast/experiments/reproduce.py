@@ -15,7 +15,8 @@ from torch import nn
 
 from ..checkpoints import file_hash, load_into, read_state_dict
 from ..engine import VERSION, Engine
-from ..errors import ArgumentError, DependencyError, StoreError
+from ..errors import ArgumentError, DependencyError
+from ..files import writing
 from ..options import resolve_device
 from ..phase_report import CellPhases
 from ..report import plot_phases
@@ -209,17 +210,20 @@ def _compare_decoders(
         found["linear"] = train_decoder(linear_decoder, cell, probe_set)
         found["conv"] = train_decoder(conv_decoder, cell, probe_set, epochs=_CONV_EPOCHS)
         rows.append({"step": step, **{key: asdict(result) for key, result in found.items()}})
-    path.write_text(json.dumps({"key": key, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    _write_json(path, {"key": key, "rows": rows})
     return rows
 
 
 def _write(folder: Path, results: dict[str, Any], measured: Sequence[Measured]) -> None:
     parts = [s for m in measured for s in (m.batch, m.recompute, m.wide, *m.tasks.values()) if s is not None]
-    try:
-        pq.write_table(Scores.concat(parts).to_arrow().drop_columns(["samples"]), folder / "scores.parquet")
-        (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise StoreError(f"cannot write to {folder}: {error}; free some space or choose another directory") from error
+    with writing(folder / "scores.parquet", "the scores to") as partial:
+        pq.write_table(Scores.concat(parts).to_arrow().drop_columns(["samples"]), partial)
+    _write_json(folder / "results.json", results)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    with writing(path, "results to") as partial:
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _draw(folder: Path, results: dict[str, Any], first: Measured) -> None:

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ArgumentError, StoreError
+from ..errors import ArgumentError
+from ..files import writing
 
 CHANGE = 0.02  # a change counts from this fraction of the loss on; less is "nearly constant"
 _LEARNING_RATE, _SCALE = 0.05, 0.01
@@ -229,12 +230,8 @@ def run_theory(
         "curves": shown,
         "rows": rows,
     }
-    path = Path(out) / "theory.json"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(_short(found)) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error}; choose another directory") from error
+    with writing(Path(out) / "theory.json", "results to", parents=True) as partial:
+        partial.write_text(json.dumps(_short(found)) + "\n", encoding="utf-8")
     return found
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import reference
+from . import _checks, reference
 
 _TARGET_BLOCKS = 64  # kTargetBlocks of csrc/cuda/residual_kernel.cuh
 _WIDTH_OF_ONE = 256  # features of a system that fills a GPU by itself, as far as it can be filled
@@ -25,8 +25,14 @@ _PRODUCTS = 1e10  # of which launches are a small part
 
 def implementation(op: str, built: bool) -> Callable[..., None]:
     """The implementation of an op for CUDA tensors; ``built``: whether the extension has CUDA kernels."""
-    plain: Callable[..., None] = _gram if op == "gram" else getattr(reference, op)
     wanted = os.environ.get("PHASEFAST_CUDA_KERNELS")
+    reference_op: Callable[..., None] = _gram if op == "gram" else getattr(reference, op)
+    check = getattr(_checks, op)
+
+    def plain(*arguments: Any) -> None:
+        check(*arguments)
+        reference_op(*arguments)
+
     if not built or wanted == "0":
         return plain
     kernel = getattr(torch.ops.phasefast_cuda, op).default

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from . import _checks, _extension, reference
+from ._dispatch import run
 
 
 def capture(
@@ -29,13 +29,4 @@ def capture(
     Raises:
         ArgumentError: an argument has a shape, dtype, device or layout that does not fit; nothing was written.
     """
-    op = _extension.compiled("capture") if activations else None  # without a tensor there is no device to dispatch on
-    if op is None:
-        _checks.capture(activations, shifts, pools, rows, sums, squares)
-        reference.capture(activations, shifts, pools, rows, sums, squares)
-        return
-    try:
-        op(activations, shifts, pools, rows, sums, squares)
-    except RuntimeError:
-        _checks.capture(activations, shifts, pools, rows, sums, squares)
-        raise
+    run("capture", activations, shifts, pools, rows, sums, squares)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from . import _checks, _extension, reference
+from ._dispatch import run
 
 
 def gram(
@@ -27,13 +27,4 @@ def gram(
     Raises:
         ArgumentError: an argument has a shape, dtype, device or layout that does not fit; nothing was written.
     """
-    op = _extension.compiled("gram")
-    if op is None:
-        _checks.gram(rows, targets, grams, crosses)
-        reference.gram(rows, targets, grams, crosses)
-        return
-    try:
-        op(rows, targets, grams, crosses)
-    except RuntimeError:
-        _checks.gram(rows, targets, grams, crosses)
-        raise
+    run("gram", rows, targets, grams, crosses)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from . import _checks, _extension, reference
+from ._dispatch import run
 
 
 def residual(
@@ -31,13 +31,4 @@ def residual(
     Raises:
         ArgumentError: an argument has a shape, dtype, device or layout that does not fit; nothing was written.
     """
-    op = _extension.compiled("residual")
-    if op is None:
-        _checks.residual(rows, weights, offsets, targets, blocks, classes, errors, hits)
-        reference.residual(rows, weights, offsets, targets, blocks, classes, errors, hits)
-        return
-    try:
-        op(rows, weights, offsets, targets, blocks, classes, errors, hits)
-    except RuntimeError:
-        _checks.residual(rows, weights, offsets, targets, blocks, classes, errors, hits)
-        raise
+    run("residual", rows, weights, offsets, targets, blocks, classes, errors, hits)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from . import _checks, _extension, reference
+from ._dispatch import run
 
 
 def ridge_solve(
@@ -30,13 +30,4 @@ def ridge_solve(
     Raises:
         ArgumentError: an argument has a shape, dtype, device or layout that does not fit; nothing was written.
     """
-    op = _extension.compiled("ridge_solve")
-    if op is None:
-        _checks.ridge_solve(grams, crosses, penalties, weights, factors, info)
-        reference.ridge_solve(grams, crosses, penalties, weights, factors, info)
-        return
-    try:
-        op(grams, crosses, penalties, weights, factors, info)
-    except RuntimeError:
-        _checks.ridge_solve(grams, crosses, penalties, weights, factors, info)
-        raise
+    run("ridge_solve", grams, crosses, penalties, weights, factors, info)

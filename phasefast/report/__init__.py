@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ..comparing import Comparison, compare_phases
-from ..errors import ArgumentError, DataError, LayerError, StoreError
+from ..errors import ArgumentError, DataError, LayerError
 from ..notices import shown, warn
 from ..phase_report import PhaseReport
 from ..scores import Scores, read_scores
@@ -54,11 +54,7 @@ def write_phases(directory: str | Path, report: PhaseReport) -> None:
     Raises:
         StoreError: the directory cannot be written.
     """
-    path = Path(directory) / PHASES
-    try:
-        report.write(path)
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error}; free some space or choose another directory") from error
+    report.write(Path(directory) / PHASES)
 
 
 def restrict(

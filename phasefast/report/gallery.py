@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..errors import DataError, DependencyError, StoreError
+from ..errors import DataError, DependencyError
+from ..files import writing
 from ..reconstruction import Reconstructions
 from .curves import INK, evenly
 from .names import LONGEST, cut
@@ -91,10 +92,8 @@ def plot_reconstructions(
             draw(x, top, found[place])
             write(x + wide / 2, top + tall + 0.13, f"{found.fvu[place]:.2g}", ha="center", color=MUTED)
         top += tall + _FOOT + _APART
-    try:
-        figure.savefig(path, format="png")
-    except OSError as error:
-        raise StoreError(f"cannot write the picture {path}: {error}; choose another directory") from error
+    with writing(path, "the picture") as partial:
+        figure.savefig(partial, format="png")
     return Path(path)
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import DataError, DependencyError, StoreError
+from ..errors import DataError, DependencyError
+from ..files import writing
 from ..phase_report import CellPhases, PhaseReport
 from ..scores import Scores
 from .curves import Curve, accuracy_target, curves_of, end_labels, fvu_target, headline, looks
@@ -75,10 +76,8 @@ def plot_phases(
         page.skip(_GAP)
         # The phases of one target would mislead about the curves of another.
         draw_panel(page, panel, cell, shaded=panel is panels[0], last=panel is panels[-1])
-    try:
-        page.figure.savefig(path, format="png")
-    except OSError as error:
-        raise StoreError(f"cannot write the picture {path}: {error}; choose another directory") from error
+    with writing(path, "the picture") as partial:
+        page.figure.savefig(partial, format="png")
     return Path(path)
 
 

@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from pathlib import Path
 from types import NoneType
 from typing import Any
 
@@ -15,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, DataError, StoreError
-from ..files import replacing
+from ..errors import ArgumentError, DataError
+from ..files import writing
 from ..notices import warn
 from ..samples import as_numbers, draw
 from ..target_types import Values
@@ -26,7 +25,7 @@ _FEWEST = 10  # samples of each class on average, or else they may be numbers
 _COMPARED = 256  # numbers of each sample, by which those that are in both splits are found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ProbeSet:
     """Fit rows, on which decoders are solved, and held-out rows, on which they are scored.
 
@@ -46,8 +45,8 @@ class ProbeSet:
     fit_labels: Tensor | None
     heldout_inputs: Tensor
     heldout_labels: Tensor | None
-    fit_values: Mapping[str, Tensor] = field(default_factory=dict, hash=False)
-    heldout_values: Mapping[str, Tensor] = field(default_factory=dict, hash=False)
+    fit_values: Mapping[str, Tensor] = field(default_factory=dict)
+    heldout_values: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for split, minimum in (("fit", 2), ("heldout", 1)):
@@ -181,14 +180,9 @@ class ProbeSet:
         Raises:
             StoreError: the file cannot be written.
         """
-        path = Path(path)
         content = {each.name: _compact(getattr(self, each.name)) for each in fields(self)}
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as partial:
-                torch.save({"digest": self.digest, **content}, partial)
-        except (OSError, RuntimeError) as error:  # torch.save raises either where the disk is full
-            raise StoreError(f"cannot write the probe set to {path}: {error}; choose another file") from error
+        with writing(path, "the probe set to", parents=True) as partial:
+            torch.save({"digest": self.digest, **content}, partial)
 
     def target(self, name: str, kind: TargetKind | None = None, num_classes: int | None = None) -> Values:
         """One of the ``values`` as a target: ``targets=[pf.Input(), probe_set.target("age")]``.

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from phasefast.errors import ArgumentError
 from phasefast.ops import _cuda, _extension, reference
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -143,18 +144,21 @@ def widened(argument):
 
 
 def test_cuda_kernels_are_used_where_asked_for_and_leave_the_rest_to_the_reference(monkeypatch):
-    plain = {op: _cuda._gram if op == "gram" else getattr(reference, op) for op in _extension.OPS}
-    monkeypatch.setenv("PHASEFAST_CUDA_KERNELS", "0")
-    assert all(_cuda.implementation(op, True) is plain[op] for op in _extension.OPS)
-    monkeypatch.setenv("PHASEFAST_CUDA_KERNELS", "1")
-    assert all(_cuda.implementation(op, False) is plain[op] for op in _extension.OPS)
     asked = {}
     kernels = {op: SimpleNamespace(default=lambda *args, op=op: asked.setdefault(op, args)) for op in _extension.OPS}
     monkeypatch.setattr(torch.ops, "phasefast_cuda", SimpleNamespace(**kernels), raising=False)
+    for wanted, built in (("0", True), ("1", False)):
+        monkeypatch.setenv("PHASEFAST_CUDA_KERNELS", wanted)
+        for op, given in arguments().items():
+            _cuda.implementation(op, built)(*given)
+            assert op not in asked
+            with pytest.raises(ArgumentError):  # the reference alone would take what it can use
+                _cuda.implementation(op, built)([*given[0], given[0][0]], *given[1:])
+    monkeypatch.setenv("PHASEFAST_CUDA_KERNELS", "1")
     for op, given in arguments().items():
         _cuda.implementation(op, True)(*given)
         assert asked.pop(op) is not None
-        wide = [widened(argument) for argument in given]
+        wide = [argument if op == "capture" and i == 1 else widened(argument) for i, argument in enumerate(given)]
         _cuda.implementation(op, True)(*wide)
         assert op not in asked
 

@@ -70,7 +70,7 @@ def figure_of(
 ) -> Figure:
     """What would be written as the picture."""
     figures: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: path.touch() or figures.append(figure))
     plot_phases(scores, report, folder / "phases.png", title)
     return figures[0]
 

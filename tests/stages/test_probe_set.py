@@ -172,7 +172,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     probe_set.save(tmp_path / "a.pt")
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
     try:
-        with pytest.raises(StoreError, match="choose another file"):
+        with pytest.raises(StoreError, match="choose another place"):
             pf.ProbeSet(X + 1, Y, X, Y).save(tmp_path / "a.pt")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
