@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import math
 import tempfile
@@ -82,10 +83,11 @@ def _checkpoints(n: int, d: int, count: int, alphas: list[float]) -> tuple[Calla
     images = torch.randn(n + m, *sample)
     probe_set = pf.ProbeSet.from_tensors(images[:n], None, images[n:], None)
     states = {step: model.state_dict() for step, model in enumerate(models)}
-    (planned,) = plan(models[0], sample, n, m, layers="2", alphas=alphas)
+    model = copy.deepcopy(models[0])
+    (planned,) = plan(model, sample, n, m, layers="2", alphas=alphas)
 
     def run() -> None:
         with tempfile.TemporaryDirectory() as out, contextlib.redirect_stderr(io.StringIO()):  # no progress
-            pf.sweep(models[0], states, probe_set, out=out, layers="2", alphas=alphas)
+            pf.sweep(model, states, probe_set, out=out, layers="2", alphas=alphas)
 
     return run, count * planned.cost.work, planned.cost.route

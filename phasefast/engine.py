@@ -68,7 +68,7 @@ class Engine:
         self, model: nn.Module, probe_set: ProbeSet, run: str = "run", out: str | Path | None = None, **options: Any
     ) -> None:
         check_options(options)
-        for name, value, kind in (("model", model, nn.Module), ("probe_set", probe_set, ProbeSet)):
+        for name, value, kind in (("model", model, nn.Module), ("probe_set", probe_set, ProbeSet), ("run", run, str)):
             if not isinstance(value, kind):
                 raise ArgumentError(f"{name}: expected a {kind.__name__}, got {type(value).__name__}")
         self.model, self.probe_set, self.run = unwrap(model), probe_set, run
@@ -79,7 +79,7 @@ class Engine:
         self.batchnorm: BatchNormMode = options.get("batchnorm", "recompute")
         given = ("precision", "route", "selection", "splits", "layer_sketch")
         how = {name: options[name] for name in given if name in options}
-        penalties = Penalties(as_tuple(options.get("alphas"), DEFAULT_ALPHAS), options.get("noise"))
+        penalties = Penalties(as_tuple("alphas", options.get("alphas"), DEFAULT_ALPHAS), options.get("noise"))
         budget = memory_budget(options.get("memory"), self.device)
         inputs = probe_set.fit_inputs, probe_set.heldout_inputs
         taken = sum(split.nbytes for split in inputs if split.device.type == "cpu")
@@ -106,7 +106,7 @@ class Engine:
             given_names(self.model, options.get("layers")),
         )
         wanted = default_targets(probe_set) if options.get("targets") is None else options["targets"]
-        chosen = by_name(as_tuple(wanted, ()), probe_set)
+        chosen = by_name(as_tuple("targets", wanted, ()), probe_set)
         self.label = next((target.name for target in chosen if isinstance(target, Label)), None)
         fit = (probe_set.fit_inputs, probe_set.fit_labels)
         heldout = (probe_set.heldout_inputs, probe_set.heldout_labels)

@@ -55,3 +55,14 @@ class DependencyError(PhasefastError, ImportError):
 LASTING = (ArgumentError, DataError, LayerError, MemoryBudgetError, DependencyError)
 # The same checkpoint need not fail with these another time.
 PASSING = (UnreadableError, MemoryBudgetError, DependencyError)
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether the next checkpoint may do: memory of a device runs out as a RuntimeError, others of a model stay."""
+    return isinstance(error, (PhasefastError, RuntimeError, MemoryError)) and not isinstance(error, LASTING)
+
+
+def with_notes(error: Exception) -> str:
+    """What an error and the notes on it say; what kind it is, of others than the package's own."""
+    kind = "" if isinstance(error, PhasefastError) else f"{type(error).__name__}: "
+    return " ".join([f"{kind}{error}", *getattr(error, "__notes__", [])])

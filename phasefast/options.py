@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import operator
 from collections.abc import Iterable, Sequence
 from typing import Any, TypedDict
 
@@ -80,17 +81,28 @@ class ProbeOptions(TypedDict, total=False):
     memory: str | float | None
 
 
-def as_tuple(value: Any, default: Sequence[Any]) -> tuple[Any, ...]:
+def as_tuple(name: str, value: Any, default: Sequence[Any]) -> tuple[Any, ...]:
     """An option of one value or several: a sequence as given, a value alone as one of it, None as the default.
 
     Raises:
         ArgumentError: a set, whose order is another in every process.
     """
     if isinstance(value, (set, frozenset)):
-        raise ArgumentError(f"expected a list, whose order is the same each time, got {value!r}")
+        raise ArgumentError(f"{name}: expected a list, whose order is the same each time, got {value!r}")
     if value is None:
         return tuple(default)
     return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
+
+
+def checked_step(step: Any) -> int:
+    """The number of updates done that labels a measurement; ArgumentError where it is none."""
+    try:
+        found = operator.index(step)
+    except TypeError as error:
+        raise ArgumentError(f"step: expected the number of updates done, an integer, got {step!r}") from error
+    if found < 0:
+        raise ArgumentError(f"step: expected the number of updates done, >= 0, got {step}")
+    return found
 
 
 def resolve_device(given: str | torch.device | None, home: torch.device) -> torch.device:
@@ -107,7 +119,7 @@ def named_target(name: str, probe_set: ProbeSet, others: str = "such as phasefas
     """The target that has a name of its own: ``input``, ``label`` or one of the probe set's values; ArgumentError."""
     if name in probe_set.fit_values:
         return probe_set.target(name)
-    known: dict[str, Target] = {"input": Input(), "label": Label(probe_set.classes)}
+    known: dict[str, Target] = {"input": Input(), "label": Label(max(1, probe_set.classes))}
     if name not in known:
         raise ArgumentError(f"target {name!r}: expected one of {[*known, *probe_set.fit_values]}, or {others}")
     return known[name]

@@ -79,7 +79,7 @@ def plan(
     choices = {"alphas": alphas, "noise": noise, "penalty_per": penalty_per, "target_components": target_components}
     check_options(choices)
     per_column = penalty_per == "column"
-    penalties = Penalties(as_tuple(alphas, DEFAULT_ALPHAS), noise)
+    penalties = Penalties(as_tuple("alphas", alphas, DEFAULT_ALPHAS), noise)
     method = Method(penalties, route=route, selection=selection, splits=splits)
     model = unwrap(model)
     check_usable(model)

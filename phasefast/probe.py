@@ -7,7 +7,7 @@ from typing import Unpack
 from torch import nn
 
 from .engine import Engine
-from .options import ProbeOptions
+from .options import ProbeOptions, checked_step
 from .scores import Scores
 from .stages.probe_set import ProbeSet
 
@@ -25,4 +25,4 @@ def probe(
     Raises:
         PhasefastError: one of its subclasses, naming the option, layer or data that cannot be used.
     """
-    return Engine(model, probe_set, run, **options).measure(step)
+    return Engine(model, probe_set, run, **options).measure(checked_step(step))

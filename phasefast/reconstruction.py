@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from .checkpoints import Reader, check_copies, order_checkpoints
 from .checkpoints.sources import Source
 from .engine import Engine
-from .errors import LASTING, ArgumentError, PhasefastError
+from .errors import ArgumentError, may_pass, with_notes
 from .notices import shown, warn
-from .options import ProbeOptions
+from .options import ProbeOptions, checked_step
 from .progress import progress
 from .stages.probe_set import ProbeSet
 from .sweep import loaded_in_turn
@@ -117,7 +117,7 @@ def reconstruct(
     limits = torch.stack([channels.amin(1), channels.amax(1)]).float().cpu()
     mean = fit.mean(0, dtype=torch.float64).float().cpu()
     if checkpoints is None:
-        by_step = {step: engine.reconstruct(rows)}
+        by_step = {checked_step(step): engine.reconstruct(rows)}
     else:
         ordered = _chosen(order_checkpoints(checkpoints), steps)
         check_copies(engine.model, ordered)
@@ -132,7 +132,7 @@ def _of_each(
 ) -> dict[int, dict[str, tuple[Tensor, float]]]:
     """``Engine.reconstruct`` of checkpoints; of one that fails, while another does not, a warning."""
     by_step: dict[int, dict[str, tuple[Tensor, float]]] = {}
-    failure: PhasefastError | None = None
+    failure: Exception | None = None
     with (
         loaded_in_turn(engine, ordered, reader) as in_turn,
         progress("reconstructing", len(ordered), "checkpoints") as update,
@@ -141,11 +141,11 @@ def _of_each(
             try:
                 load()
                 by_step[step] = engine.reconstruct(rows, keep=not by_step)
-            except PhasefastError as error:
-                if isinstance(error, LASTING) and not by_step:
+            except Exception as error:
+                if not may_pass(error) and not by_step:
                     raise
                 failure = error
-                warn(f"step {step} is left out: {error}")
+                warn(f"step {step} is left out: {with_notes(error)}")
             update(index + 1, f"step {step}")
     if not by_step and failure is not None:
         raise failure

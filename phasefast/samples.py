@@ -27,13 +27,17 @@ def draw(split: str, dataset: Sized, count: int | None, seed: int) -> tuple[Tens
         raise DataError(f"{split}: expected a data set with len() and [i], got {type(dataset).__name__}")
     size = len(dataset)
     count = size if count is None else count
-    if not 0 < count <= size:
-        raise DataError(f"n_{split}: expected between 1 and the {size} samples of the dataset, got {count}")
+    if not isinstance(count, (int, np.integer)) or not 0 < count <= size:
+        raise DataError(f"n_{split}: expected between 1 and the {size} samples of the dataset, got {count!r}")
     chosen = torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:count].tolist()
-    inputs, labels, values = zip(*(_parts(split, dataset[i]) for i in chosen), strict=True)  # type: ignore[index]
-    if shapes := {tuple(each.shape) for each in inputs if each.shape != inputs[0].shape}:
-        got = f"{tuple(inputs[0].shape)} and {sorted(shapes)[0]}"
-        raise DataError(f"{split}: expected inputs of one shape, got {got}; crop, resize or pad them")
+    parts = (_parts(f"{split}: sample {i}", dataset[i]) for i in chosen)  # type: ignore[index]
+    inputs, labels, values = zip(*parts, strict=True)
+    for i, each in zip(chosen, inputs, strict=True):
+        if each.shape != inputs[0].shape:
+            got = f"{tuple(inputs[0].shape)}, and {tuple(each.shape)} of sample {i}"
+            raise DataError(f"{split}: expected inputs of one shape, got {got}; crop, resize or pad them")
+        if each.is_floating_point() and not bool(each.isfinite().all()):
+            raise DataError(f"{split}: expected finite values, got NaN or Inf in sample {i}")
     if len({label is None for label in labels}) > 1 or any(each.keys() != values[0].keys() for each in values):
         raise DataError(f"{split}: expected the same for every sample: some have labels or values that others have not")
     named = {}
@@ -46,21 +50,24 @@ def draw(split: str, dataset: Sized, count: int | None, seed: int) -> tuple[Tens
     return torch.stack(inputs), None if labels[0] is None else torch.tensor(labels), named
 
 
-def _parts(split: str, sample: Any) -> tuple[Tensor, int | None, Mapping[str, Any]]:
-    """Input, label and values of one sample of a data set."""
+def _parts(where: str, sample: Any) -> tuple[Tensor, int | None, Mapping[str, Any]]:
+    """Input, label and values of one sample of a data set, which is ``where`` in messages."""
+    if isinstance(sample, Mapping):
+        raise DataError(f"{where}: expected (input, label), got a dict of {list(sample)}; wrap the data set")
     given = tuple(sample) if isinstance(sample, (tuple, list)) else (sample,)
     tensor, label, *others = given if len(given) > 1 else (*given, None) if given else (given, None)
+    if isinstance(tensor, np.ndarray):
+        tensor = as_numbers(where, tensor)
     if not isinstance(tensor, Tensor):
         kind = type(tensor).__name__
         raise DataError(
-            f"{split}: expected inputs that are tensors, got {kind}; add a transform such as ToTensor(), and wrap a "
+            f"{where}: expected inputs that are tensors, got {kind}; add a transform such as ToTensor(), and wrap a "
             "model of several inputs in a module that makes them from one tensor"
         )
     if len(others) > 1 or not all(isinstance(each, Mapping) for each in others):
         kinds = ", ".join(type(each).__name__ for each in given)
         raise DataError(
-            f"{split}: expected samples (input, label) or (input, label, {{name: value}}), got ({kinds}); wrap the "
-            "data set"
+            f"{where}: expected (input, label) or (input, label, {{name: value}}), got ({kinds}); wrap the data set"
         )
     try:
         # NumPy's booleans are no indices.
@@ -68,7 +75,7 @@ def _parts(split: str, sample: Any) -> tuple[Tensor, int | None, Mapping[str, An
     except TypeError as error:
         got = f"{tuple(label.shape)} {label.dtype}" if isinstance(label, Tensor) else repr(label)
         raise DataError(
-            f"{split}: expected labels that are integers or None, got {got}; other things to decode are given as "
+            f"{where}: expected labels that are integers or None, got {got}; other things to decode are given as "
             "(input, None, {name: value})"
         ) from error
     return tensor, number, others[0] if others else {}

@@ -164,7 +164,7 @@ class Scores:
         return float(values[0])
 
     def curve(self, layer: str, target: str, metric: str, split: str = "heldout") -> tuple[np.ndarray, np.ndarray]:
-        """Steps [K] int64 and values [K] float64 of one metric."""
+        """Steps [K] int64 and values [K] float64 of one metric; none where there are none."""
         rows = self.filter(layer=layer, target=target, metric=metric, split=split).to_arrow()
         return rows.column("step").to_numpy(), rows.column("value").to_numpy()
 
@@ -193,17 +193,17 @@ class Scores:
 
     def write_shard(self, directory: str | Path) -> Path:
         """Write these rows (of one step) as ``directory/scores/step-*.parquet``, atomically: whole or not at all."""
-        folder = prepare_store(directory)
         if len(self.steps) != 1:
             raise ArgumentError(f"a shard holds one step, these scores hold {self.steps}")
-        path = folder / f"step-{self.steps[0]:012d}.parquet"
-        with writing(path, f"the scores of step {self.steps[0]} to") as partial:
+        path = store_folder(directory) / f"step-{self.steps[0]:012d}.parquet"
+        with writing(path, f"the scores of step {self.steps[0]} to", parents=True) as partial:
             pq.write_table(self._table, partial, compression="zstd")
         return path
 
 
 def _matching(names: list[str], patterns: Sequence[str] | None, what: str, error: type[PhasefastError]) -> list[str]:
     """Those of ``names`` that match a pattern; ``error`` names a pattern that matches none."""
+    patterns = [patterns] if isinstance(patterns, str) else patterns
     if (pattern := idle(names, patterns or ())) is not None:
         raise error(f"{what} pattern {pattern!r} matches nothing in the scores; they have {names}")
     return names if patterns is None else chosen(names, patterns)

@@ -77,7 +77,7 @@ def write_step(directory: str | Path, scores: Scores, config_hash: str, settings
         StoreError: it cannot be written; or another job writes into the directory too, of another configuration or, if
             that has stored the step already, of other weights.
     """
-    folder, shards = prepare_store(directory), list_shards(directory)
+    folder, shards = store_folder(directory), list_shards(directory)
     kept = _settings_file(folder, config_hash)
     others = [path for path in folder.glob("settings-*.json") if path != kept]
     for path in shards.values() if others else ():
@@ -93,7 +93,7 @@ def write_step(directory: str | Path, scores: Scores, config_hash: str, settings
     if step in shards:
         check_weights(read_shard(shards[step]), scores.values_of("state_hash")[0])
     if not kept.exists():
-        with writing(kept, "the settings to") as partial:
+        with writing(kept, "the settings to", parents=True) as partial:
             partial.write_text(json.dumps(settings), encoding="utf-8")
     scores.write_shard(directory)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,16 @@ from .checkpoints import Reader, check_copies, load_into, order_checkpoints, rea
 from .checkpoints.ahead import Read
 from .checkpoints.sources import Source
 from .engine import Engine
-from .errors import LASTING, PASSING, ArgumentError, CheckpointError, PhasefastError, StoreError, SweepError
+from .errors import (
+    PASSING,
+    ArgumentError,
+    CheckpointError,
+    PhasefastError,
+    StoreError,
+    SweepError,
+    may_pass,
+    with_notes,
+)
 from .options import ProbeOptions
 from .progress import progress
 from .scores import Scores
@@ -78,7 +88,7 @@ def sweep(
         listed = "\n".join(_listed(failures, ordered))
         stored = set(scores.steps) - failures.keys()
         kept = f"the other {len(stored)} are stored in {out}" if stored else "none was measured"
-        passing = [step for step, error in failures.items() if isinstance(error, PASSING)]
+        passing = [step for step, error in failures.items() if isinstance(error, (*PASSING, RuntimeError, MemoryError))]
         those = f" step{'s' * (len(passing) > 1)} {_named(passing)}" if len(passing) < len(failures) else ""
         retry = f"; sweep again to retry{those}" if passing else ""
         raise SweepError(f"{len(failures)} of {len(ordered)} checkpoints failed, {kept}{retry}:\n{listed}")
@@ -116,7 +126,7 @@ class Sweeper:
         """Of the given steps, those that are measured."""
         return Scores.concat([self._done[step] for step in steps if step in self._done])
 
-    def measure(self, ordered: Mapping[int, Source]) -> dict[int, PhasefastError]:
+    def measure(self, ordered: Mapping[int, Source]) -> dict[int, Exception]:
         """Measure and store the checkpoints that are not done; what failed, by step. The model is left as it was found.
 
         Those that are done are compared with what they were measured on.
@@ -125,7 +135,7 @@ class Sweeper:
             As :func:`sweep` does, but SweepError.
         """
         check_copies(self._engine.model, ordered)
-        failures, told = dict[int, PhasefastError](), False
+        failures, told = dict[int, Exception](), False
         todo = {step: source for step, source in ordered.items() if step not in self._done}
         with loaded_in_turn(self._engine, todo, self._reader) as steps:
             for step in ordered.keys() - todo.keys():
@@ -139,11 +149,13 @@ class Sweeper:
                         self._measure(step, load)
                     except StoreError:
                         raise
-                    except PhasefastError as error:
-                        if isinstance(error, LASTING) and not self._measured:
+                    except Exception as error:
+                        if not self._measured and not (isinstance(error, PhasefastError) and may_pass(error)):
                             raise
                         failures[step] = error
-                    reason = f": {failures[step]}" if step in failures and not told else ""  # the first, seen at once
+                    reason = (
+                        f": {with_notes(failures[step])}" if step in failures and not told else ""
+                    )  # the first, seen at once
                     told = told or step in failures
                     update(index + 1, f"step {step}" + (f" failed{reason}" if step in failures else ""))
         return failures
@@ -188,20 +200,23 @@ def _share(ordered: Mapping[int, Source], shard: tuple[int, int] | None) -> dict
     """Every n-th checkpoint from the i-th on, where a shard (i, n) is given."""
     if shard is None:
         return dict(ordered)
-    index, count = shard if len(shard) == 2 else (0, 0)
-    if not (isinstance(index, int) and isinstance(count, int) and 0 <= index < count):
+    try:
+        index, count = map(operator.index, shard)
+    except (TypeError, ValueError):
+        index, count = 0, 0
+    if not 0 <= index < count:
         raise ArgumentError(f"shard: expected integers (i, n) with 0 <= i < n, got {shard!r}")
     return dict(list(ordered.items())[index::count])
 
 
-def _listed(failures: Mapping[int, PhasefastError], ordered: Mapping[int, Source]) -> Iterator[str]:
+def _listed(failures: Mapping[int, Exception], ordered: Mapping[int, Source]) -> Iterator[str]:
     """A line for each failure; those that differ in nothing but the name of the checkpoint share the first one's."""
     alike: dict[str, list[int]] = {}
     for step, error in failures.items():
-        alike.setdefault(str(error).replace(_name(step, ordered[step]), ""), []).append(step)
+        alike.setdefault(with_notes(error).replace(_name(step, ordered[step]), ""), []).append(step)
     for first, *others in alike.values():
         likewise = f"; likewise {len(others)} more: {_named(others)}" if others else ""
-        yield f"  step {first}: {failures[first]}{likewise}"
+        yield f"  step {first}: {with_notes(failures[first])}{likewise}"
 
 
 def _named(steps: Sequence[int]) -> str:

@@ -41,7 +41,7 @@ class Input:
     """The network's own input, flattened: its error is the reconstruction loss (arXiv 2312.06887, section 3)."""
 
     name: str = "input"
-    kind: TargetKind = "regression"
+    kind: TargetKind = field(default="regression", init=False)
 
     def columns(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
         """Inputs [n, p] and [m, p] float32; DataError for inputs that are not floating point."""
@@ -59,7 +59,12 @@ class Label:
 
     num_classes: int
     name: str = "label"
-    kind: TargetKind = "classes"
+    kind: TargetKind = field(default="classes", init=False)
+
+    def __post_init__(self) -> None:
+        if self.num_classes is None:
+            raise ArgumentError("Label: expected the number of classes, got None")
+        _check_kind(f"Label {self.name!r}", self.kind, self.num_classes)
 
     def columns(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
         """One-hot columns [n, k] and [m, k]; DataError where labels are missing or out of range."""

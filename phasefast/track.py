@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import operator
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, Unpack
@@ -12,9 +11,9 @@ from torch import nn
 
 from .checkpoints import state_hash
 from .engine import Engine
-from .errors import LASTING, ArgumentError, PhasefastError, StoreError
+from .errors import ArgumentError, StoreError, may_pass, with_notes
 from .notices import warn
-from .options import ProbeOptions
+from .options import ProbeOptions, checked_step
 from .scores import Scores
 from .stages.probe_set import ProbeSet
 from .store import check_weights, open_store, write_step
@@ -114,12 +113,7 @@ class PhaseTracker:
                 in a training that is resumed, which need not repeat what it lost bit by bit: one whose first call is
                 for a step above 1, but for that call itself and for ``on_error="raise"``.
         """
-        try:
-            step = operator.index(step)
-        except TypeError as error:
-            raise ArgumentError(f"step: expected the number of updates done, an integer, got {step!r}") from error
-        if step < 0:
-            raise ArgumentError(f"step: expected the number of updates done, >= 0, got {step}")
+        step = checked_step(step)
         first, repeated = self._start is None, step == self._before
         start = self._start = step if self._start is None else self._start
         before, self._before = step - 1 if self._before is None else self._before, step
@@ -142,10 +136,8 @@ class PhaseTracker:
             if self._out is not None:
                 write_step(self._out, scores, self._engine.config_hash, self._engine.settings)
         except Exception as error:
-            # Out of memory may pass, on the device (a RuntimeError) or not; what else a model raises will not.
-            passing = isinstance(error, (PhasefastError, RuntimeError, MemoryError)) and not isinstance(error, LASTING)
-            if self._on_error == "raise" or (not passing and self.seconds == 0):
+            if self._on_error == "raise" or (not may_pass(error) and self.seconds == 0):
                 raise
-            warn(" ".join([f"step {step} was not measured or not stored: {error}", *getattr(error, "__notes__", [])]))
+            warn(f"step {step} was not measured or not stored: {with_notes(error)}")
             return None
         return scores

@@ -8,6 +8,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from . import ops
+
 _GROUPS = 1_000
 _TIE = 1e-12  # of the deviation of a curve, or of its square
 
@@ -92,8 +94,15 @@ def _pools(curves: np.ndarray) -> _Pools:
     rows, size = curves.shape
     errors, levels = np.zeros((2, rows, size))
     starts = np.zeros((rows, size), dtype=np.int64)
-    before = np.zeros(rows)  # the error of all but the last level
     slack = _TIE * np.sqrt((curves**2).sum(axis=1))
+    (ops.function("pools") or _pool)(np.ascontiguousarray(curves), slack, errors, starts, levels)
+    return _Pools(errors, starts, levels)
+
+
+def _pool(curves: np.ndarray, slack: np.ndarray, errors: np.ndarray, starts: np.ndarray, levels: np.ndarray) -> None:
+    """What csrc/pools.h does, where it is not compiled."""
+    rows, size = curves.shape
+    before = np.zeros(rows)  # the error of all but the last level
     for i in range(size):
         level, start, own = curves[:, i].copy(), np.full(rows, i), np.zeros(rows)
         before = errors[:, i - 1].copy() if i else before
@@ -113,7 +122,6 @@ def _pools(curves: np.ndarray) -> _Pools:
             level[active] += gap * (more / (count + more))
             start[active], before[active] = begin, outside
         levels[:, i], starts[:, i], errors[:, i] = level, start, before + own
-    return _Pools(errors, starts, levels)
 
 
 def bootstrap(samples: np.ndarray, replicates: int, rng: np.random.Generator) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import Any, Unpack
 from torch import nn
 
 from .checkpoints import Reader, by_only_file, find_checkpoints, weights_files
-from .errors import ArgumentError, CheckpointError
+from .errors import ArgumentError, CheckpointError, with_notes
 from .notices import warn
 from .options import ProbeOptions
 from .scores import Scores
@@ -82,7 +82,7 @@ def _rounds(sweeper: Sweeper, folder: str | os.PathLike[str], every: float) -> I
         for step, error in sweeper.measure(ready).items() if ready else ():
             tries[step, written[step]] += 1
             if tries[step, written[step]] == 1:
-                warn(f"step {step} is tried again when it has changed: {error}")
+                warn(f"step {step} is tried again when it has changed: {with_notes(error)}")
             if tries[step, written[step]] < _TRIES:  # a disk may fail once
                 del known[step]
         if sweeper.steps != (seen or []):

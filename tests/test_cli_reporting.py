@@ -139,4 +139,4 @@ def test_runs_are_compared(run: Path, tmp_path: Path) -> None:
         ("features", "input"),
         ("features", "label"),
     ]
-    assert "expected the phases of two runs or more" in fails("compare", run)
+    assert "expected the directories of two runs or more" in fails("compare", run)

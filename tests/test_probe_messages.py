@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections import namedtuple
 from collections.abc import Callable
@@ -87,7 +88,7 @@ def test_an_approximation_that_was_not_made_is_said_once(
     x = torch.randn(n + 20, 1, 6, 6)
     targets = [pf.Input(), pf.Function(lambda x: x.flatten(1).repeat(1, 3 if n == 40 else 1), name="repeated")]
     probe_set = pf.ProbeSet.from_tensors(x[:n], None, x[n:], None)
-    states = dict.fromkeys((0, 1, 2), net.state_dict())
+    states = {step: copy.deepcopy(net.state_dict()) for step in (0, 1, 2)}
     shared = {"layers": "conv", "targets": targets, "alphas": [1e-3]}
     with pytest.warns(RuntimeWarning) as caught:
         scores = pf.sweep(net, states, probe_set, out=tmp_path, **shared, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import resource
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -72,7 +73,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_a_second_sweep_makes_no_coordinates_and_gives_the_same_bits(made: list[int], tmp_path: Path) -> None:
     model, data = network(), wide_data()
-    states = [model.state_dict(), network().state_dict()]
+    states = [copy.deepcopy(model.state_dict()), network().state_dict()]
     first = pf.sweep(model, states[:1], data, out=tmp_path)
     fresh = Engine(model, data).targets
     assert len(made) == 2

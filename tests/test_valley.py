@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.isotonic import IsotonicRegression
 
+from phasefast import ops, valley
 from phasefast.valley import order_test, valleys
 
 
@@ -71,3 +72,33 @@ def test_a_valley_of_many_steps_has_an_order_and_noise_has_none() -> None:
     steps = np.linspace(-1, 1, 400)
     assert order_test(steps**2 + 0.1 * rng.normal(size=400), 500, rng) < 0.01
     assert order_test(rng.normal(size=400), 500, rng) > 0.05
+
+
+@pytest.mark.skipif(ops.function("pools") is None, reason="the extension is not built")
+@pytest.mark.parametrize("size", [1, 2, 9, 60])
+@pytest.mark.parametrize("kind", ["walk", "noise", "ties", "flat"])
+def test_compiled_pools_are_those_of_python(size: int, kind: str) -> None:
+    curves = np.random.default_rng(size).normal(size=(50, size))
+    curves = {"walk": curves.cumsum(1), "noise": curves, "ties": np.round(curves), "flat": 0 * curves + 1}[kind]
+    slack = 1e-12 * np.sqrt((curves**2).sum(1))
+    found = []
+    for pool in (ops.function("pools"), valley._pool):
+        errors, levels = np.full((2, *curves.shape), np.nan)
+        starts = np.full(curves.shape, -1)
+        pool(curves, slack, errors, starts, levels)
+        found.append((errors, starts, levels))
+    for compiled, python in zip(*found, strict=True):
+        np.testing.assert_array_equal(compiled, python)
+
+
+@pytest.mark.skipif(ops.function("pools") is None, reason="the extension is not built")
+def test_compiled_pools_refuse_what_does_not_fit() -> None:
+    pools, curves, whole = ops.function("pools"), np.ones((3, 4)), np.ones((3, 4), dtype=np.int64)
+    with pytest.raises(ValueError, match="expected four matrices of one shape"):
+        pools(curves, np.ones(3), np.ones((3, 5)), whole, curves)
+    with pytest.raises(ValueError, match="a slack for each row"):
+        pools(curves, np.ones(2), curves, whole, curves)
+    with pytest.raises(TypeError):
+        pools(curves, np.ones(3), curves.astype(np.float32), whole, curves)
+    with pytest.raises(TypeError):
+        pools(curves, np.ones(3), np.ones((4, 3)).T, whole, curves)

@@ -46,7 +46,10 @@ def load_into(
     problems += [*_wrong_shapes(state, own)[:5], *_wrong_kinds(state, own)[:5], *_untied(state, own)[:5]]
     if problems:
         under = f" under {prefix!r}" if prefix else ""
-        raise CheckpointError(f"{name} does not fit {type(model).__name__}: it{under} " + "; it ".join(problems))
+        spare_keys = "; load= may leave keys out" if own.keys() <= state.keys() != own.keys() else ""
+        raise CheckpointError(
+            f"{name} does not fit {type(model).__name__}: it{under} " + "; it ".join(problems) + spare_keys
+        )
     try:
         model.load_state_dict(state)
     except RuntimeError as error:  # such as tensors that are sparse or without values

@@ -18,6 +18,10 @@ _OTHER = (
 )
 _ALONE = re.compile(f"(?:{_OTHER}){_NUMBER}", re.IGNORECASE)
 _EPOCH = re.compile(rf"(?<![a-z])epoch[-_=]?{_NUMBER}(?!_\d{{3}}(?!\d))", re.IGNORECASE)  # of epoch=3-val_loss=0.53
+# Of a day, and of a time after it: no steps.
+_DATE = re.compile(
+    r"(?<!\d)(?:19|20)\d\d(?P<apart>[-_.])\d\d(?P=apart)\d\d(?!\d)(?:[-_T]\d\d[-_.:h]\d\d(?:[-_.:m]\d\d)?(?!\d))?"
+)
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
 
 
@@ -27,7 +31,7 @@ def parse_step(name: str | os.PathLike[str]) -> int:
     Raises:
         CheckpointError: no step, or several numbers of which none is named.
     """
-    stem = stem_of(name)
+    stem = _undated(name)
     named, alone = _NAMED.findall(stem), _ALONE.findall(stem)
     for number, unit in named[-1:] or (alone if len(alone) == 1 else _EPOCH.findall(stem)[-1:]):
         step = Decimal(number) * _UNITS[unit.lower()]
@@ -49,7 +53,7 @@ def has_step(name: str | os.PathLike[str]) -> bool:
 
 def names_step(name: str | os.PathLike[str]) -> bool:
     """Whether the name has a word for steps before a number, which then cannot mean anything else."""
-    return _NAMED.search(stem_of(name)) is not None
+    return _NAMED.search(_undated(name)) is not None
 
 
 def named_after_step(path: Path) -> bool:
@@ -69,7 +73,12 @@ def named_by(path: Path) -> Path:
 
 
 def _has_word(path: Path) -> bool:
-    return names_step(path) or _EPOCH.search(stem_of(path)) is not None
+    return names_step(path) or _EPOCH.search(_undated(path)) is not None
+
+
+def _undated(name: str | os.PathLike[str]) -> str:
+    """The stem of a name without dates, of which the year or the hour might pass for a step."""
+    return _DATE.sub("", stem_of(name))
 
 
 def stem_of(name: str | os.PathLike[str]) -> str:

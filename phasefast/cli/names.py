@@ -57,13 +57,13 @@ def load_function(name: str) -> Callable[..., Any]:
 def _made(name: str, what: str, kind: type[Made]) -> Made:
     """What ``package.module:name`` is, or makes where it has to be called."""
     made = _import(name, what)
-    if kind is Target and inspect.isfunction(made) and _asks(made):
+    asks = callable(made) and _asks(made)
+    if kind is Target and inspect.isfunction(made) and asks:
         raise ArgumentError(f"{what} {name!r}: expected a target, got a function; take pf.Function({made.__name__})")
-    if not isinstance(made, kind) and callable(made):
-        try:
-            made = made()
-        except TypeError as error:
-            raise ArgumentError(f"{what} {name!r}: expected a callable without required arguments; {error}") from error
+    if callable(made) and (isinstance(made, type) or not isinstance(made, kind)):  # a class has what its instances have
+        if asks:
+            raise ArgumentError(f"{what} {name!r}: expected a callable without required arguments")
+        made = made()
     if not isinstance(made, kind):
         raise ArgumentError(f"{what} {name!r}: expected a {kind.__name__}, got {type(made).__name__}")
     return made
@@ -75,6 +75,8 @@ def _asks(function: Callable[..., Any]) -> bool:
         inspect.signature(function).bind()
     except TypeError:
         return True
+    except ValueError:  # of a builtin without a signature
+        return False
     return False
 
 

@@ -103,7 +103,7 @@ def read_npz(path: str | Path) -> Splits:
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files if archive[key].dtype.kind in "biuf"}
+            arrays = {key: found for key in archive.files if (found := archive[key]).dtype.kind in "biuf"}
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
     except (OSError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:

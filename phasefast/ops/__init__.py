@@ -1,10 +1,10 @@
 """The four ops of the core: compiled kernels where they are built, readable PyTorch everywhere else."""
 
 from . import reference
-from ._extension import bfloat16_is_fast, float32_is_fast
+from ._extension import bfloat16_is_fast, float32_is_fast, function
 from .capture import capture
 from .gram import gram
 from .residual import residual
 from .ridge_solve import ridge_solve
 
-__all__ = ["bfloat16_is_fast", "capture", "float32_is_fast", "gram", "reference", "residual", "ridge_solve"]
+__all__ = ["bfloat16_is_fast", "capture", "float32_is_fast", "function", "gram", "reference", "residual", "ridge_solve"]

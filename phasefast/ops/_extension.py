@@ -38,7 +38,7 @@ def _loaded() -> tuple[ModuleType | None, str | None]:
         return None, f"phasefast._C is not built for this Python; {_MEND}"
     except (ImportError, OSError, RuntimeError) as error:
         return None, f"phasefast._C does not load under torch {torch.__version__}: {error}; {_MEND}"
-    if not hasattr(module, "use_products"):
+    if not hasattr(module, "pools"):
         return None, f"phasefast._C is of an older version; {_MEND}"
     for op in OPS:
         torch.library.register_fake(f"phasefast::{op}", _fake)
@@ -71,15 +71,16 @@ def available() -> bool:
     return _load()[0] is not None
 
 
-def problem() -> str | None:
-    """Why the compiled ops are not used, and the mend; None where they are."""
-    return _load()[1]
-
-
 @functools.cache
 def compiled(op: str) -> Callable[..., None] | None:
     """The compiled op of that name, or None where the reference has to do."""
     return getattr(torch.ops.phasefast, op).default if available() else None
+
+
+def function(name: str) -> Callable[..., Any] | None:
+    """A function of the extension that is no op, or None where Python has to do."""
+    module, _ = _load()
+    return None if module is None else getattr(module, name)
 
 
 def bfloat16_is_fast(device: torch.device) -> bool:

@@ -116,6 +116,8 @@ def read_runs(
     Raises:
         As ``detect_phases``, ``compare_phases`` and ``read_phases`` do.
     """
+    if len(directories) < 2:
+        raise ArgumentError(f"expected the directories of two runs or more, got {[str(each) for each in directories]}")
     names = run_names(directories)
     scores = {}
     for name, directory in zip(names, directories, strict=True):

@@ -106,9 +106,7 @@ def discover_layers(
         shapes.add(first.dim())
         if first.dim() == 3 and positions_last(module, first.shape)[1]:
             unclear.append(name)
-        shape = (x.shape[1], *(pool for _ in x.shape[2:])) if pool else x.shape[1:]
-        dim = int(torch.Size(shape).numel())
-        found.append(Layer(name if call == 0 else f"{name}:{call}", name, call, dim))
+        found.append(Layer(name if call == 0 else f"{name}:{call}", name, call, _width(x, pool)))
 
     with _hooks(model, names, record) as reset:
         reset()
@@ -216,6 +214,11 @@ class _Spool:
         Where it is within one standard deviation of zero little cancels, and the activations are kept unrounded.
         """
         rows = self.rows[split][start:stop]
+        if (width := _width(x, pool)) != self.layer.dim:
+            raise LayerError(
+                f"layer {self.layer.name!r}: {self.layer.dim} features of each sample in the first batch, {width} in "
+                "another, as of sequences that are cut; tokens='mean', 'cls' or 'last' gives all samples as many"
+            )
         if self.shift is None:
             zero = torch.zeros(self.layer.dim, dtype=torch.float32, device=rows.device)
             first, square = torch.zeros_like(self.heldout_sum), torch.zeros_like(self.heldout_sum)
@@ -250,6 +253,11 @@ class _Spool:
         assert self.shift is not None
         fit, heldout = self.rows["fit"], self.rows["heldout"]
         return Activations(self.layer, fit, heldout, self.shift, self.sums, rounded=fit.dtype == torch.bfloat16)
+
+
+def _width(x: Tensor, pool: int) -> int:
+    """How many features a sample of an output [b, ...] has."""
+    return int(torch.Size((x.shape[1], *(pool for _ in x.shape[2:])) if pool else x.shape[1:]).numel())
 
 
 @contextmanager

@@ -18,7 +18,8 @@ from ..types import Layer, Route
 Selection = Literal["gcv", "folds", "loo"]
 ForcedRoute = Literal["primal", "dual", "eigen", "target-free"]
 FORCED_ROUTES: tuple[ForcedRoute, ...] = get_args(ForcedRoute)
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS = {"B": 1, **{f"{x}B": 10 ** (3 * i) for i, x in enumerate("KMGT", 1)}}
+_UNITS |= {f"{x}IB": 2 ** (10 * i) for i, x in enumerate("KMGT", 1)}
 _SHARE_OF_FREE_MEMORY = 0.7
 # How many operations of large float32 products take the time of one of these; measured on CPUs, for choosing only.
 _DOUBLE, _CHOLESKY, _EIGEN = 2.0, 2.0, 4.0
@@ -294,13 +295,14 @@ def memory_budget(memory: str | float | None, device: torch.device) -> int:
     """
     if memory is None:
         return int(_SHARE_OF_FREE_MEMORY * _free_memory(device))
-    if isinstance(memory, (int, float)):
+    if isinstance(memory, (int, float)) and 0 < memory < math.inf:
         return int(memory)
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([KMGT]?B?)\s*", memory.upper()) if isinstance(memory, str) else None
+    match = (
+        re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*((?:[KMGT]I?)?B?)\s*", memory.upper()) if isinstance(memory, str) else None
+    )
     if match is None:
-        raise ArgumentError(f"memory: expected bytes or a text such as '8GB', got {memory!r}")
-    unit = match[2] if match[2].endswith("B") or not match[2] else f"{match[2]}B"
-    return int(float(match[1]) * _UNITS[unit])
+        raise ArgumentError(f"memory: expected bytes, or a text such as '8GB', got {memory!r}")
+    return int(float(match[1]) * _UNITS[match[2].removesuffix("B") + "B"])
 
 
 def _free_memory(device: torch.device) -> int:

@@ -259,7 +259,7 @@ def _check_split(split: str, inputs: Tensor, labels: Tensor | None, minimum: int
     labels = as_numbers(f"{split}_labels", labels)
     if labels.shape != (len(inputs),):
         raise DataError(f"{split}_labels: expected shape ({len(inputs)},) like the inputs, got {tuple(labels.shape)}")
-    if labels.is_floating_point() or labels.dtype == torch.bool:
+    if labels.is_floating_point():
         raise DataError(f"{split}_labels: expected integers, got {labels.dtype}; other numbers are given as values=")
     return labels.long()
 

@@ -71,7 +71,7 @@ def arguments() -> dict[str, tuple]:
 
 
 def test_built():
-    assert _extension.available(), _extension.problem()
+    assert _extension.available(), _extension.build_info()["problem"]
     info = _extension.build_info()
     assert info["compiled"] is True
     assert info["problem"] is None
@@ -106,7 +106,7 @@ def test_environment_forces_the_reference():
     code = (
         "import torch; from phasefast.ops import _extension, gram; g = torch.zeros(2, 2); c = torch.zeros(2, 1);"
         "gram([torch.ones(3, 2)], torch.ones(3, 1), [g], [c]);"
-        "print(_extension.available(), _extension.problem(), c.sum().item())"
+        "print(_extension.available(), _extension.build_info()['problem'], c.sum().item())"
     )
     run = python(code, ROOT, PHASEFAST_REFERENCE="1")
     assert run.returncode == 0, run.stderr
@@ -125,7 +125,7 @@ def test_absent_or_broken_library_gives_a_message(tmp_path, broken):
         "import torch, phasefast; from phasefast.ops import _extension, capture; r = torch.zeros(2, 3);"
         "s = torch.zeros(3, dtype=torch.float64);"
         "capture([torch.ones(2, 3)], [torch.zeros(3)], [0], [r], [s], [s.clone()]);"
-        "print(phasefast.__file__, _extension.available(), s.sum().item(), _extension.problem())"
+        "print(phasefast.__file__, _extension.available(), s.sum().item(), _extension.build_info()['problem'])"
     )
     run = python(code, tmp_path, PYTHONPATH=str(tmp_path))
     assert run.returncode == 0, run.stderr

@@ -55,7 +55,7 @@ def test_unusable_tensors_are_named(arguments: tuple, words: str) -> None:
     [
         (Pairs(5), {"n_fit": 6}, "n_fit: expected between 1 and the 5"),
         (Pairs(0), {}, "n_fit"),
-        (Pairs(5, {"x": torch.zeros(2)}), {}, "expected inputs that are tensors, got dict"),
+        (Pairs(5, {"x": torch.zeros(2)}), {}, r"sample \d: expected \(input, label\), got a dict of \['x'\]"),
         (Pairs(5, ()), {}, "expected inputs that are tensors, got tuple"),
         (Pairs(5, (torch.zeros(2), 1, 2)), {}, r"\(input, label, {name: value}\), got \(Tensor, int, int\)"),
         (Pairs(5, (torch.zeros(2), 0.5)), {}, r"labels that are integers or None, got 0.5; other .* \(input, None, "),
