@@ -12,6 +12,10 @@ from phasefast.errors import CheckpointError
     ("name", "step"),
     [
         ("step_128.pt", 128),
+        ("2024-05-01_12-30-00_step500.pt", 500),
+        ("ckpt_2024_05_01T12:30_500.pt", 500),
+        ("step_2024.pt", 2024),
+        ("step_2024-0.5.pt", 2024),
         ("iter-000128.pth", 128),
         ("checkpoint-48000", 48_000),
         ("epoch=3-step=500.ckpt", 500),
@@ -49,6 +53,8 @@ def test_a_step_is_read_as_it_is_meant(name: str, step: int) -> None:
     "name",
     [
         "last.ckpt",
+        "ckpt_2024-05-01_12-00-00.pt",
+        "model-2024.05.01.pt",
         "resnet18.pt",
         "step1e3.pt",
         "step1.5.pt",

@@ -1,0 +1,161 @@
+"""What cannot be used is refused before any work, by name, whoever asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import phasefast as pf
+from phasefast.cli.names import load_model, load_targets
+from phasefast.errors import ArgumentError, DataError, LayerError, SweepError
+from phasefast.stages.plan import memory_budget
+from tests.conftest import SmallNet
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"run": 3}, "run: expected a str, got int"),
+        ({"step": "last"}, "step: expected the number of updates done, an integer, got 'last'"),
+        ({"step": 1.5}, "got 1.5"),
+        ({"step": -3}, ">= 0, got -3"),
+        ({"memory": -1}, "memory: expected bytes"),
+        ({"memory": float("nan")}, "memory: expected bytes"),
+        ({"alphas": {1e-3, 1.0}}, "alphas: expected a list, whose order"),
+        ({"targets": {"input"}}, "targets: expected a list"),
+        ({"batchnorm": "none"}, "batchnorm: expected one of"),
+    ],
+    ids=str,
+)
+def test_options_of_a_probe(net: SmallNet, probe_set: pf.ProbeSet, options: dict[str, Any], match: str) -> None:
+    with pytest.raises(ArgumentError, match=match):
+        pf.probe(net, probe_set, layers="conv", **options)
+
+
+@pytest.mark.parametrize("shard", [3, "0/4", (1,), (0, 1.5)])
+def test_shards(net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path, shard: Any) -> None:
+    with pytest.raises(ArgumentError, match="shard: expected integers"):
+        pf.sweep(net, {0: net.state_dict()}, probe_set, out=tmp_path, shard=shard)
+
+
+@pytest.mark.parametrize("classes", ["3", 3.0, 0, -1, None, True])
+def test_classes_of_a_label(classes: Any) -> None:
+    with pytest.raises(ArgumentError, match="Label"):
+        pf.Label(classes)
+
+
+@pytest.mark.parametrize(("text", "size"), [("8GB", 8e9), ("8GiB", 2**33), ("1.5 kb", 1500), ("2M", 2e6), ("7", 7)])
+def test_sizes_of_memory(text: str, size: float) -> None:
+    assert memory_budget(text, torch.device("cpu")) == size
+
+
+def broken() -> nn.Module:
+    return nn.Linear("a", 3)  # type: ignore[arg-type]
+
+
+def test_errors_of_a_factory_are_its_own() -> None:
+    with pytest.raises(TypeError, match="empty"):
+        load_model(f"{__name__}:broken")
+    with pytest.raises(ArgumentError, match="expected a callable without required arguments"):
+        load_model("torch.nn:Linear")
+
+
+def test_a_class_of_targets_is_made_one(probe_set: pf.ProbeSet) -> None:
+    assert load_targets(["phasefast:Input"], probe_set) == [pf.Input()]
+    with pytest.raises(ArgumentError, match="without required arguments"):
+        load_targets(["phasefast:Label"], probe_set)
+
+
+def test_probe_sets_are_themselves_alone(probe_set: pf.ProbeSet) -> None:
+    other = pf.ProbeSet.from_tensors(torch.randn(9, 2), None, torch.randn(9, 2), None)
+    assert probe_set == probe_set
+    assert probe_set != other
+    assert len({probe_set, other}) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        (lambda x: {"pixel_values": x, "label": 1}, DataError, r"sample \d+: expected \(input, label\), got a dict of"),
+        (lambda x: (x.tolist(), 1), DataError, r"sample \d+: expected inputs that are tensors, got list"),
+        (lambda x: (x, 0.5), DataError, r"sample \d+: expected labels that are integers"),
+        (lambda x: (x / 0, 1), DataError, r"fit: expected finite values, got NaN or Inf in sample \d+"),
+    ],
+)
+def test_samples_of_a_data_set_are_named(change: Callable[[Tensor], Any], error: type[Exception], match: str) -> None:
+    good = [(torch.ones(3), 0)] * 8
+    with pytest.raises(error, match=match):
+        pf.ProbeSet.from_dataset([change(torch.ones(3)) for _ in range(8)], good)
+
+
+@pytest.mark.parametrize("count", ["5", 0.5, 0, 9])
+def test_numbers_of_samples(count: Any) -> None:
+    with pytest.raises(DataError, match="n_fit: expected between 1 and the 8 samples"):
+        pf.ProbeSet.from_dataset([(torch.ones(3), 0)] * 8, [(torch.ones(3), 0)] * 8, n_fit=count)
+
+
+def test_arrays_and_boolean_labels_are_taken_from_data_sets_and_tensors() -> None:
+    numbers = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+    of_set = pf.ProbeSet.from_dataset([(row, bool(i % 2)) for i, row in enumerate(numbers)], [(numbers[0] + 1, True)])
+    labels = torch.arange(8) % 2 == 1
+    given = pf.ProbeSet.from_tensors(torch.from_numpy(numbers), labels, torch.from_numpy(numbers[:1] + 1), labels[1:2])
+    for found in (of_set, given):
+        assert found.fit_labels is not None
+        assert found.fit_labels.dtype == torch.int64
+        assert sorted(found.fit_labels.tolist()) == [0] * 4 + [1] * 4
+    assert torch.equal(of_set.fit_inputs.sort(0)[0], given.fit_inputs.sort(0)[0])
+
+
+class Trimmed(nn.Module):
+    """Cuts its batches to their longest sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.out = nn.Embedding(50, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.embed(x[:, : int((x != 0).sum(1).max())]).mean(1))
+
+
+def test_sequences_that_a_model_cuts_are_told() -> None:
+    tokens = torch.randint(1, 50, (300, 12), generator=torch.Generator().manual_seed(0))
+    tokens[:150, 6:] = 0
+    probe_set = pf.ProbeSet(tokens[:200], tokens[:200, 0] % 5, tokens[200:], tokens[200:, 0] % 5)
+    with pytest.raises(LayerError, match="'embed': 48 features of each sample in the first batch, 96 in another"):
+        pf.probe(Trimmed(), probe_set, layers="embed", batch_size=50)
+    scores = pf.probe(Trimmed(), probe_set, layers="embed", batch_size=50, tokens="mean", padding=0)
+    assert scores.layers == ["embed"]
+
+
+class Fragile(SmallNet):
+    """Its forward breaks for some weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if float(self.head.bias.sum()) > 100:
+            raise RuntimeError("no convergence")
+        return super().forward(x)
+
+
+def test_an_error_of_the_model_at_one_checkpoint_spares_the_others(probe_set: pf.ProbeSet, tmp_path: Path) -> None:
+    states = {step: Fragile().state_dict() for step in range(3)}
+    states[1]["head.bias"] += 1000
+    with pytest.raises(SweepError, match="1 of 3 checkpoints failed, the other 2 are stored") as caught:
+        pf.sweep(Fragile(), states, probe_set, out=tmp_path / "out", layers="conv")
+    assert "step 1: RuntimeError: no convergence" in str(caught.value)
+    assert pf.read_scores(tmp_path / "out").steps == [0, 2]
+    with pytest.raises(RuntimeError, match="no convergence"):  # at the first one it may be the same for all
+        pf.sweep(Fragile(), {5: states[1], 6: states[0]}, probe_set, out=tmp_path / "other", layers="conv")
+
+
+def test_a_single_name_is_a_pattern_too(net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path) -> None:
+    states = {step: SmallNet().state_dict() for step in range(3)}
+    scores = pf.sweep(net, states, probe_set, out=tmp_path, layers=["conv", "hidden"], alphas=[0.1])
+    (cell,) = pf.detect_phases(scores, layers="hidden", targets="input")
+    assert (cell.layer, cell.target) == ("hidden", "input")
+    assert scores.select("conv", "label").layers[:1] == ["conv"]
