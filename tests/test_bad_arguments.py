@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import phasefast as pf
 from phasefast.cli.names import load_model, load_targets
-from phasefast.errors import ArgumentError, DataError, LayerError, SweepError
+from phasefast.errors import ArgumentError, DataError, SweepError
 from phasefast.stages.plan import memory_budget
 from tests.conftest import SmallNet
 
@@ -110,27 +110,6 @@ def test_arrays_and_boolean_labels_are_taken_from_data_sets_and_tensors() -> Non
         assert found.fit_labels.dtype == torch.int64
         assert sorted(found.fit_labels.tolist()) == [0] * 4 + [1] * 4
     assert torch.equal(of_set.fit_inputs.sort(0)[0], given.fit_inputs.sort(0)[0])
-
-
-class Trimmed(nn.Module):
-    """Cuts its batches to their longest sequence."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed, self.out = nn.Embedding(50, 8), nn.Linear(8, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.embed(x[:, : int((x != 0).sum(1).max())]).mean(1))
-
-
-def test_sequences_that_a_model_cuts_are_told() -> None:
-    tokens = torch.randint(1, 50, (300, 12), generator=torch.Generator().manual_seed(0))
-    tokens[:150, 6:] = 0
-    probe_set = pf.ProbeSet(tokens[:200], tokens[:200, 0] % 5, tokens[200:], tokens[200:, 0] % 5)
-    with pytest.raises(LayerError, match="'embed': 48 features of each sample in the first batch, 96 in another"):
-        pf.probe(Trimmed(), probe_set, layers="embed", batch_size=50)
-    scores = pf.probe(Trimmed(), probe_set, layers="embed", batch_size=50, tokens="mean", padding=0)
-    assert scores.layers == ["embed"]
 
 
 class Fragile(SmallNet):
