@@ -14,20 +14,23 @@ from .decoding import Method, PenaltyPer, Splits
 from .engine import FOLDS
 from .errors import ArgumentError, PhasefastError
 from .options import as_tuple, check_options, resolve_device
+from .scoring import score_cells
 from .stages.capture import FIRST_ROWS, RowOptions, discover_layers, model_inputs, rows_dtype
 from .stages.layers import Layers, check_usable, given_names, select_layers, unwrap
 from .stages.plan import Cost, ForcedRoute, Problem, Selection, fitting_cost, group_layers, memory_budget
 from .stages.preserve import preserved
-from .stages.targets import PROBE_COLUMNS, SKETCH_COLUMNS
-from .systems import DEFAULT_ALPHAS, Penalties
-from .types import Layer, TokenMode
+from .stages.targets import PROBE_COLUMNS, SKETCH_COLUMNS, build_targets
+from .systems import DEFAULT_ALPHAS, Penalties, fold_sums
+from .target_types import Input
+from .types import Activations, Layer, TokenMode
 
 _SIZE = 2048
 
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """One layer's cost per checkpoint; ``seconds``: expected, at the rate of this machine's matrix products.
+    """One layer's cost per checkpoint; ``seconds``: expected, at the rate of this machine's matrix products, and what
+    the smallest layer takes.
 
     ``forward_pass``: number, from 1, of the pass over the data in which it is captured.
     """
@@ -107,15 +110,32 @@ def plan(
     problem = method.posed(sizes, targets=(width > 0) + (classes > 0))
     budget = memory_budget(memory, where)
     groups = group_layers(found, problem, budget, route)
-    rate = _product_rate(where)
+    rate, least = _product_rate(where), _least_seconds(method, where)
     entries = [(layer, index) for index, group in enumerate(groups, 1) for layer in group]
     costs = [(layer, fitting_cost(layer.dim, problem, budget, route), index) for layer, index in entries]
-    return [LayerPlan(layer, cost, cost.work / rate, index) for layer, cost, index in costs]
+    return [LayerPlan(layer, cost, least + cost.work / rate, index) for layer, cost, index in costs]
+
+
+def _least_seconds(method: Method, device: torch.device) -> float:
+    """What decoding and scoring a few features takes, the best of three: mostly Python, and launches on a GPU."""
+    n, m, d = 64, 16, 8
+    rows = torch.randn(n + m, d, generator=torch.Generator().manual_seed(0))
+    folds = [n * i // FOLDS for i in range(FOLDS + 1)]
+    targets = build_targets([Input()], (rows[:n], None), (rows[n:], None), folds, device)
+    rows = rows.to(device)
+    cell = Activations(Layer("", "", 0, d), rows[:n], rows[n:], rows.new_zeros(d), fold_sums(rows[:n], folds))
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        for _score in score_cells([cell], targets, method):
+            pass
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
 
 
 def _product_rate(device: torch.device) -> float:
     """FLOP/s of float32 matrix products, the best of three."""
-    matrix = torch.randn(_SIZE, _SIZE, device=device)
+    matrix = torch.ones(_SIZE, _SIZE, device=device)
     seconds = []
     for _ in range(4):
         start = time.perf_counter()

@@ -125,7 +125,7 @@ def test_plan_is_what_a_measurement_does(net: SmallNet, probe_set: pf.ProbeSet) 
         entry = planned[cell.layer.name]
         assert entry.layer == cell.layer
         assert entry.cost == engine.method.cost(cell, engine.targets)
-        assert entry.seconds > 0
+        assert entry.seconds > 1e-4  # what Python takes alone
     wide = Engine(net.double(), probe_set, layers=layers)
     doubles = [entry.cost for entry in pf.plan(net, torch.randn(1, 6, 6).double(), 150, 60, classes=3, layers=layers)]
     assert doubles == [wide.method.cost(cell, wide.targets) for cell in wide.activations()]
