@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .dense import fetched, inner, left_product, product, wide_rows
+from .dense import centred_left_product, centred_product, fetched, inner, product, wide_rows
 from .systems import Solution, System
 from .timeline import stage
 from .types import Activations, Probe, ProbeColumns, TargetBlock, TargetMatrix
@@ -111,7 +111,7 @@ def certify(cell: Activations, system: System, targets: TargetMatrix, parts: Seq
     pairs = zip(parts, residual.split(sizes, 1), strict=True)
     correction = torch.cat([part.solution.apply_inverse(own) for part, own in pairs], 1)
     both = torch.cat([wz, correction], 1)
-    predicted, moved = (product(cell.heldout, both) - system.row_mean @ both).split(wz.shape[1], 1)
+    predicted, moved = centred_product(cell.heldout, system.row_mean, both).split(wz.shape[1], 1)
     lost, kept = _changed(own_columns.heldout - mean - predicted, moved)
     # The same on the fit rows, without another pass: found = A'(T - A W), and (G + penalty I) correction = residual.
     lost_fit = (correction * (residual - 2 * found - penalty * correction)).sum(0)
@@ -178,7 +178,7 @@ def exact_combinations(
         weights = solution.apply_inverse(gradient(cell, system, probe.fit, mean, nothing)[0])
     found, missed = gradient(cell, system, probe.fit, mean, weights)
     wz = weights + solution.apply_inverse(found - solution.penalty * weights)
-    predicted = product(cell.heldout, wz) - system.row_mean @ wz
+    predicted = centred_product(cell.heldout, system.row_mean, wz)
     blurred = _blurred(cell, system, solution, wz, missed)
     return ExactCombinations(solution, probe, wz, probe.heldout - mean, predicted, blurred)
 
@@ -214,9 +214,9 @@ def _blurred(cell: Activations, system: System, solution: Solution, weights: Ten
     rows, features = (
         torch.randint(0, 2, (_SIGNS, size), generator=random).mul_(2).sub_(1).to(weights) for size in fit.shape
     )
-    back = left_product(rows, fit).addr_(rows.sum(1), system.row_mean, alpha=-1)
+    back = centred_left_product(rows, fit, system.row_mean)
     turned = solution.apply_inverse(torch.cat([back, features * variance.sqrt()]).mT)
-    moved = product(heldout, turned) - system.row_mean @ turned
+    moved = centred_product(heldout, system.row_mean, turned)
     by_rows, by_misses = (
         part.square().sum() / _SIGNS * len(cell.heldout) / len(heldout) for part in moved.split(_SIGNS, 1)
     )

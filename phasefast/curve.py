@@ -210,13 +210,10 @@ class Curve:
         near = np.flatnonzero(self.fit <= self.fit.min() + margin)
         return int(near[0]), int(near[-1]) if "increase" in kinds else len(self.fit) - 1
 
-    def evidence(self, spans: Sequence[Span]) -> dict[str, Any]:
+    def evidence(self) -> dict[str, Any]:
         """What the decision rests on, ready for JSON."""
-        kinds = [span.kind for span in spans]
         places = {"first": 0, "minimum": self.minimum, "last": -1}
         return {
-            "decrease": "decrease" in kinds,
-            "increase": "increase" in kinds,
             "order_p": self.order_p,
             "step_noise": self.noise,
             "needed": {"decrease": self._asked(self._descent()), "increase": self._asked(self._ascent())},

@@ -128,6 +128,23 @@ def left_product(left: Tensor, matrix: Tensor) -> Tensor:
     return total
 
 
+def centred_product(rows: Tensor, mean: Tensor, right: Tensor) -> Tensor:
+    """(rows - mean) right in float64: of rows [n, d] of any float type, mean [d] and right [d, k] float64."""
+    return product(rows, right) - mean @ right
+
+
+def centred_left_product(left: Tensor, rows: Tensor, mean: Tensor) -> Tensor:
+    """left (rows - mean) in float64, of left [c, n] float64, likewise."""
+    return left_product(left, rows).addr_(left.sum(1), mean, alpha=-1)
+
+
+def cholesky(matrix: Tensor) -> Tensor | None:
+    """The lower factor of a matrix, of which the lower triangle counts; None where there is none."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    whole = int(failed) == 0 and bool(factor.diagonal().isfinite().all())  # some LAPACKs let NaN pass
+    return factor if whole else None
+
+
 def substitute(factor: Tensor, rhs: Tensor, back: bool = True) -> Tensor:
     """factor^-1 rhs [d, c] in the factor's dtype, and then factor'^-1 of that, unless ``back`` is false.
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .dense import aligned_empty, converted_rows
+from .dense import aligned_empty, cholesky, converted_rows
 
 _COLUMNS = 1024
 # Of the largest squared length. A jitter is one more feature for each row, of the rounding's own size.
@@ -48,8 +48,6 @@ def _factor(inner: Tensor) -> Tensor | None:
     largest, before = diagonal.max(), diagonal.clone()
     for jitter in _JITTERS:
         diagonal.copy_(before + jitter * largest)
-        factor: Tensor
-        factor, failed = torch.linalg.cholesky_ex(inner)
-        if int(failed) == 0 and bool(factor.diagonal().isfinite().all()):
+        if (factor := cholesky(inner)) is not None:
             return factor
     return None

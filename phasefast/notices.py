@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable
 
 _INSIDE = (__name__.partition(".")[0], "contextlib")
+_MOST = 5  # names that are shown
 
 
 def warn(text: str) -> None:
@@ -17,7 +18,7 @@ def warn(text: str) -> None:
     warnings.warn(text, RuntimeWarning, stacklevel=level)
 
 
-def shown(names: Iterable[str], most: int = 5) -> str:
+def shown(names: Iterable[str]) -> str:
     """Names as part of a message, the first few of many."""
     listed = sorted(names)
-    return f"{listed[:most]}{' ...' if len(listed) > most else ''}"
+    return f"{listed[:_MOST]}{' ...' if len(listed) > _MOST else ''}"

@@ -14,6 +14,7 @@ PhaseKind = Literal["constant", "decrease", "increase"]
 KINDS: tuple[PhaseKind, ...] = get_args(PhaseKind)
 NOT_THERE = "-"
 FEW_SAMPLES = 30  # of which percentiles of bootstrap means cover less than they say
+_REASONS = 4  # that are said below a table
 FEW_STEPS = 8  # fewer have too few orders to test: of 7, even a perfect valley has p = .025 to .07
 
 
@@ -97,7 +98,7 @@ def looked_up(cells: Iterable[_Found], layer: str, target: str) -> _Found:
     return there[layer, target]
 
 
-def phase_notes(cells: Sequence[CellPhases], most: int = 4) -> list[str]:
+def phase_notes(cells: Sequence[CellPhases]) -> list[str]:
     """What is to be said below a table of cells: what ``+`` means, and why layers show no change, at most so many.
 
     Those without any phase come first; targets are named where there is more than one.
@@ -121,8 +122,8 @@ def phase_notes(cells: Sequence[CellPhases], most: int = 4) -> list[str]:
         for cell in sorted(cells, key=lambda cell: bool(cell.phases))
         if cell.why
     ]
-    if (left := len(reasons) - most) > 0:
-        reasons[most:] = [f"and {left} more: cell.why, or phases.json, has the reasons"]
+    if (left := len(reasons) - _REASONS) > 0:
+        reasons[_REASONS:] = [f"and {left} more: cell.why, or phases.json, has the reasons"]
     return notes + reasons
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .dense import Factor, aligned_empty, inner, multiplies_fast, row_chunk, strips
+from .dense import Factor, aligned_empty, inner, left_product, multiplies_fast, row_chunk, strips
 from .errors import ArgumentError, SolveError
 from .types import Activations, Moments, TargetMatrix
 from .workspace import give_back
@@ -99,6 +99,10 @@ class System:
     def target_mean(self) -> Tensor:
         """[p] float64."""
         return self.moments.target_sum / self.moments.count
+
+    def offset(self, weights: Tensor, columns: slice | Tensor = slice(None)) -> Tensor:
+        """What weights [d, p] predict these target columns with beside the rows, [p] float64."""
+        return self.target_mean[columns] - left_product(self.row_mean[None], weights)[0]
 
     @cached_property
     def diagonal(self) -> Tensor:

@@ -175,6 +175,11 @@ class Activations:
     route: Route = "primal"
     rounded: bool = False
 
+    @cached_property
+    def mean(self) -> torch.Tensor:
+        """Of the stored fit rows, [d] float64."""
+        return self.sums.sum(0) / len(self.fit)
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -194,7 +199,6 @@ class Statistics:
     The cross moments of ``total`` see all target columns, those of ``folds`` the sketched ones.
     """
 
-    layer: Layer
     dtype: torch.dtype
     total: Moments
     folds: tuple[Moments, ...]

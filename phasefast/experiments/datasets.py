@@ -49,14 +49,13 @@ class Splits(NamedTuple):
         return tuple(self.fit_inputs.shape[1:])
 
 
-def load(name: str, *, file: str | Path | None = None, root: str | Path = "data", seed: int = 0) -> Splits:
+def load(name: str, *, file: str | Path | None = None, root: str | Path = "data") -> Splits:
     """A data set by name, ready for training.
 
     Args:
         name: ``digits``, ``cifar10``, ``cifar100``, ``mnist``, ``fashion-mnist``; any name where ``file`` is given.
         file: an ``.npz`` to read the images from instead, see :func:`read_npz`.
         root: where torchvision looks for its data sets, and downloads those that are missing.
-        seed: of the split of the digits.
 
     Raises:
         ArgumentError: no such data set. DataError: a file that does not hold one. DependencyError: a missing package.
@@ -64,7 +63,7 @@ def load(name: str, *, file: str | Path | None = None, root: str | Path = "data"
     if file is not None:
         return _normalised(read_npz(file), name)
     if name == "digits":
-        return digits(seed)
+        return digits()
     if name not in _TORCHVISION:
         raise ArgumentError(f"data set {name!r}: expected one of {DATASETS}, or an .npz file of images and labels")
     return _normalised(_from_torchvision(name, root), name)

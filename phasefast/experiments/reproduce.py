@@ -116,7 +116,7 @@ def reproduce(
             extra=functions,
         )
         measured.append(sweeps)
-        results["seeds"].append(_summary(sweeps, data, setting, model, others, folder))
+        results["seeds"].append(_summary(sweeps, setting, model, others, folder))
         if first and decoders:
             place_of_decoders = folder / f"seed-{seed}" / "decoders.json"
             results["decoders"] = _compare_decoders(model, checkpoints, data, sweeps.features, place_of_decoders)
@@ -129,7 +129,7 @@ def reproduce(
 
 
 def _summary(
-    sweeps: Measured, data: Splits, setting: Setting, model: nn.Module, others: Sequence[OtherTask], folder: Path
+    sweeps: Measured, setting: Setting, model: nn.Module, others: Sequence[OtherTask], folder: Path
 ) -> dict[str, Any]:
     """What one seed gives: curves, phases, back-tests and fine-tuning."""
     layers, cell = sweeps.layers, sweeps.phases.cell(sweeps.features)

@@ -24,13 +24,12 @@ def capture(
     for x, shift, pool, row, total, square in zip(activations, shifts, pools, rows, sums, squares, strict=True):
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         if pool:
-            spatial = wide.flatten(2) if wide.dim() > 5 else wide
             pooling = (
                 torch.nn.functional.adaptive_avg_pool1d,
                 torch.nn.functional.adaptive_avg_pool2d,
                 torch.nn.functional.adaptive_avg_pool3d,
-            )[spatial.dim() - 3]
-            wide = pooling(spatial, pool)
+            )[wide.dim() - 3]
+            wide = pooling(wide, pool)
         row.copy_(wide.flatten(1) - shift)
         stored = row.double()
         total += stored.sum(0)

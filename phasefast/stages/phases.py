@@ -153,7 +153,7 @@ def detect_curve(
         minimum_ci=(int(low), int(high)),
         stop_window=(int(kept[window[0]]), int(kept[window[1]])) if window else None,
         evidence={
-            **curve.evidence(spans),
+            **curve.evidence(),
             "reason": reason,
             "steps": steps.tolist(),
             "left_out": steps[odd].tolist(),

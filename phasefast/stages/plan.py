@@ -102,11 +102,6 @@ class _Sum:
         self.double += flops
         self.add(flops, _DOUBLE * weight)
 
-    def merge(self, other: _Sum) -> None:
-        self.flops += other.flops
-        self.double += other.double
-        self.work += other.work
-
 
 def routes(dim: int, problem: Problem, forced: ForcedRoute | None = None) -> list[Cost]:
     """All routes that give what is asked for, the one of least work first.

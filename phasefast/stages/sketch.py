@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from .. import ops
-from ..dense import converted_rows, inner, left_product, product
+from ..dense import centred_left_product, centred_product, cholesky, converted_rows, inner
 from ..systems import fold_sums
 from ..types import Activations, BlockFit, TargetMatrix
 
@@ -31,12 +31,11 @@ class Measured:
     """Where the squared errors of the exact decoder of one target lie: sums over all rows and columns.
 
     Attributes:
-        fit: lower and upper end. heldout: likewise. steps: of the iteration that found them.
+        fit: lower and upper end. heldout: likewise.
     """
 
     fit: tuple[float, float]
     heldout: tuple[float, float]
-    steps: int
 
 
 def sketch_features(cell: Activations, folds: Sequence[int], size: int) -> Activations:
@@ -127,24 +126,26 @@ def _measure(
     columns: int,
 ) -> Measured | None:
     own, penalty = slice(fit.block.start, fit.block.stop), fit.penalty
-    mean = targets.sums.sum(0)[own] / len(targets.fit)
+    mean = targets.mean[own]
     directions, known = _directions(targets.fit[:, own], mean, inverse, columns)
-    wanted, beyond = (_times(matrix[:, own], mean, directions) for matrix in (targets.fit, targets.heldout))
+    columns_of_both = (targets.fit[:, own], targets.heldout[:, own])
+    wanted, beyond = (centred_product(matrix, mean, directions.mT).mT for matrix in columns_of_both)
     weights = torch.full_like(wanted[:, 0], 1 / max(len(directions) - known, 1))
     weights[:known] = 1
     allowed = [_SLACK * max(total, _TINY) for total in totals]
     exact = _iterate(cell, (wanted, beyond), penalty, inverse, weights, allowed)
     if exact is None:
         return None
-    lefts, slacks, steps = exact
-    coefficients, shift = inverse(wanted), sketched.sums.sum(0) / len(sketched.fit)
-    predicted = _times(sketched.heldout, shift, _adjoint(sketched.fit, shift, coefficients))
+    lefts, slacks = exact
+    coefficients = inverse(wanted)
+    features = centred_left_product(coefficients, sketched.fit, sketched.mean)
+    predicted = centred_product(sketched.heldout, sketched.mean, features.mT).mT
     intervals = []
     for total, missed, left, slack in zip(totals, (penalty * coefficients, beyond - predicted), lefts, slacks):
         low, high = _interval(total, missed, left, known)
         wide = slack + total * max(fit.error_estimate, _ROUNDING)
         intervals.append((max(low - wide, 0.0), high + wide))
-    return Measured(intervals[0], intervals[1], steps)
+    return Measured(*intervals)
 
 
 def _directions(matrix: Tensor, mean: Tensor, inverse: _Inverse, columns: int) -> tuple[Tensor, int]:
@@ -155,7 +156,7 @@ def _directions(matrix: Tensor, mean: Tensor, inverse: _Inverse, columns: int) -
     generator, half = torch.Generator().manual_seed(1), columns // 2
     start, random = torch.randn(2, half, width, generator=generator, dtype=torch.float64).to(matrix.device)
     # The sketched residuals are penalty times inverse(targets): one step of the power method with their products.
-    missed = _adjoint(matrix, mean, inverse(inverse(_times(matrix, mean, start))))
+    missed = centred_left_product(inverse(inverse(centred_product(matrix, mean, start.mT).mT)), matrix, mean)
     basis = torch.linalg.qr(missed.mT)[0].mT
     return torch.cat([basis, random - random @ basis.mT @ basis]), half
 
@@ -198,22 +199,20 @@ def _iterate(
     inverse: _Inverse,
     weights: Tensor,
     allowed: Sequence[float],
-) -> tuple[tuple[Tensor, Tensor], list[float], int] | None:
-    """The exact decoder's residuals for a few centred targets [c, n], [c, m], their squares' slack, and the steps.
+) -> tuple[tuple[Tensor, Tensor], list[float]] | None:
+    """The exact decoder's residuals for a few centred targets [c, n] and [c, m], and the slack of their squares.
 
     Args:
         weights: [c] of the squares in a sum. allowed: slack of this sum, per split; None where it is not reached.
     """
-    mean = cell.sums.sum(0) / len(cell.fit)
     solution, residual, predicted = torch.zeros_like(targets[0]), targets[0].clone(), torch.zeros_like(targets[1])
     path = _independent(inverse(residual))
     reached = math.inf
     for step in range(1, _STEPS + 1):
-        features = _adjoint(cell.fit, mean, path)
-        image, image_beyond = (_times(rows, mean, features) for rows in (cell.fit, cell.heldout))
+        features = centred_left_product(path, cell.fit, cell.mean)
+        image, image_beyond = (centred_product(rows, cell.mean, features.mT).mT for rows in (cell.fit, cell.heldout))
         moved = image + penalty * path
-        factor, failed = torch.linalg.cholesky_ex(path @ moved.mT)
-        if int(failed):
+        if (factor := cholesky(path @ moved.mT)) is None:
             return None
         sizes = torch.cholesky_solve(path @ residual.mT, factor).mT
         solution += sizes @ path
@@ -230,7 +229,7 @@ def _iterate(
         lefts = penalty * solution, targets[1] - predicted
         slacks = [float(((2 * left.norm(dim=1) + e) * e) @ weights) for left, e in zip(lefts, wrong, strict=True)]
         if all(slack <= most for slack, most in zip(slacks, allowed, strict=True)):
-            return lefts, slacks, step
+            return lefts, slacks
         far = any(not slack <= _HOPELESS * most for slack, most in zip(slacks, allowed, strict=True))
         if not math.isfinite(slacks[0]) or (far and step == _HALFWAY):
             return None
@@ -252,8 +251,7 @@ def _reach(images: Tensor, metric: Tensor) -> float:
     if float(metric.trace()) == 0:
         return 0.0
     ridge = 1e-13 * metric.trace() * torch.eye(len(metric), dtype=metric.dtype, device=metric.device)
-    factor, failed = torch.linalg.cholesky_ex(metric + ridge)
-    if int(failed):
+    if (factor := cholesky(metric + ridge)) is None:
         return math.inf
     return float(torch.linalg.matrix_norm(torch.linalg.solve_triangular(factor, images, upper=False), 2))
 
@@ -263,7 +261,7 @@ def _gram(cell: Activations) -> Tensor:
 
     For weak penalties the two terms of the inverse made of it nearly cancel.
     """
-    mean = cell.sums.sum(0) / len(cell.fit)
+    mean = cell.mean
     gram: Tensor = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=mean.device)
     for _, (rows,) in converted_rows([cell.fit], torch.float64):
         ops.gram([rows], rows[:, :0], [gram], [gram[:, :0]])
@@ -273,25 +271,13 @@ def _gram(cell: Activations) -> Tensor:
 
 def _inverse(cell: Activations, gram: Tensor, penalty: float) -> _Inverse | None:
     """x (Y Y' + penalty I)^-1 of the centred fit rows Y [n, s], for x [c, n] float64; None where it has no factor."""
-    mean = cell.sums.sum(0) / len(cell.fit)
     shifted = gram.clone()
     shifted.diagonal().add_(penalty)
-    factor, failed = torch.linalg.cholesky_ex(shifted)
-    if int(failed):
+    if (factor := cholesky(shifted)) is None:
         return None
 
     def apply(left: Tensor) -> Tensor:
-        inner = torch.cholesky_solve(_adjoint(cell.fit, mean, left).mT, factor).mT
-        return (left - _times(cell.fit, mean, inner)) / penalty
+        inner = torch.cholesky_solve(centred_left_product(left, cell.fit, cell.mean).mT, factor)
+        return (left - centred_product(cell.fit, cell.mean, inner).mT) / penalty
 
     return apply
-
-
-def _times(rows: Tensor, mean: Tensor, right: Tensor) -> Tensor:
-    """right (rows - mean)' in float64: of rows [n, d], right [c, d]."""
-    return product(rows, right.mT).mT - (right @ mean)[:, None]
-
-
-def _adjoint(rows: Tensor, mean: Tensor, left: Tensor) -> Tensor:
-    """left (rows - mean) in float64: of rows [n, d], left [c, n]."""
-    return left_product(left, rows).addr_(left.sum(1), mean, alpha=-1)

@@ -72,7 +72,7 @@ def solve(
         if refined is not None:
             weights = weights.to(torch.promote_types(weights.dtype, refined.dtype))
             weights[:, part.columns] = refined.to(weights.dtype)
-    offset = system.target_mean - left_product(system.row_mean[None], weights)[0]
+    offset = system.offset(weights)
     merged = []
     for i in range(len(targets.blocks)):
         own = [(fit, part) for fit, part in zip(fits, parts, strict=True) if part.index == i]
@@ -227,7 +227,7 @@ def _corrected(cell: Activations, system: System, targets: TargetMatrix, part: P
         else:
             columns = part.columns[strip]
         weights = part.weights[:, strip].to(dtype)
-        offset = system.target_mean[columns] - left_product(system.row_mean[None], weights)[0]
+        offset = system.offset(weights, columns)
         missing = aligned_empty(d, weights.shape[1], torch.float64, weights.device).zero_()
         sums = torch.zeros_like(offset)
         for _, (rows, expected) in converted_rows([cell.fit, targets.fit[:, columns]], dtype, most=_MISSES):

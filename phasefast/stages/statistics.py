@@ -59,15 +59,14 @@ def accumulate(
             crosses = _sums([[m.cross for m in fold] for fold in folds])
     if apart and narrow:
         _keep_means(row_sums, targets.rounding, crosses)
-    totals = zip(cells, row_sums, grams, crosses, strict=True)
+    totals = zip(row_sums, grams, crosses, strict=True)
     return [
         Statistics(
-            cell.layer,
             dtype,
             Moments(len(targets.fit), row_sum, targets.sums.sum(0)[: cross.shape[1]], gram, cross),
             tuple(fold[i] for fold in folds),
         )
-        for i, (cell, row_sum, gram, cross) in enumerate(totals)
+        for i, (row_sum, gram, cross) in enumerate(totals)
     ]
 
 

@@ -86,7 +86,7 @@ def test_what_is_said_of_random_curves_is_true_of_them() -> None:
         samples = (1 + walk)[:, None] + rng.choice([0.01, 0.1, 1.0]) * rng.normal(size=(size, 30))
         cell = detect_curve(log_steps(size), samples, replicates=100)
         loss, low = samples.mean(axis=1), int(samples.mean(axis=1).argmin())
-        assert bool(cell.why) == (not cell.evidence["decrease"] and not cell.evidence["increase"])
+        assert bool(cell.why) == (not cell.phase("decrease") and not cell.phase("increase"))
         if unsure := UNSURE.match(cell.why):
             told += 1
             assert float(unsure[2]) <= 0 <= float(unsure[3])

@@ -83,7 +83,7 @@ def test_theory(seed: int) -> None:
     assert cell.minimum_step in (256, 512)
     clean = find(THEORY_CLEAN, seed=seed)
     assert kinds(clean) == "cd"
-    assert not clean.evidence["increase"]
+    assert not clean.phase("increase")
     assert clean.stop_window is not None
     assert clean.stop_window[1] == clean.evidence["steps"][-1]
 
