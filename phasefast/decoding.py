@@ -6,13 +6,12 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 
-from .errors import ArgumentError
 from .stages.gcv import select_by_gcv
-from .stages.plan import FORCED_ROUTES, Cost, ForcedRoute, Problem, Selection, fitting_cost
+from .stages.plan import Cost, ForcedRoute, Problem, Selection, fitting_cost
 from .stages.reduce import reduce_features, subset
 from .stages.select import select_by_folds, select_by_leave_one_out
 from .stages.solve import solve, solve_target_free
@@ -25,20 +24,6 @@ ERROR_TOLERANCE = 1e-5  # relative, of the squared errors: above it, float32 is 
 Precision = Literal["exact", "fast", "double"]
 Splits = Literal["both", "heldout"]
 PenaltyPer = Literal["target", "column"]
-_CHOICES = {
-    "precision": get_args(Precision),
-    "selection": get_args(Selection),
-    "penalty_per": get_args(PenaltyPer),
-    "splits": get_args(Splits),
-    "route": (None, *FORCED_ROUTES),
-}
-
-
-def check_choices(options: dict[str, object]) -> None:
-    """ArgumentError where one of the options about decoding is none of its choices."""
-    for name, allowed in _CHOICES.items():
-        if (given := options.get(name, allowed[0])) not in allowed:
-            raise ArgumentError(f"{name}: expected one of {allowed}, got {given!r}")
 
 
 @dataclass(frozen=True)
@@ -57,9 +42,6 @@ class Method:
     splits: Splits = "both"
     layer_sketch: int | None = None
     budget: int = sys.maxsize
-
-    def __post_init__(self) -> None:
-        check_choices({name: getattr(self, name) for name in ("precision", "route", "selection", "splits")})
 
     def problem(self, heldout: int, targets: TargetMatrix, dtype: torch.dtype = torch.float32) -> Problem:
         """What the cost of a cell depends on, beside its width; ``heldout``: number of rows, ``dtype``: of all rows."""

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import difflib
 import operator
+import os
 from collections.abc import Iterable, Sequence
-from typing import Any, TypedDict
+from typing import Any, TypedDict, get_args
 
 import torch
 
-from .decoding import PenaltyPer, Precision, Splits, check_choices
+from .decoding import PenaltyPer, Precision, Splits
 from .errors import ArgumentError
 from .notices import warn
-from .stages.batchnorm import BATCHNORM_MODES
 from .stages.layers import Layers
-from .stages.plan import ForcedRoute, Selection
+from .stages.plan import FORCED_ROUTES, ForcedRoute, Selection
 from .stages.probe_set import ProbeSet
 from .target_types import Input, Label, Target
 from .types import BatchNormMode, TokenMode
+
+_CHOICES = {
+    "batchnorm": get_args(BatchNormMode),
+    "precision": get_args(Precision),
+    "selection": get_args(Selection),
+    "penalty_per": get_args(PenaltyPer),
+    "splits": get_args(Splits),
+    "route": (None, *FORCED_ROUTES),
+}
 
 
 class ProbeOptions(TypedDict, total=False):
@@ -105,6 +114,15 @@ def checked_step(step: Any) -> int:
     return found
 
 
+def fastest_device() -> torch.device:
+    """A GPU where there is any, of torchrun's processes each one's own; else the CPU."""
+    return (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
+
+
 def resolve_device(given: str | torch.device | None, home: torch.device) -> torch.device:
     """The device asked for, or ``home`` for None; ArgumentError where it cannot be used."""
     try:
@@ -156,9 +174,9 @@ def check_options(options: dict[str, Any]) -> None:
             near = difflib.get_close_matches(name, ProbeOptions.__annotations__, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; there are {sorted(ProbeOptions.__annotations__)}"
             raise ArgumentError(f"unknown option {name!r}{hint}")
-    check_choices(options)
-    if options.get("batchnorm", BATCHNORM_MODES[0]) not in BATCHNORM_MODES:
-        raise ArgumentError(f"batchnorm: expected one of {BATCHNORM_MODES}, got {options['batchnorm']!r}")
+    for name, allowed in _CHOICES.items():
+        if (given := options.get(name, allowed[0])) not in allowed:
+            raise ArgumentError(f"{name}: expected one of {allowed}, got {given!r}")
     if options.get("alphas") is not None and options.get("noise") is not None:
         raise ArgumentError(
             "alphas and noise exclude each other: a relative and an absolute penalty cannot share a curve"

@@ -79,7 +79,8 @@ def plan(
     width = example.numel() if example.is_floating_point() else 0
     if not width and not classes:
         raise ArgumentError(f"nothing to decode: the sample is {example.dtype}, and there are no classes")
-    choices = {"alphas": alphas, "noise": noise, "penalty_per": penalty_per, "target_components": target_components}
+    choices: dict[str, object] = {"alphas": alphas, "noise": noise, "target_components": target_components}
+    choices |= {"penalty_per": penalty_per, "route": route, "selection": selection, "splits": splits}
     check_options(choices)
     per_column = penalty_per == "column"
     penalties = Penalties(as_tuple("alphas", alphas, DEFAULT_ALPHAS), noise)

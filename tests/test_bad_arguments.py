@@ -30,6 +30,7 @@ from tests.conftest import SmallNet
         ({"alphas": {1e-3, 1.0}}, "alphas: expected a list, whose order"),
         ({"targets": {"input"}}, "targets: expected a list"),
         ({"batchnorm": "none"}, "batchnorm: expected one of"),
+        ({"route": "fast"}, "route: expected one of"),
     ],
     ids=str,
 )

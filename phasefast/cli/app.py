@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.text import Text
@@ -53,11 +51,6 @@ Samples = Annotated[str, typer.Argument(help=f"{PROBE_SET}.", show_default=False
 Key = Annotated[str | None, typer.Option(help="Key or prefix under which checkpoints keep the weights, such as ema.")]
 Load = Annotated[str | None, typer.Option(help="package.module:function that reads a checkpoint: path -> state dict.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Unpickle whatever a checkpoint holds; it may run code.")]
-
-
-def device_or_default(given: str | None) -> str:
-    """What was given, or the GPU of this process of torchrun's, or the CPU where there is none."""
-    return given or (f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
 
 
 class _Group(TyperGroup):

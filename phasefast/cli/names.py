@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import os
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from ..errors import ArgumentError
+from ..experiments.models import torchvision_model
 from ..options import named_target
 from ..stages.probe_set import ProbeSet
 from ..target_types import Target
@@ -23,7 +23,7 @@ Made = TypeVar("Made")
 
 def load_model(name: str) -> nn.Module:
     """The model that ``package.module:callable`` or a torchvision name stands for; ArgumentError if there is none."""
-    return _made(name, "model", nn.Module) if ":" in name else _torchvision(name)
+    return _made(name, "model", nn.Module) if ":" in name else torchvision_model(name, "package.module:callable")
 
 
 def load_probe_set(name: str) -> ProbeSet:
@@ -90,20 +90,3 @@ def _import(name: str, what: str) -> object:
         return getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ArgumentError(f"{what} {name!r}: expected package.module:callable; {error}") from error
-
-
-def _torchvision(name: str) -> nn.Module:
-    try:
-        from torchvision.models import get_model, list_models
-    except ImportError as error:
-        raise ArgumentError(
-            f"model {name!r}: expected package.module:callable; names of torchvision models need torchvision: "
-            "pip install 'phasefast[vision]'"
-        ) from error
-    known = list_models()
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "no torchvision model has such a name"
-        raise ArgumentError(f"model {name!r}: expected package.module:callable or a torchvision name; {hint}")
-    model: nn.Module = get_model(name, weights=None)
-    return model

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from ..options import fastest_device
 from ..reconstruction import reconstruct
 from ..report import check_picture, plot_reconstructions
 from .app import (
@@ -26,7 +27,6 @@ from .app import (
     Samples,
     Trust,
     app,
-    device_or_default,
 )
 from .names import load_function, load_model, load_probe_set
 
@@ -68,7 +68,7 @@ def reconstruct_command(
         pool=pool,
         batch_size=batch_size,
         memory=memory,
-        device=device_or_default(device),
+        device=device or fastest_device(),
         key=key,
         load=load_function(load) if load else None,
         weights_only=not trust,

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from ..errors import ArgumentError
+from ..options import fastest_device
 from ..scores import list_shards
 from ..stages.phases import detect_phases
 from ..sweep import sweep
@@ -38,7 +39,6 @@ from .app import (
     Tokens,
     Trust,
     app,
-    device_or_default,
 )
 from .names import load_function, load_model, load_probe_set, load_targets
 
@@ -95,7 +95,7 @@ def sweep_command(
     options |= {"noise": noise, "penalty_per": penalty_per, "padding": padding}
     options |= {"target_components": target_components, "layer_sketch": layer_sketch}
     options |= {"batch_size": batch_size, "memory": memory}
-    options["device"] = device_or_default(device)
+    options["device"] = device or fastest_device()
     share = _shard(shard)
     if watch_every is not None and (share is not None or overwrite):
         raise ArgumentError("--watch goes on alone and from what is there: leave out --shard, torchrun and --overwrite")

@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from ..errors import ArgumentError
-from ..options import resolve_device
+from ..options import fastest_device, resolve_device
 from ..phase_report import PhaseReport
 from ..reconstruction import Reconstructions, reconstruct
 from ..report import plot_reconstructions, write_report
@@ -16,6 +16,7 @@ from ..stages.probe_set import ProbeSet
 from ..store import RECONSTRUCTIONS
 from ..target_types import Input, Label
 from ..track import PhaseTracker
+from .checkpointing import log2_steps
 from .datasets import digits
 from .models import digits_net
 from .training import cpu_threads, train
@@ -55,7 +56,7 @@ def run_demo(
     if steps < 1:
         raise ArgumentError(f"steps: expected at least 1, got {steps}")
     console = console or Console()
-    place = resolve_device(device, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    place = resolve_device(device, fastest_device())
     data = digits(seed)
     probe_set = ProbeSet.from_tensors(*data, seed=seed)
     with torch.random.fork_rng(devices=[]):
@@ -65,7 +66,7 @@ def run_demo(
         tracker = PhaseTracker(
             model,
             probe_set,
-            steps=probed_steps(steps),
+            steps=log2_steps(steps),
             out=out,
             run="demo",
             overwrite=True,
@@ -87,8 +88,3 @@ def run_demo(
     console.print(f"wrote {picture}", highlight=False, soft_wrap=True)
     console.print(f"training {seconds:.1f} s, probing {tracker.seconds:.1f} s", highlight=False)
     return report
-
-
-def probed_steps(steps: int) -> list[int]:
-    """0, 1, 2, 4, ... and the last step."""
-    return sorted({0, steps, *(2**k for k in range(steps.bit_length()))})

@@ -6,6 +6,7 @@ import difflib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -34,17 +35,31 @@ def make_model(name: str, sample: Sequence[int], num_classes: int) -> nn.Module:
     """
     if name in MODELS:
         return MODELS[name](sample, num_classes)
+    return torchvision_model(name, f"one of {sorted(MODELS)}", list(MODELS), num_classes=num_classes)
+
+
+def torchvision_model(name: str, expected: str, others: Sequence[str] = (), **options: Any) -> nn.Module:
+    """One of torchvision's networks, without weights.
+
+    Args:
+        expected: what else a name may be, in messages; or one of ``others``. options: of the network.
+
+    Raises:
+        ArgumentError: no such network; names what is near. DependencyError: torchvision is missing.
+    """
     try:
         from torchvision.models import get_model, list_models
     except ImportError as error:
         raise DependencyError(
-            f"model {name!r}: not one of {sorted(MODELS)}; torchvision's need: pip install 'phasefast[vision]'"
+            f"model {name!r}: expected {expected}; names of torchvision models need torchvision: "
+            "pip install 'phasefast[vision]'"
         ) from error
     known = list_models()
     if name not in known:
-        near = difflib.get_close_matches(name, [*MODELS, *known], n=3)
-        raise ArgumentError(f"model {name!r}: expected one of {sorted(MODELS)} or a torchvision name; closest: {near}")
-    model: nn.Module = get_model(name, weights=None, num_classes=num_classes)
+        near = difflib.get_close_matches(name, [*others, *known], n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "no torchvision model has such a name"
+        raise ArgumentError(f"model {name!r}: expected {expected} or a torchvision name; {hint}")
+    model: nn.Module = get_model(name, weights=None, **options)
     return model
 
 

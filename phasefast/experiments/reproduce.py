@@ -17,7 +17,7 @@ from ..checkpoints import file_hash, load_into, read_state_dict
 from ..engine import VERSION, Engine
 from ..errors import ArgumentError, DependencyError
 from ..files import writing
-from ..options import resolve_device
+from ..options import fastest_device, resolve_device
 from ..phase_report import CellPhases
 from ..report import plot_phases
 from ..scores import MODEL_LAYER, Scores
@@ -97,7 +97,7 @@ def reproduce(
         "seeds": [],
         "decoders": [],
     }
-    place = resolve_device(device, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    place = resolve_device(device, fastest_device())
     for index, seed in enumerate(seeds):
         model = setting.network(data, seed).to(place)
         checkpoints = setting.train(model, data, folder / f"seed-{seed}" / "checkpoints", seed)

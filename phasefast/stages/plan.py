@@ -109,8 +109,6 @@ def routes(dim: int, problem: Problem, forced: ForcedRoute | None = None) -> lis
     Raises:
         ArgumentError: the forced route is not among them.
     """
-    if forced is not None and forced not in FORCED_ROUTES:
-        raise ArgumentError(f"route: expected None or one of {FORCED_ROUTES}, got {forced!r}")
     if forced == "dual" and problem.zero:
         raise ArgumentError("route='dual': a penalty of 0 has no solution in coordinates of the rows; give alphas > 0")
     if forced == "target-free" and (problem.fit_scores or problem.per_column):

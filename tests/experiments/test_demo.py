@@ -10,7 +10,7 @@ from rich.console import Console
 
 import phasefast as pf
 from phasefast.errors import ArgumentError, NonFiniteError, StoreError
-from phasefast.experiments.demo import LAYERS, probed_steps, run_demo
+from phasefast.experiments.demo import LAYERS, run_demo
 
 REFERENCE = (0.359, 0.360, 0.360, 0.359, 0.344, 0.307, 0.291, 0.297, 0.318, 0.345, 0.370, 0.394, 0.415, 0.431)
 
@@ -19,12 +19,6 @@ def demo(out: Path, **options: object) -> tuple[pf.Scores, str]:
     console = Console(width=100, file=io.StringIO())
     run_demo(out, console=console, device="cpu", **options)  # type: ignore[arg-type]
     return pf.read_scores(out), console.file.getvalue()  # type: ignore[attr-defined]
-
-
-def test_probed_steps() -> None:
-    assert probed_steps(1) == [0, 1]
-    assert probed_steps(8) == [0, 1, 2, 4, 8]
-    assert probed_steps(11) == [0, 1, 2, 4, 8, 11]
 
 
 def test_files_scores_and_an_earlier_run(tmp_path: Path) -> None:

@@ -108,7 +108,6 @@ def test_routes_that_cannot_give_what_is_asked_say_so() -> None:
         ("dual", (0.0,), "alphas > 0"),
         ("eigen", (0.0, 1.0), "alphas > 0"),
         ("target-free", (1.0,), "splits='heldout'"),
-        ("fast", (1.0,), "route"),
     ):
         with pytest.raises(ArgumentError, match=words):
             Method(Penalties(alphas), route=route).cost(cell, targets)
