@@ -78,7 +78,9 @@ class Reconstructions:
 
     def __repr__(self) -> str:
         what = f"{len(self.samples)} inputs of shape {tuple(self.inputs.shape[1:])}"
-        return f"Reconstructions({what}, {len(self.steps)} steps to {self.steps[-1]}, layers {shown(self.layers)})"
+        first, last = self.steps[0], self.steps[-1]
+        when = f"step {first}" if first == last else f"{len(self.steps)} steps from {first} to {last}"
+        return f"Reconstructions({what}, {when}, layers {shown(self.layers)})"
 
 
 def reconstruct(

@@ -113,7 +113,7 @@ def test_checkpoints_are_those_of_a_sweep(
     torch.testing.assert_close(now[200, "conv"], some[200, "conv"])
     both = pf.Reconstructions.concat([now, pf.reconstruct(net, probe_set, step=300, samples=[5, 2], layers="conv")])
     assert both.steps == [200, 300]
-    assert "2 inputs of shape (1, 6, 6), 2 steps to 300, layers ['conv']" in repr(both)
+    assert "2 inputs of shape (1, 6, 6), 2 steps from 200 to 300, layers ['conv']" in repr(both)
 
 
 def test_a_checkpoint_that_fails_is_left_out(net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path) -> None:

@@ -18,9 +18,11 @@ from .curves import INK, evenly
 from .names import LONGEST, cut
 from .page import EDGE, MUTED, blank, widest
 
-_WIDTH, _NARROWEST, _TITLE, _HEAD, _FOOT, _APART = 9.0, 4.0, 0.45, 0.22, 0.2, 0.14  # inches
-_MOST, _LARGEST = 15, 1.0  # columns beside the inputs, and inches that one is wide at most
+_WIDTH, _TITLE, _HEAD, _FOOT, _APART = 9.0, 0.45, 0.22, 0.2, 0.14  # inches
+_SMALL, _LARGE = 9, 13  # points
+_MOST, _STRIPS, _LARGEST = 15, 8, 1.0  # columns beside the inputs, strips, and inches that a column is wide at most
 _BESIDE, _GAP = 0.25, 0.06  # of a column: beside that of the inputs, and between two images
+_SLANT = math.radians(45)  # of long names above columns
 _FINE = 64  # pixels of a side that an image has at least, so that gaps are thinner than one of its own
 
 
@@ -38,8 +40,8 @@ def plot_reconstructions(
     """Draw inputs that are images, and what is decoded of them, as a PNG of up to 1,620 pixels' width.
 
     A row for each sample; a column for each step, in a strip of its own for each layer, or for each layer where there
-    is one step; of more than 15 some. Below each column stands the FVU of all held-out samples. Colours go from the
-    least to the largest value that a channel has on the fit samples.
+    is one step; of more than 15 columns, or 8 strips, some. Below each column stands the FVU of all held-out samples.
+    Colours go from the least to the largest value that a channel has on the fit samples.
 
     Raises:
         DataError: the inputs are no images [c, h, w] of one or three channels, nor [h, w].
@@ -52,25 +54,32 @@ def plot_reconstructions(
     steps, layers = found.steps, found.layers
     if len(steps) > 1:
         shown = [steps[i] for i in evenly(len(steps), _MOST, 0)]
-        strips = [_Strip(layer, [(step, layer) for step in shown]) for layer in layers]
+        some = [layers[i] for i in evenly(len(layers), _STRIPS, 0)]
+        strips = [_Strip(layer, [(step, layer) for step in shown]) for layer in some]
         heads, corner = [str(step) for step in shown], "step"
     else:
         some = [layers[i] for i in evenly(len(layers), _MOST, 0)]
         strips = [_Strip(f"step {steps[0]}", [(steps[0], layer) for layer in some])]
-        heads, corner = [cut(layer, LONGEST // 2) for layer in some], ""
+        heads, corner = [cut(layer, LONGEST) for layer in some], ""
     try:
         left = widest([corner, "FVU", *(cut(strip.name, LONGEST) for strip in strips)], "bold") + 2 * EDGE
+        longest = widest(heads)
     except ImportError as error:
         raise DependencyError("this picture needs matplotlib: pip install 'phasefast[report]'") from error
-    pitch = min(_LARGEST, (_WIDTH - left - EDGE) / (1 + _BESIDE + len(heads)))
+    count = 1 + _BESIDE + len(heads)
+    slanted = longest > (1 - _GAP) * min(_LARGEST, (_WIDTH - left - EDGE) / count)
+    beyond, above = (longest * math.cos(_SLANT), longest * math.sin(_SLANT)) if slanted else (0.0, 0.0)
+    above += _HEAD
+    pitch = min(_LARGEST, (_WIDTH - left - EDGE - beyond) / count)
     wide = pitch * (1 - _GAP)
     tall = (pitch * shape[-2] / shape[-1]) * len(found.samples)
-    height = _TITLE + _HEAD + len(strips) * (tall + _FOOT + _APART)
-    width = max(left + (1 + _BESIDE + len(heads)) * pitch + EDGE, _NARROWEST)
+    height = _TITLE + above + len(strips) * (tall + _FOOT + _APART)
+    titled = left + widest([title], "bold") * _LARGE / _SMALL + EDGE
+    width = min(_WIDTH, max(left + count * pitch + beyond + EDGE, titled))
     figure = blank(width, height)
 
     def write(x: float, y: float, text: str, **style: Any) -> None:
-        figure.text(x / width, 1 - y / height, text, **{"fontsize": 9, "color": INK, "parse_math": False, **style})
+        figure.text(x / width, 1 - y / height, text, **{"fontsize": _SMALL, "color": INK, "parse_math": False, **style})
 
     def draw(x: float, y: float, images: Tensor) -> None:
         axes = figure.add_axes((x / width, 1 - (y + tall) / height, wide / width, tall / height))
@@ -78,12 +87,13 @@ def plot_reconstructions(
         axes.axis("off")
 
     columns = [left + (1 + _BESIDE + i) * pitch for i in range(len(heads))]
-    write(left, 0.3, title, fontsize=13, weight="bold")
-    top = _TITLE + _HEAD
+    write(left, 0.3, title, fontsize=_LARGE, weight="bold")
+    top = _TITLE + above
     write(EDGE, top - 0.06, corner, color=MUTED)
     write(left + wide / 2, top - 0.06, "input", ha="center")
     for x, head in zip(columns, heads, strict=True):
-        write(x + wide / 2, top - 0.06, head, ha="center")
+        style = {"rotation": math.degrees(_SLANT), "rotation_mode": "anchor"} if slanted else {"ha": "center"}
+        write(x + wide / 2, top - 0.06, head, **style)
     for strip in strips:
         write(EDGE, top + tall / 2, cut(strip.name, LONGEST), weight="bold", va="center")
         write(EDGE, top + tall + 0.13, "FVU", color=MUTED)
