@@ -1,6 +1,6 @@
 """How often `detect_phases` is right, on simulated curves whose phases are known.
 
-`python benchmarks/calibration.py --out docs/results/calibration.json` takes some minutes; docs/phases.md has tables.
+`python benchmarks/calibration.py --out docs/results/calibration.json` takes a minute or two; docs/phases.md has tables.
 """
 
 from __future__ import annotations
