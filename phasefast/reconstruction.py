@@ -23,6 +23,7 @@ from .stages.probe_set import ProbeSet
 from .sweep import loaded_in_turn
 from .target_types import Input
 
+_SAMPLES = 8
 _NOT_HERE = ("targets", "target_components", "layer_sketch", "splits")  # all of the input, from all features
 
 
@@ -88,7 +89,7 @@ def reconstruct(
     probe_set: ProbeSet,
     checkpoints: Mapping[int, Source] | Sequence[Source] | str | os.PathLike[str] | None = None,
     *,
-    samples: int | Sequence[int] = 8,
+    samples: int | Sequence[int] | None = None,
     step: int = 0,
     steps: Sequence[int] | None = None,
     weights_only: bool = True,
@@ -101,7 +102,7 @@ def reconstruct(
     Args:
         model: left exactly as it was found. probe_set: decoders are solved on its fit rows.
         checkpoints: as for :func:`phasefast.sweep`; by default the model is taken as it is, and labelled ``step``.
-        samples: how many held-out samples, the first, or which.
+        samples: how many held-out samples, the first, or which; the first 8 by default.
         steps: of the checkpoints that are taken; all by default.
         weights_only, key, load: of checkpoints, as for :func:`phasefast.sweep`.
         **options: see :class:`phasefast.ProbeOptions`; but ``targets``, ``splits`` and approximations.
@@ -110,6 +111,8 @@ def reconstruct(
         ArgumentError: samples or options that cannot be.
         PhasefastError: one of its subclasses, naming the layer, data or checkpoint that cannot be used.
     """
+    if steps is not None if checkpoints is None else step != 0:
+        raise ArgumentError("steps= chooses among checkpoints=, step= labels the model as it is: leave one of them out")
     if given := [name for name in _NOT_HERE if name in options]:
         raise ArgumentError(f"{given[0]}: inputs are decoded whole, from all features; leave it out")
     engine = Engine(model, probe_set, **options, targets=[Input()], splits="heldout")  # type: ignore[misc]
@@ -134,7 +137,7 @@ def _of_each(
 ) -> dict[int, dict[str, tuple[Tensor, float]]]:
     """``Engine.reconstruct`` of checkpoints; of one that fails, while another does not, a warning."""
     by_step: dict[int, dict[str, tuple[Tensor, float]]] = {}
-    failure: Exception | None = None
+    failures = dict[int, Exception]()
     with (
         loaded_in_turn(engine, ordered, reader) as in_turn,
         progress("reconstructing", len(ordered), "checkpoints") as update,
@@ -146,11 +149,12 @@ def _of_each(
             except Exception as error:
                 if not may_pass(error) and not by_step:
                     raise
-                failure = error
-                warn(f"step {step} is left out: {with_notes(error)}")
+                failures[step] = error
             update(index + 1, f"step {step}")
-    if not by_step and failure is not None:
-        raise failure
+    for step, failure in failures.items():
+        if not by_step:  # all have the same reason, such as another model
+            raise failure
+        warn(f"step {step} is left out: {with_notes(failure)}")
     return by_step
 
 
@@ -163,8 +167,9 @@ def _chosen(ordered: Mapping[int, Source], steps: Sequence[int] | None) -> Mappi
     return {step: source for step, source in ordered.items() if step in steps}
 
 
-def _rows(samples: int | Sequence[int], count: int) -> list[int]:
+def _rows(samples: int | Sequence[int] | None, count: int) -> list[int]:
     """Which held-out samples are meant; ArgumentError where there are no such ones."""
+    samples = min(_SAMPLES, count) if samples is None else samples
     try:
         rows = list(range(samples)) if isinstance(samples, int) else [operator.index(row) for row in samples]
     except TypeError as error:

@@ -133,6 +133,15 @@ def test_every_column_is_explained() -> None:
     assert [name for name in SCHEMA.names if f"`{name}`" not in text] == []
 
 
+def test_reconstructions_in_python(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/numbers.md").read_text(encoding="utf-8"), re.DOTALL)
+    names: dict[str, Any] = {"pf": pf, "model": Model(), "probe_set": pf.ProbeSet.load("probe_set.pt")}
+    exec(example, names)
+    assert names["found"].steps == [10]
+    assert Path("known.png").is_file()
+
+
 def test_sweeps_in_python(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(workplace / "checkpoints", "checkpoints")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -122,10 +123,7 @@ def test_a_checkpoint_that_fails_is_left_out(net: SmallNet, probe_set: pf.ProbeS
     with pytest.warns(RuntimeWarning, match="step 5 is left out"):
         found = pf.reconstruct(net, probe_set, {0: good, 5: broken, 9: copy.deepcopy(good)}, layers="conv")
     assert found.steps == [0, 9]
-    with (
-        pytest.warns(RuntimeWarning, match="step 3 is left out"),
-        pytest.raises(CheckpointError, match="an empty one"),
-    ):
+    with pytest.raises(CheckpointError, match="an empty one"):
         pf.reconstruct(net, probe_set, {3: {}}, layers="conv")
 
 
@@ -139,6 +137,8 @@ def test_a_checkpoint_that_fails_is_left_out(net: SmallNet, probe_set: pf.ProbeS
         ({"targets": ["label"]}, ArgumentError, "targets: inputs are decoded whole"),
         ({"layer_sketch": 5}, ArgumentError, "layer_sketch"),
         ({"steps": [7], "checkpoints": {0: {}}}, ArgumentError, r"steps: expected some of \[0\], got \[7\]"),
+        ({"steps": [7]}, ArgumentError, "steps= chooses among checkpoints="),
+        ({"step": 7, "checkpoints": {0: {}}}, ArgumentError, "step= labels the model as it is"),
         ({"layers": "nothing"}, LayerError, "nothing"),
         ({"pools": 3}, ArgumentError, "unknown option 'pools'"),
     ],
@@ -192,10 +192,19 @@ def test_colours_go_from_the_least_to_the_largest_value() -> None:
     assert _pixels(torch.tensor([[[0.0, 9.0]]]), torch.tensor([[0.0], [4.0]])).tolist() == [[[[0] * 3, [1] * 3]]]
 
 
-def test_what_is_no_image_is_not_drawn(tmp_path: Path) -> None:
-    found = pf.reconstruct(network(12, 6), samples(60, 10, (12,)))
-    with pytest.raises(DataError, match=r"expected images .* got \(12,\)"):
+@pytest.mark.parametrize("shape", [(12,), (1, 12), (2, 3, 2)])
+def test_what_is_no_image_is_not_drawn(shape: tuple[int, ...], tmp_path: Path) -> None:
+    found = pf.reconstruct(network(12, 6), samples(60, 10, shape))
+    with pytest.raises(DataError, match=rf"expected images .* got {re.escape(str(shape))}"):
         plot_reconstructions(found, tmp_path / "known.png")
+    with pytest.raises(ArgumentError, match="expected Reconstructions, got NoneType"):
+        plot_reconstructions(None, tmp_path / "known.png")  # type: ignore[arg-type]
+
+
+def test_of_layers_at_other_steps_some_places_are_empty(tmp_path: Path) -> None:
+    model, probe_set = network(64, 6), samples(60, 5, (8, 8))
+    parts = [pf.reconstruct(model, probe_set, step=step, layers=layer) for step, layer in ((0, "1"), (1, "3"))]
+    assert plot_reconstructions(pf.Reconstructions.concat(parts), tmp_path / "known.png").is_file()
 
 
 def test_command(net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +220,7 @@ def test_command(net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path, monkeypa
     assert (tmp_path / "reconstructions.png").is_file()
     done = CliRunner().invoke(app, [*command, "--out", "nowhere/known.png"])
     assert done.exit_code == 1
-    assert "expected a file such as" in done.output
+    assert "expected a folder that is there" in done.output
 
 
 def test_images_are_as_they_were_given(probe_set: pf.ProbeSet, net: SmallNet) -> None:

@@ -162,8 +162,10 @@ def write_comparison(
 
 def check_picture(path: str | Path) -> None:
     """ArgumentError where a picture cannot be: to ask before what takes long."""
-    if Path(path).suffix != ".png" or not Path(path).resolve().parent.is_dir():
-        raise ArgumentError(f"picture: expected a file such as seeds.png in a folder that is there, got {path}")
+    if Path(path).suffix != ".png":
+        raise ArgumentError(f"picture: expected a name that ends with .png, got {path}")
+    if not (folder := Path(path).resolve().parent).is_dir():
+        raise ArgumentError(f"picture: expected a folder that is there, got {folder}; make it first")
 
 
 def _one_run(directory: str | Path) -> Scores:

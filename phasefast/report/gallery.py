@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..errors import DataError, DependencyError
+from ..errors import ArgumentError, DataError, DependencyError
 from ..files import writing
 from ..reconstruction import Reconstructions
 from .curves import INK, evenly
-from .names import LONGEST, cut
+from .names import shortened
 from .page import EDGE, MUTED, blank, widest
 
 _WIDTH, _TITLE, _HEAD, _FOOT, _APART = 9.0, 0.45, 0.22, 0.2, 0.14  # inches
@@ -45,24 +45,28 @@ def plot_reconstructions(
 
     Raises:
         DataError: the inputs are no images [c, h, w] of one or three channels, nor [h, w].
-        DependencyError: matplotlib is missing.
+        ArgumentError: these are no reconstructions. DependencyError: matplotlib is missing.
         StoreError: the file cannot be written.
     """
+    if not isinstance(found, Reconstructions):
+        raise ArgumentError(f"expected Reconstructions, got {type(found).__name__}")
     shape = tuple(found.inputs.shape[1:])
-    if not (len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))):
+    if not (len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))) or min(shape[-2:]) == 1:
         raise DataError(f"nothing to draw: expected images [c, h, w] of 1 or 3 channels, or [h, w], got {shape}")
     steps, layers = found.steps, found.layers
+    shown = [steps[i] for i in evenly(len(steps), _MOST, 0)]
+    some = [layers[i] for i in evenly(len(layers), _STRIPS if len(steps) > 1 else _MOST, 0)]
+    names = shortened(some)
     if len(steps) > 1:
-        shown = [steps[i] for i in evenly(len(steps), _MOST, 0)]
-        some = [layers[i] for i in evenly(len(layers), _STRIPS, 0)]
-        strips = [_Strip(layer, [(step, layer) for step in shown]) for layer in some]
+        strips = [_Strip(names[layer], [(step, layer) for step in shown]) for layer in some]
         heads, corner = [str(step) for step in shown], "step"
     else:
-        some = [layers[i] for i in evenly(len(layers), _MOST, 0)]
         strips = [_Strip(f"step {steps[0]}", [(steps[0], layer) for layer in some])]
-        heads, corner = [cut(layer, LONGEST) for layer in some], ""
+        heads, corner = [names[layer] for layer in some], "layer"
+    counts = ((len(shown), len(steps), "steps"), (len(some), len(layers), "layers"))
+    note = ", ".join(f"{few} of {all_of_them} {what}" for few, all_of_them, what in counts if few < all_of_them)
     try:
-        left = widest([corner, "FVU", *(cut(strip.name, LONGEST) for strip in strips)], "bold") + 2 * EDGE
+        left = widest([corner, "FVU", *(strip.name for strip in strips)], "bold") + 2 * EDGE
         longest = widest(heads)
     except ImportError as error:
         raise DependencyError("this picture needs matplotlib: pip install 'phasefast[report]'") from error
@@ -74,7 +78,7 @@ def plot_reconstructions(
     wide = pitch * (1 - _GAP)
     tall = (pitch * shape[-2] / shape[-1]) * len(found.samples)
     height = _TITLE + above + len(strips) * (tall + _FOOT + _APART)
-    titled = left + widest([title], "bold") * _LARGE / _SMALL + EDGE
+    titled = left + widest([title], "bold") * _LARGE / _SMALL + widest([note]) + 3 * EDGE
     width = min(_WIDTH, max(left + count * pitch + beyond + EDGE, titled))
     figure = blank(width, height)
 
@@ -88,6 +92,7 @@ def plot_reconstructions(
 
     columns = [left + (1 + _BESIDE + i) * pitch for i in range(len(heads))]
     write(left, 0.3, title, fontsize=_LARGE, weight="bold")
+    write(width - EDGE, 0.3, note, color=MUTED, ha="right")
     top = _TITLE + above
     write(EDGE, top - 0.06, corner, color=MUTED)
     write(left + wide / 2, top - 0.06, "input", ha="center")
@@ -95,10 +100,12 @@ def plot_reconstructions(
         style = {"rotation": math.degrees(_SLANT), "rotation_mode": "anchor"} if slanted else {"ha": "center"}
         write(x + wide / 2, top - 0.06, head, **style)
     for strip in strips:
-        write(EDGE, top + tall / 2, cut(strip.name, LONGEST), weight="bold", va="center")
+        write(EDGE, top + tall / 2, strip.name, weight="bold", va="center")
         write(EDGE, top + tall + 0.13, "FVU", color=MUTED)
         draw(left, top, found.inputs)
         for x, place in zip(columns, strip.places, strict=True):
+            if place not in found.decoded:
+                continue
             draw(x, top, found[place])
             write(x + wide / 2, top + tall + 0.13, f"{found.fvu[place]:.2g}", ha="center", color=MUTED)
         top += tall + _FOOT + _APART

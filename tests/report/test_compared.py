@@ -107,11 +107,12 @@ def test_what_is_not_in_all_runs_is_told(runs: list[Path], tmp_path: Path) -> No
 
 
 def test_a_picture_is_checked_before_anything_is_computed(runs: list[Path], tmp_path: Path) -> None:
-    for picture in (tmp_path / "seeds.jpg", tmp_path / "absent" / "seeds.png"):
-        with pytest.raises(
-            ArgumentError, match=r"picture: expected a file such as seeds.png in a folder that is there"
-        ):
-            write_comparison(runs, picture=picture)
+    for picture, words in (
+        ("seeds.jpg", r"a name that ends with \.png"),
+        ("absent/seeds.png", "a folder that is there"),
+    ):
+        with pytest.raises(ArgumentError, match=f"picture: expected {words}"):
+            write_comparison(runs, picture=tmp_path / picture)
 
 
 def test_many_steps_are_thinned_in_tables(tmp_path: Path) -> None:
