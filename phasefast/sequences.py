@@ -97,8 +97,7 @@ def as_one(name: str, module: nn.Module, output: Tensor, mode: TokenMode, real: 
 
     Args:
         name: of the layer, in messages. output: [b, t, f], or [b, f, t] of convolutions and the like.
-        real: bool [b, t]: of which tokens; all by default. Each sequence has one; the longest may be all that a model
-            keeps of a batch.
+        real: bool [b, t]: of which tokens; all by default. Each sequence has one.
 
     Raises:
         LayerError: there are not as many positions as ``real`` has.
@@ -107,8 +106,6 @@ def as_one(name: str, module: nn.Module, output: Tensor, mode: TokenMode, real: 
     output = output.mT if positions_last(module, output.shape)[0] else output
     if real is None:
         return (output.transpose(1, 2), 1) if mode == "mean" else (output[:, _ONE[mode]], 0)
-    if output.shape[1] < real.shape[1]:
-        real = _cut(real, output.shape[1])
     if real.shape != output.shape[:2]:
         count = real.shape[1]
         hint = "are its positions last?" if output.shape[2] == count else "probe it without padding="
@@ -124,11 +121,3 @@ def as_one(name: str, module: nn.Module, output: Tensor, mode: TokenMode, real: 
     first, last = torch.where(real, positions, real.shape[1]).amin(1), torch.where(real, positions, -1).amax(1)
     chosen = first if mode == "cls" else last
     return output.take_along_dim(chosen[:, None, None], 1)[:, 0], 0
-
-
-def _cut(real: Tensor, count: int) -> Tensor:
-    """Which of so many positions are no padding, where the longest sequence has so many; else what was given."""
-    for part, end in ((real[:, :count], -1), (real[:, -count:], 0)):
-        if bool(part[:, end].any()) and int(part.sum()) == int(real.sum()):
-            return part
-    return real

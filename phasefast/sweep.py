@@ -150,9 +150,13 @@ class Sweeper:
                     except StoreError:
                         raise
                     except Exception as error:
-                        if not self._measured and not (isinstance(error, PhasefastError) and may_pass(error)):
+                        if (
+                            not self._measured
+                            and not self._done
+                            and not (isinstance(error, PhasefastError) and may_pass(error))
+                        ):
                             raise
-                        failures[step] = error
+                        failures[step] = error.with_traceback(None)  # whose frames hold activations
                     reason = (
                         f": {with_notes(failures[step])}" if step in failures and not told else ""
                     )  # the first, seen at once

@@ -129,6 +129,8 @@ def test_an_error_of_the_model_at_one_checkpoint_spares_the_others(probe_set: pf
         pf.sweep(Fragile(), states, probe_set, out=tmp_path / "out", layers="conv")
     assert "step 1: RuntimeError: no convergence" in str(caught.value)
     assert pf.read_scores(tmp_path / "out").steps == [0, 2]
+    with pytest.raises(SweepError, match="1 of 4 checkpoints failed"):  # nor later ones, in another call
+        pf.sweep(Fragile(), {**states, 3: Fragile().state_dict()}, probe_set, out=tmp_path / "out", layers="conv")
     with pytest.raises(RuntimeError, match="no convergence"):  # at the first one it may be the same for all
         pf.sweep(Fragile(), {5: states[1], 6: states[0]}, probe_set, out=tmp_path / "other", layers="conv")
 

@@ -68,7 +68,9 @@ def check_copies(model: nn.Module, checkpoints: Mapping[int, object]) -> None:
     if len(checkpoints) < 2 or not held:
         return
     mend = "copy.deepcopy(model.state_dict()) keeps the weights of a step"
-    if shared := [step for step, memory in held.items() if memory & own]:
+    common = frozenset.intersection(*held.values())  # such as a frozen backbone: loading it changes nothing
+    same = len(set(held.values())) == 1
+    if shared := [step for step, memory in held.items() if (memory & own) - (frozenset() if same else common)]:
         raise ArgumentError(f"checkpoints: step {shared[0]} holds the model's own tensors, not copies; {mend}")
     alike = [step for step, count in zip(held, map(list(held.values()).count, held.values()), strict=True) if count > 1]
     if alike:
@@ -84,7 +86,7 @@ def _tensors(given: object) -> Iterator[Tensor]:
 def _memory(tensors: Iterable[Tensor]) -> frozenset[int]:
     """Where dense tensors lie that are whole."""
     whole = (each for each in tensors if each.layout == torch.strided and not hasattr(each, "to_local"))
-    return frozenset(each.data_ptr() for each in whole if each.numel())
+    return frozenset(each.data_ptr() for each in whole if each.numel()) - {0}  # of tensors without memory
 
 
 def _prefix(state: Mapping[str, Tensor], own: Mapping[str, Any], name: str, spare: Mapping[str, Tensor]) -> str:

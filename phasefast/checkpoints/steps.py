@@ -20,7 +20,7 @@ _ALONE = re.compile(f"(?:{_OTHER}){_NUMBER}", re.IGNORECASE)
 _EPOCH = re.compile(rf"(?<![a-z])epoch[-_=]?{_NUMBER}(?!_\d{{3}}(?!\d))", re.IGNORECASE)  # of epoch=3-val_loss=0.53
 # Of a day, and of a time after it: no steps.
 _DATE = re.compile(
-    r"(?<!\d)(?:19|20)\d\d(?P<apart>[-_.])\d\d(?P=apart)\d\d(?!\d)(?:[-_T]\d\d[-_.:h]\d\d(?:[-_.:m]\d\d)?(?!\d))?"
+    r"(?<!\d)(?:19|20)\d\d(?P<apart>[-_.])(?:0[1-9]|1[0-2])(?P=apart)(?:0[1-9]|[12]\d|3[01])(?!\d)(?:[-_T]\d\d[-_.:h]\d\d(?:[-_.:m]\d\d)?(?!\d))?"
 )
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
 

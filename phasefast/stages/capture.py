@@ -217,7 +217,7 @@ class _Spool:
         if (width := _width(x, pool)) != self.layer.dim:
             raise LayerError(
                 f"layer {self.layer.name!r}: {self.layer.dim} features of each sample in the first batch, {width} in "
-                "another, as of sequences that are cut; tokens='mean' with padding= gives all samples as many"
+                "another, as of sequences that a model cuts to the longest of a batch; let it keep them whole"
             )
         if self.shift is None:
             zero = torch.zeros(self.layer.dim, dtype=torch.float32, device=rows.device)

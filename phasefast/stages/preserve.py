@@ -49,10 +49,11 @@ def preserved(model: nn.Module, device: torch.device, keep: torch.device | None 
     finally:
         for module, training in modes:
             module.training = training
-        for parameter, trains in trained:
-            parameter.requires_grad = trains
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
+        for parameter, trains in trained:
+            if parameter.requires_grad != trains:
+                parameter.requires_grad = trains
 
 
 @contextmanager

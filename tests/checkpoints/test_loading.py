@@ -174,3 +174,10 @@ def test_state_dicts_that_later_ones_would_change_are_refused(tmp_path: Path) ->
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sweep(model, {7: model.state_dict()}, probe_set, out=tmp_path / "alone", layers="conv")
+
+
+def test_a_frozen_backbone_that_all_share_may_be_the_models_own(tmp_path: Path) -> None:
+    model, probe_set = SmallNet(), ProbeSet.from_tensors(*images(60, 1), *images(30, 2))
+    heads = {step: {f"head.{k}": v.clone() for k, v in model.head.state_dict().items()} for step in (0, 1)}
+    scores = sweep(model, {s: model.state_dict() | heads[s] for s in heads}, probe_set, out=tmp_path, layers="conv")
+    assert scores.steps == [0, 1]

@@ -15,6 +15,7 @@ from phasefast.errors import CheckpointError
         ("2024-05-01_12-30-00_step500.pt", 500),
         ("ckpt_2024_05_01T12:30_500.pt", 500),
         ("step_2024.pt", 2024),
+        ("step_2048_64_32.pt", 2048),
         ("step_2024-0.5.pt", 2024),
         ("iter-000128.pth", 128),
         ("checkpoint-48000", 48_000),

@@ -54,7 +54,10 @@ def read(run: Path) -> Scores:
     return read_runs([run, run.parent / "seed1" if run.name != "seed1" else run.parent / "seed0"])[1][run.name]
 
 
-def test_the_picture_has_a_row_and_a_curve_for_each_run(runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_picture_has_a_row_and_a_curve_for_each_run(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     figures: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: path.touch() or figures.append(figure))
     assert "wrote seeds.png, of layer features" in printed(runs, picture="seeds.png")

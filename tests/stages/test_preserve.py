@@ -115,6 +115,12 @@ def test_parameters_that_forward_freezes_train_on(probe_set: pf.ProbeSet) -> Non
     assert [parameter.requires_grad for parameter in model.parameters()] == [True, False]
 
 
+def test_models_made_in_inference_mode_are_measured(probe_set: pf.ProbeSet) -> None:
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+    assert pf.probe(model, probe_set).layers
+
+
 class Replacing(nn.Module):
     """Its forward puts new parameters in the place of old ones, and changes a buffer that a list holds too."""
 
