@@ -34,7 +34,6 @@ class Reconstructions:
     Attributes:
         samples: [s] which held-out samples. inputs: [s, ...] as the probe set has them.
         decoded: [s, ...] by step and layer; ``found[step, layer]`` for short. fvu: of all held-out samples, likewise.
-        mean: [...] of the fit inputs, which a layer gives back that knows nothing.
         limits: [2, c] the least and the largest value of each channel of the fit inputs [n, c, h, w]; [2, 1] of others.
     """
 
@@ -42,7 +41,6 @@ class Reconstructions:
     inputs: Tensor
     decoded: Mapping[tuple[int, str], Tensor]
     fvu: Mapping[tuple[int, str], float]
-    mean: Tensor
     limits: Tensor
 
     @classmethod
@@ -120,7 +118,6 @@ def reconstruct(
     inputs, fit = probe_set.heldout_inputs[rows].float().cpu(), probe_set.fit_inputs
     channels = fit.movedim(1, 0).flatten(1) if fit.ndim == 4 else fit.flatten()[None]
     limits = torch.stack([channels.amin(1), channels.amax(1)]).float().cpu()
-    mean = fit.mean(0, dtype=torch.float64).float().cpu()
     if checkpoints is None:
         by_step = {checked_step(step): engine.reconstruct(rows)}
     else:
@@ -129,7 +126,7 @@ def reconstruct(
         by_step = _of_each(engine, ordered, Reader(weights_only, key, load), rows)
     found = [((at, layer), *each) for at, layers in by_step.items() for layer, each in layers.items()]
     decoded, fvu = {place: images for place, images, _ in found}, {place: share for place, _, share in found}
-    return Reconstructions(tuple(rows), inputs, decoded, fvu, mean, limits)
+    return Reconstructions(tuple(rows), inputs, decoded, fvu, limits)
 
 
 def _of_each(

@@ -157,9 +157,8 @@ class Sweeper:
                         ):
                             raise
                         failures[step] = error.with_traceback(None)  # whose frames hold activations
-                    reason = (
-                        f": {with_notes(failures[step])}" if step in failures and not told else ""
-                    )  # the first, seen at once
+                    # The first reason is seen at once.
+                    reason = f": {with_notes(failures[step])}" if step in failures and not told else ""
                     told = told or step in failures
                     update(index + 1, f"step {step}" + (f" failed{reason}" if step in failures else ""))
         return failures
