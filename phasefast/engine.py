@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -168,8 +169,7 @@ class Engine:
         Args:
             rows: which held-out samples; the input must be the only target. keep: as for ``measure``.
         """
-        found, fit = {}, self._fit_inputs.flatten(1)
-        mean = fit.mean(0, dtype=torch.float64)
+        found, fit, mean = {}, self._fit_inputs.flatten(1), self._input_mean
         with _MEASURING, self._workspace, self._prepared(keep) as groups:
             for group in groups:
                 for cell, decoder in decode(self._capture(group)[0], self.targets, self.method):
@@ -178,6 +178,11 @@ class Engine:
                     fvu = next(score.value for score in scores if score.metric == "fvu")
                     found[cell.layer.name] = flat.float().cpu().unflatten(1, self._fit_inputs.shape[1:]), fvu
         return found
+
+    @cached_property
+    def _input_mean(self) -> Tensor:
+        """Of the fit inputs, [p] float64."""
+        return self._fit_inputs.flatten(1).mean(0, dtype=torch.float64)
 
     @contextmanager
     def _prepared(self, keep: bool = True) -> Iterator[list[list[Layer]]]:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from .errors import StoreError
 
@@ -22,15 +26,27 @@ def writing(path: str | os.PathLike[str], what: str, parents: bool = False) -> I
         StoreError: it cannot be written.
     """
     path = Path(path)
+    path = path.resolve() if path.is_symlink() else path  # the link stays
     # Random, not the process id: shards of one sweep may run on machines that share a disk.
     partial = path.with_name(f"{path.stem}.{secrets.token_hex(4)}.partial")
     try:
         if parents:
             path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
+        if path.exists():  # whoever may read it still may, and nobody else
+            shutil.copymode(path, partial)
         os.replace(partial, path)
-    except (OSError, RuntimeError) as error:  # torch.save raises either where the disk is full
+    except OSError as error:
         raise StoreError(f"cannot write {what} {path}: {error}; free some space or choose another place") from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def save(data: Any, path: str | os.PathLike[str], what: str, parents: bool = False) -> None:
+    """``torch.save`` to a file that is there whole or not at all; arguments and errors as of :func:`writing`."""
+    with writing(path, what, parents) as partial:
+        try:
+            torch.save(data, partial)
+        except RuntimeError as error:  # such as of a full disk
+            raise OSError(str(error)) from error

@@ -116,11 +116,11 @@ def checked_step(step: Any) -> int:
 
 def fastest_device() -> torch.device:
     """A GPU where there is any, of torchrun's processes each one's own; else the CPU."""
-    return (
-        torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        if torch.cuda.is_available()
-        else torch.device("cpu")
-    )
+    count, rank = torch.cuda.device_count() if torch.cuda.is_available() else 0, os.environ.get("LOCAL_RANK", "")
+    if count == 0:
+        return torch.device("cpu")
+    # Where each process is shown one GPU alone, that is its first.
+    return torch.device("cuda", int(rank) if rank.isdecimal() and count > 1 else 0)
 
 
 def resolve_device(given: str | torch.device | None, home: torch.device) -> torch.device:

@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from .checkpoints import Reader, check_copies, order_checkpoints
 from .checkpoints.sources import Source
 from .engine import Engine
-from .errors import ArgumentError, may_pass, with_notes
+from .errors import ArgumentError, with_notes
+from .in_turn import measure_each, restored
 from .notices import shown, warn
 from .options import ProbeOptions, checked_step
-from .progress import progress
 from .stages.probe_set import ProbeSet
-from .sweep import loaded_in_turn
 from .target_types import Input
 
 _SAMPLES = 8
@@ -121,8 +120,9 @@ def reconstruct(
     if checkpoints is None:
         by_step = {checked_step(step): engine.reconstruct(rows)}
     else:
-        ordered = _chosen(order_checkpoints(checkpoints), steps)
-        check_copies(engine.model, ordered)
+        every = order_checkpoints(checkpoints)
+        check_copies(engine.model, every)
+        ordered = _chosen(every, steps)
         by_step = _of_each(engine, ordered, Reader(weights_only, key, load), rows)
     found = [((at, layer), *each) for at, layers in by_step.items() for layer, each in layers.items()]
     decoded, fvu = {place: images for place, images, _ in found}, {place: share for place, _, share in found}
@@ -134,20 +134,12 @@ def _of_each(
 ) -> dict[int, dict[str, tuple[Tensor, float]]]:
     """``Engine.reconstruct`` of checkpoints; of one that fails, while another does not, a warning."""
     by_step: dict[int, dict[str, tuple[Tensor, float]]] = {}
-    failures = dict[int, Exception]()
-    with (
-        loaded_in_turn(engine, ordered, reader) as in_turn,
-        progress("reconstructing", len(ordered), "checkpoints") as update,
-    ):
-        for index, (step, load) in enumerate(in_turn):
-            try:
-                load()
-                by_step[step] = engine.reconstruct(rows, keep=not by_step)
-            except Exception as error:
-                if not may_pass(error) and not by_step:
-                    raise
-                failures[step] = error
-            update(index + 1, f"step {step}")
+
+    def measure(step: int, _: str | None) -> None:
+        by_step[step] = engine.reconstruct(rows, keep=not by_step)
+
+    with restored(engine):
+        failures = measure_each(engine, ordered, reader, "reconstructing", measure)
     for step, failure in failures.items():
         if not by_step:  # all have the same reason, such as another model
             raise failure
@@ -159,16 +151,23 @@ def _chosen(ordered: Mapping[int, Source], steps: Sequence[int] | None) -> Mappi
     """The checkpoints of these steps; ArgumentError where there is none of one."""
     if steps is None:
         return ordered
-    if not steps or not ordered.keys() >= set(steps):
-        raise ArgumentError(f"steps: expected some of {list(ordered)}, got {list(steps)}")
-    return {step: source for step, source in ordered.items() if step in steps}
+    try:
+        wanted = {operator.index(step) for step in steps}
+    except TypeError:
+        wanted = set()
+    if not wanted or not ordered.keys() >= wanted:
+        raise ArgumentError(f"steps: expected some of {list(ordered)}, got {steps!r}")
+    return {step: source for step, source in ordered.items() if step in wanted}
 
 
 def _rows(samples: int | Sequence[int] | None, count: int) -> list[int]:
     """Which held-out samples are meant; ArgumentError where there are no such ones."""
     samples = min(_SAMPLES, count) if samples is None else samples
     try:
-        rows = list(range(samples)) if isinstance(samples, int) else [operator.index(row) for row in samples]
+        if isinstance(samples, Iterable):
+            rows = [operator.index(row) for row in samples]
+        else:  # one too many are as wrong as a million
+            rows = list(range(min(operator.index(samples), count + 1)))
     except TypeError as error:
         raise ArgumentError(f"samples: expected a number of held-out samples, or which, got {samples!r}") from error
     if not rows or not all(0 <= row < count for row in rows):

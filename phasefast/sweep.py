@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import functools
 import operator
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
 from torch import nn
 
-from .checkpoints import Reader, check_copies, load_into, order_checkpoints, read_ahead, state_hash
-from .checkpoints.ahead import Read
+from .checkpoints import Reader, check_copies, load_into, order_checkpoints, state_hash
 from .checkpoints.sources import Source
 from .engine import Engine
 from .errors import (
     PASSING,
     ArgumentError,
     CheckpointError,
-    PhasefastError,
-    StoreError,
     SweepError,
-    may_pass,
-    with_notes,
 )
+from .in_turn import listed, measure_each, name_of, named, restored
 from .options import ProbeOptions
-from .progress import progress
 from .scores import Scores
-from .stages.preserve import on_device
 from .stages.probe_set import ProbeSet
 from .store import check_weights, open_store, write_step
-
-_NAMED = 12  # steps of failures that are alike
 
 
 def sweep(
@@ -76,22 +65,24 @@ def sweep(
             would fail.
         StoreError: ``out`` cannot be written, or holds scores of another configuration or of other weights.
     """
-    ordered = _share(order_checkpoints(checkpoints), shard)
+    every = order_checkpoints(checkpoints)
+    ordered = _share(every, shard)
     if shard is not None and overwrite:
         raise ArgumentError("overwrite=True with shard=: it would remove what other shards write; empty out= instead")
     sweeper = Sweeper(
         model, probe_set, out, run=run, overwrite=overwrite, reader=Reader(weights_only, key, load), **options
     )
+    check_copies(model, every)
     failures = sweeper.measure(ordered)
     scores = sweeper.scores(ordered.keys())
     if failures:
-        listed = "\n".join(_listed(failures, ordered))
+        lines = "\n".join(listed(failures, ordered))
         stored = set(scores.steps) - failures.keys()
         kept = f"the other {len(stored)} are stored in {out}" if stored else "none was measured"
         passing = [step for step, error in failures.items() if isinstance(error, (*PASSING, RuntimeError, MemoryError))]
-        those = f" step{'s' * (len(passing) > 1)} {_named(passing)}" if len(passing) < len(failures) else ""
+        those = f" step{'s' * (len(passing) > 1)} {named(passing)}" if len(passing) < len(failures) else ""
         retry = f"; sweep again to retry{those}" if passing else ""
-        raise SweepError(f"{len(failures)} of {len(ordered)} checkpoints failed, {kept}{retry}:\n{listed}")
+        raise SweepError(f"{len(failures)} of {len(ordered)} checkpoints failed, {kept}{retry}:\n{lines}")
     return scores
 
 
@@ -134,69 +125,25 @@ class Sweeper:
         Raises:
             As :func:`sweep` does, but SweepError.
         """
-        check_copies(self._engine.model, ordered)
-        failures, told = dict[int, Exception](), False
+        failures = dict[int, Exception]()
         todo = {step: source for step, source in ordered.items() if step not in self._done}
-        with loaded_in_turn(self._engine, todo, self._reader) as steps:
+        with restored(self._engine):
             for step in ordered.keys() - todo.keys():
                 try:
                     _check_same(self._done[step], ordered[step], self._engine, self._reader)
                 except CheckpointError as error:
                     failures[step] = error
-            with progress("sweeping", len(todo), "checkpoints") as update:
-                for index, (step, load) in enumerate(steps):
-                    try:
-                        self._measure(step, load)
-                    except StoreError:
-                        raise
-                    except Exception as error:
-                        if (
-                            not self._measured
-                            and not self._done
-                            and not (isinstance(error, PhasefastError) and may_pass(error))
-                        ):
-                            raise
-                        failures[step] = error.with_traceback(None)  # whose frames hold activations
-                    # The first reason is seen at once.
-                    reason = f": {with_notes(failures[step])}" if step in failures and not told else ""
-                    told = told or step in failures
-                    update(index + 1, f"step {step}" + (f" failed{reason}" if step in failures else ""))
-        return failures
+            return failures | measure_each(
+                self._engine, todo, self._reader, "sweeping", self._measure, begun=bool(self._done)
+            )
 
-    def _measure(self, step: int, load: Callable[[], str | None]) -> None:
-        """Measure and store one checkpoint."""
-        source_hash = load()
+    def _measure(self, step: int, source_hash: str | None) -> None:
+        """Measure and store the checkpoint that is loaded."""
         scores = self._engine.measure(step, keep=not self._measured)  # the first tells what changes
         if source_hash is not None:
             scores = scores.with_column("source_hash", source_hash)
         write_step(self._out, scores, self._engine.config_hash, self._engine.settings)
         self._done[step], self._measured = scores, True
-
-
-@contextlib.contextmanager
-def loaded_in_turn(
-    engine: Engine, sources: Mapping[int, Source], reader: Reader
-) -> Iterator[Iterator[tuple[int, Callable[[], str | None]]]]:
-    """Checkpoints in the engine's model, on its device, each read while the one before is measured; restored after.
-
-    Yields:
-        Each step with what loads its weights, and gives the fingerprint of its files, None for a mapping; it raises the
-        CheckpointError of one that cannot be read.
-    """
-    model, spare = engine.model, engine.recomputed
-    before = copy.deepcopy(model.state_dict())
-    ahead = read_ahead(sources, engine.device, reader)
-
-    def load(step: int, read: Callable[[], Read]) -> str | None:
-        state, source_hash = read()
-        load_into(model, state, _name(step, sources[step]), spare)
-        return source_hash
-
-    try:
-        with on_device(model, engine.device), contextlib.closing(ahead):
-            yield ((step, functools.partial(load, step, read)) for step, read in ahead)
-    finally:
-        model.load_state_dict(before)
 
 
 def _share(ordered: Mapping[int, Source], shard: tuple[int, int] | None) -> dict[int, Source]:
@@ -210,25 +157,6 @@ def _share(ordered: Mapping[int, Source], shard: tuple[int, int] | None) -> dict
     if not 0 <= index < count:
         raise ArgumentError(f"shard: expected integers (i, n) with 0 <= i < n, got {shard!r}")
     return dict(list(ordered.items())[index::count])
-
-
-def _listed(failures: Mapping[int, Exception], ordered: Mapping[int, Source]) -> Iterator[str]:
-    """A line for each failure; those that differ in nothing but the name of the checkpoint share the first one's."""
-    alike: dict[str, list[int]] = {}
-    for step, error in failures.items():
-        alike.setdefault(with_notes(error).replace(_name(step, ordered[step]), ""), []).append(step)
-    for first, *others in alike.values():
-        likewise = f"; likewise {len(others)} more: {_named(others)}" if others else ""
-        yield f"  step {first}: {with_notes(failures[first])}{likewise}"
-
-
-def _named(steps: Sequence[int]) -> str:
-    """The first of some steps."""
-    return ", ".join(map(str, steps[:_NAMED])) + (", ..." if len(steps) > _NAMED else "")
-
-
-def _name(step: int, source: Source) -> str:
-    return f"step {step}" if isinstance(source, Mapping) else os.fspath(source)
 
 
 def _check_same(stored: Scores, source: Source, engine: Engine, reader: Reader) -> None:
@@ -246,5 +174,5 @@ def _check_same(stored: Scores, source: Source, engine: Engine, reader: Reader) 
         if reader.lacks_part(source, error):
             return  # likewise, but for the rest of a folder
         raise
-    load_into(engine.model, state, _name(stored.steps[0], source), engine.recomputed)
+    load_into(engine.model, state, name_of(stored.steps[0], source), engine.recomputed)
     check_weights(stored, state_hash(engine.model.state_dict()))

@@ -13,7 +13,7 @@ import torch
 
 from . import types
 from .errors import StoreError
-from .files import writing
+from .files import save
 from .notices import warn
 from .types import TargetMatrix
 
@@ -65,8 +65,7 @@ class TargetCache:
         if all(block.stop - block.start == block.width for block in targets.blocks):
             return
         try:
-            with writing(self._path(key), "the target statistics to", parents=True) as partial:
-                torch.save((key, targets), partial)
+            save((key, targets), self._path(key), "the target statistics to", parents=True)
         except StoreError as error:
             warn(f"{error}; they are made again next time")
 

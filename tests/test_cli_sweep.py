@@ -158,6 +158,7 @@ def test_a_sweep_that_is_broken_off_says_what_is_kept(place: Path, monkeypatch: 
 
 def test_each_process_of_torchrun_has_a_device_of_its_own(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     monkeypatch.setenv("LOCAL_RANK", "99")
     given = NET, place / "checkpoints", place / "probe_set.pt", "--out", place / "out"
     assert "device 'cuda:99' cannot be used" in fails("sweep", *given)

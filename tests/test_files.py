@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from phasefast.errors import StoreError
-from phasefast.files import writing
+from phasefast.files import save, writing
 
 
 def interrupted(path: Path) -> None:
@@ -40,3 +41,27 @@ def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
     with writing(path, "numbers to", parents=True) as new:
         new.write_text("1")
     assert path.read_text() == "1"
+
+
+def test_a_link_stays_and_whoever_may_read_a_file_still_may(tmp_path: Path) -> None:
+    path, link = tmp_path / "a.txt", tmp_path / "link.txt"
+    path.write_text("old")
+    path.chmod(0o640)
+    link.symlink_to(path)
+    with writing(link, "numbers to") as partial:
+        partial.write_text("new")
+    assert link.is_symlink()
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("new", 0o640)
+
+
+def test_only_what_cannot_be_written_is_an_error_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RuntimeError, match="of the block"), writing(tmp_path / "a.txt", "numbers to"):
+        raise RuntimeError("of the block")
+
+    def full(*_: object) -> None:
+        raise RuntimeError("unexpected pos 64 vs 0")  # as torch.save says it
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(StoreError, match=r"cannot write numbers to .*a\.pt: unexpected pos 64 vs 0; free some space"):
+        save({}, tmp_path / "a.pt", "numbers to")
+    assert not list(tmp_path.iterdir())

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -134,6 +135,11 @@ def test_a_checkpoint_that_fails_is_left_out(net: SmallNet, probe_set: pf.ProbeS
         ({"samples": 61}, ArgumentError, "samples"),
         ({"samples": [1, -1]}, ArgumentError, "samples"),
         ({"samples": "all"}, ArgumentError, "got 'all'"),
+        ({"samples": 1.5}, ArgumentError, "got 1.5"),
+        ({"samples": 10**12}, ArgumentError, "expected some of the 60 held-out samples"),
+        ({"samples": np.array(3.0)}, ArgumentError, "samples"),
+        ({"steps": 0, "checkpoints": {0: {}}}, ArgumentError, r"steps: expected some of \[0\], got 0"),
+        ({"steps": ["0"], "checkpoints": {0: {}}}, ArgumentError, r"steps: expected some of \[0\], got \['0'\]"),
         ({"targets": ["label"]}, ArgumentError, "targets: inputs are decoded whole"),
         ({"layer_sketch": 5}, ArgumentError, "layer_sketch"),
         ({"steps": [7], "checkpoints": {0: {}}}, ArgumentError, r"steps: expected some of \[0\], got \[7\]"),
@@ -148,6 +154,13 @@ def test_bad_arguments_are_named(
 ) -> None:
     with pytest.raises(error, match=match):
         pf.reconstruct(net, probe_set, **options)
+
+
+def test_numpy_chooses_samples_and_steps_too(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    states = {step: copy.deepcopy(net.state_dict()) for step in (0, 5)}
+    for samples in (np.int64(2), np.arange(2), torch.arange(2), range(2)):
+        found = pf.reconstruct(net, probe_set, states, samples=samples, steps=np.array([5]), layers="conv")  # type: ignore[arg-type]
+        assert (found.samples, found.steps) == ((0, 1), [5])
 
 
 def test_integers_are_not_reconstructed() -> None:

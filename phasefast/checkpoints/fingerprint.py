@@ -42,11 +42,21 @@ def state_hash(state: Mapping[str, Any]) -> str:
 def _sample(tensor: Tensor) -> Tensor:
     """Bytes of some of its values; of what is sharded over ranks, of the whole."""
     whole = (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach()
-    if whole.layout != torch.strided:
-        whole = whole.coalesce().values() if whole.layout == torch.sparse_coo else whole.values()
-    flat = whole.resolve_conj().resolve_neg().reshape(-1)
-    # A copy: NumPy would hold on to the memory of the tensor itself, which could not be resized then.
-    return flat[:: max(1, len(flat) // _SAMPLE)].clone().view(torch.uint8)
+    # Copies: NumPy would hold on to the memory of the tensor itself, which could not be resized then.
+    flat = (part.resolve_conj().resolve_neg().reshape(-1) for part in _dense_parts(whole))
+    return torch.cat([part[:: max(1, len(part) // _SAMPLE)].clone().view(torch.uint8) for part in flat])
+
+
+def _dense_parts(tensor: Tensor) -> list[Tensor]:
+    """Itself, or what a sparse tensor is made of."""
+    if tensor.layout == torch.strided:
+        return [tensor]
+    if tensor.layout == torch.sparse_coo:
+        whole = tensor.coalesce()
+        return [whole.indices(), whole.values()]
+    by_row = tensor.layout in (torch.sparse_csr, torch.sparse_bsr)
+    places = [tensor.crow_indices(), tensor.col_indices()] if by_row else [tensor.ccol_indices(), tensor.row_indices()]
+    return [*places, tensor.values()]
 
 
 def file_hash(path: str | os.PathLike[str]) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 from ..errors import CheckpointError
 from .sources import suffix_of
 
-_WORDS = r"(?:global_?step|steps?|iter(?:ation)?|checkpoint|ckpt)[-_=]?"
+_STEP = r"(?:global_?step|steps?|iter(?:ation)?"
+_WORDS = _STEP + "|checkpoint|ckpt)[-_=]?"
 _NUMBER = r"(\d+(?:\.\d+)?)([km]?)(?![a-z\d]|[.,]\d)"  # 500, 64k, 1.5k, but not 1e3 or 1,000
 _NAMED = re.compile(_WORDS + _NUMBER + r"(?!_\d{3}(?!\d))", re.IGNORECASE)  # nor 1_000
 _OTHER = (
@@ -22,6 +23,7 @@ _EPOCH = re.compile(rf"(?<![a-z])epoch[-_=]?{_NUMBER}(?!_\d{{3}}(?!\d))", re.IGN
 _DATE = re.compile(
     r"(?<!\d)(?:19|20)\d\d(?P<apart>[-_.])(?:0[1-9]|1[0-2])(?P=apart)(?:0[1-9]|[12]\d|3[01])(?!\d)(?:[-_T]\d\d[-_.:h]\d\d(?:[-_.:m]\d\d)?(?!\d))?"
 )
+_COUNTS = re.compile(_STEP + ")[-_=]?$", re.IGNORECASE)  # what follows is no date, as it may be of a checkpoint_
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
 
 
@@ -78,7 +80,8 @@ def _has_word(path: Path) -> bool:
 
 def _undated(name: str | os.PathLike[str]) -> str:
     """The stem of a name without dates, of which the year or the hour might pass for a step."""
-    return _DATE.sub("", stem_of(name))
+    stem = stem_of(name)
+    return _DATE.sub(lambda date: date[0] if _COUNTS.search(stem[: date.start()]) else "", stem)
 
 
 def stem_of(name: str | os.PathLike[str]) -> str:

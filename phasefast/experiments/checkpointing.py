@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..checkpoints import load_into
 from ..errors import ArgumentError, CheckpointError, StoreError
-from ..files import writing
+from ..files import save
 from .training import sgd, train
 
 _RESUME = "resume.state"  # not a suffix that a sweep over the folder reads
@@ -122,5 +122,4 @@ def _resume(
 
 
 def _save(state: dict[str, Any], path: Path) -> None:
-    with writing(path, "the state of the training to") as partial:
-        torch.save(state, partial)
+    save(state, path, "the state of the training to")

@@ -34,6 +34,46 @@ class _Strip:
     places: Sequence[tuple[int, str]]
 
 
+@dataclass(frozen=True)
+class _Table:
+    """What stands above the columns, left of these, in the strips, and what is left out."""
+
+    corner: str
+    heads: Sequence[str]
+    strips: Sequence[_Strip]
+    note: str
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Inches: of the page, from its left edge to the column of inputs and from its top to the first strip, from column
+    to column, of a strip's images; and whether names above columns are slanted.
+    """
+
+    width: float
+    height: float
+    left: float
+    top: float
+    pitch: float
+    wide: float
+    tall: float
+    slanted: bool
+
+    @classmethod
+    def of(cls, table: _Table, samples: int, shape: Sequence[int], title: str) -> _Layout:
+        """As large as the page allows. Args: shape: of an image, [..., h, w]."""
+        left = widest([table.corner, "FVU", *(strip.name for strip in table.strips)], "bold") + 2 * EDGE
+        longest, count = widest(table.heads), 1 + _BESIDE + len(table.heads)
+        slanted = longest > (1 - _GAP) * min(_LARGEST, (_WIDTH - left - EDGE) / count)
+        beyond, above = (longest * math.cos(_SLANT), longest * math.sin(_SLANT)) if slanted else (0.0, 0.0)
+        pitch = min(_LARGEST, (_WIDTH - left - EDGE - beyond) / count)
+        tall, top = pitch * shape[-2] / shape[-1] * samples, _TITLE + above + _HEAD
+        titled = left + widest([title], "bold") * _LARGE / _SMALL + widest([table.note]) + 3 * EDGE
+        width = min(_WIDTH, max(left + count * pitch + beyond + EDGE, titled))
+        height = top + len(table.strips) * (tall + _FOOT + _APART)
+        return cls(width, height, left, top, pitch, pitch * (1 - _GAP), tall, slanted)
+
+
 def plot_reconstructions(
     found: Reconstructions, path: str | Path, title: str = "What each layer still knows of held-out images"
 ) -> Path:
@@ -53,65 +93,60 @@ def plot_reconstructions(
     shape = tuple(found.inputs.shape[1:])
     if not (len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))) or min(shape[-2:]) == 1:
         raise DataError(f"nothing to draw: expected images [c, h, w] of 1 or 3 channels, or [h, w], got {shape}")
-    steps, layers = found.steps, found.layers
-    shown = [steps[i] for i in evenly(len(steps), _MOST, 0)]
-    some = [layers[i] for i in evenly(len(layers), _STRIPS if len(steps) > 1 else _MOST, 0)]
-    names = shortened(some)
-    if len(steps) > 1:
-        strips = [_Strip(names[layer], [(step, layer) for step in shown]) for layer in some]
-        heads, corner = [str(step) for step in shown], "step"
-    else:
-        strips = [_Strip(f"step {steps[0]}", [(steps[0], layer) for layer in some])]
-        heads, corner = [names[layer] for layer in some], "layer"
-    counts = ((len(shown), len(steps), "steps"), (len(some), len(layers), "layers"))
-    note = ", ".join(f"{few} of {all_of_them} {what}" for few, all_of_them, what in counts if few < all_of_them)
+    table = _arranged(found)
     try:
-        left = widest([corner, "FVU", *(strip.name for strip in strips)], "bold") + 2 * EDGE
-        longest = widest(heads)
+        layout = _Layout.of(table, len(found.samples), shape, title)
     except ImportError as error:
         raise DependencyError("this picture needs matplotlib: pip install 'phasefast[report]'") from error
-    count = 1 + _BESIDE + len(heads)
-    slanted = longest > (1 - _GAP) * min(_LARGEST, (_WIDTH - left - EDGE) / count)
-    beyond, above = (longest * math.cos(_SLANT), longest * math.sin(_SLANT)) if slanted else (0.0, 0.0)
-    above += _HEAD
-    pitch = min(_LARGEST, (_WIDTH - left - EDGE - beyond) / count)
-    wide = pitch * (1 - _GAP)
-    tall = (pitch * shape[-2] / shape[-1]) * len(found.samples)
-    height = _TITLE + above + len(strips) * (tall + _FOOT + _APART)
-    titled = left + widest([title], "bold") * _LARGE / _SMALL + widest([note]) + 3 * EDGE
-    width = min(_WIDTH, max(left + count * pitch + beyond + EDGE, titled))
-    figure = blank(width, height)
+    figure = blank(layout.width, layout.height)
 
     def write(x: float, y: float, text: str, **style: Any) -> None:
-        figure.text(x / width, 1 - y / height, text, **{"fontsize": _SMALL, "color": INK, "parse_math": False, **style})
+        style = {"fontsize": _SMALL, "color": INK, "parse_math": False, **style}
+        figure.text(x / layout.width, 1 - y / layout.height, text, **style)
 
     def draw(x: float, y: float, images: Tensor) -> None:
-        axes = figure.add_axes((x / width, 1 - (y + tall) / height, wide / width, tall / height))
+        place = (x / layout.width, 1 - (y + layout.tall) / layout.height)
+        axes = figure.add_axes((*place, layout.wide / layout.width, layout.tall / layout.height))
         axes.imshow(_stacked(_pixels(images, found.limits)), aspect="auto", interpolation="antialiased")
         axes.axis("off")
 
-    columns = [left + (1 + _BESIDE + i) * pitch for i in range(len(heads))]
+    left, top, middle = layout.left, layout.top, layout.wide / 2
+    columns = [left + (1 + _BESIDE + i) * layout.pitch for i in range(len(table.heads))]
     write(left, 0.3, title, fontsize=_LARGE, weight="bold")
-    write(width - EDGE, 0.3, note, color=MUTED, ha="right")
-    top = _TITLE + above
-    write(EDGE, top - 0.06, corner, color=MUTED)
-    write(left + wide / 2, top - 0.06, "input", ha="center")
-    for x, head in zip(columns, heads, strict=True):
-        style = {"rotation": math.degrees(_SLANT), "rotation_mode": "anchor"} if slanted else {"ha": "center"}
-        write(x + wide / 2, top - 0.06, head, **style)
-    for strip in strips:
-        write(EDGE, top + tall / 2, strip.name, weight="bold", va="center")
-        write(EDGE, top + tall + 0.13, "FVU", color=MUTED)
+    write(layout.width - EDGE, 0.3, table.note, color=MUTED, ha="right")
+    write(EDGE, top - 0.06, table.corner, color=MUTED)
+    write(left + middle, top - 0.06, "input", ha="center")
+    for x, head in zip(columns, table.heads, strict=True):
+        slanted = {"rotation": math.degrees(_SLANT), "rotation_mode": "anchor"}
+        write(x + middle, top - 0.06, head, **(slanted if layout.slanted else {"ha": "center"}))
+    for strip in table.strips:
+        below = top + layout.tall + 0.13
+        write(EDGE, top + layout.tall / 2, strip.name, weight="bold", va="center")
+        write(EDGE, below, "FVU", color=MUTED)
         draw(left, top, found.inputs)
         for x, place in zip(columns, strip.places, strict=True):
-            if place not in found.decoded:
-                continue
-            draw(x, top, found[place])
-            write(x + wide / 2, top + tall + 0.13, f"{found.fvu[place]:.2g}", ha="center", color=MUTED)
-        top += tall + _FOOT + _APART
+            if place in found.decoded:
+                draw(x, top, found[place])
+                write(x + middle, below, f"{found.fvu[place]:.2g}", ha="center", color=MUTED)
+        top += layout.tall + _FOOT + _APART
     with writing(path, "the picture") as partial:
         figure.savefig(partial, format="png")
     return Path(path)
+
+
+def _arranged(found: Reconstructions) -> _Table:
+    """Steps beside each other and layers below; of one step, layers beside each other."""
+    steps, layers = found.steps, found.layers
+    shown = [steps[i] for i in evenly(len(steps), _MOST, 0)]
+    some = [layers[i] for i in evenly(len(layers), _STRIPS if len(steps) > 1 else _MOST, 0)]
+    counts = ((len(shown), len(steps), "steps"), (len(some), len(layers), "layers"))
+    note = ", ".join(f"{few} of {all_of_them} {what}" for few, all_of_them, what in counts if few < all_of_them)
+    names = shortened(some)
+    if len(steps) > 1:
+        strips = [_Strip(names[layer], [(step, layer) for step in shown]) for layer in some]
+        return _Table("step", [str(step) for step in shown], strips, note)
+    strip = _Strip(f"step {steps[0]}", [(steps[0], layer) for layer in some])
+    return _Table("layer", [names[layer] for layer in some], [strip], note)
 
 
 def _pixels(images: Tensor, limits: Tensor) -> np.ndarray:
@@ -123,9 +158,9 @@ def _pixels(images: Tensor, limits: Tensor) -> np.ndarray:
 
 
 def _stacked(pixels: np.ndarray) -> np.ndarray:
-    """Images [s, h, w, 3] below each other, with white between them."""
+    """Images [s, h, w, 3] below each other, with white below each."""
     times = math.ceil(_FINE / pixels.shape[1])
     large = pixels.repeat(times, 1).repeat(times, 2)
-    gap = max(1, round(_GAP * large.shape[1]))
-    large[:, -gap:] = 1
-    return large.reshape(-1, *large.shape[2:])
+    gap = max(1, round(_GAP / (1 - _GAP) * large.shape[1]))
+    white = np.ones_like(large[:, :1]).repeat(gap, 1)
+    return np.concatenate([large, white], 1).reshape(-1, *large.shape[2:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -284,18 +285,19 @@ def memory_budget(memory: str | float | None, device: torch.device) -> int:
     """Bytes a measurement may take: ``"8GB"``, bytes, or by default most of what is free on the device.
 
     Raises:
-        ArgumentError: a text that is no size.
+        ArgumentError: what is no size, or less than a byte.
     """
     if memory is None:
         return int(_SHARE_OF_FREE_MEMORY * _free_memory(device))
-    if isinstance(memory, (int, float)) and 0 < memory < math.inf:
-        return int(memory)
-    match = (
-        re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*((?:[KMGT]I?)?B?)\s*", memory.upper()) if isinstance(memory, str) else None
-    )
-    if match is None:
+    size = 0.0
+    if isinstance(memory, str):
+        if match := re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*((?:[KMGT]I?)?B?)\s*", memory.upper()):
+            size = float(match[1]) * _UNITS[match[2].removesuffix("B") + "B"]
+    elif isinstance(memory, numbers.Real) and not isinstance(memory, bool):  # NumPy's too
+        size = float(memory)
+    if not 1 <= size < math.inf:
         raise ArgumentError(f"memory: expected bytes, or a text such as '8GB', got {memory!r}")
-    return int(float(match[1]) * _UNITS[match[2].removesuffix("B") + "B"])
+    return int(size)
 
 
 def _free_memory(device: torch.device) -> int:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, DataError
-from ..files import writing
+from ..files import save
 from ..notices import warn
 from ..samples import as_numbers, draw
 from ..target_types import Values
@@ -181,8 +181,7 @@ class ProbeSet:
             StoreError: the file cannot be written.
         """
         content = {each.name: _compact(getattr(self, each.name)) for each in fields(self)}
-        with writing(path, "the probe set to", parents=True) as partial:
-            torch.save({"digest": self.digest, **content}, partial)
+        save({"digest": self.digest, **content}, path, "the probe set to", parents=True)
 
     def target(self, name: str, kind: TargetKind | None = None, num_classes: int | None = None) -> Values:
         """One of the ``values`` as a target: ``targets=[pf.Input(), probe_set.target("age")]``.

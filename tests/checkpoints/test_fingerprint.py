@@ -37,13 +37,22 @@ def test_folders_are_known_by_their_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr, lambda dense: torch.complex(dense, dense).conj()],
-    ids=["coordinates", "rows", "conjugates"],
+    [
+        torch.Tensor.to_sparse,
+        torch.Tensor.to_sparse_csr,
+        torch.Tensor.to_sparse_csc,
+        lambda dense: dense.to_sparse_bsr((2, 2)),
+        lambda dense: torch.complex(dense, dense).conj(),
+    ],
+    ids=["coordinates", "rows", "columns", "blocks", "conjugates"],
 )
-def test_tensors_of_any_layout_are_known_by_their_values(kind: Callable[[Tensor], Tensor]) -> None:
+@pytest.mark.filterwarnings("ignore:Sparse .* tensor support is in beta state")
+def test_tensors_of_any_layout_are_known_by_their_values_and_places(kind: Callable[[Tensor], Tensor]) -> None:
     dense = torch.eye(4)
-    first, same, other = (state_hash({"mask": kind(value)}) for value in (dense, dense.clone(), 2 * dense))
-    assert first == same != other
+    elsewhere = dense.roll(2, 1)
+    hashes = [state_hash({"mask": kind(value)}) for value in (dense, dense.clone(), 2 * dense, elsewhere)]
+    assert hashes[0] == hashes[1]
+    assert len(set(hashes)) == 3
 
 
 def test_a_change_amid_a_large_safetensors_file_is_seen(tmp_path: Path) -> None:

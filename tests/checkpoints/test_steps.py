@@ -17,6 +17,8 @@ from phasefast.errors import CheckpointError
         ("step_2024.pt", 2024),
         ("step_2048_64_32.pt", 2048),
         ("step_2024-0.5.pt", 2024),
+        ("epoch2_step_2000_10_12.pt", 2000),
+        ("iter-2010-11-12.pt", 2010),
         ("iter-000128.pth", 128),
         ("checkpoint-48000", 48_000),
         ("epoch=3-step=500.ckpt", 500),

@@ -1,0 +1,89 @@
+"""Checkpoints in an engine's model, one after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from .checkpoints import Reader, load_into, read_ahead
+from .checkpoints.sources import Source
+from .engine import Engine
+from .errors import PhasefastError, StoreError, may_pass, with_notes
+from .progress import progress
+from .stages.preserve import on_device
+
+_NAMED = 12  # steps of failures that are alike
+
+
+@contextlib.contextmanager
+def restored(engine: Engine) -> Iterator[None]:
+    """The engine's model on the engine's device; its weights are put back after, and it too."""
+    before = copy.deepcopy(engine.model.state_dict())
+    try:
+        with on_device(engine.model, engine.device):
+            yield
+    finally:
+        engine.model.load_state_dict(before)
+
+
+def measure_each(
+    engine: Engine,
+    sources: Mapping[int, Source],
+    reader: Reader,
+    what: str,
+    measure: Callable[[int, str | None], None],
+    begun: bool = False,
+) -> dict[int, Exception]:
+    """Load each checkpoint, read while the one before is measured, and call ``measure``; what failed, by step.
+
+    Args:
+        what: is done, for the progress. measure: gets the step, and the fingerprint of its files, None for a mapping.
+        begun: whether another checkpoint was measured already.
+
+    Raises:
+        StoreError: any. What would fail at all checkpoints, or is the model's own error, before the first is measured.
+    """
+    failures, spare = dict[int, Exception](), engine.recomputed
+    with (
+        contextlib.closing(read_ahead(sources, engine.device, reader)) as ahead,
+        progress(what, len(sources), "checkpoints") as update,
+    ):
+        for done, (step, read) in enumerate(ahead, 1):
+            note = f"step {step}"
+            try:
+                state, source_hash = read()
+                load_into(engine.model, state, name_of(step, sources[step]), spare)
+                measure(step, source_hash)
+                begun = True
+            except StoreError:
+                raise
+            except Exception as error:
+                if not begun and not (isinstance(error, PhasefastError) and may_pass(error)):
+                    raise
+                # The first reason is seen at once.
+                note += " failed" if failures else f" failed: {with_notes(error)}"
+                failures[step] = error.with_traceback(None)  # whose frames hold activations
+            update(done, note)
+    return failures
+
+
+def listed(failures: Mapping[int, Exception], sources: Mapping[int, Source]) -> Iterator[str]:
+    """A line for each failure; those that differ in nothing but the name of the checkpoint share the first one's."""
+    alike: dict[str, list[int]] = {}
+    for step, error in failures.items():
+        alike.setdefault(with_notes(error).replace(name_of(step, sources[step]), ""), []).append(step)
+    for first, *others in alike.values():
+        likewise = f"; likewise {len(others)} more: {named(others)}" if others else ""
+        yield f"  step {first}: {with_notes(failures[first])}{likewise}"
+
+
+def named(steps: Sequence[int]) -> str:
+    """The first of some steps."""
+    return ", ".join(map(str, steps[:_NAMED])) + (", ..." if len(steps) > _NAMED else "")
+
+
+def name_of(step: int, source: Source) -> str:
+    """What messages call a checkpoint."""
+    return f"step {step}" if isinstance(source, Mapping) else os.fspath(source)
