@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,27 +19,25 @@ from torch import Tensor, nn
 
 from .checkpoints import state_hash
 from .components import RANDOM_COLUMNS
-from .decoding import Method, decode
+from .configuration import Configuration
+from .decoding import decode
 from .errors import ArgumentError, PhasefastError
 from .notices import shown, warn
-from .ops import bfloat16_is_fast
-from .options import as_tuple, by_name, check_options, default_targets, resolve_device
+from .options import as_tuple, by_name, default_targets
 from .scores import MODEL_LAYER, Scores
 from .scoring import score_cells
 from .sequences import check_padding, looks_padded
 from .stages.batchnorm import batchnorm_mode, fresh_statistics, frozen_norms, several_rows
-from .stages.capture import FIRST_ROWS, RowOptions, capture, chunk_bounds, discover_layers, model_inputs, rows_dtype
+from .stages.capture import FIRST_ROWS, capture, chunk_bounds, discover_layers, model_inputs
 from .stages.evaluate import evaluate, evaluate_model
-from .stages.layers import check_usable, given_names, select_layers, unwrap
-from .stages.plan import group_layers, memory_budget
+from .stages.plan import group_layers
 from .stages.predict import predict
 from .stages.preserve import fix_random_state, full_float32, preserved
 from .stages.probe_set import ProbeSet
 from .stages.targets import build_targets
-from .systems import DEFAULT_ALPHAS, Penalties
 from .target_cache import TargetCache
 from .target_types import Label
-from .types import Activations, BatchNormMode, Layer, Score
+from .types import Activations, Layer, Score
 from .workspace import Workspace
 
 FOLDS = 5
@@ -68,29 +66,19 @@ class Engine:
     def __init__(
         self, model: nn.Module, probe_set: ProbeSet, run: str = "run", out: str | Path | None = None, **options: Any
     ) -> None:
-        check_options(options)
-        for name, value, kind in (("model", model, nn.Module), ("probe_set", probe_set, ProbeSet), ("run", run, str)):
+        for name, value, kind in (("probe_set", probe_set, ProbeSet), ("run", run, str)):
             if not isinstance(value, kind):
                 raise ArgumentError(f"{name}: expected a {kind.__name__}, got {type(value).__name__}")
-        self.model, self.probe_set, self.run = unwrap(model), probe_set, run
-        check_usable(self.model)
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        home = next((tensor.device for tensor in tensors), torch.device("cpu"))
-        self.device = resolve_device(options.get("device"), home)
-        self.batchnorm: BatchNormMode = options.get("batchnorm", "recompute")
-        given = ("precision", "route", "selection", "splits", "layer_sketch")
-        how = {name: options[name] for name in given if name in options}
-        penalties = Penalties(as_tuple("alphas", options.get("alphas"), DEFAULT_ALPHAS), options.get("noise"))
-        budget = memory_budget(options.get("memory"), self.device)
+        given = Configuration.of(model, options)
+        self.model, self.device, self.rows, self.batchnorm = given.model, given.device, given.rows, given.batchnorm
+        self.names, self._given, self.probe_set, self.run = given.names, given.given, probe_set, run
+        budget = given.method.budget
         inputs = probe_set.fit_inputs, probe_set.heldout_inputs
         taken = sum(split.nbytes for split in inputs if split.device.type == "cpu")
         # Every checkpoint reads them again; a budget that was given is for the cells alone, as `phasefast plan` counts.
         keeps = self.device.type == "cuda" and options.get("memory") is None and taken <= _KEPT_SHARE * budget
         self._fit_inputs, self._heldout_inputs = (split.to(self.device) if keeps else split for split in inputs)
-        self.method = Method(penalties, budget=budget - taken if keeps else budget, **how)
-        narrow = self.method.precision == "fast" and bfloat16_is_fast(self.device)
-        of_rows = {name: options[name] for name in ("tokens", "pool", "padding") if name in options}
-        self.rows = RowOptions(dtype=rows_dtype(self.model, narrow), **of_rows)
+        self.method = replace(given.method, budget=budget - taken if keeps else budget)
         looks = looks_padded(probe_set.fit_inputs) if self.rows.padding is None else None
         if looks is not None:
             warn(
@@ -102,16 +90,12 @@ class Engine:
         self.batch_size = options.get("batch_size") or (_AUTHORS_BATCH if self.batchnorm == "batch" else _BATCH)
         large = self.device.type == "cuda" and self.batchnorm != "batch" and options.get("batch_size") is None
         self._forward_batch = _GPU_BATCH if large else self.batch_size
-        self.names, self._given = (
-            select_layers(self.model, options.get("layers")),
-            given_names(self.model, options.get("layers")),
-        )
         wanted = default_targets(probe_set) if options.get("targets") is None else options["targets"]
         chosen = by_name(as_tuple("targets", wanted, ()), probe_set)
         self.label = next((target.name for target in chosen if isinstance(target, Label)), None)
         fit = (probe_set.fit_inputs, probe_set.fit_labels)
         heldout = (probe_set.heldout_inputs, probe_set.heldout_labels)
-        count = min(FOLDS, probe_set.n_fit) if penalties.selects else 1
+        count = min(FOLDS, probe_set.n_fit) if self.method.penalties.selects else 1
         folds = [probe_set.n_fit * i // count for i in range(count + 1)]
         per_column = options.get("penalty_per") == "column"
         cache = None if out is None or per_column else TargetCache(Path(out) / "cache", probe_set.digest)
@@ -124,7 +108,8 @@ class Engine:
         self.settings = self._settings()
         self.config_hash = hashlib.blake2b(json.dumps(self.settings).encode(), digest_size=8).hexdigest()
         self._layers: list[Layer] | None = None
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # of sparse ones too
         self._keep = self.device if size <= _KEPT_SHARE * budget else torch.device("cpu")
         self._told: set[str] = set()  # what was warned of
         self._workspace = Workspace(_FREE_SHARE * budget)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import operator
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict, get_args
 
 import torch
@@ -167,7 +167,7 @@ def default_targets(probe_set: ProbeSet) -> list[Target]:
     return targets
 
 
-def check_options(options: dict[str, Any]) -> None:
+def check_options(options: Mapping[str, Any]) -> None:
     """Refuse options that do not exist, values that cannot be, and what excludes each other: ArgumentError."""
     for name in options:
         if name not in ProbeOptions.__annotations__:

@@ -5,24 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from .components import columns_with_components
-from .decoding import Method, PenaltyPer, Splits
+from .configuration import Configuration
+from .decoding import Method
 from .engine import FOLDS
 from .errors import ArgumentError, PhasefastError
-from .options import as_tuple, check_options, resolve_device
+from .options import ProbeOptions
 from .scoring import score_cells
-from .stages.capture import FIRST_ROWS, RowOptions, discover_layers, model_inputs, rows_dtype
-from .stages.layers import Layers, check_usable, given_names, select_layers, unwrap
-from .stages.plan import Cost, ForcedRoute, Problem, Selection, fitting_cost, group_layers, memory_budget
+from .stages.capture import FIRST_ROWS, discover_layers, model_inputs
+from .stages.plan import Cost, Problem, fitting_cost, group_layers
 from .stages.preserve import preserved
 from .stages.targets import PROBE_COLUMNS, SKETCH_COLUMNS, build_targets
-from .systems import DEFAULT_ALPHAS, Penalties, fold_sums
+from .systems import fold_sums
 from .target_types import Input
-from .types import Activations, Layer, TokenMode
+from .types import Activations, Layer
 
 _SIZE = 2048
 
@@ -48,26 +49,14 @@ def plan(
     heldout: int,
     *,
     classes: int = 0,
-    layers: Layers | None = None,
-    alphas: Sequence[float] | float | None = None,
-    noise: float | None = None,
-    tokens: TokenMode = "flatten",
-    pool: int = 0,
-    device: str | torch.device | None = None,
-    memory: str | float | None = None,
-    route: ForcedRoute | None = None,
-    splits: Splits = "both",
-    selection: Selection = "gcv",
-    penalty_per: PenaltyPer = "target",
-    target_components: int | None = None,
+    **options: Unpack[ProbeOptions],
 ) -> list[LayerPlan]:
     """Route, FLOPs, memory and expected time of every layer, for one checkpoint.
 
     Args:
         sample: shape of one input, such as (3, 32, 32), or an input itself: integers, such as tokens, are not decoded.
         fit, heldout: numbers of rows. classes: of the label, or 0.
-        layers, alphas, noise, tokens, pool, device, memory, route, splits, selection, penalty_per, target_components:
-            see :class:`phasefast.ProbeOptions`.
+        **options: see :class:`phasefast.ProbeOptions`; but ``targets``: the input and the label are planned for.
 
     Raises:
         ArgumentError, LayerError: sizes or layers that cannot be. MemoryBudgetError: a layer that does not fit.
@@ -79,21 +68,14 @@ def plan(
     width = example.numel() if example.is_floating_point() else 0
     if not width and not classes:
         raise ArgumentError(f"nothing to decode: the sample is {example.dtype}, and there are no classes")
-    choices: dict[str, object] = {"alphas": alphas, "noise": noise, "target_components": target_components}
-    choices |= {"penalty_per": penalty_per, "route": route, "selection": selection, "splits": splits}
-    check_options(choices)
-    per_column = penalty_per == "column"
-    penalties = Penalties(as_tuple("alphas", alphas, DEFAULT_ALPHAS), noise)
-    method = Method(penalties, route=route, selection=selection, splits=splits)
-    model = unwrap(model)
-    check_usable(model)
-    home = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    where = resolve_device(device, home)
+    if "targets" in options:
+        raise ArgumentError("targets: the input and a label of so many classes= are planned for; leave it out")
+    given = Configuration.of(model, options)
+    model, where, method = given.model, given.device, given.method
     with preserved(model, where, keep=torch.device("cpu")):
         batch = next(model_inputs(torch.stack([example] * FIRST_ROWS), [(0, FIRST_ROWS)], model, where))
         try:
-            names = select_layers(model, layers)
-            found = discover_layers(model, names, batch, RowOptions(tokens, pool), given_names(model, layers))
+            found = discover_layers(model, given.names, batch, given.rows, given.given)
         except PhasefastError:
             raise
         except Exception as error:  # a model may check its input by itself
@@ -101,19 +83,20 @@ def plan(
                 f"the model takes no {example.dtype} input of shape {shape}: {error}; give one that it takes, "
                 "or the shape of one (--sample, or --probe-set)"
             ) from error
+    per_column = options.get("penalty_per") == "column"
     # Wider targets than there are fit rows are replaced by n + 1 columns (row space), and combined where penalties are
     # chosen: not where each column has its own.
-    columns = width if per_column else min(columns_with_components(width, target_components), fit + 1)
+    columns = width if per_column else min(columns_with_components(width, options.get("target_components")), fit + 1)
     choosing = max(columns, classes) if per_column else SKETCH_COLUMNS
     q, probes = (min(columns, most) + min(classes, most) for most in (choosing, PROBE_COLUMNS))
-    itemsize, folds = rows_dtype(model).itemsize, min(FOLDS, fit)
+    itemsize, folds = max(given.rows.dtype.itemsize, 4), min(FOLDS, fit)
     sizes = Problem(fit, heldout, columns + classes, q, folds, probes=probes, itemsize=itemsize, per_column=per_column)
     problem = method.posed(sizes, targets=(width > 0) + (classes > 0))
-    budget = memory_budget(memory, where)
-    groups = group_layers(found, problem, budget, route)
-    rate, least = _product_rate(where), _least_seconds(method, where)
+    groups = group_layers(found, problem, method.budget, method.route)
+    wide = method.precision == "double" or given.rows.dtype == torch.float64
+    rate, least = _product_rate(where, torch.float64 if wide else torch.float32), _least_seconds(method, where)
     entries = [(layer, index) for index, group in enumerate(groups, 1) for layer in group]
-    costs = [(layer, fitting_cost(layer.dim, problem, budget, route), index) for layer, index in entries]
+    costs = [(layer, fitting_cost(layer.dim, problem, method.budget, method.route), index) for layer, index in entries]
     return [LayerPlan(layer, cost, least + cost.work / rate, index) for layer, cost, index in costs]
 
 
@@ -134,10 +117,10 @@ def _least_seconds(method: Method, device: torch.device) -> float:
     return min(seconds[1:])
 
 
-def _product_rate(device: torch.device) -> float:
-    """FLOP/s of float32 matrix products, the best of three."""
+def _product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of matrix products, the best of three."""
     # No ones: multiplying equal numbers takes a GPU less power, so that its clock is higher.
-    matrix = torch.randn(_SIZE, _SIZE, generator=torch.Generator().manual_seed(0)).to(device)
+    matrix = torch.randn(_SIZE, _SIZE, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     seconds = []
     for _ in range(4):
         start = time.perf_counter()

@@ -164,20 +164,33 @@ class Scores:
         return float(values[0])
 
     def curve(self, layer: str, target: str, metric: str, split: str = "heldout") -> tuple[np.ndarray, np.ndarray]:
-        """Steps [K] int64 and values [K] float64 of one metric; none where there are none."""
-        rows = self.filter(layer=layer, target=target, metric=metric, split=split).to_arrow()
+        """Steps [K] int64 and values [K] float64 of one metric; LookupError names what there is instead."""
+        rows = self._of(layer, target, metric, split)
         return rows.column("step").to_numpy(), rows.column("value").to_numpy()
+
+    def has_curve(self, layer: str, target: str, metric: str, split: str = "heldout") -> bool:
+        """Whether there is such a metric at any step."""
+        return len(self.filter(layer=layer, target=target, metric=metric, split=split)) > 0
 
     def estimated(self, layer: str, target: str, metric: str) -> np.ndarray:
         """Whether each value [K] of the held-out curve is an estimate, bool."""
-        rows = self.filter(layer=layer, target=target, metric=metric, split="heldout").to_arrow()
-        return np.asarray(rows.column("approximation").is_valid())
+        return np.asarray(self._of(layer, target, metric).column("approximation").is_valid())
+
+    def _of(self, layer: str, target: str, metric: str, split: str = "heldout") -> pa.Table:
+        """Rows of one metric, by step; LookupError names what there is instead."""
+        found = self
+        for column, value in {"layer": layer, "target": target, "metric": metric, "split": split}.items():
+            there = found.values_of(column)
+            if value not in there:
+                raise LookupError(f"no scores of {column} {value!r}: expected one of {there}")
+            found = found.filter(**{column: value})
+        return found.to_arrow()
 
     def samples(self, layer: str, target: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps [K] int64 and per-sample held-out values [K, m] float32 of one metric."""
-        rows = self.filter(layer=layer, target=target, metric=metric, split="heldout").to_arrow()
+        rows = self._of(layer, target, metric)
         lists = rows.column("samples")
-        if len(rows) == 0 or lists.null_count:
+        if lists.null_count:
             raise LookupError(f"no per-sample {metric!r} is stored for layer {layer!r}, target {target!r}")
         flat = pc.list_flatten(lists).to_numpy()
         if len(flat) % len(rows) or len(set(pc.list_value_length(lists).to_pylist())) != 1:

@@ -144,7 +144,13 @@ def test_plan_is_what_a_measurement_does(net: SmallNet, probe_set: pf.ProbeSet) 
 @pytest.mark.parametrize("rows", [20, 150])  # less and more than columns
 @pytest.mark.parametrize(
     "options",
-    [{"noise": 0.1}, {"alphas": [0.1]}, *({"penalty_per": "column", "selection": how} for how in ("gcv", "loo"))],
+    [
+        {"noise": 0.1},
+        {"alphas": [0.1]},
+        {"precision": "double"},
+        {"layer_sketch": 5},
+        *({"penalty_per": "column", "selection": how} for how in ("gcv", "loo")),
+    ],
     ids=str,
 )
 def test_plan_knows_how_penalties_are_given_and_chosen(net: SmallNet, rows: int, options: dict) -> None:
@@ -155,6 +161,10 @@ def test_plan_knows_how_penalties_are_given_and_chosen(net: SmallNet, rows: int,
     assert [entry.cost for entry in planned] == [engine.method.cost(c, engine.targets) for c in engine.activations()]
     with pytest.raises(ArgumentError, match="alphas and noise exclude each other"):
         pf.plan(net, (1, 6, 6), rows, 60, alphas=[0.1], noise=0.1)
+    with pytest.raises(ArgumentError, match="targets: the input and a label of so many classes= are planned for"):
+        pf.plan(net, (1, 6, 6), rows, 60, targets=["label"])
+    with pytest.raises(ArgumentError, match="model: expected a Module, got list"):
+        pf.plan([net], (1, 6, 6), rows, 60)  # type: ignore[arg-type]
 
 
 def test_plan_takes_penalties_as_the_sweep_does() -> None:
@@ -167,6 +177,10 @@ def test_plan_takes_penalties_as_the_sweep_does() -> None:
     chosen, noisy = plan(), plan("--noise", "0.1")
     assert noisy == plan("--alpha", "0.1")
     assert noisy != chosen != plan("--penalty-per", "column")
+    assert chosen == plan("--precision", "double") == plan("--layer-sketch", "3")
+    without = "layers are planned without a sketch, as they are decoded where it fails"
+    assert without in " ".join(invoke("plan", DIGITS_NET, "--sample", "1,8,8", "--layer-sketch", "3").stdout.split())
+    assert "padding: expected with tokens=" in fails("plan", DIGITS_NET, "--sample", "1,8,8", "--padding", "0")
     assert "penalty_per: expected one of" in fails("plan", DIGITS_NET, "--penalty-per", "columns")
 
 

@@ -40,6 +40,10 @@ Noise = Annotated[
     float | None, typer.Option(help="Instead of --alpha: standard deviation of noise on the activations.")
 ]
 PenaltyPer = Annotated[str, typer.Option(help="target, or column: each column of a regression chooses its own.")]
+Precision = Annotated[str, typer.Option(help="exact, fast or double.")]
+LayerSketch = Annotated[
+    int | None, typer.Option(min=1, help="Random combinations of a wider layer's features that are decoded.")
+]
 Components = Annotated[int | None, typer.Option(min=1, help="Leading components of the input that are decoded.")]
 Checkpoints = Annotated[
     Path,

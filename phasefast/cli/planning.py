@@ -19,11 +19,14 @@ from .app import (
     Alphas,
     Components,
     Layers,
+    LayerSketch,
     Memory,
     Model,
     Noise,
+    Padding,
     PenaltyPer,
     Pool,
+    Precision,
     Route,
     Selection,
     Splits,
@@ -69,8 +72,10 @@ def plan_command(
     checkpoints: Annotated[int, typer.Option(min=1, help="Of the sweep.")] = 1,
     layer: Layers = None,
     tokens: Tokens = "flatten",
+    padding: Padding = None,
     pool: Pool = 0,
     memory: Memory = None,
+    precision: Precision = "exact",
     route: Route = None,
     splits: Splits = "both",
     alpha: Alphas = None,
@@ -78,11 +83,13 @@ def plan_command(
     selection: Selection = "gcv",
     penalty_per: PenaltyPer = "target",
     target_components: Components = None,
+    layer_sketch: LayerSketch = None,
 ) -> None:
     """Route, work and memory of each layer, and its expected time at the rate of this machine's matrix products."""
     how: dict[str, Any] = {"layers": layer, "tokens": tokens, "pool": pool, "memory": memory, "route": route}
     how |= {"splits": splits, "alphas": alpha, "noise": noise, "selection": selection}
-    how |= {"penalty_per": penalty_per, "target_components": target_components}
+    how |= {"penalty_per": penalty_per, "target_components": target_components, "layer_sketch": layer_sketch}
+    how |= {"precision": precision, "padding": padding}
     sizes = (_shape(sample), fit, heldout, classes) if probe_set is None else _sizes(load_probe_set(probe_set))
     found = plan(load_model(model), *sizes[:3], classes=sizes[3], **how)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -101,11 +108,14 @@ def plan_command(
     console = Console()
     console.print(table)
     console.print("pass: of the data through the model", highlight=False)
-    console.print(
-        "seconds: in float32; layers that are nearly invertible, as first ones can be, need float64 too: 5 times as "
-        "long on a CPU",
-        highlight=False,
-    )
+    if precision == "exact":
+        console.print(
+            "seconds: in float32; layers that are nearly invertible, as first ones can be, need float64 too: 5 times "
+            "as long on a CPU",
+            highlight=False,
+        )
+    if layer_sketch is not None:
+        console.print("layers are planned without a sketch, as they are decoded where it fails", highlight=False)
     passes, seconds = found[-1].forward_pass, checkpoints * sum(entry.seconds for entry in found)
     if any(entry.cost.target_free for entry in found):
         console.print("target-free routes give held-out scores only", highlight=False)

@@ -167,9 +167,8 @@ def _curves(scores: Scores, layer: str) -> dict[str, Any]:
     steps, mse = scores.curve(layer, "input", "mse")
     curves = {"steps": steps.tolist(), "mse": _rounded(mse), "fvu": _rounded(scores.curve(layer, "input", "fvu")[1])}
     for target in scores.targets:
-        accuracy = scores.curve(layer, target, "accuracy")[1]
-        if len(accuracy):
-            curves[target] = _rounded(accuracy)
+        if scores.has_curve(layer, target, "accuracy"):
+            curves[target] = _rounded(scores.curve(layer, target, "accuracy")[1])
     for key, split in (("test", "heldout"), ("train", "fit")):
         curves[key] = _rounded(scores.curve(MODEL_LAYER, "label", "accuracy", split)[1])
     return curves

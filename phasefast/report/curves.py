@@ -91,6 +91,7 @@ def curves_of(scores: Scores, target: str, metric: str, styles: dict[str, Look])
     found = (
         Curve(*scores.curve(layer, target, metric), scores.estimated(layer, target, metric), look)
         for layer, look in styles.items()
+        if scores.has_curve(layer, target, metric)
     )
     return [curve for curve in found if len(curve.finite)]
 

@@ -147,7 +147,9 @@ def _phase(phase: Phase | None, between: str) -> Text:
 
 
 def _curve(scores: Scores, layer: str, target: str, metric: str) -> dict[int, str]:
-    """Text of each step's value, with ``~`` before an estimate."""
+    """Text of each step's value, with ``~`` before an estimate; none where there is no such metric."""
+    if not scores.has_curve(layer, target, metric):
+        return {}
     curve = *scores.curve(layer, target, metric), scores.estimated(layer, target, metric)
     steps, values, guesses = (part.tolist() for part in curve)
     return {step: "~" * guess + text for step, text, guess in zip(steps, numbers(values), guesses, strict=True)}

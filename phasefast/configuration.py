@@ -1,0 +1,64 @@
+"""What is measured of a model, and how, as the options say; before any data is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .decoding import Method
+from .errors import ArgumentError
+from .ops import bfloat16_is_fast
+from .options import as_tuple, check_options, resolve_device
+from .stages.capture import RowOptions, rows_dtype
+from .stages.layers import check_usable, given_names, select_layers, unwrap
+from .stages.plan import memory_budget
+from .systems import DEFAULT_ALPHAS, Penalties
+from .types import BatchNormMode
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A model, and how its layers are measured.
+
+    Attributes:
+        model: without what DDP and the like wrap it in. device: where it is measured.
+        method: with the whole memory budget. rows: what becomes of outputs.
+        names: of the modules that are probed. given: those of them that the user named.
+    """
+
+    model: nn.Module
+    device: torch.device
+    method: Method
+    rows: RowOptions
+    batchnorm: BatchNormMode
+    names: list[str]
+    given: set[str]
+
+    @classmethod
+    def of(cls, model: nn.Module, options: Mapping[str, Any]) -> Configuration:
+        """As :class:`phasefast.ProbeOptions` say.
+
+        Raises:
+            ArgumentError, LayerError: a model, options or layers that cannot be used.
+        """
+        check_options(options)
+        if not isinstance(model, nn.Module):
+            raise ArgumentError(f"model: expected a Module, got {type(model).__name__}")
+        model = unwrap(model)
+        check_usable(model)
+        home = next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
+        device = resolve_device(options.get("device"), home)
+        penalties = Penalties(as_tuple("alphas", options.get("alphas"), DEFAULT_ALPHAS), options.get("noise"))
+        given = ("precision", "route", "selection", "splits", "layer_sketch")
+        how = {name: options[name] for name in given if name in options}
+        method = Method(penalties, budget=memory_budget(options.get("memory"), device), **how)
+        narrow = method.precision == "fast" and bfloat16_is_fast(device)
+        of_rows = {name: options[name] for name in ("tokens", "pool", "padding") if name in options}
+        rows = RowOptions(dtype=rows_dtype(model, narrow), **of_rows)
+        layers = options.get("layers")
+        names, named = select_layers(model, layers), given_names(model, layers)
+        return cls(model, device, method, rows, options.get("batchnorm", "recompute"), names, named)
