@@ -233,6 +233,11 @@ class Engine:
                 f"no rows of layer {MODEL_LAYER!r}: the model has {others.pop()} outputs, target {label!r} {width} "
                 "classes; if it was trained on such labels, give them as they were, from 0, or Label(classes)",
             )
+        if all(out is None for out in outputs.values()):
+            self._tell(
+                f"no rows of layer {MODEL_LAYER!r}: what the model returns has no row of numbers for each sample, such "
+                "as logits; its own accuracy is not known"
+            )
         labels = {"fit": self.probe_set.fit_labels, "heldout": self.probe_set.heldout_labels}
         return evaluate_model(usable, labels, label)
 

@@ -71,7 +71,7 @@ def test_curves_that_are_not_there_are_named(net: SmallNet, probe_set: pf.ProbeS
         (("cov", "input", "fvu"), r"no scores of layer 'cov': expected one of \['model', 'conv'\]"),
         (("conv", "inputs", "fvu"), r"no scores of target 'inputs': expected one of \['input', 'label'\]"),
         (("conv", "input", "accuracy"), r"no scores of metric 'accuracy': expected one of \["),
-        (("conv", "input", "fvu", "test"), r"no scores of split 'test': expected one of \['fit', 'heldout'\]"),
+        (("conv", "input", "fvu", "test"), r"no scores of split 'test': expected one of \['heldout', 'fit'\]"),
     ):
         with pytest.raises(LookupError, match=message):
             scores.curve(*given)

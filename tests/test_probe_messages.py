@@ -72,6 +72,16 @@ def test_labels_that_the_model_was_not_trained_on_are_said_once(net: SmallNet) -
     assert "model" not in scores.to_pandas()["layer"].tolist()
 
 
+def test_a_model_without_logits_has_no_accuracy_of_its_own_and_says_so(probe_set: pf.ProbeSet) -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Unflatten(1, (1, 2)))
+    with pytest.warns(RuntimeWarning, match="no rows of layer 'model': what the model returns has no row of numbers"):
+        scores = pf.probe(model, probe_set, layers="0")
+    assert scores.values_of("layer") == ["0"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pf.probe(model, probe_set, layers="0", targets="input")
+
+
 @pytest.mark.parametrize(
     ("n", "options", "words"),
     [
