@@ -61,22 +61,6 @@ def test_scores_are_complete_and_tidy(net: SmallNet, probe_set: pf.ProbeSet) -> 
         assert samples.mean() == pytest.approx(value, rel=1e-5)
 
 
-def test_curves_that_are_not_there_are_named(net: SmallNet, probe_set: pf.ProbeSet) -> None:
-    scores = pf.probe(net, probe_set, layers="conv", step=3)
-    value = scores.value(layer="conv", target="input", metric="fvu", split="heldout")
-    assert [part.tolist() for part in scores.curve("conv", "input", "fvu")] == [[3], [value]]
-    assert scores.has_curve("conv", "input", "mse", "fit")
-    assert not scores.has_curve("conv", "input", "accuracy")
-    for given, message in (
-        (("cov", "input", "fvu"), r"no scores of layer 'cov': expected one of \['model', 'conv'\]"),
-        (("conv", "inputs", "fvu"), r"no scores of target 'inputs': expected one of \['input', 'label'\]"),
-        (("conv", "input", "accuracy"), r"no scores of metric 'accuracy': expected one of \["),
-        (("conv", "input", "fvu", "test"), r"no scores of split 'test': expected one of \['heldout', 'fit'\]"),
-    ):
-        with pytest.raises(LookupError, match=message):
-            scores.curve(*given)
-
-
 def test_label_and_model_accuracy_are_those_of_plain_code(net: SmallNet, probe_set: pf.ProbeSet) -> None:
     scores = pf.probe(net, probe_set, layers="hidden", batchnorm="running")
     net.eval()

@@ -13,6 +13,7 @@ from typing import TypeVar
 from ..errors import CheckpointError
 from ..notices import shown, warn
 from .entries import NEEDED, find_entry, why_none
+from .hub import Revision, as_revision, revisions
 from .messages import damage_named
 from .sources import ENTRIES, SUFFIXES, TEMPORARY, Source, may_be_weights
 from .steps import has_step, named_after_step, named_by, names_step, parse_step, stem_of
@@ -64,13 +65,14 @@ def order_checkpoints(
         checkpoints: ``{step: state dict or path}``; a list of paths, whose steps are in their names; a list of state
             dicts, whose steps are 0, 1, 2, ...; a file, or a glob of several; a folder that is a checkpoint; or a
             folder of files and such folders, of which unfinished ones and those without a step in their names are left
-            out, with a warning.
+            out, with a warning. Of ``hf://repository@revision`` those revisions that match, or all with a step.
 
     Raises:
         CheckpointError: nothing to sweep, a step that is missing, negative or there twice.
     """
     if isinstance(checkpoints, (str, os.PathLike)):
-        checkpoints = _at(Path(checkpoints))
+        hub = as_revision(checkpoints)
+        checkpoints = revisions(hub) if hub is not None else _at(Path(checkpoints))
     if not isinstance(checkpoints, Iterable):
         checkpoints = [checkpoints]
     given = list(checkpoints.values() if isinstance(checkpoints, Mapping) else checkpoints)
@@ -81,11 +83,22 @@ def order_checkpoints(
     if not given:
         raise CheckpointError("checkpoints: expected at least one, got none")
     if not isinstance(checkpoints, Mapping):
-        steps = (i if isinstance(c, Mapping) else parse_step(_named(Path(c))) for i, c in enumerate(given))
+        given = [_as_source(source) for source in given]
+        steps = (index if isinstance(each, Mapping) else _step_of(each) for index, each in enumerate(given))
         return _by_step(list(zip(steps, given, strict=True)))
     if bad := [step for step in checkpoints if isinstance(step, bool) or not isinstance(step, int) or step < 0]:
         raise CheckpointError(f"checkpoints: expected steps that are integers >= 0, got {bad[:5]}")
-    return _by_step(list(checkpoints.items()))
+    return _by_step([(step, _as_source(source)) for step, source in checkpoints.items()])
+
+
+def _as_source(given: Source) -> Source:
+    """A path of the Hub as the revision that it means."""
+    return given if isinstance(given, Mapping) else as_revision(given) or given
+
+
+def _step_of(path: str | os.PathLike[str]) -> int:
+    """That in the name of a file, folder or revision; CheckpointError where there is none."""
+    return path.step if isinstance(path, Revision) else parse_step(_named(Path(path)))
 
 
 def _at(path: Path) -> Mapping[int, Path] | list[Path]:

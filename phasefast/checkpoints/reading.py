@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ..errors import ArgumentError, CheckpointError, PhasefastError, UnreadableE
 from ..notices import shown
 from .entries import entry_of, is_there
 from .fingerprint import file_hash, salted
+from .hub import Revision
 from .index import INDEX, read_index
 from .safetensors_files import read_safetensors
 from .sources import BESIDE, DISTRIBUTED, NESTED, SAFETENSORS, Source
@@ -42,6 +44,9 @@ class Reader:
 
     def read(self, source: Source) -> dict[str, Tensor]:
         """The state dict in ``source``; CheckpointError as of :func:`read_state_dict`, or of what ``load`` raises."""
+        if isinstance(source, Revision):
+            with source.fetched() as path, _also_named(source):
+                return self.read(path)
         if self.load is None or isinstance(source, Mapping):
             return read_state_dict(source, weights_only=self.weights_only, key=self.key)
         try:
@@ -65,11 +70,14 @@ class Reader:
         """
         if isinstance(source, Mapping) or (self.load is not None and Path(source).is_dir()):
             return None
-        return salted(file_hash(source), (self.key or "").rstrip(".") + " load" * (self.load is not None))
+        known = source.commit if isinstance(source, Revision) else file_hash(source)
+        return salted(known, (self.key or "").rstrip(".") + " load" * (self.load is not None))
 
     def is_there(self, source: Source) -> bool:
         """Whether there is anything to read."""
-        return isinstance(source, Mapping) or (Path(source).exists() if self.load is not None else is_there(source))
+        return isinstance(source, (Mapping, Revision)) or (
+            Path(source).exists() if self.load is not None else is_there(source)
+        )
 
     def lacks_part(self, source: Source, error: CheckpointError) -> bool:
         """Whether ``load`` raised ``error`` because something in a folder is not there.
@@ -81,6 +89,15 @@ class Reader:
             return False
         inside = isinstance(cause, FileNotFoundError) and Path(source) in Path(str(cause.filename)).parents
         return Path(source).is_dir() and (inside or cause.errno is None)
+
+
+@contextlib.contextmanager
+def _also_named(source: Revision) -> Iterator[None]:
+    """Errors of its files name the revision."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise type(error)(f"{source}: {error}") from error
 
 
 def read_state_dict(source: Source, *, weights_only: bool = True, key: str | None = None) -> dict[str, Tensor]:

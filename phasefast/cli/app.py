@@ -46,9 +46,10 @@ LayerSketch = Annotated[
 ]
 Components = Annotated[int | None, typer.Option(min=1, help="Leading components of the input that are decoded.")]
 Checkpoints = Annotated[
-    Path,
+    str,
     typer.Argument(
-        help="Folder of checkpoints with their steps in their names, or a glob in quotes.", show_default=False
+        help="Folder of checkpoints with their steps in their names, a glob in quotes, or hf://repository.",
+        show_default=False,
     ),
 ]
 Samples = Annotated[str, typer.Argument(help=f"{PROBE_SET}.", show_default=False)]
