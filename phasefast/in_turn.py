@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from .checkpoints import Reader, load_into, read_ahead
 from .checkpoints.sources import Source
 from .engine import Engine
-from .errors import PhasefastError, StoreError, may_pass, with_notes
+from .errors import PASSING, CheckpointError, PhasefastError, StoreError, may_pass, with_notes
 from .progress import progress
 from .stages.preserve import on_device
 
 _NAMED = 12  # steps of failures that are alike
+_ENOUGH = 5  # first checkpoints that fail alike: so do the others, such as by a wrong key
 
 
 @contextlib.contextmanager
@@ -66,15 +67,29 @@ def measure_each(
                 note += " failed" if failures else f" failed: {with_notes(error)}"
                 failures[step] = error.with_traceback(None)  # whose frames hold activations
             update(done, note)
+            if not begun and len(failures) == _ENOUGH < len(sources) and _none_fits(failures, sources):
+                untried = CheckpointError(f"not tried, as the first {_ENOUGH} failed alike")
+                return failures | {step: untried for step in sources if step not in failures}
     return failures
+
+
+def _none_fits(failures: Mapping[int, Exception], sources: Mapping[int, Source]) -> bool:
+    """Whether all are checkpoints that can be read, but not used, for the same reason."""
+    usable = any(isinstance(error, PASSING) or not isinstance(error, CheckpointError) for error in failures.values())
+    return not usable and len(_alike(failures, sources)) == 1
+
+
+def _alike(failures: Mapping[int, Exception], sources: Mapping[int, Source]) -> list[list[int]]:
+    """The steps of failures that differ in nothing but the name of the checkpoint."""
+    alike: dict[str, list[int]] = {}
+    for step, error in failures.items():
+        alike.setdefault(with_notes(error).replace(name_of(step, sources[step]), ""), []).append(step)
+    return list(alike.values())
 
 
 def listed(failures: Mapping[int, Exception], sources: Mapping[int, Source]) -> Iterator[str]:
     """A line for each failure; those that differ in nothing but the name of the checkpoint share the first one's."""
-    alike: dict[str, list[int]] = {}
-    for step, error in failures.items():
-        alike.setdefault(with_notes(error).replace(name_of(step, sources[step]), ""), []).append(step)
-    for first, *others in alike.values():
+    for first, *others in _alike(failures, sources):
         likewise = f"; likewise {len(others)} more: {named(others)}" if others else ""
         yield f"  step {first}: {with_notes(failures[first])}{likewise}"
 

@@ -233,6 +233,29 @@ def test_checkpoints_that_fail_alike_share_a_line(
     assert lines[2].startswith("  step 20: ")
 
 
+def test_after_five_that_cannot_be_used_alike_the_others_are_not_tried(
+    net: SmallNet, probe_set: pf.ProbeSet, checkpoints: dict, tmp_path: Path
+) -> None:
+    tried: list[str] = []
+
+    def load(path: Path) -> dict:
+        tried.append(path.name)
+        return torch.load(path)
+
+    for step in range(12):
+        torch.save({"net": checkpoints[0]}, tmp_path / f"step_{step}.pt")
+    options: dict = {"out": tmp_path / "out", "layers": "hidden", "load": load}
+    with pytest.raises(SweepError) as caught:
+        pf.sweep(net, tmp_path, probe_set, key="ema", **options)
+    lines = str(caught.value).splitlines()
+    assert len(tried) <= 6  # of which one is read ahead
+    assert lines[0] == "12 of 12 checkpoints failed, none was measured:"
+    assert lines[1].startswith("  step 0: ")
+    assert "expected weights under the key 'ema'" in lines[1]
+    assert lines[2] == "  step 5: not tried, as the first 5 failed alike; likewise 6 more: 6, 7, 8, 9, 10, 11"
+    assert pf.sweep(net, tmp_path, probe_set, key="net", **options).steps == list(range(12))
+
+
 def test_state_dict_of_a_diverged_step_does_not_reach_the_model(
     net: SmallNet, probe_set: pf.ProbeSet, checkpoints: dict, tmp_path: Path
 ) -> None:

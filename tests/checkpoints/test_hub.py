@@ -152,9 +152,10 @@ def test_revisions_are_ordered_by_the_steps_in_their_names(store: Store) -> None
     assert list(order_checkpoints(["hf://google/multiberts-seed_0-step_20k"])) == [20_000]
     with pytest.raises(CheckpointError, match="step 1000: given twice"):
         order_checkpoints(f"hf://{REPO}@stage*")
+    del store.files["stage2-step1000-tokens4B"]
     with pytest.warns(RuntimeWarning, match=r"left out \['draft'\], with no step in their names"):
-        del store.files["stage2-step1000-tokens4B"]
-        assert list(order_checkpoints(f"hf://{REPO}")) == [1000, 2000]
+        found = order_checkpoints(f"hf://{REPO}")
+    assert list(found) == [1000, 2000]
     with pytest.raises(CheckpointError, match=r"@x\*: expected revisions that match and have steps"):
         order_checkpoints(f"hf://{REPO}@x*")
 
