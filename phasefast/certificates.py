@@ -13,7 +13,7 @@ from torch import Tensor
 from .dense import centred_left_product, centred_product, fetched, inner, product, wide_rows
 from .systems import Solution, System
 from .timeline import stage
-from .types import Activations, Probe, ProbeColumns, TargetBlock, TargetMatrix
+from .types import Activations, Check, CheckColumns, TargetBlock, TargetMatrix
 
 _FIT_FLOOR = 1e-3  # of the deviation: rounding of a fit error below that is told relative to that, not to nothing
 # Relative error that the identity for the fit error may have, the second where another is estimated as large, and of
@@ -36,12 +36,12 @@ class Part:
     alpha: float
     solution: Solution
     weights: Tensor
-    probe: Probe
+    check: Check
 
     @property
     def has_identity(self) -> bool:
         """Whether an identity tells the error on the fit rows: not of classes, nor of columns that are all measured."""
-        return self.block.kind == "regression" and not self.probe.exact
+        return self.block.kind == "regression" and not self.check.exact
 
 
 @dataclass(frozen=True)
@@ -58,16 +58,16 @@ class Certificate:
     fit_error: float | None
 
 
-def probe_of(targets: TargetMatrix, index: int, columns: slice | Tensor) -> Probe:
+def check_of(targets: TargetMatrix, index: int, columns: slice | Tensor) -> Check:
     """The random combinations of a target's columns, or those of some of them."""
-    probe = targets.probes[index]
+    check = targets.checks[index]
     if isinstance(columns, slice):
-        return probe
-    directions = probe.directions[columns - targets.blocks[index].start]
+        return check
+    directions = check.directions[columns - targets.blocks[index].start]
     if len(directions) <= directions.shape[1]:
         directions = torch.eye(len(directions), dtype=directions.dtype, device=directions.device)
     products = [product(matrix[:, columns], directions) for matrix in (targets.fit, targets.heldout)]
-    return Probe(directions, *products)
+    return Check(directions, *products)
 
 
 def gradient(
@@ -96,17 +96,17 @@ def gradient(
 @stage("certificates")
 def certify(cell: Activations, system: System, targets: TargetMatrix, parts: Sequence[Part]) -> list[Certificate]:
     """Certificates of all parts of a cell, in one pass over its rows."""
-    sizes = [part.probe.directions.shape[1] for part in parts]
-    wz = torch.cat([product(part.weights, part.probe.directions) for part in parts], 1)
+    sizes = [part.check.directions.shape[1] for part in parts]
+    wz = torch.cat([product(part.weights, part.check.directions) for part in parts], 1)
     whole = [part.index for part in parts if isinstance(part.columns, slice)]
-    if whole == list(range(len(targets.probes))) and len(parts) == len(whole):
-        own_columns = targets.probe_columns  # made once
+    if whole == list(range(len(targets.checks))) and len(parts) == len(whole):
+        own_columns = targets.check_columns  # made once
     else:
         means = [targets.mean[part.columns] for part in parts]
-        own_columns = ProbeColumns.of([part.probe for part in parts], means)
+        own_columns = CheckColumns.of([part.check for part in parts], means)
     mean, deviation = own_columns.mean, own_columns.deviation
     found, missed = gradient(cell, system, own_columns.fit, mean, wz)
-    penalty = torch.cat([torch.full_like(part.probe.directions[0], part.solution.penalty) for part in parts])
+    penalty = torch.cat([torch.full_like(part.check.directions[0], part.solution.penalty) for part in parts])
     residual = found - penalty * wz
     pairs = zip(parts, residual.split(sizes, 1), strict=True)
     correction = torch.cat([part.solution.apply_inverse(own) for part, own in pairs], 1)
@@ -128,7 +128,7 @@ def certify(cell: Activations, system: System, targets: TargetMatrix, parts: Seq
         if not part.solution.facts.works:
             certificates.append(Certificate(math.inf, None))
             continue
-        estimates = [_share(a[own], b[own], part.probe) for a, b in ((lost, kept), (lost_fit, scale))]
+        estimates = [_share(a[own], b[own], part.check) for a, b in ((lost, kept), (lost_fit, scale))]
         estimate = max(*estimates, float(blurred[own].sum() / kept[own].sum()))
         if part.block.kind == "regression":  # classes are scored by their hits, row by row
             least, most = _FIT_TOLERANCES
@@ -150,7 +150,7 @@ class ExactCombinations:
     """
 
     solution: Solution
-    probe: Probe
+    check: Check
     weights: Tensor
     expected: Tensor
     predicted: Tensor
@@ -171,24 +171,24 @@ def exact_combinations(
     Args:
         weights: [d, c], to refine once more.
     """
-    probe, block = targets.probes[index], targets.blocks[index]
-    mean = targets.mean[block.start : block.stop] @ probe.directions
+    check, block = targets.checks[index], targets.blocks[index]
+    mean = targets.mean[block.start : block.stop] @ check.directions
     if weights is None:
         nothing = torch.zeros(cell.fit.shape[1], len(mean), dtype=torch.float64, device=mean.device)
-        weights = solution.apply_inverse(gradient(cell, system, probe.fit, mean, nothing)[0])
-    found, missed = gradient(cell, system, probe.fit, mean, weights)
+        weights = solution.apply_inverse(gradient(cell, system, check.fit, mean, nothing)[0])
+    found, missed = gradient(cell, system, check.fit, mean, weights)
     wz = weights + solution.apply_inverse(found - solution.penalty * weights)
     predicted = centred_product(cell.heldout, system.row_mean, wz)
     blurred = _blurred(cell, system, solution, wz, missed)
-    return ExactCombinations(solution, probe, wz, probe.heldout - mean, predicted, blurred)
+    return ExactCombinations(solution, check, wz, check.heldout - mean, predicted, blurred)
 
 
 @stage("certificates")
 def certify_target_free(combinations: Tensor, exact: ExactCombinations) -> Certificate:
     """The certificate of held-out rows' combinations [m, n] of a target's fit rows."""
-    predicted = product(combinations, exact.probe.fit)
+    predicted = product(combinations, exact.check.fit)
     lost, kept, blurred = fetched(*_changed(exact.expected - predicted, exact.predicted - predicted), exact.blurred)
-    estimate = max(_share(lost, kept, exact.probe), float(blurred.sum() / kept.sum()))
+    estimate = max(_share(lost, kept, exact.check), float(blurred.sum() / kept.sum()))
     return Certificate(estimate if exact.solution.facts.works else math.inf, None)
 
 
@@ -240,7 +240,7 @@ def _explained(system: System, part: Part, wz: Tensor) -> Tensor:
         return torch.zeros_like(wz[0])
     # With G W = C - penalty W the fit error is tr T'T - tr W'C - penalty tr W'W: no second pass over the rows.
     cross = system.cross[:, part.columns]
-    combined = (part.probe.directions.mT.contiguous() @ cross.mT).mT  # few columns are multiplied faster as rows
+    combined = (part.check.directions.mT.contiguous() @ cross.mT).mT  # few columns are multiplied faster as rows
     return (wz * combined).sum(0) + part.solution.penalty * wz.square().sum(0)
 
 
@@ -267,17 +267,17 @@ def _fit_error(
     Args:
         left: by the identity [c]. missed: squared errors of the combinations [c]. tolerance: relative.
     """
-    if part.probe.exact:
+    if part.check.exact:
         return float(missed.sum()), 0.0
     off = left - missed
     bias, chance = float(off.mean()), math.sqrt(off.var() / len(off))
     bias = bias if abs(bias) > _CHANCE * chance else 0.0
-    doubt = _share(off - bias, missed, part.probe)
+    doubt = _share(off - bias, missed, part.check)
     return (identity - bias, doubt) if doubt <= tolerance else (None, 0.0)
 
 
-def _share(errors: Tensor, totals: Tensor, probe: Probe) -> float:
-    """Estimate of the error of a sum over all columns, relative to the sum, from those of a probe's columns [c].
+def _share(errors: Tensor, totals: Tensor, check: Check) -> float:
+    """Estimate of the error of a sum over all columns, relative to the sum, from those of a check's columns [c].
 
     Random combinations have it for their mean (Hutchinson 1990). The standard error of that mean is taken out of it,
     but it is never less: what the combinations cannot tell from nothing counts. Inf where there is no solution.
@@ -286,7 +286,7 @@ def _share(errors: Tensor, totals: Tensor, probe: Probe) -> float:
         errors, totals: on the CPU.
     """
     error, total = float(errors.sum()), max(float(totals.sum()), torch.finfo(torch.float64).tiny)
-    if not probe.exact:
+    if not check.exact:
         variance = len(errors) * float(errors.var())
         error = math.sqrt(max(error * error - variance, variance))
     share = abs(error) / total

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .dense import converted_rows, wide_rows
 from .systems import Penalties, PenaltyChoice, System, fold_sums
-from .types import Activations, Sketch, TargetBlock, TargetMatrix
+from .types import Activations, TargetBlock, TargetMatrix, TargetSketch
 
 # Traces are estimated with so many columns of random signs (Hutchinson 1990), unless their spread is more than so much
 # of what is left of n; then inverses tell them. Where r degrees of freedom are left at least, it is
@@ -84,11 +84,11 @@ def per_unit(errors: Tensor, targets: TargetMatrix) -> Tensor:
 
 def sketch_of(
     blocks: Sequence[TargetBlock], fit: Tensor, folds: Sequence[int], mixes: Sequence[Tensor | None] = ()
-) -> Sketch:
+) -> TargetSketch:
     """Columns [n, q] that stand for all target columns, with their sums over each fold."""
     sums = fold_sums(fit, folds)
     squares = torch.stack([rows.square_().sum(0) for _, rows in wide_rows(fit, fit.shape[1])]).sum(0)
-    return Sketch(tuple(blocks), fit, sums, squares - sums.sum(0).square() / len(fit), tuple(mixes))
+    return TargetSketch(tuple(blocks), fit, sums, squares - sums.sum(0).square() / len(fit), tuple(mixes))
 
 
 def offsets_of(train: System, weights: Tensor) -> Tensor:

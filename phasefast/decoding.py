@@ -46,8 +46,8 @@ class Method:
     def problem(self, heldout: int, targets: TargetMatrix, dtype: torch.dtype = torch.float32) -> Problem:
         """What the cost of a cell depends on, beside its width; ``heldout``: number of rows, ``dtype``: of all rows."""
         (n, p), q, folds = targets.fit.shape, targets.sketch.fit.shape[1], len(targets.folds) - 1
-        probes = sum(probe.directions.shape[1] for probe in targets.probes)
-        sizes = Problem(n, heldout, p, q, folds, probes=probes, per_column=targets.per_column)
+        checks = sum(check.directions.shape[1] for check in targets.checks)
+        sizes = Problem(n, heldout, p, q, folds, checks=checks, per_column=targets.per_column)
         return self.posed(replace(sizes, itemsize=max(dtype.itemsize, sizes.itemsize)), len(targets.blocks))
 
     def posed(self, sizes: Problem, targets: int) -> Problem:

@@ -20,7 +20,7 @@ from .scoring import score_cells
 from .stages.capture import FIRST_ROWS, discover_layers, model_inputs
 from .stages.plan import Cost, Problem, fitting_cost, group_layers
 from .stages.preserve import preserved
-from .stages.targets import PROBE_COLUMNS, SKETCH_COLUMNS, build_targets
+from .stages.targets import CHECK_COLUMNS, SKETCH_COLUMNS, build_targets
 from .systems import fold_sums
 from .target_types import Input
 from .types import Activations, Layer
@@ -88,9 +88,9 @@ def plan(
     # chosen: not where each column has its own.
     columns = width if per_column else min(columns_with_components(width, options.get("target_components")), fit + 1)
     choosing = max(columns, classes) if per_column else SKETCH_COLUMNS
-    q, probes = (min(columns, most) + min(classes, most) for most in (choosing, PROBE_COLUMNS))
+    q, checks = (min(columns, most) + min(classes, most) for most in (choosing, CHECK_COLUMNS))
     itemsize, folds = max(given.rows.dtype.itemsize, 4), min(FOLDS, fit)
-    sizes = Problem(fit, heldout, columns + classes, q, folds, probes=probes, itemsize=itemsize, per_column=per_column)
+    sizes = Problem(fit, heldout, columns + classes, q, folds, checks=checks, itemsize=itemsize, per_column=per_column)
     problem = method.posed(sizes, targets=(width > 0) + (classes > 0))
     groups = group_layers(found, problem, method.budget, method.route)
     wide = method.precision == "double" or given.rows.dtype == torch.float64

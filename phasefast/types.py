@@ -34,7 +34,7 @@ class TargetBlock:
 
 
 @dataclass(frozen=True)
-class Sketch:
+class TargetSketch:
     """Columns that stand for all target columns when a penalty is chosen: random combinations where a block is wide.
 
     Attributes:
@@ -52,7 +52,7 @@ class Sketch:
 
 
 @dataclass(frozen=True)
-class Probe:
+class Check:
     """What a solution is certified on: random combinations of a block's columns, or all where they are few; float64.
 
     Attributes:
@@ -70,7 +70,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class ProbeColumns:
+class CheckColumns:
     """Probes side by side, [n, c] and [m, c], with the means [c] and squared deviations [c] of the fit rows."""
 
     mean: torch.Tensor
@@ -79,12 +79,12 @@ class ProbeColumns:
     deviation: torch.Tensor
 
     @classmethod
-    def of(cls, probes: Sequence[Probe], means: Sequence[torch.Tensor]) -> ProbeColumns:
-        """Args: means: of the columns that each probe combines, float64."""
-        mean = torch.cat([own @ probe.directions for own, probe in zip(means, probes, strict=True)])
+    def of(cls, checks: Sequence[Check], means: Sequence[torch.Tensor]) -> CheckColumns:
+        """Args: means: of the columns that each check combines, float64."""
+        mean = torch.cat([own @ check.directions for own, check in zip(means, checks, strict=True)])
         # Few columns are stored as rows, like all of them.
-        fit = torch.cat([probe.fit.mT for probe in probes]).mT
-        heldout = torch.cat([probe.heldout.mT for probe in probes]).mT
+        fit = torch.cat([check.fit.mT for check in checks]).mT
+        heldout = torch.cat([check.heldout.mT for check in checks]).mT
         return cls(mean, fit, heldout, (fit - mean).square().sum(0))
 
 
@@ -106,7 +106,7 @@ class TargetMatrix:
         sums: [k, p] float64 sums of ``fit``, per fold.
         deviation: squared deviation of the targets from the fit mean, per split and block: {"fit": [...], ...}.
         dropped: how much of it leading components leave out, likewise. squares: that of the columns of ``fit``.
-        sketch: what the choice of a penalty looks at. probes: what solutions are certified on, one entry per target.
+        sketch: what the choice of a penalty looks at. checks: what solutions are certified on, one entry per target.
         digest: content hash.
         per_column: whether each column of a regression has a penalty of its own.
     """
@@ -119,8 +119,8 @@ class TargetMatrix:
     deviation: dict[str, tuple[float, ...]]
     dropped: dict[str, tuple[float, ...]]
     squares: tuple[float, ...]
-    sketch: Sketch
-    probes: tuple[Probe, ...]
+    sketch: TargetSketch
+    checks: tuple[Check, ...]
     digest: str
     per_column: bool = False
 
@@ -130,9 +130,9 @@ class TargetMatrix:
         return self.sums.sum(0) / len(self.fit)
 
     @cached_property
-    def probe_columns(self) -> ProbeColumns:
+    def check_columns(self) -> CheckColumns:
         """Those of all targets."""
-        return ProbeColumns.of(self.probes, [self.mean[block.start : block.stop] for block in self.blocks])
+        return CheckColumns.of(self.checks, [self.mean[block.start : block.stop] for block in self.blocks])
 
     @cached_property
     def rounded(self) -> torch.Tensor:

@@ -259,4 +259,4 @@ def test_records_of_any_device_come_back_on_the_device_asked_for(tmp_path: Path)
     cache.store("key", targets)
     kept = cache.load("key", torch.device("meta"))
     assert isinstance(kept, TargetMatrix)
-    assert {kept.fit.device.type, kept.sketch.sums.device.type, kept.probes[0].heldout.device.type} == {"meta"}
+    assert {kept.fit.device.type, kept.sketch.sums.device.type, kept.checks[0].heldout.device.type} == {"meta"}

@@ -41,7 +41,7 @@ class Problem:
         fit_scores: whether the fit rows are scored too. per_column: whether each column gets a penalty of its own.
         stride: how many penalties make a decade, a power of two. chosen: how many of them are chosen, at most.
         itemsize: bytes of a number in a row, 4 for fewer.
-        probes: columns that solutions are certified on.
+        checks: columns that solutions are certified on.
     """
 
     n: int
@@ -56,7 +56,7 @@ class Problem:
     selection: Selection | None = None
     stride: int = 1
     chosen: int = 1
-    probes: int = 0
+    checks: int = 0
     itemsize: int = 4
 
 
@@ -148,7 +148,7 @@ def _cost(dim: int, problem: Problem, features: Route, eigen: bool, target_free:
         _add_eigen(total, k, 1)
     else:
         total.add(problem.chosen * (1 / 3 + _INVERSE) * k**3, _CHOLESKY)
-    columns = problem.probes
+    columns = problem.checks
     if target_free:
         total.add(problem.chosen * (2 * k * k * m + 2 * m * n * k) + 2 * m * n * p)
         total.add(4 * k * k * columns)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..certificates import Certificate, Part, certify, certify_target_free, exact_combinations, probe_of
+from ..certificates import Certificate, Part, certify, certify_target_free, check_of, exact_combinations
 from ..dense import aligned_empty, converted_rows, empty, left_product
 from ..systems import Penalties, PenaltyChoice, Solution, System, solve_cholesky, solve_eigen
 from ..types import Activations, BlockFit, Decoder, Statistics, TargetBlock, TargetMatrix
@@ -57,7 +57,7 @@ def solve(
         for (i, chosen), share in zip(columns, shares, strict=True):
             weights[:, chosen] = share.to(system.dtype)
             parts.append(
-                Part(i, targets.blocks[i], chosen, alpha, solution, weights[:, chosen], probe_of(targets, i, chosen))
+                Part(i, targets.blocks[i], chosen, alpha, solution, weights[:, chosen], check_of(targets, i, chosen))
             )
     parts.sort(key=lambda part: part.index)  # the order of what is made of all targets once
     fits = []

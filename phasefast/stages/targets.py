@@ -19,10 +19,10 @@ from ..systems import fold_sums
 from ..target_cache import TargetCache
 from ..target_types import Input, Split, Target
 from ..timeline import stage
-from ..types import Probe, Sketch, TargetBlock, TargetMatrix
+from ..types import Check, TargetBlock, TargetMatrix, TargetSketch
 
 SKETCH_COLUMNS = 64
-PROBE_COLUMNS = 22  # as good as 64; beside those of ten classes they are 32, products of which are fast
+CHECK_COLUMNS = 22  # as good as 64; beside those of ten classes they are 32, products of which are fast
 
 
 @stage("targets")
@@ -129,7 +129,7 @@ def build_targets(
         dropped=dropped,
         squares=of_stored,
         sketch=sketch,
-        probes=tuple(_probe(fit_columns, heldout_columns, block) for block in blocks),
+        checks=tuple(_check(fit_columns, heldout_columns, block) for block in blocks),
         digest=digest,
         per_column=per_column,
     )
@@ -209,7 +209,7 @@ def _center(matrix: Tensor, mean: Tensor, center: Tensor) -> Tensor:
     return squares
 
 
-def _sketch(matrix: Tensor, blocks: Sequence[TargetBlock], folds: Sequence[int], limit: int) -> Sketch:
+def _sketch(matrix: Tensor, blocks: Sequence[TargetBlock], folds: Sequence[int], limit: int) -> TargetSketch:
     # A Gaussian sketch keeps squared errors in the mean (Johnson-Lindenstrauss), the same one for every penalty,
     # so that penalties are compared on the same random directions at a fraction of the price.
     generator = torch.Generator().manual_seed(0)
@@ -230,13 +230,13 @@ def _sketch(matrix: Tensor, blocks: Sequence[TargetBlock], folds: Sequence[int],
     return sketch_of(sketched, fit, folds, mixes)
 
 
-def _probe(fit: Tensor, heldout: Tensor, block: TargetBlock) -> Probe:
+def _check(fit: Tensor, heldout: Tensor, block: TargetBlock) -> Check:
     generator = torch.Generator().manual_seed(0)
     columns = slice(block.start, block.stop)
     width = block.stop - block.start
-    if width <= PROBE_COLUMNS:
+    if width <= CHECK_COLUMNS:
         directions = torch.eye(width, dtype=torch.float64, device=fit.device)
     else:
-        directions = torch.randn(width, PROBE_COLUMNS, generator=generator, dtype=torch.float64).to(fit.device)
+        directions = torch.randn(width, CHECK_COLUMNS, generator=generator, dtype=torch.float64).to(fit.device)
     products = [product(matrix[:, columns], directions) for matrix in (fit, heldout)]
-    return Probe(directions, *products)
+    return Check(directions, *products)

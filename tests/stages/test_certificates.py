@@ -175,8 +175,8 @@ def test_combinations_of_rows_are_refined_in_float32(monkeypatch: pytest.MonkeyP
         cell = replace(cell, sums=fold_sums(cell.fit, targets.folds))
         if wide:
             fit, folds, kept = cell.fit[:60], (0, 60), targets.fit[:60]
-            probes = tuple(replace(probe, fit=probe.fit[:60]) for probe in targets.probes)
-            targets = replace(targets, fit=kept, folds=folds, sums=fold_sums(kept, folds), probes=probes)
+            checks = tuple(replace(check, fit=check.fit[:60]) for check in targets.checks)
+            targets = replace(targets, fit=kept, folds=folds, sums=fold_sums(kept, folds), checks=checks)
             cell = reduce_features(replace(cell, fit=fit, sums=fold_sums(fit, folds)), folds)
         assert cell.route == ("dual" if wide else "primal")
         rough = by_combinations(cell, targets, alpha, torch.float32)
