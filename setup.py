@@ -52,6 +52,9 @@ def cuda_libraries() -> list[str]:
 def extension() -> Extension:
     """phasefast._C with its sources, flags and what build_info() reports."""
     cuda, strict = wants_cuda(), os.environ.get("PHASEFAST_WERROR") == "1"
+    kernels = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cuda/*.cu") if cuda)
+    if cuda and not kernels:
+        sys.exit("PHASEFAST_CUDA: expected kernels in csrc/cuda, got none: these sources are not whole")
     flags = FLAGS + (["-Werror"] if strict else [])
     nvcc_flags = NVCC_FLAGS + (["-Werror=all-warnings", "-Xptxas=-warn-spills,-Werror"] if strict else [])
     # System headers: their warnings are not ours. pip's pybind11 stands before the copy that torch brings.
@@ -67,7 +70,7 @@ def extension() -> Extension:
             "csrc/library.cpp",
             "csrc/module.cpp",
             *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cpu/*.cpp")),
-            *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cuda/*.cu") if cuda),
+            *kernels,
         ],
         depends=[str(path.relative_to(ROOT)) for kind in ("h", "cuh") for path in ROOT.glob(f"csrc/**/*.{kind}")],
         include_dirs=[str(ROOT / "csrc")],

@@ -2,8 +2,10 @@
 
 from .comparing import Agreement, Comparison, compare_phases
 from .engine import VERSION as __version__
+from .errors import PhasefastError
 from .ops._extension import build_info
 from .options import ProbeOptions
+from .phase_report import CellPhases, PhaseReport
 from .planning import LayerPlan, plan
 from .probe import probe
 from .reconstruction import Reconstructions, reconstruct
@@ -11,22 +13,26 @@ from .scores import Scores, read_scores
 from .stages.phases import detect_phases
 from .stages.probe_set import ProbeSet
 from .sweep import sweep
-from .target_types import Function, Input, Label
+from .target_types import Function, Input, Label, Target
 from .track import PhaseTracker
 from .watch import watch
 
 __all__ = [
     "Agreement",
+    "CellPhases",
     "Comparison",
     "Function",
     "Input",
     "Label",
     "LayerPlan",
+    "PhaseReport",
     "PhaseTracker",
+    "PhasefastError",
     "ProbeOptions",
     "ProbeSet",
     "Reconstructions",
     "Scores",
+    "Target",
     "__version__",
     "build_info",
     "compare_phases",

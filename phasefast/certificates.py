@@ -212,7 +212,8 @@ def _blurred(cell: Activations, system: System, solution: Solution, weights: Ten
     fit, heldout = (split[:: max(-(-len(split) // _SOME), 1)] for split in (cell.fit, cell.heldout))
     random = torch.Generator().manual_seed(0)
     rows, features = (
-        torch.randint(0, 2, (_SIGNS, size), generator=random).mul_(2).sub_(1).to(weights) for size in fit.shape
+        torch.randint(0, 2, (_SIGNS, size), generator=random, device="cpu").mul_(2).sub_(1).to(weights)
+        for size in fit.shape
     )
     back = centred_left_product(rows, fit, system.row_mean)
     turned = solution.apply_inverse(torch.cat([back, features * variance.sqrt()]).mT)

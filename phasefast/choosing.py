@@ -140,5 +140,5 @@ class LeftOut:
 @lru_cache(maxsize=8)
 def signs(dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """[d, SIGNS], the same for every checkpoint; kept, as a GPU would wait for each copy."""
-    drawn = torch.randint(0, 2, (dim, SIGNS), generator=torch.Generator().manual_seed(0))
+    drawn = torch.randint(0, 2, (dim, SIGNS), generator=torch.Generator().manual_seed(0), device="cpu")
     return (2 * drawn - 1).to(device, dtype)

@@ -6,7 +6,7 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .errors import DataError
 from .phase_report import KINDS, CellPhases, PhaseKind, PhaseReport, looked_up, span_text, window_text
@@ -23,7 +23,7 @@ class Agreement:
     layer: str
     target: str
     metric: str
-    cells: Mapping[str, CellPhases]
+    cells: Mapping[str, CellPhases] = field(hash=False)
 
     def count(self, kind: PhaseKind) -> int:
         """In how many runs there is such a phase."""

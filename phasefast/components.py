@@ -38,7 +38,7 @@ def project(fit: Tensor, heldout: Tensor, count: int) -> tuple[Tensor, Tensor, d
     generator = torch.Generator().manual_seed(_SEED)  # the global one is the training's
     # Independent of each other: combinations that the components were found from would miss part of the rest.
     start, rest = (
-        torch.randn(fit.shape[1], columns, generator=generator, dtype=torch.float64).to(fit.device)
+        torch.randn(fit.shape[1], columns, generator=generator, dtype=torch.float64, device="cpu").to(fit.device)
         for columns in (count + _MORE, RANDOM_COLUMNS)
     )
     basis = _leading(fit, start)[:, :count]

@@ -72,7 +72,7 @@ class ProbeOptions(TypedDict, total=False):
 
     layers: Layers | None
     targets: Sequence[Target | str] | Target | str | None
-    alphas: Sequence[float] | float | None
+    alphas: Iterable[float] | float | None
     noise: float | None
     batchnorm: BatchNormMode
     device: str | torch.device | None

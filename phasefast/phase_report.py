@@ -40,7 +40,7 @@ class CellPhases:
     minimum_step: int
     minimum_ci: tuple[int, int]
     stop_window: tuple[int, int] | None
-    evidence: dict[str, Any] = field(default_factory=dict)
+    evidence: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def phase(self, kind: PhaseKind) -> Phase | None:
         """The phase of that kind, or None where it is not there."""
@@ -60,6 +60,11 @@ class CellPhases:
     def why(self) -> str:
         """Why neither a decrease nor an increase is named; empty where one is."""
         return self.evidence.get("reason") or ""
+
+    @property
+    def left_out(self) -> tuple[int, ...]:
+        """Steps whose loss lies far above that of their neighbours; phases, minimum and stop window leave them out."""
+        return tuple(self.evidence.get("left_out", ()))
 
     def phases_text(self) -> str:
         """The phases with their steps: ``constant 0-8, decrease 8-32``, or ``none``."""
@@ -110,8 +115,8 @@ def phase_notes(cells: Sequence[CellPhases]) -> list[str]:
         notes.append(f"Fewer than {FEW_SAMPLES} held-out samples: intervals are narrower than what they should cover.")
     if any(cell.phases and cell.evidence.get("order_p", 0) is None for cell in cells):
         notes.append(f"Fewer than {FEW_STEPS} steps: a trend cannot be told from noise between them.")
-    if odd := sorted({step for cell in cells for step in cell.evidence.get("left_out", ())}):
-        of = [cell for cell in cells if cell.evidence.get("left_out")]
+    if odd := sorted({step for cell in cells for step in cell.left_out}):
+        of = [cell for cell in cells if cell.left_out]
         which = of[0].layer if len({cell.layer for cell in of}) == 1 else f"{len(of)} of {len(cells)} curves"
         notes.append(f"Left out, as far above their neighbours: steps {', '.join(map(str, odd))} of {which}.")
     if len(cells) > 1 and cells[0].why and all(cell.why == cells[0].why for cell in cells):

@@ -64,7 +64,7 @@ def plan(
     shape = tuple(sample.shape if isinstance(sample, Tensor) else sample)
     if min(fit, heldout, *shape) < 1 or classes < 0:
         raise ArgumentError(f"expected positive sizes, got sample {shape}, {fit} and {heldout} rows")
-    example = sample if isinstance(sample, Tensor) else torch.randn(shape)
+    example = sample if isinstance(sample, Tensor) else torch.randn(shape, device="cpu")
     width = example.numel() if example.is_floating_point() else 0
     if not width and not classes:
         raise ArgumentError(f"nothing to decode: the sample is {example.dtype}, and there are no classes")
@@ -103,7 +103,7 @@ def plan(
 def _least_seconds(method: Method, device: torch.device) -> float:
     """What decoding and scoring a few features takes, the best of three: mostly Python, and launches on a GPU."""
     n, m, d = 64, 16, 8
-    rows = torch.randn(n + m, d, generator=torch.Generator().manual_seed(0))
+    rows = torch.randn(n + m, d, generator=torch.Generator().manual_seed(0), device="cpu")
     folds = [n * i // FOLDS for i in range(FOLDS + 1)]
     targets = build_targets([Input()], (rows[:n], None), (rows[n:], None), folds, device)
     rows = rows.to(device)
@@ -120,7 +120,7 @@ def _least_seconds(method: Method, device: torch.device) -> float:
 def _product_rate(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of matrix products, the best of three."""
     # No ones: multiplying equal numbers takes a GPU less power, so that its clock is higher.
-    matrix = torch.randn(_SIZE, _SIZE, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    matrix = torch.randn(_SIZE, _SIZE, generator=torch.Generator().manual_seed(0), device="cpu").to(device, dtype)
     seconds = []
     for _ in range(4):
         start = time.perf_counter()

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from .console import of_work
+
 Update = Callable[[int, str], None]
 
 
@@ -19,14 +21,14 @@ def progress(what: str, total: int, unit: str, console: Console | None = None) -
     Args:
         what: such as ``"training"``. unit: plural of what is counted. console: standard error by default.
     """
-    console = console or Console(stderr=True)
+    console = console or of_work()
     if console.is_terminal:
         columns = (
-            TextColumn(what),
+            TextColumn(what, markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn(unit),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         with Progress(*columns, TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(), console=console) as bar:
             task = bar.add_task(what, total=total, note="")
@@ -37,6 +39,6 @@ def progress(what: str, total: int, unit: str, console: Console | None = None) -
     def line(done: int, note: str) -> None:
         left = (time.perf_counter() - start) / max(done, 1) * (total - done)
         text = ", ".join(part for part in (f"{what} {done}/{total} {unit}", note, f"ETA {left:.0f} s") if part)
-        console.print(text, highlight=False, soft_wrap=True)
+        console.print(text, soft_wrap=True)
 
     yield line

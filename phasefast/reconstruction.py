@@ -26,7 +26,7 @@ _SAMPLES = 8
 _NOT_HERE = ("targets", "target_components", "layer_sketch", "splits")  # all of the input, from all features
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reconstructions:
     """Held-out inputs, and what is decoded of them from each layer at each step.
 

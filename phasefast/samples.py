@@ -29,7 +29,7 @@ def draw(split: str, dataset: Sized, count: int | None, seed: int) -> tuple[Tens
     count = size if count is None else count
     if not isinstance(count, (int, np.integer)) or not 0 < count <= size:
         raise DataError(f"n_{split}: expected between 1 and the {size} samples of the dataset, got {count!r}")
-    chosen = torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:count].tolist()
+    chosen = torch.randperm(size, generator=torch.Generator().manual_seed(seed), device="cpu")[:count].tolist()
     parts = (_parts(f"{split}: sample {i}", dataset[i]) for i in chosen)  # type: ignore[index]
     inputs, labels, values = zip(*parts, strict=True)
     for i, each in zip(chosen, inputs, strict=True):
@@ -47,7 +47,7 @@ def draw(split: str, dataset: Sized, count: int | None, seed: int) -> tuple[Tens
             warn(f"{split}: values {name!r} are left out: they are text")
         else:
             named[name] = as_numbers(f"values {name!r}", own)
-    return torch.stack(inputs), None if labels[0] is None else torch.tensor(labels), named
+    return torch.stack(inputs), None if labels[0] is None else torch.tensor(labels, device="cpu"), named
 
 
 def _parts(where: str, sample: Any) -> tuple[Tensor, int | None, Mapping[str, Any]]:
@@ -94,7 +94,9 @@ def as_numbers(what: str, given: Any) -> Tensor:
     """
     try:
         if isinstance(given, (list, tuple)) and given and isinstance(given[0], Tensor):
-            numbers = torch.stack([each if isinstance(each, Tensor) else torch.as_tensor(each) for each in given])
+            numbers = torch.stack(
+                [each if isinstance(each, Tensor) else torch.as_tensor(each, device="cpu") for each in given]
+            )
         else:
             numbers = given if isinstance(given, Tensor) else _from_numpy(np.asarray(given))
     except (TypeError, ValueError, RuntimeError) as error:
@@ -111,7 +113,7 @@ def as_numbers(what: str, given: Any) -> Tensor:
 
 def _from_numpy(given: np.ndarray) -> Tensor:
     """A tensor of an array's copy, also of one of negative strides or of the other order of bytes."""
-    return torch.as_tensor(np.array(given, dtype=given.dtype.newbyteorder("="), order="C"))
+    return torch.as_tensor(np.array(given, dtype=given.dtype.newbyteorder("="), order="C"), device="cpu")
 
 
 def _odd(given: Any) -> str:

@@ -120,7 +120,7 @@ class Scan:
         return self._at(indices, "rises") > _FLAT[self.system.dtype]
 
     def _at(self, indices: Tensor, which: str) -> Tensor:
-        nan = torch.full(indices.shape, math.nan, dtype=torch.float64)
+        nan = torch.full_like(indices, math.nan, dtype=torch.float64)
         found = (getattr(self._tried.get(index), which, nan) for index in indices.tolist())
         return torch.stack([own[unit] for unit, own in enumerate(found)])
 
@@ -150,7 +150,7 @@ class Scan:
     def misled_at(self, chosen: Tensor) -> Tensor:
         """How many times the error of each chosen penalty [u] that of some left out rows is [u]; Inf if not to tell."""
         ratios = {index: self.misled_by(index, LOOKED_AT) for index in chosen.unique().tolist()}
-        found = torch.ones(chosen.shape, dtype=torch.float64)
+        found = torch.ones_like(chosen, dtype=torch.float64)
         for index, own in zip(ratios, fetched(*ratios.values()), strict=True):
             found = torch.where(chosen == index, own, found)
         return found
@@ -251,13 +251,15 @@ class Scan:
 
     def _without(self, index: int) -> _Tried:
         """Errors of one penalty that has no factor: in float64 by an eigendecomposition, else unknown."""
-        none = torch.full(self._sizes[2].shape[1:], math.inf, dtype=torch.float64)
+        none = torch.full(self._sizes[2].shape[1:], math.inf, dtype=torch.float64, device="cpu")
         if self.system.dtype != torch.float64:
             return _Tried(none, none * math.nan, 0.0)
         solution = solve_eigen(self.system, self.system.cross, float(self._sizes[0][index]))
         weights, left = solution.weights, self.rows - solution.facts.dof
         sums = fetched(*self._sums(weights[None], self.path[index : index + 1]))
-        (error,) = self._errors([index], weights[None], torch.tensor([left], dtype=torch.float64), *sums)[1]
+        (error,) = self._errors([index], weights[None], torch.tensor([left], dtype=torch.float64, device="cpu"), *sums)[
+            1
+        ]
         return _Tried(error, none * math.nan, left, weights)
 
     def _sums(self, weights: Tensor, path: Tensor) -> tuple[Tensor, Tensor]:

@@ -209,8 +209,10 @@ class Scores:
         if len(self.steps) != 1:
             raise ArgumentError(f"a shard holds one step, these scores hold {self.steps}")
         path = store_folder(directory) / f"step-{self.steps[0]:012d}.parquet"
-        with writing(path, f"the scores of step {self.steps[0]} to", parents=True) as partial:
-            pq.write_table(self._table, partial, compression="zstd")
+        what = f"the scores of step {self.steps[0]} to"
+        # An open file: pyarrow takes some names for URIs.
+        with writing(path, what, parents=True) as partial, partial.open("wb") as file:
+            pq.write_table(self._table, file, compression="zstd")
         return path
 
 
@@ -251,7 +253,8 @@ def list_shards(directory: str | Path) -> dict[int, Path]:
 def read_shard(path: Path) -> Scores:
     """One shard; StoreError names a file that is not one."""
     try:
-        scores = Scores(pq.read_table(path))
+        with path.open("rb") as file:
+            scores = Scores(pq.read_table(file))
     except (OSError, pa.ArrowException) as error:
         raise StoreError(f"cannot read the shard {path}: {error}; delete it and sweep again") from error
     match = _SHARD.search(path.name)

@@ -170,7 +170,7 @@ class PenaltyChoice:
     @classmethod
     def first(cls, targets: TargetMatrix) -> PenaltyChoice:
         """The only penalty, for all targets."""
-        return cls(tuple(torch.zeros(1, dtype=torch.int64) for _ in targets.blocks))
+        return cls(tuple(torch.zeros(1, dtype=torch.int64, device="cpu") for _ in targets.blocks))
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,18 @@ class Target(Protocol):
         """Target columns [n, p] and [m, p] for (inputs, labels) of the fit and the held-out split."""
 
 
+class _Own:
+    """What the package's targets have in common, so that a list of several kinds is one of targets to type checkers."""
+
+    name: str
+    kind: TargetKind
+
+    def columns(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class Input:
+class Input(_Own):
     """The network's own input, flattened: its error is the reconstruction loss (arXiv 2312.06887, section 3)."""
 
     name: str = "input"
@@ -54,7 +64,7 @@ class Input:
 
 
 @dataclass(frozen=True)
-class Label:
+class Label(_Own):
     """The labels of the probe set, one-hot over ``num_classes`` columns, scored by accuracy."""
 
     num_classes: int
@@ -74,7 +84,7 @@ class Label:
 
 
 @dataclass(frozen=True)
-class Function:
+class Function(_Own):
     """Any function of a batch of inputs, such as a transfer task; it is called without autocast, its
     matrix products without TF32.
 
@@ -113,7 +123,7 @@ class Function:
 
 
 @dataclass(frozen=True, eq=False)
-class Values:
+class Values(_Own):
     """What a probe set holds of each sample beside input and label; see :meth:`phasefast.ProbeSet.target`.
 
     Args:

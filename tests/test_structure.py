@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "phasefast"
 OPS = ("capture", "gram", "residual", "ridge_solve")
 LEVELS = (
-    ("types", "errors", "files", "globs", "listing", "notices", "phase_report", "progress", "timeline", "workspace"),
+    ("console", "errors", "types"),
+    ("files", "globs", "listing", "notices", "phase_report", "progress", "timeline", "workspace"),
     ("samples", "sequences"),
     ("scores",),
     ("ops",),

@@ -42,7 +42,9 @@ def read_distributed(folder: Path, *, weights_only: bool) -> dict[str, Tensor]:
         paths = _weights({key: _path(whole, key) for key, entry in entries if type(entry) is TensorStorageMetadata})
         metadata = of_tensors(whole, paths, folder)
         tensors: dict[str, Any] = metadata.state_dict_metadata
-        state = {key: torch.empty(entry.size, dtype=entry.properties.dtype) for key, entry in tensors.items()}
+        state = {
+            key: torch.empty(entry.size, dtype=entry.properties.dtype, device="cpu") for key, entry in tensors.items()
+        }
         # The steps of torch's load(), which would first unpickle the metadata once more, whatever is in it.
         planner, reader = _OfTensors(flatten_state_dict=False), FileSystemReader(folder)
         planner.set_up_planner(state, metadata, is_coordinator=True)

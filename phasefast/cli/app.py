@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+from ..console import of_work
+from ..engine import VERSION
 from ..errors import PhasefastError
 
 PROBE_SET = "File of ProbeSet.save, or package.module:callable that makes a ProbeSet"
@@ -62,7 +63,7 @@ class _Group(TyperGroup):
     """Shows phasefast's own errors and warnings as text; what else goes wrong is a fault and keeps its traceback."""
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
-        console = Console(stderr=True)
+        console = of_work()
 
         def show(message: Warning | str, *_: Any, **__: Any) -> None:
             console.print(Text(f"warning: {message}", style="yellow"), soft_wrap=True)
@@ -89,10 +90,19 @@ app = typer.Typer(
 )
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"phasefast {VERSION}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of an error, not only its message.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and leave.", is_eager=True, callback=_show_version)
     ] = False,
 ) -> None:
     """Options of all commands; read by the group where an error arrives."""

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from ..console import of_results
 from ..experiments.demo import run_demo
 from ..experiments.figures import plot_theory
 from ..experiments.reproduce import reproduce as run_reproduce
@@ -91,6 +91,6 @@ def theory(
     found = run_theory(out)
     holds = sum(row["holds"] for row in found["rows"])
     picture = plot_theory(found, out / "theory.png")
-    console = Console()
-    console.print(f"the statement holds at {holds} of {len(found['rows'])} points of the grid", highlight=False)
-    console.print(f"wrote {out / 'theory.json'} and {picture}", highlight=False, soft_wrap=True)
+    console = of_results()
+    console.print(f"the statement holds at {holds} of {len(found['rows'])} points of the grid")
+    console.print(f"wrote {out / 'theory.json'} and {picture}", soft_wrap=True)

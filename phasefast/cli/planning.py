@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
+from ..console import of_results
 from ..errors import ArgumentError
 from ..planning import plan
 from ..stages.layers import select_layers
@@ -55,10 +55,10 @@ def layers(
     for name, module in modules:
         if pattern is None or name in chosen:
             table.add_row("*" if name in chosen else "", Text(name), Text(type(module).__name__))
-    console = Console()
+    console = of_results()
     console.print(table)
     marked = "match" if pattern else "are probed by default"
-    console.print(f"{len(chosen.intersection(dict(modules)))} of {len(modules)} modules {marked}", highlight=False)
+    console.print(f"{len(chosen.intersection(dict(modules)))} of {len(modules)} modules {marked}")
 
 
 @app.command("plan")
@@ -105,22 +105,21 @@ def plan_command(
             f"{entry.forward_pass}",
         )
         table.add_row(Text(entry.layer.name), f"{entry.layer.dim}", cost.route, *numbers)
-    console = Console()
+    console = of_results()
     console.print(table)
-    console.print("pass: of the data through the model", highlight=False)
+    console.print("pass: of the data through the model")
     if precision == "exact":
         console.print(
             "seconds: in float32; layers that are nearly invertible, as first ones can be, need float64 too: 5 times "
             "as long on a CPU",
-            highlight=False,
         )
     if layer_sketch is not None:
-        console.print("layers are planned without a sketch, as they are decoded where it fails", highlight=False)
+        console.print("layers are planned without a sketch, as they are decoded where it fails")
     passes, seconds = found[-1].forward_pass, checkpoints * sum(entry.seconds for entry in found)
     if any(entry.cost.target_free for entry in found):
-        console.print("target-free routes give held-out scores only", highlight=False)
+        console.print("target-free routes give held-out scores only")
     times, forward = _counted(checkpoints, "checkpoint"), _counted(checkpoints * passes, "forward pass", "es")
-    console.print(f"{times}: {seconds:.2f} s expected, beside {forward}", highlight=False)
+    console.print(f"{times}: {seconds:.2f} s expected, beside {forward}")
 
 
 def _counted(count: int, what: str, plural: str = "s") -> str:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from ..console import of_results
 from ..options import fastest_device
 from ..reconstruction import reconstruct
-from ..report import check_picture, plot_reconstructions
+from ..report import check_picture, need_matplotlib, plot_reconstructions
 from .app import (
     Alphas,
     BatchNorm,
@@ -55,6 +55,7 @@ def reconstruct_command(
 ) -> None:
     """Draw held-out images as the decoders of each layer give them back, checkpoint after checkpoint."""
     check_picture(out)
+    need_matplotlib()
     found = reconstruct(
         load_model(model),
         load_probe_set(probe_set),
@@ -74,4 +75,4 @@ def reconstruct_command(
         weights_only=not trust,
     )
     plot_reconstructions(found, out)
-    Console().print(f"wrote {out}", highlight=False, soft_wrap=True)
+    of_results().print(f"wrote {out}", soft_wrap=True)

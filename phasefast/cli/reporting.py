@@ -10,10 +10,10 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..console import of_results
 from ..engine import VERSION
 from ..errors import ArgumentError
 from ..ops._extension import build_info
@@ -43,7 +43,7 @@ def phases(
     if json:
         typer.echo(found.to_json())
     else:
-        print_report(part, found, Console())
+        print_report(part, found, of_results())
     write_phases(directory, report)
 
 
@@ -96,7 +96,7 @@ def info() -> None:
     table.add_column(overflow="fold")
     for name, value in _facts():
         table.add_row(name, Text(value))
-    Console().print(table)
+    of_results().print(table)
 
 
 def _facts() -> list[tuple[str, str]]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from ..console import of_results
 from ..errors import ArgumentError
 from ..options import fastest_device
 from ..scores import list_shards
@@ -103,7 +103,7 @@ def sweep_command(
     options["targets"] = load_targets(target, samples) if target else None
     inputs = load_model(model), checkpoints, samples
     options |= {"key": key, "load": load_function(load) if load else None}
-    console = Console()
+    console = of_results()
     if watch_every is None:
         options |= {"overwrite": overwrite, "weights_only": not trust, "shard": share}
         try:
@@ -113,12 +113,12 @@ def sweep_command(
             raise
         part = f"share {share[0]} of {share[1]}: " if share else ""
         text = f"{part}{len(found.steps)} checkpoints are in {out}; see phasefast report {out}"
-        console.print(text, highlight=False, soft_wrap=True)
+        console.print(text, soft_wrap=True)
         return
     for scores in watch(*inputs, out=out, every=watch_every, run=run, weights_only=not trust, **options):
-        console.print(f"{len(scores.steps)} checkpoints to step {scores.steps[-1]}", highlight=False)
+        console.print(f"{len(scores.steps)} checkpoints to step {scores.steps[-1]}")
         if len(scores.steps) > 1:
-            console.print(str(detect_phases(scores)), highlight=False, soft_wrap=True)
+            console.print(str(detect_phases(scores)), soft_wrap=True)
 
 
 def _shard(given: str | None) -> tuple[int, int] | None:

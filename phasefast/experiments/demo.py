@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from ..console import of_results
 from ..errors import ArgumentError
 from ..options import fastest_device, resolve_device
 from ..phase_report import PhaseReport
@@ -55,7 +56,7 @@ def run_demo(
     """
     if steps < 1:
         raise ArgumentError(f"steps: expected at least 1, got {steps}")
-    console = console or Console()
+    console = console or of_results()
     place = resolve_device(device, fastest_device())
     data = digits(seed)
     probe_set = ProbeSet.from_tensors(*data, seed=seed)
@@ -85,6 +86,6 @@ def run_demo(
         seconds = train(model, inputs, labels, steps=steps, lr=lr, seed=seed, on_step=look)
     report = write_report(out, console)
     picture = plot_reconstructions(Reconstructions.concat(known), Path(out) / RECONSTRUCTIONS)
-    console.print(f"wrote {picture}", highlight=False, soft_wrap=True)
-    console.print(f"training {seconds:.1f} s, probing {tracker.seconds:.1f} s", highlight=False)
+    console.print(f"wrote {picture}", soft_wrap=True)
+    console.print(f"training {seconds:.1f} s, probing {tracker.seconds:.1f} s")
     return report

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DependencyError
 from ..files import writing
+from ..report.page import picture
 
 _OURS, _THEIRS, _CONV = "#0072B2", "#D55E00", "#009E73"
 
 
+@picture
 def plot_published(results: dict[str, Any], path: Path) -> Path:
     """Loss, colour dominance and test accuracy over the steps: published, and each seed of ours.
 
@@ -32,6 +33,7 @@ def plot_published(results: dict[str, Any], path: Path) -> Path:
     return _save(figure, path)
 
 
+@picture
 def plot_decoders(results: dict[str, Any], path: Path) -> Path:
     """Held-out error against seconds of the exact, the linear and the convolutional decoder, one panel per step."""
     rows = results["decoders"]
@@ -50,6 +52,7 @@ def plot_decoders(results: dict[str, Any], path: Path) -> Path:
     return _save(figure, path)
 
 
+@picture
 def plot_theory(found: dict[str, Any], path: Path) -> Path:
     """Loss of the softmax layer without and with deviating samples, and the largest rise over the grid.
 
@@ -76,10 +79,8 @@ def plot_theory(found: dict[str, Any], path: Path) -> Path:
 
 
 def _figure(panels: int) -> tuple[Any, Any]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise DependencyError("figures need matplotlib: pip install 'phasefast[report]'") from error
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(3.3 * panels, 3.0), layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
     for axis in axes:

@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import nn
 
 from ..checkpoints import file_hash, load_into, read_state_dict
+from ..console import of_results
 from ..engine import VERSION, Engine
 from ..errors import ArgumentError, DependencyError
 from ..files import writing
@@ -80,7 +81,7 @@ def reproduce(
     setting = setting if steps is None else replace(setting, steps=steps)
     if not seeds or setting.steps < setting.first:
         raise ArgumentError(f"expected at least one seed and {setting.first} steps, got {seeds} and {setting.steps}")
-    console = console or Console()
+    console = console or of_results()
     folder = Path(out) / name
     whole = setting.load(file, root)
     data = setting.training_part(whole)
@@ -124,7 +125,7 @@ def reproduce(
     _write(folder, results, measured)
     print_results(results, console)
     _draw(folder, results, measured[0])
-    console.print(f"wrote {folder}/results.json, scores.parquet and figures", highlight=False, soft_wrap=True)
+    console.print(f"wrote {folder}/results.json, scores.parquet and figures", soft_wrap=True)
     return results
 
 
@@ -215,8 +216,8 @@ def _compare_decoders(
 
 def _write(folder: Path, results: dict[str, Any], measured: Sequence[Measured]) -> None:
     parts = [s for m in measured for s in (m.batch, m.recompute, m.wide, *m.tasks.values()) if s is not None]
-    with writing(folder / "scores.parquet", "the scores to") as partial:
-        pq.write_table(Scores.concat(parts).to_arrow().drop_columns(["samples"]), partial)
+    with writing(folder / "scores.parquet", "the scores to") as partial, partial.open("wb") as file:
+        pq.write_table(Scores.concat(parts).to_arrow().drop_columns(["samples"]), file)
     _write_json(folder / "results.json", results)
 
 

@@ -18,7 +18,7 @@ def print_results(results: dict[str, Any], console: Console) -> None:
         console.print(_decoders(results))
     for claim in results["claims"]:
         mark = "[green]holds[/]" if claim["holds"] else "[red]does not hold[/]"
-        console.print(f"{mark}: {claim['name']} ({claim['figures']})", highlight=False, soft_wrap=True)
+        console.print(f"{mark}: {claim['name']} ({claim['figures']})", soft_wrap=True)
 
 
 def _curves(results: dict[str, Any]) -> Table:

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from ..console import of_work
 from ..errors import ArgumentError, NonFiniteError
 from ..progress import progress
 
@@ -63,7 +64,7 @@ def train(
         inputs = inputs.contiguous(memory_format=torch.channels_last)
     optimizer = optimizer or sgd(model, lr, momentum)
     batches = _batches(inputs, labels, batch_size, torch.Generator().manual_seed(seed), start)
-    console = console or Console(stderr=True)
+    console = console or of_work()
     shown = _BAR_UPDATES if console.is_terminal else _LINES
     callback_seconds, begin = 0.0, time.perf_counter()
     with progress("training", steps, "steps", console) as update:

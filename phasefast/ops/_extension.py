@@ -17,7 +17,10 @@ from . import _cuda
 
 OPS = ("capture", "gram", "ridge_solve", "residual")
 _LOADING = threading.Lock()
-_MEND = "install phasefast again with this Python and this torch: pip install --no-build-isolation -e ."
+_MEND = (
+    "install phasefast again with this Python and this torch, by pip install --no-build-isolation, where there is a "
+    "C++20 compiler; PHASEFAST_REQUIRE_EXTENSION=1 then shows what fails"
+)
 
 
 def _load() -> tuple[ModuleType | None, str | None]:
@@ -35,7 +38,7 @@ def _loaded() -> tuple[ModuleType | None, str | None]:
     except ModuleNotFoundError as error:
         if error.name != "phasefast._C":
             raise
-        return None, f"phasefast._C is not built for this Python; {_MEND}"
+        return None, f"phasefast._C is not built, for want of a compiler, or built for another Python; {_MEND}"
     except (ImportError, OSError, RuntimeError) as error:
         return None, f"phasefast._C does not load under torch {torch.__version__}: {error}; {_MEND}"
     if not hasattr(module, "pools"):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from ..comparing import Comparison, compare_phases
+from ..console import of_results
 from ..errors import ArgumentError, DataError, LayerError
 from ..notices import shown, warn
 from ..phase_report import PhaseReport
@@ -17,11 +19,13 @@ from ..store import PHASES, PICTURE, SELECTED, differences
 from .compared import plot_comparison, print_comparison, run_names
 from .curves import accuracy_target, fvu_target
 from .gallery import plot_reconstructions
+from .page import need_matplotlib
 from .plot import plot_phases
 from .table import print_report
 
 __all__ = [
     "check_picture",
+    "need_matplotlib",
     "plot_phases",
     "plot_reconstructions",
     "print_report",
@@ -88,7 +92,7 @@ def write_report(
         StoreError: the directory cannot be written; all is printed by then.
         StoreError, DataError, LayerError, ArgumentError: as for ``read_phases`` and ``restrict``.
     """
-    console = console or Console()
+    console = console or of_results()
     scores, report = read_phases(directory)
     part = restrict(scores, report, layers, targets)
     print_report(*part, console)
@@ -97,9 +101,9 @@ def write_report(
     name = Path(directory).resolve().name if name == _UNNAMED else name
     picture = Path(directory) / (PICTURE if layers is None and targets is None else SELECTED)
     plot_phases(*part, picture, title=f"Learning phases: {name}")
-    console.print(f"wrote {Path(directory) / PHASES} and {picture}", highlight=False, soft_wrap=True)
+    console.print(f"wrote {Path(directory) / PHASES} and {picture}", soft_wrap=True)
     if left := [target for target in part[0].targets if target not in (fvu_target(part[0]), accuracy_target(part[0]))]:
-        console.print(f"the picture leaves out {shown(left)}: --target draws one", highlight=False, soft_wrap=True)
+        console.print(f"the picture leaves out {shown(left)}: --target draws one", soft_wrap=True)
     return report
 
 
@@ -149,14 +153,14 @@ def write_comparison(
     Raises:
         DependencyError: matplotlib is missing; all else is printed by then. And as ``read_runs`` does.
     """
-    console = console or Console()
+    console = console or of_results()
     if picture is not None:
         check_picture(picture)
     comparison, scores = read_runs(directories, layers, targets)
     print_comparison(comparison, scores, console)
     if picture is not None:
         layer = plot_comparison(comparison, scores, picture)
-        console.print(f"wrote {picture}, of layer {layer}", highlight=False, soft_wrap=True)
+        console.print(f"wrote {picture}, of layer {layer}", soft_wrap=True)
     return comparison
 
 
@@ -166,6 +170,8 @@ def check_picture(path: str | Path) -> None:
         raise ArgumentError(f"picture: expected a name that ends with .png, got {path}")
     if not (folder := Path(path).resolve().parent).is_dir():
         raise ArgumentError(f"picture: expected a folder that is there, got {folder}; make it first")
+    if not os.access(folder, os.W_OK):
+        raise ArgumentError(f"picture: expected a folder that can be written to, got {folder}; choose another one")
 
 
 def _one_run(directory: str | Path) -> Scores:

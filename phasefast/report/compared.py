@@ -74,15 +74,16 @@ def _print_phases(agreements: Sequence[Agreement], console: Console) -> None:
 
 
 def _print_curves(agreements: Sequence[Agreement], scores: Mapping[str, Scores], console: Console) -> None:
+    sign = "±" if console.encoding.startswith("utf") else "+-"
     target, metric = agreements[0].target, agreements[0].metric
     shown = "accuracy" if metric == "error" else metric
-    heading(f"Held-out {shown} of target {target}: mean of {len(scores)} runs, ± standard deviation", console)
+    heading(f"Held-out {shown} of target {target}: mean of {len(scores)} runs, {sign} standard deviation", console)
     taken = {step for own in scores.values() for step in own.steps}
     shared = taken.intersection(*(own.steps for own in scores.values()))
     if shared < taken:
         console.print(Text(f"at the {len(shared)} of {len(taken)} steps that all runs have", style="dim"))
     say_thinned(shared, console)
-    curves = {name: curve for each in agreements for name, curve in _mean_curves(each, scores, shown)}
+    curves = {name: curve for each in agreements for name, curve in _mean_curves(each, scores, shown, sign)}
     for part, table in enumerate(curve_tables(curves, console.width)):
         console.print(*[""] * bool(part), table, sep="\n")
 
@@ -113,7 +114,7 @@ def _marked(agreement: Agreement) -> CellPhases:
 
 
 def _mean_curves(
-    agreement: Agreement, scores: Mapping[str, Scores], metric: str
+    agreement: Agreement, scores: Mapping[str, Scores], metric: str, sign: str
 ) -> Iterator[tuple[str, dict[int, str]]]:
     """Mean and standard deviation over the runs, as texts, at the steps that all of them have."""
     curves = [
@@ -122,5 +123,5 @@ def _mean_curves(
     ]
     steps = [step for step in curves[0] if all(step in curve for curve in curves)]
     values = np.array([[curve[step] for curve in curves] for step in steps]).reshape(len(steps), len(curves))
-    for name, found in (("", values.mean(1)), (" ±", values.std(1, ddof=1))):
+    for name, found in (("", values.mean(1)), (f" {sign}", values.std(1, ddof=1))):
         yield agreement.layer + name, dict(zip(steps, numbers(found.tolist()), strict=True))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow.compute as pc
 
+from ..phase_report import CellPhases
 from ..scores import MODEL_LAYER, Scores
 from .names import LONGEST, shortened
 
@@ -32,11 +33,12 @@ class Look:
 
 @dataclass(frozen=True)
 class Curve:
-    """Values [K], some of them finite, at steps [K], and which of them are estimates [K]."""
+    """Values [K], some of them finite, at steps [K], and which are estimates and which phases leave out, bool [K]."""
 
     steps: np.ndarray
     values: np.ndarray
     estimated: np.ndarray
+    left_out: np.ndarray
     look: Look
 
     @property
@@ -86,13 +88,17 @@ def headline(scores: Scores) -> str | None:
     return fvu_target(scores) or accuracy_target(scores)
 
 
-def curves_of(scores: Scores, target: str, metric: str, styles: dict[str, Look]) -> list[Curve]:
-    """The held-out curves of one target that have a finite value."""
-    found = (
-        Curve(*scores.curve(layer, target, metric), scores.estimated(layer, target, metric), look)
-        for layer, look in styles.items()
-        if scores.has_curve(layer, target, metric)
-    )
+def curves_of(
+    scores: Scores, target: str, metric: str, styles: Mapping[str, Look], report: Iterable[CellPhases] = ()
+) -> list[Curve]:
+    """The held-out curves of one target that have a finite value; ``report``: what leaves steps out."""
+    left_out = {cell.layer: cell.left_out for cell in report if cell.target == target}
+    found = []
+    for layer, look in styles.items():
+        if scores.has_curve(layer, target, metric):
+            steps, values = scores.curve(layer, target, metric)
+            odd = np.isin(steps, left_out.get(layer, ()))
+            found.append(Curve(steps, values, scores.estimated(layer, target, metric), odd, look))
     return [curve for curve in found if len(curve.finite)]
 
 

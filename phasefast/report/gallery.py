@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..errors import ArgumentError, DataError, DependencyError
+from ..errors import ArgumentError, DataError
 from ..files import writing
 from ..reconstruction import Reconstructions
 from .curves import INK, evenly
 from .names import shortened
-from .page import EDGE, MUTED, blank, widest
+from .page import EDGE, MUTED, blank, picture, widest
 
 _WIDTH, _TITLE, _HEAD, _FOOT, _APART = 9.0, 0.45, 0.22, 0.2, 0.14  # inches
 _SMALL, _LARGE = 9, 13  # points
@@ -74,6 +74,7 @@ class _Layout:
         return cls(width, height, left, top, pitch, pitch * (1 - _GAP), tall, slanted)
 
 
+@picture
 def plot_reconstructions(
     found: Reconstructions, path: str | Path, title: str = "What each layer still knows of held-out images"
 ) -> Path:
@@ -94,10 +95,7 @@ def plot_reconstructions(
     if not (len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))) or min(shape[-2:]) == 1:
         raise DataError(f"nothing to draw: expected images [c, h, w] of 1 or 3 channels, or [h, w], got {shape}")
     table = _arranged(found)
-    try:
-        layout = _Layout.of(table, len(found.samples), shape, title)
-    except ImportError as error:
-        raise DependencyError("this picture needs matplotlib: pip install 'phasefast[report]'") from error
+    layout = _Layout.of(table, len(found.samples), shape, title)
     figure = blank(layout.width, layout.height)
 
     def write(x: float, y: float, text: str, **style: Any) -> None:

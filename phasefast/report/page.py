@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from ..errors import DependencyError
 from .curves import INK
 from .names import cut
 from .scales import StepAxis
@@ -25,6 +27,32 @@ LEADER, NAME = 0.12, 0.31  # inches right of the axes: where what leads to a nam
 _WIDTH, _LEFT, _TITLE, _FOOT = 9.0, 0.85, 0.5, 0.62  # inches
 EDGE, _APART = 0.11, 0.3  # inches between what is on the right and the edge of the page, and the title and the note
 _TITLED = 1.6  # inches that are left to the title
+
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+def need_matplotlib() -> None:
+    """DependencyError where it is missing: to ask before what takes long."""
+    try:
+        import matplotlib.style  # noqa: F401
+    except ImportError as error:
+        raise DependencyError("pictures need matplotlib: pip install 'phasefast[report]'") from error
+
+
+def picture(draw: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Draws with matplotlib's own settings, whatever the user's are; DependencyError where it is missing."""
+
+    @functools.wraps(draw)
+    def drawn(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        need_matplotlib()
+        import matplotlib.style
+
+        with matplotlib.style.context("default"):
+            return draw(*args, **kwargs)
+
+    return drawn
 
 
 def tint(colour: str) -> tuple[float, ...]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _MARKERS = 40  # on a curve, at most
 _BEYOND = 0.2  # inches by which the text beside an axis may be longer than it
+_CROSS: dict[str, Any] = {"markeredgewidth": 1.8}
 _HOLLOW: dict[str, Any] = {"markerfacecolor": "white", "markeredgewidth": 1.1}
 
 
@@ -53,16 +54,27 @@ def draw_panel(page: Page, panel: Panel, cell: CellPhases | None, shaded: bool, 
         axes.axvline(page.axis.at(step), color=STOP, linewidth=1.1, linestyle=(0, (4, 3)), zorder=1)
     for curve in panel.curves:
         _curve(page, axes, curve, panel.axis)
-    if any((curve.estimated & np.isfinite(curve.values)).any() for curve in panel.curves):
-        example = axes.plot([], [], color=INK, marker="o", markersize=5.5, linestyle="none", **_HOLLOW)
-        tight = {"frameon": False, "handletextpad": 0.1, "borderpad": 0, "borderaxespad": 0.15}
-        axes.legend(example, ["estimate"], loc="lower right", bbox_to_anchor=(1, 1), fontsize=9, **tight)
+    _legend(axes, panel.curves)
     _names(page, axes, panel)
     ticks = page.axis.ticks(page.width)
     axes.set_xticks([page.axis.at(step) for step in ticks], [str(step) if last else "" for step in ticks])
     axes.tick_params(colors=INK, labelsize=9.5, length=3)
     if last:
         axes.set_xlabel("training step", fontsize=10.5, color=INK)
+
+
+def _legend(axes: Axes, curves: Sequence[Curve]) -> None:
+    """What markers mean that are not those of a layer."""
+    kinds = {"estimate": ("o", _HOLLOW, "estimated"), "left out": ("x", _CROSS, "left_out")}
+    there = {
+        name: axes.plot([], [], color=INK, marker=marker, markersize=5.5, linestyle="none", **how)[0]
+        for name, (marker, how, which) in kinds.items()
+        if any((getattr(curve, which) & np.isfinite(curve.values)).any() for curve in curves)
+    }
+    if there:
+        tight = {"frameon": False, "handletextpad": 0.1, "borderpad": 0, "borderaxespad": 0.15, "columnspacing": 1}
+        where: dict[str, Any] = {"bbox_to_anchor": (1, 1), "fontsize": 9, "ncols": len(there), **tight}
+        axes.legend(list(there.values()), list(there), loc="lower right", **where)
 
 
 def _value_axis(axes: Axes, panel: Panel) -> None:
@@ -108,7 +120,7 @@ def _cut(axes: Axes, place: float, height: float) -> None:
 
 
 def _curve(page: Page, axes: Axes, curve: Curve, axis: ValueAxis) -> None:
-    """The line, cut at the ends of the axis, with full markers at exact values and hollow ones at estimates."""
+    """The line, cut at the ends of the axis; markers are full at exact values, hollow at estimates, else crosses."""
     places, look = np.array([page.axis.at(step) for step in curve.steps.tolist()]), curve.look
     values = np.clip(curve.values, *axis.shown)
     crossed = not look.marker and len(curve.finite) == 1  # nothing else would be seen
@@ -116,9 +128,12 @@ def _curve(page: Page, axes: Axes, curve: Curve, axis: ValueAxis) -> None:
     edge = {"markeredgecolor": look.colour if crossed else "white", "markeredgewidth": 1.5 if crossed else 0.6}
     drawn: dict[str, Any] = {"color": look.colour, "markersize": 3.5 + look.width, "clip_on": False, "zorder": 3}
     axes.plot(places, values, look.dashes, linewidth=look.width, **drawn)
-    for kind, how in ((~curve.estimated, edge), (curve.estimated, _HOLLOW)):
+    taken, guessed, odd = ~curve.left_out, curve.estimated, {**_CROSS, "markeredgecolor": look.colour}
+    kinds = ((taken & ~guessed, marker, edge), (taken & guessed, marker, _HOLLOW), (~taken, "x", odd))
+    for kind, shape, how in kinds:
         chosen = _marked(places, kind & np.isfinite(values))
-        axes.plot(places[chosen], values[chosen], linestyle="none", marker=marker, **drawn, **how)
+        if chosen.any():
+            axes.plot(places[chosen], values[chosen], linestyle="none", marker=shape, **drawn, **how)
 
 
 def _marked(places: np.ndarray, there: np.ndarray) -> np.ndarray:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import DataError, DependencyError
+from ..errors import DataError
 from ..files import writing
 from ..phase_report import CellPhases, PhaseReport
 from ..scores import Scores
 from .curves import Curve, accuracy_target, curves_of, end_labels, fvu_target, headline, looks
 from .names import LONGEST, cut
-from .page import EDGE, LINE, NAME, Page, widest
+from .page import EDGE, LINE, NAME, Page, picture, widest
 from .panel import Panel, draw_panel
 from .phase_map import BAR, KEY, Row, draw_key, draw_map, draw_stop_bar, map_height, sampled
 from .scales import StepAxis, ValueAxis, accuracy_axis, fvu_axis
@@ -21,6 +21,7 @@ from .scales import StepAxis, ValueAxis, accuracy_axis, fvu_axis
 _FVU, _LOG_FVU, _ACCURACY, _GAP = 3.3, 4.2, 1.9, 0.2  # inches
 
 
+@picture
 def plot_phases(
     scores: Scores,
     report: PhaseReport,
@@ -52,13 +53,10 @@ def plot_phases(
     cells = {cell.layer: cell for cell in report if cell.target == target}
     last = next((cells[layer] for layer in reversed(scores.layers) if layer in cells), None)
     cell = last if marks is None else marks.get(target)
-    try:
-        styles = looks(scores.layers, cell.layer if cell else next(reversed(scores.layers), None))
-    except ImportError as error:
-        raise DependencyError("the picture of the phases needs matplotlib: pip install 'phasefast[report]'") from error
-    panels = [_fvu_panel(curves_of(scores, fvu_name, "fvu", styles), fvu_name)] if fvu_name else []
+    styles = looks(scores.layers, cell.layer if cell else next(reversed(scores.layers), None))
+    panels = [_fvu_panel(curves_of(scores, fvu_name, "fvu", styles, report), fvu_name)] if fvu_name else []
     if accuracy_name:
-        accuracy = curves_of(scores, accuracy_name, "accuracy", styles)
+        accuracy = curves_of(scores, accuracy_name, "accuracy", styles, report)
         panels.append(_panel(accuracy, accuracy_axis(accuracy), _ACCURACY, "held-out accuracy, {}", accuracy_name))
     rows = [Row(styles[layer], cells.get(layer)) for layer in scores.layers] if cells else []
     shown = sampled(rows)

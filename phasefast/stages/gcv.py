@@ -47,10 +47,10 @@ def select_by_gcv(
         errors = scan.eigen_errors()
         choice = least_error(errors, targets, penalties, statistics.dtype)
         # Whether a weak penalty is better, only its own error can tell.
-        weak = torch.tensor(penalties.alphas, dtype=torch.float64) < FLOAT32_ALPHA
+        weak = torch.tensor(penalties.alphas, dtype=torch.float64, device="cpu") < FLOAT32_ALPHA
         choice = replace(choice, reliable=choice.reliable and bool((errors.isfinite().all(1) | weak).all()))
     elif scan.searched:
-        middle = torch.full((len(targets.blocks),), len(penalties.alphas) // 2)
+        middle = torch.full((len(targets.blocks),), len(penalties.alphas) // 2, device="cpu")
         best, least = _searched(scan, middle if start is None else torch.cat(start.indices), penalties.stride)
         failed = bool((least.isinf() | scan.error((best - 1).clamp(min=0)).isinf()).any())
         choice = checked(best, least, failed, targets, penalties, statistics.dtype)
@@ -103,7 +103,7 @@ def _searched(scan: Scan, first: Tensor, stride: int) -> tuple[Tensor, Tensor]:
     exact, last = scan.exact, len(scan.path) - 1
     low, high = torch.full_like(first, -1), torch.full_like(first, last + 1)
     ahead, beside = first, first + stride
-    best, least = first, torch.full(first.shape, math.inf, dtype=torch.float64)
+    best, least = first, torch.full_like(first, math.inf, dtype=torch.float64)
     compared = set[int]()
     while bool((searching := high - low > 1).any()):
         scan.make(ahead[searching].unique().tolist(), beside[searching].clamp(0, last).tolist())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from types import NoneType
@@ -21,6 +21,7 @@ from ..samples import as_numbers, draw
 from ..target_types import Values
 from ..types import TargetKind
 
+Numbers = Tensor | np.ndarray | Sequence[Any]
 _FEWEST = 10  # samples of each class on average, or else they may be numbers
 _COMPARED = 256  # numbers of each sample, by which those that are in both splits are found
 
@@ -74,12 +75,12 @@ class ProbeSet:
     @classmethod
     def from_tensors(
         cls,
-        fit_inputs: Tensor,
-        fit_labels: Tensor | None,
-        heldout_inputs: Tensor,
-        heldout_labels: Tensor | None,
+        fit_inputs: Tensor | np.ndarray,
+        fit_labels: Numbers | None,
+        heldout_inputs: Tensor | np.ndarray,
+        heldout_labels: Numbers | None,
         *,
-        values: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+        values: Mapping[str, tuple[Numbers, Numbers]] | None = None,
         seed: int = 0,
     ) -> ProbeSet:
         """A probe set from tensors; fit rows, with their labels and values, are shuffled by ``seed``.
@@ -98,9 +99,11 @@ class ProbeSet:
         _check_pairs(values)
         fit_inputs, heldout_inputs = _of_array("fit", fit_inputs), _of_array("heldout", heldout_inputs)
         fit_values, heldout_values = ({name: both[i] for name, both in (values or {}).items()} for i in (0, 1))
-        given = cls(fit_inputs, fit_labels, heldout_inputs, heldout_labels, fit_values, heldout_values)
+        parts: Any = (fit_inputs, fit_labels, heldout_inputs, heldout_labels, fit_values, heldout_values)
+        given = cls(*parts)  # which makes tensors of them
         _warn_of_overlap(given.fit_inputs, given.heldout_inputs)
-        order = torch.randperm(given.n_fit, generator=torch.Generator().manual_seed(seed)).to(given.fit_inputs.device)
+        order = torch.randperm(given.n_fit, generator=torch.Generator().manual_seed(seed), device="cpu")
+        order = order.to(given.fit_inputs.device)
         labels = None if given.fit_labels is None else given.fit_labels[order.to(given.fit_labels.device)]
         shuffled = {name: own[order.to(own.device)] for name, own in given.fit_values.items()}
         return cls(

@@ -41,7 +41,7 @@ def subset(cell: Activations, targets: TargetMatrix, rows: int) -> tuple[Activat
     ]
     folds = (0, *itertools.accumulate(len(part) for part in kept))
     dim = cell.fit.shape[1]
-    order = torch.randperm(dim, generator=torch.Generator().manual_seed(0)).to(cell.fit.device)
+    order = torch.randperm(dim, generator=torch.Generator().manual_seed(0), device="cpu").to(cell.fit.device)
     features = order[: max(dim * rows // len(cell.fit), 1)]
 
     def take(matrix: Tensor) -> Tensor:

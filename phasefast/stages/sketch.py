@@ -53,8 +53,10 @@ def sketch_features(cell: Activations, folds: Sequence[int], size: int) -> Activ
         return cell
     generator, device, count = torch.Generator().manual_seed(0), cell.fit.device, min(_SEGMENTS, size)
     dtype = torch.promote_types(cell.fit.dtype, torch.float32)
-    order = torch.cat([torch.randperm(dim, generator=generator) for _ in range(count)]).to(device)
-    signs = ((2 * torch.randint(2, (count * dim,), generator=generator) - 1) / count**0.5).to(device, dtype)
+    order = torch.cat([torch.randperm(dim, generator=generator, device="cpu") for _ in range(count)]).to(device)
+    signs = ((2 * torch.randint(2, (count * dim,), generator=generator, device="cpu") - 1) / count**0.5).to(
+        device, dtype
+    )
     # Each column is a sum over the next few of all the features, as they come in one of the random orders.
     widths = [size * (i + 1) // count - size * i // count for i in range(count)]
     starts = [i * dim + dim * k // width for i, width in enumerate(widths) for k in range(width)]
@@ -154,7 +156,9 @@ def _directions(matrix: Tensor, mean: Tensor, inverse: _Inverse, columns: int) -
     if width <= columns:
         return torch.eye(width, dtype=torch.float64, device=matrix.device), width
     generator, half = torch.Generator().manual_seed(1), columns // 2
-    start, random = torch.randn(2, half, width, generator=generator, dtype=torch.float64).to(matrix.device)
+    start, random = torch.randn(2, half, width, generator=generator, dtype=torch.float64, device="cpu").to(
+        matrix.device
+    )
     # The sketched residuals are penalty times inverse(targets): one step of the power method with their products.
     missed = centred_left_product(inverse(inverse(centred_product(matrix, mean, start.mT).mT)), matrix, mean)
     basis = torch.linalg.qr(missed.mT)[0].mT

@@ -217,7 +217,10 @@ def _sketch(matrix: Tensor, blocks: Sequence[TargetBlock], folds: Sequence[int],
     for block in blocks:
         part, width = matrix[:, block.start : block.stop], block.stop - block.start
         if width > limit:
-            mix = torch.randn(width, SKETCH_COLUMNS, generator=generator, dtype=torch.float32) / SKETCH_COLUMNS**0.5
+            mix = (
+                torch.randn(width, SKETCH_COLUMNS, generator=generator, dtype=torch.float32, device="cpu")
+                / SKETCH_COLUMNS**0.5
+            )
             mix = mix.to(part)
             part = part @ mix
             mixes.append(mix)
@@ -237,6 +240,8 @@ def _check(fit: Tensor, heldout: Tensor, block: TargetBlock) -> Check:
     if width <= CHECK_COLUMNS:
         directions = torch.eye(width, dtype=torch.float64, device=fit.device)
     else:
-        directions = torch.randn(width, CHECK_COLUMNS, generator=generator, dtype=torch.float64).to(fit.device)
+        directions = torch.randn(width, CHECK_COLUMNS, generator=generator, dtype=torch.float64, device="cpu").to(
+            fit.device
+        )
     products = [product(matrix[:, columns], directions) for matrix in (fit, heldout)]
     return Check(directions, *products)

@@ -46,7 +46,13 @@ def test_some_of_many_are_evenly_spaced_with_the_ends_and_the_chosen_one(chosen:
 
 def curves(values: Sequence[float], chosen: int) -> list[Curve]:
     return [
-        Curve(np.array([0]), np.array([value]), np.array([False]), Look(f"layer{i}", "black", chosen=i == chosen))
+        Curve(
+            np.array([0]),
+            np.array([value]),
+            np.array([False]),
+            np.array([False]),
+            Look(f"layer{i}", "black", chosen=i == chosen),
+        )
         for i, value in enumerate(values)
     ]
 

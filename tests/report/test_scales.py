@@ -18,7 +18,7 @@ HEIGHT = 3.3
 
 def curve(values: Sequence[float]) -> Curve:
     found = np.asarray(values, dtype=float)
-    return Curve(np.arange(len(found)), found, np.zeros(len(found), dtype=bool), Look("a", "black"))
+    return Curve(np.arange(len(found)), found, *np.zeros((2, len(found)), dtype=bool), Look("a", "black"))
 
 
 def axis(*curves: Sequence[float]) -> ValueAxis:

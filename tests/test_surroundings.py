@@ -1,0 +1,148 @@
+"""What a user's process, shell and settings may be: results are the same, and names are printed as they are."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import matplotlib as mpl
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import phasefast as pf
+from phasefast.cli.app import app
+from phasefast.console import of_work
+from phasefast.report import plot_phases, plot_reconstructions
+from tests.conftest import SmallNet, images
+from tests.report.synthetic import log2_steps, make_scores
+
+ROOT = Path(__file__).parents[1]
+OPTIONS: list[dict] = [
+    {},
+    {"alphas": [0.1], "precision": "double"},
+    {"alphas": [0.1, 1.0], "route": "target-free", "splits": "heldout"},
+    {"route": "dual"},
+    {"selection": "loo"},
+    {"selection": "folds"},
+    {"penalty_per": "column"},
+    {"alphas": [0.0, 0.1]},
+    {"layer_sketch": 8},
+    {"target_components": 5},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_another_default_device_changes_nothing(net: SmallNet, probe_set: pf.ProbeSet, options: dict) -> None:
+    layers = ["conv", "hidden"]
+    expected = pf.probe(net, probe_set, layers=layers, **options).to_arrow()
+    with torch.device("meta"):  # where nothing can be computed; the usual one is a GPU
+        found = pf.probe(net, probe_set, layers=layers, **options).to_arrow()
+    assert found.column("value").to_pylist() == expected.column("value").to_pylist()
+
+
+def test_another_default_device_is_for_the_model_alone(net: SmallNet, tmp_path: Path) -> None:
+    (x, y), (held, held_labels) = images(40, 1), images(20, 2)
+    pairs, held_pairs = list(zip(x, y.tolist(), strict=True)), list(zip(held, held_labels.tolist(), strict=True))
+    states = {step: copy.deepcopy(net.state_dict()) for step in (0, 1)}
+    with torch.device("meta"):
+        probe_set = pf.ProbeSet.from_tensors(x, y.tolist(), held, held_labels.numpy())
+        drawn = pf.ProbeSet.from_dataset(pairs, held_pairs)
+        assert {drawn.fit_inputs.device.type, drawn.fit_labels.device.type} == {"cpu"}
+        scores = pf.sweep(net, states, probe_set, out=tmp_path, layers="conv")
+        pf.reconstruct(net, probe_set, layers="conv")
+        pf.plan(net, (1, 6, 6), 40, 20, classes=3, layers=["conv", "hidden"])
+    assert scores.steps == [0, 1]
+
+
+def test_names_with_brackets_and_colons_are_names(
+    net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(net.state_dict(), tmp_path / "step_1.pt")
+    torch.save(net.state_dict(), tmp_path / "step_2.pt")
+    probe_set.save("probe_set.pt")
+    for out in ("[seed=1]", "run[/x]:1", "a:b"):
+        given = ["sweep", "tests.conftest:SmallNet", "step_*.pt", "probe_set.pt", "--layer", "hidden", "--out", out]
+        done = CliRunner().invoke(app, given)
+        assert done.exit_code == 0, done.output
+        assert f"2 checkpoints are in {out}" in done.output
+        done = CliRunner().invoke(app, ["report", out])
+        assert f"wrote {out}/phases.json and {out}/phases.png" in done.output
+        assert pf.read_scores(out).steps == [1, 2]
+
+
+def test_progress_that_nobody_reads_any_more_does_not_stop_the_work() -> None:
+    console = of_work()
+    console.on_broken_pipe()
+    console.print("in silence")
+    assert console.quiet
+
+
+def test_pictures_do_not_depend_on_the_settings_of_matplotlib(
+    net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path
+) -> None:
+    scores = make_scores(["a", "b"], log2_steps(10))
+    report, images_of = pf.detect_phases(scores), pf.reconstruct(net, probe_set, layers="conv")
+    before = plot_phases(scores, report, tmp_path / "a.png").read_bytes()
+    shown = plot_reconstructions(images_of, tmp_path / "b.png").read_bytes()
+    with mpl.rc_context({"text.usetex": True, "font.size": 30, "axes.facecolor": "red", "lines.linewidth": 9}):
+        assert plot_phases(scores, report, tmp_path / "a.png").read_bytes() == before
+        assert plot_reconstructions(images_of, tmp_path / "b.png").read_bytes() == shown
+        assert mpl.rcParams["font.size"] == 30
+
+
+def test_a_picture_that_cannot_be_drawn_is_refused_before_the_work(
+    probe_set: pf.ProbeSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.style", None)
+    given = ["reconstruct", "tests.conftest:SmallNet", str(tmp_path), "absent.pt", "--out", str(tmp_path / "a.png")]
+    done = CliRunner().invoke(app, given)
+    assert "pictures need matplotlib: pip install 'phasefast[report]'" in " ".join(done.output.split())
+
+
+def test_results_can_be_compared_and_kept_in_sets(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    report = pf.detect_phases(make_scores(["a", "b"], log2_steps(10)))
+    both = pf.compare_phases({"one": report, "other": report})
+    assert len({*report, *report}) == len(report)
+    assert len({report, both, *both}) == 2 + len(both)
+    found = pf.reconstruct(net, probe_set, layers="conv")
+    assert found != copy.deepcopy(found)
+    assert isinstance(pf.Input(), pf.Target)
+
+
+def test_the_version_is_told() -> None:
+    done = CliRunner().invoke(app, ["--version"])
+    assert (done.exit_code, done.output) == (0, f"phasefast {pf.__version__}\n")
+
+
+def test_comparisons_are_printed_in_ascii_too(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        for step in (0, 1, 2, 4):
+            make_scores(["x"], [step]).write_shard(tmp_path / name)
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "phasefast", "compare", "a", "b"]
+    done = subprocess.run(command, cwd=tmp_path, env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    assert "+- standard deviation" in " ".join(done.stdout.decode("ascii").split())
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="these sources are no checkout")
+def test_a_source_distribution_is_whole(tmp_path: Path) -> None:
+    copied = tmp_path / "source"
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    for name in tracked:
+        (copied / name).parent.mkdir(parents=True, exist_ok=True)
+        (copied / name).write_bytes((ROOT / name).read_bytes())
+    command = [sys.executable, "-c", "import setuptools.build_meta as b; print(b.build_sdist('.'))"]
+    environment = {**os.environ, "PHASEFAST_CUDA": "0"}
+    subprocess.run(command, cwd=copied, env=environment, capture_output=True, check=True)
+    (made,) = copied.glob("*.tar.gz")
+    with tarfile.open(made) as archive:
+        inside = {name.partition("/")[2] for name in archive.getnames()}
+    assert {name for name in tracked if name not in inside} <= {".gitignore", ".ci/run"}
