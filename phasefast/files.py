@@ -26,15 +26,16 @@ def writing(path: str | os.PathLike[str], what: str, parents: bool = False) -> I
         StoreError: it cannot be written.
     """
     path = Path(path)
-    path = path.resolve() if path.is_symlink() else path  # the link stays
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path  # the link stays
     # Random, not the process id: shards of one sweep may run on machines that share a disk.
     partial = path.with_name(f"{path.stem}.{secrets.token_hex(4)}.partial")
     try:
         if parents:
             path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        if path.exists():  # whoever may read it still may, and nobody else
+        partial.touch()
+        with contextlib.suppress(FileNotFoundError):  # whoever may read the old one may the new one, and nobody else
             shutil.copymode(path, partial)
+        yield partial
         os.replace(partial, path)
     except OSError as error:
         raise StoreError(f"cannot write {what} {path}: {error}; free some space or choose another place") from error

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from .checkpoints import Reader, load_into, read_ahead
+from .checkpoints.ahead import Read
 from .checkpoints.sources import Source
 from .engine import Engine
 from .errors import PASSING, CheckpointError, PhasefastError, StoreError, may_pass, with_notes
@@ -15,7 +16,7 @@ from .progress import progress
 from .stages.preserve import on_device
 
 _NAMED = 12  # steps of failures that are alike
-_ENOUGH = 5  # first checkpoints that fail alike: so do the others, such as by a wrong key
+_ENOUGH = 5  # first checkpoints that fail alike: if the last one does too, so do the others, such as by a wrong key
 
 
 @contextlib.contextmanager
@@ -36,47 +37,62 @@ def measure_each(
     what: str,
     measure: Callable[[int, str | None], None],
     begun: bool = False,
+    all_of_them: bool = False,
 ) -> dict[int, Exception]:
     """Load each checkpoint, read while the one before is measured, and call ``measure``; what failed, by step.
 
     Args:
         what: is done, for the progress. measure: gets the step, and the fingerprint of its files, None for a mapping.
-        begun: whether another checkpoint was measured already.
+        begun: whether another checkpoint was measured already. all_of_them: try each, however many fail.
 
     Raises:
         StoreError: any. What would fail at all checkpoints, or is the model's own error, before the first is measured.
     """
     failures, spare = dict[int, Exception](), engine.recomputed
+
+    def attempt(step: int, read: Callable[[], Read]) -> str:
+        nonlocal begun
+        try:
+            state, source_hash = read()
+            load_into(engine.model, state, name_of(step, sources[step]), spare)
+            measure(step, source_hash)
+            begun = True
+        except StoreError:
+            raise
+        except Exception as error:
+            if not begun and not (isinstance(error, PhasefastError) and may_pass(error)):
+                raise
+            failures[step] = error.with_traceback(None)  # whose frames hold activations
+            # The first reason is seen at once.
+            return " failed" if len(failures) > 1 else f" failed: {with_notes(error)}"
+        return ""
+
+    steps, tried_last = list(sources), False
     with (
         contextlib.closing(read_ahead(sources, engine.device, reader)) as ahead,
         progress(what, len(sources), "checkpoints") as update,
     ):
         for done, (step, read) in enumerate(ahead, 1):
-            note = f"step {step}"
-            try:
-                state, source_hash = read()
-                load_into(engine.model, state, name_of(step, sources[step]), spare)
-                measure(step, source_hash)
-                begun = True
-            except StoreError:
-                raise
-            except Exception as error:
-                if not begun and not (isinstance(error, PhasefastError) and may_pass(error)):
-                    raise
-                # The first reason is seen at once.
-                note += " failed" if failures else f" failed: {with_notes(error)}"
-                failures[step] = error.with_traceback(None)  # whose frames hold activations
-            update(done, note)
-            if not begun and len(failures) == _ENOUGH < len(sources) and _none_fits(failures, sources):
-                untried = CheckpointError(f"not tried, as the first {_ENOUGH} failed alike")
-                return failures | {step: untried for step in sources if step not in failures}
+            if not (tried_last and step == steps[-1]):
+                update(done, f"step {step}{attempt(step, read)}")
+            if all_of_them or begun or tried_last or not len(failures) == _ENOUGH < len(sources):
+                continue
+            if _none_fits(failures, sources):
+                tried_last = True  # weights under another key, or of another shape, may be those of the beginning
+                with contextlib.closing(read_ahead({steps[-1]: sources[steps[-1]]}, engine.device, reader)) as alone:
+                    for one, read_one in alone:
+                        attempt(one, read_one)
+                if not begun and _none_fits(failures, sources):
+                    untried = CheckpointError(f"not tried, as the first {_ENOUGH} and the last one failed alike")
+                    return failures | {step: untried for step in sources if step not in failures}
     return failures
 
 
 def _none_fits(failures: Mapping[int, Exception], sources: Mapping[int, Source]) -> bool:
     """Whether all are checkpoints that can be read, but not used, for the same reason."""
     usable = any(isinstance(error, PASSING) or not isinstance(error, CheckpointError) for error in failures.values())
-    return not usable and len(_alike(failures, sources)) == 1
+    of_system = any(isinstance(error.__cause__, OSError) for error in failures.values())  # as load= raises it
+    return not (usable or of_system) and len(_alike(failures, sources)) == 1
 
 
 def _alike(failures: Mapping[int, Exception], sources: Mapping[int, Source]) -> list[list[int]]:

@@ -68,7 +68,7 @@ def plan(
     width = example.numel() if example.is_floating_point() else 0
     if not width and not classes:
         raise ArgumentError(f"nothing to decode: the sample is {example.dtype}, and there are no classes")
-    if "targets" in options:
+    if options.get("targets") is not None:
         raise ArgumentError("targets: the input and a label of so many classes= are planned for; leave it out")
     given = Configuration.of(model, options)
     model, where, method = given.model, given.device, given.method

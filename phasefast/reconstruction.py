@@ -132,7 +132,7 @@ def reconstruct(
 def _of_each(
     engine: Engine, ordered: Mapping[int, Source], reader: Reader, rows: Sequence[int]
 ) -> dict[int, dict[str, tuple[Tensor, float]]]:
-    """``Engine.reconstruct`` of checkpoints; of one that fails, while another does not, a warning."""
+    """``Engine.reconstruct`` of checkpoints; of one that fails as ``measure_each`` allows, a warning."""
     by_step: dict[int, dict[str, tuple[Tensor, float]]] = {}
 
     def measure(step: int, _: str | None) -> None:

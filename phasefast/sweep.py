@@ -10,7 +10,7 @@ from typing import Any, Unpack
 
 from torch import nn
 
-from .checkpoints import Reader, check_copies, load_into, order_checkpoints, state_hash
+from .checkpoints import Reader, Revision, check_copies, load_into, order_checkpoints, state_hash
 from .checkpoints.sources import Source
 from .engine import Engine
 from .errors import (
@@ -60,7 +60,8 @@ def sweep(
         The scores of all given checkpoints, or of the shard's; those of earlier calls included.
 
     Raises:
-        SweepError: some checkpoints failed; names them, after all others were measured and stored.
+        SweepError: some checkpoints failed; names them, after all others were measured and stored, or not tried, as the
+            first ones and the last one cannot be used for the same reason.
         ArgumentError, DataError, LayerError, MemoryBudgetError, DependencyError: at the first checkpoint, where all
             would fail.
         StoreError: ``out`` cannot be written, or holds scores of another configuration or of other weights.
@@ -117,10 +118,10 @@ class Sweeper:
         """Of the given steps, those that are measured."""
         return Scores.concat([self._done[step] for step in steps if step in self._done])
 
-    def measure(self, ordered: Mapping[int, Source]) -> dict[int, Exception]:
+    def measure(self, ordered: Mapping[int, Source], all_of_them: bool = False) -> dict[int, Exception]:
         """Measure and store the checkpoints that are not done; what failed, by step. The model is left as it was found.
 
-        Those that are done are compared with what they were measured on.
+        Those that are done are compared with what they were measured on. ``all_of_them``: as for ``measure_each``.
 
         Raises:
             As :func:`sweep` does, but SweepError.
@@ -133,9 +134,8 @@ class Sweeper:
                     _check_same(self._done[step], ordered[step], self._engine, self._reader)
                 except CheckpointError as error:
                     failures[step] = error
-            return failures | measure_each(
-                self._engine, todo, self._reader, "sweeping", self._measure, begun=bool(self._done)
-            )
+            how = {"begun": bool(self._done), "all_of_them": all_of_them}
+            return failures | measure_each(self._engine, todo, self._reader, "sweeping", self._measure, **how)
 
     def _measure(self, step: int, source_hash: str | None) -> None:
         """Measure and store the checkpoint that is loaded."""
@@ -166,7 +166,8 @@ def _check_same(stored: Scores, source: Source, engine: Engine, reader: Reader) 
     """
     if not reader.is_there(source):
         return  # measured, and deleted since to save space
-    if reader.load is None and stored.values_of("source_hash") == [reader.fingerprint(source)]:
+    same_function = reader.load is None or isinstance(source, Revision)  # all of these would be downloaded again
+    if same_function and stored.values_of("source_hash") == [reader.fingerprint(source)]:
         return
     try:
         state = reader.read(source)

@@ -13,7 +13,7 @@ from typing import Any, Unpack
 
 from torch import nn
 
-from .checkpoints import Reader, by_only_file, find_checkpoints, weights_files
+from .checkpoints import Reader, as_revision, by_only_file, find_checkpoints, weights_files
 from .errors import ArgumentError, CheckpointError, with_notes
 from .notices import warn
 from .options import ProbeOptions
@@ -54,6 +54,8 @@ def watch(
     """
     if every < 0:
         raise ArgumentError(f"every: expected seconds >= 0, got {every}")
+    if as_revision(folder) is not None:
+        raise CheckpointError(f"{folder}: expected a folder to watch; sweep measures what is on the Hub")
     place = Path(folder)
     while glob.has_magic(os.fspath(place)) and not place.is_dir():
         place = place.parent
@@ -79,7 +81,7 @@ def _rounds(sweeper: Sweeper, folder: str | os.PathLike[str], every: float) -> I
         ready = {step: found[step] for step in steady if known.get(step) != written[step]}
         last = written
         known |= {step: written[step] for step in ready}
-        for step, error in sweeper.measure(ready).items() if ready else ():
+        for step, error in sweeper.measure(ready, all_of_them=True).items() if ready else ():
             tries[step, written[step]] += 1
             if tries[step, written[step]] == 1:
                 warn(f"step {step} is tried again when it has changed: {with_notes(error)}")

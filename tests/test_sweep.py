@@ -240,7 +240,7 @@ def test_after_five_that_cannot_be_used_alike_the_others_are_not_tried(
 
     def load(path: Path) -> dict:
         tried.append(path.name)
-        return torch.load(path)
+        return dict(torch.load(path))
 
     for step in range(12):
         torch.save({"net": checkpoints[0]}, tmp_path / f"step_{step}.pt")
@@ -248,11 +248,14 @@ def test_after_five_that_cannot_be_used_alike_the_others_are_not_tried(
     with pytest.raises(SweepError) as caught:
         pf.sweep(net, tmp_path, probe_set, key="ema", **options)
     lines = str(caught.value).splitlines()
-    assert len(tried) <= 6  # of which one is read ahead
+    assert len(tried) <= 7  # the first five, one that was read ahead, and the last
     assert lines[0] == "12 of 12 checkpoints failed, none was measured:"
     assert lines[1].startswith("  step 0: ")
     assert "expected weights under the key 'ema'" in lines[1]
-    assert lines[2] == "  step 5: not tried, as the first 5 failed alike; likewise 6 more: 6, 7, 8, 9, 10, 11"
+    assert lines[2].startswith("  step 5: not tried, as the first 5 and the last one failed alike; likewise 5 more: 6,")
+    torch.save({"net": checkpoints[0], "ema": checkpoints[0]}, tmp_path / "step_11.pt")
+    with pytest.raises(SweepError, match=r"11 of 12 checkpoints failed, the other 1 are stored"):
+        pf.sweep(net, tmp_path, probe_set, key="ema", **{**options, "out": tmp_path / "late"})
     assert pf.sweep(net, tmp_path, probe_set, key="net", **options).steps == list(range(12))
 
 

@@ -3,6 +3,7 @@
 from .ahead import read_ahead
 from .entries import by_only_file, weights_files
 from .fingerprint import file_hash, state_hash
+from .hub import Revision, as_revision
 from .loading import check_copies, load_into
 from .ordering import find_checkpoints, order_checkpoints
 from .reading import Reader, read_state_dict
@@ -10,6 +11,8 @@ from .steps import parse_step
 
 __all__ = [
     "Reader",
+    "Revision",
+    "as_revision",
     "by_only_file",
     "check_copies",
     "file_hash",

@@ -25,20 +25,19 @@ def read_ahead(
     The function also gives the reader's fingerprint of the checkpoint as it was read, None for a mapping. It raises the
     CheckpointError of a checkpoint that cannot be read, or that was written again meanwhile.
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="phasefast-read") as pool:
-        pending: list[tuple[int, Future[Read]]] = []
-        steps = iter(sources.items())
-        try:
-            while True:
-                for step, source in itertools.islice(steps, 2 - len(pending)):
-                    pending.append((step, pool.submit(_read, source, device, reader)))
-                if not pending:
-                    return
-                step, future = pending.pop(0)
-                yield step, lambda future=future: _taken(future.result(), device)  # type: ignore[misc]
-        except GeneratorExit:  # it is broken off
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    pool = ThreadPoolExecutor(1, thread_name_prefix="phasefast-read")
+    pending: list[tuple[int, Future[Read]]] = []
+    steps = iter(sources.items())
+    try:
+        while True:
+            for step, source in itertools.islice(steps, 2 - len(pending)):
+                pending.append((step, pool.submit(_read, source, device, reader)))
+            if not pending:
+                return
+            step, future = pending.pop(0)
+            yield step, lambda future=future: _taken(future.result(), device)  # type: ignore[misc]
+    finally:  # where it is broken off, it does not wait for a download
+        pool.shutdown(wait=False, cancel_futures=bool(pending))
 
 
 def _read(source: Source, device: torch.device, reader: Reader) -> Read:

@@ -48,14 +48,17 @@ def _sample(tensor: Tensor) -> Tensor:
 
 
 def _dense_parts(tensor: Tensor) -> list[Tensor]:
-    """Itself, or what a sparse tensor is made of."""
+    """Itself, or what a sparse, quantised or jagged tensor is made of."""
     if tensor.layout == torch.strided:
-        return [tensor]
+        return [tensor.int_repr() if tensor.is_quantized else tensor]
     if tensor.layout == torch.sparse_coo:
         whole = tensor.coalesce()
         return [whole.indices(), whole.values()]
-    by_row = tensor.layout in (torch.sparse_csr, torch.sparse_bsr)
-    places = [tensor.crow_indices(), tensor.col_indices()] if by_row else [tensor.ccol_indices(), tensor.row_indices()]
+    places = []
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        places = [tensor.crow_indices(), tensor.col_indices()]
+    elif tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        places = [tensor.ccol_indices(), tensor.row_indices()]
     return [*places, tensor.values()]
 
 

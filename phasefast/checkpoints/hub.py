@@ -20,82 +20,99 @@ from .sources import DISTRIBUTED, ENTRIES, SUFFIXES, may_be_weights
 from .steps import has_step, names_step, parse_step
 
 SCHEME = "hf://"
-_FORM = re.compile(r"hf://(?P<repo>[^@/]+(?:/[^@/]+)?)/?(?:@(?P<revision>[^@]+))?")
+_FORM = re.compile(r"hf://(?P<repo>[^@/]+(?:/[^@/]+)?)/?(?:@(?P<name>[^@]+))?")
 _MAIN = "main"
+_VERSION = re.compile(r"v?\d+(?:\.\d+)+")  # of a release
 _ENTRIES = tuple(name for name in ENTRIES if name != DISTRIBUTED)
 
 
 @dataclass(frozen=True)
 class Revision(os.PathLike[str]):
-    """One revision of a repository; its path is ``hf://repository@revision``.
+    """One revision of a repository; its path is ``hf://repository@name``.
 
     Attributes:
-        revision: a branch, a tag or a commit. known: the commit that it was, where that is known already.
+        name: of a branch, a tag or a commit; None where it was not given, which is ``main``.
+        known: the commit that it was, where that is known already.
     """
 
     repo: str
-    revision: str = _MAIN
+    name: str | None = None
     known: str | None = None
 
     def __fspath__(self) -> str:
-        return f"{SCHEME}{self.repo}@{self.revision}"
+        return f"{SCHEME}{self.repo}" + (f"@{self.name}" if self.name else "")
 
     __str__ = __fspath__
 
     @cached_property
     def commit(self) -> str:
         """What tells its weights from others; CheckpointError where there is no such revision."""
+        name = self.name or _MAIN
         if self.known is not None:
             return self.known
         with _named(self) as hub:
-            return str(hub.HfApi().model_info(self.repo, revision=self.revision).sha)
+            try:
+                return str(hub.HfApi().model_info(self.repo, revision=name).sha)
+            except Exception:
+                cached = _cached_refs(hub, self.repo)
+                if name not in cached:
+                    raise
+                return cached[name]
 
     @property
     def step(self) -> int:
-        """That of its name, or of the repository's where it is the only one; CheckpointError where there is none."""
-        own = has_step(self.revision) or not names_step(self.repo)
-        return parse_step(self.revision if own else self.repo.rpartition("/")[2])
+        """That of its name, or of the repository's where only this has one; CheckpointError where there is none."""
+        of_repo = names_step(self.repo) and not has_step(self.name or _MAIN)
+        try:
+            return parse_step(self.repo.rpartition("/")[2] if of_repo else self.name or _MAIN)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self}: {error}") from error
 
     @contextlib.contextmanager
-    def fetched(self) -> Iterator[Path]:
+    def fetched(self, whole: bool = False) -> Iterator[Path]:
         """The folder, or the only file, of its weights: in the Hub's cache, or else downloaded until the block ends.
+
+        Args:
+            whole: the folder of all its files, downloaded.
 
         Raises:
             CheckpointError: it cannot be downloaded, or has no weights.
         """
+        commit = self.commit
         with contextlib.ExitStack() as stack:
             with _named(self) as hub:
-                found = self._cached(hub)
+                found = None if whole else self._cached(hub, commit)
                 if found is None:
                     # A cache of hundreds of checkpoints, each of which is read once, would fill the disk.
                     place = stack.enter_context(tempfile.TemporaryDirectory(prefix="phasefast-"))
-                    found = self._downloaded(hub, place)
+                    found = self._downloaded(hub, commit, place, whole)
             yield found
 
-    def _cached(self, hub: Any) -> Path | None:
+    def _cached(self, hub: Any, commit: str) -> Path | None:
         """The folder of its weights in the Hub's cache, if all of them are there."""
         for entry in _ENTRIES:
-            path = hub.try_to_load_from_cache(self.repo, entry, revision=self.commit)
+            path = hub.try_to_load_from_cache(self.repo, entry, revision=commit)
             if isinstance(path, str):
                 folder = Path(path).parent
                 shards = read_index(Path(path)) if entry.endswith(INDEX) else ()
                 return folder if all((folder / shard).is_file() for shard in shards) else None
         return None
 
-    def _downloaded(self, hub: Any, place: str) -> Path:
+    def _downloaded(self, hub: Any, commit: str, place: str, whole: bool) -> Path:
         api = hub.HfApi()
-        info = api.model_info(self.repo, revision=self.commit)
-        files = [sibling.rfilename for sibling in info.siblings]
+        if whole:
+            return Path(api.snapshot_download(self.repo, revision=commit, local_dir=place))
+        files = [sibling.rfilename for sibling in api.model_info(self.repo, revision=commit).siblings]
         alone = [name for name in files if "/" not in name and may_be_weights(Path(name))]
         entry = next((name for name in _ENTRIES if name in files), alone[0] if len(alone) == 1 else None)
         if entry is None:
             raise CheckpointError(
                 f"expected one of {', '.join(_ENTRIES)}, or a single file ending in {', '.join(SUFFIXES)}, got "
-                f"{shown(alone or files)}"
+                f"{shown(alone or files)}; load= (--load) may read others"
             )
 
         def download(name: str) -> Path:
-            return Path(api.hf_hub_download(self.repo, name, revision=self.commit, local_dir=place))
+            return Path(api.hf_hub_download(self.repo, name, revision=commit, local_dir=place))
 
         path = download(entry)
         for shard in read_index(path) if entry.endswith(INDEX) else ():
@@ -111,34 +128,50 @@ def as_revision(path: str | os.PathLike[str]) -> Revision | None:
     """
     if isinstance(path, Revision):
         return path
-    if not isinstance(path, str) or not path.startswith(SCHEME):
+    text = os.fspath(path)
+    text = re.sub(r"^hf:/(?!/)", SCHEME, text) if isinstance(path, Path) else text  # which leaves out a slash
+    if not text.startswith(SCHEME):
         return None
-    if (form := _FORM.fullmatch(path)) is None:
-        raise CheckpointError(f"{path}: expected hf://repository or hf://repository@revision")
-    return Revision(form["repo"], form["revision"] or _MAIN)
+    if (form := _FORM.fullmatch(text)) is None:
+        raise CheckpointError(f"{text}: expected hf://repository or hf://repository@revision")
+    return Revision(form["repo"], form["name"])
 
 
 def revisions(given: Revision) -> list[Revision]:
-    """Those branches and tags of a repository that match a revision's name, or, of ``main``, all with a step.
+    """Those branches and tags of a repository that match a name, or all with a step where none was given.
 
-    A warning tells which are left out. ``main`` alone where no name has a step.
+    Where some name a step as such, like ``step1000``, those only; else those with a number that is no release. A
+    warning tells which are left out. ``main`` alone where there are none.
 
     Raises:
         CheckpointError: the repository cannot be read, or nothing matches.
     """
     with _named(given) as hub:
-        refs = hub.HfApi().list_repo_refs(given.repo)
-    there = {ref.name: Revision(given.repo, ref.name, ref.target_commit) for ref in [*refs.tags, *refs.branches]}
-    pattern = "*" if given.revision == _MAIN else given.revision
-    matching = {name: each for name, each in there.items() if fnmatchcase(name, pattern)}
-    with_step = [each for name, each in matching.items() if has_step(name)]
-    if left := sorted(name for name in matching if with_step and not has_step(name) and name != _MAIN):
+        try:
+            refs = hub.HfApi().list_repo_refs(given.repo)
+            commits = {ref.name: str(ref.target_commit) for ref in [*refs.tags, *refs.branches]}
+        except Exception:
+            if not (commits := _cached_refs(hub, given.repo)):
+                raise
+    if given.name is not None and not any(letter in given.name for letter in "*?["):
+        return [Revision(given.repo, given.name, commits.get(given.name))]
+    matching = [name for name in commits if fnmatchcase(name, given.name or "*")]
+    numbered = [name for name in matching if has_step(name) and not _VERSION.fullmatch(name)]
+    with_step = [name for name in matching if names_step(name)] or numbered
+    if left := sorted(name for name in matching if with_step and name not in {*with_step, _MAIN}):
         warn(f"{given}: left out {shown(left)}, with no step in their names")
     if with_step:
-        return with_step
-    if given.revision in there or not any(letter in given.revision for letter in "*?["):
-        return [there.get(given.revision, given)]
-    raise CheckpointError(f"{given}: expected revisions that match and have steps in their names, got {shown(there)}")
+        return [Revision(given.repo, name, commits[name]) for name in with_step]
+    if given.name is None:
+        return [given]
+    raise CheckpointError(f"{given}: expected revisions that match and have steps in their names, got {shown(commits)}")
+
+
+def _cached_refs(hub: Any, repo: str) -> dict[str, str]:
+    """The commits of those revisions that the Hub's cache knows, by name: what there is without a network."""
+    folder = Path(hub.constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "refs"
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8").strip() for path in files}
 
 
 @contextlib.contextmanager

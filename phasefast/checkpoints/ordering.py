@@ -65,7 +65,7 @@ def order_checkpoints(
         checkpoints: ``{step: state dict or path}``; a list of paths, whose steps are in their names; a list of state
             dicts, whose steps are 0, 1, 2, ...; a file, or a glob of several; a folder that is a checkpoint; or a
             folder of files and such folders, of which unfinished ones and those without a step in their names are left
-            out, with a warning. Of ``hf://repository@revision`` those revisions that match, or all with a step.
+            out, with a warning. Of ``hf://repository@name`` those revisions that match, or all with a step.
 
     Raises:
         CheckpointError: nothing to sweep, a step that is missing, negative or there twice.

@@ -45,7 +45,7 @@ class Reader:
     def read(self, source: Source) -> dict[str, Tensor]:
         """The state dict in ``source``; CheckpointError as of :func:`read_state_dict`, or of what ``load`` raises."""
         if isinstance(source, Revision):
-            with source.fetched() as path, _also_named(source):
+            with source.fetched(whole=self.load is not None) as path, _named_as(source, path):
                 return self.read(path)
         if self.load is None or isinstance(source, Mapping):
             return read_state_dict(source, weights_only=self.weights_only, key=self.key)
@@ -92,12 +92,12 @@ class Reader:
 
 
 @contextlib.contextmanager
-def _also_named(source: Revision) -> Iterator[None]:
-    """Errors of its files name the revision."""
+def _named_as(source: Revision, path: Path) -> Iterator[None]:
+    """Errors name the revision, not where its files are for a while."""
     try:
         yield
     except CheckpointError as error:
-        raise type(error)(f"{source}: {error}") from error
+        raise type(error)(str(error).replace(os.fspath(path), f"{source}")) from error
 
 
 def read_state_dict(source: Source, *, weights_only: bool = True, key: str | None = None) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ _EPOCH = re.compile(rf"(?<![a-z])epoch[-_=]?{_NUMBER}(?!_\d{{3}}(?!\d))", re.IGN
 _DATE = re.compile(
     r"(?<!\d)(?:19|20)\d\d(?P<apart>[-_.])(?:0[1-9]|1[0-2])(?P=apart)(?:0[1-9]|[12]\d|3[01])(?!\d)(?:[-_T]\d\d[-_.:h]\d\d(?:[-_.:m]\d\d)?(?!\d))?"
 )
-_COUNTS = re.compile(_STEP + ")[-_=]?$", re.IGNORECASE)  # what follows is no date, as it may be of a checkpoint_
+_COUNTS = re.compile(rf"(?<![a-z]){_STEP})_$", re.IGNORECASE)  # of step_2000_10_12, which is no date
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
 
 
@@ -81,7 +81,11 @@ def _has_word(path: Path) -> bool:
 def _undated(name: str | os.PathLike[str]) -> str:
     """The stem of a name without dates, of which the year or the hour might pass for a step."""
     stem = stem_of(name)
-    return _DATE.sub(lambda date: date[0] if _COUNTS.search(stem[: date.start()]) else "", stem)
+
+    def kept(date: re.Match[str]) -> str:
+        return date[0] if date["apart"] == "_" and _COUNTS.search(stem[: date.start()]) else ""
+
+    return _DATE.sub(kept, stem)
 
 
 def stem_of(name: str | os.PathLike[str]) -> str:

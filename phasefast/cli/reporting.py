@@ -27,7 +27,13 @@ ShownLayers = Annotated[
 ShownTargets = Annotated[
     list[str] | None, typer.Option("--target", help="Show only targets that match this glob; may be given again.")
 ]
-_EXTRAS = {"torchvision": "vision", "matplotlib": "report", "pandas": "report", "scikit-learn": "demo"}
+_EXTRAS = {
+    "torchvision": "vision",
+    "huggingface-hub": "hub",
+    "matplotlib": "report",
+    "pandas": "report",
+    "scikit-learn": "demo",
+}
 
 
 @app.command()

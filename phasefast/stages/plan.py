@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
 import os
@@ -294,7 +295,8 @@ def memory_budget(memory: str | float | None, device: torch.device) -> int:
         if match := re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*((?:[KMGT]I?)?B?)\s*", memory.upper()):
             size = float(match[1]) * _UNITS[match[2].removesuffix("B") + "B"]
     elif isinstance(memory, numbers.Real) and not isinstance(memory, bool):  # NumPy's too
-        size = float(memory)
+        with contextlib.suppress(OverflowError):
+            size = float(memory)
     if not 1 <= size < math.inf:
         raise ArgumentError(f"memory: expected bytes, or a text such as '8GB', got {memory!r}")
     return int(size)

@@ -19,7 +19,7 @@ from torch import nn
 import phasefast as pf
 from phasefast.checkpoints import Reader, order_checkpoints
 from phasefast.checkpoints.hub import Revision, as_revision
-from phasefast.errors import CheckpointError, DependencyError, StoreError, UnreadableError
+from phasefast.errors import CheckpointError, DependencyError, StoreError, SweepError, UnreadableError
 from tests.conftest import images
 
 hub = pytest.importorskip("huggingface_hub")
@@ -63,7 +63,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = urllib.parse.unquote(self.path.partition("?")[0])
         self.store.asked.append(path)
-        if path == f"/api/models/{REPO}/refs":
+        if path == f"/api/models/{REPO}/refs" and self.store.files:
             return self.answer(200, json.dumps(self.store.refs()).encode())
         if path.startswith(start := f"/api/models/{REPO}/revision/"):
             if (name := self.store.find(path.removeprefix(start))) is not None:
@@ -71,6 +71,10 @@ class Handler(BaseHTTPRequestHandler):
                 info = {"id": REPO, "sha": self.store.commit(name), "siblings": files}
                 return self.answer(200, json.dumps(info).encode())
             return self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+        if path.startswith(start := f"/api/models/{REPO}/tree/"):
+            files = self.store.files[str(self.store.find(path.removeprefix(start)))]
+            found = [{"type": "file", "path": n, "size": len(d), "oid": "0"} for n, d in files.items()]
+            return self.answer(200, json.dumps(found).encode())
         if path.startswith(start := f"/{REPO}/resolve/"):
             revision, _, file = path.removeprefix(start).partition("/")
             name = self.store.find(revision)
@@ -179,8 +183,19 @@ def test_shards_and_single_files_are_read(store: Store, tmp_path: Path) -> None:
     for name in ("shards", "alone"):
         found = Reader().read(Revision(REPO, name))
         assert {key: value.tolist() for key, value in found.items()} == {k: v.tolist() for k, v in state.items()}
-    loaded = Reader(load=lambda path: torch.load(path)["net"]).read(Revision(REPO, "alone"))
+    loaded = Reader(load=lambda path: torch.load(path / "own.pt")["net"]).read(Revision(REPO, "alone"))
     assert loaded.keys() == state.keys()
+    store.files["several"] = {**store.files["alone"], "other.pt": b"", "config.json": b"{}"}
+    with pytest.raises(CheckpointError, match=r"got \['other.pt', 'own.pt'\]; load= \(--load\) may read others"):
+        Reader().read(Revision(REPO, "several"))
+    names: list[str] = []
+
+    def load(path: Path) -> dict:
+        names.extend(sorted(file.name for file in path.iterdir() if file.is_file()))
+        return dict(torch.load(path / "own.pt")["net"])
+
+    assert Reader(load=load).read(Revision(REPO, "several")).keys() == state.keys()
+    assert names == ["config.json", "optimizer.pt", "other.pt", "own.pt"]
 
 
 def test_what_the_cache_holds_is_not_downloaded(steps: Store) -> None:
@@ -191,16 +206,52 @@ def test_what_the_cache_holds_is_not_downloaded(steps: Store) -> None:
     assert not any("/resolve/" in path for path in steps.asked)
 
 
+def test_without_a_network_the_cache_is_enough(steps: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("step16", "step128"):
+        hub.HfApi().hf_hub_download(REPO, "model.safetensors", revision=name)
+    commit = steps.commit("step16")
+    steps.files.clear()  # nothing is answered any more
+    assert Revision(REPO, "step16").commit == commit
+    found = order_checkpoints(f"hf://{REPO}")
+    assert list(found) == [16, 128]
+    assert Reader().read(found[16]).keys() == network(0).state_dict().keys()
+    with pytest.raises(UnreadableError, match="step0: cannot be read from the Hub"):
+        Reader().read(Revision(REPO, "step0"))
+
+
+def test_releases_are_no_steps(store: Store) -> None:
+    content = {"model.safetensors": weights(0)}
+    store.files = dict.fromkeys(("main", "step0", "step64", "8-bit", "1.0"), content)
+    with pytest.warns(RuntimeWarning, match=r"left out \['1.0', '8-bit'\]"):
+        assert list(order_checkpoints(f"hf://{REPO}")) == [0, 64]
+    store.files = dict.fromkeys(("main", "1.0", "v2.0"), content)
+    with pytest.raises(CheckpointError, match=rf"hf://{REPO}: main: no step in its name"):
+        order_checkpoints(f"hf://{REPO}")
+    assert str(order_checkpoints({3: Path(f"hf://{REPO}@main")})[3]) == f"hf://{REPO}@main"
+
+
+def test_a_wrong_key_is_told_once(store: Store, tmp_path: Path) -> None:
+    store.files = {f"step{step}": {"model.safetensors": weights(step)} for step in range(8)}
+    probe_set = pf.ProbeSet.from_tensors(*images(80, 1), *images(40, 2))
+    with pytest.raises(SweepError) as caught:
+        pf.sweep(network(1), f"hf://{REPO}", probe_set, out=tmp_path / "out", layers="1", key="ema")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    assert lines[1].startswith(f"  step 0: hf://{REPO}@step0: expected weights under the key 'ema'")
+    with pytest.raises(CheckpointError, match="expected a folder to watch"):
+        next(pf.watch(network(1), f"hf://{REPO}", probe_set, out=tmp_path / "out"))
+
+
 def test_what_cannot_be_read_is_named(steps: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     steps.files["step9"] = {"config.json": b"{}"}
     with pytest.raises(CheckpointError, match=rf"hf://{REPO}@step9: expected one of model\.safetensors, .* got .*conf"):
         Reader().read(Revision(REPO, "step9"))
     with pytest.raises(UnreadableError, match=rf"hf://{REPO}@step8: cannot be read from the Hub \(RevisionNotFound"):
         Reader().read(Revision(REPO, "step8"))
-    with pytest.raises(UnreadableError, match="hf://group/absent@main: cannot be read from the Hub"):
+    with pytest.raises(UnreadableError, match="hf://group/absent: cannot be read from the Hub"):
         order_checkpoints("hf://group/absent")
     steps.files["step7"] = {"model.safetensors": b"nothing"}
-    with pytest.raises(CheckpointError, match=rf"hf://{REPO}@step7: .*model\.safetensors"):
+    with pytest.raises(CheckpointError, match=rf"hf://{REPO}@step7/model\.safetensors: cannot be read"):
         Reader().read(Revision(REPO, "step7"))
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
     with pytest.raises(DependencyError, match=r"pip install 'phasefast\[hub\]'"):
