@@ -23,7 +23,7 @@ FEW, MANY = 4, 16  # penalties that are all made, and the most that are made at 
 # Rows that are left out, where there are more: to see whether generalised cross-validation misleads, as it does where
 # they miss so many times as much; and to choose by. In some hundred cells of trained and untrained networks that miss
 # less, its choice was at most 7 % worse than the best (docs/performance.md).
-LOOKED_AT, LEFT_OUT, MISLED = 128, 2048, 1.4
+LOOKED_AT, LEFT_OUT, MISLED, DOUBTFUL = 128, 2048, 1.4, 1.1
 _CHUNK = 1024  # rows whose errors are made at a time
 
 # Rounding of a float32 Gram matrix acts like a penalty of about the first size; what it adds to the errors of weak

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..choosing import FLOAT32_ALPHA, LEFT_OUT, MISLED, checked, least_error
+from ..choosing import DOUBTFUL, FLOAT32_ALPHA, LEFT_OUT, LOOKED_AT, MISLED, checked, least_error
 from ..dense import fetched
 from ..scanning import Scan
 from ..systems import Penalties, PenaltyChoice
@@ -60,13 +60,32 @@ def select_by_gcv(
     ratios = scan.misled_at(best)
     if float64_follows and bool(ratios.isinf().any()):  # only float64 can tell
         choice = replace(choice, reliable=False)
-    elif bool((ratios > MISLED).any()):
-        best, least, failed = _left_out(scan, best, ratios > MISLED, penalties.stride)
+    elif bool((misled := _misled(scan, best, ratios, penalties.stride)).any()):
+        best, least, failed = _left_out(scan, best, misled, penalties.stride)
         choice = checked(best, least, failed or not choice.reliable, targets, penalties, statistics.dtype)
     scan.keep(set(best.tolist()))
     # Factors that were made at once lie in one piece of memory.
     factors = {index: own.clone() if scan.at_once else own for index, own in scan.factors.items()}
     return replace(choice, factors=factors, exact=scan.exact)
+
+
+def _misled(scan: Scan, chosen: Tensor, ratios: Tensor, stride: int) -> Tensor:
+    """Which penalties [u] are to be compared by rows that are left out: bool.
+
+    Those whose rows miss much more than their error says, and those whose rows miss some more and, with the next
+    stronger penalty, less: an error that misleads says that too weak ones are good.
+
+    Args:
+        ratios: [u] of the errors of rows left out with the chosen penalties. stride: how many make a decade.
+    """
+    found, doubtful = ratios > MISLED, (ratios > DOUBTFUL) & (ratios <= MISLED)
+    here, last = scan.error(chosen) * ratios, len(scan.path) - 1
+    for index in chosen[doubtful & (chosen < last)].unique().tolist():
+        ahead = min(index + stride, last)
+        scan.make([ahead], slopes=False)
+        there = scan.error(torch.full_like(chosen, ahead)) * fetched(scan.misled_by(ahead, LOOKED_AT))[0]
+        found |= doubtful & (chosen == index) & (there < here)
+    return found
 
 
 def _left_out(scan: Scan, first: Tensor, misled: Tensor, stride: int) -> tuple[Tensor, Tensor, bool]:

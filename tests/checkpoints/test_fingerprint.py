@@ -44,9 +44,8 @@ def test_folders_are_known_by_their_weights(tmp_path: Path) -> None:
         lambda dense: dense.to_sparse_bsr((2, 2)),
         lambda dense: torch.complex(dense, dense).conj(),
         lambda dense: torch.quantize_per_tensor(dense, 0.1, 0, torch.qint8),
-        lambda dense: torch.nested.nested_tensor([dense, dense[:2]], layout=torch.jagged),
     ],
-    ids=["coordinates", "rows", "columns", "blocks", "conjugates", "quantised", "jagged"],
+    ids=["coordinates", "rows", "columns", "blocks", "conjugates", "quantised"],
 )
 @pytest.mark.filterwarnings("ignore:Sparse .* tensor support is in beta state")
 def test_tensors_of_any_layout_are_known_by_their_values_and_places(kind: Callable[[Tensor], Tensor]) -> None:
