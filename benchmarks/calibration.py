@@ -59,18 +59,21 @@ SHAPES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def curve(shape: str, steps: int, noise: float, memory: float, spike: float, rng: np.random.Generator) -> np.ndarray:
+def curve(
+    shape: str, steps: int, noise: float, memory: float, spike: float, settled: float, rng: np.random.Generator
+) -> np.ndarray:
     """Losses [K]: a shape with step noise, a share of its depth, each step's part of the last one's by ``memory``.
 
     Args:
         spike: how far, in depths, one of the inner steps, but not the lowest, lies above.
+        settled: share of the steps, the last, with a hundredth of the noise, as after convergence.
     """
     true = SHAPES[shape](np.linspace(0, 1, steps))
     white, scatter = rng.normal(size=steps), np.empty(steps)
     scatter[0] = white[0]
     for i in range(1, steps):
         scatter[i] = memory * scatter[i - 1] + np.sqrt(1 - memory**2) * white[i]
-    loss = true + noise * DEPTH * scatter
+    loss = true + noise * DEPTH * scatter * np.where(np.arange(steps) < steps * (1 - settled), 1.0, 0.01)
     if spike:
         inner = [i for i in range(1, steps - 1) if i != true.argmin()]
         loss[rng.choice(inner)] += spike * DEPTH
@@ -114,7 +117,7 @@ def rates(setting: dict[str, Any]) -> dict[str, Any]:
     found = []
     for seed in range(count):
         rng = np.random.default_rng([seed, steps, *shape.encode()])
-        loss = curve(shape, steps, setting["noise"], setting["memory"], setting["spike"], rng)
+        loss = curve(shape, steps, setting["noise"], setting["memory"], setting["spike"], setting["settled"], rng)
         cell = detect_curve(np.arange(steps), samples(loss, rng), seed=seed, **FEWER)
         found.append(read(cell, true, loss, setting["spike"]))
     table = {name: np.array([each[name] for each in found]) for name in found[0]}
@@ -124,7 +127,7 @@ def rates(setting: dict[str, Any]) -> dict[str, Any]:
 
 def settings(curves: int) -> Iterator[dict[str, Any]]:
     """All that is simulated."""
-    common = {"memory": 0.0, "spike": 0.0, "curves": curves}
+    common = {"memory": 0.0, "spike": 0.0, "settled": 0.0, "curves": curves}
     for steps in STEPS:
         for shape, noise in product(("fall", "early_fall", "late_rise"), (0.01, 0.03, 0.06)):
             yield {"shape": shape, "steps": steps, "noise": noise, **common}
@@ -133,6 +136,14 @@ def settings(curves: int) -> Iterator[dict[str, Any]]:
         yield {"shape": "flat", "steps": steps, "noise": 0.075, **common}  # 3 % of the loss
         for shape, noise in (("flat", 0.075), ("fall", 0.03)):
             yield {"shape": shape, "steps": steps, "noise": noise, **common, "memory": 0.5}
+        for shape, noise in (
+            ("flat", 0.075),
+            ("fall", 0.06),
+            ("early_fall", 0.06),
+            ("valley", 0.06),
+            ("low_rise", 0.03),
+        ):
+            yield {"shape": shape, "steps": steps, "noise": noise, **common, "settled": 0.5}
         for spike in (0.25, 0.5, 1.0, 5.0):
             yield {"shape": "valley", "steps": steps, "noise": 0.01, **common, "spike": spike}
 

@@ -21,8 +21,7 @@ SMALL, ONE_CORE = 256, 768  # columns up to which all penalties are made at once
 _TWO_CORES = 1400  # ... where another one keeps the other core busy; csrc/cpu/ridge_solve.cpp
 FEW, MANY = 4, 16  # penalties that are all made, and the most that are made at once
 # Rows that are left out, where there are more: to see whether generalised cross-validation misleads, as it does where
-# they miss so many times as much; and to choose by. In some hundred cells of trained and untrained networks that miss
-# less, its choice was at most 7 % worse than the best (docs/performance.md).
+# they miss so many times as much, and may where they miss a tenth more; and to choose by (docs/performance.md).
 LOOKED_AT, LEFT_OUT, MISLED, DOUBTFUL = 128, 2048, 1.4, 1.1
 _CHUNK = 1024  # rows whose errors are made at a time
 

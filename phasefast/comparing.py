@@ -7,6 +7,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from .errors import DataError
 from .phase_report import KINDS, CellPhases, PhaseKind, PhaseReport, looked_up, span_text, window_text
@@ -97,6 +98,11 @@ class Comparison:
     def agreement(self, layer: str, target: str = "input") -> Agreement:
         """That on one layer and target; KeyError names what there is."""
         return looked_up(self.agreements, layer, target)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each run, layer and target, as :meth:`PhaseReport.rows` has them; for ``pandas.DataFrame``."""
+        found = ((run, cell) for each in self for run, cell in each.cells.items())
+        return [{"run": run, **PhaseReport((cell,)).rows()[0]} for run, cell in found]
 
     def to_json(self) -> str:
         """``{"runs", "cells": [...]}`` of :attr:`runs` and, for each layer and target, what :class:`Agreement` has."""

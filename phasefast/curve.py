@@ -18,7 +18,7 @@ class PhaseRules:
     """When a change counts, what near-constant means, and how wide the stop window is."""
 
     change: float = 0.02  # a change is at least this fraction of the loss before it,
-    absolute: float = 1e-3  # and at least this much,
+    absolute: float = 1e-4  # and at least this much,
     noise: float = 3.0  # and at least this many standard deviations of the step noise
     plateau: float = 0.20  # a plateau's losses differ from their mean by at most this fraction of the change after it,
     slope: float = 1 / 3  # and its slope is at most this fraction of the slope after it
@@ -122,12 +122,14 @@ class Curve:
         return [fall]
 
     def _unsure(self, *spans: Span) -> str:
-        """Which of the changes are large enough, but not certain; empty where none is."""
+        """Which of the changes are large enough, and why they do not count; empty where none is."""
         texts = []
         for span in spans:
             if self._size(span) >= self._asked(span):
                 change, (low, high) = self.change(span)
-                texts.append(f"changes by {change:.2g}, but the interval of that, {low:.2g} to {high:.2g}, includes 0")
+                interval = f"the interval of that, {low:.2g} to {high:.2g}, includes 0"
+                why = "by one step only" if self._rests_on_one(span) else interval
+                texts.append(f"changes by {change:.2g}, but {why}")
         return "; ".join(texts)
 
     def _small(self, fall: Span, rise: Span) -> str:
@@ -150,9 +152,24 @@ class Curve:
         return float(self.loss[span.last] - self.loss[span.before].mean())
 
     def _counts(self, span: Span) -> bool:
-        """Whether a decrease or an increase is large enough and its interval excludes 0."""
+        """Whether a decrease or an increase is large enough, not of one step only, and its interval excludes 0."""
         _, (low, high) = self.change(span)
-        return self._size(span) >= self._asked(span) and (high < 0 if span.kind == "decrease" else low > 0)
+        excludes = high < 0 if span.kind == "decrease" else low > 0
+        return self._size(span) >= self._asked(span) and excludes and not self._rests_on_one(span)
+
+    def _rests_on_one(self, span: Span) -> bool:
+        """Whether a change to or from the minimum would not count to or from the lower of its neighbours.
+
+        Scatter dwindles as a training converges: the lowest of its early steps lies below all that comes later, by
+        much more than later steps scatter.
+        """
+        low, count = self.minimum, len(self.loss)
+        if count < self.rules.order_steps or low not in (span.first, span.last):
+            return False
+        beside = min(self.loss[step] for step in (low - 1, low + 1) if 0 <= step < count)
+        deviations = 1.0 if self._of_many(span) else self.rules.noise
+        needed = self._needed(float(self.loss[span.before].mean()), deviations)
+        return self._size(span) - float(beside - self.loss[low]) < needed
 
     def _size(self, span: Span) -> float:
         """Of a decrease or an increase; negative where the loss goes the other way."""
@@ -164,8 +181,11 @@ class Curve:
         The lowest of many steps is low by chance too; but not where many others go the same way.
         """
         level = self._needed(self.loss[span.before].mean())
-        many = len(self.loss) >= self.rules.order_steps and self.gains[span.kind] > self._gain_by_chance
-        return level if many else max(level, self._low_by_chance)
+        return level if self._of_many(span) else max(level, self._low_by_chance)
+
+    def _of_many(self, span: Span) -> bool:
+        """Whether all steps of a change explain more of the curve than they would of scatter."""
+        return len(self.loss) >= self.rules.order_steps and self.gains[span.kind] > self._gain_by_chance
 
     @cached_property
     def _gain_by_chance(self) -> float:
@@ -178,9 +198,10 @@ class Curve:
         near = int((self.loss <= self.loss[self.minimum] + self.rules.noise * self.noise).sum())
         return rarely_apart(near, self.rules.noise) * self.noise
 
-    def _needed(self, level: float) -> float:
-        """The smallest change that counts where the loss before it is ``level``."""
-        return float(max(self.rules.change * level, self.rules.absolute, self.rules.noise * self.noise))
+    def _needed(self, level: float, deviations: float | None = None) -> float:
+        """The smallest change that counts where the loss before it is ``level``; ``deviations``: of the step noise."""
+        deviations = self.rules.noise if deviations is None else deviations
+        return float(max(self.rules.change * level, self.rules.absolute, deviations * self.noise))
 
     def _plateau(self, stop: int) -> int | None:
         """Last index of the plateau before the change that ends at index ``stop``; None where there is none."""

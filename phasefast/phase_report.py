@@ -110,26 +110,47 @@ def phase_notes(cells: Sequence[CellPhases]) -> list[str]:
     """
     notes = []
     if any(cell.window_is_open for cell in cells):
-        notes.append("+ open: the stop window ends at the last step; later ones may widen it")
+        notes.append("+ open: up to the last step the loss rises by less than a quarter of the decrease, if at all")
     if any(cell.phases and cell.evidence.get("samples", FEW_SAMPLES) < FEW_SAMPLES for cell in cells):
         notes.append(f"Fewer than {FEW_SAMPLES} held-out samples: intervals are narrower than what they should cover.")
     if any(cell.phases and cell.evidence.get("order_p", 0) is None for cell in cells):
         notes.append(f"Fewer than {FEW_STEPS} steps: a trend cannot be told from noise between them.")
-    if odd := sorted({step for cell in cells for step in cell.left_out}):
-        of = [cell for cell in cells if cell.left_out]
-        which = of[0].layer if len({cell.layer for cell in of}) == 1 else f"{len(of)} of {len(cells)} curves"
-        notes.append(f"Left out, as far above their neighbours: steps {', '.join(map(str, odd))} of {which}.")
+    several = len({cell.target for cell in cells}) > 1
+    if of := [cell for cell in cells if cell.left_out]:
+        named = [f"{_named(cell, several)} {', '.join(map(str, cell.left_out))}" for cell in of[:_REASONS]]
+        more = f"; and of {len(of) - _REASONS} more curves" if len(of) > _REASONS else ""
+        notes.append(f"Steps that are left out, as far above their neighbours: {'; '.join(named)}{more}.")
     if len(cells) > 1 and cells[0].why and all(cell.why == cells[0].why for cell in cells):
         return [*notes, cells[0].why]
-    several = len({cell.target for cell in cells}) > 1
     reasons = [
-        f"{cell.layer}{f', {cell.target}' if several else ''}: {cell.why}"
-        for cell in sorted(cells, key=lambda cell: bool(cell.phases))
-        if cell.why
+        f"{_named(cell, several)}: {cell.why}" for cell in sorted(cells, key=lambda cell: bool(cell.phases)) if cell.why
     ]
     if (left := len(reasons) - _REASONS) > 0:
         reasons[_REASONS:] = [f"and {left} more: cell.why, or phases.json, has the reasons"]
     return notes + reasons
+
+
+def _named(cell: CellPhases, with_target: bool) -> str:
+    return f"{cell.layer}, {cell.target}" if with_target else cell.layer
+
+
+def _row(cell: CellPhases) -> dict[str, Any]:
+    row: dict[str, Any] = {"layer": cell.layer, "target": cell.target, "metric": cell.metric}
+    for kind in KINDS:
+        phase = cell.phase(kind)
+        row |= (
+            {f"{kind}_start": phase.start_step, f"{kind}_end": phase.end_step}
+            if phase
+            else dict.fromkeys((f"{kind}_start", f"{kind}_end"))
+        )
+        row[f"{kind}_change"] = phase.change if phase else None
+    start, end = cell.stop_window or (None, None)
+    return row | {
+        "minimum": cell.minimum_step,
+        "stop_start": start,
+        "stop_end": end,
+        "stop_open": cell.window_is_open,
+    }
 
 
 @dataclass(frozen=True, repr=False)
@@ -158,6 +179,13 @@ class PhaseReport:
     def cell(self, layer: str, target: str = "input") -> CellPhases:
         """The phases of one layer and target; KeyError names what there is."""
         return looked_up(self.cells, layer, target)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each cell: the first and last step of each phase and its change, the minimum, the stop window.
+
+        None where there is no such one; for ``pandas.DataFrame``.
+        """
+        return [_row(cell) for cell in self]
 
     def to_json(self) -> str:
         """``{"cells": [...]}`` as documented in docs/numbers.md."""

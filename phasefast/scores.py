@@ -184,6 +184,8 @@ class Scores:
             if value not in there:
                 raise LookupError(f"no scores of {column} {value!r}: expected one of {there}")
             found = found.filter(**{column: value})
+        if len(runs := found.values_of("run")) > 1:
+            raise LookupError(f"expected the scores of one run, got those of {runs}: choose with filter(run=...)")
         return found.to_arrow()
 
     def samples(self, layer: str, target: str, metric: str) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from phasefast import compare_phases
 from phasefast.phase_report import CellPhases, Phase, PhaseReport
 
 CONSTANT, FALL, RISE = (
@@ -63,7 +64,7 @@ def test_a_report_prints_as_a_table() -> None:
         "layer     target  phases                       stop window",
         "stage1    input   none                         -",
         "features  input   constant 0-8, decrease 8-64  64-4096+",
-        "+ open: the stop window ends at the last step; later ones may widen it",
+        "+ open: up to the last step the loss rises by less than a quarter of the decrease, if at all",
         "stage1: it changes by amounts that come back",
     ]
     assert repr(report) == "PhaseReport(2 cells, layers ['stage1', 'features'], targets ['input'])"
@@ -79,3 +80,38 @@ def test_few_reasons_are_printed_those_without_a_phase_first() -> None:
         *(f"constant{i}, input: hardly changes" for i in range(3)),
         "and 3 more: cell.why, or phases.json, has the reasons",
     ]
+
+
+def test_rows_are_for_tables_of_ones_own() -> None:
+    report = PhaseReport((cell("a", CONSTANT, FALL, window=(32, 4096)), cell("b")))
+    first, second = report.rows()
+    assert first == {
+        "layer": "a",
+        "target": "input",
+        "metric": "fvu",
+        "constant_start": 0,
+        "constant_end": 8,
+        "constant_change": -0.01,
+        "decrease_start": 8,
+        "decrease_end": 64,
+        "decrease_change": -0.1,
+        "increase_start": None,
+        "increase_end": None,
+        "increase_change": None,
+        "minimum": 64,
+        "stop_start": 32,
+        "stop_end": 4096,
+        "stop_open": True,
+    }
+    assert list(second) == list(first)
+    assert (second["decrease_start"], second["stop_start"], second["stop_open"]) == (None, None, False)
+    runs = compare_phases({"x": report, "y": report}).rows()
+    assert [(row["run"], row["layer"]) for row in runs] == [("x", "a"), ("y", "a"), ("x", "b"), ("y", "b")]
+    assert runs[0] == {"run": "x", **first}
+
+
+def test_steps_that_are_left_out_are_named_with_their_curves() -> None:
+    cells = [cell("a", left_out=[8, 64]), cell("b"), cell("c", left_out=[64])]
+    assert "far above their neighbours: a 8, 64; c 64." in str(PhaseReport(tuple(cells)))
+    many = tuple(cell(f"layer{i}", left_out=[8]) for i in range(7))
+    assert "layer3 8; and of 3 more curves." in str(PhaseReport(many))

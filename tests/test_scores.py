@@ -23,3 +23,7 @@ def test_curves_that_are_not_there_are_named(net: SmallNet, probe_set: pf.ProbeS
     ):
         with pytest.raises(LookupError, match=message):
             scores.curve(*given)
+    both = pf.Scores.concat([scores, scores.with_column("run", "other")])
+    with pytest.raises(LookupError, match=r"expected the scores of one run, got those of \['run', 'other'\]"):
+        both.curve("conv", "input", "fvu")
+    assert both.filter(run="other").curve("conv", "input", "fvu")[1].tolist() == [value]

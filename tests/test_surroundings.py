@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import phasefast as pf
 from phasefast.cli.app import app
 from phasefast.console import of_work
+from phasefast.errors import ArgumentError
 from phasefast.report import plot_phases, plot_reconstructions
 from tests.conftest import SmallNet, images
 from tests.report.synthetic import log2_steps, make_scores
@@ -94,6 +95,19 @@ def test_pictures_do_not_depend_on_the_settings_of_matplotlib(
         assert plot_phases(scores, report, tmp_path / "a.png").read_bytes() == before
         assert plot_reconstructions(images_of, tmp_path / "b.png").read_bytes() == shown
         assert mpl.rcParams["font.size"] == 30
+
+
+@pytest.mark.parametrize(("suffix", "start"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
+def test_pictures_are_of_the_kind_that_their_name_says(
+    net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path, suffix: str, start: bytes
+) -> None:
+    scores = make_scores(["a", "b"], log2_steps(10))
+    drawn = plot_phases(scores, pf.detect_phases(scores), tmp_path / f"a.{suffix}")
+    assert drawn.read_bytes().startswith(start)
+    shown = plot_reconstructions(pf.reconstruct(net, probe_set, layers="conv"), tmp_path / f"b.{suffix}")
+    assert shown.read_bytes().startswith(start)
+    with pytest.raises(ArgumentError, match=r"expected a name that ends with .png, .pdf, .svg, got .*a\.jpg"):
+        plot_phases(scores, pf.detect_phases(scores), tmp_path / "a.jpg")
 
 
 def test_a_picture_that_cannot_be_drawn_is_refused_before_the_work(

@@ -10,15 +10,15 @@ from pathlib import Path
 from ..errors import CheckpointError
 from .sources import suffix_of
 
-_STEP = r"(?:global_?step|steps?|iter(?:ation)?"
+_STEP = r"(?:global_?step|steps?|iter(?:ation)?|(?<![a-z])its?"
 _WORDS = _STEP + "|checkpoint|ckpt)[-_=]?"
 _NUMBER = r"(\d+(?:\.\d+)?)([km]?)(?![a-z\d]|[.,]\d)"  # 500, 64k, 1.5k, but not 1e3 or 1,000
 _NAMED = re.compile(_WORDS + _NUMBER + r"(?!_\d{3}(?!\d))", re.IGNORECASE)  # nor 1_000
-_OTHER = (
-    r"(?<![a-z])(?:epochs?|model|weights|net|state)|(?<![a-z\d])(?<!\d[.,])(?<!rank[-_])"  # not of resnet18, rank_0
-)
+# Not of resnet18, rank_0.
+_OTHER = r"(?<![a-z])(?:ep(?:ochs?)?|model|weights|net|state)|(?<![a-z\d])(?<!\d[.,])(?<!rank[-_])"
 _ALONE = re.compile(f"(?:{_OTHER}){_NUMBER}", re.IGNORECASE)
-_EPOCH = re.compile(rf"(?<![a-z])epoch[-_=]?{_NUMBER}(?!_\d{{3}}(?!\d))", re.IGNORECASE)  # of epoch=3-val_loss=0.53
+# Of epoch=3-val_loss=0.53.
+_EPOCH = re.compile(rf"(?<![a-z])ep(?:och)?[-_=]?{_NUMBER}(?!_\d{{3}}(?!\d))", re.IGNORECASE)
 # Of a day, and of a time after it: no steps.
 _DATE = re.compile(
     r"(?<!\d)(?:19|20)\d\d(?P<apart>[-_.])(?:0[1-9]|1[0-2])(?P=apart)(?:0[1-9]|[12]\d|3[01])(?!\d)(?:[-_T]\d\d[-_.:h]\d\d(?:[-_.:m]\d\d)?(?!\d))?"

@@ -19,7 +19,7 @@ from ..store import PHASES, PICTURE, SELECTED, differences
 from .compared import plot_comparison, print_comparison, run_names
 from .curves import accuracy_target, fvu_target
 from .gallery import plot_reconstructions
-from .page import need_matplotlib
+from .page import need_matplotlib, picture_format
 from .plot import plot_phases
 from .table import print_report
 
@@ -166,8 +166,7 @@ def write_comparison(
 
 def check_picture(path: str | Path) -> None:
     """ArgumentError where a picture cannot be: to ask before what takes long."""
-    if Path(path).suffix != ".png":
-        raise ArgumentError(f"picture: expected a name that ends with .png, got {path}")
+    picture_format(path)
     if not (folder := Path(path).resolve().parent).is_dir():
         raise ArgumentError(f"picture: expected a folder that is there, got {folder}; make it first")
     if not os.access(folder, os.W_OK):

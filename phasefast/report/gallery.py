@@ -16,7 +16,7 @@ from ..files import writing
 from ..reconstruction import Reconstructions
 from .curves import INK, evenly
 from .names import shortened
-from .page import EDGE, MUTED, blank, picture, widest
+from .page import EDGE, MUTED, blank, picture, picture_format, widest
 
 _WIDTH, _TITLE, _HEAD, _FOOT, _APART = 9.0, 0.45, 0.22, 0.2, 0.14  # inches
 _SMALL, _LARGE = 9, 13  # points
@@ -78,10 +78,11 @@ class _Layout:
 def plot_reconstructions(
     found: Reconstructions, path: str | Path, title: str = "What each layer still knows of held-out images"
 ) -> Path:
-    """Draw inputs that are images, and what is decoded of them, as a PNG of up to 1,620 pixels' width.
+    """Draw inputs that are images, and what is decoded of them, as a PNG of up to 1,620 pixels' width, PDF or SVG.
 
     A row for each sample; a column for each step, in a strip of its own for each layer, or for each layer where there
-    is one step; of more than 15 columns, or 8 strips, some. Below each column stands the FVU of all held-out samples.
+    is one step; of more than 15 columns, or 8 strips, some, with the step of
+    the last layer's least error. Below each column stands the FVU of all held-out samples.
     Colours go from the least to the largest value that a channel has on the fit samples.
 
     Raises:
@@ -128,14 +129,15 @@ def plot_reconstructions(
                 write(x + middle, below, f"{found.fvu[place]:.2g}", ha="center", color=MUTED)
         top += layout.tall + _FOOT + _APART
     with writing(path, "the picture") as partial:
-        figure.savefig(partial, format="png")
+        figure.savefig(partial, format=picture_format(path))
     return Path(path)
 
 
 def _arranged(found: Reconstructions) -> _Table:
     """Steps beside each other and layers below; of one step, layers beside each other."""
     steps, layers = found.steps, found.layers
-    shown = [steps[i] for i in evenly(len(steps), _MOST, 0)]
+    least = min(range(len(steps)), key=lambda i: found.fvu.get((steps[i], layers[-1]), math.inf))
+    shown = [steps[i] for i in evenly(len(steps), _MOST, least)]
     some = [layers[i] for i in evenly(len(layers), _STRIPS if len(steps) > 1 else _MOST, 0)]
     counts = ((len(shown), len(steps), "steps"), (len(some), len(layers), "layers"))
     note = ", ".join(f"{few} of {all_of_them} {what}" for few, all_of_them, what in counts if few < all_of_them)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from ..errors import DependencyError
+from ..errors import ArgumentError, DependencyError
 from .curves import INK
 from .names import cut
 from .scales import StepAxis
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
+FORMATS = (".png", ".pdf", ".svg")
 PIXELS_PER_INCH = 180
 MUTED, STOP = "#666666", "#0072B2"
 # Okabe and Ito's colours, which all kinds of colour vision tell apart; in grey the written numbers do.
@@ -39,6 +41,13 @@ def need_matplotlib() -> None:
         import matplotlib.style  # noqa: F401
     except ImportError as error:
         raise DependencyError("pictures need matplotlib: pip install 'phasefast[report]'") from error
+
+
+def picture_format(path: str | Path) -> str:
+    """That of a picture by the end of its name; ArgumentError where it is none of these."""
+    if (suffix := Path(path).suffix.lower()) not in FORMATS:
+        raise ArgumentError(f"picture: expected a name that ends with {', '.join(FORMATS)}, got {path}")
+    return suffix[1:]
 
 
 def picture(draw: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:

@@ -13,7 +13,7 @@ from ..phase_report import CellPhases, PhaseReport
 from ..scores import Scores
 from .curves import Curve, accuracy_target, curves_of, end_labels, fvu_target, headline, looks
 from .names import LONGEST, cut
-from .page import EDGE, LINE, NAME, Page, picture, widest
+from .page import EDGE, LINE, NAME, Page, picture, picture_format, widest
 from .panel import Panel, draw_panel
 from .phase_map import BAR, KEY, Row, draw_key, draw_map, draw_stop_bar, map_height, sampled
 from .scales import StepAxis, ValueAxis, accuracy_axis, fvu_axis
@@ -29,7 +29,7 @@ def plot_phases(
     title: str = "Learning phases",
     marks: Mapping[str, CellPhases] | None = None,
 ) -> Path:
-    """Draw all layers of a run as a PNG 1,620 pixels wide, made to be read at 900.
+    """Draw all layers of a run as a PNG 1,620 pixels wide, made to be read at 900, or as a PDF or SVG.
 
     On top, a row per layer, of more than 45 of some, shows its phases and its stop window. The upper panel shows the
     held-out FVU of the input, on a log axis where the layers' differ much, the lower one the held-out accuracy of
@@ -42,7 +42,7 @@ def plot_phases(
         marks: instead of the last analysed layer's, whose phases and stop window go through the panels, by target.
 
     Raises:
-        DataError: there is no finite FVU or accuracy to draw.
+        DataError: there is no finite FVU or accuracy to draw. ArgumentError: ``path`` is of another kind.
         DependencyError: matplotlib is missing.
         StoreError: the file cannot be written.
     """
@@ -75,7 +75,7 @@ def plot_phases(
         # The phases of one target would mislead about the curves of another.
         draw_panel(page, panel, cell, shaded=panel is panels[0], last=panel is panels[-1])
     with writing(path, "the picture") as partial:
-        page.figure.savefig(partial, format="png")
+        page.figure.savefig(partial, format=picture_format(path))
     return Path(path)
 
 

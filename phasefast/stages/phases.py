@@ -10,11 +10,12 @@ A curve is the mean held-out loss at each probed step. What is asked of it, in t
   than the valley's depth does not move it.
 * *Is there an order at all?* The residual of that fit and the von Neumann ratio (1941) are compared with those of the
   same values in random order (a permutation test): a curve that is neither a better valley nor smoother is noise.
-* *Is a change large enough?* It must be at least 2 % of the loss before it, 0.001, and three times the step noise, and
+* *Is a change large enough?* It must be at least 2 % of the loss before it, 0.0001, and three times the step noise, and
   its bootstrap interval must exclude 0. Where several steps are about as low as the minimum, the lowest is low by
   chance too: then it must be as rare for one step to be so far above the lowest of them as three times the noise above
   a single one is, or for all steps of the fall or the rise to explain so much of the curve, as far as its scatter is
-  not correlated from step to step.
+  not correlated from step to step. With eight steps or more a change must be that large without the lowest step too,
+  from or to the lower of its neighbours: noise dwindles as a training converges, and early steps are low by chance.
 * *What is the step noise?* What neighbouring steps scatter, by the median absolute second difference (Gasser et al.
   1986), or by the larger of the third one and the residual of the valley fit, if that is less; at least that residual
   where it changes its sign often; with fewer than seven steps, that residual.

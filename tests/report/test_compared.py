@@ -111,7 +111,7 @@ def test_what_is_not_in_all_runs_is_told(runs: list[Path], tmp_path: Path) -> No
 
 def test_a_picture_is_checked_before_anything_is_computed(runs: list[Path], tmp_path: Path) -> None:
     for picture, words in (
-        ("seeds.jpg", r"a name that ends with \.png"),
+        ("seeds.jpg", r"a name that ends with \.png, \.pdf, \.svg"),
         ("absent/seeds.png", "a folder that is there"),
     ):
         with pytest.raises(ArgumentError, match=f"picture: expected {words}"):
