@@ -135,6 +135,8 @@ class Engine:
                     if index == 0 and self.label is not None:
                         scores += self._model_scores(outputs, self.label)
                     scores += score_cells(cells, self.targets, self.method)
+        if dead := {score.layer for score in scores if score.fit is not None and score.fit.rank == 0}:
+            self._tell(f"layers {shown(dead)}: nothing is decoded, as their activations are the same for all samples")
         if not self._measured and all(score.bounds is None for score in scores):
             self._say_that_all_is_exact(step)
         self._measured = True

@@ -72,6 +72,14 @@ def test_labels_that_the_model_was_not_trained_on_are_said_once(net: SmallNet) -
     assert "model" not in scores.to_pandas()["layer"].tolist()
 
 
+def test_a_layer_that_says_nothing_is_told(probe_set: pf.ProbeSet) -> None:
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 4))
+    torch.nn.init.zeros_(model[1].weight)
+    with pytest.warns(RuntimeWarning, match=r"layers \['1'\]: nothing is decoded, as their activations are the same"):
+        scores = pf.probe(model, probe_set, layers=["0", "1"], targets="input")
+    assert scores.value(layer="1", metric="fvu", split="heldout") == pytest.approx(1.0)
+
+
 def test_a_model_without_logits_has_no_accuracy_of_its_own_and_says_so(probe_set: pf.ProbeSet) -> None:
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Unflatten(1, (1, 2)))
     with pytest.warns(RuntimeWarning, match="no rows of layer 'model': what the model returns has no row of numbers"):
