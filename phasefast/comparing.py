@@ -69,7 +69,8 @@ class Agreement:
         if len(without) == len(self.cells):
             return "no run has a stop window"
         if without:
-            others = f"; the others share {span_text(*shared)}" if shared else ""
+            others = "the other has" if len(self.cells) - len(without) == 1 else "the others share"
+            others = f"; {others} {span_text(*shared)}" if shared else ""
             return f"none in {', '.join(without)}{others}"
         return "; ".join(f"{run} {cell.window_text}" for run, cell in self.cells.items()) + " do not meet"
 

@@ -30,7 +30,7 @@ def run(window: tuple[int, int] | None, minimum: int = 64, layers: str = "a", la
         ([(16, 512), (64, 128)], (64, 128), "64-128", ""),
         ([(16, 32), (64, 128)], None, "-", "s0 16-32; s1 64-128 do not meet"),
         ([(16, 32), None, (16, 32)], None, "-", "none in s1; the others share 16-32"),
-        ([(16, 32), None], None, "-", "none in s1; the others share 16-32"),
+        ([(16, 32), None], None, "-", "none in s1; the other has 16-32"),
         ([(8, 16), None, (32, 64)], None, "-", "none in s1"),
         ([None, None], None, "-", "no run has a stop window"),
     ],
