@@ -169,7 +169,9 @@ class Curve:
         beside = min(self.loss[step] for step in (low - 1, low + 1) if 0 <= step < count)
         deviations = 1.0 if self._of_many(span) else self.rules.noise
         needed = self._needed(float(self.loss[span.before].mean()), deviations)
-        return self._size(span) - float(beside - self.loss[low]) < needed
+        # Of a straight change that just counts, all steps but the last are that much less.
+        share = 1 - 1 / max(2, span.last - span.first)
+        return self._size(span) - float(beside - self.loss[low]) < share * needed * (1 - 1e-9)
 
     def _size(self, span: Span) -> float:
         """Of a decrease or an increase; negative where the loss goes the other way."""

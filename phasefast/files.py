@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,12 @@ def writing(path: str | os.PathLike[str], what: str, parents: bool = False) -> I
         if parents:
             path.parent.mkdir(parents=True, exist_ok=True)
         partial.touch()
-        with contextlib.suppress(FileNotFoundError):  # whoever may read the old one may the new one, and nobody else
-            shutil.copymode(path, partial)
+        with contextlib.suppress(OSError):  # whoever may read the old one may the new one, and nobody else
+            mode = stat.S_IMODE(path.stat().st_mode)
+            partial.chmod(mode | stat.S_IWUSR)
         yield partial
+        with contextlib.suppress(OSError):
+            partial.chmod(stat.S_IMODE(path.stat().st_mode))
         os.replace(partial, path)
     except OSError as error:
         raise StoreError(f"cannot write {what} {path}: {error}; free some space or choose another place") from error

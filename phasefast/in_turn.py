@@ -67,24 +67,27 @@ def measure_each(
             return " failed" if len(failures) > 1 else f" failed: {with_notes(error)}"
         return ""
 
-    steps, tried_last = list(sources), False
-    with (
-        contextlib.closing(read_ahead(sources, engine.device, reader)) as ahead,
-        progress(what, len(sources), "checkpoints") as update,
-    ):
-        for done, (step, read) in enumerate(ahead, 1):
-            if not (tried_last and step == steps[-1]):
-                update(done, f"step {step}{attempt(step, read)}")
-            if all_of_them or begun or tried_last or not len(failures) == _ENOUGH < len(sources):
-                continue
-            if _none_fits(failures, sources):
-                tried_last = True  # weights under another key, or of another shape, may be those of the beginning
-                with contextlib.closing(read_ahead({steps[-1]: sources[steps[-1]]}, engine.device, reader)) as alone:
-                    for one, read_one in alone:
-                        attempt(one, read_one)
-                if not begun and _none_fits(failures, sources):
-                    untried = CheckpointError(f"not tried, as the first {_ENOUGH} and the last one failed alike")
-                    return failures | {step: untried for step in sources if step not in failures}
+    todo, done = dict(sources), 0
+    with progress(what, len(sources), "checkpoints") as update:
+
+        def attempt_all(part: Mapping[int, Source], enough: int) -> None:
+            nonlocal done
+            with contextlib.closing(read_ahead(part, engine.device, reader)) as ahead:
+                for step, read in ahead:
+                    note, done = attempt(step, read), done + 1
+                    update(done, f"step {step}{note}")
+                    del todo[step]
+                    if not begun and len(failures) == enough and _none_fits(failures, sources):
+                        return
+
+        attempt_all(todo.copy(), len(sources) if all_of_them else _ENOUGH)
+        if todo:  # weights under another key, or of another shape, may be those of the beginning
+            last = max(todo)
+            attempt_all({last: todo[last]}, _ENOUGH + 1)
+            if not begun and _none_fits(failures, sources):
+                untried = CheckpointError(f"not tried, as the first {_ENOUGH} and the last one failed alike")
+                return failures | dict.fromkeys(todo, untried)
+            attempt_all(todo.copy(), len(sources))
     return failures
 
 

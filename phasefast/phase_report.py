@@ -110,7 +110,7 @@ def phase_notes(cells: Sequence[CellPhases]) -> list[str]:
     """
     notes = []
     if any(cell.window_is_open for cell in cells):
-        notes.append("+ open: up to the last step the loss rises by less than a quarter of the decrease, if at all")
+        notes.append("+ open: no certain rise, of a quarter of the decrease or more, up to the last step")
     if any(cell.phases and cell.evidence.get("samples", FEW_SAMPLES) < FEW_SAMPLES for cell in cells):
         notes.append(f"Fewer than {FEW_SAMPLES} held-out samples: intervals are narrower than what they should cover.")
     if any(cell.phases and cell.evidence.get("order_p", 0) is None for cell in cells):

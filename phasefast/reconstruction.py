@@ -140,11 +140,11 @@ def _of_each(
 
     with restored(engine):
         failures = measure_each(engine, ordered, reader, "reconstructing", measure)
-    for step, failure in failures.items():
+    for step, failure in sorted(failures.items()):
         if not by_step:  # all have the same reason, such as another model
             raise failure
         warn(f"step {step} is left out: {with_notes(failure)}")
-    return by_step
+    return dict(sorted(by_step.items()))
 
 
 def _chosen(ordered: Mapping[int, Source], steps: Sequence[int] | None) -> Mapping[int, Source]:

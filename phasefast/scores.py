@@ -166,7 +166,11 @@ class Scores:
     def curve(self, layer: str, target: str, metric: str, split: str = "heldout") -> tuple[np.ndarray, np.ndarray]:
         """Steps [K] int64 and values [K] float64 of one metric; LookupError names what there is instead."""
         rows = self._of(layer, target, metric, split)
-        return rows.column("step").to_numpy(), rows.column("value").to_numpy()
+        steps = rows.column("step").to_numpy()
+        if len(np.unique(steps)) < len(steps):
+            runs = self.values_of("run")
+            raise LookupError(f"expected the scores of one run, got those of {runs}: choose with filter(run=...)")
+        return steps, rows.column("value").to_numpy()
 
     def has_curve(self, layer: str, target: str, metric: str, split: str = "heldout") -> bool:
         """Whether there is such a metric at any step."""
@@ -184,8 +188,6 @@ class Scores:
             if value not in there:
                 raise LookupError(f"no scores of {column} {value!r}: expected one of {there}")
             found = found.filter(**{column: value})
-        if len(runs := found.values_of("run")) > 1:
-            raise LookupError(f"expected the scores of one run, got those of {runs}: choose with filter(run=...)")
         return found.to_arrow()
 
     def samples(self, layer: str, target: str, metric: str) -> tuple[np.ndarray, np.ndarray]:

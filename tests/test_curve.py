@@ -38,7 +38,7 @@ def test_a_single_diverged_checkpoint_is_left_out_and_named(place: int, height: 
     assert 10 * place not in ends
     for phase, other in zip(cell.phases[1:], clean.phases[1:], strict=True):
         assert phase.change == pytest.approx(other.change, abs=0.01)
-    assert f"far above their neighbours: steps {10 * place} of fc." in str(PhaseReport((cell,)))
+    assert f"far above their neighbours: fc {10 * place}." in str(PhaseReport((cell,)))
     assert "Left out" not in str(PhaseReport((clean,)))
 
 
@@ -48,7 +48,7 @@ def test_what_is_left_out_is_named_where_all_curves_have_the_same_reason() -> No
     cells = (find(loss), find(loss))
     assert len({cell.why for cell in cells}) == 1
     assert cells[0].why
-    assert "steps 50 of fc." in str(PhaseReport(cells))
+    assert "neighbours: fc 50; fc 50." in str(PhaseReport(cells))
 
 
 def test_several_diverged_checkpoints() -> None:

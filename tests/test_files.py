@@ -51,6 +51,11 @@ def test_a_link_stays_and_whoever_may_read_a_file_still_may(tmp_path: Path) -> N
     with writing(link, "numbers to") as partial:
         partial.write_text("new")
     assert link.is_symlink()
+    path.chmod(0o440)  # may be replaced all the same
+    with writing(path, "numbers to") as partial:
+        partial.write_text("new")
+    assert path.stat().st_mode & 0o777 == 0o440
+    path.chmod(0o640)
     assert (path.read_text(), path.stat().st_mode & 0o777) == ("new", 0o640)
 
 

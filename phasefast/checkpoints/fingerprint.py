@@ -50,7 +50,7 @@ def _sample(tensor: Tensor) -> Tensor:
 def _dense_parts(tensor: Tensor) -> list[Tensor]:
     """Itself, or what a sparse, quantised or jagged tensor is made of."""
     if tensor.layout == torch.strided:
-        return [tensor.int_repr() if tensor.is_quantized else tensor]
+        return [tensor.dequantize() if tensor.is_quantized else tensor]
     if tensor.layout == torch.sparse_coo:
         whole = tensor.coalesce()
         return [whole.indices(), whole.values()]

@@ -22,6 +22,7 @@ from .steps import has_step, names_step, parse_step
 SCHEME = "hf://"
 _FORM = re.compile(r"hf://(?P<repo>[^@/]+(?:/[^@/]+)?)/?(?:@(?P<name>[^@]+))?")
 _MAIN = "main"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _VERSION = re.compile(r"v?\d+(?:\.\d+)+")  # of a release
 _ENTRIES = tuple(name for name in ENTRIES if name != DISTRIBUTED)
 
@@ -48,14 +49,13 @@ class Revision(os.PathLike[str]):
     def commit(self) -> str:
         """What tells its weights from others; CheckpointError where there is no such revision."""
         name = self.name or _MAIN
-        if self.known is not None:
-            return self.known
+        if self.known is not None or _COMMIT.fullmatch(name):
+            return self.known or name
         with _named(self) as hub:
             try:
                 return str(hub.HfApi().model_info(self.repo, revision=name).sha)
-            except Exception:
-                cached = _cached_refs(hub, self.repo)
-                if name not in cached:
+            except Exception as error:
+                if not _offline(error) or name not in (cached := _cached_refs(hub, self.repo)):
                     raise
                 return cached[name]
 
@@ -101,7 +101,12 @@ class Revision(os.PathLike[str]):
     def _downloaded(self, hub: Any, commit: str, place: str, whole: bool) -> Path:
         api = hub.HfApi()
         if whole:
-            return Path(api.snapshot_download(self.repo, revision=commit, local_dir=place))
+            try:
+                return Path(api.snapshot_download(self.repo, revision=commit, local_dir=place))
+            except Exception as error:
+                if not _offline(error):
+                    raise
+                return Path(api.snapshot_download(self.repo, revision=commit, local_files_only=True))
         files = [sibling.rfilename for sibling in api.model_info(self.repo, revision=commit).siblings]
         alone = [name for name in files if "/" not in name and may_be_weights(Path(name))]
         entry = next((name for name in _ENTRIES if name in files), alone[0] if len(alone) == 1 else None)
@@ -150,9 +155,10 @@ def revisions(given: Revision) -> list[Revision]:
         try:
             refs = hub.HfApi().list_repo_refs(given.repo)
             commits = {ref.name: str(ref.target_commit) for ref in [*refs.tags, *refs.branches]}
-        except Exception:
-            if not (commits := _cached_refs(hub, given.repo)):
+        except Exception as error:
+            if not _offline(error) or not (commits := _cached_refs(hub, given.repo)):
                 raise
+            warn(f"{given}: the Hub cannot be reached, so only the {len(commits)} revisions in its cache are taken")
     if given.name is not None and not any(letter in given.name for letter in "*?["):
         return [Revision(given.repo, given.name, commits.get(given.name))]
     matching = [name for name in commits if fnmatchcase(name, given.name or "*")]
@@ -165,6 +171,12 @@ def revisions(given: Revision) -> list[Revision]:
     if given.name is None:
         return [given]
     raise CheckpointError(f"{given}: expected revisions that match and have steps in their names, got {shown(commits)}")
+
+
+def _offline(error: Exception) -> bool:
+    """Whether nobody has answered: of errors of the Hub, of which some were answers."""
+    unanswered = getattr(error, "response", None) is None
+    return unanswered and (isinstance(error, OSError) or type(error).__module__.startswith("httpx"))
 
 
 def _cached_refs(hub: Any, repo: str) -> dict[str, str]:

@@ -97,7 +97,7 @@ def _named_as(source: Revision, path: Path) -> Iterator[None]:
     try:
         yield
     except CheckpointError as error:
-        raise type(error)(str(error).replace(os.fspath(path), f"{source}")) from error
+        raise type(error)(str(error).replace(os.fspath(path), f"{source}")) from error.__cause__ or error
 
 
 def read_state_dict(source: Source, *, weights_only: bool = True, key: str | None = None) -> dict[str, Tensor]:

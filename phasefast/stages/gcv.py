@@ -72,8 +72,8 @@ def select_by_gcv(
 def _misled(scan: Scan, chosen: Tensor, ratios: Tensor, stride: int) -> Tensor:
     """Which penalties [u] are to be compared by rows that are left out: bool.
 
-    Those whose rows miss much more than their error says, and those whose rows miss some more and, with the next
-    stronger penalty, less: an error that misleads says that too weak ones are good.
+    Those whose rows miss much more than their error says, and those whose rows miss some more and, with a penalty that
+    is a decade stronger, less: an error that misleads says that too weak ones are good.
 
     Args:
         ratios: [u] of the errors of rows left out with the chosen penalties. stride: how many make a decade.
@@ -84,6 +84,8 @@ def _misled(scan: Scan, chosen: Tensor, ratios: Tensor, stride: int) -> Tensor:
         ahead = min(index + stride, last)
         scan.make([ahead], slopes=False)
         there = scan.error(torch.full_like(chosen, ahead)) * fetched(scan.misled_by(ahead, LOOKED_AT))[0]
+        if not scan.all_made:
+            scan.keep(set(chosen.tolist()))
         found |= doubtful & (chosen == index) & (there < here)
     return found
 

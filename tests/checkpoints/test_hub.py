@@ -63,7 +63,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = urllib.parse.unquote(self.path.partition("?")[0])
         self.store.asked.append(path)
-        if path == f"/api/models/{REPO}/refs" and self.store.files:
+        if path == f"/api/models/{REPO}/refs":
             return self.answer(200, json.dumps(self.store.refs()).encode())
         if path.startswith(start := f"/api/models/{REPO}/revision/"):
             if (name := self.store.find(path.removeprefix(start))) is not None:
@@ -210,9 +210,17 @@ def test_without_a_network_the_cache_is_enough(steps: Store, monkeypatch: pytest
     for name in ("step16", "step128"):
         hub.HfApi().hf_hub_download(REPO, "model.safetensors", revision=name)
     commit = steps.commit("step16")
-    steps.files.clear()  # nothing is answered any more
-    assert Revision(REPO, "step16").commit == commit
-    found = order_checkpoints(f"hf://{REPO}")
+    with pytest.raises(UnreadableError, match="Repository Not Found"):  # an answer is not made up for
+        order_checkpoints("hf://group/absent")
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("no network")
+
+    for name in ("model_info", "list_repo_refs", "hf_hub_download"):
+        monkeypatch.setattr(hub.hf_api.HfApi, name, unreachable)
+    assert Revision(REPO, "step16").commit == Revision(REPO, commit).commit == commit
+    with pytest.warns(RuntimeWarning, match="cannot be reached, so only the 2 revisions in its cache are taken"):
+        found = order_checkpoints(f"hf://{REPO}")
     assert list(found) == [16, 128]
     assert Reader().read(found[16]).keys() == network(0).state_dict().keys()
     with pytest.raises(UnreadableError, match="step0: cannot be read from the Hub"):
