@@ -9,6 +9,7 @@ from typing import Any
 
 from .errors import StoreError
 from .files import writing
+from .notices import warn
 from .scores import Scores, list_shards, prepare_store, read_shard, store_folder
 
 # What the settings of a configuration, or their parts, are called where they are given; others have their own names.
@@ -29,6 +30,7 @@ _FOLLOW = {"folds": ("data", "penalties"), "targets": ("data",)}  # what differs
 # What reports write beside the scores that they are of: the picture of all, and that of some layers or targets.
 PHASES, PICTURE, SELECTED = "phases.json", "phases.png", "phases-selected.png"
 RECONSTRUCTIONS = "reconstructions.png"
+_ORIGIN = "origin.json"
 _WORDS = "stored", "now"  # of the two values of a setting
 _LONGEST = 60  # characters of a setting that is shown
 
@@ -47,7 +49,7 @@ def open_store(
             run or architecture.
     """
     folder = prepare_store(directory)
-    for path in folder.glob("settings-*.json") if overwrite else ():
+    for path in (*folder.glob("settings-*.json"), *folder.glob(_ORIGIN)) if overwrite else ():
         remove_file(path)
     done: dict[int, Scores] = {}
     shards = list_shards(directory)
@@ -96,6 +98,30 @@ def write_step(directory: str | Path, scores: Scores, config_hash: str, settings
         with writing(kept, "the settings to", parents=True) as partial:
             partial.write_text(json.dumps(settings), encoding="utf-8")
     scores.write_shard(directory)
+
+
+def check_origin(directory: str | Path, origin: str) -> None:
+    """Warn where the scores that are there are of checkpoints elsewhere, which may be another training's.
+
+    Args:
+        origin: folder or repository that all checkpoints are in; kept beside the first scores.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    file = store_folder(directory) / _ORIGIN
+    try:
+        known = Path(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        if not list_shards(directory):
+            with writing(file, "where checkpoints are to", parents=True) as partial:
+                partial.write_text(json.dumps(origin), encoding="utf-8")
+        return
+    if not (known.is_relative_to(origin) or Path(origin).is_relative_to(known)):
+        warn(
+            f"{directory}: holds scores of checkpoints in {known}, these are in {origin}: if that is another training, "
+            "give another out= (--out)"
+        )
 
 
 def differences(first: str | Path, second: str | Path, names: tuple[str, str]) -> str:

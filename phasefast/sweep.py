@@ -23,7 +23,7 @@ from .in_turn import listed, measure_each, name_of, named, restored
 from .options import ProbeOptions
 from .scores import Scores
 from .stages.probe_set import ProbeSet
-from .store import check_weights, open_store, write_step
+from .store import check_origin, check_weights, open_store, write_step
 
 
 def sweep(
@@ -126,6 +126,8 @@ class Sweeper:
         Raises:
             As :func:`sweep` does, but SweepError.
         """
+        if not self._measured and (origin := _origin(ordered.values())) is not None:
+            check_origin(self._out, origin)
         failures = dict[int, Exception]()
         todo = {step: source for step, source in ordered.items() if step not in self._done}
         with restored(self._engine):
@@ -157,6 +159,18 @@ def _share(ordered: Mapping[int, Source], shard: tuple[int, int] | None) -> dict
     if not 0 <= index < count:
         raise ArgumentError(f"shard: expected integers (i, n) with 0 <= i < n, got {shard!r}")
     return dict(list(ordered.items())[index::count])
+
+
+def _origin(sources: Iterable[Source]) -> str | None:
+    """The folder that all of them are in, or the repository of the Hub; None of others."""
+    places = set()
+    for source in sources:
+        if isinstance(source, Mapping):
+            return None
+        places.add(source.repo if isinstance(source, Revision) else os.path.dirname(os.path.realpath(source)))
+    if len(places) > 1 and all(map(os.path.isabs, places)):
+        places = {os.path.commonpath(places)} - {os.path.sep}  # of checkpoints in folders of their own
+    return places.pop() if len(places) == 1 else None
 
 
 def _check_same(stored: Scores, source: Source, engine: Engine, reader: Reader) -> None:

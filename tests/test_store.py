@@ -94,3 +94,22 @@ def test_other_weights_are_told_without_hashes(
 )
 def test_settings_of_other_versions_are_told_whole(stored: object, now: object, words: list[str]) -> None:
     assert list(_changes("batchnorm", stored, now)) == words
+
+
+def test_checkpoints_of_another_folder_are_told(
+    net: SmallNet, probe_set: pf.ProbeSet, state: dict, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    for place in ("a/step_1", "a/step_2", "b/step_3"):
+        (tmp_path / place).mkdir(parents=True)
+        torch.save(state, tmp_path / place / "model.pt")
+    options: dict = {"out": tmp_path / "out", "layers": "hidden"}
+    pf.sweep(net, str(tmp_path / "a/*/model.pt"), probe_set, **options)
+    pf.sweep(net, [tmp_path / "a/step_2/model.pt"], probe_set, **options)
+    pf.sweep(net, {9: state}, probe_set, **options)
+    assert not [each for each in recwarn if "another training" in str(each.message)]
+    with pytest.warns(RuntimeWarning, match=rf"scores of checkpoints in {tmp_path}/a, these are in {tmp_path}/b"):
+        pf.sweep(net, str(tmp_path / "b"), probe_set, **options)
+    recwarn.clear()
+    pf.sweep(net, str(tmp_path / "b"), probe_set, overwrite=True, **options)
+    pf.sweep(net, str(tmp_path / "b"), probe_set, **options)
+    assert not [each for each in recwarn if "another training" in str(each.message)]

@@ -129,9 +129,13 @@ def read_runs(
             scores[name] = _one_run(directory).select(layers, targets)
         except (LayerError, ArgumentError) as error:
             raise type(error)(f"{name}: {error}") from error
+    alike: dict[str, list[str]] = {}
     for name, directory in zip(names[1:], directories[1:], strict=True):
-        if others := differences(directories[0], directory, (names[0], name)):
-            warn(f"{name} was not measured as {names[0]}: {others}")
+        alike.setdefault(differences(directories[0], directory, (names[0], "there")), []).append(name)
+    for others, group in alike.items():
+        if others:
+            were = "was" if len(group) == 1 else "were"
+            warn(f"{', '.join(group)} {were} not measured as {names[0]}: {others}")
     comparison = compare_phases({name: detect_phases(own) for name, own in scores.items()})
     common = {(each.layer, each.target) for each in comparison}
     left = {(layer, target) for own in scores.values() for layer in own.layers for target in own.targets} - common
