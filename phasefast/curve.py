@@ -161,7 +161,7 @@ class Curve:
         """Whether a change to or from the minimum would not count to or from the lower of its neighbours.
 
         Scatter dwindles as a training converges: the lowest of its early steps lies below all that comes later, by
-        much more than later steps scatter.
+        much more than later steps scatter. Nor does a rise count that is the last step's alone: it may have diverged.
         """
         low, count = self.minimum, len(self.loss)
         if count < self.rules.order_steps or low not in (span.first, span.last):
@@ -171,7 +171,10 @@ class Curve:
         needed = self._needed(float(self.loss[span.before].mean()), deviations)
         # Of a straight change that just counts, all steps but the last are that much less.
         share = 1 - 1 / max(2, span.last - span.first)
-        return self._size(span) - float(beside - self.loss[low]) < share * needed * (1 - 1e-9)
+        alone = float(beside - self.loss[low])
+        if span.kind == "increase" and span.last == count - 1:
+            alone = max(alone, float(self.loss[-1] - self.loss[-2]))
+        return self._size(span) - alone < share * needed * (1 - 1e-9)
 
     def _size(self, span: Span) -> float:
         """Of a decrease or an increase; negative where the loss goes the other way."""

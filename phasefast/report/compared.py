@@ -123,5 +123,7 @@ def _mean_curves(
     ]
     steps = [step for step in curves[0] if all(step in curve for curve in curves)]
     values = np.array([[curve[step] for curve in curves] for step in steps]).reshape(len(steps), len(curves))
-    for name, found in (("", values.mean(1)), (f" {sign}", values.std(1, ddof=1))):
+    spread = values.std(1, ddof=1)
+    spread[spread < 1e-9 * np.abs(values).max(1, initial=0.0)] = 0.0  # rounding
+    for name, found in (("", values.mean(1)), (f" {sign}", spread)):
         yield agreement.layer + name, dict(zip(steps, numbers(found.tolist()), strict=True))
