@@ -102,8 +102,7 @@ class Comparison:
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for each run, layer and target, as :meth:`PhaseReport.rows` has them; for ``pandas.DataFrame``."""
-        found = ((run, cell) for each in self for run, cell in each.cells.items())
-        return [{"run": run, **PhaseReport((cell,)).rows()[0]} for run, cell in found]
+        return [{"run": run, **cell.row()} for each in self for run, cell in each.cells.items()]
 
     def to_json(self) -> str:
         """``{"runs", "cells": [...]}`` of :attr:`runs` and, for each layer and target, what :class:`Agreement` has."""

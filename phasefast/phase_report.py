@@ -72,6 +72,17 @@ class CellPhases:
         named = (f"{phase.kind} {span_text(phase.start_step, phase.end_step)}" for phase in self.phases)
         return ", ".join(named) or "none"
 
+    def row(self) -> dict[str, Any]:
+        """One of :meth:`PhaseReport.rows`."""
+        row: dict[str, Any] = {"layer": self.layer, "target": self.target, "metric": self.metric}
+        for kind in KINDS:
+            phase = self.phase(kind)
+            values = (phase.start_step, phase.end_step, phase.change) if phase else (math.nan,) * 3
+            row |= zip((f"{kind}_start", f"{kind}_end", f"{kind}_change"), values, strict=True)
+        start, end = self.stop_window or (math.nan, math.nan)
+        row |= {"minimum": self.minimum_step, "stop_start": start, "stop_end": end, "stop_open": self.window_is_open}
+        return row | {"left_out": list(self.left_out), "why": self.why}
+
     def __repr__(self) -> str:
         return f"CellPhases({self.layer!r}, {self.target!r}: {self.phases_text()}; stop window {self.window_text})"
 
@@ -135,17 +146,6 @@ def _named(cell: CellPhases, with_target: bool) -> str:
     return f"{cell.layer}, {cell.target}" if with_target else cell.layer
 
 
-def _row(cell: CellPhases) -> dict[str, Any]:
-    row: dict[str, Any] = {"layer": cell.layer, "target": cell.target, "metric": cell.metric}
-    for kind in KINDS:
-        phase = cell.phase(kind)
-        values = (phase.start_step, phase.end_step, phase.change) if phase else (math.nan,) * 3
-        row |= zip((f"{kind}_start", f"{kind}_end", f"{kind}_change"), values, strict=True)
-    start, end = cell.stop_window or (math.nan, math.nan)
-    row |= {"minimum": cell.minimum_step, "stop_start": start, "stop_end": end, "stop_open": cell.window_is_open}
-    return row | {"left_out": list(cell.left_out), "why": cell.why}
-
-
 @dataclass(frozen=True, repr=False)
 class PhaseReport:
     """The phases of all cells of a run; iterable, printed as a table, and written as ``phases.json``."""
@@ -178,7 +178,7 @@ class PhaseReport:
 
         NaN where there is no such one; and the steps that are left out. For ``pandas.DataFrame``.
         """
-        return [_row(cell) for cell in self]
+        return [cell.row() for cell in self]
 
     def to_json(self) -> str:
         """``{"cells": [...]}`` as documented in docs/numbers.md."""

@@ -136,8 +136,10 @@ class Sweeper:
                     _check_same(self._done[step], ordered[step], self._engine, self._reader)
                 except CheckpointError as error:
                     failures[step] = error
-            how = {"begun": bool(self._done), "all_of_them": all_of_them}
-            return failures | measure_each(self._engine, todo, self._reader, "sweeping", self._measure, **how)
+            begun = bool(self._done)
+            return failures | measure_each(
+                self._engine, todo, self._reader, "sweeping", self._measure, begun, all_of_them
+            )
 
     def _measure(self, step: int, source_hash: str | None) -> None:
         """Measure and store the checkpoint that is loaded."""

@@ -8,11 +8,11 @@ import typer
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..console import of_results
 from ..errors import ArgumentError
 from ..planning import plan
+from ..stages.batchnorm import fresh_statistics
 from ..stages.layers import select_layers
 from ..stages.probe_set import ProbeSet
 from .app import (
@@ -119,7 +119,7 @@ def plan_command(
         )
     if layer_sketch is not None:
         console.print("layers are planned without a sketch, as they are decoded where it fails")
-    recomputed = batchnorm == "recompute" and any(isinstance(each, _BatchNorm) for each in network.modules())
+    recomputed = batchnorm == "recompute" and bool(fresh_statistics(network))
     if recomputed:
         console.print("one forward pass over the fit rows is for the BatchNorm statistics (--batchnorm)")
     passes, seconds = found[-1].forward_pass + recomputed, checkpoints * sum(entry.seconds for entry in found)
