@@ -12,6 +12,7 @@ from .reconstruction import Reconstructions, reconstruct
 from .scores import Scores, read_scores
 from .stages.phases import detect_phases
 from .stages.probe_set import ProbeSet
+from .store import read_failures
 from .sweep import sweep
 from .target_types import Function, Input, Label, Target
 from .track import PhaseTracker
@@ -39,6 +40,7 @@ __all__ = [
     "detect_phases",
     "plan",
     "probe",
+    "read_failures",
     "read_scores",
     "reconstruct",
     "sweep",

@@ -5,17 +5,17 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 from .checkpoints import Reader, load_into, read_ahead
 from .checkpoints.ahead import Read
 from .checkpoints.sources import Source
 from .engine import Engine
 from .errors import PASSING, CheckpointError, PhasefastError, StoreError, may_pass, with_notes
+from .failures import Failure, alike
 from .progress import progress
 from .stages.preserve import on_device
 
-_NAMED = 12  # steps of failures that are alike
 _ENOUGH = 5  # first checkpoints that fail alike: if the last one does too, so do the others, such as by a wrong key
 
 
@@ -95,27 +95,12 @@ def _none_fits(failures: Mapping[int, Exception], sources: Mapping[int, Source])
     """Whether all are checkpoints that can be read, but not used, for the same reason."""
     usable = any(isinstance(error, PASSING) or not isinstance(error, CheckpointError) for error in failures.values())
     of_system = any(isinstance(error.__cause__, OSError) for error in failures.values())  # as load= raises it
-    return not (usable or of_system) and len(_alike(failures, sources)) == 1
+    return not (usable or of_system) and len(alike(in_words(failures, sources))) == 1
 
 
-def _alike(failures: Mapping[int, Exception], sources: Mapping[int, Source]) -> list[list[int]]:
-    """The steps of failures that differ in nothing but the name of the checkpoint."""
-    alike: dict[str, list[int]] = {}
-    for step, error in failures.items():
-        alike.setdefault(with_notes(error).replace(name_of(step, sources[step]), ""), []).append(step)
-    return list(alike.values())
-
-
-def listed(failures: Mapping[int, Exception], sources: Mapping[int, Source]) -> Iterator[str]:
-    """A line for each failure; those that differ in nothing but the name of the checkpoint share the first one's."""
-    for first, *others in _alike(failures, sources):
-        likewise = f"; likewise {len(others)} more: {named(others)}" if others else ""
-        yield f"  step {first}: {with_notes(failures[first])}{likewise}"
-
-
-def named(steps: Sequence[int]) -> str:
-    """The first of some steps."""
-    return ", ".join(map(str, steps[:_NAMED])) + (", ..." if len(steps) > _NAMED else "")
+def in_words(failures: Mapping[int, Exception], sources: Mapping[int, Source]) -> dict[int, Failure]:
+    """What failed, by step, with what each checkpoint is called."""
+    return {step: Failure.of(name_of(step, sources[step]), error) for step, error in failures.items()}
 
 
 def name_of(step: int, source: Source) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, get_args
 
+from .failures import Failure, listed
 from .files import writing
 
 PhaseKind = Literal["constant", "decrease", "increase"]
@@ -115,6 +116,14 @@ def looked_up(cells: Iterable[_Found], layer: str, target: str) -> _Found:
     return there[layer, target]
 
 
+def failure_notes(failed: Mapping[int, Failure]) -> list[str]:
+    """What is to be said of checkpoints that are not in the scores, at most so many lines."""
+    lines = [f"Not measured: {line}" for line in listed(failed)]
+    if (left := len(lines) - _REASONS) > 0:
+        lines[_REASONS:] = [f"Not measured: {left} more for other reasons, which phases.json has"]
+    return lines
+
+
 def phase_notes(cells: Sequence[CellPhases]) -> list[str]:
     """What is to be said below a table of cells: what ``+`` means, and why layers show no change, at most so many.
 
@@ -148,9 +157,14 @@ def _named(cell: CellPhases, with_target: bool) -> str:
 
 @dataclass(frozen=True, repr=False)
 class PhaseReport:
-    """The phases of all cells of a run; iterable, printed as a table, and written as ``phases.json``."""
+    """The phases of all cells of a run; iterable, printed as a table, and written as ``phases.json``.
+
+    Attributes:
+        failed: checkpoints of the run that could not be measured, by step, where it was read from a directory.
+    """
 
     cells: tuple[CellPhases, ...]
+    failed: Mapping[int, Failure] = field(default_factory=dict, hash=False)
 
     def __iter__(self) -> Iterator[CellPhases]:
         return iter(self.cells)
@@ -167,7 +181,7 @@ class PhaseReport:
         table = [("layer", "target", "phases", "stop window"), *rows]
         widths = [max(map(len, column)) for column in zip(*table)]
         lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in table]
-        return "\n".join([*lines, *phase_notes(self.cells)])
+        return "\n".join([*lines, *phase_notes(self.cells), *failure_notes(self.failed)])
 
     def cell(self, layer: str, target: str = "input") -> CellPhases:
         """The phases of one layer and target; KeyError names what there is."""
@@ -181,8 +195,9 @@ class PhaseReport:
         return [cell.row() for cell in self]
 
     def to_json(self) -> str:
-        """``{"cells": [...]}`` as documented in docs/numbers.md."""
-        return json.dumps({"cells": [asdict(cell) for cell in self.cells]}, indent=2)
+        """``{"cells": [...], "failed": [...]}`` as documented in docs/numbers.md."""
+        failed = [{"step": step, **asdict(failure)} for step, failure in self.failed.items()]
+        return json.dumps({"cells": [asdict(cell) for cell in self.cells], "failed": failed}, indent=2)
 
     def write(self, path: str | Path) -> None:
         """Write ``to_json()`` to ``path``; StoreError where that cannot be."""

@@ -1,13 +1,15 @@
-"""Which steps of a run directory are done already, and by the same configuration."""
+"""Which steps of a run directory are done already, and by the same configuration; and which failed."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from .errors import StoreError
+from .failures import Failure
 from .files import writing
 from .notices import warn
 from .scores import Scores, list_shards, prepare_store, read_shard, store_folder
@@ -30,7 +32,7 @@ _FOLLOW = {"folds": ("data", "penalties"), "targets": ("data",)}  # what differs
 # What reports write beside the scores that they are of: the picture of all, and that of some layers or targets.
 PHASES, PICTURE, SELECTED = "phases.json", "phases.png", "phases-selected.png"
 RECONSTRUCTIONS = "reconstructions.png"
-_ORIGIN = "origin.json"
+_ORIGIN, _FAILED = "origin.json", "failed-{}.json"
 _WORDS = "stored", "now"  # of the two values of a setting
 _LONGEST = 60  # characters of a setting that is shown
 
@@ -49,7 +51,8 @@ def open_store(
             run or architecture.
     """
     folder = prepare_store(directory)
-    for path in (*folder.glob("settings-*.json"), *folder.glob(_ORIGIN)) if overwrite else ():
+    beside = "settings-*.json", _ORIGIN, _FAILED.format("*")
+    for path in (path for pattern in beside for path in folder.glob(pattern)) if overwrite else ():
         remove_file(path)
     done: dict[int, Scores] = {}
     shards = list_shards(directory)
@@ -98,6 +101,37 @@ def write_step(directory: str | Path, scores: Scores, config_hash: str, settings
         with writing(kept, "the settings to", parents=True) as partial:
             partial.write_text(json.dumps(settings), encoding="utf-8")
     scores.write_shard(directory)
+    remove_file(_failure_file(directory, step))
+
+
+def keep_failures(directory: str | Path, failures: Mapping[int, Failure]) -> None:
+    """Write why checkpoints were not measured, each until it is; a warning where that cannot be written."""
+    try:
+        for step, failure in failures.items():
+            with writing(_failure_file(directory, step), "what failed to", parents=True) as partial:
+                partial.write_text(json.dumps(asdict(failure)), encoding="utf-8")
+    except StoreError as error:  # the failures themselves are yet to be told
+        warn(str(error))
+
+
+def read_failures(directory: str | Path) -> dict[int, Failure]:
+    """The checkpoints of a run directory that could not be measured, by step.
+
+    Raises:
+        StoreError: such a file cannot be read.
+    """
+    found = {}
+    for path in sorted(store_folder(directory).glob(_FAILED.format("*"))):
+        try:
+            failure = Failure(**json.loads(path.read_text(encoding="utf-8")))
+            found[int(path.stem.rpartition("-")[2])] = failure
+        except (OSError, ValueError, TypeError) as error:
+            raise StoreError(f"cannot read {path}, which tells what failed: {error}; delete it") from error
+    return found
+
+
+def _failure_file(directory: str | Path, step: int) -> Path:
+    return store_folder(directory) / _FAILED.format(f"{step:012d}")
 
 
 def check_origin(directory: str | Path, origin: str) -> None:
@@ -200,4 +234,4 @@ def remove_file(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        raise StoreError(f"cannot remove {path} of earlier scores: {error}; choose another directory") from error
+        raise StoreError(f"cannot remove {path} of earlier work: {error}; choose another directory") from error

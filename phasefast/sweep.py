@@ -19,11 +19,12 @@ from .errors import (
     CheckpointError,
     SweepError,
 )
-from .in_turn import listed, measure_each, name_of, named, restored
+from .failures import listed, named
+from .in_turn import in_words, measure_each, name_of, restored
 from .options import ProbeOptions
 from .scores import Scores
 from .stages.probe_set import ProbeSet
-from .store import check_origin, check_weights, open_store, write_step
+from .store import check_origin, check_weights, keep_failures, open_store, write_step
 
 
 def sweep(
@@ -77,7 +78,7 @@ def sweep(
     failures = sweeper.measure(ordered)
     scores = sweeper.scores(ordered.keys())
     if failures:
-        lines = "\n".join(listed(failures, ordered))
+        lines = "\n".join(f"  {line}" for line in listed(in_words(failures, ordered)))
         stored = set(scores.steps) - failures.keys()
         kept = f"the other {len(stored)} are stored in {out}" if stored else "none was measured"
         passing = [step for step, error in failures.items() if isinstance(error, (*PASSING, RuntimeError, MemoryError))]
@@ -119,9 +120,10 @@ class Sweeper:
         return Scores.concat([self._done[step] for step in steps if step in self._done])
 
     def measure(self, ordered: Mapping[int, Source], all_of_them: bool = False) -> dict[int, Exception]:
-        """Measure and store the checkpoints that are not done; what failed, by step. The model is left as it was found.
+        """Measure and store the checkpoints that are not done; what failed, by step, which is stored too.
 
-        Those that are done are compared with what they were measured on. ``all_of_them``: as for ``measure_each``.
+        The model is left as it was found. Those that are done are compared with what they were measured on.
+        ``all_of_them``: as for ``measure_each``.
 
         Raises:
             As :func:`sweep` does, but SweepError.
@@ -137,9 +139,9 @@ class Sweeper:
                 except CheckpointError as error:
                     failures[step] = error
             begun = bool(self._done)
-            return failures | measure_each(
-                self._engine, todo, self._reader, "sweeping", self._measure, begun, all_of_them
-            )
+            new = measure_each(self._engine, todo, self._reader, "sweeping", self._measure, begun, all_of_them)
+        keep_failures(self._out, in_words(new, todo))
+        return failures | new
 
     def _measure(self, step: int, source_hash: str | None) -> None:
         """Measure and store the checkpoint that is loaded."""

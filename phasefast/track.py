@@ -11,12 +11,13 @@ from torch import nn
 
 from .checkpoints import state_hash
 from .engine import Engine
-from .errors import ArgumentError, StoreError, may_pass, with_notes
+from .errors import ArgumentError, StoreError, may_pass
+from .failures import Failure
 from .notices import warn
 from .options import ProbeOptions, checked_step
 from .scores import Scores
 from .stages.probe_set import ProbeSet
-from .store import check_weights, open_store, write_step
+from .store import check_weights, keep_failures, open_store, write_step
 
 
 def is_log2_step(step: int) -> bool:
@@ -138,6 +139,9 @@ class PhaseTracker:
         except Exception as error:
             if self._on_error == "raise" or (not may_pass(error) and self.seconds == 0):
                 raise
-            warn(f"step {step} was not measured or not stored: {with_notes(error)}")
+            failure = Failure.of(f"step {step}", error)
+            warn(f"step {step} was not measured or not stored: {failure.error}")
+            if self._out is not None:
+                keep_failures(self._out, {step: failure})
             return None
         return scores

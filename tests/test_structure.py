@@ -14,7 +14,7 @@ PACKAGE = ROOT / "phasefast"
 OPS = ("capture", "gram", "residual", "ridge_solve")
 LEVELS = (
     ("console", "errors", "types"),
-    ("files", "globs", "listing", "notices", "phase_report", "progress", "timeline", "workspace"),
+    ("failures", "files", "globs", "listing", "notices", "phase_report", "progress", "timeline", "workspace"),
     ("samples", "sequences"),
     ("scores",),
     ("ops",),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
+import sys
+from collections.abc import Mapping, Sequence
+from csv import writer as csv_writer
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -15,10 +19,11 @@ from rich.text import Text
 
 from ..console import of_results
 from ..engine import VERSION
-from ..errors import ArgumentError
+from ..errors import ArgumentError, StoreError
 from ..ops._extension import build_info
 from ..report import print_report, read_phases, read_runs, restrict, write_comparison, write_phases, write_report
 from ..scores import list_shards, read_scores, read_shard
+from ..store import read_failures
 from .app import Directory, app
 
 ShownLayers = Annotated[
@@ -27,9 +32,11 @@ ShownLayers = Annotated[
 ShownTargets = Annotated[
     list[str] | None, typer.Option("--target", help="Show only targets that match this glob; may be given again.")
 ]
+Csv = Annotated[bool, typer.Option("--csv", help="Print comma-separated values instead, for a spreadsheet.")]
 _EXTRAS = {
     "torchvision": "vision",
     "huggingface-hub": "hub",
+    "safetensors": "hub",
     "matplotlib": "report",
     "pandas": "report",
     "scikit-learn": "demo",
@@ -42,12 +49,16 @@ def phases(
     layer: ShownLayers = None,
     target: ShownTargets = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, as in phases.json, instead of tables.")] = False,
+    csv: Csv = False,
 ) -> None:
     """Detect the phases of a run: write phases.json, with all cells, into its directory and print the tables."""
+    _check_one_form(json, csv)
     scores, report = read_phases(directory)
     part, found = restrict(scores, report, layer, target)
     if json:
         typer.echo(found.to_json())
+    elif csv:
+        _print_csv(found.rows())
     else:
         print_report(part, found, of_results())
     write_phases(directory, report)
@@ -71,10 +82,14 @@ def compare(
         Path | None, typer.Option(help="Draw the last layer in all runs into this file, such as seeds.png.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    csv: Csv = False,
 ) -> None:
     """What the phases of several runs have in common, the stop window of all, and mean curves with their deviation."""
+    _check_one_form(json, csv)
     if json:
         typer.echo(read_runs(directories, layer, target)[0].to_json())
+    elif csv:
+        _print_csv(read_runs(directories, layer, target)[0].rows())
     else:
         write_comparison(directories, layers=layer, targets=target, picture=picture)
 
@@ -85,13 +100,37 @@ def scores_command(
     step: Annotated[int | None, typer.Option("--step", help="Which checkpoint; the last by default.")] = None,
     layer: ShownLayers = None,
     target: ShownTargets = None,
+    csv: Annotated[
+        bool,
+        typer.Option("--csv", help="Print all columns of all checkpoints, or of --step, as comma-separated values."),
+    ] = False,
 ) -> None:
     """Print the held-out scores of one checkpoint."""
     shards = list_shards(directory)
+    if step is not None and step not in shards and (failure := read_failures(directory).get(step)):
+        raise StoreError(f"--step: step {step} was not measured: {failure.error}")
     if step is not None and shards and step not in shards:
         raise ArgumentError(f"--step: {directory} has no step {step}, but {', '.join(map(str, shards))}")
     scores = read_shard(shards[step]) if step in shards else read_scores(directory)
-    typer.echo(str(scores.select(layer, target)))
+    found = scores.select(layer, target)
+    if csv:
+        _print_csv(found.to_arrow().drop_columns(["samples"]).to_pylist())
+    else:
+        typer.echo(str(found))
+
+
+def _check_one_form(json: bool, csv: bool) -> None:
+    if json and csv:
+        raise ArgumentError("--json and --csv: expected one of them")
+
+
+def _print_csv(rows: Sequence[Mapping[str, Any]]) -> None:
+    """A line for each row below the names of the columns; what is not there is empty, lists are parted by blanks."""
+    writer = csv_writer(sys.stdout, lineterminator="\n")
+    writer.writerow(rows[0])
+    for row in rows:
+        texts = (" ".join(map(str, value)) if isinstance(value, list) else value for value in row.values())
+        writer.writerow("" if isinstance(text, float) and math.isnan(text) else text for text in texts)
 
 
 @app.command()
@@ -109,6 +148,7 @@ def _facts() -> list[tuple[str, str]]:
     """What ``info`` shows: (name, value)."""
     build = build_info()
     facts = [("phasefast", VERSION), ("Python", platform.python_version()), ("torch", torch.__version__)]
+    facts += [(package, version(package)) for package in ("numpy", "pyarrow")]
     facts.append(("extension", "compiled" if build["compiled"] else f"not used: {build['problem']}"))
     for key, value in build.items():
         if key not in ("compiled", "problem"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -12,10 +13,10 @@ from ..comparing import Comparison, compare_phases
 from ..console import of_results
 from ..errors import ArgumentError, DataError, LayerError
 from ..notices import shown, warn
-from ..phase_report import PhaseReport
+from ..phase_report import PhaseReport, failure_notes
 from ..scores import Scores, read_scores
 from ..stages.phases import detect_phases
-from ..store import PHASES, PICTURE, SELECTED, differences
+from ..store import PHASES, PICTURE, SELECTED, differences, read_failures
 from .compared import plot_comparison, print_comparison, run_names
 from .curves import accuracy_target, fvu_target
 from .gallery import plot_reconstructions
@@ -49,7 +50,7 @@ def read_phases(directory: str | Path) -> tuple[Scores, PhaseReport]:
         DataError: scores of several runs, of fewer than two steps, or such that cannot be analysed.
     """
     scores = _one_run(directory)
-    return scores, detect_phases(scores)
+    return scores, replace(detect_phases(scores), failed=read_failures(directory))
 
 
 def write_phases(directory: str | Path, report: PhaseReport) -> None:
@@ -71,7 +72,7 @@ def restrict(
     """
     part = scores.select(layers, targets)
     cells = (cell for cell in report if cell.layer in part.layers and cell.target in part.targets)
-    return part, PhaseReport(tuple(cells))
+    return part, replace(report, cells=tuple(cells))
 
 
 def write_report(
@@ -129,6 +130,8 @@ def read_runs(
             scores[name] = _one_run(directory).select(layers, targets)
         except (LayerError, ArgumentError) as error:
             raise type(error)(f"{name}: {error}") from error
+        for note in failure_notes(read_failures(directory)):
+            warn(f"{name}: {note}")
     alike: dict[str, list[str]] = {}
     for name, directory in zip(names[1:], directories[1:], strict=True):
         alike.setdefault(differences(directories[0], directory, (names[0], "there")), []).append(name)

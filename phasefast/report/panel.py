@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ _MARKERS = 40  # on a curve, at most
 _BEYOND = 0.2  # inches by which the text beside an axis may be longer than it
 _CROSS: dict[str, Any] = {"markeredgewidth": 1.8}
 _HOLLOW: dict[str, Any] = {"markerfacecolor": "white", "markeredgewidth": 1.1}
+_FAILED: dict[str, Any] = {"color": INK, "linewidth": 0.9, "linestyle": (0, (1, 2.5)), "zorder": 1}
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,14 @@ class Panel:
     target: str
 
 
-def draw_panel(page: Page, panel: Panel, cell: CellPhases | None, shaded: bool, last: bool) -> None:
+def draw_panel(
+    page: Page, panel: Panel, cell: CellPhases | None, shaded: bool, last: bool, failed: Collection[int] = ()
+) -> None:
     """Draw it below what is there.
 
     Args:
         cell: whose stop window is marked, and, if ``shaded``, whose phases.
-        last: whether the steps are written below it.
+        last: whether the steps are written below it. failed: steps that were not measured.
     """
     axes = page.axes(panel.height)
     _value_axis(axes, panel)
@@ -52,9 +55,11 @@ def draw_panel(page: Page, panel: Panel, cell: CellPhases | None, shaded: bool, 
         axes.axvspan(start, end, color=PHASES[phase.kind][0], alpha=0.08, linewidth=0)
     for step in cell.stop_window or () if cell else ():
         axes.axvline(page.axis.at(step), color=STOP, linewidth=1.1, linestyle=(0, (4, 3)), zorder=1)
+    for step in failed:
+        axes.axvline(page.axis.at(step), **_FAILED)
     for curve in panel.curves:
         _curve(page, axes, curve, panel.axis)
-    _legend(axes, panel.curves)
+    _legend(axes, panel.curves, bool(failed))
     _names(page, axes, panel)
     ticks = page.axis.ticks(page.width)
     axes.set_xticks([page.axis.at(step) for step in ticks], [str(step) if last else "" for step in ticks])
@@ -63,16 +68,25 @@ def draw_panel(page: Page, panel: Panel, cell: CellPhases | None, shaded: bool, 
         axes.set_xlabel("training step", fontsize=10.5, color=INK)
 
 
-def _legend(axes: Axes, curves: Sequence[Curve]) -> None:
-    """What markers mean that are not those of a layer."""
+def _legend(axes: Axes, curves: Sequence[Curve], failed: bool) -> None:
+    """What markers mean that are not those of a layer, and the lines of steps that failed."""
     kinds = {"estimate": ("o", _HOLLOW, "estimated"), "left out": ("x", _CROSS, "left_out")}
     there = {
         name: axes.plot([], [], color=INK, marker=marker, markersize=5.5, linestyle="none", **how)[0]
         for name, (marker, how, which) in kinds.items()
         if any((getattr(curve, which) & np.isfinite(curve.values)).any() for curve in curves)
     }
+    if failed:
+        there["not measured"] = axes.plot([], [], **_FAILED)[0]
     if there:
-        tight = {"frameon": False, "handletextpad": 0.1, "borderpad": 0, "borderaxespad": 0.15, "columnspacing": 1}
+        tight = {
+            "frameon": False,
+            "handletextpad": 0.3,
+            "handlelength": 1.2,
+            "borderpad": 0,
+            "borderaxespad": 0.15,
+            "columnspacing": 1,
+        }
         where: dict[str, Any] = {"bbox_to_anchor": (1, 1), "fontsize": 9, "ncols": len(there), **tight}
         axes.legend(list(there.values()), list(there), loc="lower right", **where)
 

@@ -10,7 +10,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..phase_report import KINDS, NOT_THERE, CellPhases, Phase, PhaseKind, PhaseReport, phase_notes, span_text
+from ..phase_report import (
+    KINDS,
+    NOT_THERE,
+    CellPhases,
+    Phase,
+    PhaseKind,
+    PhaseReport,
+    failure_notes,
+    phase_notes,
+    span_text,
+)
 from ..scores import MODEL_LAYER, Scores
 from .curves import evenly
 from .names import shortened
@@ -41,6 +51,10 @@ def print_report(scores: Scores, report: PhaseReport, console: Console) -> None:
             console.print(table)
         if estimates := scores.approximations(target, shown):
             console.print(f"~ estimates: {'; '.join(estimates)}. Intervals: columns low and high.", style="dim")
+    if report.failed:
+        console.print()
+    for note in failure_notes(report.failed):
+        console.print(Text(note, style="yellow"))
 
 
 def say_thinned(steps: Collection[int], console: Console) -> None:

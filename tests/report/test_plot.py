@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from phasefast.errors import DataError, DependencyError, StoreError
+from phasefast.failures import Failure
 from phasefast.phase_report import PhaseReport
 from phasefast.report import plot_phases
 from phasefast.report.panel import _marked
@@ -119,6 +121,19 @@ def test_estimates_have_hollow_markers_and_a_legend(tmp_path: Path, monkeypatch:
         for step, value in zip(*scores.curve(layer, "input", "fvu")):
             expected[StepAxis(np.array([0, 1, 2, 4])).at(int(step)), float(value)] = step in hollow
     assert found == expected
+
+
+def test_steps_that_failed_are_dotted_lines_and_on_the_axis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = make_scores(["a", "b"], [0, 1, 2, 4])
+    failed = replace(NOTHING, failed={step: Failure(f"step {step}", "damaged") for step in (3, 8)})
+    axis = StepAxis(np.array([0, 1, 2, 3, 4, 8]))
+    for panel in drawn(scores, tmp_path, monkeypatch, failed):
+        legend = panel.get_legend()
+        assert legend is not None
+        assert [text.get_text() for text in legend.get_texts()] == ["not measured"]
+        dashed = [line for line in panel.lines if line.is_dashed() and len(line.get_xdata())]
+        assert {float(line.get_xdata()[0]) for line in dashed} >= {axis.at(3), axis.at(8)}
+        assert panel.get_xlim()[1] > axis.at(8)
 
 
 def texts(panel: Axes) -> list[str]:

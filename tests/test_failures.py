@@ -1,0 +1,130 @@
+"""Checkpoints that could not be measured are told wherever their run is looked at, until they are."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import phasefast as pf
+from phasefast.errors import StoreError, SweepError
+from phasefast.failures import Failure, listed
+from phasefast.report import read_phases, read_runs
+from phasefast.store import keep_failures, read_failures
+
+from .test_cli import fails, invoke
+
+STEPS = (0, 1, 2, 4, 8)
+States = Mapping[int, Mapping[str, Tensor]]
+
+
+def test_failures_that_differ_by_a_name_share_a_line() -> None:
+    failures = {step: Failure(f"net_{step}.pt", f"net_{step}.pt: damaged") for step in range(3)}
+    failures[7] = Failure("net_7.pt", "net_7.pt: too short")
+    assert list(listed(failures)) == [
+        "step 0: net_0.pt: damaged; likewise 2 more: 1, 2",
+        "step 7: net_7.pt: too short",
+    ]
+
+
+@pytest.fixture
+def states(net: nn.Module) -> dict[int, dict[str, Tensor]]:
+    return {step: {name: value + 0.01 * step for name, value in net.state_dict().items()} for step in STEPS}
+
+
+@pytest.fixture
+def swept(net: nn.Module, probe_set: pf.ProbeSet, states: States, tmp_path: Path) -> Path:
+    """A sweep that lacks step 2, of weights that are not finite, and step 8, of another model."""
+    broken = {**states, 2: {name: value * float("nan") for name, value in states[2].items()}, 8: {"w": torch.ones(1)}}
+    with pytest.raises(SweepError, match="2 of 5 checkpoints failed"):
+        pf.sweep(net, broken, probe_set, out=tmp_path / "run", layers=["hidden", "head"])
+    return tmp_path / "run"
+
+
+def test_what_failed_is_kept_until_it_is_measured(
+    net: nn.Module, probe_set: pf.ProbeSet, states: States, swept: Path
+) -> None:
+    failures = read_failures(swept)
+    assert list(failures) == [2, 8]
+    assert "NaN or Inf" in failures[2].error
+    assert failures[8].checkpoint == "step 8"
+    part = {step: states[step] for step in (0, 1, 2, 4)}
+    pf.sweep(net, part, probe_set, out=swept, layers=["hidden", "head"])
+    assert list(read_failures(swept)) == [8]
+    pf.sweep(net, part, probe_set, out=swept, layers=["hidden", "head"], overwrite=True)
+    assert read_failures(swept) == {}
+
+
+def test_reports_name_and_mark_them(swept: Path) -> None:
+    _, report = read_phases(swept)
+    assert list(report.failed) == [2, 8]
+    assert "Not measured: step 8: " in str(report)
+    printed = " ".join(invoke("report", swept).stdout.split())
+    assert "Not measured: step 2: layer 'hidden': NaN or Inf" in printed
+    written = json.loads((swept / "phases.json").read_text())["failed"]
+    assert [(each["step"], each["checkpoint"]) for each in written] == [(2, "step 2"), (8, "step 8")]
+    assert "step 2 was not measured: layer 'hidden'" in fails("scores", swept, "--step", 2)
+
+
+@pytest.fixture
+def again(swept: Path, tmp_path: Path) -> Path:
+    """Another directory with the same scores."""
+    return Path(shutil.copytree(swept, tmp_path / "again"))
+
+
+def test_comparisons_warn_of_them(swept: Path, again: Path) -> None:
+    with pytest.warns() as caught:
+        read_runs([swept, again])
+    told = [str(each.message).partition(": ")[::2] for each in caught]
+    assert [run for run, _ in told] == ["run", "run", "again", "again"]
+    assert all(text.startswith(("Not measured: step 2: ", "Not measured: step 8: ")) for _, text in told)
+
+
+def test_a_training_keeps_them_too(net: nn.Module, probe_set: pf.ProbeSet, tmp_path: Path) -> None:
+    tracker = pf.PhaseTracker(net, probe_set, out=tmp_path, layers=["hidden"])
+    tracker.step(0)
+    with torch.no_grad():
+        net.get_parameter("hidden.weight").fill_(float("nan"))
+    with pytest.warns(RuntimeWarning, match="step 1 was not measured"):
+        tracker.step(1)
+    assert list(read_failures(tmp_path)) == [1]
+
+
+def test_a_disk_that_is_full_hides_no_failure(tmp_path: Path) -> None:
+    (tmp_path / "scores").write_text("a file where a folder should be")
+    with pytest.warns(RuntimeWarning, match="cannot write what failed"):
+        keep_failures(tmp_path, {3: Failure("step 3", "damaged")})
+
+
+def test_a_damaged_file_is_named(swept: Path) -> None:
+    path = swept / "scores" / "failed-000000000002.json"
+    path.write_text("{")
+    with pytest.raises(StoreError, match=r"failed-000000000002\.json, which tells what failed"):
+        read_failures(swept)
+
+
+@pytest.mark.parametrize("command", ["scores", "phases", "compare"])
+def test_numbers_as_comma_separated_values(command: str, swept: Path, again: Path) -> None:
+    runs = [swept, again] if command == "compare" else [swept]
+    found = invoke(command, *runs, "--csv")
+    assert found.exit_code == 0, found.output
+    table = list(csv.DictReader(io.StringIO(found.stdout)))
+    scores, report = read_phases(swept)
+    if command == "scores":
+        assert len(table) == len(scores)
+        assert np.array_equal([float(row["value"]) for row in table], scores.to_arrow().column("value").to_numpy())
+        assert {row["jitter"] for row in table if row["layer"] == "model"} == {""}
+        one = list(csv.DictReader(io.StringIO(invoke(command, *runs, "--csv", "--step", 1).stdout)))
+        assert {row["step"] for row in one} == {"1"}
+    else:
+        assert len(table) == len(report) * len(runs)
+        assert [row["layer"] for row in table][:2] == [cell.layer for cell in report][:2]
+        assert "expected one of them" in fails(command, *runs, "--csv", "--json")
