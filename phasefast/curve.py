@@ -76,14 +76,15 @@ class Curve:
                 f"{last + 1} steps show changes between single ones, not phases; take {self.rules.order_steps} or more",
             )
         start, end = Span("constant", 0, last, slice(0, 1)), self._ascent()
+        level = self.loss.mean()
+        away, needed = float(np.abs(self.loss - level).max()), self._needed(level)
         if self.order_p is not None and self.order_p > self.rules.order_level:
-            p, level = _apart(self.order_p, self.rules.order_level)
-            return [start], f"steps in random order would look as regular (p = {p}, more than {level})"
+            texts = _apart(self.order_p, self.rules.order_level)
+            why = "steps in random order would look as regular (p = {}, more than {})".format(*texts)
+            return ([], f"varies by {np.ptp(self.loss):.2g}, but {why}") if away > needed else ([start], why)
         fall = self._descent()
         falls, rises = self._fall(fall), self._counts(end)
         if not falls and not rises:
-            level = self.loss.mean()
-            away, needed = float(np.abs(self.loss - level).max()), self._needed(level)
             if away > needed:
                 return [], self._unsure(fall, end) or self._small(fall, end)
             near = f"stays within {away:.2g} of its mean, no more than the {needed:.2g} that a change needs"
@@ -126,11 +127,14 @@ class Curve:
         texts = []
         for span in spans:
             if self._size(span) >= self._asked(span):
-                change, (low, high) = self.change(span)
-                interval = f"the interval of that, {low:.2g} to {high:.2g}, includes 0"
-                why = "by one step only" if self._rests_on_one(span) else interval
-                texts.append(f"changes by {change:.2g}, but {why}")
+                texts.append(f"changes by {self._amount(span):.2g}, but {self._failing(span)}")
         return "; ".join(texts)
+
+    def _failing(self, span: Span) -> str:
+        """Why a change that is large enough does not count."""
+        low, high = self.change(span)[1]
+        one = self._rests_on_one(span)
+        return "by one step only" if one else f"the interval of that, {low:.2g} to {high:.2g}, includes 0"
 
     def _small(self, fall: Span, rise: Span) -> str:
         """By how much a curve that varies is short of a decrease and of an increase."""
@@ -235,6 +239,18 @@ class Curve:
         margin = self.rules.window * abs(self.change(spans[kinds.index("decrease")])[0])
         near = np.flatnonzero(self.fit <= self.fit.min() + margin)
         return int(near[0]), int(near[-1]) if "increase" in kinds else len(self.fit) - 1
+
+    def doubt(self, spans: Sequence[Span]) -> str | None:
+        """What speaks against the end of an open stop window, though it is not certain; None where nothing does."""
+        kinds = [span.kind for span in spans]
+        if "decrease" not in kinds or "increase" in kinds:
+            return None
+        margin, rise = self.rules.window * abs(self.change(spans[kinds.index("decrease")])[0]), self._ascent()
+        if self._size(rise) <= margin:
+            return None
+        risen, asked = _apart(self._size(rise), self._asked(rise))
+        why = self._failing(rise) if self._size(rise) >= self._asked(rise) else f"{asked} would be certain"
+        return f"open, though it ends {risen} above its minimum, more than a quarter of the decrease: {why}"
 
     def evidence(self) -> dict[str, Any]:
         """What the decision rests on, ready for JSON."""

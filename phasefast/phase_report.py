@@ -64,6 +64,11 @@ class CellPhases:
         return self.evidence.get("reason") or ""
 
     @property
+    def doubt(self) -> str:
+        """What speaks against the end of an open stop window, though it is not certain; empty where nothing does."""
+        return self.evidence.get("doubt") or ""
+
+    @property
     def left_out(self) -> tuple[int, ...]:
         """Steps whose loss lies far above that of their neighbours; phases, minimum and stop window leave them out."""
         return tuple(self.evidence.get("left_out", ()))
@@ -143,11 +148,10 @@ def phase_notes(cells: Sequence[CellPhases]) -> list[str]:
         notes.append(f"Steps that are left out, as far above their neighbours: {'; '.join(named)}{more}.")
     if len(cells) > 1 and cells[0].why and all(cell.why == cells[0].why for cell in cells):
         return [*notes, cells[0].why]
-    reasons = [
-        f"{_named(cell, several)}: {cell.why}" for cell in sorted(cells, key=lambda cell: bool(cell.phases)) if cell.why
-    ]
+    told = [(cell, cell.why or cell.doubt) for cell in sorted(cells, key=lambda cell: bool(cell.phases))]
+    reasons = [f"{_named(cell, several)}: {text}" for cell, text in told if text]
     if (left := len(reasons) - _REASONS) > 0:
-        reasons[_REASONS:] = [f"and {left} more: cell.why, or phases.json, has the reasons"]
+        reasons[_REASONS:] = [f"and {left} more: cell.why, cell.doubt, or phases.json, tell of them"]
     return notes + reasons
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from phasefast.curve import DEFAULT_RULES
-from phasefast.phase_report import CellPhases, PhaseReport
+from phasefast.phase_report import CellPhases, PhaseReport, phase_notes
 from phasefast.stages.phases import detect_curve
 from phasefast.valley import odd_steps, persistence, rarely_apart, rarely_gained, valleys
 from tests import curves
@@ -179,3 +179,20 @@ def test_a_lucky_early_step_is_no_minimum_to_rise_from() -> None:
         loss = np.interp(np.arange(17), [0, 2, 5], [0.6, 0.6, 0.5]) + scatter
         rises += "i" in kinds(find(loss, seed))
     assert rises <= 8
+
+
+def test_an_open_window_tells_what_speaks_against_it() -> None:
+    """A rise to above a quarter of the decrease that single steps cannot show."""
+    cell = find(np.array([0.575, 0.569, 0.565, 0.500, 0.483, 0.432, 0.397, 0.461, 0.527, 0.472, 0.458, 0.458]))
+    assert kinds(cell) == "cd"
+    assert cell.window_is_open
+    assert cell.doubt.startswith("open, though it ends 0.06")
+    assert any("would be certain" in note for note in phase_notes([cell]))
+    assert find(np.linspace(0.6, 0.4, 12)).doubt == ""
+
+
+def test_what_varies_without_order_is_not_constant() -> None:
+    cell = find(np.array([0.521, 0.536, 0.449, 0.497, 0.520, 0.527, 0.513, 0.530, 0.506, 0.511, 0.504, 0.479]))
+    assert kinds(cell) == ""
+    assert cell.why.startswith("varies by ")
+    assert "but steps in random order would look as regular" in cell.why

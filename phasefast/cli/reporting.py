@@ -68,7 +68,7 @@ def phases(
 def report(directory: Directory, layer: ShownLayers = None, target: ShownTargets = None) -> None:
     """Like phases, and draw phases.png, or phases-selected.png where --layer or --target select what is shown.
 
-    The last layer's phases shade the upper curves, its stop window marks all.
+    The last layer's before the model's output shade the upper curves, its stop window marks all.
     """
     write_report(directory, layers=layer, targets=target)
 
@@ -79,7 +79,8 @@ def compare(
     layer: ShownLayers = None,
     target: ShownTargets = None,
     picture: Annotated[
-        Path | None, typer.Option(help="Draw the last layer in all runs into this file, such as seeds.png.")
+        Path | None,
+        typer.Option(help="Draw the last layer before the output, in all runs, into this file, such as seeds.png."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     csv: Csv = False,

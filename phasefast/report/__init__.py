@@ -155,7 +155,7 @@ def write_comparison(
     targets: Sequence[str] | None = None,
     picture: str | Path | None = None,
 ) -> Comparison:
-    """``read_runs``, its tables on ``console``, and the last layer of all runs in ``picture``, a file, if given.
+    """``read_runs``, its tables on ``console``, and ``plot_comparison`` in ``picture``, a file, if given.
 
     Raises:
         DependencyError: matplotlib is missing; all else is printed by then. And as ``read_runs`` does.

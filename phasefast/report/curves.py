@@ -88,6 +88,19 @@ def headline(scores: Scores) -> str | None:
     return fvu_target(scores) or accuracy_target(scores)
 
 
+def telling_layers(scores: Scores) -> list[str]:
+    """The layers whose phases and stop window a run is judged by, the last one first; all others after them.
+
+    The last layers that are as wide as the model's own output are its classifier, which a transfer replaces: the paper
+    decodes the features before it.
+    """
+    table = scores.to_arrow()
+    dims = dict(zip(table.column("layer").to_pylist(), table.column("dim").to_pylist(), strict=True))
+    layers = scores.layers[::-1]
+    before = next((i for i, layer in enumerate(layers) if dims[layer] != dims.get(MODEL_LAYER)), 0)
+    return layers[before:] + layers[:before]
+
+
 def curves_of(
     scores: Scores, target: str, metric: str, styles: Mapping[str, Look], report: Iterable[CellPhases] = ()
 ) -> list[Curve]:
@@ -122,14 +135,16 @@ def end_labels(curves: Sequence[Curve], most: int) -> list[Label]:
     return labels + [(_joined([curve.look for curve in group]), group[-1]) for group in kept]
 
 
-def evenly(count: int, most: int, chosen: int) -> list[int]:
-    """At most so many of ``count`` indices, evenly spaced, with both ends and the chosen one."""
+def evenly(count: int, most: int, *chosen: int) -> list[int]:
+    """At most so many of ``count`` indices, evenly spaced, with both ends and, as far as they fit, the chosen ones."""
     if count <= most:
         return list(range(count))
-    picks = np.linspace(0, count - 1, most).round().astype(int)
-    if chosen not in picks:
-        picks[1 + np.abs(picks[1:-1] - chosen).argmin()] = chosen
-    return [int(pick) for pick in picks]
+    picks = [int(pick) for pick in np.linspace(0, count - 1, most).round()]
+    for wanted in chosen:
+        free = [i for i in range(1, most - 1) if picks[i] not in chosen]
+        if wanted not in picks and free:
+            picks[min(free, key=lambda i: abs(picks[i] - wanted))] = wanted
+    return sorted(picks)
 
 
 def _joined(group: Sequence[Look]) -> str:

@@ -81,8 +81,8 @@ def plot_reconstructions(
     """Draw inputs that are images, and what is decoded of them, as a PNG of up to 1,620 pixels' width, PDF or SVG.
 
     A row for each sample; a column for each step, in a strip of its own for each layer, or for each layer where there
-    is one step; of more than 15 columns, or 8 strips, some, with the step of
-    the last layer's least error. Below each column stands the FVU of all held-out samples.
+    is one step; of more than 15 columns, or 8 strips, some, with the steps of
+    the layers' least errors. Below each column stands the FVU of all held-out samples.
     Colours go from the least to the largest value that a channel has on the fit samples.
 
     Raises:
@@ -136,9 +136,9 @@ def plot_reconstructions(
 def _arranged(found: Reconstructions) -> _Table:
     """Steps beside each other and layers below; of one step, layers beside each other."""
     steps, layers = found.steps, found.layers
-    least = min(range(len(steps)), key=lambda i: found.fvu.get((steps[i], layers[-1]), math.inf))
-    shown = [steps[i] for i in evenly(len(steps), _MOST, least)]
-    some = [layers[i] for i in evenly(len(layers), _STRIPS if len(steps) > 1 else _MOST, 0)]
+    some = [layers[i] for i in evenly(len(layers), _STRIPS if len(steps) > 1 else _MOST)]
+    least = [min(range(len(steps)), key=lambda i: found.fvu.get((steps[i], layer), math.inf)) for layer in some]
+    shown = [steps[i] for i in evenly(len(steps), _MOST, *reversed(least))]
     counts = ((len(shown), len(steps), "steps"), (len(some), len(layers), "layers"))
     note = ", ".join(f"{few} of {all_of_them} {what}" for few, all_of_them, what in counts if few < all_of_them)
     names = shortened(some)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..phase_report import CellPhases
 from .curves import INK, Look, evenly
+from .names import cut
 from .page import LEADER, LINE, MUTED, NAME, PHASES, STOP, Page, tint
 from .scales import LETTER
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 KEY, BAR = 0.27, 0.27  # inches: of the line that explains the rows, and of the one below them
 _ROW, _ALL = 0.22, 2.3  # inches: of a row, where all of them take no more than so many;
 _MOST = 45  # rows that can be told apart
+_NAME = 24  # letters of the name of a stop window's layer
 _NUMBERED, _WORDED = 0.19, 0.12  # inches: thinner rows have no numbers, no words
 _NOTHING: dict[str, Any] = {
     "color": "#b0b0b0",
@@ -110,7 +112,7 @@ def draw_stop_bar(page: Page, cell: CellPhases | None, name: str) -> None:
     _bar(page, axes, cell, y, 4.0)
     first, last = cell.stop_window
     text = f"stop at {first}" if first == last else f"stop window {first} to {last}"
-    text += ", open" if cell.window_is_open else ""
+    text = f"{cut(name, _NAME)}: {text}" + ", open" * cell.window_is_open
     room, pad = LETTER * (len(text) + 2), page.octaves(0.14)
     if page.inches(high - end) > room:
         axes.text(end + pad, y + 0.005, text, color=STOP, ha="left", **words)

@@ -11,7 +11,7 @@ from ..errors import DataError
 from ..files import writing
 from ..phase_report import CellPhases, PhaseReport
 from ..scores import Scores
-from .curves import Curve, accuracy_target, curves_of, end_labels, fvu_target, headline, looks
+from .curves import Curve, accuracy_target, curves_of, end_labels, fvu_target, headline, looks, telling_layers
 from .names import LONGEST, cut
 from .page import EDGE, LINE, NAME, Page, picture, picture_format, widest
 from .panel import Panel, draw_panel
@@ -33,13 +33,13 @@ def plot_phases(
 
     On top, a row per layer, of more than 45 of some, shows its phases and its stop window. The upper panel shows the
     held-out FVU of the input, on a log axis where the layers' differ much, the lower one the held-out accuracy of
-    linear decoders of the label and the network's own; dark curves are late layers. The last analysed layer's phases
-    shade the upper panel, and its stop window is marked in both.
+    linear decoders of the label and the network's own; dark curves are late layers. The phases of the last analysed
+    layer before the model's own output shade the upper panel, and its stop window is marked in both.
 
     Args:
         scores: of one run.
         report: its phases; may be empty. Dotted lines mark the steps that failed.
-        marks: instead of the last analysed layer's, whose phases and stop window go through the panels, by target.
+        marks: instead of that layer's, whose phases and stop window go through the panels, by target.
 
     Raises:
         DataError: there is no finite FVU or accuracy to draw. ArgumentError: ``path`` is of another kind.
@@ -51,9 +51,10 @@ def plot_phases(
     if target is None:
         raise DataError(f"nothing to draw: expected finite held-out 'fvu' or 'accuracy' rows, got {scores!r}")
     cells = {cell.layer: cell for cell in report if cell.target == target}
-    last = next((cells[layer] for layer in reversed(scores.layers) if layer in cells), None)
+    telling = telling_layers(scores)
+    last = next((cells[layer] for layer in telling if layer in cells), None)
     cell = last if marks is None else marks.get(target)
-    styles = looks(scores.layers, cell.layer if cell else next(reversed(scores.layers), None))
+    styles = looks(scores.layers, cell.layer if cell else next(iter(telling), None))
     panels = [_fvu_panel(curves_of(scores, fvu_name, "fvu", styles, report), fvu_name)] if fvu_name else []
     if accuracy_name:
         accuracy = curves_of(scores, accuracy_name, "accuracy", styles, report)

@@ -99,7 +99,7 @@ def curve_tables(curves: Mapping[str, Mapping[int, str]], width: int) -> Iterato
     Of many steps some are shown, evenly spaced.
     """
     steps = sorted({step for curve in curves.values() for step in curve})
-    steps = [steps[i] for i in evenly(len(steps), MOST_STEPS, 0)]
+    steps = [steps[i] for i in evenly(len(steps), MOST_STEPS)]
     names = shortened(curves)
     first = max([len("step"), *map(len, names.values())])
     while steps:

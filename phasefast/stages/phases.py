@@ -9,7 +9,8 @@ A curve is the mean held-out loss at each probed step. What is asked of it, in t
   Barlow et al. 1972, over all places to split) says where the minimum is; a checkpoint that is too low by much less
   than the valley's depth does not move it.
 * *Is there an order at all?* The residual of that fit and the von Neumann ratio (1941) are compared with those of the
-  same values in random order (a permutation test): a curve that is neither a better valley nor smoother is noise.
+  same values in random order (a permutation test): a curve that is neither a better valley nor smoother is noise, and
+  constant only where all of it stays within what a change needs.
 * *Is a change large enough?* It must be at least 2 % of the loss before it, 0.0001, and three times the step noise, and
   its bootstrap interval must exclude 0. Where several steps are about as low as the minimum, the lowest is low by
   chance too: then it must be as rare for one step to be so far above the lowest of them as three times the noise above
@@ -19,7 +20,8 @@ A curve is the mean held-out loss at each probed step. What is asked of it, in t
   rise must be that large without the last step too, which may have diverged.
 * *What is the step noise?* What neighbouring steps scatter, by the median absolute second difference (Gasser et al.
   1986), or by the larger of the third one and the residual of the valley fit, if that is less; at least that residual
-  where it changes its sign often; with fewer than seven steps, that residual.
+  where it changes its sign often; with fewer than seven steps, that residual. Where the six steps to both sides of the
+  minimum scatter more than twice as much, that counts: noise dwindles as a training converges.
 * *Is there a plateau before it?* The longest beginning of three or more probed steps whose losses stay within 20 % of
   the following change of their mean, with at most a third of its slope (per probed step), and whose own drift would
   not count as a change. A straight line has none.
@@ -47,7 +49,7 @@ from ..curve import DEFAULT_RULES, Curve, PhaseRules
 from ..errors import ArgumentError, DataError
 from ..phase_report import CellPhases, Phase, PhaseReport
 from ..scores import Scores
-from ..valley import bootstrap, odd_steps, order_test, step_noise, valleys
+from ..valley import bootstrap, noise_around, odd_steps, order_test, valleys
 
 
 def detect_phases(
@@ -129,11 +131,12 @@ def detect_curve(
     odd = odd_steps(loss, rules.odd, least, rules.order_steps)
     kept, loss, samples = np.delete(steps, odd), np.delete(loss, odd), np.delete(samples, odd, axis=0)
     found = valleys(loss[None])
-    noise, rough = step_noise(loss, found.fit(0), rules.noise_steps)
+    low = int(found.minima[0])
+    noise, rough = noise_around(low, loss, found.fit(0), rules.noise_steps)
     curve = Curve(
         loss=loss,
         fit=found.fit(0),
-        minimum=int(found.minima[0]),
+        minimum=low,
         gains=found.gains(0),
         replicates=bootstrap(samples, replicates, rng),
         tails=(50 * (1 - confidence), 50 * (1 + confidence)),
@@ -157,6 +160,7 @@ def detect_curve(
         evidence={
             **curve.evidence(),
             "reason": reason,
+            "doubt": curve.doubt(spans),
             "steps": steps.tolist(),
             "left_out": steps[odd].tolist(),
             "samples": samples.shape[1],

@@ -70,7 +70,7 @@ def test_the_picture_has_a_row_and_a_curve_for_each_run(
     assert all(names.count(f"seed{seed}") >= 2 for seed in range(3))
     window = comparison.agreement("features").stop_window
     assert window is not None
-    assert any(text.startswith("stop ") and str(window[0]) in text for text in names)
+    assert any(text.startswith("all runs: stop ") and str(window[0]) in text for text in names)
 
 
 def test_runs_are_named_by_the_ends_of_their_paths(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def test_layers_that_were_not_analysed_say_so(tmp_path: Path, monkeypatch: pytes
     assert texts(figure.axes[1]).count("not analysed") == 1
     early = figure_of(scores, PhaseReport((cell("a", *FULL, window=(16, 64)),)), tmp_path, monkeypatch)
     assert "phases of input fvu; shaded below: a" in [text.get_text() for text in early.texts]
-    assert texts(early.axes[2]) == ["stop window 16 to 64"]
+    assert texts(early.axes[2]) == ["a: stop window 16 to 64"]
     alone = figure_of(scores, PhaseReport(()), tmp_path, monkeypatch)
     assert texts(alone.axes[0]) == ["phases were not analysed"]
 
@@ -167,7 +167,7 @@ def test_the_stop_window_and_whether_it_is_open(
 ) -> None:
     kinds = FULL if closed else FULL[:2]
     key, rows, bar = strips([cell("a", *kinds, window=window)], tmp_path, monkeypatch)
-    assert texts(bar) == [words]
+    assert texts(bar) == [f"a: {words}"]
     assert ("open" in texts(key)) is not closed
     for axes in (rows, bar):
         lines = [line for line in axes.lines if line.get_color() == STOP]

@@ -114,7 +114,8 @@ def test_noise_between_steps_is_not_a_change(scatter: float) -> None:
     false = Counter(
         kinds(find(0.4 + 0.03 * rng.normal(size=12), seed=seed, m=50, scatter=scatter, **QUICK)) for seed in range(200)
     )
-    assert 200 - false["c"] <= 6, false
+    assert 200 - false["c"] - false[""] <= 6, false
+    assert false[""] <= 20, false
 
 
 @pytest.mark.parametrize(
@@ -293,7 +294,7 @@ def test_every_probed_cell_is_reported(scores: Scores) -> None:
 
 def test_written_form(scores: Scores) -> None:
     written = json.loads(detect_phases(scores).to_json())
-    assert list(written) == ["cells"]
+    assert list(written) == ["cells", "failed"]
     for cell in written["cells"]:
         assert list(cell) == [
             *("layer", "target", "metric", "phases", "minimum_step", "minimum_ci", "stop_window", "evidence")
