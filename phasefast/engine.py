@@ -28,13 +28,13 @@ from .scores import MODEL_LAYER, Scores
 from .scoring import score_cells
 from .sequences import check_padding, looks_padded
 from .stages.batchnorm import batchnorm_mode, fresh_statistics, frozen_norms, several_rows
-from .stages.capture import FIRST_ROWS, capture, chunk_bounds, discover_layers, model_inputs
+from .stages.capture import capture, chunk_bounds, discover_layers, first_rows, model_inputs
 from .stages.evaluate import evaluate, evaluate_model
 from .stages.plan import group_layers
 from .stages.predict import predict
 from .stages.preserve import fix_random_state, full_float32, preserved
 from .stages.probe_set import ProbeSet
-from .stages.targets import build_targets
+from .stages.targets import FunctionValues, build_targets
 from .target_cache import TargetCache
 from .target_types import Label
 from .types import Activations, Layer, Score
@@ -86,7 +86,8 @@ class Engine:
                 "tokens='mean', 'cls' or 'last' leaves it out"
             )
         if self.rows.padding is not None:
-            check_padding(self.rows.padding, {"fit": probe_set.fit_inputs, "heldout": probe_set.heldout_inputs})
+            samples = {"fit": probe_set.fit_inputs, "heldout": probe_set.heldout_inputs}
+            check_padding(self.rows.padding, samples, {"fit": probe_set.fit_rows, "heldout": probe_set.heldout_rows})
         self.batch_size = options.get("batch_size") or (_AUTHORS_BATCH if self.batchnorm == "batch" else _BATCH)
         large = self.device.type == "cuda" and self.batchnorm != "batch" and options.get("batch_size") is None
         self._forward_batch = _GPU_BATCH if large else self.batch_size
@@ -105,6 +106,7 @@ class Engine:
             self.targets = build_targets(
                 chosen, fit, heldout, folds, self.device, per_column, cache, self._components, kept
             )
+            self._functions = FunctionValues(chosen, probe_set.fit_inputs)
         self.settings = self._settings()
         self.config_hash = hashlib.blake2b(json.dumps(self.settings).encode(), digest_size=8).hexdigest()
         self._layers: list[Layer] | None = None
@@ -130,13 +132,22 @@ class Engine:
         with _MEASURING:
             start, weights = time.perf_counter(), state_hash(self.model.state_dict())
             with self._workspace, self._prepared(keep) as groups:
+                if changed := self._functions.changed():
+                    self._tell(
+                        f"targets {shown(changed)}: their functions give other values than when the targets were made, "
+                        "once for all steps: do they read the model's weights, or random numbers?"
+                    )
                 for index, group in enumerate(groups):
                     cells, outputs = self._capture(group)
                     if index == 0 and self.label is not None:
                         scores += self._model_scores(outputs, self.label)
                     scores += score_cells(cells, self.targets, self.method)
         if dead := {score.layer for score in scores if score.fit is not None and score.fit.rank == 0}:
-            self._tell(f"layers {shown(dead)}: nothing is decoded, as their activations are the same for all samples")
+            self._tell(
+                f"layers {shown(dead)}: nothing is decoded at step {step}, as their activations are the same for all "
+                "samples",
+                about=f"dead {sorted(dead)}",
+            )
         if not self._measured and all(score.bounds is None for score in scores):
             self._say_that_all_is_exact(step)
         self._measured = True
@@ -194,15 +205,15 @@ class Engine:
                     "each measurement, but move in it; to keep them still, change them only if self.training"
                 )
 
-    def _tell(self, text: str) -> None:
-        """Warn, but of the same once."""
-        if text not in self._told:
-            self._told.add(text)
+    def _tell(self, text: str, about: str = "") -> None:
+        """Warn, but of the same once: of the same text, or ``about`` the same."""
+        if (about or text) not in self._told:
+            self._told.add(about or text)
             warn(text)
 
     def _discovered(self) -> list[Layer]:
         """The layers, as the first few samples show them."""
-        first = next(model_inputs(self._fit_inputs, [(0, FIRST_ROWS)], self.model, self.device))
+        first = next(model_inputs(self._fit_inputs, first_rows(self._fit_inputs), self.model, self.device))
         try:
             return discover_layers(self.model, self.names, first, self.rows, self._given)
         except PhasefastError:
@@ -223,7 +234,9 @@ class Engine:
         arguments = (self._fit_inputs, self._heldout_inputs, self.targets.folds, self._forward_batch)
         fix_random_state(self.device)
         with several_rows(self.batchnorm):
-            cells, fit_outputs, heldout_outputs = capture(self.model, group, *arguments, self.rows, self.device)
+            cells, fit_outputs, heldout_outputs = capture(
+                self.model, group, *arguments, self.rows, self.device, self._given
+            )
         return cells, {"fit": fit_outputs, "heldout": heldout_outputs}
 
     def _model_scores(self, outputs: dict[str, Tensor | None], label: str) -> list[Score]:

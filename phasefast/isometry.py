@@ -14,8 +14,9 @@ from . import ops
 from .dense import aligned_empty, cholesky, converted_rows
 
 _COLUMNS = 1024
-# Of the largest squared length. A jitter is one more feature for each row, of the rounding's own size.
-_JITTERS = (0.0, 1e-15, 1e-14, 1e-13)
+# Of the largest squared length. A jitter is one more feature for each row, of the rounding's own size. Never none:
+# centred rows add up to nothing but rounding, by which others would be divided.
+_JITTERS = (1e-14, 1e-13)
 
 
 def coordinates(rows: Tensor, others: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -17,7 +17,7 @@ from .engine import FOLDS
 from .errors import ArgumentError, PhasefastError
 from .options import ProbeOptions
 from .scoring import score_cells
-from .stages.capture import FIRST_ROWS, discover_layers, model_inputs
+from .stages.capture import discover_layers, first_rows, model_inputs
 from .stages.plan import Cost, Problem, fitting_cost, group_layers
 from .stages.preserve import preserved
 from .stages.targets import CHECK_COLUMNS, SKETCH_COLUMNS, build_targets
@@ -73,7 +73,8 @@ def plan(
     given = Configuration.of(model, options)
     model, where, method = given.model, given.device, given.method
     with preserved(model, where, keep=torch.device("cpu")):
-        batch = next(model_inputs(torch.stack([example] * FIRST_ROWS), [(0, FIRST_ROWS)], model, where))
+        bounds = first_rows(example[None])
+        batch = next(model_inputs(torch.stack([example] * bounds[0][1]), bounds, model, where))
         try:
             found = discover_layers(model, given.names, batch, given.rows, given.given)
         except PhasefastError:

@@ -14,8 +14,10 @@ from .errors import DataError
 from .notices import warn
 
 
-def draw(split: str, dataset: Sized, count: int | None, seed: int) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-    """Inputs [count, ...], labels [count] or None, and values by name of randomly chosen samples.
+def draw(
+    split: str, dataset: Sized, count: int | None, seed: int
+) -> tuple[Tensor, Tensor | None, dict[str, Tensor], Tensor]:
+    """Inputs [count, ...], labels [count] or None, and values by name of randomly chosen samples, and which [count].
 
     Args:
         split: what it is for, in messages. count: all by default.
@@ -29,7 +31,8 @@ def draw(split: str, dataset: Sized, count: int | None, seed: int) -> tuple[Tens
     count = size if count is None else count
     if not isinstance(count, (int, np.integer)) or not 0 < count <= size:
         raise DataError(f"n_{split}: expected between 1 and the {size} samples of the dataset, got {count!r}")
-    chosen = torch.randperm(size, generator=torch.Generator().manual_seed(seed), device="cpu")[:count].tolist()
+    rows = torch.randperm(size, generator=torch.Generator().manual_seed(seed), device="cpu")[:count]
+    chosen = rows.tolist()
     parts = (_parts(f"{split}: sample {i}", dataset[i]) for i in chosen)  # type: ignore[index]
     inputs, labels, values = zip(*parts, strict=True)
     for i, each in zip(chosen, inputs, strict=True):
@@ -47,7 +50,7 @@ def draw(split: str, dataset: Sized, count: int | None, seed: int) -> tuple[Tens
             warn(f"{split}: values {name!r} are left out: they are text")
         else:
             named[name] = as_numbers(f"values {name!r}", own)
-    return torch.stack(inputs), None if labels[0] is None else torch.tensor(labels, device="cpu"), named
+    return torch.stack(inputs), None if labels[0] is None else torch.tensor(labels, device="cpu"), named, rows
 
 
 def _parts(where: str, sample: Any) -> tuple[Tensor, int | None, Mapping[str, Any]]:
@@ -98,7 +101,14 @@ def as_numbers(what: str, given: Any) -> Tensor:
                 [each if isinstance(each, Tensor) else torch.as_tensor(each, device="cpu") for each in given]
             )
         else:
-            numbers = given if isinstance(given, Tensor) else _from_numpy(np.asarray(given))
+            array = given if isinstance(given, Tensor) else np.asarray(given)
+            if isinstance(array, np.ndarray) and array.dtype.kind in "US":
+                raise DataError(
+                    f"{what}: expected numbers, got text; numpy.unique(text, return_inverse=True) numbers it"
+                )
+            numbers = array if isinstance(array, Tensor) else _from_numpy(array)
+    except DataError:
+        raise
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"{what}: expected numbers, as many for every sample, got {_odd(given)}; {error}") from error
     if numbers.is_complex() or numbers.layout != torch.strided:

@@ -58,8 +58,11 @@ def positions_last(module: nn.Module, shape: torch.Size) -> tuple[bool, bool]:
     return places != [2], places != [1]
 
 
-def check_padding(padding: float, splits: Mapping[str, Tensor]) -> None:
+def check_padding(padding: float, splits: Mapping[str, Tensor], rows: Mapping[str, Tensor | None]) -> None:
     """Warn where the inputs [b, t, ...] of no split hold padding, or most of it between other tokens.
+
+    Args:
+        rows: [b] which of the user's samples those of each split are; None where that is not known.
 
     Raises:
         DataError: a sample that is nothing else.
@@ -68,7 +71,9 @@ def check_padding(padding: float, splits: Mapping[str, Tensor]) -> None:
     for name, inputs in splits.items():
         real = real_tokens(inputs, padding)
         if len(empty := (~real.any(1)).nonzero()):
-            raise DataError(f"{name}_inputs: expected more than padding={padding}, row {int(empty[0])} is nothing else")
+            known = rows.get(name)
+            row = int(empty[0] if known is None else known[empty[:, 0].cpu()].min())
+            raise DataError(f"{name}_inputs: expected more than padding={padding}, row {row} is nothing else")
         inside = (real.cumsum(1) > 0) & (real.flip(1).cumsum(1).flip(1) > 0)
         some, between = some + int((~real).sum()), between + int((inside & ~real).sum())
     if not some:

@@ -17,7 +17,7 @@ from .files import save
 from .notices import warn
 from .types import TargetMatrix
 
-FORMAT = 7  # raise it with any change of what `build_targets` makes of the same columns
+FORMAT = 8  # raise it with any change of what `build_targets` makes of the same columns
 _RECORDS: list[Any] = [record for record in vars(types).values() if isinstance(record, type) and is_dataclass(record)]
 _LAYOUT = [(record.__name__, [(field.name, field.type) for field in fields(record)]) for record in _RECORDS]
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .errors import ArgumentError, DataError
+from .notices import warn
 from .samples import as_numbers
 from .types import TargetKind
 
@@ -56,11 +57,13 @@ class Input(_Own):
     def columns(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
         """Inputs [n, p] and [m, p] float32; DataError for inputs that are not floating point."""
         if not fit[0].is_floating_point():
+            mend = "give images as numbers such as x.float() / 255, or leave this target out"
+            if fit[0].dim() == 2:
+                mend = "leave this target out, and decode a phasefast.Function of ids, such as their one-hot columns"
             raise DataError(
-                f"target {self.name!r}: expected floating-point inputs to reconstruct, got {fit[0].dtype}; "
-                "give images as numbers such as x.float() / 255, or leave this target out"
+                f"target {self.name!r}: expected floating-point inputs to reconstruct, got {fit[0].dtype}; {mend}"
             )
-        return fit[0].flatten(1).float(), heldout[0].flatten(1).float()
+        return _as_float(fit[0].flatten(1), heldout[0].flatten(1))
 
 
 @dataclass(frozen=True)
@@ -107,9 +110,13 @@ class Function(_Own):
 
     def columns(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
         """Values [n, q] and [m, q], or one-hot columns; DataError for values of the wrong shape or kind."""
-        return _columns(self, self._values(fit[0]), self._values(heldout[0]))
+        values = self.values(fit[0])
+        if self.kind == "regression" and not values.is_floating_point():
+            warn(f"target {self.name!r}: integers are decoded as numbers; give kind='classes', or floats for numbers")
+        return _columns(self, values, self.values(heldout[0]))
 
-    def _values(self, inputs: Tensor) -> Tensor:
+    def values(self, inputs: Tensor) -> Tensor:
+        """What it gives for inputs [b, ...], as [b, q]; DataError for what is not one row for each."""
         parts = []
         for batch in inputs.split(_CHUNK):
             given = self.fn(batch.clone())
@@ -163,15 +170,19 @@ def _check_kind(what: str, kind: str, num_classes: int | None) -> None:
         raise ArgumentError(f"{what}: expected num_classes to be a positive integer or None, got {num_classes!r}")
 
 
+def _as_float(values: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+    """Values [n, q] and [m, q] in float32; wider types without their mean, beside which what varies would be lost."""
+    wide = values.dtype == torch.float64 or not values.is_floating_point()
+    if wide and values.shape[1:] == held.shape[1:]:
+        mean = values.double().mean(0)
+        values, held = values.double() - mean, held.double() - mean.to(held.device)
+    return values.float(), held.float()
+
+
 def _columns(target: Values | Function, values: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
     """The columns of values [n, q] and [m, q]: themselves, or one-hot."""
     if target.kind == "regression":
-        wide = values.dtype == torch.float64 or not values.is_floating_point()
-        if wide and values.shape[1:] == held.shape[1:]:
-            # Only their variation counts, which may be lost in float32 beside their mean.
-            mean = values.double().mean(0)
-            values, held = values.double() - mean, held.double() - mean.to(held.device)
-        return values.float(), held.float()
+        return _as_float(values, held)
     for own in (values, held):
         if own.shape[1] != 1 or own.is_floating_point():
             shape = (len(own),) if own.shape[1] == 1 else tuple(own.shape)

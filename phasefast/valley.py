@@ -177,8 +177,9 @@ def noise_around(place: int, curve: np.ndarray, fit: np.ndarray, few: int) -> tu
     Scatter dwindles as a training converges: most steps may tell little of what the lowest one is low by.
     """
     noise, rough = step_noise(curve, fit, few)
-    near = slice(max(0, place - _AROUND), place + _AROUND + 1)
-    own = step_noise(curve[near], fit[near], few)[0] if len(curve[near]) >= few else 0.0
+    start = max(0, min(place, len(curve) - 1 - _AROUND) - _AROUND)  # at an end as many steps, of its one side
+    near = slice(start, start + 2 * _AROUND + 1)
+    own = step_noise(curve[near], fit[near], few)[0]
     return (own, max(own, rough)) if own > _MORE * noise else (noise, rough)
 
 

@@ -170,9 +170,13 @@ def test_numbers_of_a_data_set_keep_their_digits() -> None:
 def test_only_what_is_decoded_is_warned_of() -> None:
     pairs = torch.arange(180).reshape(90, 2)
     probe_set = made(n=(torch.arange(60), torch.arange(30)), pairs=(pairs[:60], pairs[60:]))
+    model = nn.Sequential(nn.Linear(5, 5))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        scores = pf.probe(nn.Sequential(nn.Linear(5, 5)), probe_set, targets=["input", "pairs"])
+        pf.probe(model, probe_set, targets=["input", probe_set.target("pairs", kind="regression")])
+    with pytest.warns(RuntimeWarning, match=r"integers \[n, 2\] are decoded as numbers; for classes") as caught:
+        scores = pf.probe(model, probe_set, targets=["input", "pairs"])
+    assert len(caught) == 1
     assert scores.targets == ["input", "pairs"]
 
 
@@ -238,7 +242,7 @@ def test_files_of_before_there_were_values_are_read(tmp_path: Path) -> None:
         ),
         ((AGE[:60].cfloat(), AGE[60:]), "values 'age': expected real numbers .*, got torch.complex64"),
         ((np.full(60, 2**63 + 5, np.uint64), KIND[60:]), "values 'age': expected integers below 2.63, got larger ones"),
-        ((["3", "4"] * 30, AGE[60:]), "values 'age': expected numbers, as many for every sample, got str"),
+        ((["3", "4"] * 30, AGE[60:]), "values 'age': expected numbers, got text"),
         (([AGE[0]] * 5 + [None] * 55, AGE[60:]), r"got Tensor torch.Size\(\[\]\) and, at 5, NoneType"),
     ],
 )

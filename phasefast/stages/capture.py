@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from ..timeline import stage
 from ..types import Activations, Layer, TokenMode
 
 _NUMBERS = (int, float, np.integer, np.floating)
-FIRST_ROWS = 7  # that layers are discovered with: few, but hardly the number of tokens, which may come first
+_FIRST_ROWS = 7, 5, 11, 13  # that layers are discovered with: few, and not as many as tokens, which may come first
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,11 @@ def chunk_bounds(start: int, stop: int, size: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(edges))
 
 
+def first_rows(inputs: Tensor) -> list[tuple[int, int]]:
+    """The range of the samples [n, ...] that layers are discovered with."""
+    return [(0, next((count for count in _FIRST_ROWS if count not in inputs.shape[1:]), _FIRST_ROWS[0]))]
+
+
 def model_inputs(
     inputs: Tensor, bounds: Sequence[tuple[int, int]], model: nn.Module, device: torch.device
 ) -> Iterator[Tensor]:
@@ -92,7 +97,7 @@ def discover_layers(
     """
     found: list[Layer] = []
     unusable: dict[str, LayerError] = {}
-    shapes: set[int] = set()
+    shapes: dict[str, torch.Size] = {}
     unclear: list[str] = []
     real = options.real(batch)
 
@@ -103,7 +108,7 @@ def discover_layers(
             unusable.setdefault(name, error)
             return
         first = _first(output)
-        shapes.add(first.dim())
+        shapes[name] = first.shape
         if first.dim() == 3 and positions_last(module, first.shape)[1]:
             unclear.append(name)
         found.append(Layer(name if call == 0 else f"{name}:{call}", name, call, _width(x, pool)))
@@ -127,10 +132,10 @@ def discover_layers(
             f"layers: left out {silent}, whose forward hooks never fired on the first samples (unused, or called "
             "through a function)"
         )
-    if options.pool and not shapes & {4, 5}:
+    if options.pool and not {4, 5} & {*map(len, shapes.values())}:
         warn(f"pool={options.pool} changes nothing: no layer's output is [b, c, h, w] or [b, c, d, h, w]")
-    if options.tokens != "flatten" and 3 not in shapes:
-        warn(f"tokens={options.tokens!r} changes nothing: no layer's output is [b, t, f]")
+    if options.tokens != "flatten":
+        _warn_of_tokens(options.tokens, shapes, batch)
     if options.tokens != "flatten" and unclear and any(isinstance(m, nn.Conv1d) for m in model.modules()):
         warn(
             f"tokens={options.tokens!r}: whether the second or the last axis of outputs of {shown(unclear)} has the "
@@ -149,20 +154,23 @@ def capture(
     batch_size: int,
     options: RowOptions,
     device: torch.device,
+    given: Collection[str] = (),
 ) -> tuple[list[Activations], Tensor | None, Tensor | None]:
     """Activations of all layers in one pass over the fit and one over the held-out inputs.
 
     Args:
-        fit_inputs: [n, ...]. heldout_inputs: [m, ...]. folds: k + 1 row offsets; no batch crosses one.
+        fit_inputs: [n, ...]. heldout_inputs: [m, ...]. folds: k + 1 row offsets, whose sums are kept apart.
+        given: modules that the user named; others that are not called on every batch are left out, with a warning.
 
     Returns:
-        Activations per layer, and the model's outputs [n, c] and [m, c] where they are one float tensor of that shape.
+        Activations per layer, and the model's outputs [n, c] and [m, c] where they are one float tensor of that shape,
+        or of [n, t, c] those of the token that stands for all.
 
     Raises:
-        NonFiniteError: NaN or Inf in a layer's activations. LayerError: a layer fires less often than it did at first.
+        NonFiniteError: NaN or Inf in a layer's activations.
+        LayerError: a given layer, or each of them, fires less often than it did at first.
     """
-    fit_bounds = [b for start, stop in itertools.pairwise(folds) for b in chunk_bounds(start, stop, batch_size)]
-    heldout_bounds = chunk_bounds(0, len(heldout_inputs), batch_size)
+    fit_bounds, heldout_bounds = (chunk_bounds(0, len(inputs), batch_size) for inputs in (fit_inputs, heldout_inputs))
     spools = {
         (layer.module, layer.call): _Spool(layer, len(fit_inputs), len(heldout_inputs), folds, device, options.dtype)
         for layer in layers
@@ -181,8 +189,13 @@ def capture(
                 current.update(split=split, start=start, stop=stop)
                 real = options.real(batch)
                 reset()
-                if (logits := _logits(model(batch), stop - start)) is not None:
+                if (logits := _logits(model, model(batch), stop - start, options, real)) is not None:
                     outputs[split].append(logits)
+    scarce = [place for place, spool in spools.items() if not spool.is_full]
+    if wrong := scarce if len(scarce) == len(spools) else [place for place in scarce if place[0] in given]:
+        raise LayerError(spools[wrong[0]].lack)
+    if scarce:
+        warn("layers: left out " + "; ".join(spools.pop(place).lack for place in scarce))
     totals = torch.stack([spool.total(split) for split in outputs for spool in spools.values()])
     spools_of = itertools.product(outputs, spools.values())
     for (split, spool), finite in zip(spools_of, totals.isfinite().tolist(), strict=True):
@@ -222,26 +235,39 @@ class _Spool:
         if self.shift is None:
             zero = torch.zeros(self.layer.dim, dtype=torch.float32, device=rows.device)
             first, square = torch.zeros_like(self.heldout_sum), torch.zeros_like(self.heldout_sum)
-            ops.capture([x], [zero], [pool], [rows], [first], [square])
+            # bfloat16 would round what is far from zero before its mean is known.
+            unrounded = rows if rows.dtype != torch.bfloat16 else torch.empty_like(rows, dtype=torch.float32)
+            ops.capture([x], [zero], [pool], [unrounded], [first], [square])
             mean = torch.nan_to_num(first / (stop - start), 0, 0, 0)
             close = mean.square() <= square / (stop - start) - mean.square()
             self.shift = torch.where(close, 0, mean).float()
-        fold = sum(edge <= start for edge in self.folds[1:-1])
-        total = self.sums[fold] if split == "fit" else self.heldout_sum
-        ops.capture([x], [self.shift], [pool], [rows], [total], [self._squares])
+        inner = [edge for edge in self.folds if start < edge < stop] if split == "fit" else []
+        for begin, end in itertools.pairwise([start, *inner, stop]):
+            fold = sum(edge <= begin for edge in self.folds[1:-1])
+            total = self.sums[fold] if split == "fit" else self.heldout_sum
+            part = slice(begin - start, end - start)
+            ops.capture([x[part]], [self.shift], [pool], [rows[part]], [total], [self._squares])
         self.written[split] += stop - start
 
     def total(self, split: str) -> Tensor:
         """NaN or Inf where one of a split's rows holds such."""
         return (self.sums if split == "fit" else self.heldout_sum).sum()
 
+    @property
+    def is_full(self) -> bool:
+        return all(self.written[split] == len(rows) for split, rows in self.rows.items())
+
+    @property
+    def lack(self) -> str:
+        """Which rows are missing, in words."""
+        split, rows = next((split, rows) for split, rows in self.rows.items() if self.written[split] != len(rows))
+        return (
+            f"layer {self.layer.name!r}: its hook fired for {self.written[split]} of {len(rows)} {split} rows; "
+            "the model does not call it on every batch"
+        )
+
     def check(self, split: str, finite: bool) -> None:
         rows = self.rows[split]
-        if self.written[split] != len(rows):
-            raise LayerError(
-                f"layer {self.layer.name!r}: its hook fired for {self.written[split]} of {len(rows)} {split} rows; "
-                "the model does not call it on every batch"
-            )
         if not finite:
             bad = int((~torch.isfinite(rows)).any(0).sum())
             raise NonFiniteError(
@@ -260,7 +286,22 @@ def _width(x: Tensor, pool: int) -> int:
     return int(torch.Size((x.shape[1], *(pool for _ in x.shape[2:])) if pool else x.shape[1:]).numel())
 
 
-@contextmanager
+def _warn_of_tokens(mode: TokenMode, shapes: Mapping[str, torch.Size], batch: Tensor) -> None:
+    """Warn of layers whose outputs have an axis as long as a sequence, but are kept whole."""
+    counts = {shape[1] for shape in shapes.values() if len(shape) == 3}
+    if not counts:
+        warn(f"tokens={mode!r} changes nothing: no layer's output is [b, t, f]")
+        return
+    counts |= {batch.shape[1]} if batch.dim() < 4 else set()
+    whole = [name for name, shape in shapes.items() if len(shape) != 3 and counts & {*shape[1:]}]
+    if whole:
+        warn(
+            f"tokens={mode!r} takes one row of outputs [b, t, f]; those of {shown(whole)} have other shapes, such as "
+            f"{tuple(shapes[whole[0]])}, and are decoded whole, with all tokens: leave these layers out"
+        )
+
+
+@contextlib.contextmanager
 def _hooks(
     model: nn.Module, names: Sequence[str], record: Callable[[str, int, nn.Module, Any], None]
 ) -> Iterator[Callable[[], None]]:
@@ -322,9 +363,16 @@ def _entries(output: Any) -> dict[Any, Any]:
     return dict(zip(names, output, strict=True))
 
 
-def _logits(output: Any, batch: int) -> Tensor | None:
-    """The model's own output [batch, c], if it is such; of several, such as those of Hugging Face, the logits."""
+def _logits(model: nn.Module, output: Any, batch: int, options: RowOptions, real: Tensor | None) -> Tensor | None:
+    """The model's own output [batch, c], if it is such; of several, such as those of Hugging Face, the logits.
+
+    Of [batch, t, c] those of the token that stands for all.
+    """
     found = _first(output, "logits")
+    of_tokens = isinstance(found, Tensor) and not found.is_nested and found.dim() == 3 and len(found) == batch
+    if of_tokens and options.tokens in ("cls", "last"):
+        with contextlib.suppress(LayerError):
+            found = as_one("model", model, found, options.tokens, real)[0]
     if not isinstance(found, Tensor) or found.is_nested or found.dim() != 2 or len(found) != batch:
         return None
     return found.float() if found.is_floating_point() else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from types import NoneType
 from typing import Any
@@ -37,6 +37,8 @@ class ProbeSet:
         fit_inputs: [n, ...] as the model takes them, n >= 2. heldout_inputs: [m, ...], m >= 1.
         fit_labels: [n], heldout_labels: [m], int64, or None.
         fit_values: other things to decode by name, [n] or [n, q] each. heldout_values: likewise, of the same names.
+        fit_rows: [n] which of the given samples these are, int64; None where that is not known. heldout_rows: [m]
+            likewise. Per-sample scores are in this order.
 
     Raises:
         DataError: too few rows, shapes or lengths that do not match, NaN or Inf, labels that are not integers.
@@ -48,6 +50,8 @@ class ProbeSet:
     heldout_labels: Tensor | None
     fit_values: Mapping[str, Tensor] = field(default_factory=dict)
     heldout_values: Mapping[str, Tensor] = field(default_factory=dict)
+    fit_rows: Tensor | None = None
+    heldout_rows: Tensor | None = None
 
     def __post_init__(self) -> None:
         for split, minimum in (("fit", 2), ("heldout", 1)):
@@ -113,6 +117,8 @@ class ProbeSet:
             None if given.heldout_labels is None else given.heldout_labels.clone(),
             shuffled,
             {name: held.clone() for name, held in given.heldout_values.items()},
+            order.cpu(),
+            torch.arange(given.n_heldout, device="cpu"),
         )
 
     @classmethod
@@ -137,12 +143,14 @@ class ProbeSet:
         Raises:
             DataError: fewer samples than asked for, or what ``from_tensors`` raises.
         """
-        inputs, labels, own = draw("fit", fit, n_fit, seed)
-        held_inputs, held_labels, held = draw("heldout", heldout, n_heldout, seed + 1)
+        inputs, labels, own, rows = draw("fit", fit, n_fit, seed)
+        held_inputs, held_labels, held, held_rows = draw("heldout", heldout, n_heldout, seed + 1)
         if own.keys() != held.keys():
             raise DataError(f"values: expected the same names for both splits, got {sorted(own)} and {sorted(held)}")
         values = {name: (own[name], held[name]) for name in own}
-        return cls.from_tensors(inputs, labels, held_inputs, held_labels, values=values, seed=seed)
+        made = cls.from_tensors(inputs, labels, held_inputs, held_labels, values=values, seed=seed)
+        assert made.fit_rows is not None
+        return replace(made, fit_rows=rows[made.fit_rows], heldout_rows=held_rows)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ProbeSet:
@@ -162,7 +170,7 @@ class ProbeSet:
                 f"{name}: expected a probe set, got a file that is truncated or of another kind ({kind}); {mend}"
             ) from error
         names = [each.name for each in fields(cls)]
-        older: dict[str, Any] = {"fit_values": {}, "heldout_values": {}}
+        older: dict[str, Any] = {"fit_values": {}, "heldout_values": {}, "fit_rows": None, "heldout_rows": None}
         if not isinstance(found, dict) or {**older, **found}.keys() != {"digest", *names}:
             got = sorted(map(str, found)) if isinstance(found, dict) else type(found).__name__
             raise DataError(f"{name}: expected a probe set with {['digest', *names]}, got {got}; {mend}")
@@ -204,6 +212,11 @@ class ProbeSet:
             warn(
                 f"target {name!r}: {count} different integers in {len(own)} fit samples are decoded as classes; for "
                 "numbers give floats, or kind='regression'"
+            )
+        if kind is None and own.dim() > 1 and not own.is_floating_point():
+            warn(
+                f"target {name!r}: integers [n, {own.shape[1]}] are decoded as numbers; for classes give each column "
+                "as values [n] of its own, for numbers floats, or kind='regression'"
             )
         kind = kind or ("regression" if numbers else "classes")
         return Values(name, kind, own, held, (self.fit_inputs, self.heldout_inputs), num_classes)
@@ -260,7 +273,9 @@ def _check_split(split: str, inputs: Tensor, labels: Tensor | None, minimum: int
         return None
     labels = as_numbers(f"{split}_labels", labels)
     if labels.shape != (len(inputs),):
-        raise DataError(f"{split}_labels: expected shape ({len(inputs)},) like the inputs, got {tuple(labels.shape)}")
+        several = "; several of each sample are given as values=" if labels.shape[:1] == inputs.shape[:1] else ""
+        got = f"{tuple(labels.shape)}{several}"
+        raise DataError(f"{split}_labels: expected shape ({len(inputs)},) like the inputs, got {got}")
     if labels.is_floating_point():
         raise DataError(f"{split}_labels: expected integers, got {labels.dtype}; other numbers are given as values=")
     return labels.long()
@@ -289,8 +304,11 @@ def _checked(name: str, values: Tensor, rows: int) -> Tensor:
     if values.dim() not in (1, 2) or len(values) != rows or values.numel() == 0:
         got = f"{values.dtype} {tuple(values.shape)}"
         raise DataError(f"values {name!r}: expected numbers [{rows}] or [{rows}, q] like the inputs, got {got}")
-    if not bool(values.isfinite().all()):
-        raise DataError(f"values {name!r}: expected finite values, got NaN or Inf")
+    if len(bad := (~values.isfinite()).nonzero()):
+        raise DataError(
+            f"values {name!r}: expected finite values, got NaN or Inf in {len(bad[:, 0].unique())} rows, first in row "
+            f"{int(bad[0, 0])}; leave these samples out"
+        )
     if values.is_floating_point():
         return values if values.dtype in (torch.float32, torch.float64) else values.float()
     return values.long()

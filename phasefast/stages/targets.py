@@ -15,14 +15,39 @@ from ..components import RANDOM_COLUMNS, columns_with_components, project
 from ..dense import aligned_empty, product, wide_rows
 from ..errors import ArgumentError, DataError
 from ..isometry import coordinates
+from ..notices import warn
 from ..systems import fold_sums
 from ..target_cache import TargetCache
-from ..target_types import Input, Split, Target
+from ..target_types import Function, Input, Split, Target
 from ..timeline import stage
 from ..types import Check, TargetBlock, TargetMatrix, TargetSketch
 
 SKETCH_COLUMNS = 64
+_COMPARED = 8  # samples
 CHECK_COLUMNS = 22  # as good as 64; beside those of ten classes they are 32, products of which are fast
+
+
+class FunctionValues:
+    """What functions give for the first samples, to tell those that give something else later.
+
+    Args:
+        targets: of which those that are no :class:`Function` are passed over. inputs: [n, ...].
+    """
+
+    def __init__(self, targets: Sequence[Target], inputs: Tensor) -> None:
+        self._inputs = inputs[:_COMPARED]
+        self._known = [(each, each.values(self._inputs)) for each in targets if isinstance(each, Function)]
+
+    def changed(self) -> list[str]:
+        """The names of targets whose functions give other values now, or none."""
+        return [target.name for target, values in self._known if not self._is_same(target, values)]
+
+    def _is_same(self, target: Function, values: Tensor) -> bool:
+        try:
+            now = target.values(self._inputs)
+        except Exception:  # such as of weights that are on another device now
+            return False
+        return now.shape == values.shape and torch.allclose(now.double(), values.double(), rtol=1e-4, equal_nan=True)
 
 
 @stage("targets")
@@ -71,6 +96,8 @@ def build_targets(
                 f"target {target.name!r}: expected the same number of columns on both splits, at least one, "
                 f"got {columns.shape[1]} and {held.shape[1]}"
             )
+        if target.kind == "classes":
+            _warn_of_unseen(target.name, columns, held)
         blocks.append(TargetBlock(target.name, target.kind, start, start + columns.shape[1], columns.shape[1]))
         start = blocks[-1].stop
         fit_parts.append(columns)
@@ -188,6 +215,17 @@ def _side_by_side(parts: Sequence[Tensor], device: torch.device) -> Tensor:
     for part, place in zip(parts, out.split([part.shape[1] for part in parts], 1), strict=True):
         place.copy_(part)
     return out
+
+
+def _warn_of_unseen(name: str, fit: Tensor, heldout: Tensor) -> None:
+    """Warn of classes, of one-hot columns [n, k] and [m, k], that only held-out samples have."""
+    unseen = ~fit.any(0)
+    count, classes = int(heldout[:, unseen].any(1).sum()), int(heldout[:, unseen].any(0).sum())
+    if count:
+        warn(
+            f"target {name!r}: {count} of {len(heldout)} held-out samples are of {classes} classes that no fit sample "
+            "has, and count as errors: shuffle before splitting, or give more fit samples"
+        )
 
 
 def _digest(targets: Sequence[Target], columns: Iterable[tuple[Tensor, Tensor]]) -> str:
