@@ -179,7 +179,8 @@ class Facts:
 
     Attributes:
         rank: features that vary, or eigenvalues that count. dof: effective degrees of freedom, tr G (G + penalty I)^-1.
-        condition: of G + penalty I, an estimate where that has a Cholesky factor. works: whether it has a factor.
+        condition: of G + penalty I; where that has a Cholesky factor an estimate from below. works: whether it has a
+            factor.
     """
 
     rank: int
@@ -323,9 +324,10 @@ def _facts_of_factor(told: Tensor, count: int, penalty: float) -> Facts:
     diagonal, live = told[:-2].chunk(2)
     alive = diagonal > 0
     ends = live[alive | ~alive.any()]
+    rank = min(int(alive.sum()), count - 1)  # centring takes one
     return Facts(
-        rank=min(int(alive.sum()), count - 1),  # centring takes one
-        dof=len(live) - penalty * trace,
+        rank=rank,
+        dof=min(max(len(live) - penalty * trace, 0.0), rank) if math.isfinite(trace) else math.nan,  # but for rounding
         condition=float((ends.max() / ends.min()).square()),
         works=not failed and bool(diagonal.max().isfinite()),
     )

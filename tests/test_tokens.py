@@ -1,0 +1,140 @@
+"""Language models: outputs of several shapes, their own accuracy, targets made of ids."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import phasefast as pf
+from phasefast.errors import DataError, LayerError
+from phasefast.stages.capture import first_rows
+
+VOCABULARY, LENGTH = 9, 6
+IDS = torch.randint(1, VOCABULARY, (150, LENGTH), generator=torch.Generator().manual_seed(0))
+
+
+class Heads(nn.Module):
+    """Turns [b, t, f] into heads [b, t, 2, f / 2]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (2, -1))
+
+
+class Language(nn.Module):
+    """Embeds ids and predicts the next; its heads are [b, t, h, f]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.heads, self.out = nn.Embedding(VOCABULARY, 8), Heads(), nn.Linear(8, VOCABULARY)
+        self.rare = nn.Linear(8, 8)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.heads(self.embed(ids)).flatten(2).cumsum(1)
+        return self.out(self.rare(x) if bool((ids == 1).all(1).any()) else x)
+
+
+@pytest.fixture
+def language() -> Language:
+    torch.manual_seed(0)
+    return Language()
+
+
+@pytest.fixture
+def samples() -> pf.ProbeSet:
+    following = IDS[:, -1]  # as good a label as any
+    return pf.ProbeSet.from_tensors(IDS[:100], following[:100], IDS[100:], following[100:])
+
+
+def test_layers_that_are_kept_whole_are_told(language: Language, samples: pf.ProbeSet) -> None:
+    with pytest.warns(RuntimeWarning, match=r"those of \['heads'\] have other shapes, such as \(\d+, 6, 2, 4\)"):
+        scores = pf.probe(language, samples, layers=["embed", "heads"], tokens="last")
+    dims = dict(zip(*(scores.to_arrow().column(name).to_pylist() for name in ("layer", "dim")), strict=True))
+    assert (dims["embed"], dims["heads"]) == (8, 48)
+
+
+@pytest.mark.parametrize("tokens", ["cls", "last"])
+def test_the_models_own_accuracy_is_that_of_the_token(language: Language, samples: pf.ProbeSet, tokens: str) -> None:
+    scores = pf.probe(language, samples, layers=["embed"], tokens=tokens, targets=[pf.Label(VOCABULARY)])  # type: ignore[arg-type]
+    with torch.no_grad():
+        logits = language(samples.heldout_inputs)[:, 0 if tokens == "cls" else -1]
+    assert samples.heldout_labels is not None
+    hits = (logits.argmax(1) == samples.heldout_labels).double().mean()
+    assert scores.value(layer="model", metric="accuracy", split="heldout") == pytest.approx(float(hits))
+
+
+def test_a_layer_that_some_batches_call_is_left_out(language: Language, samples: pf.ProbeSet) -> None:
+    inputs = samples.fit_inputs.clone()
+    inputs[0] = 1  # among the first samples, so that the layer is found
+    given = pf.ProbeSet(inputs, samples.fit_labels, samples.heldout_inputs, samples.heldout_labels)
+    targets = [pf.Label(VOCABULARY)]
+    with pytest.warns(RuntimeWarning, match="left out layer 'rare': its hook fired for 25 of 100 fit rows"):
+        scores = pf.probe(language, given, tokens="last", targets=targets, batch_size=25)
+    assert "rare" not in scores.layers
+    assert "out" in scores.layers
+    for layers in (["rare"], ["rare", "out"]):
+        with pytest.raises(LayerError, match="layer 'rare': its hook fired for 25 of 100 fit rows"):
+            pf.probe(language, given, layers=layers, tokens="last", targets=targets, batch_size=25)
+
+
+@pytest.mark.parametrize(("shape", "count"), [((6,), 7), ((7, 3), 5), ((3, 7, 5), 11)])
+def test_layers_are_found_with_other_numbers_than_samples_have(shape: tuple[int, ...], count: int) -> None:
+    assert first_rows(torch.zeros(100, *shape)) == [(0, count)]
+
+
+def test_a_function_of_the_models_weights_is_told(language: Language, samples: pf.ProbeSet) -> None:
+    def embedded(ids: Tensor) -> Tensor:
+        with torch.no_grad():
+            return language.embed(ids).flatten(1)
+
+    tracker = pf.PhaseTracker(language, samples, out=None, layers=["out"], targets=[pf.Function(embedded), "label"])
+    tracker.step(0)
+    with torch.no_grad():
+        language.embed.weight.add_(1.0)
+    with pytest.warns(RuntimeWarning, match=r"targets \['embedded'\]: their functions give other values"):
+        tracker.step(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tracker.step(2)
+
+
+def test_integers_of_functions_are_numbers_and_told(language: Language, samples: pf.ProbeSet) -> None:
+    def first(ids: Tensor) -> Tensor:
+        return ids[:, 0]
+
+    with pytest.warns(RuntimeWarning, match="target 'first': integers are decoded as numbers"):
+        pf.probe(language, samples, layers=["out"], targets=[pf.Function(first)])
+
+
+def test_classes_that_no_fit_sample_has_are_told(language: Language) -> None:
+    labels = torch.arange(150) // 20
+    samples = pf.ProbeSet.from_tensors(IDS[:100], labels[:100], IDS[100:], labels[100:])
+    with pytest.warns(RuntimeWarning, match="'label': 50 of 50 held-out samples are of 3 classes that no fit sample"):
+        pf.probe(language, samples, layers=["out"])
+
+
+def test_ids_cannot_be_decoded_as_they_are(language: Language, samples: pf.ProbeSet) -> None:
+    with pytest.raises(DataError, match="leave this target out, and decode a phasefast.Function of ids"):
+        pf.probe(language, samples, layers=["out"], targets=["input"])
+
+
+def test_samples_know_which_they_are() -> None:
+    inputs, labels = torch.randn(40, 3), torch.arange(40)
+    given = pf.ProbeSet.from_tensors(inputs[:30], labels[:30], inputs[30:], labels[30:])
+    assert given.fit_rows is not None
+    assert torch.equal(given.fit_inputs, inputs[given.fit_rows])
+    data = [(inputs[i], int(labels[i])) for i in range(40)]
+    drawn = pf.ProbeSet.from_dataset(data[:30], data[30:], n_fit=20, n_heldout=5)
+    assert drawn.heldout_rows is not None
+    assert torch.equal(drawn.heldout_inputs, inputs[30:][drawn.heldout_rows])
+    assert torch.equal(drawn.fit_inputs, inputs[drawn.fit_rows])
+
+
+def test_rows_of_nothing_but_padding_are_those_of_the_user(language: Language) -> None:
+    ids = IDS.clone()
+    ids[17] = 0
+    samples = pf.ProbeSet.from_tensors(ids[:100], None, ids[100:], None, values={"v": (ids[:100, 0], ids[100:, 0])})
+    with pytest.raises(DataError, match="row 17 is nothing else"):
+        pf.probe(language, samples, layers=["out"], tokens="last", padding=0)
