@@ -287,6 +287,7 @@ class Engine:
             "metric": score.metric,
             "value": score.value,
             "n": score.n,
+            "baseline": self.targets.baselines.get((score.target, score.split, score.metric)),
             "batchnorm": self.batchnorm,
             "config_hash": self.config_hash,
             "version": VERSION,

@@ -51,9 +51,10 @@ SCHEMA = pa.schema(
         ("low", pa.float64()),
         ("high", pa.float64()),
         ("dropped", pa.float64()),
+        ("baseline", pa.float64()),
     ]
 )
-_LATER = ("approximation", "low", "high", "dropped")  # null in tables of versions that did not have them
+_LATER = ("approximation", "low", "high", "dropped", "baseline")  # null in tables of versions that did not have them
 MODEL_LAYER = "model"
 _SHARD = re.compile(r"step-(\d+)\.parquet$")
 
@@ -64,6 +65,7 @@ class Scores:
     ``samples`` of held-out ``fvu`` and ``accuracy`` rows holds one number per held-out sample; their mean is ``value``.
     Where ``approximation`` says what was left out, ``low`` to ``high`` is an interval for the exact value, of 95 % or
     more by estimate, and ``dropped`` the share of the target's squared deviation that components leave out.
+    ``baseline`` is what the best constant would score: the mean, or the most frequent class, of the fit rows.
     """
 
     def __init__(self, table: pa.Table) -> None:
@@ -178,6 +180,11 @@ class Scores:
     def estimated(self, layer: str, target: str, metric: str) -> np.ndarray:
         """Whether each value [K] of the held-out curve is an estimate, bool."""
         return np.asarray(self._of(layer, target, metric).column("approximation").is_valid())
+
+    def baseline(self, target: str, metric: str) -> float | None:
+        """What the best constant prediction scores on the held-out rows; None where that is not known."""
+        known = self.filter(target=target, metric=metric, split="heldout").to_arrow().column("baseline").unique()
+        return known[0].as_py() if len(known) == 1 else None
 
     def _of(self, layer: str, target: str, metric: str, split: str = "heldout") -> pa.Table:
         """Rows of one metric, by step; LookupError names what there is instead."""

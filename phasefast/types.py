@@ -130,6 +130,22 @@ class TargetMatrix:
         return self.sums.sum(0) / len(self.fit)
 
     @cached_property
+    def baselines(self) -> dict[tuple[str, str, str], float]:
+        """What the best constant prediction scores, by target, split and metric: fit mean, or most frequent fit class."""
+        found = {}
+        for index, block in enumerate(self.blocks):
+            frequent = (
+                block.start + int(self.mean[block.start : block.stop].argmax()) if block.stop > block.start else 0
+            )
+            for split, rows in (("fit", self.fit), ("heldout", self.heldout)):
+                if block.kind == "classes":
+                    found[block.name, split, "accuracy"] = float(rows[:, frequent].double().mean())
+                else:
+                    found[block.name, split, "mse"] = self.deviation[split][index] / (len(rows) * block.width)
+                    found[block.name, split, "fvu"] = 1.0
+        return found
+
+    @cached_property
     def check_columns(self) -> CheckColumns:
         """Those of all targets."""
         return CheckColumns.of(self.checks, [self.mean[block.start : block.stop] for block in self.blocks])

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import phasefast as pf
 from phasefast.isometry import coordinates
+from tests.conftest import SmallNet
 from tests.oracle import ridge_heldout_error
 
 
@@ -117,3 +118,18 @@ def test_degrees_of_freedom_are_between_none_and_the_rank() -> None:
     for alpha in (1e-5, 1.0, 1e8):
         row = scored(rows, values, 250, alphas=[alpha])[0].to_arrow().to_pylist()[0]
         assert 0 <= row["dof"] <= row["rank"]
+
+
+def test_baselines_are_what_a_constant_scores(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    table = pf.probe(net, probe_set, layers=["hidden"]).to_pandas()
+    assert probe_set.fit_labels is not None
+    assert probe_set.heldout_labels is not None
+    frequent = probe_set.fit_labels.mode().values
+    share = float((probe_set.heldout_labels == frequent).double().mean())
+    known = {
+        "accuracy": share,
+        "fvu": 1.0,
+        "mse": float((probe_set.heldout_inputs - probe_set.fit_inputs.mean(0)).square().mean()),
+    }
+    for row in table[(table["split"] == "heldout") & (table["metric"] != "loss")].itertuples():
+        assert row.baseline == pytest.approx(known[row.metric], rel=1e-5)

@@ -116,7 +116,7 @@ def test_classes_that_no_fit_sample_has_are_told(language: Language) -> None:
 
 
 def test_ids_cannot_be_decoded_as_they_are(language: Language, samples: pf.ProbeSet) -> None:
-    with pytest.raises(DataError, match="leave this target out, and decode a phasefast.Function of ids"):
+    with pytest.raises(DataError, match=r"leave this target out, and decode a phasefast\.Function of ids"):
         pf.probe(language, samples, layers=["out"], targets=["input"])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ _MARKERS = 40  # on a curve, at most
 _BEYOND = 0.2  # inches by which the text beside an axis may be longer than it
 _CROSS: dict[str, Any] = {"markeredgewidth": 1.8}
 _HOLLOW: dict[str, Any] = {"markerfacecolor": "white", "markeredgewidth": 1.1}
+_BASELINE: dict[str, Any] = {"color": MUTED, "linewidth": 0.9, "linestyle": (0, (6, 3)), "zorder": 1}
 _FAILED: dict[str, Any] = {"color": INK, "linewidth": 0.9, "linestyle": (0, (1, 2.5)), "zorder": 1}
 
 
@@ -29,6 +30,7 @@ class Panel:
 
     Attributes:
         title: what stands beside the axis, with ``{}`` for the target.
+        baseline: accuracy of the most frequent class, if that is known.
     """
 
     curves: Sequence[Curve]
@@ -37,6 +39,7 @@ class Panel:
     height: float
     title: str
     target: str
+    baseline: float | None = None
 
 
 def draw_panel(
@@ -55,11 +58,14 @@ def draw_panel(
         axes.axvspan(start, end, color=PHASES[phase.kind][0], alpha=0.08, linewidth=0)
     for step in cell.stop_window or () if cell else ():
         axes.axvline(page.axis.at(step), color=STOP, linewidth=1.1, linestyle=(0, (4, 3)), zorder=1)
+    if panel.baseline is not None:
+        axes.axhline(panel.baseline, **_BASELINE)
     for step in failed:
         axes.axvline(page.axis.at(step), **_FAILED)
     for curve in panel.curves:
         _curve(page, axes, curve, panel.axis)
-    _legend(axes, panel.curves, bool(failed))
+    lines = {"most frequent class": _BASELINE} if panel.baseline is not None else {}
+    _legend(axes, panel.curves, lines | ({"not measured": _FAILED} if failed else {}))
     _names(page, axes, panel)
     ticks = page.axis.ticks(page.width)
     axes.set_xticks([page.axis.at(step) for step in ticks], [str(step) if last else "" for step in ticks])
@@ -68,16 +74,15 @@ def draw_panel(
         axes.set_xlabel("training step", fontsize=10.5, color=INK)
 
 
-def _legend(axes: Axes, curves: Sequence[Curve], failed: bool) -> None:
-    """What markers mean that are not those of a layer, and the lines of steps that failed."""
+def _legend(axes: Axes, curves: Sequence[Curve], lines: Mapping[str, dict[str, Any]]) -> None:
+    """What markers mean that are not those of a layer, and ``lines``, by name: how they are drawn."""
     kinds = {"estimate": ("o", _HOLLOW, "estimated"), "left out": ("x", _CROSS, "left_out")}
     there = {
         name: axes.plot([], [], color=INK, marker=marker, markersize=5.5, linestyle="none", **how)[0]
         for name, (marker, how, which) in kinds.items()
         if any((getattr(curve, which) & np.isfinite(curve.values)).any() for curve in curves)
     }
-    if failed:
-        there["not measured"] = axes.plot([], [], **_FAILED)[0]
+    there |= {name: axes.plot([], [], **how)[0] for name, how in lines.items()}
     if there:
         tight = {
             "frameon": False,

@@ -58,7 +58,9 @@ def plot_phases(
     panels = [_fvu_panel(curves_of(scores, fvu_name, "fvu", styles, report), fvu_name)] if fvu_name else []
     if accuracy_name:
         accuracy = curves_of(scores, accuracy_name, "accuracy", styles, report)
-        panels.append(_panel(accuracy, accuracy_axis(accuracy), _ACCURACY, "held-out accuracy, {}", accuracy_name))
+        baseline = scores.baseline(accuracy_name, "accuracy")
+        axis = accuracy_axis(accuracy, baseline)
+        panels.append(_panel(accuracy, axis, _ACCURACY, "held-out accuracy, {}", accuracy_name, baseline))
     rows = [Row(styles[layer], cells.get(layer)) for layer in scores.layers] if cells else []
     shown = sampled(rows)
     name = (styles[cell.layer].name if cell.layer in styles else cell.layer) if cell else ""
@@ -87,8 +89,10 @@ def _fvu_panel(curves: Sequence[Curve], target: str) -> Panel:
     return _panel(curves, axis, height, "{} variance not decodable (FVU)", target)
 
 
-def _panel(curves: Sequence[Curve], axis: ValueAxis, height: float, title: str, target: str) -> Panel:
-    return Panel(curves, end_labels(curves, int(height / LINE + 1e-6) + 1), axis, height, title, target)
+def _panel(
+    curves: Sequence[Curve], axis: ValueAxis, height: float, title: str, target: str, baseline: float | None = None
+) -> Panel:
+    return Panel(curves, end_labels(curves, int(height / LINE + 1e-6) + 1), axis, height, title, target, baseline)
 
 
 def _note(cell: CellPhases | None, name: str, rows: int, layers: int) -> str:

@@ -118,9 +118,10 @@ class ValueAxis:
         return np.log10(values) if self.log else values
 
 
-def accuracy_axis(curves: Sequence[Curve]) -> ValueAxis:
-    """From a little below the lowest accuracy to 1."""
-    low = max(0.0, min(float(curve.finite.min()) for curve in curves))
+def accuracy_axis(curves: Sequence[Curve], baseline: float | None = None) -> ValueAxis:
+    """From a little below the lowest accuracy, or ``baseline`` if that is lower, to 1."""
+    lowest = [float(curve.finite.min()) for curve in curves] + ([] if baseline is None else [baseline])
+    low = max(0.0, min(lowest))
     return _linear(low - 0.06 * (1.01 - low), 1.01)
 
 
