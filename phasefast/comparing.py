@@ -115,6 +115,7 @@ class Comparison:
                 "minimum_steps": {run: cell.minimum_step for run, cell in each.cells.items()},
                 "stop_windows": {run: cell.stop_window for run, cell in each.cells.items()},
                 "stop_window": each.stop_window,
+                "stop_open": each.window_is_open,
             }
             for each in self
         ]

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
+
 from rich.console import Console
+
+_LINE = 160  # letters, where no terminal has a width of its own
 
 
 class _Lasting(Console):
-    """For what accompanies work: where nobody reads any more, the work goes on in silence."""
+    """Where nobody reads any more, the work goes on in silence."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
+
+
+class _Results(_Lasting):
+    """So that ``report | head`` writes its files too."""
+
+    def on_broken_pipe(self) -> None:
+        super().on_broken_pipe()
+        with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:  # but streams without a file
+            os.dup2(nowhere.fileno(), self.file.fileno())  # for what is buffered still
 
 
 def of_work() -> Console:
@@ -18,5 +33,6 @@ def of_work() -> Console:
 
 
 def of_results() -> Console:
-    """Standard output."""
-    return Console(markup=False, highlight=False, emoji=False)
+    """Standard output; lines are long in a file or a pipe, unless COLUMNS says otherwise."""
+    wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _LINE
+    return _Results(width=wide, markup=False, highlight=False, emoji=False)

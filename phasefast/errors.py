@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class PhasefastError(Exception):
     """Base class of all errors raised by phasefast."""
@@ -44,7 +47,15 @@ class StoreError(PhasefastError, OSError):
 
 
 class SweepError(PhasefastError, RuntimeError):
-    """Some checkpoints of a sweep failed; the others are stored."""
+    """Some checkpoints of a sweep failed; the others are stored.
+
+    Attributes:
+        failed: why, by step, as ``read_failures`` has it.
+    """
+
+    def __init__(self, message: str, failed: Mapping[int, Any] | None = None) -> None:
+        super().__init__(message)
+        self.failed = dict(failed or {})
 
 
 class DependencyError(PhasefastError, ImportError):

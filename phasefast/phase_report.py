@@ -201,7 +201,8 @@ class PhaseReport:
     def to_json(self) -> str:
         """``{"cells": [...], "failed": [...]}`` as documented in docs/numbers.md."""
         failed = [{"step": step, **asdict(failure)} for step, failure in self.failed.items()]
-        return json.dumps({"cells": [asdict(cell) for cell in self.cells], "failed": failed}, indent=2)
+        cells = [asdict(cell) | {"stop_open": cell.window_is_open} for cell in self.cells]
+        return json.dumps({"cells": cells, "failed": failed}, indent=2)
 
     def write(self, path: str | Path) -> None:
         """Write ``to_json()`` to ``path``; StoreError where that cannot be."""

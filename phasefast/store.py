@@ -134,24 +134,27 @@ def _failure_file(directory: str | Path, step: int) -> Path:
     return store_folder(directory) / _FAILED.format(f"{step:012d}")
 
 
-def check_origin(directory: str | Path, origin: str) -> None:
+def check_origin(directory: str | Path, origin: str, confirmed: bool) -> None:
     """Warn where the scores that are there are of checkpoints elsewhere, which may be another training's.
 
     Args:
         origin: folder or repository that all checkpoints are in; kept beside the first scores.
+        confirmed: whether some of these checkpoints are measured already, so that they are the same training's.
 
     Raises:
         StoreError: it cannot be written.
     """
     file = store_folder(directory) / _ORIGIN
     try:
-        known = str(json.loads(file.read_text(encoding="utf-8")))
+        known: str | None = str(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
-        if not list_shards(directory):
-            with writing(file, "where checkpoints are to", parents=True) as partial:
-                partial.write_text(json.dumps(origin), encoding="utf-8")
+        known = None
+    if known is not None and (Path(known).is_relative_to(origin) or Path(origin).is_relative_to(known)):
         return
-    if not (Path(known).is_relative_to(origin) or Path(origin).is_relative_to(known)):
+    if confirmed or not list_shards(directory):
+        with writing(file, "where checkpoints are to", parents=True) as partial:
+            partial.write_text(json.dumps(origin), encoding="utf-8")
+    elif known is not None:
         warn(
             f"{directory}: holds scores of checkpoints in {known}, these are in {origin}: if that is another training, "
             "give another out= (--out)"

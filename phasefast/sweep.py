@@ -61,8 +61,8 @@ def sweep(
         The scores of all given checkpoints, or of the shard's; those of earlier calls included.
 
     Raises:
-        SweepError: some checkpoints failed; names them, after all others were measured and stored, or not tried, as the
-            first ones and the last one cannot be used for the same reason.
+        SweepError: some checkpoints failed; names them, and has them in ``failed``, after all others were measured and
+            stored, or not tried, as the first ones and the last one cannot be used for the same reason.
         ArgumentError, DataError, LayerError, MemoryBudgetError, DependencyError: at the first checkpoint, where all
             would fail.
         StoreError: ``out`` cannot be written, or holds scores of another configuration or of other weights.
@@ -78,13 +78,14 @@ def sweep(
     failures = sweeper.measure(ordered)
     scores = sweeper.scores(ordered.keys())
     if failures:
-        lines = "\n".join(f"  {line}" for line in listed(in_words(failures, ordered)))
+        failed = in_words(failures, ordered)
+        lines = "\n".join(f"  {line}" for line in listed(failed))
         stored = set(scores.steps) - failures.keys()
         kept = f"the other {len(stored)} are stored in {out}" if stored else "none was measured"
         passing = [step for step, error in failures.items() if isinstance(error, (*PASSING, RuntimeError, MemoryError))]
         those = f" step{'s' * (len(passing) > 1)} {named(passing)}" if len(passing) < len(failures) else ""
         retry = f"; sweep again to retry{those}" if passing else ""
-        raise SweepError(f"{len(failures)} of {len(ordered)} checkpoints failed, {kept}{retry}:\n{lines}")
+        raise SweepError(f"{len(failures)} of {len(ordered)} checkpoints failed, {kept}{retry}:\n{lines}", failed)
     return scores
 
 
@@ -128,16 +129,16 @@ class Sweeper:
         Raises:
             As :func:`sweep` does, but SweepError.
         """
-        if not self._measured and (origin := _origin(ordered.values())) is not None:
-            check_origin(self._out, origin)
-        failures = dict[int, Exception]()
+        failures, confirmed = dict[int, Exception](), False
         todo = {step: source for step, source in ordered.items() if step not in self._done}
         with restored(self._engine):
             for step in ordered.keys() - todo.keys():
                 try:
-                    _check_same(self._done[step], ordered[step], self._engine, self._reader)
+                    confirmed |= _is_same(self._done[step], ordered[step], self._engine, self._reader)
                 except CheckpointError as error:
                     failures[step] = error
+            if not self._measured and (origin := _origin(ordered.values())) is not None:
+                check_origin(self._out, origin, confirmed)
             begun = bool(self._done)
             new = measure_each(self._engine, todo, self._reader, "sweeping", self._measure, begun, all_of_them)
         keep_failures(self._out, in_words(new, todo))
@@ -179,21 +180,22 @@ def _origin(sources: Iterable[Source]) -> str | None:
     return places.pop() if len(places) == 1 else None
 
 
-def _check_same(stored: Scores, source: Source, engine: Engine, reader: Reader) -> None:
+def _is_same(stored: Scores, source: Source, engine: Engine, reader: Reader) -> bool:
     """Stored scores must be of this checkpoint: compare files without loading them, else the weights once loaded.
 
-    What a function reads is loaded: it may be another function than before.
+    False where it is not there any more. What a function reads is loaded: it may be another function than before.
     """
     if not reader.is_there(source):
-        return  # measured, and deleted since to save space
+        return False  # measured, and deleted since to save space
     same_function = reader.load is None or isinstance(source, Revision)  # all of these would be downloaded again
     if same_function and stored.values_of("source_hash") == [reader.fingerprint(source)]:
-        return
+        return True
     try:
         state = reader.read(source)
     except CheckpointError as error:
         if reader.lacks_part(source, error):
-            return  # likewise, but for the rest of a folder
+            return False  # likewise, but for the rest of a folder
         raise
     load_into(engine.model, state, name_of(stored.steps[0], source), engine.recomputed)
     check_weights(stored, state_hash(engine.model.state_dict()))
+    return True

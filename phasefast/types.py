@@ -131,7 +131,7 @@ class TargetMatrix:
 
     @cached_property
     def baselines(self) -> dict[tuple[str, str, str], float]:
-        """What the best constant prediction scores, by target, split and metric: fit mean, or most frequent fit class."""
+        """What the best constant scores, by target, split and metric: the fit mean, or the most frequent fit class."""
         found = {}
         for index, block in enumerate(self.blocks):
             frequent = (

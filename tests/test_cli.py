@@ -59,6 +59,7 @@ def test_demo_of_eight_steps(tmp_path: Path) -> None:
         "minimum_ci",
         "stop_window",
         "evidence",
+        "stop_open",
     }
     assert (out / "phases.png").stat().st_size > 10_000
 

@@ -92,6 +92,7 @@ def test_json_has_each_run_and_all() -> None:
                 "minimum_steps": {"one": 64, "two": 32},
                 "stop_windows": {"one": [16, 64], "two": [32, 128]},
                 "stop_window": [32, 64],
+                "stop_open": False,
             }
         ],
     }

@@ -44,8 +44,9 @@ def states(net: nn.Module) -> dict[int, dict[str, Tensor]]:
 def swept(net: nn.Module, probe_set: pf.ProbeSet, states: States, tmp_path: Path) -> Path:
     """A sweep that lacks step 2, of weights that are not finite, and step 8, of another model."""
     broken = {**states, 2: {name: value * float("nan") for name, value in states[2].items()}, 8: {"w": torch.ones(1)}}
-    with pytest.raises(SweepError, match="2 of 5 checkpoints failed"):
+    with pytest.raises(SweepError, match="2 of 5 checkpoints failed") as caught:
         pf.sweep(net, broken, probe_set, out=tmp_path / "run", layers=["hidden", "head"])
+    assert caught.value.failed == read_failures(tmp_path / "run")
     return tmp_path / "run"
 
 

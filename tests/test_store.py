@@ -106,6 +106,10 @@ def test_checkpoints_of_another_folder_are_told(
     pf.sweep(net, str(tmp_path / "a/*/model.pt"), probe_set, **options)
     pf.sweep(net, [tmp_path / "a/step_2/model.pt"], probe_set, **options)
     pf.sweep(net, {9: state}, probe_set, **options)
+    (tmp_path / "a").rename(tmp_path / "c")  # some of which are measured already: the same training
+    pf.sweep(net, str(tmp_path / "c"), probe_set, **options)
+    (tmp_path / "c").rename(tmp_path / "a")
+    pf.sweep(net, str(tmp_path / "a"), probe_set, **options)
     assert not [each for each in recwarn if "another training" in str(each.message)]
     with pytest.warns(RuntimeWarning, match=rf"scores of checkpoints in {tmp_path}/a, these are in {tmp_path}/b"):
         pf.sweep(net, str(tmp_path / "b"), probe_set, **options)

@@ -20,7 +20,7 @@ from phasefast.console import of_work
 from phasefast.errors import ArgumentError
 from phasefast.report import plot_phases, plot_reconstructions
 from tests.conftest import SmallNet, images
-from tests.report.synthetic import log2_steps, make_scores
+from tests.report.synthetic import log2_steps, make_scores, write_run
 
 ROOT = Path(__file__).parents[1]
 OPTIONS: list[dict] = [
@@ -82,6 +82,24 @@ def test_progress_that_nobody_reads_any_more_does_not_stop_the_work() -> None:
     console.on_broken_pipe()
     console.print("in silence")
     assert console.quiet
+
+
+def test_a_report_that_nobody_reads_to_its_end_writes_its_files(tmp_path: Path) -> None:
+    layers = [f"a_layer_of_a_long_name.{i}" for i in range(40)]
+    run = write_run(tmp_path / "run", make_scores(layers, log2_steps(9), accuracy=False))
+    command = f"{sys.executable} -m phasefast report {run} | head -3; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {"phases.json", "phases.png"} <= {path.name for path in run.iterdir()}
+
+
+def test_lines_are_long_where_there_is_no_terminal(tmp_path: Path) -> None:
+    layers = ["encoder.layer.0.c1", "encoder.layer.1.c1"]
+    run = write_run(tmp_path / "run", make_scores(layers, [100_000 * step for step in log2_steps(9)]))
+    given = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
+    command = [sys.executable, "-m", "phasefast", "phases", str(run)]
+    done = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, check=True)
+    assert all(done.stdout.count(layer) >= 2 for layer in layers)
 
 
 def test_pictures_do_not_depend_on_the_settings_of_matplotlib(

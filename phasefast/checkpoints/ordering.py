@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..errors import CheckpointError
+from ..failures import named
 from ..notices import shown, warn
 from .entries import NEEDED, find_entry, why_none
 from .hub import Revision, as_revision, revisions
@@ -158,14 +159,17 @@ def _is_one(folder: Path, entry: Path, inside: Sequence[Path]) -> bool:
 
 
 def _by_step(pairs: Sequence[tuple[int, _Some]]) -> dict[int, _Some]:
-    ordered: dict[int, _Some] = {}
+    ordered: dict[int, list[_Some]] = {}
     for step, source in sorted(pairs, key=lambda pair: pair[0]):
-        if step in ordered:
-            raise CheckpointError(
-                f"step {step}: given twice, as {ordered[step]} and {source}; give {{step: path}} or a glob"
-            )
-        ordered[step] = source
-    return ordered
+        ordered.setdefault(step, []).append(source)
+    if twice := [step for step, sources in ordered.items() if len(sources) > 1]:
+        first, second, *_ = ordered[twice[0]]
+        others = f", likewise {named(twice[1:])}" if len(twice) > 1 else ""
+        raise CheckpointError(
+            f"step {twice[0]}: given twice, as {first} and {second}{others}; give {{step: path}}, or a glob that "
+            "matches one of them, such as '*.pt'"
+        )
+    return {step: source for step, (source,) in ordered.items()}
 
 
 def _without_steps(folder: Path) -> list[Path]:

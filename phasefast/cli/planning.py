@@ -42,7 +42,7 @@ from .names import load_model, load_probe_set
 def layers(
     model: Model,
     pattern: Annotated[
-        list[str] | None, typer.Option("--pattern", help="Glob of names; may be given more than once.")
+        list[str] | None, typer.Option("--layer", "--pattern", help="Glob of names; may be given more than once.")
     ] = None,
 ) -> None:
     """List the modules of a model; * marks those that are probed by default, or match."""

@@ -345,8 +345,8 @@ def test_what_is_no_folder_is_named(tmp_path: Path, name: str, words: str) -> No
 
 @pytest.mark.parametrize("ordering", [order_checkpoints, find_checkpoints])
 def test_a_step_as_a_file_and_as_a_folder_is_refused(tmp_path: Path, ordering: Callable[[Path], object]) -> None:
-    touch(tmp_path, "step_1.pt", "step_1/model.safetensors")
-    with pytest.raises(CheckpointError, match="step 1: given twice"):
+    touch(tmp_path, "step_1.pt", "step_1/model.safetensors", "step_2.pt", "step_3.pt", "step_3/model.safetensors")
+    with pytest.raises(CheckpointError, match=r"step 1: given twice, as .*, likewise 3; give"):
         ordering(tmp_path)
 
 

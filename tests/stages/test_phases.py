@@ -297,7 +297,17 @@ def test_written_form(scores: Scores) -> None:
     assert list(written) == ["cells", "failed"]
     for cell in written["cells"]:
         assert list(cell) == [
-            *("layer", "target", "metric", "phases", "minimum_step", "minimum_ci", "stop_window", "evidence")
+            *(
+                "layer",
+                "target",
+                "metric",
+                "phases",
+                "minimum_step",
+                "minimum_ci",
+                "stop_window",
+                "evidence",
+                "stop_open",
+            )
         ]
         for phase in cell["phases"]:
             assert list(phase) == ["kind", "start_step", "end_step", "change", "ci"]
