@@ -59,6 +59,9 @@ class Engine:
     Args:
         out: directory whose ``cache/`` keeps what takes long to make of the targets; None keeps nothing.
 
+    Attributes:
+        lost: layers that the last measurement left out, and why.
+
     Raises:
         ArgumentError, DataError, LayerError: options, targets or layers that cannot be used, before any work is done.
     """
@@ -114,6 +117,7 @@ class Engine:
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # of sparse ones too
         self._keep = self.device if size <= _KEPT_SHARE * budget else torch.device("cpu")
         self._told: set[str] = set()  # what was warned of
+        self.lost: dict[str, PhasefastError] = {}
         self._workspace = Workspace(_FREE_SHARE * budget)
         self._measured = False
 
@@ -142,6 +146,7 @@ class Engine:
                     if index == 0 and self.label is not None:
                         scores += self._model_scores(outputs, self.label)
                     scores += score_cells(cells, self.targets, self.method)
+                self._settle(any(score.fit is not None for score in scores))
         if dead := {score.layer for score in scores if score.fit is not None and score.fit.rank == 0}:
             self._tell(
                 f"layers {shown(dead)}: nothing is decoded at step {step}, as their activations are the same for all "
@@ -157,7 +162,9 @@ class Engine:
     def activations(self) -> list[Activations]:
         """The rows that ``measure`` decodes, of all layers at once; for other decoders than the package's."""
         with self._prepared() as groups:
-            return [cell for group in groups for cell in self._capture(group)[0]]
+            found = [cell for group in groups for cell in self._capture(group)[0]]
+            self._settle(bool(found))
+        return found
 
     def reconstruct(self, rows: Sequence[int], keep: bool = True) -> dict[str, tuple[Tensor, float]]:
         """Some held-out inputs [s, ...] as the decoders of ``measure`` give them back, on the CPU, and the FVU of all.
@@ -175,7 +182,16 @@ class Engine:
                     scores = evaluate(cell, decoder, self.targets, fit_scores=False)
                     fvu = next(score.value for score in scores if score.metric == "fvu")
                     found[cell.layer.name] = flat.float().cpu().unflatten(1, self._fit_inputs.shape[1:]), fvu
+            self._settle(bool(found))
         return found
+
+    def _settle(self, found: bool) -> None:
+        """Raise why layers were lost where nothing was ``found`` but them, else tell."""
+        if self.lost and not found:
+            raise next(iter(self.lost.values()))
+        if self.lost:
+            text = "; ".join(map(str, self.lost.values()))
+            self._tell(f"layers: left out {len(self.lost)}: {text}", about=f"lost {sorted(self.lost)}")
 
     @cached_property
     def _input_mean(self) -> Tensor:
@@ -192,7 +208,7 @@ class Engine:
                     "evaluation mode in a model in training: if they are frozen, give batchnorm='running'"
                 )
             with preserved(self.model, self.device, self._keep if keep else None) as changed:
-                self._layers = self._layers or self._discovered()
+                self._layers, self.lost = self._layers or self._discovered(), {}
                 fix_random_state(self.device)
                 fit_bounds = chunk_bounds(0, self.probe_set.n_fit, self.batch_size)
                 batches = model_inputs(self._fit_inputs, fit_bounds, self.model, self.device)
@@ -234,10 +250,9 @@ class Engine:
         arguments = (self._fit_inputs, self._heldout_inputs, self.targets.folds, self._forward_batch)
         fix_random_state(self.device)
         with several_rows(self.batchnorm):
-            cells, fit_outputs, heldout_outputs = capture(
-                self.model, group, *arguments, self.rows, self.device, self._given
-            )
-        return cells, {"fit": fit_outputs, "heldout": heldout_outputs}
+            cells, lost, outputs = capture(self.model, group, *arguments, self.rows, self.device, self._given)
+        self.lost |= lost
+        return cells, dict(zip(("fit", "heldout"), outputs, strict=True))
 
     def _model_scores(self, outputs: dict[str, Tensor | None], label: str) -> list[Score]:
         width = next(block.stop - block.start for block in self.targets.blocks if block.name == label)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .errors import StoreError
+from .errors import NonFiniteError, StoreError
 from .failures import Failure
 from .files import writing
 from .notices import warn
@@ -114,8 +114,14 @@ def keep_failures(directory: str | Path, failures: Mapping[int, Failure]) -> Non
         warn(str(error))
 
 
+def keep_lost(directory: str | Path, step: int, lost: Mapping[str, Exception]) -> None:
+    """Write which layers of a step are not finite, whose others are stored."""
+    if texts := [str(error) for error in lost.values() if isinstance(error, NonFiniteError)]:
+        keep_failures(directory, {step: Failure(f"step {step}", "; ".join(texts))})
+
+
 def read_failures(directory: str | Path) -> dict[int, Failure]:
-    """The checkpoints of a run directory that could not be measured, by step.
+    """The checkpoints of a run directory that could not be measured, or some of whose layers could not, by step.
 
     Raises:
         StoreError: such a file cannot be read.

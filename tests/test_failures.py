@@ -99,6 +99,22 @@ def test_a_training_keeps_them_too(net: nn.Module, probe_set: pf.ProbeSet, tmp_p
     assert list(read_failures(tmp_path)) == [1]
 
 
+def test_layers_that_are_finite_are_measured_and_the_others_told(
+    net: nn.Module, probe_set: pf.ProbeSet, states: States, tmp_path: Path
+) -> None:
+    broken = {step: dict(state) for step, state in states.items()}
+    broken[4]["head.weight"] = broken[4]["head.weight"] * float("inf")
+    with pytest.warns(RuntimeWarning, match="layers: left out 1: layer 'head': NaN or Inf"):
+        scores = pf.sweep(net, broken, probe_set, out=tmp_path, layers=["hidden", "head"])
+    assert scores.filter(layer="hidden").steps == list(STEPS)
+    assert scores.filter(layer="head").steps == [0, 1, 2, 8]
+    assert read_failures(tmp_path)[4].error.startswith("layer 'head': NaN or Inf")
+    pf.sweep(net, broken, probe_set, out=tmp_path, layers=["hidden", "head"])  # nothing left to measure
+    assert list(read_failures(tmp_path)) == [4]
+    _, report = read_phases(tmp_path)
+    assert len(report.cell("head").evidence["steps"]) == 4
+
+
 def test_a_disk_that_is_full_hides_no_failure(tmp_path: Path) -> None:
     (tmp_path / "scores").write_text("a file where a folder should be")
     with pytest.warns(RuntimeWarning, match="cannot write what failed"):

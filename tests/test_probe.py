@@ -252,7 +252,10 @@ def test_activations_that_are_not_finite_name_the_layer(net: SmallNet, probe_set
     with torch.no_grad():
         net.hidden.weight[3] = torch.inf
     with pytest.raises(NonFiniteError, match=r"'hidden'.*features"):
-        pf.probe(net, probe_set, layers=["conv", "hidden"])
+        pf.probe(net, probe_set, layers=["hidden"])
+    with pytest.warns(RuntimeWarning, match="layers: left out 1: layer 'hidden': NaN or Inf in 1 of 20 features"):
+        scores = pf.probe(net, probe_set, layers=["conv", "hidden"])
+    assert scores.layers == ["conv"]
 
 
 def test_outputs_that_are_no_rows_name_the_layer(probe_set: pf.ProbeSet) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..dense import empty
-from ..errors import ArgumentError, LayerError, NonFiniteError
+from ..errors import ArgumentError, LayerError, NonFiniteError, PhasefastError
 from ..notices import shown, warn
 from ..sequences import TOKEN_MODES, as_one, positions_last, real_tokens
 from ..timeline import stage
@@ -155,20 +155,20 @@ def capture(
     options: RowOptions,
     device: torch.device,
     given: Collection[str] = (),
-) -> tuple[list[Activations], Tensor | None, Tensor | None]:
-    """Activations of all layers in one pass over the fit and one over the held-out inputs.
+) -> tuple[list[Activations], dict[str, PhasefastError], tuple[Tensor | None, Tensor | None]]:
+    """Activations of layers in one pass over the fit and one over the held-out inputs.
 
     Args:
         fit_inputs: [n, ...]. heldout_inputs: [m, ...]. folds: k + 1 row offsets, whose sums are kept apart.
-        given: modules that the user named; others that are not called on every batch are left out, with a warning.
+        given: modules that the user named.
 
     Returns:
-        Activations per layer, and the model's outputs [n, c] and [m, c] where they are one float tensor of that shape,
-        or of [n, t, c] those of the token that stands for all.
+        Activations of each layer but those that have none, as they hold NaN or Inf, or as the model does not call them
+        on every batch; why, by name of these; and the model's outputs [n, c] and [m, c] where they are one float tensor
+        of that shape, or of [n, t, c] those of the token that stands for all.
 
     Raises:
-        NonFiniteError: NaN or Inf in a layer's activations.
-        LayerError: a given layer, or each of them, fires less often than it did at first.
+        LayerError: a given layer fires less often than it did at first.
     """
     fit_bounds, heldout_bounds = (chunk_bounds(0, len(inputs), batch_size) for inputs in (fit_inputs, heldout_inputs))
     spools = {
@@ -191,20 +191,19 @@ def capture(
                 reset()
                 if (logits := _logits(model, model(batch), stop - start, options, real)) is not None:
                     outputs[split].append(logits)
-    scarce = [place for place, spool in spools.items() if not spool.is_full]
-    if wrong := scarce if len(scarce) == len(spools) else [place for place in scarce if place[0] in given]:
-        raise LayerError(spools[wrong[0]].lack)
-    if scarce:
-        warn("layers: left out " + "; ".join(spools.pop(place).lack for place in scarce))
-    totals = torch.stack([spool.total(split) for split in outputs for spool in spools.values()])
-    spools_of = itertools.product(outputs, spools.values())
-    for (split, spool), finite in zip(spools_of, totals.isfinite().tolist(), strict=True):
-        spool.check(split, finite)
+    finite = torch.stack([spool.totals for spool in spools.values()]).isfinite().tolist()
+    problems = {}
+    for (module, _), spool, known in zip(spools, spools.values(), finite, strict=True):
+        if (problem := spool.problem(dict(zip(outputs, known, strict=True)))) is not None:
+            if module in given and isinstance(problem, LayerError):
+                raise problem
+            problems[spool.layer.name] = problem
     sizes = [len(fit_inputs), len(heldout_inputs)]
     whole = [sum(map(len, parts)) for parts in outputs.values()] == sizes
     whole &= len({part.shape[1] for parts in outputs.values() for part in parts}) == 1  # [b, b] is none of classes
     own = [torch.cat(parts) if whole else None for parts in outputs.values()]
-    return [spool.finish() for spool in spools.values()], own[0], own[1]
+    cells = [spool.finish() for spool in spools.values() if spool.layer.name not in problems]
+    return cells, problems, (own[0], own[1])
 
 
 class _Spool:
@@ -249,31 +248,26 @@ class _Spool:
             ops.capture([x[part]], [self.shift], [pool], [rows[part]], [total], [self._squares])
         self.written[split] += stop - start
 
-    def total(self, split: str) -> Tensor:
-        """NaN or Inf where one of a split's rows holds such."""
-        return (self.sums if split == "fit" else self.heldout_sum).sum()
-
     @property
-    def is_full(self) -> bool:
-        return all(self.written[split] == len(rows) for split, rows in self.rows.items())
+    def totals(self) -> Tensor:
+        """[2], NaN or Inf where one of the fit rows, and where one of the held-out rows, holds such."""
+        return torch.stack([self.sums.sum(), self.heldout_sum.sum()])
 
-    @property
-    def lack(self) -> str:
-        """Which rows are missing, in words."""
-        split, rows = next((split, rows) for split, rows in self.rows.items() if self.written[split] != len(rows))
-        return (
-            f"layer {self.layer.name!r}: its hook fired for {self.written[split]} of {len(rows)} {split} rows; "
-            "the model does not call it on every batch"
-        )
-
-    def check(self, split: str, finite: bool) -> None:
-        rows = self.rows[split]
-        if not finite:
-            bad = int((~torch.isfinite(rows)).any(0).sum())
-            raise NonFiniteError(
-                f"layer {self.layer.name!r}: NaN or Inf in {bad} of {self.layer.dim} features on the {split} rows; "
-                "the weights have diverged or overflow in their dtype"
-            )
+    def problem(self, finite: Mapping[str, bool]) -> PhasefastError | None:
+        """Why the rows cannot be used; None where they can. Args: finite: by split, whether its rows are."""
+        for split, rows in self.rows.items():
+            if self.written[split] != len(rows):
+                return LayerError(
+                    f"layer {self.layer.name!r}: its hook fired for {self.written[split]} of {len(rows)} {split} rows; "
+                    "the model does not call it on every batch"
+                )
+            if not finite[split]:
+                bad = int((~torch.isfinite(rows)).any(0).sum())
+                return NonFiniteError(
+                    f"layer {self.layer.name!r}: NaN or Inf in {bad} of {self.layer.dim} features on the {split} rows; "
+                    "the weights have diverged or overflow in their dtype"
+                )
+        return None
 
     def finish(self) -> Activations:
         assert self.shift is not None
