@@ -236,8 +236,7 @@ class Curve:
         if "decrease" not in kinds:
             return None
         # Read from the valley fit, so that one odd step does not close it.
-        margin = self.rules.window * abs(self.change(spans[kinds.index("decrease")])[0])
-        near = np.flatnonzero(self.fit <= self.fit.min() + margin)
+        near = np.flatnonzero(self.fit <= self.fit.min() + self._margin(spans[kinds.index("decrease")]))
         return int(near[0]), int(near[-1]) if "increase" in kinds else len(self.fit) - 1
 
     def doubt(self, spans: Sequence[Span]) -> str | None:
@@ -245,12 +244,17 @@ class Curve:
         kinds = [span.kind for span in spans]
         if "decrease" not in kinds or "increase" in kinds:
             return None
-        margin, rise = self.rules.window * abs(self.change(spans[kinds.index("decrease")])[0]), self._ascent()
-        if self._size(rise) <= margin:
+        rise = self._ascent()
+        if self._size(rise) <= self._margin(spans[kinds.index("decrease")]):
             return None
         risen, asked = _apart(self._size(rise), self._asked(rise))
         why = self._failing(rise) if self._size(rise) >= self._asked(rise) else f"{asked} would be certain"
-        return f"open, though it ends {risen} above its minimum, more than a quarter of the decrease: {why}"
+        share = f"{self.rules.window:g} of the decrease"
+        return f"open, though it ends {risen} above its minimum, more than {share}: {why}"
+
+    def _margin(self, fall: Span) -> float:
+        """How far above the minimum the stop window's losses are at most."""
+        return self.rules.window * abs(self._amount(fall))
 
     def evidence(self) -> dict[str, Any]:
         """What the decision rests on, ready for JSON."""

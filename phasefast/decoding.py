@@ -21,6 +21,7 @@ from .timeline import stage
 from .types import Activations, Decoder, Statistics, TargetMatrix
 
 ERROR_TOLERANCE = 1e-5  # relative, of the squared errors: above it, float32 is not enough
+_RANGE = 1e-24, 1e30  # of the mean diagonal of a Gram matrix that float32 holds: single entries may be far from it
 Precision = Literal["exact", "fast", "double"]
 Splits = Literal["both", "heldout"]
 PenaltyPer = Literal["target", "column"]
@@ -63,6 +64,7 @@ class Method:
             selection=self.selection if selects else None,
             penalties=len(self.penalties.alphas),
             zero=self.penalties.zero,
+            weak=self.penalties.weak,
             fit_scores=self.splits == "both",
             stride=self.penalties.stride,
             chosen=choices if sizes.per_column else min(targets, choices),
@@ -83,9 +85,9 @@ def decode(cells: list[Activations], targets: TargetMatrix, method: Method) -> I
         cells: emptied, so that rows that are not needed any more make room.
     """
     wide = method.precision == "double" or any(cell.fit.dtype == torch.float64 for cell in cells)
-    dtype = torch.float64 if wide else torch.float32
-    work = [_Work(cells.pop(0), targets, method, dtype) for _ in range(len(cells))]
-    _accumulate(work, targets, dtype)
+    work = [_Work(cells.pop(0), targets, method, wide) for _ in range(len(cells))]
+    for dtype in {own.dtype for own in work}:
+        _accumulate([own for own in work if own.dtype == dtype], targets, dtype)
     while work:  # nothing is kept longer than it is needed: a Gram matrix can be as large as all rows
         yield from work.pop(0).decoders()
 
@@ -93,8 +95,9 @@ def decode(cells: list[Activations], targets: TargetMatrix, method: Method) -> I
 class _Work:
     """A cell on its route."""
 
-    def __init__(self, cell: Activations, targets: TargetMatrix, method: Method, dtype: torch.dtype) -> None:
-        self.targets, self.method, self.dtype = targets, method, dtype
+    def __init__(self, cell: Activations, targets: TargetMatrix, method: Method, wide: bool) -> None:
+        self.targets, self.method = targets, method
+        self.dtype = torch.float64 if wide or _is_out_of_range(cell) else torch.float32
         self.cost = method.cost(cell, targets)
         # A GPU makes all penalties of most cells at once, and starts in the middle with the others.
         sample = self.cost.sample > 0 and not cell.fit.is_cuda
@@ -157,6 +160,12 @@ class _Work:
         if self.cost.target_free:
             return list(solve_target_free(*arguments))
         return [(self.cell, solve(*arguments, self.cost.eigen))]
+
+
+def _is_out_of_range(cell: Activations) -> bool:
+    """Whether squares of the rows are so small or large that float32 does not hold their sums and what they tell."""
+    mean = math.nan if cell.mean_square is None else cell.mean_square * len(cell.fit)
+    return (mean < _RANGE[0] or mean > _RANGE[1]) and bool(cell.fit.any())
 
 
 def _accumulate(work: Sequence[_Work], targets: TargetMatrix, dtype: torch.dtype, again: bool = True) -> None:

@@ -138,8 +138,8 @@ class Engine:
             with self._workspace, self._prepared(keep) as groups:
                 if changed := self._functions.changed():
                     self._tell(
-                        f"targets {shown(changed)}: their functions give other values than when the targets were made, "
-                        "once for all steps: do they read the model's weights, or random numbers?"
+                        f"targets {shown(changed)}: their functions give other values than before, but are called once "
+                        "for all steps: do they read the model's weights, or random numbers?"
                     )
                 for index, group in enumerate(groups):
                     cells, outputs = self._capture(group)

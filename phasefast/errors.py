@@ -42,6 +42,10 @@ class UnreadableError(CheckpointError):
     """A checkpoint is missing, damaged or still being written, so that it may be readable another time."""
 
 
+class UntriedError(CheckpointError):
+    """A checkpoint was not tried, as others show that it could not be used either."""
+
+
 class StoreError(PhasefastError, OSError):
     """Scores or a probe set cannot be written, or scores cannot be read or belong to another configuration."""
 
@@ -50,7 +54,7 @@ class SweepError(PhasefastError, RuntimeError):
     """Some checkpoints of a sweep failed; the others are stored.
 
     Attributes:
-        failed: why, by step, as ``read_failures`` has it.
+        failed: why, by step; stored ones that are of other weights now are among them.
     """
 
     def __init__(self, message: str, failed: Mapping[int, Any] | None = None) -> None:

@@ -11,7 +11,7 @@ from .checkpoints import Reader, load_into, read_ahead
 from .checkpoints.ahead import Read
 from .checkpoints.sources import Source
 from .engine import Engine
-from .errors import PASSING, CheckpointError, PhasefastError, StoreError, may_pass, with_notes
+from .errors import PASSING, CheckpointError, PhasefastError, StoreError, UntriedError, may_pass, with_notes
 from .failures import Failure, alike
 from .progress import progress
 from .stages.preserve import on_device
@@ -36,19 +36,21 @@ def measure_each(
     reader: Reader,
     what: str,
     measure: Callable[[int, str | None], None],
+    failures: dict[int, Exception],
     begun: bool = False,
     all_of_them: bool = False,
-) -> dict[int, Exception]:
-    """Load each checkpoint, read while the one before is measured, and call ``measure``; what failed, by step.
+) -> None:
+    """Load each checkpoint, read while the one before is measured, and call ``measure``.
 
     Args:
         what: is done, for the progress. measure: gets the step, and the fingerprint of its files, None for a mapping.
+        failures: gets what failed, by step, as soon as it does.
         begun: whether another checkpoint was measured already. all_of_them: try each, however many fail.
 
     Raises:
         StoreError: any. What would fail at all checkpoints, or is the model's own error, before the first is measured.
     """
-    failures, spare = dict[int, Exception](), engine.recomputed
+    spare = engine.recomputed
 
     def attempt(step: int, read: Callable[[], Read]) -> str:
         nonlocal begun
@@ -85,10 +87,11 @@ def measure_each(
             last = max(todo)
             attempt_all({last: todo[last]}, _ENOUGH + 1)
             if not begun and _none_fits(failures, sources):
-                untried = CheckpointError(f"not tried, as the first {_ENOUGH} and the last one failed alike")
-                return failures | dict.fromkeys(todo, untried)
+                failures |= dict.fromkeys(
+                    todo, UntriedError(f"not tried, as the first {_ENOUGH} and the last one failed alike")
+                )
+                return
             attempt_all(todo.copy(), len(sources))
-    return failures
 
 
 def _none_fits(failures: Mapping[int, Exception], sources: Mapping[int, Source]) -> bool:

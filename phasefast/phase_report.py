@@ -87,7 +87,7 @@ class CellPhases:
             row |= zip((f"{kind}_start", f"{kind}_end", f"{kind}_change"), values, strict=True)
         start, end = self.stop_window or (math.nan, math.nan)
         row |= {"minimum": self.minimum_step, "stop_start": start, "stop_end": end, "stop_open": self.window_is_open}
-        return row | {"left_out": list(self.left_out), "why": self.why}
+        return row | {"left_out": list(self.left_out), "why": self.why, "doubt": self.doubt}
 
     def __repr__(self) -> str:
         return f"CellPhases({self.layer!r}, {self.target!r}: {self.phases_text()}; stop window {self.window_text})"

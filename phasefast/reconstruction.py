@@ -138,8 +138,9 @@ def _of_each(
     def measure(step: int, _: str | None) -> None:
         by_step[step] = engine.reconstruct(rows, keep=not by_step)
 
+    failures: dict[int, Exception] = {}
     with restored(engine):
-        failures = measure_each(engine, ordered, reader, "reconstructing", measure)
+        measure_each(engine, ordered, reader, "reconstructing", measure, failures)
     for step, failure in sorted(failures.items()):
         if not by_step:  # all have the same reason, such as another model
             raise failure

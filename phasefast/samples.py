@@ -101,16 +101,12 @@ def as_numbers(what: str, given: Any) -> Tensor:
                 [each if isinstance(each, Tensor) else torch.as_tensor(each, device="cpu") for each in given]
             )
         else:
-            array = given if isinstance(given, Tensor) else np.asarray(given)
-            if isinstance(array, np.ndarray) and array.dtype.kind in "US":
-                raise DataError(
-                    f"{what}: expected numbers, got text; numpy.unique(text, return_inverse=True) numbers it"
-                )
-            numbers = array if isinstance(array, Tensor) else _from_numpy(array)
-    except DataError:
-        raise
+            numbers = given if isinstance(given, Tensor) else _from_numpy(np.asarray(given))
     except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"{what}: expected numbers, as many for every sample, got {_odd(given)}; {error}") from error
+        got = f"as many for every sample, got {_odd(given)}; {error}"
+        if "numpy.str_" in str(error):
+            got = "got text; numpy.unique(text, return_inverse=True) numbers it"
+        raise DataError(f"{what}: expected numbers, {got}") from error
     if numbers.is_complex() or numbers.layout != torch.strided:
         raise DataError(f"{what}: expected real numbers in a dense tensor, got {numbers.dtype}, {numbers.layout}")
     if numbers.dtype == torch.uint64 and bool((numbers.view(torch.int64) < 0).any()):

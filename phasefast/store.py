@@ -117,7 +117,7 @@ def keep_failures(directory: str | Path, failures: Mapping[int, Failure]) -> Non
 def keep_lost(directory: str | Path, step: int, lost: Mapping[str, Exception]) -> None:
     """Write which layers of a step are not finite, whose others are stored."""
     if texts := [str(error) for error in lost.values() if isinstance(error, NonFiniteError)]:
-        keep_failures(directory, {step: Failure(f"step {step}", "; ".join(texts))})
+        keep_failures(directory, {step: Failure(f"step {step}", "; ".join(texts), partial=True)})
 
 
 def read_failures(directory: str | Path) -> dict[int, Failure]:
@@ -126,13 +126,16 @@ def read_failures(directory: str | Path) -> dict[int, Failure]:
     Raises:
         StoreError: such a file cannot be read.
     """
-    found = {}
+    found, stored = {}, list_shards(directory)
     for path in sorted(store_folder(directory).glob(_FAILED.format("*"))):
         try:
-            failure = Failure(**json.loads(path.read_text(encoding="utf-8")))
-            found[int(path.stem.rpartition("-")[2])] = failure
+            failure, step = Failure(**json.loads(path.read_text(encoding="utf-8"))), int(path.stem.rpartition("-")[2])
+        except FileNotFoundError:  # another job has measured it by now
+            continue
         except (OSError, ValueError, TypeError) as error:
             raise StoreError(f"cannot read {path}, which tells what failed: {error}; delete it") from error
+        if failure.partial or step not in stored:  # another job may have measured it before this was written
+            found[step] = failure
     return found
 
 

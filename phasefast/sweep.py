@@ -18,6 +18,7 @@ from .errors import (
     ArgumentError,
     CheckpointError,
     SweepError,
+    UntriedError,
 )
 from .failures import listed, named
 from .in_turn import in_words, measure_each, name_of, restored
@@ -129,19 +130,24 @@ class Sweeper:
         Raises:
             As :func:`sweep` does, but SweepError.
         """
-        failures, confirmed = dict[int, Exception](), False
+        failures, new, confirmed = dict[int, Exception](), dict[int, Exception](), False
         todo = {step: source for step, source in ordered.items() if step not in self._done}
         with restored(self._engine):
             for step in ordered.keys() - todo.keys():
                 try:
-                    confirmed |= _is_same(self._done[step], ordered[step], self._engine, self._reader)
+                    same = _is_same(self._done[step], ordered[step], self._engine, self._reader)
+                    confirmed |= same and step > 0  # trainings may begin alike
                 except CheckpointError as error:
                     failures[step] = error
             if not self._measured and (origin := _origin(ordered.values())) is not None:
                 check_origin(self._out, origin, confirmed)
             begun = bool(self._done)
-            new = measure_each(self._engine, todo, self._reader, "sweeping", self._measure, begun, all_of_them)
-        keep_failures(self._out, in_words(new, todo))
+            try:
+                measure_each(self._engine, todo, self._reader, "sweeping", self._measure, new, begun, all_of_them)
+            finally:
+                if confirmed or self._done.keys() & todo.keys():  # else they may be another model's
+                    tried = {step: error for step, error in new.items() if not isinstance(error, UntriedError)}
+                    keep_failures(self._out, in_words(tried, todo))
         return failures | new
 
     def _measure(self, step: int, source_hash: str | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 
 import torch
@@ -18,6 +18,7 @@ from .types import Activations, Moments, TargetMatrix
 from .workspace import give_back
 
 DEFAULT_ALPHAS = tuple(10.0**k for k in range(-6, 3))
+_WEAK = 1e-9
 _JITTERS = (1e-14, 1e-13, 1e-12, 1e-11)
 
 
@@ -49,6 +50,11 @@ class Penalties:
     def zero(self) -> bool:
         """Whether a penalty of zero is among them."""
         return self.noise == 0 if self.noise is not None else self.alphas[0] == 0
+
+    @property
+    def weak(self) -> bool:
+        """Whether one of them is so small that rounding in coordinates of the rows would show: these square lengths."""
+        return self.noise is None and 0 < self.alphas[0] < _WEAK
 
     @property
     def stride(self) -> int:
@@ -136,10 +142,11 @@ class System:
         try:
             values, vectors = torch.linalg.eigh(gram, UPLO="L")
         except RuntimeError as error:
+            if self.dtype != torch.float64:  # in float32 it may not converge where many features are dead
+                wide = replace(self, dtype=torch.float64).eigenvectors
+                return wide[0].to(self.dtype), wide[1].to(self.dtype)
             name = self.cell.layer.name
-            raise SolveError(
-                f"layer {name!r}: neither Cholesky nor the eigendecomposition succeeded: {error}"
-            ) from error
+            raise SolveError(f"layer {name!r}: its Gram matrix has no eigendecomposition: {error}") from error
         if self.dtype != torch.float64:
             return values.clamp_min(0), vectors  # its rounding is as large as eigenvalues that still count
         keep = values > len(values) * torch.finfo(torch.float64).eps * values[-1].clamp_min(0)

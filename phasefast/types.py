@@ -180,7 +180,7 @@ class Activations:
         shift: [d] float32.
         sums: [k, d] float64 sums of the stored fit rows, per fold.
         route: ``"primal"``: the columns are the layer's features; ``"dual"``: n coordinates of the rows in their span.
-        rounded: whether the rows were rounded to bfloat16.
+        rounded: whether the rows were rounded to bfloat16. mean_square: of a row's number, where that is known.
     """
 
     layer: Layer
@@ -190,6 +190,7 @@ class Activations:
     sums: torch.Tensor
     route: Route = "primal"
     rounded: bool = False
+    mean_square: float | None = None
 
     @cached_property
     def mean(self) -> torch.Tensor:

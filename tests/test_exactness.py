@@ -120,6 +120,51 @@ def test_degrees_of_freedom_are_between_none_and_the_rank() -> None:
         assert 0 <= row["dof"] <= row["rank"]
 
 
+@pytest.mark.parametrize("selection", ["gcv", "loo"])
+def test_dead_features_have_an_eigendecomposition_in_float64(selection: str) -> None:
+    """LAPACK's float32 one does not converge where nine of ten features are dead."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(30, 64), nn.ReLU(), nn.Linear(64, 500), nn.ReLU())
+    with torch.no_grad():
+        model.get_parameter("2.bias")[torch.rand(500) < 0.9] -= 50
+    inputs = torch.randn(1300, 30)
+    probe_set = pf.ProbeSet.from_tensors(inputs[:1000], None, inputs[1000:], None)
+    options: dict = {"penalty_per": "column", "alphas": 10.0 ** np.linspace(-6, 2, 25), "selection": selection}
+    found = pf.probe(model, probe_set, layers=["3"], **options)
+    assert found.to_arrow().column("route").to_pylist()[0] == "primal-eigen"
+    wide = pf.probe(model, probe_set, layers=["3"], precision="double", **options)
+    for metric in ("mse", "fvu"):
+        value, expected = (each.value(metric=metric, split="heldout") for each in (found, wide))
+        assert value == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("selection", ["gcv", "loo", "folds"])
+@pytest.mark.parametrize("scale", [1e-40, 1e-24, 1e-22, 1e-12, 1e16, 1e18, 1e30])
+def test_the_scale_of_activations_changes_no_penalty(scale: float, selection: str) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(500, 60)) * np.arange(1, 61) ** -0.5
+    values = rows @ rng.normal(size=(60, 3)) + rng.normal(size=(500, 3))
+    one, other = (
+        scored(torch.tensor(rows * factor).float(), values, 300, selection=selection)[0].to_arrow().to_pylist()[0]
+        for factor in (1.0, scale)
+    )
+    assert one["alpha"] == other["alpha"]
+    assert one["value"] == pytest.approx(other["value"], rel=1e-4 if scale > 1e-39 else 0.1)  # of denormal numbers
+
+
+def test_weak_penalties_are_not_for_coordinates_of_rows() -> None:
+    rng = np.random.default_rng(0)
+    few = rng.normal(size=(50, 1000))
+    rows = np.concatenate([few[rng.integers(0, 50, 400)], rng.normal(size=(100, 1000))])
+    values = rows[:, :5] + 0.1 * rng.normal(size=(500, 5))
+    found = {
+        precision: scored(torch.tensor(rows).float(), values, 400, alphas=[1e-12], precision=precision)[0]
+        for precision in ("exact", "double")
+    }
+    assert all(scores.values_of("route")[0].startswith("primal") for scores in found.values())
+    assert found["exact"].value(target="v") == pytest.approx(found["double"].value(target="v"), rel=1e-3)
+
+
 def test_baselines_are_what_a_constant_scores(net: SmallNet, probe_set: pf.ProbeSet) -> None:
     table = pf.probe(net, probe_set, layers=["hidden"]).to_pandas()
     assert probe_set.fit_labels is not None

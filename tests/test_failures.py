@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,7 +20,7 @@ import phasefast as pf
 from phasefast.errors import StoreError, SweepError
 from phasefast.failures import Failure, listed
 from phasefast.report import read_phases, read_runs
-from phasefast.store import keep_failures, read_failures
+from phasefast.store import keep_failures, read_failures, write_step
 
 from .test_cli import fails, invoke
 
@@ -121,6 +123,33 @@ def test_a_disk_that_is_full_hides_no_failure(tmp_path: Path) -> None:
         keep_failures(tmp_path, {3: Failure("step 3", "damaged")})
 
 
+def test_what_another_job_has_measured_did_not_fail(swept: Path) -> None:
+    keep_failures(swept, {1: Failure("step 1", "damaged, when this job read it")})
+    assert list(read_failures(swept)) == [2, 8]
+
+
+def test_nothing_is_kept_of_checkpoints_of_another_model(net: nn.Module, probe_set: pf.ProbeSet, swept: Path) -> None:
+    others = {step: {"w": torch.ones(1)} for step in range(100, 112)}
+    with pytest.raises(SweepError, match="12 of 12 checkpoints failed"):
+        pf.sweep(net, others, probe_set, out=swept, layers=["hidden", "head"])
+    assert list(read_failures(swept)) == [2, 8]
+
+
+def test_a_sweep_that_is_stopped_keeps_what_failed(
+    net: nn.Module, probe_set: pf.ProbeSet, states: States, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*args: object) -> None:
+        if args[1].steps == [4]:  # type: ignore[attr-defined]
+            raise KeyboardInterrupt
+        write_step(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(sys.modules["phasefast.sweep"], "write_step", stopped)
+    broken = {**states, 2: {"w": torch.ones(1)}}
+    with pytest.raises(KeyboardInterrupt):
+        pf.sweep(net, broken, probe_set, out=tmp_path, layers=["hidden"])
+    assert list(read_failures(tmp_path)) == [2]
+
+
 def test_a_damaged_file_is_named(swept: Path) -> None:
     path = swept / "scores" / "failed-000000000002.json"
     path.write_text("{")
@@ -145,3 +174,14 @@ def test_numbers_as_comma_separated_values(command: str, swept: Path, again: Pat
         assert len(table) == len(report) * len(runs)
         assert [row["layer"] for row in table][:2] == [cell.layer for cell in report][:2]
         assert "expected one of them" in fails(command, *runs, "--csv", "--json")
+
+
+def test_values_of_no_layer_are_no_lines(swept: Path) -> None:
+    found = invoke("phases", swept, "--csv", "--layer", "model")
+    assert (found.exit_code, found.stdout) == (0, "")
+
+
+def test_phases_are_written_where_nobody_reads_to_the_end(swept: Path) -> None:
+    command = f"{sys.executable} -m phasefast phases {swept} --csv | head -1"
+    subprocess.run(["bash", "-c", command], cwd=Path(__file__).parents[1], capture_output=True, check=True)
+    assert (swept / "phases.json").exists()

@@ -105,6 +105,7 @@ def test_rows_are_for_tables_of_ones_own() -> None:
         "stop_open": True,
         "left_out": [],
         "why": "",
+        "doubt": "",
     }
     assert list(second) == list(first)
     assert math.isnan(second["decrease_start"])

@@ -100,6 +100,25 @@ def test_a_function_of_the_models_weights_is_told(language: Language, samples: p
         tracker.step(2)
 
 
+def test_functions_are_asked_again_only_as_far_as_they_can_be(language: Language, samples: pf.ProbeSet) -> None:
+    calls: list[int] = []
+
+    def best(ids: Tensor) -> Tensor:  # of a batch that is large enough
+        calls.append(len(ids))
+        return (ids[:, 0] >= ids[:, 0].topk(20).values.min()).float()
+
+    def rounded(ids: Tensor) -> Tensor:
+        return ids[:, :2].float() * (1 + 1e-7 * len(calls)) + 1e-7 * len(calls)
+
+    targets = [pf.Function(best), pf.Function(rounded)]
+    tracker = pf.PhaseTracker(language, samples, out=None, layers=["out"], targets=targets)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for step in (0, 1, 2, 4, 8):
+            tracker.step(step)
+    assert calls == [100, 50, 8, 8, 8]
+
+
 def test_integers_of_functions_are_numbers_and_told(language: Language, samples: pf.ProbeSet) -> None:
     def first(ids: Tensor) -> Tensor:
         return ids[:, 0]

@@ -55,13 +55,15 @@ def phases(
     _check_one_form(json, csv)
     scores, report = read_phases(directory)
     part, found = restrict(scores, report, layer, target)
-    if json:
-        typer.echo(found.to_json())
-    elif csv:
-        _print_csv(found.rows())
-    else:
-        print_report(part, found, of_results())
-    write_phases(directory, report)
+    try:
+        if json:
+            typer.echo(found.to_json())
+        elif csv:
+            _print_csv(found.rows())
+        else:
+            print_report(part, found, of_results())
+    finally:  # also where nobody reads to the end
+        write_phases(directory, report)
 
 
 @app.command()
@@ -128,8 +130,9 @@ def _check_one_form(json: bool, csv: bool) -> None:
 def _print_csv(rows: Sequence[Mapping[str, Any]]) -> None:
     """A line for each row below the names of the columns; what is not there is empty, lists are parted by blanks."""
     writer = csv_writer(sys.stdout, lineterminator="\n")
-    writer.writerow(rows[0])
-    for row in rows:
+    for place, row in enumerate(rows):
+        if place == 0:
+            writer.writerow(row)
         texts = (" ".join(map(str, value)) if isinstance(value, list) else value for value in row.values())
         writer.writerow("" if isinstance(text, float) and math.isnan(text) else text for text in texts)
 

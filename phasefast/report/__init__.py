@@ -18,7 +18,7 @@ from ..scores import Scores, read_scores
 from ..stages.phases import detect_phases
 from ..store import PHASES, PICTURE, SELECTED, differences, read_failures
 from .compared import plot_comparison, print_comparison, run_names
-from .curves import accuracy_target, fvu_target
+from .curves import accuracy_target, fvu_target, telling_layers
 from .gallery import plot_reconstructions
 from .page import need_matplotlib, picture_format
 from .plot import plot_phases
@@ -101,7 +101,7 @@ def write_report(
     (name,) = scores.values_of("run")
     name = Path(directory).resolve().name if name == _UNNAMED else name
     picture = Path(directory) / (PICTURE if layers is None and targets is None else SELECTED)
-    plot_phases(*part, picture, title=f"Learning phases: {name}")
+    plot_phases(*part, picture, title=f"Learning phases: {name}", layers=telling_layers(scores))
     console.print(f"wrote {Path(directory) / PHASES} and {picture}", soft_wrap=True)
     if left := [target for target in part[0].targets if target not in (fvu_target(part[0]), accuracy_target(part[0]))]:
         console.print(f"the picture leaves out {shown(left)}: --target draws one", soft_wrap=True)
@@ -110,10 +110,10 @@ def write_report(
 
 def read_runs(
     directories: Sequence[str | Path], layers: Sequence[str] | None = None, targets: Sequence[str] | None = None
-) -> tuple[Comparison, dict[str, Scores]]:
+) -> tuple[Comparison, dict[str, Scores], list[str]]:
     """The phases that runs in several directories have in common, and their scores by name: the ends of the paths.
 
-    Warns where they were measured differently.
+    And the layers that all are judged by, as ``telling_layers`` has them. Warns where they were measured differently.
 
     Args:
         layers, targets: names or globs; None for all.
@@ -124,10 +124,12 @@ def read_runs(
     if len(directories) < 2:
         raise ArgumentError(f"expected the directories of two runs or more, got {[str(each) for each in directories]}")
     names = run_names(directories)
-    scores = {}
+    scores, telling = {}, list[str]()
     for name, directory in zip(names, directories, strict=True):
         try:
-            scores[name] = _one_run(directory).select(layers, targets)
+            whole = _one_run(directory)
+            telling = telling or telling_layers(whole)
+            scores[name] = whole.select(layers, targets)
         except (LayerError, ArgumentError) as error:
             raise type(error)(f"{name}: {error}") from error
         for note in failure_notes(read_failures(directory)):
@@ -144,7 +146,7 @@ def read_runs(
     left = {(layer, target) for own in scores.values() for layer in own.layers for target in own.targets} - common
     if left:
         warn(f"not compared, as not all runs have them: {shown(f'{layer}/{target}' for layer, target in left)}")
-    return comparison, scores
+    return comparison, scores, telling
 
 
 def write_comparison(
@@ -163,11 +165,12 @@ def write_comparison(
     console = console or of_results()
     if picture is not None:
         check_picture(picture)
-    comparison, scores = read_runs(directories, layers, targets)
-    print_comparison(comparison, scores, console)
+    comparison, scores, telling = read_runs(directories, layers, targets)
+    last = next(layer for layer in telling if layer in {each.layer for each in comparison})
+    print_comparison(comparison, scores, last, console)
     if picture is not None:
-        layer = plot_comparison(comparison, scores, picture)
-        console.print(f"wrote {picture}, of layer {layer}", soft_wrap=True)
+        plot_comparison(comparison, scores, last, picture)
+        console.print(f"wrote {picture}, of layer {last}", soft_wrap=True)
     return comparison
 
 

@@ -14,7 +14,7 @@ from ..comparing import Agreement, Comparison
 from ..errors import ArgumentError
 from ..phase_report import KINDS, CellPhases, PhaseReport, span_text
 from ..scores import MODEL_LAYER, Scores
-from .curves import headline, telling_layers
+from .curves import headline
 from .names import shortened
 from .plot import plot_phases
 from .table import curve_tables, heading, numbers, say_thinned, simple_table
@@ -39,18 +39,18 @@ def run_names(directories: Sequence[str | Path]) -> list[str]:
     return names
 
 
-def print_comparison(comparison: Comparison, scores: Mapping[str, Scores], console: Console) -> None:
+def print_comparison(comparison: Comparison, scores: Mapping[str, Scores], layer: str, console: Console) -> None:
     """Per target: in how many runs each layer has which phase, and when; then mean curves and their deviation.
 
-    Last, when all runs may stop, by the last layer before the model's own output.
+    Last, when all runs may stop, by that layer.
     """
     targets = {each.target: [other for other in comparison if other.target == each.target] for each in comparison}
     for agreements in targets.values():
         _print_phases(agreements, console)
         _print_curves(agreements, scores, console)
     one = next(iter(scores.values()))
-    of_target = {each.layer: each for each in targets.get(headline(one) or "", next(iter(targets.values())))}
-    last = next(of_target[layer] for layer in telling_layers(one) if layer in of_target)
+    of_target = targets.get(headline(one) or "", next(iter(targets.values())))
+    last = next((each for each in of_target if each.layer == layer), of_target[-1])
     stop = f"stop at {last.window_text}" if last.stop_window else f"no common stop window: {last.why}"
     console.print(Text(f"\nAll runs, by {last.layer} and target {last.target}: {stop}", style="bold"))
 
@@ -89,23 +89,20 @@ def _print_curves(agreements: Sequence[Agreement], scores: Mapping[str, Scores],
         console.print(*[""] * bool(part), table, sep="\n")
 
 
-def plot_comparison(comparison: Comparison, scores: Mapping[str, Scores], path: str | Path) -> str:
-    """Draw the last layer before the output that the runs have in common, a row and a curve for each run; its name.
+def plot_comparison(comparison: Comparison, scores: Mapping[str, Scores], layer: str, path: str | Path) -> None:
+    """Draw a layer that the runs have in common, a row and a curve for each run.
 
     The phases are those of the input, or of what ``plot_phases`` shows instead. Marked is the stop window of all runs.
 
     Raises:
         As ``plot_phases`` does.
     """
-    shared = {each.layer for each in comparison}
-    layer = next(layer for layer in telling_layers(next(iter(scores.values()))) if layer in shared)
     alike = [own.filter(layer=layer).with_column("layer", run) for run, own in scores.items()]
     together = Scores.concat(alike)
     own = [each for each in comparison if each.layer == layer]
     report = PhaseReport(tuple(replace(cell, layer=run) for each in own for run, cell in each.cells.items()))
     marks = {each.target: _marked(each) for each in own}
     plot_phases(together, report, path, f"Learning phases: layer {layer}", marks)
-    return layer
 
 
 def _marked(agreement: Agreement) -> CellPhases:

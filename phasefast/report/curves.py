@@ -92,7 +92,10 @@ def telling_layers(scores: Scores) -> list[str]:
     """The layers whose phases and stop window a run is judged by, the last one first; all others after them.
 
     The last layers that are as wide as the model's own output are its classifier, which a transfer replaces: the paper
-    decodes the features before it.
+    decodes the features before it. Without labels that width is not known.
+
+    Args:
+        scores: of all targets.
     """
     table = scores.to_arrow()
     dims = dict(zip(table.column("layer").to_pylist(), table.column("dim").to_pylist(), strict=True))

@@ -28,6 +28,7 @@ def plot_phases(
     path: str | Path,
     title: str = "Learning phases",
     marks: Mapping[str, CellPhases] | None = None,
+    layers: Sequence[str] | None = None,
 ) -> Path:
     """Draw all layers of a run as a PNG 1,620 pixels wide, made to be read at 900, or as a PDF or SVG.
 
@@ -40,6 +41,7 @@ def plot_phases(
         scores: of one run.
         report: its phases; may be empty. Dotted lines mark the steps that failed.
         marks: instead of that layer's, whose phases and stop window go through the panels, by target.
+        layers: of which the first that was analysed is that layer; by default as said above.
 
     Raises:
         DataError: there is no finite FVU or accuracy to draw. ArgumentError: ``path`` is of another kind.
@@ -51,10 +53,12 @@ def plot_phases(
     if target is None:
         raise DataError(f"nothing to draw: expected finite held-out 'fvu' or 'accuracy' rows, got {scores!r}")
     cells = {cell.layer: cell for cell in report if cell.target == target}
-    telling = telling_layers(scores)
+    telling = telling_layers(scores) if layers is None else list(layers)
     last = next((cells[layer] for layer in telling if layer in cells), None)
     cell = last if marks is None else marks.get(target)
-    styles = looks(scores.layers, cell.layer if cell else next(iter(telling), None))
+    styles = looks(
+        scores.layers, cell.layer if cell else next((layer for layer in telling if layer in scores.layers), None)
+    )
     panels = [_fvu_panel(curves_of(scores, fvu_name, "fvu", styles, report), fvu_name)] if fvu_name else []
     if accuracy_name:
         accuracy = curves_of(scores, accuracy_name, "accuracy", styles, report)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from ..timeline import stage
 from ..types import Activations, Layer, TokenMode
 
 _NUMBERS = (int, float, np.integer, np.floating)
+_SHIFT_ROWS = 256  # of the first batch, whose mean is the shift
 _FIRST_ROWS = 7, 5, 11, 13  # that layers are discovered with: few, and not as many as tokens, which may come first
 
 
@@ -191,18 +193,19 @@ def capture(
                 reset()
                 if (logits := _logits(model, model(batch), stop - start, options, real)) is not None:
                     outputs[split].append(logits)
-    finite = torch.stack([spool.totals for spool in spools.values()]).isfinite().tolist()
-    problems = {}
-    for (module, _), spool, known in zip(spools, spools.values(), finite, strict=True):
-        if (problem := spool.problem(dict(zip(outputs, known, strict=True)))) is not None:
-            if module in given and isinstance(problem, LayerError):
-                raise problem
+    totals = torch.stack([spool.totals for spool in spools.values()]).tolist()
+    cells, problems = [], {}
+    for (module, _), spool, (*sums, squares) in zip(spools, spools.values(), totals, strict=True):
+        if (problem := spool.problem(dict(zip(outputs, map(math.isfinite, sums), strict=True)))) is None:
+            cells.append(spool.finish(squares))
+        elif module in given and isinstance(problem, LayerError):
+            raise problem
+        else:
             problems[spool.layer.name] = problem
     sizes = [len(fit_inputs), len(heldout_inputs)]
     whole = [sum(map(len, parts)) for parts in outputs.values()] == sizes
     whole &= len({part.shape[1] for parts in outputs.values() for part in parts}) == 1  # [b, b] is none of classes
     own = [torch.cat(parts) if whole else None for parts in outputs.values()]
-    cells = [spool.finish() for spool in spools.values() if spool.layer.name not in problems]
     return cells, problems, (own[0], own[1])
 
 
@@ -217,7 +220,6 @@ class _Spool:
         self.written = {"fit": 0, "heldout": 0}
         self.shift: Tensor | None = None
         self.sums = torch.zeros(len(folds) - 1, layer.dim, dtype=torch.float64, device=device)
-        # Squares count for the first batch alone; of the others they are added up to be nowhere read.
         self.heldout_sum, self._squares = torch.zeros(2, layer.dim, dtype=torch.float64, device=device)
 
     def write(self, x: Tensor, pool: int, split: str, start: int, stop: int) -> None:
@@ -235,10 +237,11 @@ class _Spool:
             zero = torch.zeros(self.layer.dim, dtype=torch.float32, device=rows.device)
             first, square = torch.zeros_like(self.heldout_sum), torch.zeros_like(self.heldout_sum)
             # bfloat16 would round what is far from zero before its mean is known.
-            unrounded = rows if rows.dtype != torch.bfloat16 else torch.empty_like(rows, dtype=torch.float32)
-            ops.capture([x], [zero], [pool], [unrounded], [first], [square])
-            mean = torch.nan_to_num(first / (stop - start), 0, 0, 0)
-            close = mean.square() <= square / (stop - start) - mean.square()
+            some = rows[:_SHIFT_ROWS]
+            some = some if some.dtype != torch.bfloat16 else torch.empty_like(some, dtype=torch.float32)
+            ops.capture([x[:_SHIFT_ROWS]], [zero], [pool], [some], [first], [square])
+            mean = torch.nan_to_num(first / len(some), 0, 0, 0)
+            close = mean.square() <= square / len(some) - mean.square()
             self.shift = torch.where(close, 0, mean).float()
         inner = [edge for edge in self.folds if start < edge < stop] if split == "fit" else []
         for begin, end in itertools.pairwise([start, *inner, stop]):
@@ -250,8 +253,8 @@ class _Spool:
 
     @property
     def totals(self) -> Tensor:
-        """[2], NaN or Inf where one of the fit rows, and where one of the held-out rows, holds such."""
-        return torch.stack([self.sums.sum(), self.heldout_sum.sum()])
+        """[3]: NaN or Inf where one of the fit rows, and where one of the held-out rows, holds such; sum of squares."""
+        return torch.stack([self.sums.sum(), self.heldout_sum.sum(), self._squares.sum()])
 
     def problem(self, finite: Mapping[str, bool]) -> PhasefastError | None:
         """Why the rows cannot be used; None where they can. Args: finite: by split, whether its rows are."""
@@ -269,10 +272,12 @@ class _Spool:
                 )
         return None
 
-    def finish(self) -> Activations:
+    def finish(self, squares: float) -> Activations:
         assert self.shift is not None
         fit, heldout = self.rows["fit"], self.rows["heldout"]
-        return Activations(self.layer, fit, heldout, self.shift, self.sums, rounded=fit.dtype == torch.bfloat16)
+        of_one = squares / (fit.numel() + heldout.numel())
+        rounded = fit.dtype == torch.bfloat16
+        return Activations(self.layer, fit, heldout, self.shift, self.sums, rounded=rounded, mean_square=of_one)
 
 
 def _width(x: Tensor, pool: int) -> int:

@@ -91,8 +91,9 @@ def _misled(scan: Scan, chosen: Tensor, ratios: Tensor, stride: int) -> Tensor:
 
 
 def _left_out(scan: Scan, first: Tensor, misled: Tensor, stride: int) -> tuple[Tensor, Tensor, bool]:
-    """The penalty [u] of least leave-one-out error, that error, and whether that of a weaker one is unknown, that may
-    be less: of the next one, or of one from the first on.
+    """The penalty [u] of least leave-one-out error, that error, and whether that of a weaker one is unknown.
+
+    Of the next weaker one, and of all from the first on: theirs may be less.
 
     Args:
         first: [u], chosen by an error that misleads some. misled: [u], those; the others keep it. stride: how many make
@@ -111,7 +112,10 @@ def _left_out(scan: Scan, first: Tensor, misled: Tensor, stride: int) -> tuple[T
                 scan.keep(best.tolist())
                 if int((best - index)[misled].abs().min()) > stride:  # it has risen for more than a decade
                     break
-    weaker = (range(min(begin, end - 1), end) for begin, end in zip(first[misled].tolist(), best[misled].tolist()))
+    weaker = (
+        range(min(begin, end - 1), end)
+        for begin, end in zip(first[misled].tolist(), best[misled].tolist(), strict=True)
+    )
     return best, least, any(index in unknown for indices in weaker for index in indices)
 
 

@@ -38,7 +38,8 @@ class Problem:
 
     Attributes:
         selection: how a penalty is chosen; None where one is given, and ``"folds"`` alone uses these. zero: whether a
-            penalty of zero is among them, whose solution of least norm only the features themselves give.
+            penalty of zero is among them, whose solution of least norm only the features themselves give. weak: whether
+            one is that is too small for coordinates of the rows.
         fit_scores: whether the fit rows are scored too. per_column: whether each column gets a penalty of its own.
         stride: how many penalties make a decade, a power of two. chosen: how many of them are chosen, at most.
         itemsize: bytes of a number in a row, 4 for fewer.
@@ -52,6 +53,7 @@ class Problem:
     folds: int
     penalties: int = 1
     zero: bool = False
+    weak: bool = False
     fit_scores: bool = True
     per_column: bool = False
     selection: Selection | None = None
@@ -124,7 +126,7 @@ def routes(dim: int, problem: Problem, forced: ForcedRoute | None = None) -> lis
 
 
 def _candidates(dim: int, problem: Problem, forced: ForcedRoute | None) -> Iterator[Cost]:
-    wide = dim > problem.n and not problem.zero
+    wide = dim > problem.n and not (problem.zero or problem.weak)
     spaces: list[Route] = ["primal", "dual"] if wide else ["primal"]
     if forced in ("primal", "dual"):
         spaces = [forced]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from types import NoneType
 from typing import Any
@@ -70,6 +70,12 @@ class ProbeSet:
         for split in ("fit", "heldout"):
             given, rows = getattr(self, f"{split}_values"), len(getattr(self, f"{split}_inputs"))
             object.__setattr__(self, f"{split}_values", {name: _checked(name, of, rows) for name, of in given.items()})
+            if (which := getattr(self, f"{split}_rows")) is not None:
+                which = as_numbers(f"{split}_rows", which)
+                if which.shape != (rows,) or which.is_floating_point():
+                    got = f"{which.dtype} {tuple(which.shape)}"
+                    raise DataError(f"{split}_rows: expected {rows} integers, one for each input, got {got}")
+                object.__setattr__(self, f"{split}_rows", which.long().cpu())
         for name, own in self.fit_values.items():
             held = self.heldout_values[name]
             if own.shape[1:] != held.shape[1:] or own.is_floating_point() != held.is_floating_point():
@@ -149,8 +155,10 @@ class ProbeSet:
             raise DataError(f"values: expected the same names for both splits, got {sorted(own)} and {sorted(held)}")
         values = {name: (own[name], held[name]) for name in own}
         made = cls.from_tensors(inputs, labels, held_inputs, held_labels, values=values, seed=seed)
-        assert made.fit_rows is not None
-        return replace(made, fit_rows=rows[made.fit_rows], heldout_rows=held_rows)
+        # Not a copy, all of whose samples would be checked once more.
+        object.__setattr__(made, "fit_rows", rows[made.fit_rows])
+        object.__setattr__(made, "heldout_rows", held_rows)
+        return made
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ProbeSet:

@@ -23,31 +23,37 @@ from ..timeline import stage
 from ..types import Check, TargetBlock, TargetMatrix, TargetSketch
 
 SKETCH_COLUMNS = 64
-_COMPARED = 8  # samples
+_COMPARED, _TIMES = 8, 3  # samples, and measurements
+_APART, _ROUNDING = 1e-3, 1e-3  # of the deviation, which is at least this share of the values
 CHECK_COLUMNS = 22  # as good as 64; beside those of ten classes they are 32, products of which are fast
 
 
 class FunctionValues:
-    """What functions give for the first samples, to tell those that give something else later.
+    """What functions give for the first samples, to tell those that give something else at later steps.
 
     Args:
         targets: of which those that are no :class:`Function` are passed over. inputs: [n, ...].
     """
 
     def __init__(self, targets: Sequence[Target], inputs: Tensor) -> None:
-        self._inputs = inputs[:_COMPARED]
-        self._known = [(each, each.values(self._inputs)) for each in targets if isinstance(each, Function)]
+        self._inputs, self._times = inputs[:_COMPARED], 0
+        self._known: dict[Function, Tensor | None] = {each: None for each in targets if isinstance(each, Function)}
 
     def changed(self) -> list[str]:
-        """The names of targets whose functions give other values now, or none."""
-        return [target.name for target, values in self._known if not self._is_same(target, values)]
+        """The names of targets whose functions give other values than the last time; asked no more than three times."""
+        self._times += 1
+        return [target.name for target in self._known if self._times <= _TIMES and self._differs(target)]
 
-    def _is_same(self, target: Function, values: Tensor) -> bool:
+    def _differs(self, target: Function) -> bool:
         try:
-            now = target.values(self._inputs)
-        except Exception:  # such as of weights that are on another device now
+            now = target.values(self._inputs).double()
+        except Exception:  # it may need more samples than these, or be on another device
             return False
-        return now.shape == values.shape and torch.allclose(now.double(), values.double(), rtol=1e-4, equal_nan=True)
+        before, self._known[target] = self._known[target], now
+        if before is None or before.shape != now.shape:
+            return False
+        apart = torch.maximum(before.std(0), _ROUNDING * before.abs().amax(0))
+        return bool(((now - before).abs() > _APART * apart).any())
 
 
 @stage("targets")

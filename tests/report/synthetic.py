@@ -49,6 +49,12 @@ def make_scores(
     return Scores.from_rows(rows)
 
 
+def of_widths(widths: dict[str, int], model: int | None, steps: Sequence[int] = (0, 1)) -> Scores:
+    """Scores of layers of so many features, and of a model of so many outputs, if any."""
+    rows = make_scores(list(widths), steps, network=model is not None).to_arrow().to_pylist()
+    return Scores.from_rows([{**each, "dim": {**widths, "model": model}[each["layer"]]} for each in rows])
+
+
 def row(step: int, layer: str, target: str, metric: str, samples: np.ndarray) -> dict[str, object]:
     values = np.asarray(samples, dtype=np.float32)
     return {

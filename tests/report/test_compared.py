@@ -61,7 +61,7 @@ def test_the_picture_has_a_row_and_a_curve_for_each_run(
     figures: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: path.touch() or figures.append(figure))
     assert "wrote seeds.png, of layer features" in printed(runs, picture="seeds.png")
-    comparison, _ = read_runs(runs)
+    comparison, *_ = read_runs(runs)
     (figure,) = figures
     texts = [text.get_text() for text in figure.texts]
     assert "Learning phases: layer features" in texts

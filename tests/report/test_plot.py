@@ -16,12 +16,13 @@ from phasefast.errors import DataError, DependencyError, StoreError
 from phasefast.failures import Failure
 from phasefast.phase_report import PhaseReport
 from phasefast.report import plot_phases
+from phasefast.report.curves import telling_layers
 from phasefast.report.panel import _marked
 from phasefast.report.scales import StepAxis
 from phasefast.scores import Scores
 from phasefast.stages.phases import detect_phases
 
-from .synthetic import figure_of, log2_steps, make_scores, row, targets_apart
+from .synthetic import figure_of, log2_steps, make_scores, of_widths, row, targets_apart
 
 NOTHING = PhaseReport(())
 LONG = [f"module.encoder.blocks.{i}.feed_forward.down_projection" for i in range(5)]
@@ -121,6 +122,14 @@ def test_estimates_have_hollow_markers_and_a_legend(tmp_path: Path, monkeypatch:
         for step, value in zip(*scores.curve(layer, "input", "fvu")):
             expected[StepAxis(np.array([0, 1, 2, 4])).at(int(step)), float(value)] = step in hollow
     assert found == expected
+
+
+def test_a_run_is_judged_by_its_features_not_by_its_output() -> None:
+    widths = {"conv": 64, "features": 32, "head": 10, "softmax": 10}
+    assert telling_layers(of_widths(widths, 10)) == ["features", "conv", "softmax", "head"]
+    assert telling_layers(of_widths(widths, 7))[0] == telling_layers(of_widths(widths, None))[0] == "softmax"
+    assert telling_layers(of_widths({"a": 10, "b": 10}, 10)) == ["b", "a"]
+    assert telling_layers(of_widths({"a": 10, "b": 20}, 10))[0] == "b"
 
 
 def test_steps_that_failed_are_dotted_lines_and_on_the_axis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from phasefast.errors import ArgumentError, DataError, DependencyError, StoreError
@@ -13,7 +14,7 @@ from phasefast.report import read_phases, restrict, write_report
 from phasefast.scores import Scores
 from phasefast.stages.phases import detect_phases
 
-from .synthetic import log2_steps, make_scores, targets_apart, write_run
+from .synthetic import log2_steps, make_scores, of_widths, targets_apart, write_run
 
 
 @pytest.fixture
@@ -95,3 +96,12 @@ def test_a_folder_of_runs_and_shards_of_other_names_are_told(run: Path) -> None:
         read_phases(run)
     with pytest.raises(ArgumentError, match="scores: expected those of one run, got list; see compare_phases"):
         detect_phases([])  # type: ignore[arg-type]
+
+
+def test_a_part_of_a_run_is_judged_by_its_features_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The input alone has no rows of the model, which tell how wide its output is."""
+    run = write_run(tmp_path / "run", of_widths({"conv": 64, "features": 32, "head": 10}, 10, log2_steps(8)))
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: path.touch() or figures.append(figure))
+    write_report(run, Console(file=io.StringIO()), targets=["input"])
+    assert "shaded below: features" in " ".join(text.get_text() for text in figures[0].texts)
