@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 
 def print_results(results: dict[str, Any], console: Console) -> None:
@@ -17,8 +18,8 @@ def print_results(results: dict[str, Any], console: Console) -> None:
     if results["decoders"]:
         console.print(_decoders(results))
     for claim in results["claims"]:
-        mark = "[green]holds[/]" if claim["holds"] else "[red]does not hold[/]"
-        console.print(f"{mark}: {claim['name']} ({claim['figures']})", soft_wrap=True)
+        mark = ("holds", "green") if claim["holds"] else ("does not hold", "red")
+        console.print(Text.assemble(mark, f": {claim['name']} ({claim['figures']})"), soft_wrap=True)
 
 
 def _curves(results: dict[str, Any]) -> Table:

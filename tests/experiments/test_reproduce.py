@@ -37,6 +37,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = CliRunner().invoke(app, command, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "does not hold" not in result.output
+    assert "\nholds: three phases in the last features" in result.output
     assert "three phases in the last features (1 of 1 seeds)" in result.output
     return out / "digits-vgg"
 
