@@ -15,6 +15,7 @@ from .systems import Solution, System
 from .timeline import stage
 from .types import Activations, Check, CheckColumns, TargetBlock, TargetMatrix
 
+_UNSURE = 10
 _FIT_FLOOR = 1e-3  # of the deviation: rounding of a fit error below that is told relative to that, not to nothing
 # Relative error that the identity for the fit error may have, the second where another is estimated as large, and of
 # rounded rows: these show what few combinations of rounded targets are off by, which is more than all columns are.
@@ -128,7 +129,9 @@ def certify(cell: Activations, system: System, targets: TargetMatrix, parts: Seq
         if not part.solution.facts.works:
             certificates.append(Certificate(math.inf, None))
             continue
-        estimates = [_share(a[own], b[own], part.check) for a, b in ((lost, kept), (lost_fit, scale))]
+        # What the correction itself is off by, as the factor that makes it was rounded: of a condition from below.
+        unsure = 1 + _UNSURE * torch.finfo(system.dtype).eps * part.solution.facts.condition
+        estimates = [unsure * _share(a[own], b[own], part.check) for a, b in ((lost, kept), (lost_fit, scale))]
         estimate = max(*estimates, float(blurred[own].sum() / kept[own].sum()))
         if part.block.kind == "regression":  # classes are scored by their hits, row by row
             least, most = _FIT_TOLERANCES

@@ -139,7 +139,7 @@ class Engine:
                 if changed := self._functions.changed():
                     self._tell(
                         f"targets {shown(changed)}: their functions give other values than before, but are called once "
-                        "for all steps: do they read the model's weights, or random numbers?"
+                        "for all steps: do they read the model's weights?"
                     )
                 for index, group in enumerate(groups):
                     cells, outputs = self._capture(group)

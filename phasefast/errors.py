@@ -42,10 +42,6 @@ class UnreadableError(CheckpointError):
     """A checkpoint is missing, damaged or still being written, so that it may be readable another time."""
 
 
-class UntriedError(CheckpointError):
-    """A checkpoint was not tried, as others show that it could not be used either."""
-
-
 class StoreError(PhasefastError, OSError):
     """Scores or a probe set cannot be written, or scores cannot be read or belong to another configuration."""
 

@@ -11,7 +11,7 @@ from .checkpoints import Reader, load_into, read_ahead
 from .checkpoints.ahead import Read
 from .checkpoints.sources import Source
 from .engine import Engine
-from .errors import PASSING, CheckpointError, PhasefastError, StoreError, UntriedError, may_pass, with_notes
+from .errors import PASSING, CheckpointError, PhasefastError, StoreError, may_pass, with_notes
 from .failures import Failure, alike
 from .progress import progress
 from .stages.preserve import on_device
@@ -87,9 +87,8 @@ def measure_each(
             last = max(todo)
             attempt_all({last: todo[last]}, _ENOUGH + 1)
             if not begun and _none_fits(failures, sources):
-                failures |= dict.fromkeys(
-                    todo, UntriedError(f"not tried, as the first {_ENOUGH} and the last one failed alike")
-                )
+                untried = CheckpointError(f"not tried, as the first {_ENOUGH} and the last one failed alike")
+                failures |= dict.fromkeys(todo, untried)
                 return
             attempt_all(todo.copy(), len(sources))
 

@@ -123,9 +123,13 @@ def looked_up(cells: Iterable[_Found], layer: str, target: str) -> _Found:
 
 def failure_notes(failed: Mapping[int, Failure]) -> list[str]:
     """What is to be said of checkpoints that are not in the scores, at most so many lines."""
-    lines = [f"Not measured: {line}" for line in listed(failed)]
+    lines = []
+    for partial, text in ((False, "Not measured"), (True, "Measured in part")):
+        lines += [
+            f"{text}: {line}" for line in listed({k: each for k, each in failed.items() if each.partial == partial})
+        ]
     if (left := len(lines) - _REASONS) > 0:
-        lines[_REASONS:] = [f"Not measured: {left} more for other reasons, which phases.json has"]
+        lines[_REASONS:] = [f"and {left} more for other reasons, which phases.json has"]
     return lines
 
 

@@ -19,6 +19,7 @@ from .errors import ArgumentError, with_notes
 from .in_turn import measure_each, restored
 from .notices import shown, warn
 from .options import ProbeOptions, checked_step
+from .scores import in_order
 from .stages.probe_set import ProbeSet
 from .target_types import Input
 
@@ -64,7 +65,7 @@ class Reconstructions:
     @property
     def layers(self) -> list[str]:
         """In the order in which they are computed."""
-        return list(dict.fromkeys(layer for _, layer in self.decoded))
+        return in_order(self.decoded)
 
     def __getitem__(self, place: tuple[int, str]) -> Tensor:
         """The inputs [s, ...] as decoded at a step from a layer; ArgumentError where there is no such one."""

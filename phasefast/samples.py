@@ -104,7 +104,7 @@ def as_numbers(what: str, given: Any) -> Tensor:
             numbers = given if isinstance(given, Tensor) else _from_numpy(np.asarray(given))
     except (TypeError, ValueError, RuntimeError) as error:
         got = f"as many for every sample, got {_odd(given)}; {error}"
-        if "numpy.str_" in str(error):
+        if any(kind in str(error) for kind in ("numpy.str_", "numpy.bytes_")):
             got = "got text; numpy.unique(text, return_inverse=True) numbers it"
         raise DataError(f"{what}: expected numbers, {got}") from error
     if numbers.is_complex() or numbers.layout != torch.strided:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import secrets
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,7 +117,12 @@ class Scores:
     @property
     def layers(self) -> list[str]:
         """Probed layers, in the order in which the model computes them."""
-        return [name for name in self._table.column("layer").unique().to_pylist() if name != MODEL_LAYER]
+        return list(self._layers)
+
+    @cached_property
+    def _layers(self) -> list[str]:
+        pairs = zip(*(self._table.column(name).to_pylist() for name in ("step", "layer")), strict=True)
+        return [name for name in in_order(pairs) if name != MODEL_LAYER]
 
     @property
     def targets(self) -> list[str]:
@@ -224,6 +231,15 @@ class Scores:
         with writing(path, what, parents=True) as partial, partial.open("wb") as file:
             pq.write_table(self._table, file, compression="zstd")
         return path
+
+
+def in_order(pairs: Iterable[tuple[int, str]]) -> list[str]:
+    """Layers of (step, layer) in the order of the step that has most of them, as one that lost none; then others."""
+    by_step: dict[int, dict[str, None]] = {}
+    for step, layer in pairs:
+        by_step.setdefault(step, {})[layer] = None
+    fullest = max(by_step.values(), key=len, default={})
+    return list(dict.fromkeys(itertools.chain(fullest, *by_step.values())))
 
 
 def _matching(names: list[str], patterns: Sequence[str] | None, what: str, error: type[PhasefastError]) -> list[str]:

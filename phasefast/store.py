@@ -107,7 +107,10 @@ def write_step(directory: str | Path, scores: Scores, config_hash: str, settings
 def keep_failures(directory: str | Path, failures: Mapping[int, Failure]) -> None:
     """Write why checkpoints were not measured, each until it is; a warning where that cannot be written."""
     try:
+        stored = list_shards(directory) if failures else {}
         for step, failure in failures.items():
+            if step in stored and not failure.partial:  # by another job
+                continue
             with writing(_failure_file(directory, step), "what failed to", parents=True) as partial:
                 partial.write_text(json.dumps(asdict(failure)), encoding="utf-8")
     except StoreError as error:  # the failures themselves are yet to be told

@@ -18,7 +18,7 @@ from .errors import (
     ArgumentError,
     CheckpointError,
     SweepError,
-    UntriedError,
+    UnreadableError,
 )
 from .failures import listed, named
 from .in_turn import in_words, measure_each, name_of, restored
@@ -110,7 +110,7 @@ class Sweeper:
     ) -> None:
         self._engine, self._out, self._reader = Engine(model, probe_set, run, out, **options), out, reader
         self._done = open_store(out, self._engine.config_hash, self._engine.settings, overwrite)
-        self._measured = False
+        self._measured = self._known = False  # the latter: whether checkpoints are those that out is of
 
     @property
     def steps(self) -> list[int]:
@@ -130,24 +130,24 @@ class Sweeper:
         Raises:
             As :func:`sweep` does, but SweepError.
         """
-        failures, new, confirmed = dict[int, Exception](), dict[int, Exception](), False
+        failures, new = dict[int, Exception](), dict[int, Exception]()
         todo = {step: source for step, source in ordered.items() if step not in self._done}
         with restored(self._engine):
             for step in ordered.keys() - todo.keys():
                 try:
                     same = _is_same(self._done[step], ordered[step], self._engine, self._reader)
-                    confirmed |= same and step > 0  # trainings may begin alike
+                    self._known |= same and step > 0  # trainings may begin alike
                 except CheckpointError as error:
                     failures[step] = error
             if not self._measured and (origin := _origin(ordered.values())) is not None:
-                check_origin(self._out, origin, confirmed)
+                check_origin(self._out, origin, self._known)
             begun = bool(self._done)
             try:
                 measure_each(self._engine, todo, self._reader, "sweeping", self._measure, new, begun, all_of_them)
             finally:
-                if confirmed or self._done.keys() & todo.keys():  # else they may be another model's
-                    tried = {step: error for step, error in new.items() if not isinstance(error, UntriedError)}
-                    keep_failures(self._out, in_words(tried, todo))
+                # Such as do not fit may be another model's, where none fits.
+                sure = {step: error for step, error in new.items() if self._known or not _is_misfit(error)}
+                keep_failures(self._out, in_words(sure, todo))
         return failures | new
 
     def _measure(self, step: int, source_hash: str | None) -> None:
@@ -156,7 +156,7 @@ class Sweeper:
         if source_hash is not None:
             scores = scores.with_column("source_hash", source_hash)
         write_step(self._out, scores, self._engine.config_hash, self._engine.settings)
-        self._done[step], self._measured = scores, True
+        self._done[step], self._measured, self._known = scores, True, True
         keep_lost(self._out, step, self._engine.lost)
 
 
@@ -185,6 +185,11 @@ def _origin(sources: Iterable[Source]) -> str | None:
     if len(places) > 1 and all(map(os.path.isabs, places)):
         places = {os.path.commonpath(places)} - {os.path.sep}  # of checkpoints in folders of their own
     return places.pop() if len(places) == 1 else None
+
+
+def _is_misfit(error: Exception) -> bool:
+    """Whether a checkpoint can be read, but not be used."""
+    return isinstance(error, CheckpointError) and not isinstance(error, UnreadableError)
 
 
 def _is_same(stored: Scores, source: Source, engine: Engine, reader: Reader) -> bool:

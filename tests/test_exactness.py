@@ -165,6 +165,26 @@ def test_weak_penalties_are_not_for_coordinates_of_rows() -> None:
     assert found["exact"].value(target="v") == pytest.approx(found["double"].value(target="v"), rel=1e-3)
 
 
+def test_what_rounding_costs_is_told_where_the_factor_is_rounded_too() -> None:
+    """Features that hardly vary in most directions: the factor of float32 tells too little of its own error."""
+    torch.manual_seed(0)
+    inputs = torch.randn(400, 40)
+    probe_set = pf.ProbeSet.from_tensors(inputs[:300], None, inputs[300:], None)
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(40, 3000), nn.Tanh())
+    with torch.no_grad():
+        model.get_parameter("0.weight").mul_(torch.logspace(0, -5, 40))
+    for alpha in (1e-8, 1e-6, 1e-4):
+        exact, wide = (
+            pf.probe(model, probe_set, layers=["1"], alphas=[alpha], route="dual", precision=precision)
+            .filter(metric="fvu", split="heldout")
+            .to_arrow()
+            for precision in ("exact", "double")
+        )
+        value, expected = (table.column("value")[0].as_py() for table in (exact, wide))
+        assert abs(value / expected - 1) <= 10 * exact.column("error_estimate")[0].as_py() + 1e-6
+
+
 def test_baselines_are_what_a_constant_scores(net: SmallNet, probe_set: pf.ProbeSet) -> None:
     table = pf.probe(net, probe_set, layers=["hidden"]).to_pandas()
     assert probe_set.fit_labels is not None

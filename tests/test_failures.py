@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import phasefast as pf
-from phasefast.errors import StoreError, SweepError
+from phasefast.errors import DataError, StoreError, SweepError
 from phasefast.failures import Failure, listed
 from phasefast.report import read_phases, read_runs
 from phasefast.store import keep_failures, read_failures, write_step
@@ -115,6 +115,35 @@ def test_layers_that_are_finite_are_measured_and_the_others_told(
     assert list(read_failures(tmp_path)) == [4]
     _, report = read_phases(tmp_path)
     assert len(report.cell("head").evidence["steps"]) == 4
+    assert "Measured in part: step 4: layer 'head': NaN or Inf" in str(report)
+
+
+def test_layers_that_diverge_cost_the_others_neither_order_nor_phases(
+    net: nn.Module, probe_set: pf.ProbeSet, states: States, tmp_path: Path
+) -> None:
+    broken = {step: dict(state) for step, state in states.items()}
+    for step in STEPS[:-1]:  # all but one: too few for phases
+        broken[step]["hidden.weight"] = broken[step]["hidden.weight"] * float("inf")
+    with pytest.warns(RuntimeWarning, match="layers: left out"):
+        scores = pf.sweep(net, broken, probe_set, out=tmp_path, layers=["conv", "hidden"])
+    assert scores.layers == ["conv", "hidden"]  # though the first steps have the first alone
+    report = pf.detect_phases(scores)
+    assert {cell.layer for cell in report} == {"conv"}
+    with pytest.raises(DataError, match="at least 2 steps"):
+        pf.detect_phases(scores, layers=["hidden"])
+
+
+def test_what_cannot_be_read_is_kept_though_nothing_else_is_there(
+    net: nn.Module, probe_set: pf.ProbeSet, states: States, tmp_path: Path
+) -> None:
+    (tmp_path / "ck").mkdir()
+    torch.save(states[1], tmp_path / "ck/step_1.pt")
+    pf.sweep(net, tmp_path / "ck", probe_set, out=tmp_path / "run", layers=["hidden"])
+    (tmp_path / "ck/step_1.pt").unlink()  # measured, to save space
+    (tmp_path / "ck/step_2.pt").write_bytes(b"damaged")
+    with pytest.raises(SweepError, match="1 of 1 checkpoints failed"):
+        pf.sweep(net, tmp_path / "ck", probe_set, out=tmp_path / "run", layers=["hidden"])
+    assert list(read_failures(tmp_path / "run")) == [2]
 
 
 def test_a_disk_that_is_full_hides_no_failure(tmp_path: Path) -> None:

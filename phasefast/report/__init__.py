@@ -167,7 +167,7 @@ def write_comparison(
         check_picture(picture)
     comparison, scores, telling = read_runs(directories, layers, targets)
     last = next(layer for layer in telling if layer in {each.layer for each in comparison})
-    print_comparison(comparison, scores, last, console)
+    print_comparison(comparison, scores, telling, console)
     if picture is not None:
         plot_comparison(comparison, scores, last, picture)
         console.print(f"wrote {picture}, of layer {last}", soft_wrap=True)

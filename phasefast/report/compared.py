@@ -39,10 +39,12 @@ def run_names(directories: Sequence[str | Path]) -> list[str]:
     return names
 
 
-def print_comparison(comparison: Comparison, scores: Mapping[str, Scores], layer: str, console: Console) -> None:
+def print_comparison(
+    comparison: Comparison, scores: Mapping[str, Scores], telling: Sequence[str], console: Console
+) -> None:
     """Per target: in how many runs each layer has which phase, and when; then mean curves and their deviation.
 
-    Last, when all runs may stop, by that layer.
+    Last, when all runs may stop, by the first of the layers ``telling``.
     """
     targets = {each.target: [other for other in comparison if other.target == each.target] for each in comparison}
     for agreements in targets.values():
@@ -50,7 +52,7 @@ def print_comparison(comparison: Comparison, scores: Mapping[str, Scores], layer
         _print_curves(agreements, scores, console)
     one = next(iter(scores.values()))
     of_target = targets.get(headline(one) or "", next(iter(targets.values())))
-    last = next((each for each in of_target if each.layer == layer), of_target[-1])
+    last = min(of_target, key=lambda each: telling.index(each.layer))
     stop = f"stop at {last.window_text}" if last.stop_window else f"no common stop window: {last.why}"
     console.print(Text(f"\nAll runs, by {last.layer} and target {last.target}: {stop}", style="bold"))
 

@@ -71,7 +71,8 @@ def plot_phases(
     names = widest(text for panel in panels for text, _ in panel.labels)
     names = max(names, widest(row.look.name for row in shown), widest([name], "bold")) if rows else names
     heights = map_height(len(shown)) + BAR + (KEY if rows else 0) + sum(_GAP + panel.height for panel in panels)
-    page = Page(StepAxis(np.array(sorted({*scores.steps, *report.failed}))), NAME + names + EDGE, heights)
+    failed = [step for step, failure in report.failed.items() if not failure.partial]
+    page = Page(StepAxis(np.array(sorted({*scores.steps, *failed}))), NAME + names + EDGE, heights)
     page.header(title, _note(cell, name, len(shown), len(rows)))
     if rows:
         draw_key(page, shown)
@@ -80,7 +81,7 @@ def plot_phases(
     for panel in panels:
         page.skip(_GAP)
         # The phases of one target would mislead about the curves of another.
-        draw_panel(page, panel, cell, shaded=panel is panels[0], last=panel is panels[-1], failed=report.failed)
+        draw_panel(page, panel, cell, shaded=panel is panels[0], last=panel is panels[-1], failed=failed)
     with writing(path, "the picture") as partial:
         page.figure.savefig(partial, format=picture_format(path))
     return Path(path)

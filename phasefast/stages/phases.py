@@ -62,7 +62,7 @@ def detect_phases(
     replicates: int = 1_000,
     rules: PhaseRules = DEFAULT_RULES,
 ) -> PhaseReport:
-    """The phases of every probed layer and target of one run.
+    """The phases of every probed layer and target of one run; of those with two steps or more, where there are any.
 
     Args:
         scores: rows of at least two steps with per-sample held-out ``fvu``, or ``accuracy`` (analysed as ``error``).
@@ -81,9 +81,12 @@ def detect_phases(
         )
     wanted = scores.select(layers, targets)
     options: dict[str, Any] = {"seed": seed, "confidence": confidence, "replicates": replicates, "rules": rules}
+    losses = {cell: _losses(wanted, *cell[:3]) for cell in _cells(wanted)}
+    several = any(len(steps) > 1 for steps, _ in losses.values())  # a layer that diverged may have one step alone
     cells = tuple(
-        detect_curve(*_losses(wanted, layer, target, name), layer=layer, target=target, metric=metric, **options)
-        for layer, target, name, metric in _cells(wanted)
+        detect_curve(*loss, layer=layer, target=target, metric=metric, **options)
+        for (layer, target, _, metric), loss in losses.items()
+        if len(loss[0]) > 1 or not several
     )
     if not cells:
         raise DataError(f"no phases to detect: expected held-out 'fvu' or 'accuracy', got {scores!r}; probe first")

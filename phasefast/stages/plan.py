@@ -108,7 +108,7 @@ class _Sum:
 
 
 def routes(dim: int, problem: Problem, forced: ForcedRoute | None = None) -> list[Cost]:
-    """All routes that give what is asked for, the one of least work first.
+    """All routes that give what is asked for, the one of least work first, but dual ones last for weak penalties.
 
     Raises:
         ArgumentError: the forced route is not among them.
@@ -122,11 +122,12 @@ def routes(dim: int, problem: Problem, forced: ForcedRoute | None = None) -> lis
         )
     if forced == "eigen" and problem.zero:
         raise ArgumentError("route='eigen': a penalty of 0 needs route='primal'; give alphas > 0")
-    return sorted(_candidates(dim, problem, forced), key=lambda cost: cost.work)
+    found = _candidates(dim, problem, forced)
+    return sorted(found, key=lambda cost: (problem.weak and cost.features == "dual", cost.work))
 
 
 def _candidates(dim: int, problem: Problem, forced: ForcedRoute | None) -> Iterator[Cost]:
-    wide = dim > problem.n and not (problem.zero or problem.weak)
+    wide = dim > problem.n and not problem.zero
     spaces: list[Route] = ["primal", "dual"] if wide else ["primal"]
     if forced in ("primal", "dual"):
         spaces = [forced]

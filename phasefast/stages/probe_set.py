@@ -72,7 +72,7 @@ class ProbeSet:
             object.__setattr__(self, f"{split}_values", {name: _checked(name, of, rows) for name, of in given.items()})
             if (which := getattr(self, f"{split}_rows")) is not None:
                 which = as_numbers(f"{split}_rows", which)
-                if which.shape != (rows,) or which.is_floating_point():
+                if which.shape != (rows,) or which.is_floating_point() or which.dtype == torch.bool:
                     got = f"{which.dtype} {tuple(which.shape)}"
                     raise DataError(f"{split}_rows: expected {rows} integers, one for each input, got {got}")
                 object.__setattr__(self, f"{split}_rows", which.long().cpu())

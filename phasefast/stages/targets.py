@@ -37,19 +37,20 @@ class FunctionValues:
 
     def __init__(self, targets: Sequence[Target], inputs: Tensor) -> None:
         self._inputs, self._times = inputs[:_COMPARED], 0
-        self._known: dict[Function, Tensor | None] = {each: None for each in targets if isinstance(each, Function)}
+        self._functions = [each for each in targets if isinstance(each, Function)]
+        self._known: dict[str, Tensor] = {}
 
     def changed(self) -> list[str]:
         """The names of targets whose functions give other values than the last time; asked no more than three times."""
         self._times += 1
-        return [target.name for target in self._known if self._times <= _TIMES and self._differs(target)]
+        return [target.name for target in self._functions if self._times <= _TIMES and self._differs(target)]
 
     def _differs(self, target: Function) -> bool:
         try:
             now = target.values(self._inputs).double()
         except Exception:  # it may need more samples than these, or be on another device
             return False
-        before, self._known[target] = self._known[target], now
+        before, self._known[target.name] = self._known.get(target.name), now
         if before is None or before.shape != now.shape:
             return False
         apart = torch.maximum(before.std(0), _ROUNDING * before.abs().amax(0))

@@ -12,7 +12,7 @@ from phasefast.errors import ArgumentError
 from phasefast.isometry import coordinates
 from phasefast.stages import targets as target_stage
 from phasefast.stages.evaluate import evaluate
-from phasefast.stages.plan import ForcedRoute, Problem, routes
+from phasefast.stages.plan import ForcedRoute, Problem, fitting_cost, routes
 from phasefast.stages.targets import build_targets
 from phasefast.systems import Penalties
 from phasefast.target_types import Input, Label
@@ -129,6 +129,10 @@ def test_the_route_of_least_work_is_taken() -> None:
         assert small < large
     zero = Problem(2000, 500, 3082, 74, 5, 8, zero=True, selection="gcv")
     assert routes(65536, zero)[0].route == "primal"
+    weak = Problem(2000, 500, 3082, 74, 5, 8, weak=True, selection="gcv")
+    assert routes(8192, weak)[0].route == "primal"
+    assert fitting_cost(8192, weak, 10**12).route == "primal"
+    assert fitting_cost(65536, weak, 4 * 10**9).route == "dual"  # where nothing else fits
     heldout = Problem(8000, 2000, 8011, 74, 1, 1, fit_scores=False)
     assert routes(4096, heldout)[0].route == "primal-target-free"
     # Many penalties, all of them tried: one eigendecomposition instead of a factor for each.
