@@ -146,7 +146,7 @@ class Engine:
                     if index == 0 and self.label is not None:
                         scores += self._model_scores(outputs, self.label)
                     scores += score_cells(cells, self.targets, self.method)
-                self._settle(any(score.fit is not None for score in scores))
+                self._settle(any(score.fit is not None for score in scores), f" at step {step}")
         if dead := {score.layer for score in scores if score.fit is not None and score.fit.rank == 0}:
             self._tell(
                 f"layers {shown(dead)}: nothing is decoded at step {step}, as their activations are the same for all "
@@ -185,13 +185,13 @@ class Engine:
             self._settle(bool(found))
         return found
 
-    def _settle(self, found: bool) -> None:
-        """Raise why layers were lost where nothing was ``found`` but them, else tell."""
+    def _settle(self, found: bool, when: str = "") -> None:
+        """Raise why layers were lost where nothing was ``found`` but them, else tell, of the same layers once."""
         if self.lost and not found:
             raise next(iter(self.lost.values()))
         if self.lost:
             text = "; ".join(map(str, self.lost.values()))
-            self._tell(f"layers: left out {len(self.lost)}: {text}", about=f"lost {sorted(self.lost)}")
+            self._tell(f"layers: left out {len(self.lost)}{when}: {text}", about=f"lost {sorted(self.lost)}")
 
     @cached_property
     def _input_mean(self) -> Tensor:

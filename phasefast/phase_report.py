@@ -150,6 +150,11 @@ def phase_notes(cells: Sequence[CellPhases]) -> list[str]:
         named = [f"{_named(cell, several)} at {', '.join(map(str, cell.left_out))}" for cell in of[:_REASONS]]
         more = f"; and of {len(of) - _REASONS} more curves" if len(of) > _REASONS else ""
         notes.append(f"Steps that are left out, as far above their neighbours: {'; '.join(named)}{more}.")
+    ends = {cell: max(steps) for cell in cells if (steps := cell.evidence.get("steps"))}
+    if early := [f"{_named(cell, several)} to {end}" for cell, end in ends.items() if end < max(ends.values())]:
+        notes.append(
+            f"Measured to an earlier step only: {', '.join(early[:_REASONS])}{', ...' * (len(early) > _REASONS)}."
+        )
     if len(cells) > 1 and cells[0].why and all(cell.why == cells[0].why for cell in cells):
         return [*notes, cells[0].why]
     told = [(cell, cell.why or cell.doubt) for cell in sorted(cells, key=lambda cell: bool(cell.phases))]

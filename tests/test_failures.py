@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import shutil
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,9 @@ from torch import Tensor, nn
 import phasefast as pf
 from phasefast.errors import DataError, StoreError, SweepError
 from phasefast.failures import Failure, listed
+from phasefast.phase_report import PhaseReport
 from phasefast.report import read_phases, read_runs
+from phasefast.scores import Scores
 from phasefast.store import keep_failures, read_failures, write_step
 
 from .test_cli import fails, invoke
@@ -106,7 +110,7 @@ def test_layers_that_are_finite_are_measured_and_the_others_told(
 ) -> None:
     broken = {step: dict(state) for step, state in states.items()}
     broken[4]["head.weight"] = broken[4]["head.weight"] * float("inf")
-    with pytest.warns(RuntimeWarning, match="layers: left out 1: layer 'head': NaN or Inf"):
+    with pytest.warns(RuntimeWarning, match="layers: left out 1 at step 4: layer 'head': NaN or Inf"):
         scores = pf.sweep(net, broken, probe_set, out=tmp_path, layers=["hidden", "head"])
     assert scores.filter(layer="hidden").steps == list(STEPS)
     assert scores.filter(layer="head").steps == [0, 1, 2, 8]
@@ -129,6 +133,9 @@ def test_layers_that_diverge_cost_the_others_neither_order_nor_phases(
     assert scores.layers == ["conv", "hidden"]  # though the first steps have the first alone
     report = pf.detect_phases(scores)
     assert {cell.layer for cell in report} == {"conv"}
+    cut = pf.detect_phases(Scores(scores.to_arrow().filter(pc.field("step") < 4))).cell("conv")
+    both = PhaseReport((*report, dataclasses.replace(cut, layer="early")))
+    assert "Measured to an earlier step only: early, input to 2." in str(both)
     with pytest.raises(DataError, match="at least 2 steps"):
         pf.detect_phases(scores, layers=["hidden"])
 

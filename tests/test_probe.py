@@ -253,7 +253,9 @@ def test_activations_that_are_not_finite_name_the_layer(net: SmallNet, probe_set
         net.hidden.weight[3] = torch.inf
     with pytest.raises(NonFiniteError, match=r"'hidden'.*features"):
         pf.probe(net, probe_set, layers=["hidden"])
-    with pytest.warns(RuntimeWarning, match="layers: left out 1: layer 'hidden': NaN or Inf in 1 of 20 features"):
+    with pytest.warns(
+        RuntimeWarning, match="layers: left out 1 at step 0: layer 'hidden': NaN or Inf in 1 of 20 features"
+    ):
         scores = pf.probe(net, probe_set, layers=["conv", "hidden"])
     assert scores.layers == ["conv"]
 

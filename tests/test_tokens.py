@@ -70,7 +70,9 @@ def test_a_layer_that_some_batches_call_is_left_out(language: Language, samples:
     inputs[0] = 1  # among the first samples, so that the layer is found
     given = pf.ProbeSet(inputs, samples.fit_labels, samples.heldout_inputs, samples.heldout_labels)
     targets = [pf.Label(VOCABULARY)]
-    with pytest.warns(RuntimeWarning, match="left out 1: layer 'rare': its hook fired for 25 of 100 fit rows"):
+    with pytest.warns(
+        RuntimeWarning, match="left out 1 at step 0: layer 'rare': its hook fired for 25 of 100 fit rows"
+    ):
         scores = pf.probe(language, given, tokens="last", targets=targets, batch_size=25)
     assert "rare" not in scores.layers
     assert "out" in scores.layers
