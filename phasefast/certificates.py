@@ -129,8 +129,7 @@ def certify(cell: Activations, system: System, targets: TargetMatrix, parts: Seq
         if not part.solution.facts.works:
             certificates.append(Certificate(math.inf, None))
             continue
-        # What the correction itself is off by, as the factor that makes it was rounded: of a condition from below.
-        unsure = 1 + _UNSURE * torch.finfo(system.dtype).eps * part.solution.facts.condition
+        unsure = _unsure(part.solution, system.dtype)
         estimates = [unsure * _share(a[own], b[own], part.check) for a, b in ((lost, kept), (lost_fit, scale))]
         estimate = max(*estimates, float(blurred[own].sum() / kept[own].sum()))
         if part.block.kind == "regression":  # classes are scored by their hits, row by row
@@ -191,8 +190,18 @@ def certify_target_free(combinations: Tensor, exact: ExactCombinations) -> Certi
     """The certificate of held-out rows' combinations [m, n] of a target's fit rows."""
     predicted = product(combinations, exact.check.fit)
     lost, kept, blurred = fetched(*_changed(exact.expected - predicted, exact.predicted - predicted), exact.blurred)
-    estimate = max(_share(lost, kept, exact.check), float(blurred.sum() / kept.sum()))
+    unsure = _unsure(exact.solution, exact.solution.weights.dtype)
+    estimate = max(unsure * _share(lost, kept, exact.check), float(blurred.sum() / kept.sum()))
     return Certificate(estimate if exact.solution.facts.works else math.inf, None)
+
+
+def _unsure(solution: Solution, dtype: torch.dtype) -> float:
+    """How many times an estimate may be too small, as the factor that it was made with was rounded itself.
+
+    To first order the condition times the rounding. The condition is told from below, and where it is beyond what the
+    type can tell not at all: hence the square.
+    """
+    return (1 + _UNSURE * torch.finfo(dtype).eps * solution.facts.condition) ** 2
 
 
 def _blurred(cell: Activations, system: System, solution: Solution, weights: Tensor, missed: Tensor) -> Tensor:

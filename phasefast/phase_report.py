@@ -173,7 +173,8 @@ class PhaseReport:
     """The phases of all cells of a run; iterable, printed as a table, and written as ``phases.json``.
 
     Attributes:
-        failed: checkpoints of the run that could not be measured, by step, where it was read from a directory.
+        failed: checkpoints of the run that could not be measured, or some of whose layers could not, by step, where it
+            was read from a directory.
     """
 
     cells: tuple[CellPhases, ...]

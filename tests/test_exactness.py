@@ -174,11 +174,19 @@ def test_what_rounding_costs_is_told_where_the_factor_is_rounded_too() -> None:
     model = nn.Sequential(nn.Linear(40, 3000), nn.Tanh())
     with torch.no_grad():
         model.get_parameter("0.weight").mul_(torch.logspace(0, -5, 40))
-    for alpha in (1e-8, 1e-6, 1e-4):
+    for alpha in (1e-12, 1e-8, 1e-6, 1e-4):
         exact, wide = (
             pf.probe(model, probe_set, layers=["1"], alphas=[alpha], route="dual", precision=precision)
             .filter(metric="fvu", split="heldout")
             .to_arrow()
+            for precision in ("exact", "double")
+        )
+        value, expected = (table.column("value")[0].as_py() for table in (exact, wide))
+        assert abs(value / expected - 1) <= 10 * exact.column("error_estimate")[0].as_py() + 1e-6
+    options: dict = {"layers": ["1"], "splits": "heldout", "route": "target-free"}
+    for alpha in (1e-9, 1e-6):
+        exact, wide = (
+            pf.probe(model, probe_set, alphas=[alpha], precision=precision, **options).filter(metric="fvu").to_arrow()
             for precision in ("exact", "double")
         )
         value, expected = (table.column("value")[0].as_py() for table in (exact, wide))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 import phasefast as pf
+from phasefast.scores import Scores, in_order
 
 from .conftest import SmallNet
+from .report.synthetic import make_scores
 
 
 def test_curves_that_are_not_there_are_named(net: SmallNet, probe_set: pf.ProbeSet) -> None:
@@ -27,3 +29,11 @@ def test_curves_that_are_not_there_are_named(net: SmallNet, probe_set: pf.ProbeS
     with pytest.raises(LookupError, match=r"expected the scores of one run, got those of \['run', 'other'\]"):
         both.curve("conv", "input", "fvu")
     assert both.filter(run="other").curve("conv", "input", "fvu")[1].tolist() == [value]
+
+
+def test_layers_are_in_the_order_of_a_step_that_lost_none() -> None:
+    assert in_order([(0, "b"), (0, "c"), (1, "a"), (1, "b"), (1, "c"), (2, "d")]) == ["a", "b", "c", "d"]
+    assert in_order([]) == []
+    lost = make_scores(["a", "b", "c"], [0, 1]).to_arrow().to_pylist()
+    scores = Scores.from_rows([row for row in lost if row["step"] == 1 or row["layer"] != "a"])
+    assert scores.layers == ["a", "b", "c"]

@@ -145,7 +145,7 @@ def read_runs(
     common = {(each.layer, each.target) for each in comparison}
     left = {(layer, target) for own in scores.values() for layer in own.layers for target in own.targets} - common
     if left:
-        warn(f"not compared, as not all runs have them: {shown(f'{layer}/{target}' for layer, target in left)}")
+        warn(f"not compared, as not all have their phases: {shown(f'{layer}/{target}' for layer, target in left)}")
     return comparison, scores, telling
 
 

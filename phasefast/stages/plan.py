@@ -280,7 +280,7 @@ def group_layers(
 
 
 def fitting_cost(dim: int, problem: Problem, budget: int, forced: ForcedRoute | None = None) -> Cost:
-    """The route of least work that fits the budget; where none does, the one of fewest bytes."""
+    """The first of :func:`routes` that fits the budget; where none does, the one of fewest bytes."""
     found = routes(dim, problem, forced)
     return next((cost for cost in found if cost.bytes <= budget), min(found, key=lambda cost: cost.bytes))
 

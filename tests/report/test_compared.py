@@ -105,7 +105,8 @@ def test_what_is_not_in_all_runs_is_told(runs: list[Path], tmp_path: Path) -> No
     short = make_scores(["features"], log2_steps(8), accuracy=False)
     other = write_run(tmp_path / "short", short)
     with pytest.warns(
-        RuntimeWarning, match="not compared, as not all runs have them: .'features/label', 'stage1/input', 'stage1/lab"
+        RuntimeWarning,
+        match="not compared, as not all have their phases: .'features/label', 'stage1/input', 'stage1/lab",
     ):
         text = printed([runs[0], other])
     assert "at the 8 of 12 steps that all runs have" in text
