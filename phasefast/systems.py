@@ -137,12 +137,17 @@ class System:
     @cached_property
     def eigenvectors(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues [r] and eigenvectors [d, r] of the Gram matrix, ascending; in float64 of its numerical range."""
-        gram = self.gram
+        # Features that are dead have nothing to decompose, and with many of them LAPACK's may not converge.
+        live = (self.diagonal > 0).nonzero()[:, 0]
+        some = 0 < len(live) < len(self.diagonal)
+        gram = self.gram[live[:, None], live] if some else self.gram
         give_back()
         try:
             values, vectors = torch.linalg.eigh(gram, UPLO="L")
+            if some:
+                vectors = vectors.new_zeros(len(self.diagonal), len(live)).index_copy_(0, live, vectors)
         except RuntimeError as error:
-            if self.dtype != torch.float64:  # in float32 it may not converge where many features are dead
+            if self.dtype != torch.float64:  # which converges more often
                 wide = replace(self, dtype=torch.float64).eigenvectors
                 return wide[0].to(self.dtype), wide[1].to(self.dtype)
             name = self.cell.layer.name
