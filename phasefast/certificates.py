@@ -15,7 +15,7 @@ from .systems import Solution, System
 from .timeline import stage
 from .types import Activations, Check, CheckColumns, TargetBlock, TargetMatrix
 
-_UNSURE = 10
+_UNSURE = 10  # times less than the condition is what a factor's diagonal says of it, as a rule
 _FIT_FLOOR = 1e-3  # of the deviation: rounding of a fit error below that is told relative to that, not to nothing
 # Relative error that the identity for the fit error may have, the second where another is estimated as large, and of
 # rounded rows: these show what few combinations of rounded targets are off by, which is more than all columns are.

@@ -75,8 +75,17 @@ def open_store(
     return done
 
 
-def write_step(directory: str | Path, scores: Scores, config_hash: str, settings: Mapping[str, Any]) -> None:
+def write_step(
+    directory: str | Path,
+    scores: Scores,
+    config_hash: str,
+    settings: Mapping[str, Any],
+    lost: Mapping[str, Exception],
+) -> None:
     """Write the scores of one step, and beside the first the settings they were measured with.
+
+    Args:
+        lost: why layers were left out, of which those that are not finite stay known.
 
     Raises:
         StoreError: it cannot be written; or another job writes into the directory too, of another configuration or, if
@@ -102,6 +111,8 @@ def write_step(directory: str | Path, scores: Scores, config_hash: str, settings
             partial.write_text(json.dumps(settings), encoding="utf-8")
     scores.write_shard(directory)
     remove_file(_failure_file(directory, step))
+    if texts := [str(error) for error in lost.values() if isinstance(error, NonFiniteError)]:
+        keep_failures(directory, {step: Failure(f"step {step}", "; ".join(texts), partial=True)})
 
 
 def keep_failures(directory: str | Path, failures: Mapping[int, Failure]) -> None:
@@ -115,12 +126,6 @@ def keep_failures(directory: str | Path, failures: Mapping[int, Failure]) -> Non
                 partial.write_text(json.dumps(asdict(failure)), encoding="utf-8")
     except StoreError as error:  # the failures themselves are yet to be told
         warn(str(error))
-
-
-def keep_lost(directory: str | Path, step: int, lost: Mapping[str, Exception]) -> None:
-    """Write which layers of a step are not finite, whose others are stored."""
-    if texts := [str(error) for error in lost.values() if isinstance(error, NonFiniteError)]:
-        keep_failures(directory, {step: Failure(f"step {step}", "; ".join(texts), partial=True)})
 
 
 def read_failures(directory: str | Path) -> dict[int, Failure]:

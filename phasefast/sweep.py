@@ -25,7 +25,7 @@ from .in_turn import in_words, measure_each, name_of, restored
 from .options import ProbeOptions
 from .scores import Scores
 from .stages.probe_set import ProbeSet
-from .store import check_origin, check_weights, keep_failures, keep_lost, open_store, write_step
+from .store import check_origin, check_weights, keep_failures, open_store, write_step
 
 
 def sweep(
@@ -155,9 +155,8 @@ class Sweeper:
         scores = self._engine.measure(step, keep=not self._measured)  # the first tells what changes
         if source_hash is not None:
             scores = scores.with_column("source_hash", source_hash)
-        write_step(self._out, scores, self._engine.config_hash, self._engine.settings)
+        write_step(self._out, scores, self._engine.config_hash, self._engine.settings, self._engine.lost)
         self._done[step], self._measured, self._known = scores, True, True
-        keep_lost(self._out, step, self._engine.lost)
 
 
 def _share(ordered: Mapping[int, Source], shard: tuple[int, int] | None) -> dict[int, Source]:

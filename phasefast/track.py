@@ -17,7 +17,7 @@ from .notices import warn
 from .options import ProbeOptions, checked_step
 from .scores import Scores
 from .stages.probe_set import ProbeSet
-from .store import check_weights, keep_failures, keep_lost, open_store, write_step
+from .store import check_weights, keep_failures, open_store, write_step
 
 
 def is_log2_step(step: int) -> bool:
@@ -135,8 +135,7 @@ class PhaseTracker:
             self.seconds += float(scores.to_arrow().column("seconds")[0].as_py())
             self.scores = Scores.concat([self.scores, scores])
             if self._out is not None:
-                write_step(self._out, scores, self._engine.config_hash, self._engine.settings)
-                keep_lost(self._out, step, self._engine.lost)
+                write_step(self._out, scores, self._engine.config_hash, self._engine.settings, self._engine.lost)
         except Exception as error:
             if self._on_error == "raise" or (not may_pass(error) and self.seconds == 0):
                 raise

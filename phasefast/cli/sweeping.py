@@ -112,7 +112,8 @@ def sweep_command(
             console.print(f"stopped; {out} has {len(list_shards(out))} checkpoints, run again to go on", soft_wrap=True)
             raise
         part = f"share {share[0]} of {share[1]}: " if share else ""
-        earlier = f" of {len(list_shards(out))}" if len(list_shards(out)) > len(found.steps) else ""
+        stored = len(list_shards(out))
+        earlier = f" of {stored}" if stored > len(found.steps) else ""
         text = f"{part}{len(found.steps)}{earlier} checkpoints are in {out}; see phasefast report {out}"
         console.print(text, soft_wrap=True)
         return

@@ -39,7 +39,8 @@ probed steps each look like scatter: probe more steps there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -81,12 +82,9 @@ def detect_phases(
         )
     wanted = scores.select(layers, targets)
     options: dict[str, Any] = {"seed": seed, "confidence": confidence, "replicates": replicates, "rules": rules}
-    losses = {cell: _losses(wanted, *cell[:3]) for cell in _cells(wanted)}
-    several = any(len(steps) > 1 for steps, _ in losses.values())  # a layer that diverged may have one step alone
     cells = tuple(
-        detect_curve(*loss, layer=layer, target=target, metric=metric, **options)
-        for (layer, target, _, metric), loss in losses.items()
-        if len(loss[0]) > 1 or not several
+        detect_curve(*_losses(wanted, layer, target, name), layer=layer, target=target, metric=metric, **options)
+        for layer, target, name, metric in _cells(wanted)
     )
     if not cells:
         raise DataError(f"no phases to detect: expected held-out 'fvu' or 'accuracy', got {scores!r}; probe first")
@@ -172,15 +170,20 @@ def detect_curve(
     )
 
 
-def _cells(scores: Scores) -> Iterator[tuple[str, str, str, str]]:
-    """Layer, target, stored metric and its loss: the error where the target has an accuracy, else the FVU."""
+def _cells(scores: Scores) -> list[tuple[str, str, str, str]]:
+    """Layer, target, stored metric and its loss: the error where the target has an accuracy, else the FVU.
+
+    Those of one step are left out where others have more, as of a layer that diverged.
+    """
     table = scores.filter(split="heldout").to_arrow()
-    found = set(zip(*(table.column(name).to_pylist() for name in ("layer", "target", "metric"))))
+    steps = Counter(zip(*(table.column(name).to_pylist() for name in ("layer", "target", "metric"))))
+    found = []
     for layer, target in product(scores.layers, scores.targets):
-        if (layer, target, "accuracy") in found:
-            yield layer, target, "accuracy", "error"
-        elif (layer, target, "fvu") in found:
-            yield layer, target, "fvu", "fvu"
+        if (layer, target, "accuracy") in steps:
+            found.append((layer, target, "accuracy", "error"))
+        elif (layer, target, "fvu") in steps:
+            found.append((layer, target, "fvu", "fvu"))
+    return [cell for cell in found if steps[cell[:3]] > 1] or found
 
 
 def _losses(scores: Scores, layer: str, target: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
