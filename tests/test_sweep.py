@@ -60,6 +60,8 @@ def test_a_sweep_that_is_broken_off_reads_no_further(
     monkeypatch.setattr(Scores, "write_shard", broken)
     with pytest.raises(StoreError, match="no room left"):
         pf.sweep(net, checkpoints, probe_set, out=tmp_path, layers="hidden")
+    for reader in set(threading.enumerate()) - before:  # it is not waited for, as it may be in a download
+        reader.join(60)
     assert set(threading.enumerate()) <= before
 
 
