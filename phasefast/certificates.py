@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .dense import centred_left_product, centred_product, fetched, inner, product, wide_rows
+from .dense import centred_left_product, centred_product, inner, product, wide_rows
+from .fetching import later
 from .systems import Solution, System
 from .timeline import stage
 from .types import Activations, Check, CheckColumns, TargetBlock, TargetMatrix
@@ -95,8 +97,14 @@ def gradient(
 
 
 @stage("certificates")
-def certify(cell: Activations, system: System, targets: TargetMatrix, parts: Sequence[Part]) -> list[Certificate]:
-    """Certificates of all parts of a cell, in one pass over its rows."""
+def certify(
+    cell: Activations, system: System, targets: TargetMatrix, parts: Sequence[Part]
+) -> Callable[[], list[Certificate]]:
+    """Certificates of all parts of a cell, in one pass over its rows.
+
+    Returns:
+        What gives them: it waits for a GPU, which has all the work by then.
+    """
     sizes = [part.check.directions.shape[1] for part in parts]
     wz = torch.cat([product(part.weights, part.check.directions) for part in parts], 1)
     whole = [part.index for part in parts if isinstance(part.columns, slice)]
@@ -107,39 +115,59 @@ def certify(cell: Activations, system: System, targets: TargetMatrix, parts: Seq
         own_columns = CheckColumns.of([part.check for part in parts], means)
     mean, deviation = own_columns.mean, own_columns.deviation
     found, missed = gradient(cell, system, own_columns.fit, mean, wz)
-    penalty = torch.cat([torch.full_like(part.check.directions[0], part.solution.penalty) for part in parts])
-    residual = found - penalty * wz
-    pairs = zip(parts, residual.split(sizes, 1), strict=True)
-    correction = torch.cat([part.solution.apply_inverse(own) for part, own in pairs], 1)
-    both = torch.cat([wz, correction], 1)
-    predicted, moved = centred_product(cell.heldout, system.row_mean, both).split(wz.shape[1], 1)
-    lost, kept = _changed(own_columns.heldout - mean - predicted, moved)
-    # The same on the fit rows, without another pass: found = A'(T - A W), and (G + penalty I) correction = residual.
-    lost_fit = (correction * (residual - 2 * found - penalty * correction)).sum(0)
     places = list(zip(parts, _places(sizes), strict=True))
-    blurred = torch.cat([_blurred(cell, system, part.solution, wz[:, own], missed[own]) for part, own in places])
-    explained = torch.cat([_explained(system, part, wz[:, own]) for part, own in places])
-    identities = torch.stack([_identity(system, targets, part) for part in parts])
-    scale = missed.clamp_min(_FIT_FLOOR * deviation)
-    lost, kept, lost_fit, missed, scale, left, blurred, identities = fetched(
-        lost, kept, lost_fit, missed, scale, deviation - explained, blurred, identities
-    )
-    certificates = []
-    for (part, own), identity in zip(places, identities.tolist(), strict=True):
-        if not part.solution.facts.works:
-            certificates.append(Certificate(math.inf, None))
-            continue
-        unsure = _unsure(part.solution, system.dtype)
-        estimates = [unsure * _share(a[own], b[own], part.check) for a, b in ((lost, kept), (lost_fit, scale))]
-        estimate = max(*estimates, float(blurred[own].sum() / kept[own].sum()))
-        if part.block.kind == "regression":  # classes are scored by their hits, row by row
-            least, most = _FIT_TOLERANCES
-            tolerance = most if cell.rounded else min(max(estimate, least), most)
-            fit_error, doubt = _fit_error(part, identity, left[own], missed[own], tolerance)
-            certificates.append(Certificate(max(estimate, doubt), fit_error))
-        else:
-            certificates.append(Certificate(estimate, None))
-    return certificates
+    corrections, losses = [], []
+    for solution, own in _runs(places):
+        residual = torch.sub(found[:, own], wz[:, own], alpha=solution.penalty)
+        corrections.append(correction := solution.apply_inverse(residual))
+        # What fit rows lose, without another pass: found = A'(T - A W), and (G + penalty I) correction = residual.
+        change = residual.sub_(found[:, own], alpha=2).sub_(correction, alpha=solution.penalty)
+        losses.append(change.mul_(correction).sum(0))
+    both = torch.cat([wz, *corrections], 1)
+    predicted, moved = centred_product(cell.heldout, system.row_mean, both).split(wz.shape[1], 1)
+    lost, kept = _changed(own_columns.heldout - predicted, moved)
+    blurred = [_blurred(cell, system, part.solution, wz[:, own], missed[own]) for part, own in places if cell.rounded]
+    of_identities = [
+        [*_identity(system, targets, part, wz[:, own])] if part.has_identity else [] for part, own in places
+    ]
+    solutions = list({id(part.solution): part.solution for part in parts}.values())
+    asked = (lost, kept, *losses), (missed, deviation), blurred, *of_identities, [each.told for each in solutions]
+    fetch = later(*itertools.chain(*asked))
+
+    @np.errstate(all="ignore")  # a solution that has failed is told by its factor
+    def read() -> list[Certificate]:
+        answers = iter(fetch())
+        (lost, kept, *losses), (missed, deviation), blurred, *known, told = (
+            list(itertools.islice(answers, len(some))) for some in asked
+        )
+        for solution, facts in zip(solutions, told, strict=True):
+            solution.learn(facts)
+        lost_fit, scale = np.concatenate(losses), np.maximum(missed, _FIT_FLOOR * deviation)
+        certificates = []
+        for index, ((part, own), identity) in enumerate(zip(places, known, strict=True)):
+            if not part.solution.facts.works:
+                certificates.append(Certificate(math.inf, None))
+                continue
+            unsure = _unsure(part.solution, system.dtype)
+            estimates = [unsure * _share(a[own], b[own], part.check) for a, b in ((lost, kept), (lost_fit, scale))]
+            estimate = max(*estimates, float(blurred[index].sum() / kept[own].sum()) if cell.rounded else 0.0)
+            if part.block.kind == "regression":  # classes are scored by their hits, row by row
+                least, most = _FIT_TOLERANCES
+                tolerance = most if cell.rounded else min(max(estimate, least), most)
+                fit_error, doubt = _fit_error(part, identity, deviation[own], missed[own], tolerance)
+                certificates.append(Certificate(max(estimate, doubt), fit_error))
+            else:
+                certificates.append(Certificate(estimate, None))
+        return certificates
+
+    return read
+
+
+def _runs(places: Sequence[tuple[Part, slice]]) -> Iterator[tuple[Solution, slice]]:
+    """Parts side by side that share a solution, together."""
+    for _, some in itertools.groupby(places, key=lambda place: id(place[0].solution)):
+        run = list(some)
+        yield run[0][0].solution, slice(run[0][1].start, run[-1][1].stop)
 
 
 @dataclass(frozen=True)
@@ -189,9 +217,11 @@ def exact_combinations(
 def certify_target_free(combinations: Tensor, exact: ExactCombinations) -> Certificate:
     """The certificate of held-out rows' combinations [m, n] of a target's fit rows."""
     predicted = product(combinations, exact.check.fit)
-    lost, kept, blurred = fetched(*_changed(exact.expected - predicted, exact.predicted - predicted), exact.blurred)
+    changes = _changed(exact.expected - predicted, exact.predicted - predicted)
+    lost, kept, blurred = later(*changes, exact.blurred)()
     unsure = _unsure(exact.solution, exact.solution.weights.dtype)
-    estimate = max(unsure * _share(lost, kept, exact.check), float(blurred.sum() / kept.sum()))
+    with np.errstate(all="ignore"):
+        estimate = max(unsure * _share(lost, kept, exact.check), float(blurred.sum() / kept.sum()))
     return Certificate(estimate if exact.solution.facts.works else math.inf, None)
 
 
@@ -247,60 +277,56 @@ def _places(sizes: Sequence[int]) -> list[slice]:
     return [slice(stop - size, stop) for size, stop in zip(sizes, itertools.accumulate(sizes), strict=True)]
 
 
-def _explained(system: System, part: Part, wz: Tensor) -> Tensor:
-    """What the combinations' weights [d, c] take of their squared deviations on the fit rows [c], by an identity."""
-    if not part.has_identity:
-        return torch.zeros_like(wz[0])
-    # With G W = C - penalty W the fit error is tr T'T - tr W'C - penalty tr W'W: no second pass over the rows.
-    cross = system.cross[:, part.columns]
-    combined = (part.check.directions.mT.contiguous() @ cross.mT).mT  # few columns are multiplied faster as rows
-    return (wz * combined).sum(0) + part.solution.penalty * wz.square().sum(0)
+def _identity(system: System, targets: TargetMatrix, part: Part, wz: Tensor) -> tuple[Tensor, Tensor]:
+    """By an identity, the squared error on the fit rows, and what its combinations take of their deviations [c].
 
+    With G W = C - penalty W that is tr T'T - tr W'C - penalty tr W'W: no second pass over the rows.
 
-def _identity(system: System, targets: TargetMatrix, part: Part) -> Tensor:
-    """The squared error on the fit rows by the identity of ``_explained``, where that is asked for, on its device."""
-    if not part.has_identity:
-        return torch.zeros_like(system.row_mean[0])
-    columns = part.columns
+    Args:
+        wz: the combinations' weights [d, c].
+    """
+    columns, penalty = part.columns, part.solution.penalty
     whole: float | Tensor = targets.squares[part.index]
     if not isinstance(columns, slice):
         whole = targets.fit[:, columns].double().var(0, correction=0).sum() * len(targets.fit)
-    return whole - inner(part.weights, system.cross[:, columns], share=part.solution.penalty)
+    cross = system.cross[:, columns]
+    combined = (part.check.directions.mT.contiguous() @ cross.mT).mT  # few columns are multiplied faster as rows
+    taken = combined.add_(wz, alpha=penalty).mul_(wz).sum(0)
+    return whole - inner(part.weights, cross, share=penalty), taken
 
 
 def _fit_error(
-    part: Part, identity: float, left: Tensor, missed: Tensor, tolerance: float
+    part: Part, identity: Sequence[np.ndarray], deviation: np.ndarray, missed: np.ndarray, tolerance: float
 ) -> tuple[float | None, float]:
     """The squared error on the fit rows and what it may be off by; None where that is too much.
 
-    Of few columns it is what they were measured to have, of more what the identity of ``_explained`` leaves.
+    Of few columns it is what they were measured to have, of more what the identity leaves.
 
     What it is off by on the random combinations, if that is more than chance, as where sums are cut off, is taken out.
 
     Args:
-        left: by the identity [c]. missed: squared errors of the combinations [c]. tolerance: relative.
+        identity: of ``_identity``. deviation: of the combinations [c]. missed: their squared errors [c]. tolerance:
+            relative.
     """
     if part.check.exact:
         return float(missed.sum()), 0.0
-    off = left - missed
-    bias, chance = float(off.mean()), math.sqrt(off.var() / len(off))
+    error, taken = identity
+    off = deviation - taken - missed
+    bias, chance = float(off.mean()), math.sqrt(off.var(ddof=1) / len(off))
     bias = bias if abs(bias) > _CHANCE * chance else 0.0
     doubt = _share(off - bias, missed, part.check)
-    return (identity - bias, doubt) if doubt <= tolerance else (None, 0.0)
+    return (float(error) - bias, doubt) if doubt <= tolerance else (None, 0.0)
 
 
-def _share(errors: Tensor, totals: Tensor, check: Check) -> float:
+def _share(errors: np.ndarray, totals: np.ndarray, check: Check) -> float:
     """Estimate of the error of a sum over all columns, relative to the sum, from those of a check's columns [c].
 
     Random combinations have it for their mean (Hutchinson 1990). The standard error of that mean is taken out of it,
     but it is never less: what the combinations cannot tell from nothing counts. Inf where there is no solution.
-
-    Args:
-        errors, totals: on the CPU.
     """
     error, total = float(errors.sum()), max(float(totals.sum()), torch.finfo(torch.float64).tiny)
     if not check.exact:
-        variance = len(errors) * float(errors.var())
+        variance = len(errors) * float(errors.var(ddof=1))
         error = math.sqrt(max(error * error - variance, variance))
     share = abs(error) / total
     return share if math.isfinite(share) else math.inf

@@ -23,6 +23,7 @@ FEW, MANY = 4, 16  # penalties that are all made, and the most that are made at 
 # Rows that are left out, where there are more: to see whether generalised cross-validation misleads, as it does where
 # they miss so many times as much, and may where they miss a tenth more; and to choose by (docs/performance.md).
 LOOKED_AT, LEFT_OUT, MISLED, DOUBTFUL = 128, 2048, 1.4, 1.1
+_FAR_OUT = 4  # one of so many rows that are left out is of those of the largest leverages
 _CHUNK = 1024  # rows whose errors are made at a time
 
 # Rounding of a float32 Gram matrix acts like a penalty of about the first size; what it adds to the errors of weak
@@ -86,7 +87,7 @@ def sketch_of(
 ) -> TargetSketch:
     """Columns [n, q] that stand for all target columns, with their sums over each fold."""
     sums = fold_sums(fit, folds)
-    squares = torch.stack([rows.square_().sum(0) for _, rows in wide_rows(fit, fit.shape[1])]).sum(0)
+    squares = torch.stack([rows.square().sum(0) for _, rows in wide_rows(fit, fit.shape[1])]).sum(0)
     return TargetSketch(tuple(blocks), fit, sums, squares - sums.sum(0).square() / len(fit), tuple(mixes))
 
 
@@ -107,18 +108,29 @@ def column_errors(cell: Activations, train: System, weights: Tensor, targets: Ta
 
 
 class LeftOut:
-    """Fit rows that are left out one by one, evenly spaced among all.
+    """Fit rows that are left out one by one: those of the largest leverages, and some of the others, for all of them.
+
+    Few rows may have most of the error, as they lie far out, so that a choice by chance would miss them.
 
     Args:
-        most: so many at most.
+        most: so many at most. root: [d, k] float, random combinations of a root of (G + penalty I)^-1: a row's
+            products with them have its leverage for their mean square (Drineas et al. 2012).
     """
 
-    def __init__(self, cell: Activations, train: System, targets: TargetMatrix, most: int) -> None:
-        n, dtype = len(cell.fit), train.dtype
-        step = -(-n // most)
+    def __init__(self, cell: Activations, train: System, targets: TargetMatrix, most: int, root: Tensor) -> None:
+        n, dtype, device = len(cell.fit), train.dtype, train.row_mean.device
         self._targets, self._share = targets, 1 - 1 / n  # of what a row misses, the mean leaves
-        self.rows = cell.fit[::step].to(dtype) - train.row_mean.to(dtype)
-        self._fit = targets.sketch.fit[::step].to(dtype) - train.target_mean.to(dtype)
+        fit, columns, self._weights = cell.fit, targets.sketch.fit, torch.ones(n, dtype=torch.float64, device=device)
+        if n > most:
+            products = fit @ root.to(fit) - (train.row_mean.to(root) @ root).to(fit)
+            order = products.float().square().sum(1).argsort(descending=True)
+            first, rest = order[: most // _FAR_OUT], order[most // _FAR_OUT :]
+            some = rest[:: -(-len(rest) // (most - len(first)))]
+            chosen = torch.cat([first, some])
+            fit, columns, self._weights = fit[chosen], columns[chosen], self._weights[: len(chosen)]
+            self._weights[len(first) :] = len(rest) / len(some)
+        self.rows = fit.to(dtype) - train.row_mean.to(dtype)
+        self._fit = columns.to(dtype) - train.target_mean.to(dtype)
 
     def ratios(self, weights: Tensor, leverages: Tensor, share: float, unknown: float) -> Tensor:
         """Leave-one-out error over that of generalised cross-validation, per unit [u] float64.
@@ -132,7 +144,7 @@ class LeftOut:
         """
         squares = per_unit(torch.addmm(self._fit, self.rows, weights, alpha=-1).double().square_(), self._targets)
         kept = self._share - leverages
-        ratios = (share / kept).square() @ squares / squares.sum(0)
+        ratios = (self._weights * (share / kept).square()) @ squares / (self._weights @ squares)
         return torch.where(kept.min() > unknown, ratios.nan_to_num(1.0), math.inf)  # NaN: nothing is missed
 
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
+from .fetching import fetched
 from .stages.gcv import select_by_gcv
 from .stages.plan import Cost, ForcedRoute, Problem, Selection, fitting_cost
 from .stages.reduce import reduce_features, subset
 from .stages.select import select_by_folds, select_by_leave_one_out
 from .stages.solve import solve, solve_target_free
 from .stages.statistics import accumulate
-from .systems import Penalties, PenaltyChoice
+from .systems import Penalties, PenaltyChoice, System
 from .timeline import stage
 from .types import Activations, Decoder, Statistics, TargetMatrix
 
@@ -88,8 +90,14 @@ def decode(cells: list[Activations], targets: TargetMatrix, method: Method) -> I
     work = [_Work(cells.pop(0), targets, method, wide) for _ in range(len(cells))]
     for dtype in {own.dtype for own in work}:
         _accumulate([own for own in work if own.dtype == dtype], targets, dtype)
+    begun = deque[_Work]()
     while work:  # nothing is kept longer than it is needed: a Gram matrix can be as large as all rows
-        yield from work.pop(0).decoders()
+        begun.append(work.pop(0))
+        begun[-1].begin()
+        if len(begun) > begun[0].cell.fit.is_cuda:  # a GPU works on one while the host reads of the one before
+            yield from begun.popleft().decoders()
+    for own in begun:
+        yield from own.decoders()
 
 
 class _Work:
@@ -104,6 +112,7 @@ class _Work:
         self.first = self._choose_on_sample(cell) if sample else None
         self.cell = reduce_features(cell, targets.folds) if self.cost.features == "dual" else cell
         self.statistics: Statistics | None = None
+        self._found: Callable[[], list[tuple[Activations, Decoder]]] = list
 
     @property
     def wants(self) -> tuple[bool, bool]:
@@ -111,23 +120,30 @@ class _Work:
         by_folds = self.method.selection == "folds" and self.method.penalties.selects
         return by_folds, not self.cost.target_free
 
+    def begin(self) -> None:
+        """Choose penalties and ask for solutions, without waiting for them."""
+        choice = self._choose()
+        if choice.reliable or self.method.precision != "exact" or self.dtype == torch.float64:
+            self._found = self._solve(choice)
+        self.first = replace(choice, factors={})
+
     def decoders(self) -> Iterator[tuple[Activations, Decoder]]:
         """One, or one for each penalty where the route is target-free, with the rows that it applies to."""
-        exact = self.method.precision == "exact"
-        tolerance = ERROR_TOLERANCE if exact else torch.finfo(torch.float64).max
-        choice = self._choose()
-        doubtful = exact and not choice.reliable and self.dtype != torch.float64
-        found = [] if doubtful else self._solve(choice, tolerance)
+        finish, self._found = self._found, list  # which holds what the solutions were made with
+        found = finish()
+        del finish
         worst = max((decoder.error_estimate for _, decoder in found), default=math.inf)
-        if self.dtype != torch.float64 and not worst <= tolerance:
+        if self.dtype != torch.float64 and not worst <= self._tolerance:
+            choice, self.statistics = self.first, None
             del found
-            self.statistics = None
-            choice = replace(choice, factors={})
+            assert choice is not None
             _accumulate([self], self.targets, torch.float64, again=not choice.reliable)
-            self.first = choice
-            choice = choice if choice.reliable else self._choose()
-            found = self._solve(choice, tolerance)
+            found = self._solve(choice if choice.reliable else self._choose())()
         yield from found
+
+    @property
+    def _tolerance(self) -> float:
+        return ERROR_TOLERANCE if self.method.precision == "exact" else torch.finfo(torch.float64).max
 
     @stage("penalties")
     def _choose(self) -> PenaltyChoice:
@@ -154,12 +170,14 @@ class _Work:
         return replace(choice, factors={}, exact=False)  # of fewer rows
 
     @stage("solutions")
-    def _solve(self, choice: PenaltyChoice, tolerance: float) -> list[tuple[Activations, Decoder]]:
+    def _solve(self, choice: PenaltyChoice) -> Callable[[], list[tuple[Activations, Decoder]]]:
+        """What gives the decoders, with the rows that they apply to."""
         assert self.statistics is not None
-        arguments = self.cell, self.statistics, self.targets, self.method.penalties, choice, tolerance
+        arguments = self.cell, self.statistics, self.targets, self.method.penalties, choice, self._tolerance
         if self.cost.target_free:
-            return list(solve_target_free(*arguments))
-        return [(self.cell, solve(*arguments, self.cost.eigen))]
+            return lambda: list(solve_target_free(*arguments))
+        finish = solve(*arguments, self.cost.eigen)
+        return lambda: [(self.cell, finish())]
 
 
 def _is_out_of_range(cell: Activations) -> bool:
@@ -177,5 +195,7 @@ def _accumulate(work: Sequence[_Work], targets: TargetMatrix, dtype: torch.dtype
         same = [own for own in work if (own.wants, own.cell.fit.dtype) == wanted]
         (folds, cross), _ = wanted
         found = accumulate([own.cell for own in same], targets, dtype, with_folds=folds and again, with_cross=cross)
-        for own, statistics in zip(same, found, strict=True):
-            own.statistics = statistics
+        systems = [System(own.cell, each.total, dtype) for own, each in zip(same, found, strict=True)]
+        scales = fetched(*(system.mean_diagonal for system in systems))
+        for own, each, scale in zip(same, found, scales, strict=True):
+            own.statistics = replace(each, total=replace(each.total, scale=float(scale)))

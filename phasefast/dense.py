@@ -42,7 +42,8 @@ def aligned_empty(rows: int, cols: int, dtype: torch.dtype, device: torch.device
     stride = (cols + step - 1) // step * step
     if stride * dtype.itemsize % _PAGE == 0:
         stride += step
-    return empty((rows, stride), dtype, device)[:, :cols]
+    out = empty((rows, stride), dtype, device)
+    return out if stride == cols else out[:, :cols]
 
 
 def row_chunk(cols: int, device: torch.device) -> int:
@@ -54,17 +55,22 @@ def row_chunk(cols: int, device: torch.device) -> int:
 
 
 def wide_rows(matrix: Tensor, beside: int) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of a matrix in float64, some at a time, with their place; the next ones overwrite them.
+    """Rows of a matrix in float64, some at a time, with their place, to be read; the next ones overwrite them.
 
     Args:
         beside: how many columns the widest matrix has that is made of so many rows.
     """
     count, cols = matrix.shape
     size = max(_ROUND * row_chunk(max(cols, beside), matrix.device), _ROWS)
-    buffer = aligned_empty(min(size, count), cols, torch.float64, matrix.device)
+    wide = matrix.dtype == torch.float64
+    if count <= size:  # each operation is a launch on a GPU
+        own = matrix if wide else aligned_empty(count, cols, torch.float64, matrix.device).copy_(matrix)
+        yield slice(0, count), own
+        return
+    buffer = None if wide else aligned_empty(size, cols, torch.float64, matrix.device)
     for start in range(0, count, size):
         place = slice(start, min(start + size, count))
-        yield place, buffer[: place.stop - start].copy_(matrix[place])
+        yield place, matrix[place] if buffer is None else buffer[: place.stop - start].copy_(matrix[place])
 
 
 def converted_rows(
@@ -87,18 +93,6 @@ def converted_rows(
         yield place, [part if buffer is None else buffer[: len(part)].copy_(part) for part, buffer in parts]
 
 
-def fetched(*tensors: Tensor) -> list[Tensor]:
-    """In float64 on the CPU, copied together: each copy from a GPU waits until all that was asked of it is done.
-
-    Those that are float64 on the CPU already are given back as they are.
-    """
-    wide = [tensor.double() for tensor in tensors]
-    if all(tensor.device.type == "cpu" for tensor in wide):
-        return wide
-    parts = torch.cat([tensor.flatten() for tensor in wide]).cpu().split([tensor.numel() for tensor in wide])
-    return [part.view(tensor.shape) for part, tensor in zip(parts, wide, strict=True)]
-
-
 def inner(a: Tensor, b: Tensor, share: float = 0.0) -> Tensor:
     """Sum of all elements of a (b + share a), in float64, on their device."""
     if a.is_cuda and b is a and not share and a.numel() <= _CACHED * _LAUNCH:  # a copy in float64 is no larger
@@ -107,17 +101,16 @@ def inner(a: Tensor, b: Tensor, share: float = 0.0) -> Tensor:
     total = torch.zeros((), dtype=torch.float64, device=a.device)
     for place, wide in wide_rows(a, 0):
         other = wide if b is a else b[place]
-        total += wide.mul_(torch.add(other, wide, alpha=share) if share else other).sum()
+        other = torch.add(other, wide, alpha=share) if share else other
+        total += torch.mul(wide, other, out=None if a.dtype == torch.float64 else wide).sum()
     return total
 
 
 def product(matrix: Tensor, right: Tensor) -> Tensor:
     """matrix right in float64: of a matrix [n, d] of any float type, and [d, k] float64."""
     columns = right.mT.contiguous()  # few columns are multiplied faster as rows
-    out = columns.new_empty(len(columns), len(matrix))
-    for place, rows in wide_rows(matrix, len(columns)):
-        out[:, place] = columns @ rows.mT
-    return out.mT
+    parts = [columns @ rows.mT for _, rows in wide_rows(matrix, len(columns))]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).mT
 
 
 def left_product(left: Tensor, matrix: Tensor) -> Tensor:
@@ -242,6 +235,13 @@ class Factor:
         for start, stop in strips(0, len(root), _BLOCK):
             ops.gram([root[start:stop, :stop].mT.contiguous()], rhs[:stop], [], [out[start:stop]])
         return out
+
+    def halve_back(self, rhs: Tensor) -> Tensor:
+        """The transposed factor's inverse times few columns rhs [d, c], in the factor's dtype."""
+        if self._inverted or multiplies_fast(self._matrix):
+            return self.inverse_root.mT @ rhs
+        solved: Tensor = torch.linalg.solve_triangular(self._matrix.mT, rhs, upper=True)
+        return solved
 
     def inverse_traces(self) -> Tensor:
         """tr X and tr X^2 [2] float64 of the matrix's inverse X."""

@@ -99,7 +99,8 @@ class Engine:
         self.label = next((target.name for target in chosen if isinstance(target, Label)), None)
         fit = (probe_set.fit_inputs, probe_set.fit_labels)
         heldout = (probe_set.heldout_inputs, probe_set.heldout_labels)
-        count = min(FOLDS, probe_set.n_fit) if self.method.penalties.selects else 1
+        by_folds = self.method.selection == "folds" and self.method.penalties.selects
+        count = min(FOLDS, probe_set.n_fit) if by_folds else 1  # batches are not cut where nothing needs it
         folds = [probe_set.n_fit * i // count for i in range(count + 1)]
         per_column = options.get("penalty_per") == "column"
         cache = None if out is None or per_column else TargetCache(Path(out) / "cache", probe_set.digest)
@@ -179,7 +180,7 @@ class Engine:
             for group in groups:
                 for cell, decoder in decode(self._capture(group)[0], self.targets, self.method):
                     flat = predict(cell, decoder, self.targets, rows, fit, mean)
-                    scores = evaluate(cell, decoder, self.targets, fit_scores=False)
+                    scores = evaluate(cell, decoder, self.targets, fit_scores=False)()
                     fvu = next(score.value for score in scores if score.metric == "fvu")
                     found[cell.layer.name] = flat.float().cpu().unflatten(1, self._fit_inputs.shape[1:]), fvu
             self._settle(bool(found))
@@ -313,6 +314,8 @@ class Engine:
             row["dtype"] = str(score.dtype).removeprefix("torch.")
         if score.samples is not None:
             row["samples"] = score.samples.numpy()
+            if score.metric == "fvu":
+                row["baseline_samples"] = self.targets.baseline_samples[score.target]
         if score.bounds is not None:
             row |= {name: value for name, value in asdict(score.bounds).items() if value == value}  # NaN is not
         return row
@@ -332,7 +335,6 @@ class Engine:
             "precision": self.method.precision,
             "splits": self.method.splits,
             "rows": [self.rows.tokens, self.rows.pool, str(self.rows.dtype)],
-            "folds": self.targets.folds,
         }
         if projected := [(block.name, block.stop - block.start) for block in self.targets.blocks if block.random]:
             settings["components"] = projected

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,9 @@ from typing import Any
 import torch
 
 from .errors import StoreError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)  # without a number: what a library says instead
+_OLD = 86_400  # seconds
 
 
 @contextlib.contextmanager
@@ -41,10 +46,19 @@ def writing(path: str | os.PathLike[str], what: str, parents: bool = False) -> I
             partial.chmod(stat.S_IMODE(path.stat().st_mode))
         os.replace(partial, path)
     except OSError as error:
-        raise StoreError(f"cannot write {what} {path}: {error}; free some space or choose another place") from error
+        mend = "free some space or choose another place" if error.errno in _FULL else "choose another place"
+        raise StoreError(f"cannot write {what} {path}: {error}; {mend}") from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def remove_partial(folder: Path) -> None:
+    """Delete what a killed process has left of files, once it is old: younger ones may be another process's."""
+    for path in folder.glob("*.partial"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _OLD:
+                path.unlink()
 
 
 def save(data: Any, path: str | os.PathLike[str], what: str, parents: bool = False) -> None:

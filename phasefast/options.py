@@ -46,8 +46,8 @@ class ProbeOptions(TypedDict, total=False):
             and float64 only where it fails, of rows rounded to bfloat16 where that is faster: on a GPU, or on a CPU
             with Intel AMX, or AVX512_BF16 on other makes; ``"double"``: float64 from the captured rows on.
         route: how cells are solved: ``None`` (default) plans the fastest for each; ``"primal"``, ``"dual"``,
-            ``"eigen"`` or ``"target-free"`` forces one. All give the same numbers at the same penalty; see
-            docs/performance.md.
+            ``"eigen"`` or ``"target-free"`` forces one. All give the same numbers at the same penalty, but
+            ``"dual"`` forced with penalties below 1e-6, whose fit errors are off; see docs/performance.md.
         selection: how penalties are chosen: ``"gcv"`` (default), generalised cross-validation, which never takes a
             penalty of 0 that goes through all rows; ``"folds"``: 5-fold cross-validation; ``"loo"``: leave-one-out
             errors of all rows, from one eigendecomposition.

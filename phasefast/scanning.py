@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -25,7 +25,8 @@ from .choosing import (
     per_unit,
     signs,
 )
-from .dense import Factor, converted_rows, empty, fetched
+from .dense import Factor, converted_rows, empty
+from .fetching import fetched
 from .systems import Penalties, System, eigen_path, factor_path, solve_eigen
 from .types import Activations, Statistics, TargetMatrix
 
@@ -75,6 +76,7 @@ class Scan:
         moments = replace(total, cross=cross, target_sum=targets.sketch.sums.sum(0))
         self.cell, self.targets, self.system = cell, targets, System(cell, moments, statistics.dtype)
         self.path, self.rows, dim = penalties.absolute(self.system), total.count - 1, len(cross)  # centring takes one
+        self._penalties = torch.tensor(penalties.listed(self.system), dtype=torch.float64, device="cpu")
         count, width = len(self.path), dim + cross.shape[1] + SIGNS
         fits = 20 * count * dim * width <= _AT_ONCE if cross.is_cuda else dim <= SMALL
         self.at_once = fits and count <= MANY
@@ -93,8 +95,8 @@ class Scan:
     @cached_property
     def _sizes(self) -> list[Tensor]:
         """Penalties [L], the trace of the Gram matrix, squared deviations [1, u] of the targets."""
-        squares = per_unit(self.targets.sketch.squares[None], self.targets)
-        return fetched(self.path, self.system.diagonal.sum(), squares)
+        trace = torch.tensor(self.system.scale * self.cell.layer.dim, dtype=torch.float64, device="cpu")
+        return [self._penalties, trace, per_unit(self.targets.sketch.squares_here[None], self.targets)]
 
     @property
     def _rhs(self) -> Tensor:
@@ -166,16 +168,22 @@ class Scan:
                 tried.weights = solve_eigen(system, system.cross, float(self._sizes[0][index])).weights
             else:
                 return torch.ones_like(tried.error, device=self.path.device)
+        halve, back, rank = self._root_of(index)
         if most not in self._left_out:
-            self._left_out = {most: LeftOut(self.cell, system, self.targets, most)}
+            random = signs(rank, system.dtype, self.path.device) / SIGNS**0.5
+            self._left_out = {most: LeftOut(self.cell, system, self.targets, most, back(random))}
         some = self._left_out[most]
-        if tried.factor is not None:
-            leverages = tried.factor.halve(some.rows.mT).square_().sum(0, dtype=torch.float64)
-        else:
-            values, basis = system.eigenvectors
-            leverages = (some.rows @ basis).double().square_() @ (1 / (values.double() + self.path[index]))
+        leverages = halve(some.rows.mT).square_().sum(0, dtype=torch.float64)
         unknown = float(self._unknown(self._sizes[0][index]))
         return some.ratios(tried.weights, leverages, tried.left / self.rows, unknown)
+
+    def _root_of(self, index: int) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], int]:
+        """Products with a root of (G + penalty I)^-1, with its transpose, and the number of its rows."""
+        if (factor := self._tried[index].factor) is not None:
+            return factor.halve, factor.halve_back, len(self.system.cross)
+        values, basis = self.system.eigenvectors
+        root = basis * (values.double() + self.path[index]).rsqrt().to(basis)
+        return root.mT.__matmul__, root.__matmul__, len(values)
 
     def _unknown(self, penalties: Tensor) -> Tensor:
         """Below that, what rows or all of them keep of their errors [L] may be rounding."""
@@ -218,7 +226,9 @@ class Scan:
         dim, columns = self.system.cross.shape
         weights, (taken, own) = solved[:, :, :columns], _column_sums(solved, self._rhs)
         traces, spread, squares = torch.zeros(3, len(path), dtype=torch.float64, device=path.device)
-        if not self.exact:
+        if self.exact:
+            traces, squares = _inverse_traces(factors)
+        else:
             samples, squares = taken[:, columns:], own[:, columns:].mean(1)
             traces, spread = samples.mean(1), samples.std(1) / SIGNS**0.5
         moved = torch.zeros_like(path[:, None])
@@ -235,8 +245,7 @@ class Scan:
         if self.searched and not self.exact and bool(((penalties * spread > SPREAD * left) & ~failed).any()):
             self.exact = True
             self._tried.clear()
-        if self.exact:
-            traces, squares = fetched(torch.stack([factor.inverse_traces() for factor in factors], 1))[0]
+            traces, squares = fetched(_inverse_traces(factors))[0]
             left = self.rows - dim + penalties * traces
         residuals, errors = self._errors(indices, weights, left, *sums)
         rises = torch.full_like(errors, math.nan)
@@ -290,6 +299,11 @@ class Scan:
             (left > self._unknown(penalties))[:, None], residuals * (self.rows / left[:, None]) ** 2, math.inf
         )
         return residuals, errors.nan_to_num(math.inf, math.inf)
+
+
+def _inverse_traces(factors: Sequence[Factor]) -> Tensor:
+    """tr X and tr X^2 [2, L] of each matrix's inverse X."""
+    return torch.stack([factor.inverse_traces() for factor in factors], 1)
 
 
 def _column_sums(solved: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .errors import ArgumentError, DependencyError, LayerError, PhasefastError, StoreError
-from .files import writing
+from .files import remove_partial, writing
 from .globs import chosen, idle
 from .listing import listing
 
@@ -54,9 +54,12 @@ SCHEMA = pa.schema(
         ("high", pa.float64()),
         ("dropped", pa.float64()),
         ("baseline", pa.float64()),
+        ("baseline_samples", pa.list_(pa.float32())),
     ]
 )
-_LATER = ("approximation", "low", "high", "dropped", "baseline")  # null in tables of versions that did not have them
+PER_SAMPLE = ["samples", "baseline_samples"]
+# Null in tables of versions that did not have them.
+_LATER = ("approximation", "low", "high", "dropped", "baseline", "baseline_samples")
 MODEL_LAYER = "model"
 _SHARD = re.compile(r"step-(\d+)\.parquet$")
 
@@ -67,7 +70,8 @@ class Scores:
     ``samples`` of held-out ``fvu`` and ``accuracy`` rows holds one number per held-out sample; their mean is ``value``.
     Where ``approximation`` says what was left out, ``low`` to ``high`` is an interval for the exact value, of 95 % or
     more by estimate, and ``dropped`` the share of the target's squared deviation that components leave out.
-    ``baseline`` is what the best constant would score: the mean, or the most frequent class, of the fit rows.
+    ``baseline`` is what the best constant would score: the mean, or the most frequent class, of the fit rows;
+    ``baseline_samples`` holds its held-out ``fvu`` for each sample.
     """
 
     def __init__(self, table: pa.Table) -> None:
@@ -94,9 +98,9 @@ class Scores:
         return self._table
 
     def to_pandas(self, samples: bool = False) -> pandas.DataFrame:
-        """The table as a pandas DataFrame, without the per-sample column unless ``samples``."""
+        """The table as a pandas DataFrame, without the per-sample columns unless ``samples``."""
         try:
-            return (self._table if samples else self._table.drop_columns(["samples"])).to_pandas()
+            return (self._table if samples else self._table.drop_columns(PER_SAMPLE)).to_pandas()
         except ImportError as error:
             raise DependencyError("to_pandas needs pandas: pip install 'phasefast[report]'") from error
 
@@ -107,7 +111,7 @@ class Scores:
         return f"Scores({len(self)} rows, layers {self.layers}, targets {self.targets}, steps {self.steps})"
 
     def __str__(self) -> str:
-        return listing(self._table.drop_columns(["samples"]).to_pylist()) or repr(self)
+        return listing(self._table.drop_columns(PER_SAMPLE).to_pylist()) or repr(self)
 
     @property
     def steps(self) -> list[int]:
@@ -216,6 +220,11 @@ class Scores:
             )
         return rows.column("step").to_numpy(), flat.reshape(len(rows), -1)
 
+    def baseline_samples(self, layer: str, target: str, metric: str) -> np.ndarray | None:
+        """What the best constant scores for each held-out sample, [m] float32; None where that is not known."""
+        known = self._of(layer, target, metric).column("baseline_samples").drop_null()
+        return None if len(known) == 0 else known[0].values.to_numpy()
+
     def with_column(self, column: str, value: str) -> Scores:
         """The same rows with one text column set."""
         filled = pa.array([value] * len(self), pa.string())
@@ -229,7 +238,7 @@ class Scores:
         what = f"the scores of step {self.steps[0]} to"
         # An open file: pyarrow takes some names for URIs.
         with writing(path, what, parents=True) as partial, partial.open("wb") as file:
-            pq.write_table(self._table, file, compression="zstd")
+            pq.write_table(self._table, file, compression="zstd", write_page_checksum=True)
         return path
 
 
@@ -263,6 +272,7 @@ def prepare_store(directory: str | Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink(missing_ok=True)
+        remove_partial(folder)
     except OSError as error:
         raise StoreError(f"cannot write to the output directory {directory}: {error}; choose another one") from error
     return folder
@@ -280,8 +290,8 @@ def read_shard(path: Path) -> Scores:
     """One shard; StoreError names a file that is not one."""
     try:
         with path.open("rb") as file:
-            scores = Scores(pq.read_table(file))
-    except (OSError, pa.ArrowException) as error:
+            scores = Scores(pq.read_table(file, page_checksum_verification=True))
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise StoreError(f"cannot read the shard {path}: {error}; delete it and sweep again") from error
     match = _SHARD.search(path.name)
     if match is None or scores.steps != [int(match[1])]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from .decoding import Method, decode
@@ -22,8 +23,14 @@ def score_cells(cells: list[Activations], targets: TargetMatrix, method: Method)
     """
     both, size = method.splits == "both", method.layer_sketch
     if size is None:
+        begun = deque[Callable[[], list[Score]]]()
         for cell, decoder in decode(cells, targets, method):
-            yield from evaluate(cell, decoder, targets, both)
+            begun.append(evaluate(cell, decoder, targets, both))
+            if len(begun) > cell.fit.is_cuda:  # a GPU goes on with the next one while the host reads
+                yield from begun.popleft()()
+            del cell, decoder
+        for read in begun:
+            yield from read()
         return
     # A sketch is measured by its errors on both splits.
     route = None if method.route == "target-free" else method.route
@@ -41,7 +48,7 @@ def _sketched(whole: Activations, size: int, targets: TargetMatrix, method: Meth
     room = _FREE * min(size, len(whole.fit) - 1)
     if not all(fit.dof <= room for fit in decoder.fits):
         return None
-    evaluated = evaluate(cell, decoder, targets)
+    evaluated = evaluate(cell, decoder, targets)()
     errors = squared_errors(cell, decoder, targets, evaluated)
     ends = []
     for index, found in enumerate(measure(whole, cell, decoder.fits, targets, errors)):

@@ -28,7 +28,7 @@ _NAMES = {
     "sketch": ("layer_sketch",),
 }
 _ELSEWHERE = "give another out= (--out), or overwrite=True (--overwrite) to start over"
-_FOLLOW = {"folds": ("data", "penalties"), "targets": ("data",)}  # what differs with others says nothing by itself
+_FOLLOW = {"targets": ("data",)}  # what differs with others says nothing by itself
 # What reports write beside the scores that they are of: the picture of all, and that of some layers or targets.
 PHASES, PICTURE, SELECTED = "phases.json", "phases.png", "phases-selected.png"
 RECONSTRUCTIONS = "reconstructions.png"

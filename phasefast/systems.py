@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,10 +69,17 @@ class Penalties:
         """A penalty over the mean diagonal of the Gram matrix; 0 where that is zero."""
         if self.noise is None:
             return self.alphas[index]
-        return float(torch.nan_to_num(self.absolute(system)[index] / system.mean_diagonal, 0, 0, 0))
+        share = self.listed(system)[index] / system.scale if system.scale else 0.0
+        return share if math.isfinite(share) else 0.0
+
+    def listed(self, system: System) -> list[float]:
+        """Penalties for a system, in numbers."""
+        if self.noise is not None:
+            return [system.moments.count * self.noise**2]
+        return [alpha * system.scale for alpha in self.alphas]
 
     def absolute(self, system: System) -> Tensor:
-        """Penalties [L] float64 for a system."""
+        """The same on its device, [L] float64."""
         device = system.diagonal.device
         if self.noise is not None:
             return torch.full((1,), system.moments.count * self.noise**2, dtype=torch.float64, device=device)
@@ -162,6 +170,11 @@ class System:
         """Of the Gram matrix of the layer's own features, however many columns stand for them here."""
         return self.diagonal.sum() / self.cell.layer.dim
 
+    @cached_property
+    def scale(self) -> float:
+        """The mean diagonal in numbers, which a GPU waits for unless the moments know it."""
+        return float(self.mean_diagonal) if self.moments.scale is None else self.moments.scale
+
 
 @dataclass(frozen=True)
 class PenaltyChoice:
@@ -206,7 +219,7 @@ class Solution:
     """Weights [d, p] of one penalty, and a root to solve further right-hand sides with.
 
     Attributes:
-        read_facts: tells the facts; on a GPU it waits for the factor.
+        told: float64 numbers that the facts are made of, on its device. read: makes them.
         inverse_root: [k, d] in the system's dtype with (gram + penalty I)^-1 = root' root; None where nothing worked.
         triangular: whether that is lower triangular.
     """
@@ -215,14 +228,19 @@ class Solution:
     penalty: float
     jitter: float
     route: str
-    read_facts: Callable[[], Facts] = field(repr=False)
+    told: Tensor = field(repr=False)
+    read: Callable[[np.ndarray], Facts] = field(repr=False)
     inverse_root: Tensor | None = field(repr=False)
     triangular: bool = False
 
     @cached_property
     def facts(self) -> Facts:
-        """Of its factor."""
-        return self.read_facts()
+        """Of its factor, which a GPU waits for here unless they were learned."""
+        return self.read(self.told.cpu().numpy())
+
+    def learn(self, told: np.ndarray) -> None:
+        """Take the facts from what was fetched of ``told``, with other numbers."""
+        self.__dict__["facts"] = self.read(told)
 
     def apply_inverse(self, rhs: Tensor) -> Tensor:
         """(G + penalty I)^-1 rhs [d, c] in float64."""
@@ -231,6 +249,8 @@ class Solution:
             return torch.full_like(rhs, math.nan)
         # Rounding the right-hand sides costs less than widening the root; few columns are multiplied faster as rows.
         rows, (k, d) = rhs.mT.to(root.dtype).contiguous(), root.shape
+        if len(strips(0, max(k, d))) == 1:
+            return (rows @ root.mT @ root).mT.double()
         between, out = rows.new_empty(len(rows), k), torch.empty_like(rows)
         for start, stop in strips(0, k):
             reach = stop if self.triangular else d
@@ -325,23 +345,23 @@ def _by_factor(system: System, rhs: Tensor, penalty: float, jitter: float, facto
         weights = factor.solve(rhs)
     root = factor.inverse_root
     told = torch.cat([diagonal, root.diagonal().double(), inner(root, root)[None], failed])
-    facts = partial(_facts_of_factor, told, system.moments.count, penalty + jitter)
-    return Solution(weights, penalty + jitter, jitter, system.cell.route, facts, root, True)
+    read = partial(_facts_of_factor, count=system.moments.count, penalty=penalty + jitter)
+    return Solution(weights, penalty + jitter, jitter, system.cell.route, told, read, root, True)
 
 
-def _facts_of_factor(told: Tensor, count: int, penalty: float) -> Facts:
+def _facts_of_factor(told: np.ndarray, count: int, penalty: float) -> Facts:
     """Args: told: the Gram matrix's diagonal, that of the inverse root, its squared norm, LAPACK's info, in a row."""
-    told = told.cpu()
-    trace, failed = told[-2:].tolist()
-    diagonal, live = told[:-2].chunk(2)
+    (diagonal, live), (trace, failed) = told[:-2].reshape(2, -1), told[-2:].tolist()
     alive = diagonal > 0
-    ends = live[alive | ~alive.any()]
+    ends = live[alive] if alive.any() else live
     rank = min(int(alive.sum()), count - 1)  # centring takes one
+    with np.errstate(all="ignore"):
+        condition = float(np.square(ends.max() / ends.min()))
     return Facts(
         rank=rank,
         dof=min(max(len(live) - penalty * trace, 0.0), rank) if math.isfinite(trace) else math.nan,  # but for rounding
-        condition=float((ends.max() / ends.min()).square()),
-        works=not failed and bool(diagonal.max().isfinite()),
+        condition=condition,
+        works=not failed and math.isfinite(diagonal.max()),
     )
 
 
@@ -352,16 +372,16 @@ def solve_eigen(system: System, rhs: Tensor, penalty: float) -> Solution:
     values, basis = system.eigenvectors
     inverse_root = (basis / (values + penalty).sqrt()).mT
     weights = inverse_root.mT @ (inverse_root @ rhs.to(basis))
-    facts = partial(_facts_of_eigenvalues, values.double(), penalty)
-    return Solution(weights, penalty, 0.0, f"{system.cell.route}-eigen", facts, inverse_root)
+    read = partial(_facts_of_eigenvalues, penalty=penalty)
+    return Solution(weights, penalty, 0.0, f"{system.cell.route}-eigen", values.double(), read, inverse_root)
 
 
-def _facts_of_eigenvalues(values: Tensor, penalty: float) -> Facts:
-    values = values.cpu()
+def _facts_of_eigenvalues(values: np.ndarray, penalty: float) -> Facts:
     condition = float((values[-1] + penalty) / (values[0] + penalty)) if len(values) else 1.0
     return Facts(len(values), float((values / (values + penalty)).sum()), condition)
 
 
 def _failed(system: System, rhs: Tensor, penalty: float) -> Solution:
-    facts = Facts(0, math.nan, math.inf, works=False)
-    return Solution(torch.full_like(rhs, math.nan), penalty, 0.0, system.cell.route, lambda: facts, None)
+    facts, nan = Facts(0, math.nan, math.inf, works=False), torch.full_like(rhs, math.nan)
+    told = rhs.new_empty(0, dtype=torch.float64)
+    return Solution(nan, penalty, 0.0, system.cell.route, told, lambda _: facts, None)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+import numpy as np
 import torch
 
 TargetKind = Literal["regression", "classes"]
@@ -50,6 +51,11 @@ class TargetSketch:
     squares: torch.Tensor
     mixes: tuple[torch.Tensor | None, ...] = ()
 
+    @cached_property
+    def squares_here(self) -> torch.Tensor:
+        """On the CPU."""
+        return self.squares.cpu()
+
 
 @dataclass(frozen=True)
 class Check:
@@ -71,7 +77,11 @@ class Check:
 
 @dataclass(frozen=True)
 class CheckColumns:
-    """Probes side by side, [n, c] and [m, c], with the means [c] and squared deviations [c] of the fit rows."""
+    """Probes side by side, with the means [c] and squared deviations [c] of the fit rows.
+
+    Attributes:
+        fit: [n, c]. heldout: [m, c], less the means.
+    """
 
     mean: torch.Tensor
     fit: torch.Tensor
@@ -85,7 +95,7 @@ class CheckColumns:
         # Few columns are stored as rows, like all of them.
         fit = torch.cat([check.fit.mT for check in checks]).mT
         heldout = torch.cat([check.heldout.mT for check in checks]).mT
-        return cls(mean, fit, heldout, (fit - mean).square().sum(0))
+        return cls(mean, fit, heldout - mean, (fit - mean).square().sum(0))
 
 
 def rounding_of(rounded: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
@@ -106,6 +116,7 @@ class TargetMatrix:
         sums: [k, p] float64 sums of ``fit``, per fold.
         deviation: squared deviation of the targets from the fit mean, per split and block: {"fit": [...], ...}.
         dropped: how much of it leading components leave out, likewise. squares: that of the columns of ``fit``.
+        distances: per block, squared deviations [m] float64 of the held-out samples, where it is a regression.
         sketch: what the choice of a penalty looks at. checks: what solutions are certified on, one entry per target.
         digest: content hash.
         per_column: whether each column of a regression has a penalty of its own.
@@ -119,6 +130,7 @@ class TargetMatrix:
     deviation: dict[str, tuple[float, ...]]
     dropped: dict[str, tuple[float, ...]]
     squares: tuple[float, ...]
+    distances: tuple[torch.Tensor | None, ...]
     sketch: TargetSketch
     checks: tuple[Check, ...]
     digest: str
@@ -143,6 +155,15 @@ class TargetMatrix:
                 else:
                     found[block.name, split, "mse"] = self.deviation[split][index] / (len(rows) * block.width)
                     found[block.name, split, "fvu"] = 1.0
+        return found
+
+    @cached_property
+    def baseline_samples(self) -> dict[str, np.ndarray]:
+        """Held-out FVU [m] float32 of the best constant for each sample, by regression target."""
+        found = {}
+        for block, own, deviation in zip(self.blocks, self.distances, self.deviation["heldout"], strict=True):
+            if own is not None:
+                found[block.name] = (own * (len(own) / deviation)).float().cpu().numpy()
         return found
 
     @cached_property
@@ -200,13 +221,18 @@ class Activations:
 
 @dataclass(frozen=True)
 class Moments:
-    """Uncentred sums over some fit rows: count, sum a, sum t, lower triangle of sum a a', sum a t' (float64)."""
+    """Uncentred sums over some fit rows: count, sum a, sum t, lower triangle of sum a a', sum a t' (float64).
+
+    Attributes:
+        scale: see ``System.scale``, where it is known.
+    """
 
     count: int
     row_sum: torch.Tensor
     target_sum: torch.Tensor
     gram: torch.Tensor
     cross: torch.Tensor
+    scale: float | None = None
 
 
 @dataclass(frozen=True)

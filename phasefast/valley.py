@@ -126,18 +126,18 @@ def _pool(curves: np.ndarray, slack: np.ndarray, errors: np.ndarray, starts: np.
         levels[:, i], starts[:, i], errors[:, i] = level, start, before + own
 
 
-def bootstrap(samples: np.ndarray, replicates: int, rng: np.random.Generator) -> np.ndarray:
-    """Mean curves [R, K] of resampled held-out samples, the same ones at every step.
+def bootstrap(samples: np.ndarray, unit: np.ndarray, replicates: int, rng: np.random.Generator) -> np.ndarray:
+    """Mean curves [R, K] of resampled held-out samples [K, m], the same ones at every step, over the unit's mean [m].
 
     Many samples are first put into 1,000 random groups, and groups are drawn: as good a spread, and much cheaper.
     """
     groups = min(samples.shape[1], _GROUPS)
     starts = np.arange(groups) * samples.shape[1] // groups
-    sums = np.add.reduceat(samples[:, rng.permutation(samples.shape[1])], starts, axis=1)  # [K, g]
-    sizes = np.diff(starts, append=samples.shape[1])
+    order = rng.permutation(samples.shape[1])
+    sums, units = (np.add.reduceat(each[..., order], starts, axis=-1) for each in (samples, unit))  # [K, g] and [g]
     drawn = rng.integers(groups, size=(replicates, groups)) + groups * np.arange(replicates)[:, None]
     weights = np.bincount(drawn.ravel(), minlength=replicates * groups).reshape(replicates, groups).astype(np.float64)
-    means: np.ndarray = (weights @ sums.T) / (weights @ sizes)[:, None]
+    means: np.ndarray = (weights @ sums.T) / np.maximum(weights @ units, np.finfo(np.float64).tiny)[:, None]
     return means
 
 

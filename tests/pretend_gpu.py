@@ -56,11 +56,16 @@ class OnGpu(Tensor):
 
 
 class PretendGpu(TorchDispatchMode):
-    """Runs what is asked of ``cuda:0``; ``waits`` says for what the host would have waited, and where."""
+    """Runs what is asked of ``cuda:0``; ``waits`` says for what the host would have waited, and where.
+
+    ``events``: a letter for each that was recorded, and for each that was waited for.
+    """
 
     def __init__(self, waits: list[str]) -> None:
         super().__init__()
         self.waits = waits
+        self.copies: list[tuple[Tensor, Tensor]] = []
+        self.events = ""
 
     def wait(self, why: str) -> None:
         """Write down that the host waits."""
@@ -89,6 +94,9 @@ class PretendGpu(TorchDispatchMode):
         out = func(*own_args, **{key: value for key, value in own_kwargs.items() if key != "pin_memory"})
         if name == "_to_copy" and out is own_args[0]:
             out = out.clone()
+        if name == "_to_copy" and there and not on_gpu and (kwargs or {}).get("non_blocking"):
+            self.copies.append((out, out.clone()))
+            out.fill_(torch.nan)  # until an event tells that it is there
         known = {id(each.own): each for each in there}
         return tree_map(lambda each: self._wrapped(each, known), out) if on_gpu else out
 
@@ -105,12 +113,12 @@ class PretendGpu(TorchDispatchMode):
         return known[id(made)] if id(made) in known else OnGpu(made)
 
     def _copy(self, name: str, args: Any, kwargs: dict[str, Any], on_gpu: bool) -> None:
-        """Of copies between devices only those from pinned memory that ask for it are not waited for."""
+        """Of copies between devices only those that ask for it are not waited for: from pinned memory, to new one."""
         source = args[1] if name == "copy_" else args[0]
         if isinstance(source, OnGpu) == on_gpu:
             return
         asked = kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2])
-        if not (on_gpu and asked and getattr(source, "pinned", False)):
+        if not (asked and (getattr(source, "pinned", False) if on_gpu else name == "_to_copy")):
             self.wait(f"copy {'to' if on_gpu else 'from'} the GPU")
 
     def _index(self, name: str, args: Any) -> None:
@@ -143,6 +151,22 @@ class _Stream:
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_: None
+
+
+class _Event:
+    """What was copied before it was recorded is there once it has been waited for."""
+
+    def __init__(self, gpu: PretendGpu) -> None:
+        self.gpu = gpu
+
+    def record(self, _: object) -> None:
+        self.before, self.gpu.events = list(self.gpu.copies), self.gpu.events + "r"
+
+    def synchronize(self) -> None:
+        self.gpu.events += "w"
+        for copy, numbers in self.before:
+            copy.copy_(numbers)
+        self.gpu.copies = [pair for pair in self.gpu.copies if not any(pair is own for own in self.before)]
 
 
 class _Generator:
@@ -221,6 +245,7 @@ def pretended() -> Iterator[PretendGpu]:
 
             patch.setattr(ahead, "_read", read_there)
             with PretendGpu(waits) as gpu:
+                patch.setattr(torch.cuda, "Event", lambda: _Event(gpu))
                 yield gpu
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(overwrites)

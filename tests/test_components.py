@@ -40,7 +40,7 @@ def scores(cell: Activations, targets: TargetMatrix, alphas=(1e-3,), **how) -> d
     """The input's ``mse`` and ``fvu``, by split and metric."""
     method = Method(Penalties(alphas), "double", **how)
     both = how.get("splits", "both") == "both"
-    found = [s for rows, decoder in decode([cell], targets, method) for s in evaluate(rows, decoder, targets, both)]
+    found = [s for rows, decoder in decode([cell], targets, method) for s in evaluate(rows, decoder, targets, both)()]
     return {(s.split, s.metric): s for s in found if s.target == "input"}
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 from phasefast.errors import StoreError
-from phasefast.files import save, writing
+from phasefast.files import remove_partial, save, writing
 
 
 def interrupted(path: Path) -> None:
@@ -70,3 +71,12 @@ def test_only_what_cannot_be_written_is_an_error_of_the_file(tmp_path: Path, mon
     with pytest.raises(StoreError, match=r"cannot write numbers to .*a\.pt: unexpected pos 64 vs 0; free some space"):
         save({}, tmp_path / "a.pt", "numbers to")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_was_left_by_a_killed_process_goes_once_it_is_old(tmp_path: Path) -> None:
+    old, young = tmp_path / "step-1.0123abcd.partial", tmp_path / "step-2.0123abcd.partial"
+    for path in (old, young):
+        path.touch()
+    os.utime(old, (0, 0))
+    remove_partial(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [young.name]

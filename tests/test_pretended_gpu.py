@@ -38,14 +38,15 @@ def rows(scores: pf.Scores) -> list[dict[str, Any]]:
     return [dict(row) for _, row in table.iterrows()]
 
 
-def assert_same(found: pf.Scores, expected: pf.Scores, relative: float) -> None:
-    """The same rows, numbers to so much of them."""
+def assert_same(found: pf.Scores, expected: pf.Scores, relative: float, flipped: float = 1e-12) -> None:
+    """The same rows, numbers to so much of them, but accuracies to a share of samples that rounding may flip."""
     assert len(found) == len(expected) > 0
     for own, other in zip(rows(found), rows(expected), strict=True):
         for name, value in other.items():
             if isinstance(value, float) and not math.isnan(value):
                 loose = name in ("condition", "error_estimate", "jitter")
-                assert own[name] == pytest.approx(value, rel=math.inf if loose else relative, abs=1e-12), (name, other)
+                least = flipped if other["metric"] == "accuracy" else 1e-12
+                assert own[name] == pytest.approx(value, rel=math.inf if loose else relative, abs=least), (name, other)
             elif not isinstance(value, float):
                 assert own[name] == value, (name, other)
 
@@ -97,7 +98,8 @@ def test_factors_of_blocks_are_made_of_products(
     monkeypatch.setattr(ops, "float32_is_fast", lambda device: device.type == "cuda")
     with pretended():
         found = pf.probe(net, VALUES, layers=["conv", "hidden"], device="cuda", **options)
-    assert_same(found, expected, 2e-2 if "precision" in options else 1e-4)  # rows are rounded, fvu is 4e-5
+    rounded = "precision" in options  # fvu is 4e-5
+    assert_same(found, expected, 2e-2 if rounded else 1e-4, flipped=0.05 if rounded else 1e-12)
 
 
 @pytest.mark.parametrize("given", [FEW, VALUES], ids=["row space", "columns"])
@@ -155,19 +157,23 @@ def test_products_wait_for_nothing(net: SmallNet, probe_set: pf.ProbeSet) -> Non
         assert gpu.waits == []
 
 
-@pytest.mark.parametrize(("alphas", "most"), [((1e-2,), 4), ((1e-4, 1e-2, 1.0), 8)])
+@pytest.mark.parametrize(("alphas", "most"), [((1e-2,), 0), ((1e-2, 0.1, 1.0), 2)])
 def test_the_host_waits_few_times_for_a_cell(
     net: SmallNet, probe_set: pf.ProbeSet, alphas: tuple[float, ...], most: int
 ) -> None:
-    """For the penalty's scale; its errors, by all rows and some; certificates and the factor's facts; scores."""
+    """For all penalties' scales; for the errors of each cell's, by all rows and some."""
+    layers = ["conv", "hidden"]
     with pretended() as gpu:
-        engine = Engine(net.to("cuda"), probe_set, layers=["hidden"], alphas=alphas)
+        engine = Engine(net.to("cuda"), probe_set, layers=layers, alphas=alphas)
         for _ in range(2):  # what is the same for all checkpoints is copied once
             cells = engine.activations()
             gpu.waits.clear()
+            gpu.events = ""
             scores = list(score_cells(cells, engine.targets, engine.method))
-    assert len(scores) == 6
-    assert 0 < len(gpu.waits) <= most, gpu.waits
+    assert len(scores) == 6 * len(layers)
+    assert len(gpu.waits) <= 1 + most * len(layers), gpu.waits
+    # Certificates and scores of a layer are waited for once those of the next one are on their way.
+    assert gpu.events == "rr" + "wr" + "wr" + "ww"
 
 
 def test_what_fails_on_a_gpu_fails_on_a_pretended_one() -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 import phasefast as pf
-from phasefast.scores import Scores, in_order
+from phasefast.errors import StoreError
+from phasefast.scores import Scores, in_order, read_shard
 
 from .conftest import SmallNet
 from .report.synthetic import make_scores
@@ -37,3 +41,24 @@ def test_layers_are_in_the_order_of_a_step_that_lost_none() -> None:
     lost = make_scores(["a", "b", "c"], [0, 1]).to_arrow().to_pylist()
     scores = Scores.from_rows([row for row in lost if row["step"] == 1 or row["layer"] != "a"])
     assert scores.layers == ["a", "b", "c"]
+
+
+def test_a_damaged_shard_is_named_or_read_as_it_was(net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path) -> None:
+    """Whatever bit of a page is flipped; what lies beside the pages may be of no consequence."""
+    path = pf.probe(net, probe_set, layers="hidden", step=3).write_shard(tmp_path)
+    whole, scores = path.read_bytes(), read_shard(path)
+    rng, refused, read = np.random.default_rng(0), 0, 0
+    for place in rng.integers(4, len(whole) - 4, 150):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(flipped)
+        try:
+            found = read_shard(path)
+        except StoreError as error:
+            refused += str(path) in str(error)
+        else:
+            same = ["value", "samples", "baseline_samples", "step", "layer"]
+            assert found.to_arrow().select(same).equals(scores.to_arrow().select(same))
+            read += 1
+    assert refused + read == 150
+    assert refused > 75

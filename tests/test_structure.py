@@ -14,7 +14,8 @@ PACKAGE = ROOT / "phasefast"
 OPS = ("capture", "gram", "residual", "ridge_solve")
 LEVELS = (
     ("console", "errors", "types"),
-    ("failures", "files", "globs", "listing", "notices", "phase_report", "progress", "timeline", "workspace"),
+    ("fetching", "timeline", "workspace"),
+    ("failures", "files", "globs", "listing", "notices", "phase_report", "progress"),
     ("samples", "sequences"),
     ("scores",),
     ("ops",),

@@ -139,7 +139,7 @@ def same_data(data: pf.ProbeSet) -> pf.ProbeSet:
         (same_data, {"targets": [pf.Input(), pf.Function(other_values, name="squares")]}),
         (same_data, {"targets": [pf.Input(), pf.Function(squares, name="renamed")]}),
         (same_data, {"targets": [Doubled(), pf.Function(squares)]}),
-        (same_data, {"alphas": [0.1]}),
+        (same_data, {"selection": "folds"}),
     ],
     ids=["fit", "heldout", "labels", "fewer", "order", "values", "name", "subclass", "folds"],
 )

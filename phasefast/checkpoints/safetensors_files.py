@@ -18,9 +18,10 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         DependencyError: safetensors is missing.
     """
     try:
-        from safetensors.torch import load_file
+        from safetensors.torch import load
     except ImportError as error:
         raise DependencyError(f"{path}: reading it needs safetensors: pip install safetensors") from error
     with damage_named(path):
-        # load_file maps the file: its tensors change with it, and once it is cut short they end the process.
-        return {name: tensor.clone() for name, tensor in load_file(path).items()}
+        # load_file would map the file, and a mapped file that is cut short, as where it is written again, ends the
+        # process.
+        return load(path.read_bytes())

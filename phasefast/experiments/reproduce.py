@@ -21,7 +21,7 @@ from ..files import writing
 from ..options import fastest_device, resolve_device
 from ..phase_report import CellPhases
 from ..report import plot_phases
-from ..scores import MODEL_LAYER, Scores
+from ..scores import MODEL_LAYER, PER_SAMPLE, Scores
 from ..target_types import Input, Target
 from .checkpointing import checkpoint_path
 from .claims import check_claims
@@ -217,7 +217,7 @@ def _compare_decoders(
 def _write(folder: Path, results: dict[str, Any], measured: Sequence[Measured]) -> None:
     parts = [s for m in measured for s in (m.batch, m.recompute, m.wide, *m.tasks.values()) if s is not None]
     with writing(folder / "scores.parquet", "the scores to") as partial, partial.open("wb") as file:
-        pq.write_table(Scores.concat(parts).to_arrow().drop_columns(["samples"]), file)
+        pq.write_table(Scores.concat(parts).to_arrow().drop_columns(PER_SAMPLE), file)
     _write_json(folder / "results.json", results)
 
 

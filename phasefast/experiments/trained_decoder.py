@@ -118,7 +118,7 @@ def exact_decoder(cell: Activations, engine: Engine) -> DecoderResult:
     """The package's own decoder of the same rows, penalties chosen and certified as ``engine`` was told to."""
     begin = time.perf_counter()
     ((cell, decoder),) = decode([cell], engine.targets, engine.method)
-    scores = evaluate(cell, decoder, engine.targets)
+    scores = evaluate(cell, decoder, engine.targets)()
     seconds = time.perf_counter() - begin
     mse = {score.split: score.value for score in scores if (score.target, score.metric) == ("input", "mse")}
     return DecoderResult(mse["heldout"], mse["fit"], seconds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,41 +11,49 @@ from torch import Tensor
 
 from .. import ops
 from ..components import interval
-from ..dense import fetched
+from ..fetching import fetched, later
 from ..scores import MODEL_LAYER
 from ..timeline import stage
 from ..types import Activations, BlockFit, Bounds, Decoder, Score, TargetBlock, TargetMatrix
 
 
 @stage("scores")
-def evaluate(cell: Activations, decoder: Decoder, targets: TargetMatrix, fit_scores: bool = True) -> list[Score]:
+def evaluate(
+    cell: Activations, decoder: Decoder, targets: TargetMatrix, fit_scores: bool = True
+) -> Callable[[], list[Score]]:
     """``mse`` and ``fvu`` of regression targets, ``accuracy`` of classes, on the held-out rows and the fit rows.
 
     ``mse`` is per element; ``fvu`` is the split's squared error over its squared deviation from the fit mean.
     Held-out ``fvu`` and ``accuracy`` carry one value per sample.
+
+    Returns:
+        What gives them: it waits for a GPU, which has all the work by then.
     """
-    place = {block.name: index for index, block in enumerate(targets.blocks)}
     fits = decoder.fits
     errors, hits = _residual(cell.heldout, decoder, targets.heldout, [fit.block for fit in fits])
     direct = [fit for fit in fits if fit_scores and (fit.block.kind == "classes" or fit.fit_error is None)]
     fit_errors, fit_hits = _residual(cell.fit, decoder, targets.fit, [fit.block for fit in direct])
-    totals, shares = fit_errors.sum(1), fit_hits.double().mean(1)
-    errors, hits, totals, shares = fetched(errors, hits, totals, shares)
-    scores: list[Score] = []
-    for index, fit in enumerate(fits):
-        split = _Split("heldout", cell.heldout, targets.heldout, targets, place[fit.block.name])
-        samples = hits[index] if fit.block.kind == "classes" else errors[index]
-        total, share = float(errors[index].sum()), float(hits[index].mean())
-        scores += _block_scores(decoder, fit, split, total, share, samples)
-    measured = {fit.block.name: both for fit, *both in zip(direct, totals.tolist(), shares.tolist(), strict=True)}
-    for fit in fits if fit_scores else ():
-        split = _Split("fit", cell.fit, targets.fit, targets, place[fit.block.name])
-        if (found := measured.get(fit.block.name)) is None:
-            assert fit.fit_error is not None
-            found = [fit.fit_error, math.nan]
-        total, share = found
-        scores += _block_scores(decoder, fit, split, total, share)
-    return scores
+    fetch = later(errors, hits, fit_errors.sum(1), fit_hits.double().mean(1))
+
+    def read() -> list[Score]:
+        errors, hits, totals, shares = fetch()
+        place = {block.name: index for index, block in enumerate(targets.blocks)}
+        scores: list[Score] = []
+        for fit, own, right in zip(fits, errors, hits, strict=True):
+            split = _Split("heldout", cell.heldout, targets.heldout, targets, place[fit.block.name])
+            samples = torch.from_numpy(right if fit.block.kind == "classes" else own)
+            scores += _block_scores(decoder, fit, split, float(own.sum()), float(right.mean()), samples)
+        measured = {fit.block.name: both for fit, *both in zip(direct, totals.tolist(), shares.tolist(), strict=True)}
+        for fit in fits if fit_scores else ():
+            split = _Split("fit", cell.fit, targets.fit, targets, place[fit.block.name])
+            if (found := measured.get(fit.block.name)) is None:
+                assert fit.fit_error is not None
+                found = [fit.fit_error, math.nan]
+            total, share = found
+            scores += _block_scores(decoder, fit, split, total, share)
+        return scores
+
+    return read
 
 
 def squared_errors(

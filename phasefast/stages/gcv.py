@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..choosing import DOUBTFUL, FLOAT32_ALPHA, LEFT_OUT, LOOKED_AT, MISLED, checked, least_error
-from ..dense import fetched
+from ..fetching import fetched
 from ..scanning import Scan
 from ..systems import Penalties, PenaltyChoice
 from ..types import Activations, Statistics, TargetMatrix

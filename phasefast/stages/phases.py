@@ -83,7 +83,7 @@ def detect_phases(
     wanted = scores.select(layers, targets)
     options: dict[str, Any] = {"seed": seed, "confidence": confidence, "replicates": replicates, "rules": rules}
     cells = tuple(
-        detect_curve(*_losses(wanted, layer, target, name), layer=layer, target=target, metric=metric, **options)
+        detect_curve(**_losses(wanted, layer, target, name), layer=layer, target=target, metric=metric, **options)
         for layer, target, name, metric in _cells(wanted)
     )
     if not cells:
@@ -95,6 +95,7 @@ def detect_curve(
     steps: np.ndarray,
     samples: np.ndarray,
     *,
+    baseline_samples: np.ndarray | None = None,
     layer: str = "curve",
     target: str = "input",
     metric: str = "fvu",
@@ -113,6 +114,8 @@ def detect_curve(
     Args:
         steps: [K] training steps, in any order.
         samples: [K, m] loss of each held-out sample at each step.
+        baseline_samples: [m] losses of the best constant, of mean 1, which the losses are told in units of, as FVU is:
+            other samples would have had another mean, so intervals are of the ratio.
         layer, target, metric: what the result is labelled with.
         seed, confidence, replicates, rules: as for ``detect_phases``.
 
@@ -123,7 +126,13 @@ def detect_curve(
     if not 0 < confidence < 1 or replicates < 100:
         got = f"confidence={confidence}, replicates={replicates}"
         raise ArgumentError(f"{got}: expected a confidence between 0 and 1 and at least 100 replicates")
-    steps, samples = _checked(steps, samples, f"layer {layer!r}, target {target!r}")
+    where = f"layer {layer!r}, target {target!r}"
+    steps, samples = _checked(steps, samples, where)
+    unit = np.ones(samples.shape[1]) if baseline_samples is None else np.asarray(baseline_samples, dtype=np.float64)
+    if unit.shape != samples.shape[1:] or not (unit >= 0).all() or not unit.any():
+        raise DataError(
+            f"{where}: expected baseline_samples of {samples.shape[1]} numbers from 0 on, got those of {unit.shape}"
+        )
     rng = np.random.default_rng(seed)
     loss = samples.mean(axis=1)
     # What few samples change from step to step is no news of the step: an error more among hundreds without any.
@@ -139,7 +148,7 @@ def detect_curve(
         fit=found.fit(0),
         minimum=low,
         gains=found.gains(0),
-        replicates=bootstrap(samples, replicates, rng),
+        replicates=bootstrap(samples, unit, replicates, rng),
         tails=(50 * (1 - confidence), 50 * (1 + confidence)),
         noise=noise,
         rough=rough,
@@ -186,13 +195,15 @@ def _cells(scores: Scores) -> list[tuple[str, str, str, str]]:
     return [cell for cell in found if steps[cell[:3]] > 1] or found
 
 
-def _losses(scores: Scores, layer: str, target: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps [K] and losses [K, m] of one cell; a classifier's loss is 1 where it errs."""
+def _losses(scores: Scores, layer: str, target: str, metric: str) -> dict[str, Any]:
+    """Steps and losses of one cell as ``detect_curve`` takes them; a classifier's loss is 1 where it errs."""
+    own = scores.filter(layer=layer, target=target, metric=metric, split="heldout")
     try:
-        steps, samples = scores.samples(layer, target, metric)
+        steps, samples = own.samples(layer, target, metric)
     except LookupError as error:
         raise DataError(f"{error}; the intervals need it, so probe these checkpoints again") from error
-    return steps, 1 - samples if metric == "accuracy" else samples
+    samples = 1 - samples if metric == "accuracy" else samples
+    return {"steps": steps, "samples": samples, "baseline_samples": own.baseline_samples(layer, target, metric)}
 
 
 def _checked(steps: np.ndarray, samples: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:

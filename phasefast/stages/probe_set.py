@@ -23,6 +23,7 @@ from ..types import TargetKind
 
 Numbers = Tensor | np.ndarray | Sequence[Any]
 _FEWEST = 10  # samples of each class on average, or else they may be numbers
+_COPIES = 10  # one of so many fit samples that are copies is worth a warning
 _COMPARED = 256  # numbers of each sample, by which those that are in both splits are found
 
 
@@ -111,7 +112,7 @@ class ProbeSet:
         fit_values, heldout_values = ({name: both[i] for name, both in (values or {}).items()} for i in (0, 1))
         parts: Any = (fit_inputs, fit_labels, heldout_inputs, heldout_labels, fit_values, heldout_values)
         given = cls(*parts)  # which makes tensors of them
-        _warn_of_overlap(given.fit_inputs, given.heldout_inputs)
+        _warn_of_copies(given.fit_inputs, given.heldout_inputs)
         order = torch.randperm(given.n_fit, generator=torch.Generator().manual_seed(seed), device="cpu")
         order = order.to(given.fit_inputs.device)
         labels = None if given.fit_labels is None else given.fit_labels[order.to(given.fit_labels.device)]
@@ -322,8 +323,14 @@ def _checked(name: str, values: Tensor, rows: int) -> Tensor:
     return values.long()
 
 
-def _warn_of_overlap(fit: Tensor, heldout: Tensor) -> None:
-    known = set(_keys(fit))
+def _warn_of_copies(fit: Tensor, heldout: Tensor) -> None:
+    keys = _keys(fit)
+    known = set(keys)
+    if (copies := len(keys) - len(known)) * _COPIES >= len(keys):
+        warn(
+            f"{copies} of {len(keys)} fit samples are copies of others: penalties are chosen by samples that are left "
+            "out, too weak ones where copies of these are not; leave copies out"
+        )
     if (same := sum(key in known for key in _keys(heldout))) * 2 >= len(heldout):
         warn(
             f"{same} of {len(heldout)} held-out samples are fit samples too: held-out scores are then of samples that "

@@ -14,6 +14,8 @@ from ..systems import fold_sums
 from ..timeline import stage
 from ..types import Activations, TargetMatrix
 
+_PLACES = 5
+
 
 @stage("coordinates")
 def reduce_features(cell: Activations, folds: tuple[int, ...]) -> Activations:
@@ -33,13 +35,10 @@ def subset(cell: Activations, targets: TargetMatrix, rows: int) -> tuple[Activat
     """A smaller cell of the same shape: about ``rows`` fit rows, a like share of the features, the sketched targets.
 
     The best penalty relative to the Gram matrix depends much on the ratio of features to rows, so this is kept. The
-    fit rows of a probe set are in random order, so the first of each fold are a random choice, the same for all cells.
+    fit rows are taken from several places, since tensors may be given in any order, the same for all cells.
     """
-    kept = [
-        range(start, start + (stop - start) * rows // len(cell.fit))
-        for start, stop in itertools.pairwise(targets.folds)
-    ]
-    folds = (0, *itertools.accumulate(len(part) for part in kept))
+    edges = [len(cell.fit) * i // _PLACES for i in range(_PLACES + 1)]
+    kept = [range(start, start + (stop - start) * rows // len(cell.fit)) for start, stop in itertools.pairwise(edges)]
     dim = cell.fit.shape[1]
     order = torch.randperm(dim, generator=torch.Generator().manual_seed(0), device="cpu").to(cell.fit.device)
     features = order[: max(dim * rows // len(cell.fit), 1)]
@@ -48,6 +47,7 @@ def subset(cell: Activations, targets: TargetMatrix, rows: int) -> tuple[Activat
         return torch.cat([matrix[part.start : part.stop] for part in kept])
 
     fit, columns = take(cell.fit)[:, features], take(targets.sketch.fit)
+    folds = 0, len(fit)
     sketch = sketch_of(targets.sketch.blocks, columns, folds)
     share = len(fit) / len(cell.fit)
     smaller = replace(

@@ -57,15 +57,14 @@ def select_by_leave_one_out(
     scores = product(cell.fit, basis.mT).sub_(basis @ system.row_mean)  # U of U S V'
     rotated = torch.zeros(len(values), columns.shape[1], dtype=torch.float64, device=columns.device)
     for place, expected in wide_rows(columns, len(values)):
-        rotated.addmm_(scores[place].mT, expected.sub_(mean))
+        rotated.addmm_(scores[place].mT, expected - mean)
     errors = torch.zeros(len(path), columns.shape[1], dtype=torch.float64, device=columns.device)
     shrunk = values / (values + path[:, None])
     for place, expected in wide_rows(columns, len(values)):
-        expected.sub_(mean)
-        rows = scores[place]
+        rows, centred = scores[place], expected - mean
         for index, shrink in enumerate(shrunk):
             left = 1 - 1 / len(scores) - rows.square() @ shrink
-            miss = expected - rows @ (shrink[:, None] * rotated)
+            miss = centred - rows @ (shrink[:, None] * rotated)
             errors[index] += (miss / left.clamp_min(torch.finfo(torch.float64).eps)[:, None]).square().sum(0)
     if len(values) >= len(scores) - 1:
         errors[path == 0] = math.inf  # it goes through all rows, and what is left of each is rounding over rounding

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,8 +30,11 @@ def solve(
     choice: PenaltyChoice,
     tolerance: float,
     eigen: bool = False,
-) -> Decoder:
+) -> Callable[[], Decoder]:
     """The ridge decoder of one cell: each target, or each column, with its chosen penalty.
+
+    Returns:
+        What gives the decoder: it waits for a GPU, which has most of the work by then, and refines.
 
     Args:
         statistics: of ``cell``; the systems are solved in ``statistics.dtype``.
@@ -42,7 +46,7 @@ def solve(
         SolveError: no factorisation succeeded (float64 only; in float32 the error estimate is infinite instead).
     """
     system = System(cell, statistics.total, statistics.dtype)
-    path = penalties.absolute(system).tolist()
+    path = penalties.listed(system)
     d, p = system.cross.shape
     weights = aligned_empty(d, p, system.dtype, system.cross.device)
     parts: list[Part] = []
@@ -60,12 +64,26 @@ def solve(
                 Part(i, targets.blocks[i], chosen, alpha, solution, weights[:, chosen], check_of(targets, i, chosen))
             )
     parts.sort(key=lambda part: part.index)  # the order of what is made of all targets once
-    fits = []
-    certificates = certify(cell, system, targets, parts)
+    certified = certify(cell, system, targets, parts)
+    return partial(_finished, cell, system, targets, parts, weights, certified, tolerance)
+
+
+def _finished(
+    cell: Activations,
+    system: System,
+    targets: TargetMatrix,
+    parts: Sequence[Part],
+    weights: Tensor,
+    certified: Callable[[], list[Certificate]],
+    tolerance: float,
+) -> Decoder:
+    """The decoder of parts whose weights [d, p] are certified: refined where they are off by more than is tolerated."""
+    certificates = certified()
     how = [_Refinement.of(part, system, tolerance) for part in parts]
     again = system.dtype != torch.float64  # float64 has nothing to be solved again in
     if again and any(not own.error_estimate < each.hopeless for own, each in zip(certificates, how, strict=True)):
         how = [replace(each, steps=()) for each in how]  # the whole cell needs float64
+    fits = []
     for part, certificate, each in zip(parts, certificates, how, strict=True):
         fit, refined = _refine(cell, system, targets, part, certificate, each)
         fits.append(fit)
@@ -101,7 +119,7 @@ def solve_target_free(
         For each penalty, the cell with the combinations h [m, n] as its held-out rows, and the targets as the decoder.
     """
     system = System(cell, statistics.total, statistics.dtype)
-    path, dtype = penalties.absolute(system).tolist(), statistics.dtype
+    path, dtype = penalties.listed(system), statistics.dtype
     rhs = (cell.heldout.double() - system.row_mean).mT
     columns_of_fit, offset = targets.fit.to(dtype), targets.mean.to(dtype)
     for index, columns in _shared_penalties(targets, choice):
@@ -203,7 +221,7 @@ def _refine(
         if not how.allowed < certificate.error_estimate < how.hopeless:
             break
         weights = _corrected(cell, system, targets, part, dtype)
-        (found,) = certify(cell, system, targets, [replace(part, weights=weights)])
+        (found,) = certify(cell, system, targets, [replace(part, weights=weights)])()
         if not found.error_estimate < certificate.error_estimate:
             break
         refined, certificate, route = weights, found, part.solution.route + _REFINED

@@ -135,6 +135,12 @@ def build_targets(
                 raise DataError(
                     f"target {block.name!r}: it is constant on the {split} rows; there is nothing to decode"
                 )
+    distances = [
+        torch.cat([rows.square().sum(1) for _, rows in wide_rows(heldout_columns[:, block.start : block.stop], 1)])
+        if block.kind == "regression"
+        else None
+        for block in blocks
+    ]
     all_columns, all_blocks, dropped = fit_columns, list(blocks), {split: (0.0,) * len(blocks) for split in deviation}
     if not per_column:
         blocks, fit_columns, heldout_columns, dropped = _fewer(blocks, fit_columns, heldout_columns, components)
@@ -149,7 +155,7 @@ def build_targets(
     # Of the columns as they are stored, rounded: an identity with the moments of these must not cancel.
     stored, mean = torch.zeros_like(sums[0]), sums.sum(0) / len(fit_columns)
     for _, rows in wide_rows(fit_columns, 1):
-        stored += rows.sub_(mean).square_().sum(0)
+        stored += (rows - mean).square_().sum(0)
     of_stored = tuple(float(stored[block.start : block.stop].sum()) for block in blocks)
     pairs = zip(blocks, of_stored, deviation["fit"], strict=True)
     deviation["fit"] = tuple(before if block.random else own for block, own, before in pairs)
@@ -162,6 +168,7 @@ def build_targets(
         deviation=deviation,
         dropped=dropped,
         squares=of_stored,
+        distances=tuple(distances),
         sketch=sketch,
         checks=tuple(_check(fit_columns, heldout_columns, block) for block in blocks),
         digest=digest,
@@ -250,7 +257,7 @@ def _center(matrix: Tensor, mean: Tensor, center: Tensor) -> Tensor:
     squares = torch.zeros_like(mean)
     for place, rows in wide_rows(matrix, matrix.shape[1]):
         squares += (rows - mean).square_().sum(0)
-        matrix[place] = rows.sub_(center)
+        matrix[place] = rows - center
     return squares
 
 

@@ -42,12 +42,12 @@ def decoder_of(
     cell: Activations, targets: TargetMatrix, alpha: float, dtype: torch.dtype, tolerance: float = NEVER
 ) -> Decoder:
     (statistics,) = accumulate([cell], targets, dtype, with_folds=False)
-    return solve(cell, statistics, targets, Penalties((alpha,)), PenaltyChoice.first(targets), tolerance)
+    return solve(cell, statistics, targets, Penalties((alpha,)), PenaltyChoice.first(targets), tolerance)()
 
 
 def mse(cell: Activations, decoder: Decoder, targets: TargetMatrix) -> dict[str, float]:
     direct = replace(decoder, fits=tuple(replace(fit, fit_error=None) for fit in decoder.fits))
-    return {score.split: score.value for score in evaluate(cell, direct, targets) if score.metric == "mse"}
+    return {score.split: score.value for score in evaluate(cell, direct, targets)() if score.metric == "mse"}
 
 
 def off(cell: Activations, decoder: Decoder, exact: Decoder, targets: TargetMatrix) -> float:
@@ -65,7 +65,7 @@ def by_combinations(
     arguments = cell, statistics, targets, Penalties((alpha,)), PenaltyChoice.first(targets)
     ((rows, decoder),) = solve_target_free(*arguments, tolerance)
     wide = replace(decoder, weights=decoder.weights.double(), offset=decoder.offset.double())
-    return decoder, evaluate(replace(rows, heldout=rows.heldout.double()), wide, targets, fit_scores=False)[0].value
+    return decoder, evaluate(replace(rows, heldout=rows.heldout.double()), wide, targets, fit_scores=False)()[0].value
 
 
 @pytest.mark.parametrize("alpha", [1e-6, 1e-4, 1e-2])
@@ -123,11 +123,11 @@ def test_moments_that_are_cut_off_are_seen_and_put_right(monkeypatch: pytest.Mon
     total = statistics.total
     short = replace(total, gram=total.gram * (1 - 1e-5), cross=total.cross * (1 - 1e-5))
     arguments = targets, Penalties((1e-2,)), PenaltyChoice.first(targets), NEVER
-    decoder = solve(cell, replace(statistics, total=short), *arguments)
+    decoder = solve(cell, replace(statistics, total=short), *arguments)()
     found, direct = decoder.fits[0].fit_error, mse(cell, decoder, targets)["fit"] * 1200 * 400
     assert found == pytest.approx(direct, rel=1e-5)
     monkeypatch.setattr(certificates, "_CHANCE", NEVER)
-    assert solve(cell, replace(statistics, total=short), *arguments).fits[0].fit_error is None  # too far off
+    assert solve(cell, replace(statistics, total=short), *arguments)().fits[0].fit_error is None  # too far off
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -141,7 +141,7 @@ def test_columns_with_penalties_of_their_own_are_certified_alike(dtype: torch.dt
     (statistics,) = accumulate([cell], targets, dtype, with_folds=False)
     indices = torch.zeros(200, dtype=torch.int64)
     indices[:20], indices[20:70] = 2, 1
-    decoder = solve(cell, statistics, targets, Penalties((1e-3, 1e-2, 0.1)), PenaltyChoice((indices,)), NEVER)
+    decoder = solve(cell, statistics, targets, Penalties((1e-3, 1e-2, 0.1)), PenaltyChoice((indices,)), NEVER)()
     direct = mse(cell, decoder, targets)["fit"] * 500 * 200
     assert decoder.fits[0].fit_error == pytest.approx(direct, rel=1e-5)
 
@@ -218,7 +218,7 @@ def test_targets_are_certified_in_any_order_of_their_penalties(order: tuple[int,
     found = []
     for dtype in (torch.float32, F64):
         (statistics,) = accumulate([cell], targets, dtype, with_folds=False)
-        decoder = solve(cell, statistics, targets, Penalties((1e-3, 1e-2, 1.0)), choice, NEVER)
+        decoder = solve(cell, statistics, targets, Penalties((1e-3, 1e-2, 1.0)), choice, NEVER)()
         found.append(decoder)
         assert [fit.block.name for fit in decoder.fits] == ["input", "label"]
         direct = mse(cell, decoder, targets)["fit"] * 500 * 30
@@ -237,9 +237,9 @@ def test_columns_of_which_some_are_refined_further(seed: int) -> None:
     targets = build_targets([Input()], (fit, None), (heldout, None), (0, 500), CPU, per_column=True)
     (statistics,) = accumulate([cell], targets, torch.float32, with_folds=False)
     choice = PenaltyChoice((torch.randint(0, 3, (80,), generator=g),))
-    decoder = solve(cell, statistics, targets, Penalties((1e-4, 1e-3, 1e-2)), choice, 1e-7)
+    decoder = solve(cell, statistics, targets, Penalties((1e-4, 1e-3, 1e-2)), choice, 1e-7)()
     (exact,) = accumulate([cell], targets, torch.float64, with_folds=False)
-    truth = solve(cell, exact, targets, Penalties((1e-4, 1e-3, 1e-2)), choice, NEVER)
+    truth = solve(cell, exact, targets, Penalties((1e-4, 1e-3, 1e-2)), choice, NEVER)()
     assert "refined" in decoder.fits[0].route
     assert off(cell, decoder, truth, targets) <= 3 * decoder.fits[0].error_estimate + 1e-6
 

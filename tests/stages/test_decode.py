@@ -64,7 +64,7 @@ def test_heldout_error_matches_scikit_learn(kind: str, seed: int) -> None:
     targets = build_targets([Input()], (t_fit, None), (t_heldout, None), (0, len(fit)), torch.device("cpu"))
     for alpha in (1e-6, 1e-3, 0.1, 3.0):
         ((rows, decoder),) = decode([cell], targets, Method(Penalties((alpha,))))
-        got = next(s for s in evaluate(rows, decoder, targets) if (s.split, s.metric) == ("heldout", "mse"))
+        got = next(s for s in evaluate(rows, decoder, targets)() if (s.split, s.metric) == ("heldout", "mse"))
         expected = ridge_heldout_error(fit, heldout, t_fit, t_heldout, alpha) / t_heldout.numel()
         assert got.value == pytest.approx(expected, rel=1e-5), (alpha, decoder.fits[0])
 
@@ -140,7 +140,7 @@ def test_bfloat16_rows_are_multiplied_as_they_are():
     reference = replace(cell, fit=rows.float(), heldout=heldout.bfloat16().float())
     ((_, exact_decoder),) = decode([reference], targets, Method(Penalties((1e-3, 0.1))))
     ours, theirs = (
-        {(score.split, score.metric): score.value for score in evaluate(c, d, targets)}
+        {(score.split, score.metric): score.value for score in evaluate(c, d, targets)()}
         for c, d in ((cell, decoder), (reference, exact_decoder))
     )
     assert ours == pytest.approx(theirs, rel=2e-3)
@@ -180,7 +180,9 @@ def test_targets_keep_their_means_as_they_are_rounded(folds: int) -> None:
         (replace(cell, fit=rows[:200].float(), heldout=rows[200:].float()), "exact"),
     ):
         ((of_rows, decoder),) = decode([own], targets, Method(Penalties(alphas), precision))
-        value = next(s.value for s in evaluate(of_rows, decoder, targets) if (s.split, s.metric) == ("heldout", "fvu"))
+        value = next(
+            s.value for s in evaluate(of_rows, decoder, targets)() if (s.split, s.metric) == ("heldout", "fvu")
+        )
         found.append((value, decoder.fits[0].alpha))
     assert found[0][0] == pytest.approx(found[1][0], rel=0.02)
     assert found[0][1] == found[1][1]

@@ -251,7 +251,8 @@ def test_the_factors_of_a_choice_give_its_solution(monkeypatch: pytest.MonkeyPat
         choice = select_by_gcv(cell, statistics, targets, penalties)
         assert set(choice.factors) >= set(torch.cat(choice.indices).tolist())
         anew, again = (
-            solve(cell, statistics, targets, penalties, given, never) for given in (replace(choice, factors={}), choice)
+            solve(cell, statistics, targets, penalties, given, never)()
+            for given in (replace(choice, factors={}), choice)
         )
         tolerance = 1e-9 if dtype == F64 else 1e-3
         torch.testing.assert_close(again.weights, anew.weights, rtol=tolerance, atol=tolerance)
@@ -335,6 +336,23 @@ def test_rows_that_mislead_a_little_are_left_out_where_a_stronger_penalty_is_bet
         assert truth[found] <= 1.01 * truth.min()
         worse += truth[misled] > 1.02 * truth.min()
     assert worse >= 4
+
+
+@pytest.mark.parametrize("way", ["all", "eigen", "in turn"])
+def test_few_rows_that_lie_far_out_are_found(monkeypatch, way: str) -> None:
+    """Six of a thousand, which are not among evenly spaced ones, as a rule."""
+    monkeypatch.setattr(scanning, "SMALL", 512 if way == "all" else 0)
+    for seed in range(5):
+        g = torch.Generator().manual_seed(seed)
+        a, far = torch.randn(1000, 300, generator=g), torch.randperm(1000, generator=g)[:6]
+        a[far] *= 30
+        t = torch.tanh(a @ torch.randn(300, 3, generator=g) / 300**0.5) + 0.1 * torch.randn(1000, 3, generator=g)
+        targets = build_targets([Input()], (t, None), (t[:9], None), (0, 1000), CPU)
+        cell = captured(a, a[:9], (0, 1000))
+        general, truth = curve(cell, t, DEFAULT_ALPHAS).sum(1), left_out(cell, t, DEFAULT_ALPHAS)
+        assert truth[int(general.argmin())] > 1.5 * truth.min()
+        found = int(chosen(cell, targets, DEFAULT_ALPHAS, F64, eigen=way == "eigen").indices[0])
+        assert truth[found] <= 1.01 * truth.min()
 
 
 @pytest.mark.parametrize("alphas", [(0.0, 1e-3, 1.0), (1e-17, 1e-16, 1e-15, 1e-3, 0.1)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,9 +81,21 @@ def test_dataset_sample_is_random_but_repeatable() -> None:
     assert len(set(first.fit_labels.tolist())) == 20
 
 
+@pytest.mark.parametrize("copies", [0, 9, 10, 50])
+def test_copies_among_the_fit_samples_are_told(copies: int) -> None:
+    inputs = torch.randn(100, 3)
+    inputs[:copies] = inputs[50 : 50 + copies]
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        pf.ProbeSet.from_tensors(inputs, None, torch.randn(9, 3), None)
+    expected = [f"{copies} of 100 fit samples are copies of others"] if copies >= 10 else []
+    assert [str(each.message).split(":")[0] for each in told] == expected
+
+
 def test_fit_rows_are_shuffled_so_that_sorted_labels_do_not_spoil_the_folds() -> None:
     labels = torch.arange(100) // 10
-    shuffled = pf.ProbeSet.from_tensors(labels[:, None].float(), labels, X[:, :1], Y).fit_labels
+    inputs = torch.linspace(2, 3, 100)[:, None]
+    shuffled = pf.ProbeSet.from_tensors(inputs, labels, X[:, :1], Y).fit_labels
     assert not torch.equal(shuffled, labels)
     assert torch.equal(shuffled.sort().values, labels)
     assert len(set(shuffled[:20].tolist())) > 5

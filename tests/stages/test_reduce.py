@@ -62,7 +62,7 @@ def scores(
     name = method.cost(cell, targets).route
     values: dict[str, float] = {}
     for rows, decoder in decode([cell], targets, method):
-        found = evaluate(rows, decoder, targets, splits == "both")
+        found = evaluate(rows, decoder, targets, splits == "both")()
         assert all(fit.route.startswith((name, "primal")) for fit in decoder.fits)
         values |= {f"{score.target} {score.split} {score.metric}": score.value for score in found}
         values |= {f"{fit.block.name} alpha": fit.alpha for fit in decoder.fits}

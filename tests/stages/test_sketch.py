@@ -83,7 +83,7 @@ def decoded(
         sketched = reduce_features(sketched, targets.folds)
     (statistics,) = accumulate([sketched], targets, torch.float64, with_folds=False)
     choice = PenaltyChoice(tuple(torch.tensor([index]) for index in indices))
-    decoder = solve(sketched, statistics, targets, Penalties((alpha, 10 * alpha)), choice, 1e-5)
+    decoder = solve(sketched, statistics, targets, Penalties((alpha, 10 * alpha)), choice, 1e-5)()
     return sketched, decoder, errors_of(sketched, targets, decoder)
 
 

@@ -1,0 +1,76 @@
+"""Intervals of changes in FVU, whose unit other held-out samples would have changed too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import phasefast as pf
+from phasefast.errors import DataError
+from phasefast.scores import SCHEMA, Scores
+from phasefast.stages.phases import detect_curve
+from phasefast.valley import bootstrap
+from tests.conftest import SmallNet
+from tests.curves import QUICK
+
+
+def measured(seed: int, proportional: bool, m: int = 300) -> tuple[np.ndarray, np.ndarray]:
+    """FVU [13, m] of samples of unequal contrast, from .6 down to .3 and up to .45; and their deviations [m]."""
+    rng = np.random.default_rng(seed)
+    loss = np.interp(np.linspace(0, 1, 13), [0, 0.25, 0.5, 1], [0.6, 0.6, 0.3, 0.45])[:, None]
+    contrast = np.exp(rng.normal(size=m) - 0.5)
+    errors = loss * (contrast if proportional else 1) * np.exp(0.05 * rng.normal(size=(13, m)))
+    return errors / contrast.mean(), contrast / contrast.mean()
+
+
+@pytest.mark.parametrize("proportional", [False, True], ids=["noise", "contrast"])
+def test_intervals_of_fvu_hold_the_change_of_all_possible_samples(proportional: bool) -> None:
+    shares = []
+    for unit in (True, False):
+        held = []
+        for seed in range(60):
+            samples, deviations = measured(seed, proportional)
+            cell = detect_curve(np.arange(13), samples, baseline_samples=deviations if unit else None, **QUICK)
+            rise = cell.phase("increase")
+            assert rise is not None
+            low, high = rise.ci
+            held.append(low <= 0.15 * np.exp(0.00125) <= high)
+        shares.append(np.mean(held))
+    assert shares[0] >= 0.8
+    # By the errors alone: far too narrow where they do not depend on the contrast, else far too wide.
+    assert shares[1] == 1 if proportional else shares[1] < 0.5
+
+
+def test_replicates_of_the_unit_itself_are_one() -> None:
+    _, unit = measured(0, False, 2500)
+    found = bootstrap(np.stack([unit, 3 * unit]), unit, 50, np.random.default_rng(0))
+    np.testing.assert_allclose(found, np.tile([1.0, 3.0], (50, 1)))
+
+
+def test_scores_keep_the_unit(net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path) -> None:
+    steps = {step: {name: tensor.clone() for name, tensor in net.state_dict().items()} for step in (0, 1)}
+    for tensor in steps[1].values():
+        tensor += 0.3 * torch.randn(tensor.shape) if tensor.is_floating_point() else 0
+    scores = pf.sweep(net, steps, probe_set, out=tmp_path, layers=["conv", "hidden"])
+    inputs = probe_set.heldout_inputs.flatten(1).double() - probe_set.fit_inputs.flatten(1).double().mean(0)
+    expected = inputs.square().sum(1) / inputs.square().sum(1).mean()
+    for found in (scores, pf.read_scores(tmp_path)):
+        unit = found.baseline_samples("hidden", "input", "fvu")
+        np.testing.assert_allclose(unit, expected, rtol=1e-5)
+        assert found.baseline_samples("hidden", "label", "accuracy") is None
+        assert "baseline_samples" not in found.to_pandas().columns
+    cell = pf.detect_phases(scores, layers="hidden", targets="input").cells[0]
+    table = scores.to_arrow().drop_columns(["baseline_samples"])  # as older versions wrote it
+    older = Scores(table)
+    assert older.to_arrow().schema == SCHEMA
+    again = pf.detect_phases(older, layers="hidden", targets="input").cells[0]
+    assert [phase.kind for phase in again.phases] == [phase.kind for phase in cell.phases]
+
+
+@pytest.mark.parametrize("unit", [np.ones(9), -np.ones(20), np.zeros(20), np.full(20, np.nan)])
+def test_units_that_are_none_are_refused(unit: np.ndarray) -> None:
+    with pytest.raises(DataError, match="baseline_samples"):
+        detect_curve(np.arange(3), np.ones((3, 20)), baseline_samples=unit)
