@@ -80,11 +80,16 @@ def curve(
     return loss
 
 
-def samples(loss: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Losses [K, m] of held-out samples of unequal difficulty, which are the same at all steps."""
+def samples(loss: np.ndarray, contrast: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Losses [K, m] of held-out samples of unequal difficulty, which are the same at all steps, and their unit [m].
+
+    Args:
+        contrast: standard deviation of the logarithm of the deviations, whose mean the losses are told in.
+    """
     difficulty = np.exp(0.5 * rng.normal(size=SAMPLES) - 0.125)
     own = np.exp(0.02 * rng.normal(size=(len(loss), SAMPLES)) - 0.0002)
-    return loss[:, None] * difficulty * own
+    unit = np.exp(contrast * rng.normal(size=SAMPLES) - contrast**2 / 2) if contrast else np.ones(SAMPLES)
+    return loss[:, None] * difficulty * own / unit.mean(), unit / unit.mean()
 
 
 def read(cell: CellPhases, true: np.ndarray, loss: np.ndarray, spike: float) -> dict[str, float]:
@@ -118,7 +123,8 @@ def rates(setting: dict[str, Any]) -> dict[str, Any]:
     for seed in range(count):
         rng = np.random.default_rng([seed, steps, *shape.encode()])
         loss = curve(shape, steps, setting["noise"], setting["memory"], setting["spike"], setting["settled"], rng)
-        cell = detect_curve(np.arange(steps), samples(loss, rng), seed=seed, **FEWER)
+        losses, unit = samples(loss, setting["contrast"], rng)
+        cell = detect_curve(np.arange(steps), losses, baseline_samples=unit, seed=seed, **FEWER)
         found.append(read(cell, true, loss, setting["spike"]))
     table = {name: np.array([each[name] for each in found]) for name in found[0]}
     seen = {name: values[~np.isnan(values)] for name, values in table.items()}
@@ -127,7 +133,7 @@ def rates(setting: dict[str, Any]) -> dict[str, Any]:
 
 def settings(curves: int) -> Iterator[dict[str, Any]]:
     """All that is simulated."""
-    common = {"memory": 0.0, "spike": 0.0, "settled": 0.0, "curves": curves}
+    common = {"memory": 0.0, "spike": 0.0, "settled": 0.0, "contrast": 0.0, "curves": curves}
     for steps in STEPS:
         for shape, noise in product(("fall", "early_fall", "late_rise"), (0.01, 0.03, 0.06)):
             yield {"shape": shape, "steps": steps, "noise": noise, **common}
@@ -144,6 +150,7 @@ def settings(curves: int) -> Iterator[dict[str, Any]]:
             ("low_rise", 0.03),
         ):
             yield {"shape": shape, "steps": steps, "noise": noise, **common, "settled": 0.5}
+        yield {"shape": "valley", "steps": steps, "noise": 0.01, **common, "contrast": 1.0}
         for spike in (0.25, 0.5, 1.0, 5.0):
             yield {"shape": "valley", "steps": steps, "noise": 0.01, **common, "spike": spike}
 

@@ -51,14 +51,14 @@ class Agreement:
         return ((start, end) if start <= end else None), without
 
     @property
-    def window_is_open(self) -> bool:
+    def stop_open(self) -> bool:
         """Whether no run says that the window should end before its last measured step."""
-        return self.stop_window is not None and all(cell.window_is_open for cell in self.cells.values())
+        return self.stop_window is not None and all(cell.stop_open for cell in self.cells.values())
 
     @property
     def window_text(self) -> str:
         """The stop window as tables have it."""
-        return window_text(self.stop_window, self.window_is_open)
+        return window_text(self.stop_window, self.stop_open)
 
     @property
     def why(self) -> str:
@@ -115,7 +115,7 @@ class Comparison:
                 "minimum_steps": {run: cell.minimum_step for run, cell in each.cells.items()},
                 "stop_windows": {run: cell.stop_window for run, cell in each.cells.items()},
                 "stop_window": each.stop_window,
-                "stop_open": each.window_is_open,
+                "stop_open": each.stop_open,
             }
             for each in self
         ]

@@ -68,7 +68,7 @@ class Curve:
     rules: PhaseRules
 
     def spans(self) -> tuple[list[Span], str | None]:
-        """The phases, by index; and why neither a decrease nor an increase is among them, None where one is."""
+        """The phases, by index; and why neither a decrease nor an increase is among them, or no decrease, or None."""
         last, low = len(self.loss) - 1, self.minimum
         if last + 1 < self.rules.fewest:
             return (
@@ -95,11 +95,12 @@ class Curve:
             end = replace(end, last=top if self.loss[top] - self.loss[last] >= self._needed(self.loss[low]) else last)
         if falls:
             return [*falls, end] if rises else falls, None
+        why = f"no stop window: {self._failing_fall(fall)}"
         plateau = self._plateau(end.last)
         if plateau is None or plateau < low:  # what falls from it to the minimum has no name
-            return [end], None
+            return [end], why
         after = replace(end, first=plateau, before=slice(0, plateau + 1))
-        return [replace(start, last=plateau), after] if self._counts(after) else [end], None
+        return [replace(start, last=plateau), after] if self._counts(after) else [end], why
 
     def _descent(self) -> Span:
         """What leads to the minimum, after its plateau if it has one, from the first step if not."""
@@ -136,14 +137,20 @@ class Curve:
         one = self._rests_on_one(span)
         return "by one step only" if one else f"the interval of that, {low:.2g} to {high:.2g}, includes 0"
 
+    def _failing_fall(self, fall: Span) -> str:
+        """Why what leads to the minimum is no decrease."""
+        start = "its plateau" if fall.first else "the first step"
+        if self._size(fall) >= self._asked(fall):
+            return f"falls from {start} to the minimum by {self._size(fall):.2g}, but {self._failing(fall)}"
+        fallen, asked = _apart(max(0.0, self._size(fall)), self._asked(fall))
+        return f"from {start} to the minimum falls by only {fallen} ({asked} needed)"
+
     def _small(self, fall: Span, rise: Span) -> str:
         """By how much a curve that varies is short of a decrease and of an increase."""
-        fallen, asked = _apart(max(0.0, self._size(fall)), self._asked(fall))
-        risen, asked_of_rise = _apart(max(0.0, self._size(rise)), self._asked(rise))
-        start = "its plateau" if fall.first else "the first step"
+        risen, asked = _apart(max(0.0, self._size(rise)), self._asked(rise))
         return (
-            f"varies by {np.ptp(self.loss):.2g}, but from {start} to the minimum falls by only {fallen} ({asked} "
-            f"needed), and from there to the last step rises by only {risen} ({asked_of_rise} needed)"
+            f"varies by {np.ptp(self.loss):.2g}, but {self._failing_fall(fall)}, and from there to the last step rises "
+            f"by only {risen} ({asked} needed)"
         )
 
     def change(self, span: Span) -> tuple[float, tuple[float, float]]:

@@ -262,7 +262,8 @@ class Engine:
         if others:
             self._tell(
                 f"no rows of layer {MODEL_LAYER!r}: the model has {others.pop()} outputs, target {label!r} {width} "
-                "classes; if it was trained on such labels, give them as they were, from 0, or Label(classes)",
+                "classes, as where it is an encoder; if it was trained on such labels, give them as they were, from 0, "
+                "or Label(classes)",
             )
         if all(out is None for out in outputs.values()):
             self._tell(

@@ -49,18 +49,18 @@ class CellPhases:
         return next((phase for phase in self.phases if phase.kind == kind), None)
 
     @property
-    def window_is_open(self) -> bool:
+    def stop_open(self) -> bool:
         """Whether the stop window ends at the last measured step, so that more steps might have lengthened it."""
         return self.stop_window is not None and self.stop_window[1] == max(self.evidence.get("steps", ()), default=None)
 
     @property
     def window_text(self) -> str:
         """The stop window as :func:`window_text` has it."""
-        return window_text(self.stop_window, self.window_is_open)
+        return window_text(self.stop_window, self.stop_open)
 
     @property
     def why(self) -> str:
-        """Why neither a decrease nor an increase is named; empty where one is."""
+        """Why neither a decrease nor an increase is named, or only an increase; empty where a decrease is."""
         return self.evidence.get("reason") or ""
 
     @property
@@ -86,7 +86,7 @@ class CellPhases:
             values = (phase.start_step, phase.end_step, phase.change) if phase else (math.nan,) * 3
             row |= zip((f"{kind}_start", f"{kind}_end", f"{kind}_change"), values, strict=True)
         start, end = self.stop_window or (math.nan, math.nan)
-        row |= {"minimum": self.minimum_step, "stop_start": start, "stop_end": end, "stop_open": self.window_is_open}
+        row |= {"minimum": self.minimum_step, "stop_start": start, "stop_end": end, "stop_open": self.stop_open}
         return row | {"left_out": list(self.left_out), "why": self.why, "doubt": self.doubt}
 
     def __repr__(self) -> str:
@@ -139,13 +139,18 @@ def phase_notes(cells: Sequence[CellPhases]) -> list[str]:
     Those without any phase come first; targets are named where there is more than one.
     """
     notes = []
-    if any(cell.window_is_open for cell in cells):
+    if any(cell.stop_open for cell in cells):
         notes.append("+ open: no certain rise, of a quarter of the decrease or more, up to the last step")
     if any(cell.phases and cell.evidence.get("samples", FEW_SAMPLES) < FEW_SAMPLES for cell in cells):
         notes.append(f"Fewer than {FEW_SAMPLES} held-out samples: intervals are narrower than what they should cover.")
     if any(cell.phases and cell.evidence.get("order_p", 0) is None for cell in cells):
         notes.append(f"Fewer than {FEW_STEPS} steps: a trend cannot be told from noise between them.")
     several = len({cell.target for cell in cells}) > 1
+    if single := [_named(cell, several) for cell in cells if cell.stop_window and len({*cell.stop_window}) == 1]:
+        more = f" and {len(single) - _REASONS} more" if len(single) > _REASONS else ""
+        notes.append(
+            f"Stop windows of one step, which noise may have made the lowest: {'; '.join(single[:_REASONS])}{more}."
+        )
     if of := [cell for cell in cells if cell.left_out]:
         named = [f"{_named(cell, several)} at {', '.join(map(str, cell.left_out))}" for cell in of[:_REASONS]]
         more = f"; and of {len(of) - _REASONS} more curves" if len(of) > _REASONS else ""
@@ -211,7 +216,7 @@ class PhaseReport:
     def to_json(self) -> str:
         """``{"cells": [...], "failed": [...]}`` as documented in docs/numbers.md."""
         failed = [{"step": step, **asdict(failure)} for step, failure in self.failed.items()]
-        cells = [asdict(cell) | {"stop_open": cell.window_is_open} for cell in self.cells]
+        cells = [asdict(cell) | {"stop_open": cell.stop_open} for cell in self.cells]
         return json.dumps({"cells": cells, "failed": failed}, indent=2)
 
     def write(self, path: str | Path) -> None:

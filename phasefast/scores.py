@@ -155,12 +155,14 @@ class Scores:
     def select(self, layers: Sequence[str] | None = None, targets: Sequence[str] | None = None) -> Scores:
         """Rows of the layers and targets whose names match a glob, with the model's own of those targets; None for all.
 
-        The pattern ``"model"`` alone gives no rows but these. What matches a glob that begins with ``!`` is left out.
+        The pattern ``"model"`` alone gives no rows but these. What matches a glob that begins with ``!`` is left out,
+        these by ``"!model"``.
 
         Raises:
             LayerError, ArgumentError: a pattern matches no layer or no target, or no layer has such a target.
         """
-        wanted = [MODEL_LAYER, *_matching(self.values_of("layer"), layers, "layer", LayerError)]
+        own = [] if f"!{MODEL_LAYER}" in (layers or ()) else [MODEL_LAYER]
+        wanted = [*own, *_matching(self.values_of("layer"), layers, "layer", LayerError)]
         rows = pc.field("layer").isin(wanted)
         if targets is not None:
             rows &= pc.field("target").isin(_matching(self.values_of("target"), targets, "target", ArgumentError))

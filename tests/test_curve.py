@@ -162,7 +162,7 @@ def test_a_rise_that_is_the_last_steps_alone_is_not_named() -> None:
     loss[-1] = 0.9
     cell = find(loss)
     assert kinds(cell) == "cd"
-    assert cell.window_is_open
+    assert cell.stop_open
     assert kinds(find(np.append(loss, [0.9, 0.91]))) == "cdi"
 
 
@@ -185,7 +185,7 @@ def test_an_open_window_tells_what_speaks_against_it() -> None:
     """A rise to above a quarter of the decrease that single steps cannot show."""
     cell = find(np.array([0.575, 0.569, 0.565, 0.500, 0.483, 0.432, 0.397, 0.461, 0.527, 0.472, 0.458, 0.458]))
     assert kinds(cell) == "cd"
-    assert cell.window_is_open
+    assert cell.stop_open
     assert cell.doubt.startswith("open, though it ends 0.06")
     assert any("would be certain" in note for note in phase_notes([cell]))
     assert find(np.linspace(0.6, 0.4, 12)).doubt == ""

@@ -90,3 +90,12 @@ def test_children_whose_outputs_are_no_rows_are_left_out_and_named() -> None:
     for layers in (["index", "*"], "in*"):
         with pytest.raises(LayerError, match="layer 'index': expected a floating-point tensor"):
             pf.probe(Odd(), probe_set, layers=layers)
+
+
+def test_by_default_the_inside_of_a_wrapper_is_probed() -> None:
+    inner = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Sequential(nn.Linear(4, 2)))
+    assert select_layers(nn.Sequential(inner)) == ["0.0", "0.1", "0.2"]
+    assert select_layers(nn.Sequential(nn.Sequential(inner))) == ["0.0.0", "0.0.1", "0.0.2"]
+    assert select_layers(torch.optim.swa_utils.AveragedModel(inner)) == ["module.0", "module.1", "module.2"]
+    assert select_layers(nn.Sequential(nn.Linear(3, 4))) == ["0"]
+    assert select_layers(inner) == ["0", "1", "2"]

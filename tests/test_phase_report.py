@@ -28,6 +28,13 @@ def test_few_samples_are_told() -> None:
     assert "Fewer than 30" not in str(PhaseReport(tuple(enough)))
 
 
+def test_windows_of_one_step_are_told() -> None:
+    single = [cell(name, FALL, RISE, window=(64, 64)) for name in "abcdef"]
+    assert "Stop windows of one step, which noise may have made the lowest: a." in str(PhaseReport((single[0],)))
+    assert "the lowest: a; b; c; d and 2 more." in str(PhaseReport(tuple(single)))
+    assert "of one step" not in str(PhaseReport((cell("a", FALL, RISE, window=(64, 128)), cell("b", RISE))))
+
+
 @pytest.mark.parametrize(
     ("made", "is_open", "text"),
     [
@@ -40,7 +47,7 @@ def test_few_samples_are_told() -> None:
     ],
 )
 def test_a_window_is_open_where_it_ends_at_the_last_step(made: CellPhases, is_open: bool, text: str) -> None:
-    assert made.window_is_open is is_open
+    assert made.stop_open is is_open
     assert made.window_text == text
 
 

@@ -23,8 +23,10 @@ from .app import (
     Memory,
     Model,
     Noise,
+    Padding,
     Pool,
     Samples,
+    Tokens,
     Trust,
     app,
 )
@@ -45,6 +47,8 @@ def reconstruct_command(
     alpha: Alphas = None,
     noise: Noise = None,
     batchnorm: BatchNorm = "recompute",
+    tokens: Tokens = "flatten",
+    padding: Padding = None,
     pool: Pool = 0,
     batch_size: BatchSize = None,
     memory: Memory = None,
@@ -66,6 +70,8 @@ def reconstruct_command(
         alphas=alpha,
         noise=noise,
         batchnorm=batchnorm,  # type: ignore[arg-type]
+        tokens=tokens,  # type: ignore[arg-type]
+        padding=padding,
         pool=pool,
         batch_size=batch_size,
         memory=memory,

@@ -110,7 +110,7 @@ def plot_comparison(comparison: Comparison, scores: Mapping[str, Scores], layer:
 def _marked(agreement: Agreement) -> CellPhases:
     """What is marked in the picture: the stop window of all runs, and no phases."""
     window = agreement.stop_window
-    last = {"steps": [window[1]]} if window and agreement.window_is_open else {}
+    last = {"steps": [window[1]]} if window and agreement.stop_open else {}
     return CellPhases(_ALL, agreement.target, agreement.metric, (), 0, (0, 0), window, last)
 
 

@@ -71,7 +71,7 @@ def draw_key(page: Page, rows: Sequence[Row]) -> None:
         x = _write(axes, x + 0.27, y, f"{number}  {kind}")
     axes.plot([x, x + 0.24], [y, y], marker="|", markersize=6, **bar)
     x = _write(axes, x + 0.33, y, "stop window")
-    if any(row.cell is not None and row.cell.window_is_open for row in rows):
+    if any(row.cell is not None and row.cell.stop_open for row in rows):
         axes.plot([x, x + 0.24], [y, y], **bar)
         axes.plot([x + 0.24], [y], marker=">", markersize=6, **bar)
         x = _write(axes, x + 0.35, y, "open")
@@ -112,7 +112,7 @@ def draw_stop_bar(page: Page, cell: CellPhases | None, name: str) -> None:
     _bar(page, axes, cell, y, 4.0)
     first, last = cell.stop_window
     text = f"stop at {first}" if first == last else f"stop window {first} to {last}"
-    text = f"{cut(name, _NAME)}: {text}" + ", open" * cell.window_is_open
+    text = f"{cut(name, _NAME)}: {text}" + ", open" * cell.stop_open
     room, pad = LETTER * (len(text) + 2), page.octaves(0.14)
     if page.inches(high - end) > room:
         axes.text(end + pad, y + 0.005, text, color=STOP, ha="left", **words)
@@ -159,7 +159,7 @@ def _bar(page: Page, axes: Axes, cell: CellPhases, y: float, width: float, cappe
     line = [start - half, end + half]
     axes.plot(line, [y, y], color=STOP, linewidth=width, solid_capstyle="butt", clip_on=False)
     caps = [(line[0], "|")] if capped else []
-    caps += [(end, ">")] if cell.window_is_open else [(line[1], "|")] if capped else []
+    caps += [(end, ">")] if cell.stop_open else [(line[1], "|")] if capped else []
     for x, marker in caps:
         how: dict[str, Any] = {"markersize": 2.4 * width, "markeredgewidth": 0.4 * width, "clip_on": False}
         axes.plot([x], [y], color=STOP, marker=marker, **how)

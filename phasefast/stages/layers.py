@@ -55,9 +55,9 @@ def select_layers(model: nn.Module, patterns: Layers | None = None) -> list[str]
 
     Args:
         patterns: fnmatch globs over ``named_modules()``, or modules themselves; by default the model's direct children,
-            with the members of a ModuleList or ModuleDict in its place. What matches a glob that begins with ``!`` is
-            left out of what the others match, or of the default. ``"model"`` is the name of the model's own metrics:
-            its parts stand in for a module of that name.
+            with the members of a ModuleList, a ModuleDict or an only child in its place. What matches a glob that
+            begins with ``!`` is left out of what the others match, or of the default. ``"model"`` is the name of the
+            model's own metrics: its parts stand in for a module of that name.
 
     Raises:
         LayerError: a pattern matches nothing, or nothing is left; the message lists near misses.
@@ -99,9 +99,12 @@ def _as_names(model: nn.Module, given: Layers) -> list[str]:
     return [each if isinstance(each, str) else names[id(each)] for each in several]
 
 
-def _default_names(model: nn.Module, prefix: str = "") -> list[str]:
+def _default_names(model: nn.Module, prefix: str = "", alone: bool = True) -> list[str]:
+    """Args: alone: whether the module is the whole model, but for what wraps it."""
     names: list[str] = []
-    for name, child in model.named_children():
-        containers = isinstance(child, (nn.ModuleList, nn.ModuleDict)) or f"{prefix}{name}" == MODEL_LAYER
-        names += _default_names(child, f"{prefix}{name}.") if containers else [f"{prefix}{name}"]
+    children = list(model.named_children())
+    for name, child in children:
+        inside = isinstance(child, (nn.ModuleList, nn.ModuleDict)) or f"{prefix}{name}" == MODEL_LAYER
+        wrapped = alone and len(children) == 1 and any(True for _ in child.children())
+        names += _default_names(child, f"{prefix}{name}.", wrapped) if inside or wrapped else [f"{prefix}{name}"]
     return names

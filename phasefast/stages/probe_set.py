@@ -271,6 +271,8 @@ class ProbeSet:
 def _check_split(split: str, inputs: Tensor, labels: Tensor | None, minimum: int) -> Tensor | None:
     if not isinstance(inputs, Tensor) or inputs.dim() < 2:
         got = f"shape {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else type(inputs).__name__
+        if isinstance(inputs, (tuple, list, Mapping)):
+            got += "; wrap a model of several inputs in a module that makes them from one tensor"
         raise DataError(f"{split}_inputs: expected a tensor [rows, ...] with at least 2 dimensions, got {got}")
     if len(inputs) < minimum or inputs.numel() == 0:
         raise DataError(f"{split}_inputs: expected at least {minimum} non-empty rows, got shape {tuple(inputs.shape)}")

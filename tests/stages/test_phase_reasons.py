@@ -86,8 +86,12 @@ def test_what_is_said_of_random_curves_is_true_of_them() -> None:
         samples = (1 + walk)[:, None] + rng.choice([0.01, 0.1, 1.0]) * rng.normal(size=(size, 30))
         cell = detect_curve(log_steps(size), samples, replicates=100)
         loss, low = samples.mean(axis=1), int(samples.mean(axis=1).argmin())
-        assert bool(cell.why) == (not cell.phase("decrease") and not cell.phase("increase"))
-        if unsure := UNSURE.match(cell.why):
+        assert bool(cell.why) == (not cell.phase("decrease"))
+        assert cell.why.startswith("no stop window: ") == bool(cell.phase("increase") and not cell.phase("decrease"))
+        if fallen := re.fullmatch(r"no stop window: .* falls by only (\S+) \((\S+) needed\)", cell.why):
+            told += 1
+            assert float(fallen[1]) < float(fallen[2])
+        elif unsure := UNSURE.match(cell.why):
             told += 1
             assert float(unsure[2]) <= 0 <= float(unsure[3])
             assert abs(float(unsure[1])) >= 0.0195 * loss.min()

@@ -38,6 +38,7 @@ class Pairs:
         ((X, Y.float(), X, Y), "fit_labels: expected integers"),
         ((X, Y, X, None), "for both splits or for none"),
         ((X[:, 0], Y, X, Y), "at least 2 dimensions"),
+        (((X, X), Y, X, Y), "at least 2 dimensions, got tuple; wrap a model of several inputs"),
         (([1.0], Y, X, Y), "got list"),
         ((np.array(["a"] * 6), Y, X, Y), "got (ndarray|text)"),
         ((X.index_fill(0, torch.tensor(3), torch.nan), Y, X, Y), "NaN or Inf, first in row 3"),
