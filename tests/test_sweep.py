@@ -395,4 +395,4 @@ def test_targets_of_equal_counts_are_told_apart(
 def test_a_child_named_like_a_prefix_loads_its_own_state_dict(probe_set: pf.ProbeSet, tmp_path: Path) -> None:
     model = torch.nn.Sequential()
     model.add_module("module", torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 3)))
-    assert pf.sweep(model, [model.state_dict()], probe_set, out=tmp_path).layers == ["module"]
+    assert pf.sweep(model, [model.state_dict()], probe_set, out=tmp_path).layers == ["module.0", "module.1"]
