@@ -326,25 +326,33 @@ def _checked(name: str, values: Tensor, rows: int) -> Tensor:
 
 
 def _warn_of_copies(fit: Tensor, heldout: Tensor) -> None:
-    keys = _keys(fit)
-    known = set(keys)
-    if (copies := len(keys) - len(known)) * _COPIES >= len(keys):
+    copies, same = _repeated(fit, heldout, _COMPARED)
+    if copies * _COPIES >= len(fit) or same * 2 >= len(heldout):  # which may differ in what was not compared
+        copies, same = _repeated(fit, heldout, fit[0].numel())
+    if copies * _COPIES >= len(fit):
         warn(
-            f"{copies} of {len(keys)} fit samples are copies of others: penalties are chosen by samples that are left "
+            f"{copies} of {len(fit)} fit samples are copies of others: penalties are chosen by samples that are left "
             "out, too weak ones where copies of these are not; leave copies out"
         )
-    if (same := sum(key in known for key in _keys(heldout))) * 2 >= len(heldout):
+    if same * 2 >= len(heldout):
         warn(
             f"{same} of {len(heldout)} held-out samples are fit samples too: held-out scores are then of samples that "
             "decoders have seen; give other samples"
         )
 
 
-def _keys(inputs: Tensor) -> list[bytes]:
-    """Some bytes of each sample."""
+def _repeated(fit: Tensor, heldout: Tensor, most: int) -> tuple[int, int]:
+    """How many fit samples are copies of others, and held-out ones of fit samples, by so many numbers of each."""
+    keys = _keys(fit, most)
+    known = set(keys)
+    return len(keys) - len(known), sum(key in known for key in _keys(heldout, most))
+
+
+def _keys(inputs: Tensor, most: int) -> list[bytes]:
+    """A hash of some numbers of each sample, evenly spaced."""
     flat = inputs.detach().flatten(1)
-    some = flat[:, :: -(-flat.shape[1] // _COMPARED)].contiguous().cpu().view(torch.uint8).numpy()
-    return [row.tobytes() for row in some]
+    some = flat[:, :: -(-flat.shape[1] // most)].contiguous().cpu().view(torch.uint8).numpy()
+    return [hashlib.blake2b(row, digest_size=16).digest() for row in some]
 
 
 def _compact(given: Any) -> Any:

@@ -93,6 +93,13 @@ def test_copies_among_the_fit_samples_are_told(copies: int) -> None:
     assert [str(each.message).split(":")[0] for each in told] == expected
 
 
+def test_samples_that_differ_in_few_numbers_are_no_copies() -> None:
+    words = torch.eye(1000)[torch.randperm(1000)[:60]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pf.ProbeSet.from_tensors(words[:50], None, words[50:], None)
+
+
 def test_fit_rows_are_shuffled_so_that_sorted_labels_do_not_spoil_the_folds() -> None:
     labels = torch.arange(100) // 10
     inputs = torch.linspace(2, 3, 100)[:, None]
