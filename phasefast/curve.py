@@ -131,9 +131,9 @@ class Curve:
                 texts.append(f"changes by {self._amount(span):.2g}, but {self._failing(span)}")
         return "; ".join(texts)
 
-    def _failing(self, span: Span) -> str:
-        """Why a change that is large enough does not count."""
-        low, high = self.change(span)[1]
+    def _failing(self, span: Span, sign: int = 1) -> str:
+        """Why a change that is large enough does not count; ``sign``: -1 where it is told as a fall."""
+        low, high = sorted(sign * end for end in self.change(span)[1])
         one = self._rests_on_one(span)
         return "by one step only" if one else f"the interval of that, {low:.2g} to {high:.2g}, includes 0"
 
@@ -141,7 +141,7 @@ class Curve:
         """Why what leads to the minimum is no decrease."""
         start = "its plateau" if fall.first else "the first step"
         if self._size(fall) >= self._asked(fall):
-            return f"falls from {start} to the minimum by {self._size(fall):.2g}, but {self._failing(fall)}"
+            return f"falls from {start} to the minimum by {self._size(fall):.2g}, but {self._failing(fall, -1)}"
         fallen, asked = _apart(max(0.0, self._size(fall)), self._asked(fall))
         return f"from {start} to the minimum falls by only {fallen} ({asked} needed)"
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -61,6 +61,9 @@ class Engine:
 
     Attributes:
         lost: layers that the last measurement left out, and why.
+        names: of the modules that are probed.
+        order: of their layers and those beside, as the model computes them, once it has run.
+        settings: what scores of one directory have in common; config_hash: of these. target_hashes: by target.
 
     Raises:
         ArgumentError, DataError, LayerError: options, targets or layers that cannot be used, before any work is done.
@@ -103,7 +106,7 @@ class Engine:
         count = min(FOLDS, probe_set.n_fit) if by_folds else 1  # batches are not cut where nothing needs it
         folds = [probe_set.n_fit * i // count for i in range(count + 1)]
         per_column = options.get("penalty_per") == "column"
-        cache = None if out is None or per_column else TargetCache(Path(out) / "cache", probe_set.digest)
+        cache = None if out is None or per_column else TargetCache(Path(out) / "cache", probe_set.inputs_digest)
         self._components = options.get("target_components")
         kept = (self._fit_inputs, self._heldout_inputs) if keeps else None
         with full_float32(self.device):
@@ -111,8 +114,15 @@ class Engine:
                 chosen, fit, heldout, folds, self.device, per_column, cache, self._components, kept
             )
             self._functions = FunctionValues(chosen, probe_set.fit_inputs)
+        random = {block.name: block.stop - block.start for block in self.targets.blocks if block.random}
+        self.target_hashes = {
+            block.name: digest if block.name not in random else f"{digest}-{random[block.name]}"
+            for block, digest in zip(self.targets.blocks, self.targets.digests, strict=True)
+        }
         self.settings = self._settings()
         self.config_hash = hashlib.blake2b(json.dumps(self.settings).encode(), digest_size=8).hexdigest()
+        self._beside: list[str] = []
+        self.order: list[str] = []
         self._layers: list[Layer] | None = None
         tensors = [*self.model.parameters(), *self.model.buffers()]
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # of sparse ones too
@@ -127,16 +137,31 @@ class Engine:
         """What a checkpoint may lack, as it is made anew: BatchNorm statistics by name, as before any batch."""
         return {} if self.batchnorm == "running" else fresh_statistics(self.model)
 
-    def measure(self, step: int, keep: bool = True) -> Scores:
+    def place_beside(self, layers: Iterable[str]) -> None:
+        """Layers that others have measured already, whose place in the order is to be known."""
+        known = dict(self.model.named_modules())
+        modules = (name if name in known else name.rpartition(":")[0] for name in layers)
+        self._beside = [name for name in dict.fromkeys(modules) if name in known and name not in self.names]
+
+    @property
+    def modules(self) -> list[str]:
+        """Those of ``names`` whose layers can be measured, as the model's first samples show."""
+        if self._layers is None:
+            with _MEASURING, preserved(self.model, self.device, self._keep):
+                self._known_layers()
+        return list(dict.fromkeys(layer.module for layer in self._layers or ()))
+
+    def measure(self, step: int, keep: bool = True, only: Collection[str] | None = None) -> Scores:
         """Scores of the model as it is now, labelled ``step``. The model is left exactly as it was found.
 
         Args:
             keep: False: but for parameters that its forward changes, since it gets other weights next.
+            only: of ``modules``, whose layers to measure where others are measured already; None for all.
         """
         scores: list[Score] = []
         with _MEASURING:
             start, weights = time.perf_counter(), state_hash(self.model.state_dict())
-            with self._workspace, self._prepared(keep) as groups:
+            with self._workspace, self._prepared(keep, only) as groups:
                 if changed := self._functions.changed():
                     self._tell(
                         f"targets {shown(changed)}: their functions give other values than before, but are called once "
@@ -147,7 +172,8 @@ class Engine:
                     if index == 0 and self.label is not None:
                         scores += self._model_scores(outputs, self.label)
                     scores += score_cells(cells, self.targets, self.method)
-                self._settle(any(score.fit is not None for score in scores), f" at step {step}")
+                found = only is not None or any(score.fit is not None for score in scores)
+                self._settle(found, f" at step {step}")
         if dead := {score.layer for score in scores if score.fit is not None and score.fit.rank == 0}:
             self._tell(
                 f"layers {shown(dead)}: nothing is decoded at step {step}, as their activations are the same for all "
@@ -200,7 +226,7 @@ class Engine:
         return self._fit_inputs.flatten(1).mean(0, dtype=torch.float64)
 
     @contextmanager
-    def _prepared(self, keep: bool = True) -> Iterator[list[list[Layer]]]:
+    def _prepared(self, keep: bool = True, only: Collection[str] | None = None) -> Iterator[list[list[Layer]]]:
         """The model ready to be run, and restored after; yields the layers in groups that are captured together."""
         with _MEASURING:
             if self.batchnorm != "running" and (frozen := frozen_norms(self.model)):
@@ -209,13 +235,14 @@ class Engine:
                     "evaluation mode in a model in training: if they are frozen, give batchnorm='running'"
                 )
             with preserved(self.model, self.device, self._keep if keep else None) as changed:
-                self._layers, self.lost = self._layers or self._discovered(), {}
+                self.lost, layers = {}, self._known_layers()
+                layers = layers if only is None else [layer for layer in layers if layer.module in only]
                 fix_random_state(self.device)
                 fit_bounds = chunk_bounds(0, self.probe_set.n_fit, self.batch_size)
                 batches = model_inputs(self._fit_inputs, fit_bounds, self.model, self.device)
                 with batchnorm_mode(self.model, self.batchnorm, batches):
                     problem = self.method.problem(self.probe_set.n_heldout, self.targets, self.rows.dtype)
-                    yield group_layers(self._layers, problem, int(self.method.budget), self.method.route)
+                    yield group_layers(layers, problem, int(self.method.budget), self.method.route)
             if changed:
                 self._tell(
                     f"forward changes the parameters {shown(changed)} in evaluation mode too: they are put back after "
@@ -228,11 +255,19 @@ class Engine:
             self._told.add(about or text)
             warn(text)
 
+    def _known_layers(self) -> list[Layer]:
+        """The layers of ``names``, as the first few samples show them."""
+        if self._layers is None:
+            found = self._discovered()
+            self.order = [layer.name for layer in found]
+            self._layers = [layer for layer in found if layer.module in self.names]
+        return self._layers
+
     def _discovered(self) -> list[Layer]:
-        """The layers, as the first few samples show them."""
+        """The layers of all modules, those beside too."""
         first = next(model_inputs(self._fit_inputs, first_rows(self._fit_inputs), self.model, self.device))
         try:
-            return discover_layers(self.model, self.names, first, self.rows, self._given)
+            return discover_layers(self.model, [*self.names, *self._beside], first, self.rows, self._given)
         except PhasefastError:
             raise
         except Exception as error:  # the model's own
@@ -300,6 +335,7 @@ class Engine:
             "layer": score.layer,
             "dim": score.dim,
             "target": score.target,
+            "target_hash": self.target_hashes[score.target],
             "split": score.split,
             "metric": score.metric,
             "value": score.value,
@@ -324,12 +360,10 @@ class Engine:
     def _settings(self) -> dict[str, Any]:
         """What scores of one table have in common, as JSON has it: none of these may differ."""
         settings: dict[str, Any] = {
-            "names": self.names,
             "run": self.run,
             "model": [(name, list(t.shape)) for name, t in self.model.named_parameters()],
             "modules": [f"{name}: {type(m).__name__}({m.extra_repr()})" for name, m in self.model.named_modules()],
-            "targets": self.targets.digest,
-            "data": self.probe_set.digest,
+            "data": self.probe_set.inputs_digest,
             "penalties": [self.method.penalties.alphas, self.method.penalties.noise],
             "choice": [self.method.selection, self.targets.per_column],
             "batchnorm": [self.batchnorm, self.batch_size],
@@ -337,8 +371,6 @@ class Engine:
             "splits": self.method.splits,
             "rows": [self.rows.tokens, self.rows.pool, str(self.rows.dtype)],
         }
-        if projected := [(block.name, block.stop - block.start) for block in self.targets.blocks if block.random]:
-            settings["components"] = projected
         if self.method.layer_sketch is not None:
             settings["sketch"] = self.method.layer_sketch
         if self.rows.padding is not None:

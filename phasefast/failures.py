@@ -12,11 +12,12 @@ _NAMED = 12  # steps of failures that are alike
 
 @dataclass(frozen=True)
 class Failure:
-    """What a checkpoint is called, and why it was not measured; ``partial``: but for some of its layers it was."""
+    """What a checkpoint is called, and why it was not measured; ``partial``: but for some ``layers`` it was."""
 
     checkpoint: str
     error: str
     partial: bool = False
+    layers: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, checkpoint: str, error: Exception) -> Failure:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import stat
 import time
@@ -18,6 +19,7 @@ from .errors import StoreError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)  # without a number: what a library says instead
 _OLD = 86_400  # seconds
+_PARTIAL = re.compile(r".+\.[0-9a-f]{8}\.partial")
 
 
 @contextlib.contextmanager
@@ -54,10 +56,10 @@ def writing(path: str | os.PathLike[str], what: str, parents: bool = False) -> I
 
 
 def remove_partial(folder: Path) -> None:
-    """Delete what a killed process has left of files, once it is old: younger ones may be another process's."""
+    """Delete what a killed process has left of ``writing``, once it is old: younger ones may be another process's."""
     for path in folder.glob("*.partial"):
         with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > _OLD:
+            if _PARTIAL.fullmatch(path.name) and time.time() - path.lstat().st_mtime > _OLD:
                 path.unlink()
 
 

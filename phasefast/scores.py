@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,11 +54,12 @@ SCHEMA = pa.schema(
         ("dropped", pa.float64()),
         ("baseline", pa.float64()),
         ("baseline_samples", pa.list_(pa.float32())),
+        ("target_hash", pa.string()),
     ]
 )
 PER_SAMPLE = ["samples", "baseline_samples"]
 # Null in tables of versions that did not have them.
-_LATER = ("approximation", "low", "high", "dropped", "baseline", "baseline_samples")
+_LATER = ("approximation", "low", "high", "dropped", "baseline", "baseline_samples", "target_hash")
 MODEL_LAYER = "model"
 _SHARD = re.compile(r"step-(\d+)\.parquet$")
 
@@ -134,6 +134,12 @@ class Scores:
         probed = self._table.filter(pc.field("layer") != MODEL_LAYER)
         return list(probed.column("target").unique().to_pylist())
 
+    @property
+    def target_hashes(self) -> dict[str, str]:
+        """Hashes of the values of targets by name, of those where one is known."""
+        pairs = zip(*(self._table.column(name).to_pylist() for name in ("target", "target_hash")), strict=True)
+        return {target: known for target, known in pairs if known is not None}
+
     def values_of(self, column: str) -> list[str]:
         """The different values of a text column; ``"none"`` stands for null."""
         return ["none" if value is None else value for value in self._table.column(column).unique().to_pylist()]
@@ -163,12 +169,13 @@ class Scores:
         """
         own = [] if f"!{MODEL_LAYER}" in (layers or ()) else [MODEL_LAYER]
         wanted = [*own, *_matching(self.values_of("layer"), layers, "layer", LayerError)]
-        rows = pc.field("layer").isin(wanted)
+        rows = pc.field("layer").isin(pa.array(wanted, pa.string()))
         if targets is not None:
             rows &= pc.field("target").isin(_matching(self.values_of("target"), targets, "target", ArgumentError))
         found = self._table.filter(rows)
         if len(self) and not len(found):  # the model itself knows but one target
-            raise ArgumentError(f"no scores of layers {layers} have targets that match {targets}")
+            of_targets = "" if targets is None else f" have targets that match {targets}"
+            raise ArgumentError(f"no scores of layers {layers}{of_targets}")
         return Scores(found)
 
     def value(self, **equal: str | int | float) -> float:
@@ -232,6 +239,27 @@ class Scores:
         filled = pa.array([value] * len(self), pa.string())
         return Scores(self._table.set_column(SCHEMA.get_field_index(column), column, filled))
 
+    def lacking(self, layers: Iterable[str], targets: Iterable[str]) -> list[str]:
+        """Those of ``layers`` that have no scores of one of ``targets``."""
+        there, targets = self._pairs, list(targets)
+        return [layer for layer in layers if any((layer, target) not in there for target in targets)]
+
+    def with_scores(self, others: Scores, order: Sequence[str]) -> Scores:
+        """These rows, and others of layers and targets that have none here; ``order``: of the layers."""
+        new = [cell not in self._pairs for cell in others._cells()]
+        both = Scores.concat([self, Scores(others._table.filter(pa.array(new, pa.bool_())))])
+        place = {name: index for index, name in enumerate([MODEL_LAYER, *order])}
+        places = [place.get(layer, len(place)) for layer, _ in both._cells()]
+        return Scores(both._table.take(pa.array(np.argsort(places, kind="stable"))))
+
+    def _cells(self) -> Iterator[tuple[str, str]]:
+        """Layer and target of each row."""
+        return zip(*(self._table.column(name).to_pylist() for name in ("layer", "target")), strict=True)
+
+    @cached_property
+    def _pairs(self) -> set[tuple[str, str]]:
+        return set(self._cells())
+
     def write_shard(self, directory: str | Path) -> Path:
         """Write these rows (of one step) as ``directory/scores/step-*.parquet``, atomically: whole or not at all."""
         if len(self.steps) != 1:
@@ -245,12 +273,18 @@ class Scores:
 
 
 def in_order(pairs: Iterable[tuple[int, str]]) -> list[str]:
-    """Layers of (step, layer) in the order of the step that has most of them, as one that lost none; then others."""
+    """Layers of (step, layer) in the order of the step that has most of them; others before what follows them."""
     by_step: dict[int, dict[str, None]] = {}
     for step, layer in pairs:
         by_step.setdefault(step, {})[layer] = None
-    fullest = max(by_step.values(), key=len, default={})
-    return list(dict.fromkeys(itertools.chain(fullest, *by_step.values())))
+    found: list[str] = []
+    for layers in sorted({tuple(each) for each in by_step.values()}, key=lambda each: (-len(each), each)):
+        place = len(found)
+        for layer in reversed(layers):
+            if layer not in found:
+                found.insert(place, layer)
+            place = found.index(layer)
+    return found
 
 
 def _matching(names: list[str], patterns: Sequence[str] | None, what: str, error: type[PhasefastError]) -> list[str]:

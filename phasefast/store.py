@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,42 +17,43 @@ from .scores import Scores, list_shards, prepare_store, read_shard, store_folder
 
 # What the settings of a configuration, or their parts, are called where they are given; others have their own names.
 _NAMES = {
-    "names": ("layers",),
     "model": ("the model's parameters",),
     "modules": ("the model's modules",),
-    "data": ("the probe set",),
+    "data": ("the probe set's inputs",),
     "penalties": ("alphas", "noise"),
     "choice": ("selection", "penalty_per='column'"),
     "batchnorm": ("batchnorm", "batch_size"),
     "rows": ("tokens", "pool", "type of rows (precision='fast': bfloat16 where the device is fast at it)"),
-    "components": ("target_components",),
     "sketch": ("layer_sketch",),
 }
 _ELSEWHERE = "give another out= (--out), or overwrite=True (--overwrite) to start over"
-_FOLLOW = {"targets": ("data",)}  # what differs with others says nothing by itself
 # What reports write beside the scores that they are of: the picture of all, and that of some layers or targets.
 PHASES, PICTURE, SELECTED = "phases.json", "phases.png", "phases-selected.png"
 RECONSTRUCTIONS = "reconstructions.png"
-_ORIGIN, _FAILED = "origin.json", "failed-{}.json"
+_ORIGIN, _TRAINING, _FAILED = "origin.json", "training.json", "failed-{}.json"
 _WORDS = "stored", "now"  # of the two values of a setting
 _LONGEST = 60  # characters of a setting that is shown
 
 
 def open_store(
-    directory: str | Path, config_hash: str, settings: Mapping[str, Any], overwrite: bool = False
+    directory: str | Path,
+    config_hash: str,
+    settings: Mapping[str, Any],
+    targets: Mapping[str, str],
+    overwrite: bool = False,
 ) -> dict[int, Scores]:
-    """Make a run directory's ``scores/``; the steps that are finished there.
+    """Make a run directory's ``scores/``; the steps that are there, whatever layers and targets they have.
 
     Args:
-        config_hash: of ``settings``, which are kept beside the shards.
+        config_hash: of ``settings``, which are kept beside the shards. targets: their hashes, by name.
         overwrite: start over: remove the shards, and the phases and the pictures that were made of them.
 
     Raises:
-        StoreError: the directory cannot be written, or a shard was measured with other options, layers, targets, data,
-            run or architecture.
+        StoreError: the directory cannot be written, or a shard was measured with other options, data, run or
+            architecture, or has other values of one of these targets.
     """
     folder = prepare_store(directory)
-    beside = "settings-*.json", _ORIGIN, _FAILED.format("*")
+    beside = "settings-*.json", _ORIGIN, _TRAINING, _FAILED.format("*")
     for path in (path for pattern in beside for path in folder.glob(pattern)) if overwrite else ():
         remove_file(path)
     done: dict[int, Scores] = {}
@@ -71,6 +73,7 @@ def open_store(
                 f"{path}: measured with another configuration{_difference(folder, found[0], settings)}; "
                 f"give the same model, run, options and data, or {_ELSEWHERE}"
             )
+        _check_targets(path, scores, targets)
         done[step] = scores
     return done
 
@@ -81,11 +84,15 @@ def write_step(
     config_hash: str,
     settings: Mapping[str, Any],
     lost: Mapping[str, Exception],
-) -> None:
-    """Write the scores of one step, and beside the first the settings they were measured with.
+    order: Sequence[str],
+) -> Scores:
+    """Write the scores of one step, with those of other layers and targets that are there; beside them the settings.
 
     Args:
-        lost: why layers were left out, of which those that are not finite stay known.
+        lost: why layers were left out; of those that are not finite it stays known. order: of all layers.
+
+    Returns:
+        All scores of the step.
 
     Raises:
         StoreError: it cannot be written; or another job writes into the directory too, of another configuration or, if
@@ -104,15 +111,24 @@ def write_step(
     for path in others:  # of jobs that stored nothing
         remove_file(path)
     (step,) = scores.steps
+    before = dict(_failures(directory)).get(step) if step in shards else None
     if step in shards:
-        check_weights(read_shard(shards[step]), scores.values_of("state_hash")[0])
+        stored = read_shard(shards[step])
+        check_weights(stored, scores.values_of("state_hash")[0])
+        _check_targets(shards[step], stored, scores.target_hashes)
+        scores = stored.with_scores(scores, order)
     if not kept.exists():
         with writing(kept, "the settings to", parents=True) as partial:
             partial.write_text(json.dumps(settings), encoding="utf-8")
     scores.write_shard(directory)
-    remove_file(_failure_file(directory, step))
-    if texts := [str(error) for error in lost.values() if isinstance(error, NonFiniteError)]:
-        keep_failures(directory, {step: Failure(f"step {step}", "; ".join(texts), partial=True)})
+    if before is None or not before.partial:
+        before = Failure(f"step {step}", "", partial=True)
+        remove_file(_failure_file(directory, step))
+    if lost:
+        texts = [before.error, *(str(error) for error in lost.values() if isinstance(error, NonFiniteError))]
+        error, layers = "; ".join(filter(None, texts)), (*before.layers, *lost)
+        keep_failures(directory, {step: replace(before, error=error, layers=layers)})
+    return scores
 
 
 def keep_failures(directory: str | Path, failures: Mapping[int, Failure]) -> None:
@@ -129,22 +145,35 @@ def keep_failures(directory: str | Path, failures: Mapping[int, Failure]) -> Non
 
 
 def read_failures(directory: str | Path) -> dict[int, Failure]:
-    """The checkpoints of a run directory that could not be measured, or some of whose layers could not, by step.
+    """The checkpoints of a run directory that could not be measured, or some of whose layers are not finite, by step.
 
     Raises:
         StoreError: such a file cannot be read.
     """
-    found, stored = {}, list_shards(directory)
+    return {step: failure for step, failure in _failures(directory) if failure.error}
+
+
+def lost_layers(directory: str | Path) -> dict[int, set[str]]:
+    """Layers that steps of a run directory were measured without, as they could not be.
+
+    Raises:
+        StoreError: as ``read_failures``.
+    """
+    return {step: set(failure.layers) for step, failure in _failures(directory)}
+
+
+def _failures(directory: str | Path) -> Iterator[tuple[int, Failure]]:
+    stored = list_shards(directory)
     for path in sorted(store_folder(directory).glob(_FAILED.format("*"))):
         try:
-            failure, step = Failure(**json.loads(path.read_text(encoding="utf-8"))), int(path.stem.rpartition("-")[2])
+            known, step = json.loads(path.read_text(encoding="utf-8")), int(path.stem.rpartition("-")[2])
+            failure = Failure(**known | {"layers": tuple(known.get("layers", ()))})
         except FileNotFoundError:  # another job has measured it by now
             continue
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             raise StoreError(f"cannot read {path}, which tells what failed: {error}; delete it") from error
         if failure.partial or step not in stored:  # another job may have measured it before this was written
-            found[step] = failure
-    return found
+            yield step, failure
 
 
 def _failure_file(directory: str | Path, step: int) -> Path:
@@ -178,6 +207,36 @@ def check_origin(directory: str | Path, origin: str, confirmed: bool) -> None:
         )
 
 
+class Training:
+    """One that stores scores in a run directory, where no other may while it does."""
+
+    def __init__(self, directory: str | Path) -> None:
+        self._directory, self._file = directory, store_folder(directory) / _TRAINING
+        self._own, self._before = secrets.token_hex(8), self._known()
+
+    def check(self) -> None:
+        """Make the directory this training's.
+
+        Raises:
+            StoreError: another one has stored scores there since this one was begun; or it cannot be written.
+        """
+        known = self._known()
+        if known not in (self._own, self._before):
+            raise StoreError(
+                f"{self._directory}: another training stores scores there, begun after this one or at once; give each "
+                "its own out="
+            )
+        if known != self._own:
+            with writing(self._file, "whose scores these are to", parents=True) as partial:
+                partial.write_text(json.dumps(self._own), encoding="utf-8")
+
+    def _known(self) -> str | None:
+        try:
+            return str(json.loads(self._file.read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return None
+
+
 def differences(first: str | Path, second: str | Path, names: tuple[str, str]) -> str:
     """How the settings of two run directories differ, in words, but in ``run``, layers and targets.
 
@@ -194,7 +253,7 @@ def _kept(directory: str | Path) -> dict[str, Any]:
         settings: dict[str, Any] = json.loads(files[0].read_text(encoding="utf-8")) if len(files) == 1 else {}
     except (OSError, ValueError):
         return {}
-    return {name: value for name, value in settings.items() if name not in ("run", "names", "targets")}
+    return {name: value for name, value in settings.items() if name != "run"}
 
 
 def _settings_file(folder: Path, config_hash: str) -> Path:
@@ -213,7 +272,6 @@ def _difference(folder: Path, config_hash: str, settings: Mapping[str, Any]) -> 
 def _listed(stored: Mapping[str, Any], now: Mapping[str, Any], words: tuple[str, str] = _WORDS) -> str:
     """What differs between settings; ``words`` stand before a value of the ones and the others."""
     keys = [key for key in {**now, **stored} if now.get(key) != stored.get(key)]
-    keys = [key for key in keys if not set(_FOLLOW.get(key, ())) & set(keys)]
     return "; ".join(text for key in keys for text in _changes(key, stored.get(key), now.get(key), words))
 
 
@@ -227,7 +285,7 @@ def _changes(key: str, stored: Any, now: Any, words: tuple[str, str] = _WORDS) -
         before, after = map(json.dumps, both)
         if before == after:
             continue
-        if key in ("model", "modules", "data", "targets") or max(len(before), len(after)) > _LONGEST:
+        if key in ("model", "modules", "data") or max(len(before), len(after)) > _LONGEST:
             yield f"{name} differ" if name.endswith("s") else f"{name} differs"
         else:
             yield f"{name} {words[0]} {before}, {words[1]} {after}"
@@ -248,6 +306,20 @@ def check_weights(stored: Scores, expected: str) -> None:
             "or function? Of a training that went on from an older checkpoint delete the files of later steps in "
             f"scores/, else {_ELSEWHERE}"
         )
+
+
+def _check_targets(path: Path, stored: Scores, targets: Mapping[str, str]) -> None:
+    """Compare the targets that a shard has scores of with those of the same names.
+
+    Raises:
+        StoreError: one has other values.
+    """
+    for name, known in stored.target_hashes.items():
+        if targets.get(name, known) != known:
+            raise StoreError(
+                f"{path}: measured with another configuration: target {name!r} had other values, or another "
+                f"target_components=; give the new one another name, or {_ELSEWHERE}"
+            )
 
 
 def remove_file(path: Path) -> None:

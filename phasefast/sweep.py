@@ -25,7 +25,7 @@ from .in_turn import in_words, measure_each, name_of, restored
 from .options import ProbeOptions
 from .scores import Scores
 from .stages.probe_set import ProbeSet
-from .store import check_origin, check_weights, keep_failures, open_store, write_step
+from .store import check_origin, check_weights, keep_failures, lost_layers, open_store, write_step
 
 
 def sweep(
@@ -42,7 +42,9 @@ def sweep(
     shard: tuple[int, int] | None = None,
     **options: Unpack[ProbeOptions],
 ) -> Scores:
-    """Probe the model with the weights of each checkpoint; steps that ``out`` holds already are not measured again.
+    """Probe the model with the weights of each checkpoint; what ``out`` holds already is not measured again.
+
+    Layers and targets that steps there lack are added.
 
     Args:
         model: gives the architecture; left exactly as it was found.
@@ -59,7 +61,7 @@ def sweep(
         **options: see :class:`phasefast.ProbeOptions`.
 
     Returns:
-        The scores of all given checkpoints, or of the shard's; those of earlier calls included.
+        All scores of the given checkpoints, or of the shard's; those of earlier calls included.
 
     Raises:
         SweepError: some checkpoints failed; names them, and has them in ``failed``, after all others were measured and
@@ -109,17 +111,20 @@ class Sweeper:
         **options: Any,
     ) -> None:
         self._engine, self._out, self._reader = Engine(model, probe_set, run, out, **options), out, reader
-        self._done = open_store(out, self._engine.config_hash, self._engine.settings, overwrite)
+        engine = self._engine
+        self._stored = open_store(out, engine.config_hash, engine.settings, engine.target_hashes, overwrite)
+        engine.place_beside(Scores.concat([*self._stored.values()]).layers)
+        self._lost = lost_layers(out) if self._stored else {}
         self._measured = self._known = False  # the latter: whether checkpoints are those that out is of
 
     @property
     def steps(self) -> list[int]:
         """All that are measured, those that ``out`` held included."""
-        return sorted(self._done)
+        return sorted(self._stored)
 
     def scores(self, steps: Iterable[int]) -> Scores:
         """Of the given steps, those that are measured."""
-        return Scores.concat([self._done[step] for step in steps if step in self._done])
+        return Scores.concat([self._stored[step] for step in steps if step in self._stored])
 
     def measure(self, ordered: Mapping[int, Source], all_of_them: bool = False) -> dict[int, Exception]:
         """Measure and store the checkpoints that are not done; what failed, by step, which is stored too.
@@ -131,17 +136,17 @@ class Sweeper:
             As :func:`sweep` does, but SweepError.
         """
         failures, new = dict[int, Exception](), dict[int, Exception]()
-        todo = {step: source for step, source in ordered.items() if step not in self._done}
         with restored(self._engine):
+            todo = {step: source for step, source in ordered.items() if step not in self._stored or self._lacking(step)}
             for step in ordered.keys() - todo.keys():
                 try:
-                    same = _is_same(self._done[step], ordered[step], self._engine, self._reader)
+                    same = _is_same(self._stored[step], ordered[step], self._engine, self._reader)
                     self._known |= same and step > 0  # trainings may begin alike
                 except CheckpointError as error:
                     failures[step] = error
             if not self._measured and (origin := _origin(ordered.values())) is not None:
                 check_origin(self._out, origin, self._known)
-            begun = bool(self._done)
+            begun = bool(self._stored)
             try:
                 measure_each(self._engine, todo, self._reader, "sweeping", self._measure, new, begun, all_of_them)
             finally:
@@ -152,11 +157,23 @@ class Sweeper:
 
     def _measure(self, step: int, source_hash: str | None) -> None:
         """Measure and store the checkpoint that is loaded."""
-        scores = self._engine.measure(step, keep=not self._measured)  # the first tells what changes
+        engine, only = self._engine, None
+        if step in self._stored:
+            check_weights(self._stored[step], state_hash(engine.model.state_dict()))
+            only = self._lacking(step)
+        scores = engine.measure(step, keep=not self._measured, only=only)  # the first tells what changes
         if source_hash is not None:
             scores = scores.with_column("source_hash", source_hash)
-        write_step(self._out, scores, self._engine.config_hash, self._engine.settings, self._engine.lost)
-        self._done[step], self._measured, self._known = scores, True, True
+        if step in self._stored:
+            scores = self._stored[step].with_scores(scores, engine.order)
+        scores = write_step(self._out, scores, engine.config_hash, engine.settings, engine.lost, engine.order)
+        self._stored[step], self._measured, self._known = scores, True, True
+
+    def _lacking(self, step: int) -> list[str]:
+        """Modules whose layers a stored step has no scores of, though they can be measured."""
+        names = [name for name in self._engine.names if name not in self._lost.get(step, ())]
+        lacking = self._stored[step].lacking(names, self._engine.target_hashes)
+        return [name for name in lacking if name in self._engine.modules] if lacking else []
 
 
 def _share(ordered: Mapping[int, Source], shard: tuple[int, int] | None) -> dict[int, Source]:

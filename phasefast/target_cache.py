@@ -17,7 +17,7 @@ from .files import save
 from .notices import warn
 from .types import TargetMatrix
 
-FORMAT = 8  # raise it with any change of what `build_targets` makes of the same columns
+FORMAT = 9  # raise it with any change of what `build_targets` makes of the same columns
 _RECORDS: list[Any] = [record for record in vars(types).values() if isinstance(record, type) and is_dataclass(record)]
 _LAYOUT = [(record.__name__, [(field.name, field.type) for field in fields(record)]) for record in _RECORDS]
 
@@ -27,22 +27,23 @@ class TargetCache:
     """Target matrices under the hash of all they are made of: other data, targets or folds lie in another file.
 
     Attributes:
-        folder: holds ``targets-<key>.pt``; made when there is something to keep. data: the probe set's content hash.
+        folder: holds ``targets-<key>.pt``; made when there is something to keep.
+        data: content hash of the probe set's inputs.
     """
 
     folder: Path
     data: str
 
     def key(
-        self, digest: str, folds: Sequence[int], dtypes: Iterable[torch.dtype], components: int | None = None
+        self, digests: Sequence[str], folds: Sequence[int], dtypes: Iterable[torch.dtype], components: int | None = None
     ) -> str:
         """Content hash of a target matrix before it is made.
 
         Args:
-            digest: the targets' content hash. folds: row offsets. dtypes: of the targets' columns. components: how many
-                leading ones are decoded, or None for all columns.
+            digests: the targets' content hashes. folds: row offsets. dtypes: of the targets' columns. components: how
+                many leading ones are decoded, or None for all columns.
         """
-        parts = (FORMAT, _LAYOUT, self.data, digest, tuple(folds), tuple(dtypes), components)
+        parts = (FORMAT, _LAYOUT, self.data, tuple(digests), tuple(folds), tuple(dtypes), components)
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
     def load(self, key: str, device: torch.device) -> TargetMatrix | None:

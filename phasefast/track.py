@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, Unpack
 
+import torch
 from torch import nn
 
 from .checkpoints import state_hash
@@ -17,12 +18,18 @@ from .notices import warn
 from .options import ProbeOptions, checked_step
 from .scores import Scores
 from .stages.probe_set import ProbeSet
-from .store import check_weights, keep_failures, open_store, write_step
+from .store import Training, check_weights, keep_failures, open_store, write_step
 
 
 def is_log2_step(step: int) -> bool:
     """Whether ``step`` is 0, 1, 2, 4, 8, ..."""
     return step & (step - 1) == 0
+
+
+def _is_another_rank() -> bool:
+    """Whether this is a rank but the first one of several."""
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return several and torch.distributed.get_rank() > 0
 
 
 def _checked_steps(steps: Iterable[int]) -> list[int]:
@@ -89,7 +96,10 @@ class PhaseTracker:
         self.scores = Scores.from_rows([])
         if out is not None:
             engine = self._engine
-            self.scores = Scores.concat(list(open_store(out, engine.config_hash, engine.settings, overwrite).values()))
+            stored = open_store(out, engine.config_hash, engine.settings, engine.target_hashes, overwrite)
+            self._training = Training(out)
+            self.scores = Scores.concat([*stored.values()])
+            engine.place_beside(self.scores.layers)
 
     def __repr__(self) -> str:
         model, where = type(self._engine.model).__name__, "memory" if self._out is None else f"{self._out}"
@@ -131,17 +141,20 @@ class PhaseTracker:
                 warn(str(error))
             return None
         try:
-            scores = self._engine.measure(step)
+            engine = self._engine
+            scores = engine.measure(step)
             self.seconds += float(scores.to_arrow().column("seconds")[0].as_py())
             self.scores = Scores.concat([self.scores, scores])
             if self._out is not None:
-                write_step(self._out, scores, self._engine.config_hash, self._engine.settings, self._engine.lost)
+                if not _is_another_rank():  # all of a sharded training store the same
+                    self._training.check()
+                write_step(self._out, scores, engine.config_hash, engine.settings, engine.lost, engine.order)
         except Exception as error:
             if self._on_error == "raise" or (not may_pass(error) and self.seconds == 0):
                 raise
             failure = Failure.of(f"step {step}", error)
             warn(f"step {step} was not measured or not stored: {failure.error}")
-            if self._out is not None:
+            if self._out is not None and not isinstance(error, StoreError):
                 keep_failures(self._out, {step: failure})
             return None
         return scores

@@ -118,7 +118,7 @@ class TargetMatrix:
         dropped: how much of it leading components leave out, likewise. squares: that of the columns of ``fit``.
         distances: per block, squared deviations [m] float64 of the held-out samples, where it is a regression.
         sketch: what the choice of a penalty looks at. checks: what solutions are certified on, one entry per target.
-        digest: content hash.
+        digests: content hashes, one entry per target.
         per_column: whether each column of a regression has a penalty of its own.
     """
 
@@ -133,7 +133,7 @@ class TargetMatrix:
     distances: tuple[torch.Tensor | None, ...]
     sketch: TargetSketch
     checks: tuple[Check, ...]
-    digest: str
+    digests: tuple[str, ...]
     per_column: bool = False
 
     @cached_property

@@ -137,7 +137,8 @@ def bootstrap(samples: np.ndarray, unit: np.ndarray, replicates: int, rng: np.ra
     sums, units = (np.add.reduceat(each[..., order], starts, axis=-1) for each in (samples, unit))  # [K, g] and [g]
     drawn = rng.integers(groups, size=(replicates, groups)) + groups * np.arange(replicates)[:, None]
     weights = np.bincount(drawn.ravel(), minlength=replicates * groups).reshape(replicates, groups).astype(np.float64)
-    means: np.ndarray = (weights @ sums.T) / np.maximum(weights @ units, np.finfo(np.float64).tiny)[:, None]
+    whole = weights @ units
+    means: np.ndarray = (weights @ sums.T) / np.where(whole > 0, whole, units.sum())[:, None]  # that has none of it
     return means
 
 

@@ -75,8 +75,10 @@ def test_only_what_cannot_be_written_is_an_error_of_the_file(tmp_path: Path, mon
 
 def test_what_was_left_by_a_killed_process_goes_once_it_is_old(tmp_path: Path) -> None:
     old, young = tmp_path / "step-1.0123abcd.partial", tmp_path / "step-2.0123abcd.partial"
-    for path in (old, young):
+    foreign = tmp_path / "film.partial"
+    for path in (old, young, foreign):
         path.touch()
-    os.utime(old, (0, 0))
+    for path in (old, foreign):
+        os.utime(path, (0, 0))
     remove_partial(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [young.name]
+    assert {path.name for path in tmp_path.iterdir()} == {young.name, foreign.name}

@@ -99,3 +99,16 @@ def test_by_default_the_inside_of_a_wrapper_is_probed() -> None:
     assert select_layers(torch.optim.swa_utils.AveragedModel(inner)) == ["module.0", "module.1", "module.2"]
     assert select_layers(nn.Sequential(nn.Linear(3, 4))) == ["0"]
     assert select_layers(inner) == ["0", "1", "2"]
+
+
+def test_by_default_parts_that_their_module_does_not_call_are_not_probed() -> None:
+    class Only(nn.Module):
+        def __init__(self, child: nn.Module) -> None:
+            super().__init__()
+            self.child = child
+
+    assert select_layers(Only(nn.MultiheadAttention(4, 2))) == ["child"]
+    assert select_layers(Only(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)))) == ["child"]
+    block = nn.TransformerEncoderLayer(4, 2, batch_first=True)
+    assert select_layers(Only(block)) == ["child"]
+    assert select_layers(Only(nn.TransformerEncoder(block, 2))) == ["child.layers.0", "child.layers.1"]

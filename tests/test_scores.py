@@ -38,6 +38,14 @@ def test_curves_that_are_not_there_are_named(net: SmallNet, probe_set: pf.ProbeS
 def test_layers_are_in_the_order_of_a_step_that_lost_none() -> None:
     assert in_order([(0, "b"), (0, "c"), (1, "a"), (1, "b"), (1, "c"), (2, "d")]) == ["a", "b", "c", "d"]
     assert in_order([]) == []
+    by_step = enumerate((["conv", "head"], ["hidden", "drop", "head"], ["hidden"], ["last"]))
+    assert in_order([(step, layer) for step, layers in by_step for layer in layers]) == [
+        *("hidden", "drop", "conv", "head", "last")
+    ]
+    assert make_scores(["a"], [0]).select(["a", "!model"]).layers == ["a"]
+    for layers in (["!model", "!a"], ["model", "!model"]):
+        with pytest.raises(pf.PhasefastError, match=r"^no scores of layers \[[^]]*\]$"):
+            make_scores(["a"], [0]).select(layers)
     lost = make_scores(["a", "b", "c"], [0, 1]).to_arrow().to_pylist()
     scores = Scores.from_rows([row for row in lost if row["step"] == 1 or row["layer"] != "a"])
     assert scores.layers == ["a", "b", "c"]

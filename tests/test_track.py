@@ -220,13 +220,29 @@ def test_two_trackers_that_write_into_one_directory_are_told(probe_set: pf.Probe
     same = pf.PhaseTracker(second, probe_set, layers=["hidden"], **common)
     other = pf.PhaseTracker(second, probe_set, layers=["conv"], **common)
     one.step(0)
-    with pytest.raises(StoreError, match="step 0 is stored already, but was measured on other weights"):
-        same.step(0)
-    with pytest.raises(StoreError, match=r"another job stores scores there.*layers.*own out="):
-        other.step(1)
+    for tracker, step in ((same, 0), (other, 1)):
+        with pytest.raises(StoreError, match=r"another training stores scores there, .* give each its own out="):
+            tracker.step(step)
     one.step(1)
     assert pf.read_scores(tmp_path / "run").layers == [*one.scores.layers]
     assert pf.read_scores(tmp_path / "run").steps == [0, 1]
+
+
+def test_a_training_that_goes_on_elsewhere_stops_the_one_before(probe_set: pf.ProbeSet, tmp_path: Path) -> None:
+    net = SmallNet()
+    options = {"layers": ["hidden"], "out": tmp_path}
+    killed = pf.PhaseTracker(net, probe_set, **options)
+    killed.step(0)
+    resumed = pf.PhaseTracker(net, probe_set, on_error="raise", **options)
+    assert resumed.step(0) is None
+    resumed.step(1)
+    with pytest.warns(RuntimeWarning, match="step 2 was not measured or not stored: .* another training stores"):
+        killed.step(2)
+    assert list((tmp_path / "scores").glob("failed-*")) == []
+    assert pf.read_scores(tmp_path).steps == [0, 1]
+    again = pf.PhaseTracker(net, probe_set, on_error="raise", overwrite=True, **options)
+    again.step(0)
+    assert pf.read_scores(tmp_path).steps == [0]
 
 
 def test_settings_of_a_job_that_stored_nothing_stop_nobody(probe_set: pf.ProbeSet, tmp_path: Path) -> None:

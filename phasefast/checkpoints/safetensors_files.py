@@ -18,10 +18,13 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         DependencyError: safetensors is missing.
     """
     try:
-        from safetensors.torch import load
+        from safetensors.torch import load, load_file
     except ImportError as error:
         raise DependencyError(f"{path}: reading it needs safetensors: pip install safetensors") from error
     with damage_named(path):
         # load_file would map the file, and a mapped file that is cut short, as where it is written again, ends the
         # process.
-        return load(path.read_bytes())
+        try:
+            return load(path.read_bytes())
+        except KeyError:  # the types that it does not know, such as float4, of which load_file knows more
+            return {name: tensor.clone() for name, tensor in load_file(path).items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -136,17 +137,33 @@ def read_runs(
             warn(f"{name}: {note}")
     alike: dict[str, list[str]] = {}
     for name, directory in zip(names[1:], directories[1:], strict=True):
-        alike.setdefault(differences(directories[0], directory, (names[0], "there")), []).append(name)
+        found = [differences(directories[0], directory, (names[0], "there"))]
+        known = scores[names[0]].target_hashes
+        changed = [target for target, own in scores[name].target_hashes.items() if known.get(target, own) != own]
+        found += [f"other values of {shown(changed)}"] if changed else []
+        alike.setdefault("; ".join(filter(None, found)), []).append(name)
     for others, group in alike.items():
         if others:
             were = "was" if len(group) == 1 else "were"
             warn(f"{', '.join(group)} {were} not measured as {names[0]}: {others}")
+    for one, other in itertools.combinations(names, 2):
+        if same := _same_weights(scores[one], scores[other]):
+            warn(f"{one} and {other} have the same weights at {same} steps after 0: are they one training?")
     comparison = compare_phases({name: detect_phases(own) for name, own in scores.items()})
     common = {(each.layer, each.target) for each in comparison}
     left = {(layer, target) for own in scores.values() for layer in own.layers for target in own.targets} - common
     if left:
         warn(f"not compared, as not all have their phases: {shown(f'{layer}/{target}' for layer, target in left)}")
     return comparison, scores, telling
+
+
+def _same_weights(one: Scores, other: Scores) -> int:
+    """At how many steps after 0, where seeds may agree, two runs have the same weights."""
+    pairs = [
+        set(zip(*(own.to_arrow().column(name).to_pylist() for name in ("step", "state_hash")), strict=True))
+        for own in (one, other)
+    ]
+    return sum(step > 0 for step, known in pairs[0] & pairs[1] if known is not None)
 
 
 def write_comparison(
@@ -191,5 +208,11 @@ def _one_run(directory: str | Path) -> Scores:
             raise DataError(
                 f"{directory}: expected the scores of one run, got those of {len(found)} {what} ({column} "
                 f"{', '.join(found)}), as of jobs that ran together; measure again, each with its own out="
+            )
+    for target in scores.targets:
+        if len(found := scores.filter(target=target).values_of("target_hash")) > 1:
+            raise DataError(
+                f"{directory}: expected the scores of one run, got {len(found)} different targets {target!r}, as of "
+                "jobs that ran together; measure again, each with its own out="
             )
     return scores

@@ -55,9 +55,9 @@ def select_layers(model: nn.Module, patterns: Layers | None = None) -> list[str]
 
     Args:
         patterns: fnmatch globs over ``named_modules()``, or modules themselves; by default the model's direct children,
-            with the members of a ModuleList, a ModuleDict or an only child in its place. What matches a glob that
-            begins with ``!`` is left out of what the others match, or of the default. ``"model"`` is the name of the
-            model's own metrics: its parts stand in for a module of that name.
+            with the members of a ModuleList, a ModuleDict or an only child (but of PyTorch's own) in its place. What
+            matches a glob that begins with ``!`` is left out of what the others match, or of the default. ``"model"``
+            is the name of the model's own metrics: its parts stand in for a module of that name.
 
     Raises:
         LayerError: a pattern matches nothing, or nothing is left; the message lists near misses.
@@ -99,12 +99,20 @@ def _as_names(model: nn.Module, given: Layers) -> list[str]:
     return [each if isinstance(each, str) else names[id(each)] for each in several]
 
 
+def _is_whole(module: nn.Module) -> bool:
+    """Whether a module of PyTorch may not call its parts, such as attention's, or those of a parametrized one."""
+    lists = (nn.ModuleList, nn.ModuleDict)
+    holds = isinstance(module, (nn.Sequential, *lists)) or any(isinstance(part, lists) for part in module.children())
+    own = type(module).__module__.startswith("torch.nn.") and not holds
+    return own or nn.utils.parametrize.is_parametrized(module)
+
+
 def _default_names(model: nn.Module, prefix: str = "", alone: bool = True) -> list[str]:
     """Args: alone: whether the module is the whole model, but for what wraps it."""
     names: list[str] = []
     children = list(model.named_children())
     for name, child in children:
         inside = isinstance(child, (nn.ModuleList, nn.ModuleDict)) or f"{prefix}{name}" == MODEL_LAYER
-        wrapped = alone and len(children) == 1 and any(True for _ in child.children())
+        wrapped = alone and len(children) == 1 and any(True for _ in child.children()) and not _is_whole(child)
         names += _default_names(child, f"{prefix}{name}.", wrapped) if inside or wrapped else [f"{prefix}{name}"]
     return names

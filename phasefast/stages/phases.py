@@ -114,8 +114,8 @@ def detect_curve(
     Args:
         steps: [K] training steps, in any order.
         samples: [K, m] loss of each held-out sample at each step.
-        baseline_samples: [m] losses of the best constant, of mean 1, which the losses are told in units of, as FVU is:
-            other samples would have had another mean, so intervals are of the ratio.
+        baseline_samples: [m] losses of the best constant, whose mean the losses are told in units of, as FVU is: other
+            samples would have had another mean, so intervals are of the ratio.
         layer, target, metric: what the result is labelled with.
         seed, confidence, replicates, rules: as for ``detect_phases``.
 
@@ -129,10 +129,13 @@ def detect_curve(
     where = f"layer {layer!r}, target {target!r}"
     steps, samples = _checked(steps, samples, where)
     unit = np.ones(samples.shape[1]) if baseline_samples is None else np.asarray(baseline_samples, dtype=np.float64)
-    if unit.shape != samples.shape[1:] or not (unit >= 0).all() or not unit.any():
+    if unit.shape != samples.shape[1:] or not (np.isfinite(unit) & (unit >= 0)).all() or not unit.any():
+        span = f" from {unit.min():g} to {unit.max():g}" if unit.size else ""
         raise DataError(
-            f"{where}: expected baseline_samples of {samples.shape[1]} numbers from 0 on, got those of {unit.shape}"
+            f"{where}: expected baseline_samples of {samples.shape[1]} finite numbers >= 0, not all 0, got "
+            f"{unit.shape}{span}"
         )
+    unit = unit / unit.mean()
     rng = np.random.default_rng(seed)
     loss = samples.mean(axis=1)
     # What few samples change from step to step is no news of the step: an error more among hundreds without any.

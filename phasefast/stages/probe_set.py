@@ -96,7 +96,7 @@ class ProbeSet:
     ) -> ProbeSet:
         """A probe set from tensors; fit rows, with their labels and values, are shuffled by ``seed``.
 
-        Warns where half of the held-out samples or more are fit samples too.
+        Warns where half of the held-out samples or more are fit samples too, or a tenth of these copies of others.
 
         Args:
             fit_inputs: [n, ...] as the model takes them, n >= 2. heldout_inputs: [m, ...], m >= 1.
@@ -243,16 +243,17 @@ class ProbeSet:
     @cached_property
     def digest(self) -> str:
         """Content hash of all inputs, labels and values, in hexadecimal."""
-        digest = hashlib.blake2b(digest_size=16)
-        for tensor in (self.fit_inputs, self.fit_labels, self.heldout_inputs, self.heldout_labels):
-            if tensor is not None:
-                digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
-                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        digest = _hash_of(self.fit_inputs, self.fit_labels, self.heldout_inputs, self.heldout_labels)
         for split in (self.fit_values, self.heldout_values):
             for name, tensor in sorted(split.items()):
                 digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
                 digest.update(tensor.detach().cpu().contiguous().numpy().data)
         return digest.hexdigest()
+
+    @cached_property
+    def inputs_digest(self) -> str:
+        """Content hash of the inputs alone, in hexadecimal."""
+        return _hash_of(self.fit_inputs, self.heldout_inputs).hexdigest()
 
     @property
     def classes(self) -> int:
@@ -361,3 +362,13 @@ def _compact(given: Any) -> Any:
         return given if given is None else {name: _compact(each) for name, each in given.items()}
     tensor = given.detach().cpu()
     return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
+
+
+def _hash_of(*tensors: Tensor | None) -> hashlib.blake2b:
+    """Of their shapes, types and numbers."""
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in tensors:
+        if tensor is not None:
+            digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -109,9 +109,9 @@ def build_targets(
         start = blocks[-1].stop
         fit_parts.append(columns)
         heldout_parts.append(held)
-    digest = _digest(targets, zip(fit_parts, heldout_parts, strict=True))
+    digests = tuple(map(_digest, targets, fit_parts, heldout_parts))
     if cache is not None:
-        key = cache.key(digest, folds, (part.dtype for part in (*fit_parts, *heldout_parts)), components)
+        key = cache.key(digests, folds, (part.dtype for part in (*fit_parts, *heldout_parts)), components)
         if (kept := cache.load(key, device)) is not None:
             return kept
     fit_columns, heldout_columns = (_side_by_side(parts, device) for parts in (fit_parts, heldout_parts))
@@ -171,7 +171,7 @@ def build_targets(
         distances=tuple(distances),
         sketch=sketch,
         checks=tuple(_check(fit_columns, heldout_columns, block) for block in blocks),
-        digest=digest,
+        digests=digests,
         per_column=per_column,
     )
     if cache is not None:
@@ -242,13 +242,11 @@ def _warn_of_unseen(name: str, fit: Tensor, heldout: Tensor) -> None:
         )
 
 
-def _digest(targets: Sequence[Target], columns: Iterable[tuple[Tensor, Tensor]]) -> str:
-    """Content hash of the targets; the inputs themselves are in the probe set's."""
-    digest = hashlib.blake2b(digest_size=16)
-    for target, parts in zip(targets, columns, strict=True):
-        digest.update(repr((target.name, target.kind, parts[0].shape)).encode())
-        for part in parts if type(target) is not Input else ():  # subclasses may have other columns
-            digest.update(part.detach().cpu().contiguous().numpy().data)
+def _digest(target: Target, *columns: Tensor) -> str:
+    """Content hash of a target; the inputs themselves are in the probe set's."""
+    digest = hashlib.blake2b(repr((target.name, target.kind, columns[0].shape)).encode(), digest_size=16)
+    for part in columns if type(target) is not Input else ():  # subclasses may have other columns
+        digest.update(part.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()
 
 
@@ -264,11 +262,11 @@ def _center(matrix: Tensor, mean: Tensor, center: Tensor) -> Tensor:
 def _sketch(matrix: Tensor, blocks: Sequence[TargetBlock], folds: Sequence[int], limit: int) -> TargetSketch:
     # A Gaussian sketch keeps squared errors in the mean (Johnson-Lindenstrauss), the same one for every penalty,
     # so that penalties are compared on the same random directions at a fraction of the price.
-    generator = torch.Generator().manual_seed(0)
     parts, mixes, sketched, start = [], list[Tensor | None](), [], 0
     for block in blocks:
         part, width = matrix[:, block.start : block.stop], block.stop - block.start
         if width > limit:
+            generator = torch.Generator().manual_seed(0)  # whatever targets are beside it
             mix = (
                 torch.randn(width, SKETCH_COLUMNS, generator=generator, dtype=torch.float32, device="cpu")
                 / SKETCH_COLUMNS**0.5

@@ -150,6 +150,14 @@ def test_damaged_safetensors_are_named(tmp_path: Path, kept: int) -> None:
         read_state_dict(path)
 
 
+def test_types_that_safetensors_reads_from_files_alone_are_read(tmp_path: Path) -> None:
+    state = {"a": torch.ones(3), "scale": torch.tensor([1, 2], dtype=torch.uint8).view(torch.float8_e8m0fnu)}
+    save_file(state, tmp_path / "step_1.safetensors")
+    found = read_state_dict(tmp_path / "step_1.safetensors")
+    assert found["scale"].dtype == torch.float8_e8m0fnu
+    assert torch.equal(found["scale"].view(torch.uint8), state["scale"].view(torch.uint8))
+
+
 def test_what_was_read_of_safetensors_stays_when_the_file_changes(tmp_path: Path) -> None:
     path = tmp_path / "step_1.safetensors"
     save_file({"weight": torch.ones(100_000)}, path)

@@ -101,6 +101,18 @@ def test_runs_that_were_measured_otherwise_are_told_apart(runs: list[Path]) -> N
         read_runs(runs)
 
 
+def test_runs_of_one_training_or_of_other_targets_are_told(tmp_path: Path) -> None:
+    scores = make_scores(["features"], log2_steps(12))
+    for name, weights, target in (("a", "1", "x"), ("b", "1", "x"), ("c", "2", "y")):
+        write_run(tmp_path / name, scores.with_column("state_hash", weights).with_column("target_hash", target))
+    with pytest.warns(RuntimeWarning) as caught:
+        read_runs([tmp_path / name for name in "abc"])
+    assert [str(each.message) for each in caught] == [
+        "c was not measured as a: other values of ['input', 'label']",
+        f"a and b have the same weights at {len(scores.steps) - 1} steps after 0: are they one training?",
+    ]
+
+
 def test_what_is_not_in_all_runs_is_told(runs: list[Path], tmp_path: Path) -> None:
     short = make_scores(["features"], log2_steps(8), accuracy=False)
     other = write_run(tmp_path / "short", short)

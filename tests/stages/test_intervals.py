@@ -70,7 +70,14 @@ def test_scores_keep_the_unit(net: SmallNet, probe_set: pf.ProbeSet, tmp_path: P
     assert [phase.kind for phase in again.phases] == [phase.kind for phase in cell.phases]
 
 
-@pytest.mark.parametrize("unit", [np.ones(9), -np.ones(20), np.zeros(20), np.full(20, np.nan)])
+def test_units_of_few_samples_give_finite_intervals_in_any_unit() -> None:
+    samples, unit = np.linspace([1.0] * 5, [0.5] * 5, 9), np.array([0, 0, 0, 0, 5.0])
+    found = [detect_curve(np.arange(9), samples, baseline_samples=unit * scale) for scale in (1, 7)]
+    assert np.isfinite([phase.ci for phase in found[0].phases]).all()
+    assert found[0].phases == found[1].phases
+
+
+@pytest.mark.parametrize("unit", [np.ones(9), -np.ones(20), np.zeros(20), np.full(20, np.nan), np.full(20, np.inf)])
 def test_units_that_are_none_are_refused(unit: np.ndarray) -> None:
     with pytest.raises(DataError, match="baseline_samples"):
         detect_curve(np.arange(3), np.ones((3, 20)), baseline_samples=unit)

@@ -1,0 +1,192 @@
+"""Layers and targets that are added to a sweep later: measured alone, as if they had been there from the first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import phasefast as pf
+from phasefast.engine import Engine
+from phasefast.errors import DataError, StoreError, SweepError
+from phasefast.report import read_phases
+from phasefast.store import lost_layers, read_failures
+
+from .conftest import SmallNet, images
+
+States = dict[int, dict[str, Tensor]]
+
+
+def mean(x: Tensor) -> Tensor:
+    return x.mean((2, 3))
+
+
+@pytest.fixture
+def states() -> States:
+    torch.manual_seed(1)
+    return {step: {name: value.clone() for name, value in SmallNet().state_dict().items()} for step in (0, 1, 2)}
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[str]]]:
+    """Steps and layers that are measured."""
+    found, measure = [], Engine.measure
+
+    def listed(engine: Engine, step: int, *args: Any, **kwargs: Any) -> pf.Scores:
+        scores = measure(engine, step, *args, **kwargs)
+        found.append((step, scores.layers))
+        return scores
+
+    monkeypatch.setattr(Engine, "measure", listed)
+    return found
+
+
+def values(scores: pf.Scores) -> dict[tuple[Any, ...], float]:
+    keys = ("step", "layer", "target", "split", "metric")
+    return {tuple(row[key] for key in keys): row["value"] for row in scores.to_arrow().to_pylist()}
+
+
+def assert_same(scores: pf.Scores, expected: pf.Scores) -> None:
+    found, wanted = values(scores), values(expected)
+    assert (scores.layers, scores.targets) == (expected.layers, expected.targets)
+    assert found.keys() == wanted.keys()
+    np.testing.assert_allclose([found[key] for key in wanted], list(wanted.values()), rtol=1e-5)
+
+
+def test_what_a_sweep_lacks_is_measured_and_nothing_else(
+    net: nn.Module, probe_set: pf.ProbeSet, states: States, measured: list, tmp_path: Path
+) -> None:
+    task = pf.Function(mean, name="mean")
+    expected = pf.sweep(net, states, probe_set, out=tmp_path / "whole", layers=["conv", "hidden", "head"])
+    with_task = pf.sweep(
+        net, states, probe_set, out=tmp_path / "task", layers=["conv", "hidden"], targets=["input", "label", task]
+    )
+    measured.clear()
+    out = tmp_path / "run"
+    first = pf.sweep(net, states, probe_set, out=out, layers=["hidden", "head"])
+    kept = values(first)
+    with pytest.warns(RuntimeWarning, match="left out .'unused'."):
+        found = pf.sweep(net, states, probe_set, out=out, layers=["*"])
+    assert {tuple(layers) for _, layers in measured[3:]} == {("conv", "norm", "relu", "relu:1", "drop")}
+    assert found.layers == ["conv", "norm", "relu", "hidden", "relu:1", "drop", "head"]
+    assert values(found).items() >= kept.items()
+    assert_same(found.select(["conv", "hidden", "head"]), expected)
+    assert_same(pf.read_scores(out).select(["conv", "hidden", "head"]), expected)
+    measured.clear()
+    found = pf.sweep(net, states, probe_set, out=out, layers=["conv", "hidden"], targets=task)
+    assert {tuple(layers) for _, layers in measured} == {("conv", "hidden")}
+    assert_same(found.select(["conv", "hidden"]), with_task)
+    measured.clear()
+    for layers, targets in (("hidden", ["input", "label"]), (["conv", "hidden"], ["label", task])):
+        assert_same(pf.sweep(net, states, probe_set, out=out, layers=layers, targets=targets), found)
+    with pytest.warns(RuntimeWarning, match="left out .'unused'."):
+        assert_same(pf.sweep(net, states, probe_set, out=out, layers=["*"]), found)
+    assert measured == []
+    assert read_phases(out)[0].layers == found.layers
+
+
+def test_a_sweep_that_is_stopped_while_it_adds_goes_on(
+    net: nn.Module, probe_set: pf.ProbeSet, states: States, measured: list, tmp_path: Path
+) -> None:
+    pf.sweep(net, states, probe_set, out=tmp_path, layers="hidden")
+    part = {step: states[step] for step in (0, 2)}
+    assert pf.sweep(net, part, probe_set, out=tmp_path, layers="conv").layers == ["conv", "hidden"]
+    measured.clear()
+    found = pf.sweep(net, states, probe_set, out=tmp_path, layers=["conv", "hidden"])
+    assert measured == [(1, ["conv"])]
+    steps, _ = found.curve("conv", "input", "fvu")
+    assert steps.tolist() == [0, 1, 2]
+
+
+def test_other_weights_and_other_values_are_refused(
+    net: nn.Module, probe_set: pf.ProbeSet, states: States, measured: list, tmp_path: Path
+) -> None:
+    task = {"layers": "hidden", "out": tmp_path}
+    before = pf.sweep(net, states, probe_set, targets=[pf.Function(mean, name="task")], **task)
+    measured.clear()
+    with pytest.raises(StoreError, match="step 0 is stored already, but was measured on other weights"):
+        pf.sweep(net, {0: states[1]}, probe_set, out=tmp_path, layers="conv")
+    with pytest.raises(StoreError, match=r"another configuration: target 'task' had other values.*another name"):
+        pf.sweep(net, states, probe_set, targets=[pf.Function(lambda x: mean(x) + x[:, :, 0, 0], name="task")], **task)
+    assert measured == []
+    assert values(pf.read_scores(tmp_path)) == values(before)
+
+
+def test_samples_may_get_further_values_but_no_other_ones(
+    net: nn.Module, states: States, measured: list, tmp_path: Path
+) -> None:
+    (x, y), (held, held_y) = images(150, 1), images(60, 2)
+    plain = pf.ProbeSet.from_tensors(x, None, held, None)
+    labelled = pf.ProbeSet.from_tensors(x, y, held, held_y, values={"sum": (x.sum((1, 2, 3)), held.sum((1, 2, 3)))})
+    pf.sweep(net, states, plain, out=tmp_path, layers="hidden")
+    found = pf.sweep(net, states, labelled, out=tmp_path, layers="hidden")
+    assert found.targets == ["input", "label", "sum"]
+    assert_same(found, pf.sweep(net, states, labelled, out=tmp_path / "whole", layers="hidden"))
+    measured.clear()
+    other = pf.ProbeSet.from_tensors(x, 2 - y, held, 2 - held_y)
+    with pytest.raises(StoreError, match="target 'label' had other values"):
+        pf.sweep(net, states, other, out=tmp_path, layers="hidden")
+    assert pf.sweep(net, states, other, out=tmp_path, layers="hidden", targets="input").targets == found.targets
+    assert measured == []
+
+
+def test_jobs_that_ran_together_on_other_values_are_told(
+    net: nn.Module, probe_set: pf.ProbeSet, states: States, tmp_path: Path
+) -> None:
+    for step, function in ((0, mean), (1, lambda x: mean(x) ** 2)):
+        part, out = {step: states[step]}, tmp_path / f"{step}"
+        pf.sweep(net, part, probe_set, out=out, layers="hidden", targets=pf.Function(function, name="task"))
+    (tmp_path / "1/scores/step-000000000001.parquet").rename(tmp_path / "0/scores/step-000000000001.parquet")
+    with pytest.raises(DataError, match="2 different targets 'task'"):
+        read_phases(tmp_path / "0")
+
+
+def test_layers_that_are_lost_are_not_tried_again(
+    net: nn.Module, probe_set: pf.ProbeSet, states: States, measured: list, tmp_path: Path
+) -> None:
+    states[1]["hidden.weight"] *= float("nan")
+    with pytest.warns(RuntimeWarning, match="left out 2 at step 1"):
+        pf.sweep(net, states, probe_set, out=tmp_path, layers=["conv", "hidden", "head"])
+    assert lost_layers(tmp_path) == {1: {"hidden", "head"}}
+    before = read_failures(tmp_path)
+    measured.clear()
+    found = pf.sweep(net, states, probe_set, out=tmp_path, layers=["conv", "hidden", "head", "norm"])
+    assert measured == [(step, ["norm"]) for step in states]
+    assert found.layers == ["conv", "norm", "hidden", "head"]
+    assert read_failures(tmp_path) == before
+    with pytest.warns(RuntimeWarning, match="left out 1 at step 1"):
+        pf.sweep(net, states, probe_set, out=tmp_path, layers=["drop"])
+    assert lost_layers(tmp_path) == {1: {"hidden", "head", "drop"}}
+    assert read_failures(tmp_path)[1].error.startswith(f"{before[1].error}; layer 'drop': NaN or Inf")
+
+
+def test_what_was_stored_stays_where_a_checkpoint_cannot_be_read_any_more(
+    net: nn.Module, probe_set: pf.ProbeSet, states: Mapping[int, Any], tmp_path: Path
+) -> None:
+    paths = {step: tmp_path / f"{step}.pt" for step in states}
+    for step, path in paths.items():
+        torch.save(states[step], path)
+    out = tmp_path / "run"
+    before = pf.sweep(net, paths, probe_set, out=out, layers="hidden")
+    paths[1].write_bytes(b"damaged")
+    with pytest.raises(SweepError, match="1 of 3 checkpoints failed, the other 2 are stored"):
+        pf.sweep(net, paths, probe_set, out=out, layers=["hidden", "conv"])
+    found = pf.read_scores(out)
+    assert values(found).items() >= values(before).items()
+    assert found.curve("conv", "input", "fvu")[0].tolist() == [0, 2]
+
+
+def test_a_training_that_is_resumed_may_look_at_more(
+    net: nn.Module, probe_set: pf.ProbeSet, measured: list, tmp_path: Path
+) -> None:
+    pf.PhaseTracker(net, probe_set, out=tmp_path, layers="hidden", on_error="raise").step(1)
+    more = pf.PhaseTracker(net, probe_set, out=tmp_path, layers=["conv", "head"], on_error="raise")
+    assert more.step(1) is None
+    more.step(2)
+    assert measured == [(1, ["hidden"]), (2, ["conv", "head"])]
+    assert pf.read_scores(tmp_path).filter(step=2).layers == ["conv", "head"]
