@@ -14,7 +14,6 @@ from torch import Tensor
 from phasefast import decoding, ops
 from phasefast.decoding import Method
 from phasefast.dense import empty
-from phasefast.engine import FOLDS
 from phasefast.scoring import score_cells
 from phasefast.stages.plan import Cost, routes
 from phasefast.stages.targets import build_targets
@@ -48,10 +47,8 @@ class Cell:
         self.fit, self.heldout, self.penalties = fit, heldout, Penalties(tuple(alphas))
         wanted = [Input()] if labels is None else [Input(), Label(CLASSES)]
         splits = [(inputs[part], None if labels is None else labels[part]) for part in (slice(n), slice(n, None))]
-        folds = FOLDS if self.penalties.selects else 1
-        edges = [n * i // folds for i in range(folds + 1)]
         self.chosen: dict[str, float] = {}  # the penalty of the last ``error``, by precision
-        self.targets = build_targets(wanted, *splits, edges, fit.device)
+        self.targets = build_targets(wanted, *splits, Method(self.penalties).folds(n), fit.device)
         self._workspace = Workspace()  # as an engine has one
 
     @classmethod

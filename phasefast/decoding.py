@@ -23,6 +23,7 @@ from .timeline import stage
 from .types import Activations, Decoder, Statistics, TargetMatrix
 
 ERROR_TOLERANCE = 1e-5  # relative, of the squared errors: above it, float32 is not enough
+_FOLDS = 5
 _RANGE = 1e-24, 1e30  # of the mean diagonal of a Gram matrix that float32 holds: single entries may be far from it
 Precision = Literal["exact", "fast", "double"]
 Splits = Literal["both", "heldout"]
@@ -45,6 +46,16 @@ class Method:
     splits: Splits = "both"
     layer_sketch: int | None = None
     budget: int = sys.maxsize
+
+    @property
+    def by_folds(self) -> bool:
+        """Whether penalties are chosen by folds of the fit rows."""
+        return self.selection == "folds" and self.penalties.selects
+
+    def folds(self, n: int) -> list[int]:
+        """Row offsets of the folds of n fit rows, 0 and n included: one where nothing needs more."""
+        count = min(_FOLDS, n) if self.by_folds else 1
+        return [n * i // count for i in range(count + 1)]
 
     def problem(self, heldout: int, targets: TargetMatrix, dtype: torch.dtype = torch.float32) -> Problem:
         """What the cost of a cell depends on, beside its width; ``heldout``: number of rows, ``dtype``: of all rows."""
@@ -117,8 +128,7 @@ class _Work:
     @property
     def wants(self) -> tuple[bool, bool]:
         """Whether it needs moments of folds, and cross moments."""
-        by_folds = self.method.selection == "folds" and self.method.penalties.selects
-        return by_folds, not self.cost.target_free
+        return self.method.by_folds, not self.cost.target_free
 
     def begin(self) -> None:
         """Choose penalties and ask for solutions, without waiting for them."""

@@ -40,7 +40,6 @@ from .target_types import Label
 from .types import Activations, Layer, Score
 from .workspace import Workspace
 
-FOLDS = 5
 _AUTHORS_BATCH = 128  # arXiv 2312.06887 measures with the batch statistics of 128 images
 _BATCH = 256
 _GPU_BATCH = 2048  # launches of small networks take as long as their work below it
@@ -102,9 +101,7 @@ class Engine:
         self.label = next((target.name for target in chosen if isinstance(target, Label)), None)
         fit = (probe_set.fit_inputs, probe_set.fit_labels)
         heldout = (probe_set.heldout_inputs, probe_set.heldout_labels)
-        by_folds = self.method.selection == "folds" and self.method.penalties.selects
-        count = min(FOLDS, probe_set.n_fit) if by_folds else 1  # batches are not cut where nothing needs it
-        folds = [probe_set.n_fit * i // count for i in range(count + 1)]
+        folds = self.method.folds(probe_set.n_fit)
         per_column = options.get("penalty_per") == "column"
         cache = None if out is None or per_column else TargetCache(Path(out) / "cache", probe_set.inputs_digest)
         self._components = options.get("target_components")

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from .components import columns_with_components
 from .configuration import Configuration
 from .decoding import Method
-from .engine import FOLDS
 from .errors import ArgumentError, PhasefastError
 from .options import ProbeOptions
 from .scoring import score_cells
@@ -90,7 +89,7 @@ def plan(
     columns = width if per_column else min(columns_with_components(width, options.get("target_components")), fit + 1)
     choosing = max(columns, classes) if per_column else SKETCH_COLUMNS
     q, checks = (min(columns, most) + min(classes, most) for most in (choosing, CHECK_COLUMNS))
-    itemsize, folds = max(given.rows.dtype.itemsize, 4), min(FOLDS, fit)
+    itemsize, folds = max(given.rows.dtype.itemsize, 4), len(method.folds(fit)) - 1
     sizes = Problem(fit, heldout, columns + classes, q, folds, checks=checks, itemsize=itemsize, per_column=per_column)
     problem = method.posed(sizes, targets=(width > 0) + (classes > 0))
     groups = group_layers(found, problem, method.budget, method.route)
@@ -105,9 +104,10 @@ def _least_seconds(method: Method, device: torch.device) -> float:
     """What decoding and scoring a few features takes, the best of three: mostly Python, and launches on a GPU."""
     n, m, d = 64, 16, 8
     rows = torch.randn(n + m, d, generator=torch.Generator().manual_seed(0), device="cpu")
-    targets = build_targets([Input()], (rows[:n], None), (rows[n:], None), [0, n], device)
+    folds = method.folds(n)
+    targets = build_targets([Input()], (rows[:n], None), (rows[n:], None), folds, device)
     rows = rows.to(device)
-    cell = Activations(Layer("", "", 0, d), rows[:n], rows[n:], rows.new_zeros(d), fold_sums(rows[:n], [0, n]))
+    cell = Activations(Layer("", "", 0, d), rows[:n], rows[n:], rows.new_zeros(d), fold_sums(rows[:n], folds))
     seconds = []
     for _ in range(4):
         start = time.perf_counter()

@@ -143,7 +143,8 @@ def test_plan_is_what_a_measurement_does(net: SmallNet, probe_set: pf.ProbeSet) 
         {"alphas": [0.1]},
         {"precision": "double"},
         {"layer_sketch": 5},
-        *({"penalty_per": "column", "selection": how} for how in ("gcv", "loo")),
+        *({"selection": how} for how in ("loo", "folds")),
+        *({"penalty_per": "column", "selection": how} for how in ("gcv", "loo", "folds")),
     ],
     ids=str,
 )

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import ArgumentError, CheckpointError, PhasefastError, UnreadableError
-from ..notices import shown
+from ..notices import shown, warn
 from .entries import entry_of, is_there
 from .fingerprint import file_hash, salted
 from .hub import Revision
@@ -122,6 +122,11 @@ def read_state_dict(source: Source, *, weights_only: bool = True, key: str | Non
             raise CheckpointError(f"{name}: expected weights under the key {key!r} (key=, --key), got {there}")
     for _ in range(_DEPTH):
         if nested := _nested(loaded):
+            if key is None and (others := _twins(loaded, nested)):
+                warn(
+                    f"checkpoints: weights are read from {nested!r}, but {shown(others)} has tensors of the same names "
+                    f"too: key={others[0]!r} (--key) reads those, key={nested!r} says that you know"
+                )
             loaded = loaded[nested]
     if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(key, str) for key in loaded):
         kind = "an empty one" if isinstance(loaded, Mapping) and not loaded else type(loaded).__name__
@@ -142,6 +147,16 @@ def _nested(loaded: Any) -> str | None:
         return None
     known, states = [key for key in NESTED if _holds_tensors(loaded.get(key), _DEPTH)], _states(loaded)
     return known[0] if known else states[0] if len(states) == 1 else None
+
+
+def _twins(loaded: Mapping[Any, Any], nested: str) -> list[str]:
+    """Keys of further state dicts with the names of the one under ``nested``, such as of averaged weights."""
+    names = set(loaded[nested])
+    candidates = _candidates(loaded).items()
+    alike = {
+        key: {name.removeprefix("module.") for name in state} & names for key, state in candidates if key != nested
+    }
+    return [key for key, shared in alike.items() if 2 * len(shared) > len(names)]
 
 
 def _holds_tensors(value: Any, depth: int) -> bool:

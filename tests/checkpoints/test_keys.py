@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,17 @@ def test_one_checkpoint_that_is_no_state_dict_stops_no_sweep(tmp_path: Path) -> 
 def test_an_average_is_not_taken_for_the_weights_beside_it(saved: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match="are not tensors; "):
         read_state_dict(saved)
+
+
+@pytest.mark.parametrize("averaged", [AVERAGE, {"n_averaged": torch.tensor(1), **under("module.")}])
+def test_weights_of_the_same_names_beside_are_told(averaged: dict[str, Tensor]) -> None:
+    saved = {"model": OWN, "ema": averaged, "statistics": {"mean": torch.ones(3)}}
+    with pytest.warns(RuntimeWarning, match=r"'model', but \['ema'\] has tensors .*: key='ema' .* key='model'"):
+        assert read_state_dict(saved)["weight"] is OWN["weight"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_state_dict(saved, key="model")["weight"] is OWN["weight"]
+        read_state_dict({"model": OWN, "statistics": {"weight": torch.ones(3)}})
 
 
 def test_other_weights_of_the_same_files_are_not_taken_for_those_that_are_stored(tmp_path: Path) -> None:
