@@ -134,6 +134,7 @@ def certify(
     asked = (lost, kept, *losses), (missed, deviation), blurred, *of_identities, [each.told for each in solutions]
     fetch = later(*itertools.chain(*asked))
 
+    @stage("certificates")
     @np.errstate(all="ignore")  # a solution that has failed is told by its factor
     def read() -> list[Certificate]:
         answers = iter(fetch())

@@ -125,8 +125,7 @@ class LeftOut:
             products = fit @ root.to(fit) - (train.row_mean.to(root) @ root).to(fit)
             order = products.float().square().sum(1).argsort(descending=True)
             first, rest = order[: most // _FAR_OUT], order[most // _FAR_OUT :]
-            stride = -(-len(rest) // (most - len(first)))
-            some = rest[stride // 2 :: stride]  # of as many of less leverage as of more
+            some = rest[:: -(-len(rest) // (most - len(first)))]  # each of the most leverage of those it stands for
             chosen = torch.cat([first, some])
             fit, columns, self._weights = fit[chosen], columns[chosen], self._weights[: len(chosen)]
             self._weights[len(first) :] = len(rest) / len(some)

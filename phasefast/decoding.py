@@ -185,7 +185,7 @@ class _Work:
         assert self.statistics is not None
         arguments = self.cell, self.statistics, self.targets, self.method.penalties, choice, self._tolerance
         if self.cost.target_free:
-            return lambda: list(solve_target_free(*arguments))
+            return stage("solutions")(lambda: list(solve_target_free(*arguments)))
         finish = solve(*arguments, self.cost.eigen)
         return lambda: [(self.cell, finish())]
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -44,6 +44,7 @@ _AUTHORS_BATCH = 128  # arXiv 2312.06887 measures with the batch statistics of 1
 _BATCH = 256
 _GPU_BATCH = 2048  # launches of small networks take as long as their work below it
 _KEPT_SHARE = 0.1  # of the budget, that inputs kept on a GPU may take
+_LAYOUT = 2  # of the settings: raise it with any change of what they hold
 _MEASURING = threading.RLock()  # modes, hooks, random states and settings of PyTorch are the same for all threads
 _FREE_SHARE = 0.4  # of the budget, in use or free: beyond, what is free is not kept for the next checkpoints
 try:
@@ -61,7 +62,6 @@ class Engine:
     Attributes:
         lost: layers that the last measurement left out, and why.
         names: of the modules that are probed.
-        order: of their layers and those beside, as the model computes them, once it has run.
         settings: what scores of one directory have in common; config_hash: of these. target_hashes: by target.
 
     Raises:
@@ -118,8 +118,6 @@ class Engine:
         }
         self.settings = self._settings()
         self.config_hash = hashlib.blake2b(json.dumps(self.settings).encode(), digest_size=8).hexdigest()
-        self._beside: list[str] = []
-        self.order: list[str] = []
         self._layers: list[Layer] | None = None
         tensors = [*self.model.parameters(), *self.model.buffers()]
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # of sparse ones too
@@ -133,12 +131,6 @@ class Engine:
     def recomputed(self) -> dict[str, Tensor]:
         """What a checkpoint may lack, as it is made anew: BatchNorm statistics by name, as before any batch."""
         return {} if self.batchnorm == "running" else fresh_statistics(self.model)
-
-    def place_beside(self, layers: Iterable[str]) -> None:
-        """Layers that others have measured already, whose place in the order is to be known."""
-        known = dict(self.model.named_modules())
-        modules = (name if name in known else name.rpartition(":")[0] for name in layers)
-        self._beside = [name for name in dict.fromkeys(modules) if name in known and name not in self.names]
 
     @property
     def modules(self) -> list[str]:
@@ -253,18 +245,14 @@ class Engine:
             warn(text)
 
     def _known_layers(self) -> list[Layer]:
-        """The layers of ``names``, as the first few samples show them."""
-        if self._layers is None:
-            found = self._discovered()
-            self.order = [layer.name for layer in found]
-            self._layers = [layer for layer in found if layer.module in self.names]
+        self._layers = self._layers or self._discovered()
         return self._layers
 
     def _discovered(self) -> list[Layer]:
-        """The layers of all modules, those beside too."""
+        """The layers, as the first few samples show them."""
         first = next(model_inputs(self._fit_inputs, first_rows(self._fit_inputs), self.model, self.device))
         try:
-            return discover_layers(self.model, [*self.names, *self._beside], first, self.rows, self._given)
+            return discover_layers(self.model, self.names, first, self.rows, self._given)
         except PhasefastError:
             raise
         except Exception as error:  # the model's own
@@ -330,6 +318,7 @@ class Engine:
         row: dict[str, Any] = {
             "run": self.run,
             "layer": score.layer,
+            "place": next((layer.place for layer in self._layers or () if layer.name == score.layer), None),
             "dim": score.dim,
             "target": score.target,
             "target_hash": self.target_hashes[score.target],
@@ -357,6 +346,7 @@ class Engine:
     def _settings(self) -> dict[str, Any]:
         """What scores of one table have in common, as JSON has it: none of these may differ."""
         settings: dict[str, Any] = {
+            "layout": _LAYOUT,
             "run": self.run,
             "model": [(name, list(t.shape)) for name, t in self.model.named_parameters()],
             "modules": [f"{name}: {type(m).__name__}({m.extra_repr()})" for name, m in self.model.named_modules()],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
@@ -55,11 +57,12 @@ SCHEMA = pa.schema(
         ("baseline", pa.float64()),
         ("baseline_samples", pa.list_(pa.float32())),
         ("target_hash", pa.string()),
+        ("place", pa.int64()),
     ]
 )
 PER_SAMPLE = ["samples", "baseline_samples"]
 # Null in tables of versions that did not have them.
-_LATER = ("approximation", "low", "high", "dropped", "baseline", "baseline_samples", "target_hash")
+_LATER = ("approximation", "low", "high", "dropped", "baseline", "baseline_samples", "target_hash", "place")
 MODEL_LAYER = "model"
 _SHARD = re.compile(r"step-(\d+)\.parquet$")
 
@@ -125,8 +128,12 @@ class Scores:
 
     @cached_property
     def _layers(self) -> list[str]:
-        pairs = zip(*(self._table.column(name).to_pylist() for name in ("step", "layer")), strict=True)
-        return [name for name in in_order(pairs) if name != MODEL_LAYER]
+        probed = self._table.filter(pc.field("layer") != MODEL_LAYER)
+        steps, layers, places = (probed.column(name).to_pylist() for name in ("step", "layer", "place"))
+        found = in_order(zip(steps, layers, strict=True))
+        if None in places:
+            return found
+        return sorted(found, key=dict(zip(layers, places, strict=True)).__getitem__)
 
     @property
     def targets(self) -> list[str]:
@@ -244,13 +251,13 @@ class Scores:
         there, targets = self._pairs, list(targets)
         return [layer for layer in layers if any((layer, target) not in there for target in targets)]
 
-    def with_scores(self, others: Scores, order: Sequence[str]) -> Scores:
-        """These rows, and others of layers and targets that have none here; ``order``: of the layers."""
+    def with_scores(self, others: Scores) -> Scores:
+        """These rows, and others of layers and targets that have none here."""
         new = [cell not in self._pairs for cell in others._cells()]
         both = Scores.concat([self, Scores(others._table.filter(pa.array(new, pa.bool_())))])
-        place = {name: index for index, name in enumerate([MODEL_LAYER, *order])}
-        places = [place.get(layer, len(place)) for layer, _ in both._cells()]
-        return Scores(both._table.take(pa.array(np.argsort(places, kind="stable"))))
+        order = {name: index for index, name in enumerate([MODEL_LAYER, *both.layers])}
+        places = [order[layer] for layer, _ in both._cells()]
+        return Scores(both._table.take(pa.array(np.argsort(places, kind="stable"), pa.int64())))
 
     def _cells(self) -> Iterator[tuple[str, str]]:
         """Layer and target of each row."""
@@ -266,25 +273,18 @@ class Scores:
             raise ArgumentError(f"a shard holds one step, these scores hold {self.steps}")
         path = store_folder(directory) / f"step-{self.steps[0]:012d}.parquet"
         what = f"the scores of step {self.steps[0]} to"
-        # An open file: pyarrow takes some names for URIs.
-        with writing(path, what, parents=True) as partial, partial.open("wb") as file:
+        with writing(path, what, parents=True) as partial, pa.OSFile(os.fsencode(partial), "wb") as file:
             pq.write_table(self._table, file, compression="zstd", write_page_checksum=True)
         return path
 
 
 def in_order(pairs: Iterable[tuple[int, str]]) -> list[str]:
-    """Layers of (step, layer) in the order of the step that has most of them; others before what follows them."""
+    """Layers of (step, layer) in the order of the step that has most of them, as one that lost none; then others."""
     by_step: dict[int, dict[str, None]] = {}
     for step, layer in pairs:
         by_step.setdefault(step, {})[layer] = None
-    found: list[str] = []
-    for layers in sorted({tuple(each) for each in by_step.values()}, key=lambda each: (-len(each), each)):
-        place = len(found)
-        for layer in reversed(layers):
-            if layer not in found:
-                found.insert(place, layer)
-            place = found.index(layer)
-    return found
+    fullest = max(by_step.values(), key=len, default={})
+    return list(dict.fromkeys(itertools.chain(fullest, *by_step.values())))
 
 
 def _matching(names: list[str], patterns: Sequence[str] | None, what: str, error: type[PhasefastError]) -> list[str]:
@@ -325,8 +325,11 @@ def list_shards(directory: str | Path) -> dict[int, Path]:
 def read_shard(path: Path) -> Scores:
     """One shard; StoreError names a file that is not one."""
     try:
-        with path.open("rb") as file:
-            scores = Scores(pq.read_table(file, page_checksum_verification=True))
+        # A file of pyarrow's, as it takes some names for URIs; a file of Python's is let go of by another thread, which
+        # ends the process where the interpreter has ended before (1 in 20 times, at once after it was read).
+        with pa.OSFile(os.fsencode(path)) as file:
+            options = {"pre_buffer": False, "use_threads": False}
+            scores = Scores(pq.read_table(file, page_checksum_verification=True, **options))
     except (OSError, ValueError, pa.ArrowException) as error:
         raise StoreError(f"cannot read the shard {path}: {error}; delete it and sweep again") from error
     match = _SHARD.search(path.name)

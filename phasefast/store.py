@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ _ELSEWHERE = "give another out= (--out), or overwrite=True (--overwrite) to star
 PHASES, PICTURE, SELECTED = "phases.json", "phases.png", "phases-selected.png"
 RECONSTRUCTIONS = "reconstructions.png"
 _ORIGIN, _TRAINING, _FAILED = "origin.json", "training.json", "failed-{}.json"
+_OTHER_VERSION = "by another version of phasefast"
 _WORDS = "stored", "now"  # of the two values of a setting
 _LONGEST = 60  # characters of a setting that is shown
 
@@ -84,12 +85,11 @@ def write_step(
     config_hash: str,
     settings: Mapping[str, Any],
     lost: Mapping[str, Exception],
-    order: Sequence[str],
 ) -> Scores:
     """Write the scores of one step, with those of other layers and targets that are there; beside them the settings.
 
     Args:
-        lost: why layers were left out; of those that are not finite it stays known. order: of all layers.
+        lost: why layers were left out; of those that are not finite it stays known.
 
     Returns:
         All scores of the step.
@@ -116,7 +116,7 @@ def write_step(
         stored = read_shard(shards[step])
         check_weights(stored, scores.values_of("state_hash")[0])
         _check_targets(shards[step], stored, scores.target_hashes)
-        scores = stored.with_scores(scores, order)
+        scores = stored.with_scores(scores)
     if not kept.exists():
         with writing(kept, "the settings to", parents=True) as partial:
             partial.write_text(json.dumps(settings), encoding="utf-8")
@@ -124,9 +124,9 @@ def write_step(
     if before is None or not before.partial:
         before = Failure(f"step {step}", "", partial=True)
         remove_file(_failure_file(directory, step))
-    if lost:
-        texts = [before.error, *(str(error) for error in lost.values() if isinstance(error, NonFiniteError))]
-        error, layers = "; ".join(filter(None, texts)), (*before.layers, *lost)
+    if new := {layer: error for layer, error in lost.items() if layer not in before.layers}:
+        texts = [before.error, *(str(error) for error in new.values() if isinstance(error, NonFiniteError))]
+        error, layers = "; ".join(filter(None, texts)), (*before.layers, *new)
         keep_failures(directory, {step: replace(before, error=error, layers=layers)})
     return scores
 
@@ -208,20 +208,26 @@ def check_origin(directory: str | Path, origin: str, confirmed: bool) -> None:
 
 
 class Training:
-    """One that stores scores in a run directory, where no other may while it does."""
+    """One that stores scores in a run directory, where no other may while it does.
 
-    def __init__(self, directory: str | Path) -> None:
+    Args:
+        overwrite: the directory is this one's from the first, whoever stored scores there before.
+    """
+
+    def __init__(self, directory: str | Path, overwrite: bool = False) -> None:
         self._directory, self._file = directory, store_folder(directory) / _TRAINING
         self._own, self._before = secrets.token_hex(8), self._known()
+        if overwrite:
+            self.claim()
 
-    def check(self) -> None:
+    def claim(self) -> None:
         """Make the directory this training's.
 
         Raises:
             StoreError: another one has stored scores there since this one was begun; or it cannot be written.
         """
         known = self._known()
-        if known not in (self._own, self._before):
+        if known not in (None, self._own, self._before):
             raise StoreError(
                 f"{self._directory}: another training stores scores there, begun after this one or at once; give each "
                 "its own out="
@@ -243,6 +249,8 @@ def differences(first: str | Path, second: str | Path, names: tuple[str, str]) -
     Empty where that is not known.
     """
     there, here = _kept(first), _kept(second)
+    if there and here and there.get("layout") != here.get("layout"):
+        return _OTHER_VERSION
     return _listed(there, here, words=names) if there and here else ""
 
 
@@ -266,6 +274,8 @@ def _difference(folder: Path, config_hash: str, settings: Mapping[str, Any]) -> 
         others = json.loads(_settings_file(folder, config_hash).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return ", of which no settings are kept"
+    if others.get("layout") != settings.get("layout"):
+        return f", {_OTHER_VERSION}"
     return ": " + _listed(others, json.loads(json.dumps(settings)))
 
 

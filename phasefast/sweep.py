@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -97,6 +98,9 @@ class Sweeper:
 
     Args:
         model, probe_set, out, run, overwrite, **options: as for :func:`sweep`. reader: of the checkpoints.
+
+    Attributes:
+        count: of the measurements so far.
     """
 
     def __init__(
@@ -113,8 +117,8 @@ class Sweeper:
         self._engine, self._out, self._reader = Engine(model, probe_set, run, out, **options), out, reader
         engine = self._engine
         self._stored = open_store(out, engine.config_hash, engine.settings, engine.target_hashes, overwrite)
-        engine.place_beside(Scores.concat([*self._stored.values()]).layers)
         self._lost = lost_layers(out) if self._stored else {}
+        self.count = 0
         self._measured = self._known = False  # the latter: whether checkpoints are those that out is of
 
     @property
@@ -138,6 +142,8 @@ class Sweeper:
         failures, new = dict[int, Exception](), dict[int, Exception]()
         with restored(self._engine):
             todo = {step: source for step, source in ordered.items() if step not in self._stored or self._lacking(step)}
+            measured = [step for step in todo if step in self._stored and step > 0]  # of other layers or targets
+            self._known |= any(_is_known(self._stored[step], todo[step], self._reader) for step in measured)
             for step in ordered.keys() - todo.keys():
                 try:
                     same = _is_same(self._stored[step], ordered[step], self._engine, self._reader)
@@ -146,7 +152,7 @@ class Sweeper:
                     failures[step] = error
             if not self._measured and (origin := _origin(ordered.values())) is not None:
                 check_origin(self._out, origin, self._known)
-            begun = bool(self._stored)
+            begun = any(not self._lacking(step) for step in self._stored)
             try:
                 measure_each(self._engine, todo, self._reader, "sweeping", self._measure, new, begun, all_of_them)
             finally:
@@ -165,15 +171,25 @@ class Sweeper:
         if source_hash is not None:
             scores = scores.with_column("source_hash", source_hash)
         if step in self._stored:
-            scores = self._stored[step].with_scores(scores, engine.order)
-        scores = write_step(self._out, scores, engine.config_hash, engine.settings, engine.lost, engine.order)
+            scores = self._stored[step].with_scores(scores)
+        scores = write_step(self._out, scores, engine.config_hash, engine.settings, engine.lost)
         self._stored[step], self._measured, self._known = scores, True, True
+        self._lost[step] = {*self._lost.get(step, ()), *engine.lost}
+        self.count += 1
 
     def _lacking(self, step: int) -> list[str]:
         """Modules whose layers a stored step has no scores of, though they can be measured."""
         names = [name for name in self._engine.names if name not in self._lost.get(step, ())]
         lacking = self._stored[step].lacking(names, self._engine.target_hashes)
-        return [name for name in lacking if name in self._engine.modules] if lacking else []
+        return [name for name in lacking if name in self._usable] if lacking else []
+
+    @cached_property
+    def _usable(self) -> list[str]:
+        """Modules that can be measured, as far as the model tells before it has the weights of a checkpoint."""
+        try:
+            return self._engine.modules
+        except Exception:  # then these may be what it lacks
+            return self._engine.names
 
 
 def _share(ordered: Mapping[int, Source], shard: tuple[int, int] | None) -> dict[int, Source]:
@@ -203,6 +219,11 @@ def _origin(sources: Iterable[Source]) -> str | None:
     return places.pop() if len(places) == 1 else None
 
 
+def _is_known(stored: Scores, source: Source, reader: Reader) -> bool:
+    """Whether stored scores, which are all of the same weights, are of these very files."""
+    return reader.is_there(source) and reader.fingerprint(source) in stored.values_of("source_hash")
+
+
 def _is_misfit(error: Exception) -> bool:
     """Whether a checkpoint can be read, but not be used."""
     return isinstance(error, CheckpointError) and not isinstance(error, UnreadableError)
@@ -213,11 +234,11 @@ def _is_same(stored: Scores, source: Source, engine: Engine, reader: Reader) -> 
 
     False where it is not there any more. What a function reads is loaded: it may be another function than before.
     """
+    same_function = reader.load is None or isinstance(source, Revision)  # all of these would be downloaded again
+    if same_function and _is_known(stored, source, reader):
+        return True
     if not reader.is_there(source):
         return False  # measured, and deleted since to save space
-    same_function = reader.load is None or isinstance(source, Revision)  # all of these would be downloaded again
-    if same_function and stored.values_of("source_hash") == [reader.fingerprint(source)]:
-        return True
     try:
         state = reader.read(source)
     except CheckpointError as error:

@@ -97,9 +97,8 @@ class PhaseTracker:
         if out is not None:
             engine = self._engine
             stored = open_store(out, engine.config_hash, engine.settings, engine.target_hashes, overwrite)
-            self._training = Training(out)
+            self._training = Training(out, overwrite and not _is_another_rank())
             self.scores = Scores.concat([*stored.values()])
-            engine.place_beside(self.scores.layers)
 
     def __repr__(self) -> str:
         model, where = type(self._engine.model).__name__, "memory" if self._out is None else f"{self._out}"
@@ -147,8 +146,8 @@ class PhaseTracker:
             self.scores = Scores.concat([self.scores, scores])
             if self._out is not None:
                 if not _is_another_rank():  # all of a sharded training store the same
-                    self._training.check()
-                write_step(self._out, scores, engine.config_hash, engine.settings, engine.lost, engine.order)
+                    self._training.claim()
+                write_step(self._out, scores, engine.config_hash, engine.settings, engine.lost)
         except Exception as error:
             if self._on_error == "raise" or (not may_pass(error) and self.seconds == 0):
                 raise

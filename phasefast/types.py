@@ -184,12 +184,17 @@ class TargetMatrix:
 
 @dataclass(frozen=True)
 class Layer:
-    """One place whose activations are probed: the ``call``-th call of module ``module``, ``dim`` features per row."""
+    """One place whose activations are probed: the ``call``-th call of module ``module``, ``dim`` features per row.
+
+    Attributes:
+        place: among all calls of the model's modules, as they end; None where that is not known.
+    """
 
     name: str
     module: str
     call: int
     dim: int
+    place: int | None = None
 
 
 @dataclass(frozen=True)

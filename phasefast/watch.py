@@ -70,6 +70,7 @@ def _rounds(sweeper: Sweeper, folder: str | os.PathLike[str], every: float) -> I
     last: dict[int, _Written] = {}
     tries: Counter[tuple[int, _Written]] = Counter()
     seen: list[int] | None = None
+    count = 0
     while True:
         found = _found(folder, first=seen is None)
         written = {step: _written(path) for step, path in found.items()}  # before they are read
@@ -87,9 +88,9 @@ def _rounds(sweeper: Sweeper, folder: str | os.PathLike[str], every: float) -> I
                 warn(f"step {step} is tried again when it has changed: {with_notes(error)}")
             if tries[step, written[step]] < _TRIES:  # a disk may fail once
                 del known[step]
-        if sweeper.steps != (seen or []):
+        if sweeper.count > count or (seen is None and sweeper.steps):
             yield sweeper.scores(sweeper.steps)
-        seen = sweeper.steps
+        seen, count = sweeper.steps, sweeper.count
         time.sleep(every)
 
 

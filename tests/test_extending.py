@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,10 @@ from torch import Tensor, nn
 
 import phasefast as pf
 from phasefast.engine import Engine
-from phasefast.errors import DataError, StoreError, SweepError
+from phasefast.errors import DataError, LayerError, MemoryBudgetError, NonFiniteError, StoreError, SweepError
 from phasefast.report import read_phases
-from phasefast.store import lost_layers, read_failures
+from phasefast.scores import Scores, read_shard
+from phasefast.store import lost_layers, read_failures, write_step
 
 from .conftest import SmallNet, images
 
@@ -162,7 +165,12 @@ def test_layers_that_are_lost_are_not_tried_again(
     with pytest.warns(RuntimeWarning, match="left out 1 at step 1"):
         pf.sweep(net, states, probe_set, out=tmp_path, layers=["drop"])
     assert lost_layers(tmp_path) == {1: {"hidden", "head", "drop"}}
-    assert read_failures(tmp_path)[1].error.startswith(f"{before[1].error}; layer 'drop': NaN or Inf")
+    failure = read_failures(tmp_path)[1]
+    assert failure.error.startswith(f"{before[1].error}; layer 'drop': NaN or Inf")
+    step = pf.read_scores(tmp_path).filter(step=1)
+    (hash_,) = step.values_of("config_hash")
+    write_step(tmp_path, step, hash_, {}, {"hidden": NonFiniteError("as another rank has it")})
+    assert read_failures(tmp_path)[1] == failure
 
 
 def test_what_was_stored_stays_where_a_checkpoint_cannot_be_read_any_more(
@@ -190,3 +198,102 @@ def test_a_training_that_is_resumed_may_look_at_more(
     more.step(2)
     assert measured == [(1, ["hidden"]), (2, ["conv", "head"])]
     assert pf.read_scores(tmp_path).filter(step=2).layers == ["conv", "head"]
+
+
+def test_names_that_no_layer_answers_to_are_refused_beside_others_too(
+    net: nn.Module, probe_set: pf.ProbeSet, states: States, tmp_path: Path
+) -> None:
+    pf.sweep(net, states, probe_set, out=tmp_path, layers="hidden")
+    with pytest.raises(LayerError, match="layer 'unused': its forward hook never fired"):
+        pf.sweep(net, states, probe_set, out=tmp_path, layers="unuse?")
+
+
+def test_layers_are_in_the_order_of_the_model_whoever_adds_them_when(
+    net: nn.Module, probe_set: pf.ProbeSet, states: States, tmp_path: Path
+) -> None:
+    tracker = pf.PhaseTracker(net, probe_set, out=tmp_path / "live", layers="hidden", on_error="raise")
+    pf.sweep(net, {1: net.state_dict()}, probe_set, out=tmp_path / "live", layers=["conv", "relu", "head"])
+    tracker.step(1)
+    tracker.step(2)
+    expected = ["conv", "relu", "hidden", "relu:1", "head"]
+    assert pf.read_scores(tmp_path / "live").layers == expected
+    assert pf.read_scores(tmp_path / "live").filter(step=1).layers == expected
+    rows = pf.read_scores(tmp_path / "live").to_arrow().to_pylist()
+    older = Scores.from_rows([{**row, "place": None} for row in rows])  # by the step that has most
+    assert older.layers == expected
+
+
+def test_what_fails_alike_everywhere_is_raised_at_once(
+    net: nn.Module, probe_set: pf.ProbeSet, states: States, measured: list, tmp_path: Path
+) -> None:
+    pf.sweep(net, states, probe_set, out=tmp_path, layers="hidden")
+    measured.clear()
+    with pytest.raises(MemoryBudgetError, match="layer 'conv'"):
+        pf.sweep(net, states, probe_set, out=tmp_path, layers="conv", memory="20kB")
+
+
+def test_files_that_are_known_are_not_read_again(
+    net: nn.Module, probe_set: pf.ProbeSet, states: States, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").mkdir()
+    for step, state in states.items():
+        torch.save(state, tmp_path / f"a/step_{step}.pt")
+    out = tmp_path / "run"
+    pf.sweep(net, states, probe_set, out=out, layers="hidden")
+    pf.sweep(net, tmp_path / "a", probe_set, out=out, layers="conv")
+    (tmp_path / "a").rename(tmp_path / "b")
+    read: list[Any] = []
+    load = torch.load
+    monkeypatch.setattr(torch, "load", lambda *args, **options: read.append(args) or load(*args, **options))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pf.sweep(net, tmp_path / "b", probe_set, out=out, layers=["conv", "hidden"])
+        assert read == []
+        pf.sweep(net, tmp_path / "b", probe_set, out=out, layers="head")  # of another folder, but the same training
+    assert len(read) == len(states)
+
+
+def test_a_model_that_runs_with_trained_weights_alone_gets_further_layers(
+    probe_set: pf.ProbeSet, tmp_path: Path
+) -> None:
+    class Fitted(SmallNet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("fitted", torch.zeros(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not self.fitted:
+                raise RuntimeError("not fitted")
+            return super().forward(x)
+
+    states = {step: {**Fitted().state_dict(), "fitted": torch.ones(1)} for step in (0, 1)}
+    for layers in ("hidden", "conv"):
+        found = pf.sweep(Fitted(), states, probe_set, out=tmp_path, layers=layers)
+    assert found.layers == ["conv", "hidden"]
+
+
+def test_steps_that_lack_what_was_added_are_named(
+    net: nn.Module, probe_set: pf.ProbeSet, states: States, tmp_path: Path
+) -> None:
+    pf.sweep(net, states, probe_set, out=tmp_path, layers="hidden", targets="input")
+    assert read_phases(tmp_path)[1].failed == {}
+    pf.sweep(net, {2: states[2]}, probe_set, out=tmp_path, layers="conv", targets="input")
+    failed = read_phases(tmp_path)[1].failed
+    assert list(failed) == [0, 1]
+    assert all(each.partial and "lacks targets of layers ['conv']" in each.error for each in failed.values())
+    pf.sweep(net, states, probe_set, out=tmp_path, layers="conv", targets="input")
+    assert read_phases(tmp_path)[1].failed == {}
+
+
+def test_scores_of_another_version_are_told_as_such(
+    net: nn.Module, probe_set: pf.ProbeSet, states: States, tmp_path: Path
+) -> None:
+    pf.sweep(net, states, probe_set, out=tmp_path, layers="hidden")
+    (path,) = (tmp_path / "scores").glob("settings-*.json")
+    older = {"names": ["hidden"], "targets": "0123456789abcdef"}
+    (tmp_path / "scores/settings-0.json").write_text(json.dumps(older))
+    path.unlink()
+    for shard in (tmp_path / "scores").glob("step-*"):
+        read_shard(shard).with_column("config_hash", "0").write_shard(tmp_path)
+    with pytest.raises(StoreError, match="another configuration, by another version of phasefast; give the same"):
+        pf.sweep(net, states, probe_set, out=tmp_path, layers="hidden")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import phasefast as pf
@@ -38,10 +41,6 @@ def test_curves_that_are_not_there_are_named(net: SmallNet, probe_set: pf.ProbeS
 def test_layers_are_in_the_order_of_a_step_that_lost_none() -> None:
     assert in_order([(0, "b"), (0, "c"), (1, "a"), (1, "b"), (1, "c"), (2, "d")]) == ["a", "b", "c", "d"]
     assert in_order([]) == []
-    by_step = enumerate((["conv", "head"], ["hidden", "drop", "head"], ["hidden"], ["last"]))
-    assert in_order([(step, layer) for step, layers in by_step for layer in layers]) == [
-        *("hidden", "drop", "conv", "head", "last")
-    ]
     assert make_scores(["a"], [0]).select(["a", "!model"]).layers == ["a"]
     for layers in (["!model", "!a"], ["model", "!model"]):
         with pytest.raises(pf.PhasefastError, match=r"^no scores of layers \[[^]]*\]$"):
@@ -49,6 +48,22 @@ def test_layers_are_in_the_order_of_a_step_that_lost_none() -> None:
     lost = make_scores(["a", "b", "c"], [0, 1]).to_arrow().to_pylist()
     scores = Scores.from_rows([row for row in lost if row["step"] == 1 or row["layer"] != "a"])
     assert scores.layers == ["a", "b", "c"]
+
+
+def test_no_file_of_pythons_is_given_to_other_threads(
+    net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that lets go of such a file after the interpreter's end ends the process."""
+    path = pf.probe(net, probe_set, layers="hidden", step=3).write_shard(tmp_path / os.fsdecode(b"caf\xe9:\xff"))
+    read, files = pq.read_table, []
+    monkeypatch.setattr(
+        pq, "read_table", lambda file, **options: files.append((type(file), options)) or read(file, **options)
+    )
+    assert read_shard(path).steps == [3]
+    ((kind, options),) = files
+    assert kind is pa.OSFile
+    assert not options["pre_buffer"]
+    assert not options["use_threads"]
 
 
 def test_a_damaged_shard_is_named_or_read_as_it_was(net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path) -> None:

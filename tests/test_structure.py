@@ -14,7 +14,7 @@ PACKAGE = ROOT / "phasefast"
 OPS = ("capture", "gram", "residual", "ridge_solve")
 LEVELS = (
     ("console", "errors", "types"),
-    ("fetching", "timeline", "workspace"),
+    ("fetching", "hooks", "timeline", "workspace"),
     ("failures", "files", "globs", "listing", "notices", "phase_report", "progress"),
     ("samples", "sequences"),
     ("scores",),

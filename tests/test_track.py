@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -241,8 +242,13 @@ def test_a_training_that_goes_on_elsewhere_stops_the_one_before(probe_set: pf.Pr
     assert list((tmp_path / "scores").glob("failed-*")) == []
     assert pf.read_scores(tmp_path).steps == [0, 1]
     again = pf.PhaseTracker(net, probe_set, on_error="raise", overwrite=True, **options)
+    with pytest.warns(RuntimeWarning, match="step 4 was not measured or not stored: .* another training stores"):
+        killed.step(4)
     again.step(0)
     assert pf.read_scores(tmp_path).steps == [0]
+    shutil.rmtree(tmp_path / "scores")
+    again.step(1)
+    assert pf.read_scores(tmp_path).steps == [1]
 
 
 def test_settings_of_a_job_that_stored_nothing_stop_nobody(probe_set: pf.ProbeSet, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +13,12 @@ from rich.console import Console
 from ..comparing import Comparison, compare_phases
 from ..console import of_results
 from ..errors import ArgumentError, DataError, LayerError
+from ..failures import Failure
 from ..notices import shown, warn
 from ..phase_report import PhaseReport, failure_notes
 from ..scores import Scores, read_scores
 from ..stages.phases import detect_phases
-from ..store import PHASES, PICTURE, SELECTED, differences, read_failures
+from ..store import PHASES, PICTURE, SELECTED, differences, lost_layers, read_failures
 from .compared import plot_comparison, print_comparison, run_names
 from .curves import accuracy_target, fvu_target, telling_layers
 from .gallery import plot_reconstructions
@@ -51,7 +52,26 @@ def read_phases(directory: str | Path) -> tuple[Scores, PhaseReport]:
         DataError: scores of several runs, of fewer than two steps, or such that cannot be analysed.
     """
     scores = _one_run(directory)
-    return scores, replace(detect_phases(scores), failed=read_failures(directory))
+    failed = read_failures(directory)
+    return scores, replace(detect_phases(scores), failed=failed | _gaps(scores, failed, lost_layers(directory)))
+
+
+def _gaps(scores: Scores, failed: Mapping[int, Failure], lost: Mapping[int, Collection[str]]) -> dict[int, Failure]:
+    """Steps that lack layers or targets, though nothing was wrong with these, and what had failed there already."""
+    asked = {
+        target: [each for each in scores.layers if not scores.lacking([each], [target])] for target in scores.targets
+    }
+    found = {}
+    for step in scores.steps:
+        part, before = scores.filter(step=step), failed.get(step, Failure(f"step {step}", "", partial=True))
+        lacking = {layer for target, layers in asked.items() for layer in part.lacking(layers, [target])}
+        told = {layer for layer in lacking if f"layer {layer!r}:" in before.error}  # as older versions kept it
+        if gaps := lacking - told - {*lost.get(step, ())}:
+            text = (
+                f"lacks targets of layers {shown(gaps)}, as of others that were asked for later; sweep again with them"
+            )
+            found[step] = replace(before, error="; ".join(filter(None, (before.error, text))))
+    return found
 
 
 def write_phases(directory: str | Path, report: PhaseReport) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..dense import empty
 from ..errors import ArgumentError, LayerError, NonFiniteError, PhasefastError
+from ..hooks import hooked, places_of_calls
 from ..notices import shown, warn
 from ..sequences import TOKEN_MODES, as_one, positions_last, real_tokens
 from ..timeline import stage
@@ -115,9 +116,9 @@ def discover_layers(
             unclear.append(name)
         found.append(Layer(name if call == 0 else f"{name}:{call}", name, call, _width(x, pool)))
 
-    with _hooks(model, names, record) as reset:
+    with hooked(model, names, record) as reset:
         reset()
-        model(batch)
+        model(batch.clone())  # which it may change
     usable = [name for name in names if name not in unusable]
     silent = [name for name in usable if name not in {layer.module for layer in found}]
     if wrong := list(unusable) if len(silent) == len(usable) else [name for name in unusable if name in given]:
@@ -143,6 +144,8 @@ def discover_layers(
             f"tokens={options.tokens!r}: whether the second or the last axis of outputs of {shown(unclear)} has the "
             "positions is a guess; probe convolutions of torch.nn instead"
         )
+    places = places_of_calls(model, batch)
+    found = [replace(layer, place=places.get((layer.module, layer.call))) for layer in found]
     return [layer for layer in found if layer.module not in unusable]
 
 
@@ -185,7 +188,7 @@ def capture(
             spool.write(*_as_cell(name, module, output, current["stop"] - current["start"], options, real), **current)
 
     outputs: dict[str, list[Tensor]] = {"fit": [], "heldout": []}
-    with _hooks(model, sorted({layer.module for layer in layers}), record) as reset:
+    with hooked(model, sorted({layer.module for layer in layers}), record) as reset:
         for split, inputs, bounds in (("fit", fit_inputs, fit_bounds), ("heldout", heldout_inputs, heldout_bounds)):
             for (start, stop), batch in zip(bounds, model_inputs(inputs, bounds, model, device), strict=True):
                 current.update(split=split, start=start, stop=stop)
@@ -298,35 +301,6 @@ def _warn_of_tokens(mode: TokenMode, shapes: Mapping[str, torch.Size], batch: Te
             f"tokens={mode!r} takes one row of outputs [b, t, f]; those of {shown(whole)} have other shapes, such as "
             f"{tuple(shapes[whole[0]])}, and are decoded whole, with all tokens: leave these layers out"
         )
-
-
-@contextlib.contextmanager
-def _hooks(
-    model: nn.Module, names: Sequence[str], record: Callable[[str, int, nn.Module, Any], None]
-) -> Iterator[Callable[[], None]]:
-    """Call ``record(name, call, module, output)`` after each forward of the named modules.
-
-    Yields what restarts the count.
-    """
-    calls = dict.fromkeys(names, 0)
-    modules = dict(model.named_modules())
-
-    def hook_for(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, _args: Any, output: Any) -> None:
-            calls[name] += 1
-            record(name, calls[name] - 1, module, output)
-
-        return hook
-
-    def reset() -> None:
-        calls.update(dict.fromkeys(names, 0))
-
-    handles = [modules[name].register_forward_hook(hook_for(name)) for name in names]
-    try:
-        yield reset
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _first(output: Any, preferred: str = "") -> Any:

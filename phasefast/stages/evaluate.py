@@ -35,6 +35,7 @@ def evaluate(
     fit_errors, fit_hits = _residual(cell.fit, decoder, targets.fit, [fit.block for fit in direct])
     fetch = later(errors, hits, fit_errors.sum(1), fit_hits.double().mean(1))
 
+    @stage("scores")
     def read() -> list[Score]:
         errors, hits, totals, shares = fetch()
         place = {block.name: index for index, block in enumerate(targets.blocks)}

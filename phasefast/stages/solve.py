@@ -14,6 +14,7 @@ from .. import ops
 from ..certificates import Certificate, Part, certify, certify_target_free, check_of, exact_combinations
 from ..dense import aligned_empty, converted_rows, empty, left_product
 from ..systems import Penalties, PenaltyChoice, Solution, System, solve_cholesky, solve_eigen
+from ..timeline import stage
 from ..types import Activations, BlockFit, Decoder, Statistics, TargetBlock, TargetMatrix
 
 _REFINE_ABOVE = 1e-8  # error estimate of a float64 solution that a step of refinement still mends
@@ -68,6 +69,7 @@ def solve(
     return partial(_finished, cell, system, targets, parts, weights, certified, tolerance)
 
 
+@stage("solutions")
 def _finished(
     cell: Activations,
     system: System,
