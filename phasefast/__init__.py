@@ -1,5 +1,6 @@
 """See, for every layer at every checkpoint, what can still be decoded linearly and which learning phase it is in."""
 
+from .best import BestCheckpoint, best_checkpoint
 from .comparing import Agreement, Comparison, compare_phases
 from .engine import VERSION as __version__
 from .errors import PhasefastError
@@ -20,6 +21,7 @@ from .watch import watch
 
 __all__ = [
     "Agreement",
+    "BestCheckpoint",
     "CellPhases",
     "Comparison",
     "Function",
@@ -35,6 +37,7 @@ __all__ = [
     "Scores",
     "Target",
     "__version__",
+    "best_checkpoint",
     "build_info",
     "compare_phases",
     "detect_phases",

@@ -90,14 +90,9 @@ def again(swept: Path, tmp_path: Path) -> Path:
 def test_comparisons_warn_of_them(swept: Path, again: Path) -> None:
     with pytest.warns() as caught:
         read_runs([swept, again])
-    told = [str(each.message).partition(": ")[::2] for each in caught]
-    assert [run for run, _ in told] == [
-        "run",
-        "run",
-        "again",
-        "again",
-        "run and again have the same weights at 2 steps after 0",
-    ]
+    *told, (same, _) = [str(each.message).partition(": ")[::2] for each in caught]
+    assert [run for run, _ in told] == ["run", "run", "again", "again"]
+    assert same == "run and again have the same weights at 2 steps after 0"
     assert all(text.startswith(("Not measured: step 2: ", "Not measured: step 8: ")) for _, text in told)
 
 

@@ -19,7 +19,7 @@ LEVELS = (
     ("samples", "sequences"),
     ("scores",),
     ("ops",),
-    ("comparing", "curve", "dense", "isometry", "target_cache", "target_types", "valley"),
+    ("best", "comparing", "curve", "dense", "isometry", "target_cache", "target_types", "valley"),
     ("components",),
     ("systems",),
     ("certificates", "choosing"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..best import best_checkpoint
 from ..phase_report import (
     KINDS,
     NOT_THERE,
@@ -28,6 +30,7 @@ from .names import shortened
 _COLOURS: dict[PhaseKind, str] = {"constant": "", "decrease": "green", "increase": "yellow"}
 _WIDE = 1000  # letters
 _VISIBLE = 10  # times the last decimal: what a curve changes by
+_INPUT = "input"  # of which the first layers keep most
 MOST_STEPS = 60  # in tables of curves
 
 
@@ -53,10 +56,32 @@ def print_report(scores: Scores, report: PhaseReport, console: Console) -> None:
             console.print(Text(f"The most frequent class alone: {number(baseline)}", style="dim"))
         if estimates := scores.approximations(target, shown):
             console.print(f"~ estimates: {'; '.join(estimates)}. Intervals: columns low and high.", style="dim")
+        if target != _INPUT and cells:
+            _print_best(scores, target, console)
     if report.failed:
         console.print()
     for note in failure_notes(report.failed):
         console.print(Text(note, style="yellow"))
+
+
+def _print_best(scores: Scores, target: str, console: Console) -> None:
+    """The layer and step that a target is decoded best from, and what held-out samples do not tell apart from that."""
+    best = best_checkpoint(scores, target)
+    steps = scores.curve(best.layer, target, best.metric)[0].tolist()
+    text = f"Best: {best.layer} at step {best.step}, {best.metric} {number(best.value)}"
+    alike = [f"its steps {', '.join(_spans(best.steps, steps))}"] if len(best.steps) > 1 else []
+    alike += [f"{layer} at {step}" for layer, step in best.others.items()]
+    console.print(
+        Text(f"{text}; not told apart from it: {'; '.join(alike)}" if alike else f"{text}, told apart from all")
+    )
+
+
+def _spans(some: Sequence[int], steps: Sequence[int]) -> Iterator[str]:
+    """Runs of neighbours among ``steps``: ``3``, ``6-24``."""
+    places = [steps.index(step) for step in some]
+    for _, run in itertools.groupby(enumerate(places), key=lambda pair: pair[1] - pair[0]):
+        own = [steps[place] for _, place in run]
+        yield span_text(own[0], own[-1])
 
 
 def say_thinned(steps: Collection[int], console: Console) -> None:
@@ -131,12 +156,15 @@ def numbers(values: Sequence[float]) -> list[str]:
 
 
 def number(value: float, decimals: int = 3) -> str:
-    """Three digits in few letters: ``.359``, ``1.41``, ``2e-6``; of small numbers so many decimals: ``.0061``."""
+    """Three digits in few letters: ``.359``, ``1.41``, ``2e-6``; of small numbers so many decimals: ``.0061``.
+
+    Of the smallest a second digit where more than three are asked for: ``2.4e-6``.
+    """
     size = abs(value)
     if not math.isfinite(value) or size == 0:
         return f"{value:g}"
     if size < 5e-4 or size >= 9999.5:
-        mantissa, exponent = f"{value:.0e}".split("e")
+        mantissa, exponent = f"{value:.{int(decimals > 3 and size < 1)}e}".split("e")
         return f"{mantissa}e{int(exponent)}"
     if size < 0.9995:
         return f"{value:.{decimals}f}".replace("0.", ".", 1)

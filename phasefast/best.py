@@ -1,0 +1,130 @@
+"""Which layer of which checkpoint a target is decoded best from, and what is not told apart from that."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from .errors import ArgumentError, DataError
+from .scores import Scores
+
+_FEW = 50  # samples that are right in one of two cases only, up to which their chance is counted
+
+
+@dataclass(frozen=True)
+class BestCheckpoint:
+    """Where a target is decoded best.
+
+    Attributes:
+        layer, step: where. value: the held-out ``metric`` there, ``accuracy`` or ``fvu``.
+        steps: of that layer, whose values are not told apart from the best, which is among them.
+        others: the best steps of other layers, likewise.
+    """
+
+    target: str
+    metric: str
+    layer: str
+    step: int
+    value: float
+    steps: tuple[int, ...]
+    others: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class _Losses:
+    """Of one layer: ``samples`` [K, m] at ``steps`` [K], in units whose samples are [m]."""
+
+    steps: np.ndarray
+    samples: np.ndarray
+    unit: np.ndarray
+
+    @property
+    def best(self) -> int:
+        return int(self.samples.mean(1).argmin())
+
+    @property
+    def least(self) -> np.ndarray:
+        return np.asarray(self.samples[self.best])
+
+
+def best_checkpoint(
+    scores: Scores, target: str = "label", *, layers: Sequence[str] | None = None, confidence: float = 0.95
+) -> BestCheckpoint:
+    """The layer and step of the best held-out score of a target, such as of the task you mean to transfer to.
+
+    Others are told apart where the difference of the same samples excludes 0: of classes by the sign test (McNemar
+    1947), of numbers by the standard error of the ratio. Of many the best seems a little better than it is.
+
+    Args:
+        scores: of one run, with per-sample held-out values. layers: names or globs; None for all.
+        confidence: of each comparison.
+
+    Raises:
+        ArgumentError, LayerError: no such target or layer. DataError: no per-sample scores that are finite.
+    """
+    if not 0 < confidence < 1:
+        raise ArgumentError(f"confidence: expected a number between 0 and 1, got {confidence}")
+    wanted = scores.select(layers, [target])
+    metric = next((name for name in ("accuracy", "fvu") if any(_layers(wanted, target, name))), None)
+    found = (
+        {}
+        if metric is None
+        else {layer: _losses(wanted, layer, target, metric) for layer in _layers(wanted, target, metric)}
+    )
+    found = {layer: losses for layer, losses in found.items() if len(losses.steps)}
+    if metric is None or not found:
+        raise DataError(f"target {target!r}: expected finite held-out accuracy or fvu, got {wanted!r}")
+    if len({losses.samples.shape[1] for losses in found.values()}) > 1:
+        raise DataError(f"target {target!r}: layers were measured on held-out sets of different sizes")
+    layer = min(found, key=lambda name: float(found[name].least.mean()))
+    own = found[layer]
+    same = [not _apart(samples, own, confidence) for samples in own.samples]
+    others = {
+        name: losses for name, losses in found.items() if name != layer and not _apart(losses.least, own, confidence)
+    }
+    loss = float(own.least.mean())
+    return BestCheckpoint(
+        target=target,
+        metric=metric,
+        layer=layer,
+        step=int(own.steps[own.best]),
+        value=1 - loss if metric == "accuracy" else loss,
+        steps=tuple(own.steps[same].tolist()),
+        others={name: int(losses.steps[losses.best]) for name, losses in others.items()},
+    )
+
+
+def _layers(scores: Scores, target: str, metric: str) -> Iterator[str]:
+    return (layer for layer in scores.layers if scores.has_curve(layer, target, metric))
+
+
+def _losses(scores: Scores, layer: str, target: str, metric: str) -> _Losses:
+    """Those of the steps at which they are finite; a classifier's are 1 where it errs."""
+    try:
+        steps, samples = scores.samples(layer, target, metric)
+    except LookupError as error:
+        raise DataError(f"{error}; probe these checkpoints again") from error
+    samples = samples.astype(np.float64)
+    samples = 1 - samples if metric == "accuracy" else samples
+    unit = scores.baseline_samples(layer, target, metric)
+    finite = np.isfinite(samples).all(1)
+    return _Losses(
+        steps[finite], samples[finite], np.ones(samples.shape[1]) if unit is None else unit.astype(np.float64)
+    )
+
+
+def _apart(samples: np.ndarray, best: _Losses, confidence: float) -> bool:
+    """Whether losses [m] are more than chance above the least ones of the same samples."""
+    more, count = samples - best.least, len(samples)
+    signs = np.unique(more)
+    if set(signs.tolist()) <= {-1.0, 0.0, 1.0} and (either := int(np.abs(more).sum())) <= _FEW:
+        fewer = (either - int(more.sum())) // 2  # samples that only the best errs at
+        chance = 2 * sum(math.comb(either, k) for k in range(fewer + 1)) / float(2**either)
+        return chance < 1 - confidence
+    mean = float(more.mean())
+    error = float((more - mean * best.unit / best.unit.mean()).std()) / math.sqrt(count)
+    return mean > NormalDist().inv_cdf((1 + confidence) / 2) * error

@@ -1,0 +1,124 @@
+"""The best layer and step of a target, and what held-out samples do not tell apart from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+import torch
+
+import phasefast as pf
+from phasefast.errors import ArgumentError, DataError, LayerError
+from phasefast.scores import Scores
+
+from .conftest import SmallNet
+from .report.synthetic import row
+
+CURVES = Mapping[str, Mapping[int, np.ndarray]]
+
+
+def of_classes(right: CURVES) -> Scores:
+    return Scores.from_rows(
+        row(step, layer, "label", "accuracy", samples) for layer, own in right.items() for step, samples in own.items()
+    )
+
+
+def wrong_at(places: slice, count: int = 200) -> np.ndarray:
+    right = np.ones(count, dtype=bool)
+    right[places] = False
+    return right
+
+
+def sign_test(more: np.ndarray) -> float:
+    """Two-sided, by adding up all outcomes that are as rare."""
+    worse, better = int((more > 0).sum()), int((more < 0).sum())
+    n = worse + better
+    outcomes = [math.comb(n, k) / 2**n for k in range(n + 1)]
+    return sum(each for each in outcomes if each <= outcomes[better] * (1 + 1e-9))
+
+
+def test_what_is_rarely_chance_is_told_apart() -> None:
+    best = wrong_at(slice(10))
+    right = {
+        "a": {1: wrong_at(slice(60)), 2: best, 4: wrong_at(slice(5, 16)), 8: wrong_at(slice(15))},  # 5 more: p = .06
+        "b": {1: wrong_at(slice(16)), 2: wrong_at(slice(100))},  # 6 more: p = .03
+        "c": {1: wrong_at(slice(0, 40, 3)), 4: wrong_at(slice(13))},
+    }
+    found = pf.best_checkpoint(of_classes(right))
+    assert (found.layer, found.step, found.metric, found.steps) == ("a", 2, "accuracy", (2, 4, 8))
+    assert found.value == pytest.approx(0.95)
+    assert found.others == {"c": 4}
+    assert pf.best_checkpoint(of_classes(right), layers=["b", "c"]).others == {"b": 1}
+    assert pf.best_checkpoint(of_classes(right), confidence=0.9).steps == (2, 4)
+
+
+def test_signs_are_counted_as_an_oracle_does() -> None:
+    rng = np.random.default_rng(0)
+    told = 0
+    for _ in range(200):
+        first = rng.random(300) < 0.95
+        second = first ^ (rng.random(300) < rng.choice([0.01, 0.03, 0.1]))
+        scores = of_classes({"a": {0: first}, "b": {0: second}})
+        better, worse = (first, second) if first.sum() >= second.sum() else (second, first)
+        more = better.astype(int) - worse.astype(int)
+        rare = sign_test(more) < 0.05
+        assert bool(pf.best_checkpoint(scores).others) is not rare
+        told += rare
+    assert 20 < told < 180
+
+
+def test_differences_of_ratios_are_told_apart_about_as_often_as_they_should() -> None:
+    rng, wrong, missed = np.random.default_rng(1), 0, 0
+    for _ in range(300):
+        unit = rng.gamma(1.0, 1.0, 150)  # samples of unequal contrast, of which errors are a share
+        rows = [
+            {
+                **row(0, layer, "age", "fvu", unit * share * rng.gamma(4.0, 0.25, 150) / unit.mean()),
+                "baseline_samples": unit / unit.mean(),
+            }
+            for layer, share in (("a", 0.3), ("b", 0.3), ("c", 0.36))
+        ]
+        others = pf.best_checkpoint(Scores.from_rows(rows), "age").others
+        wrong += not {"a", "b"} <= {*others, pf.best_checkpoint(Scores.from_rows(rows), "age").layer}
+        missed += "c" in others
+    assert wrong / 300 < 0.08
+    assert missed / 300 < 0.4
+
+
+def test_it_is_one_of_what_was_measured(
+    net: SmallNet, probe_set: pf.ProbeSet, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    states = {step: {name: value + 0.2 * step for name, value in net.state_dict().items()} for step in (0, 1, 2)}
+    states[2]["hidden.weight"] = states[2]["hidden.weight"] * float("nan")
+    target = pf.Function(lambda x: x.mean((2, 3)) ** 2, name="power")
+    with pytest.warns(RuntimeWarning, match="left out"):
+        scores = pf.sweep(
+            net,
+            states,
+            probe_set,
+            out=tmp_path_factory.mktemp("run"),
+            layers=["conv", "hidden"],
+            targets=["label", target],
+        )
+    for name, metric, sign in (("label", "accuracy", -1), ("power", "fvu", 1)):
+        best = pf.best_checkpoint(scores, name)
+        values = {
+            (each["layer"], each["step"]): sign * each["value"]
+            for each in scores.filter(target=name, metric=metric, split="heldout").to_arrow().to_pylist()
+            if each["layer"] != "model"
+        }
+        assert values[best.layer, best.step] == min(values.values()) == pytest.approx(sign * best.value)
+        assert best.step in best.steps
+    with pytest.raises(ArgumentError, match="target pattern 'age'"):
+        pf.best_checkpoint(scores, "age")
+    with pytest.raises(LayerError, match="layer pattern 'fc'"):
+        pf.best_checkpoint(scores, layers="fc")
+    with pytest.raises(ArgumentError, match="confidence"):
+        pf.best_checkpoint(scores, confidence=1.0)
+    with pytest.raises(DataError, match="no per-sample 'accuracy' is stored"):
+        pf.best_checkpoint(Scores.from_rows({**each, "samples": None} for each in scores.to_arrow().to_pylist()))
+    with pytest.raises(DataError, match="expected finite held-out"):
+        pf.best_checkpoint(scores, layers="model")
+    assert torch.isfinite(torch.tensor(best.value))
