@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,11 +17,14 @@ Update = Callable[[int, str], None]
 
 @contextmanager
 def progress(what: str, total: int, unit: str, console: Console | None = None) -> Iterator[Update]:
-    """Show how far work has come; yields ``update(done, note)``.
+    """Show how far work has come, unless ``PHASEFAST_PROGRESS=0``; yields ``update(done, note)``.
 
     Args:
         what: such as ``"training"``. unit: plural of what is counted. console: standard error by default.
     """
+    if os.environ.get("PHASEFAST_PROGRESS") == "0":
+        yield lambda done, note: None
+        return
     console = console or of_work()
     if console.is_terminal:
         columns = (

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .errors import ArgumentError, DependencyError, LayerError, PhasefastError, StoreError
+from .errors import ArgumentError, DataError, DependencyError, LayerError, PhasefastError, StoreError
 from .files import remove_partial, writing
 from .globs import chosen, idle
 from .listing import listing
@@ -60,6 +60,7 @@ SCHEMA = pa.schema(
         ("place", pa.int64()),
     ]
 )
+_KEY = ["run", "step", "layer", "target", "split", "metric", "batchnorm", "config_hash"]  # what a row is known by
 PER_SAMPLE = ["samples", "baseline_samples"]
 # Null in tables of versions that did not have them.
 _LATER = ("approximation", "low", "high", "dropped", "baseline", "baseline_samples", "target_hash", "place")
@@ -93,8 +94,22 @@ class Scores:
 
     @classmethod
     def concat(cls, parts: Sequence[Scores]) -> Scores:
-        """All rows of ``parts``, in the order of their steps."""
-        return cls(pa.concat_tables([SCHEMA.empty_table(), *(part.to_arrow() for part in parts)]))
+        """All rows of ``parts``, in the order of their steps, those that several have once.
+
+        Raises:
+            DataError: a run's step was measured on different weights; ``with_column("run", ...)`` tells runs apart.
+        """
+        table = pa.concat_tables([SCHEMA.empty_table(), *(part.to_arrow() for part in parts)])
+        weights = table.group_by(["run", "step"]).aggregate([("state_hash", "count_distinct")])
+        if several := weights.filter(pc.field("state_hash_count_distinct") > 1).to_pylist():
+            run, step = several[0]["run"], several[0]["step"]
+            raise DataError(
+                f"scores of run {run!r}, step {step}: expected those of one training, got those of different weights; "
+                'tell runs apart with with_column("run", ...)'
+            )
+        places = pa.array(range(len(table)), pa.int64())
+        firsts = table.append_column("row", places).group_by(_KEY).aggregate([("row", "min")]).column("row_min")
+        return cls(table if len(firsts) == len(table) else table.take(firsts.sort()))
 
     def to_arrow(self) -> pa.Table:
         """The table, as an Arrow table with all columns."""

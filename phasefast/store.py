@@ -184,27 +184,33 @@ def check_origin(directory: str | Path, origin: str, confirmed: bool) -> None:
     """Warn where the scores that are there are of checkpoints elsewhere, which may be another training's.
 
     Args:
-        origin: folder or repository that all checkpoints are in; kept beside the first scores.
+        origin: folder or repository that all checkpoints are in; kept beside the scores, each that was warned of too.
         confirmed: whether some of these checkpoints are measured already, so that they are the same training's.
 
     Raises:
         StoreError: it cannot be written.
     """
-    file = store_folder(directory) / _ORIGIN
-    try:
-        known: str | None = str(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        known = None
-    if known is not None and (Path(known).is_relative_to(origin) or Path(origin).is_relative_to(known)):
+    known = read_origins(directory)
+    if any(Path(each).is_relative_to(origin) or Path(origin).is_relative_to(each) for each in known):
         return
-    if confirmed or not list_shards(directory):
-        with writing(file, "where checkpoints are to", parents=True) as partial:
-            partial.write_text(json.dumps(origin), encoding="utf-8")
-    elif known is not None:
+    new = confirmed or not list_shards(directory)
+    if not new and known:
         warn(
-            f"{directory}: holds scores of checkpoints in {known}, these are in {origin}: if that is another training, "
-            "give another out= (--out)"
+            f"{directory}: holds scores of checkpoints in {known[0]}, these are in {origin}: if that is another "
+            "training, give another out= (--out)"
         )
+    if new or known:
+        with writing(store_folder(directory) / _ORIGIN, "where checkpoints are to", parents=True) as partial:
+            partial.write_text(json.dumps([origin] if new else [*known, origin]), encoding="utf-8")
+
+
+def read_origins(directory: str | Path) -> list[str]:
+    """The folders or repositories that a run directory has scores of checkpoints from, as far as they are known."""
+    try:
+        known = json.loads((store_folder(directory) / _ORIGIN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [str(each) for each in known] if isinstance(known, list) else [str(known)]
 
 
 class Training:
@@ -229,8 +235,8 @@ class Training:
         known = self._known()
         if known not in (None, self._own, self._before):
             raise StoreError(
-                f"{self._directory}: another training stores scores there, begun after this one or at once; give each "
-                "its own out="
+                f"{self._directory}: another training stores scores there, or another tracker of this one, begun later "
+                "or at once; give each its own out="
             )
         if known != self._own:
             with writing(self._file, "whose scores these are to", parents=True) as partial:

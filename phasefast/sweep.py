@@ -45,7 +45,7 @@ def sweep(
 ) -> Scores:
     """Probe the model with the weights of each checkpoint; what ``out`` holds already is not measured again.
 
-    Layers and targets that steps there lack are added.
+    Layers and targets that steps there lack are added. ``PHASEFAST_PROGRESS=0`` silences the progress.
 
     Args:
         model: gives the architecture; left exactly as it was found.
@@ -114,6 +114,8 @@ class Sweeper:
         reader: Reader,
         **options: Any,
     ) -> None:
+        if not isinstance(out, (str, os.PathLike)):
+            raise ArgumentError(f"out: expected a directory, got {out!r}; pf.probe and PhaseTracker can do without")
         self._engine, self._out, self._reader = Engine(model, probe_set, run, out, **options), out, reader
         engine = self._engine
         self._stored = open_store(out, engine.config_hash, engine.settings, engine.target_hashes, overwrite)

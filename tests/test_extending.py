@@ -15,7 +15,15 @@ from torch import Tensor, nn
 
 import phasefast as pf
 from phasefast.engine import Engine
-from phasefast.errors import DataError, LayerError, MemoryBudgetError, NonFiniteError, StoreError, SweepError
+from phasefast.errors import (
+    ArgumentError,
+    DataError,
+    LayerError,
+    MemoryBudgetError,
+    NonFiniteError,
+    StoreError,
+    SweepError,
+)
 from phasefast.report import read_phases
 from phasefast.scores import Scores, read_shard
 from phasefast.store import lost_layers, read_failures, write_step
@@ -198,6 +206,11 @@ def test_a_training_that_is_resumed_may_look_at_more(
     more.step(2)
     assert measured == [(1, ["hidden"]), (2, ["conv", "head"])]
     assert pf.read_scores(tmp_path).filter(step=2).layers == ["conv", "head"]
+
+
+def test_sweeps_are_kept_in_a_directory(net: nn.Module, probe_set: pf.ProbeSet, states: States) -> None:
+    with pytest.raises(ArgumentError, match="out: expected a directory, got None"):
+        pf.sweep(net, states, probe_set, out=None)  # type: ignore[arg-type]
 
 
 def test_names_that_no_layer_answers_to_are_refused_beside_others_too(

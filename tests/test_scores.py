@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import phasefast as pf
-from phasefast.errors import StoreError
+from phasefast.errors import DataError, StoreError
 from phasefast.scores import Scores, in_order, read_shard
 
 from .conftest import SmallNet
@@ -48,6 +49,22 @@ def test_layers_are_in_the_order_of_a_step_that_lost_none() -> None:
     lost = make_scores(["a", "b", "c"], [0, 1]).to_arrow().to_pylist()
     scores = Scores.from_rows([row for row in lost if row["step"] == 1 or row["layer"] != "a"])
     assert scores.layers == ["a", "b", "c"]
+
+
+def test_scores_of_one_training_are_put_together_once(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    one, other = (pf.probe(net, probe_set, layers=layer, step=3) for layer in ("conv", "hidden"))
+    both = pf.Scores.concat([one, other, one])
+    assert both.layers == ["conv", "hidden"]
+    assert len(both) == len(one) + len(other.filter(layer="hidden"))
+    assert len(both.curve("model", "label", "accuracy")[0]) == 1
+    alphas = pf.Scores.concat([one, pf.probe(net, probe_set, layers="conv", step=3, alphas=[0.1])])
+    assert len(alphas) == 2 * len(one)
+    with torch.no_grad():
+        net.hidden.weight.add_(1)
+    changed = pf.probe(net, probe_set, layers="hidden", step=3)
+    with pytest.raises(DataError, match="run 'run', step 3: expected those of one training"):
+        pf.Scores.concat([one, changed])
+    assert len(pf.Scores.concat([one, changed.with_column("run", "b")])) == len(one) + len(changed)
 
 
 def test_no_file_of_pythons_is_given_to_other_threads(

@@ -10,6 +10,7 @@ import torch
 
 import phasefast as pf
 from phasefast.errors import StoreError
+from phasefast.report import read_phases
 from phasefast.store import _changes
 
 from .conftest import SmallNet, images
@@ -112,6 +113,8 @@ def test_checkpoints_of_another_folder_are_told(
     assert not [each for each in recwarn if "another training" in str(each.message)]
     with pytest.warns(RuntimeWarning, match=rf"scores of checkpoints in {tmp_path}/a, these are in {tmp_path}/b"):
         pf.sweep(net, str(tmp_path / "b"), probe_set, **options)
+    with pytest.warns(RuntimeWarning, match=rf"checkpoints in {tmp_path}/a, {tmp_path}/b: are they of one training"):
+        read_phases(tmp_path / "out")
     recwarn.clear()
     pf.sweep(net, str(tmp_path / "b"), probe_set, overwrite=True, **options)
     pf.sweep(net, str(tmp_path / "b"), probe_set, **options)

@@ -77,6 +77,14 @@ def test_names_with_brackets_and_colons_are_names(
         assert pf.read_scores(out).steps == [1, 2]
 
 
+def test_progress_may_be_silenced(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for value, printed in (("1", True), ("0", False)):
+        monkeypatch.setenv("PHASEFAST_PROGRESS", value)
+        with progress("sweeping", 2, "checkpoints") as update:
+            update(1, "step 0")
+        assert bool(capsys.readouterr().err) is printed
+
+
 def test_progress_that_nobody_reads_any_more_does_not_stop_the_work() -> None:
     console = of_work()
     console.on_broken_pipe()

@@ -113,8 +113,9 @@ def sweep_command(
             raise
         part = f"share {share[0]} of {share[1]}: " if share else ""
         stored = len(list_shards(out))
-        earlier = f" of {stored}" if stored > len(found.steps) else ""
-        text = f"{part}{len(found.steps)}{earlier} checkpoints are in {out}; see phasefast report {out}"
+        others = f", with {stored - len(found.steps)} others" if stored > len(found.steps) else ""
+        these = "1 checkpoint is" if len(found.steps) == 1 else f"{len(found.steps)} checkpoints are"
+        text = f"{part}{these} in {out}{others}; see phasefast report {out}"
         console.print(text, soft_wrap=True)
         return
     for scores in watch(*inputs, out=out, every=watch_every, run=run, weights_only=not trust, **options):

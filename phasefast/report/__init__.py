@@ -18,7 +18,7 @@ from ..notices import shown, warn
 from ..phase_report import PhaseReport, failure_notes
 from ..scores import Scores, read_scores
 from ..stages.phases import detect_phases
-from ..store import PHASES, PICTURE, SELECTED, differences, lost_layers, read_failures
+from ..store import PHASES, PICTURE, SELECTED, differences, lost_layers, read_failures, read_origins
 from .compared import plot_comparison, print_comparison, run_names
 from .curves import accuracy_target, fvu_target, telling_layers
 from .gallery import plot_reconstructions
@@ -52,6 +52,8 @@ def read_phases(directory: str | Path) -> tuple[Scores, PhaseReport]:
         DataError: scores of several runs, of fewer than two steps, or such that cannot be analysed.
     """
     scores = _one_run(directory)
+    if len(origins := read_origins(directory)) > 1:
+        warn(f"{directory}: holds scores of checkpoints in {', '.join(origins)}: are they of one training?")
     failed = read_failures(directory)
     return scores, replace(detect_phases(scores), failed=failed | _gaps(scores, failed, lost_layers(directory)))
 

@@ -99,7 +99,7 @@ def plot_comparison(comparison: Comparison, scores: Mapping[str, Scores], layer:
     Raises:
         As ``plot_phases`` does.
     """
-    alike = [own.filter(layer=layer).with_column("layer", run) for run, own in scores.items()]
+    alike = [own.filter(layer=layer).with_column("layer", run).with_column("run", run) for run, own in scores.items()]
     together = Scores.concat(alike)
     own = [each for each in comparison if each.layer == layer]
     report = PhaseReport(tuple(replace(cell, layer=run) for each in own for run, cell in each.cells.items()))
