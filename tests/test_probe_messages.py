@@ -361,3 +361,10 @@ def test_sequences_that_come_first_are_left_out_however_short() -> None:
         x = torch.randn(60, length, 8)
         with pytest.warns(RuntimeWarning, match=rf"layer 'rnn': .* got shape \({length}, 7, 6\) for 7 samples"):
             assert pf.probe(First(), pf.ProbeSet.from_tensors(x[:40], None, x[40:], None)).layers == ["head"]
+
+
+def test_a_model_that_gives_nan_knows_no_class(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    with torch.no_grad():
+        net.head.bias.fill_(float("nan"))
+    scores = pf.probe(net, probe_set, layers="conv")
+    assert scores.value(layer="model", metric="accuracy", split="heldout") == 0

@@ -87,7 +87,7 @@ def compare(
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     csv: Csv = False,
 ) -> None:
-    """What the phases of several runs have in common, the stop window of all, and mean curves with their deviation."""
+    """What the phases of several runs have in common, the stop window of all, and mean curves, or those of two."""
     _check_one_form(json, csv)
     if json:
         typer.echo(read_runs(directories, layer, target)[0].to_json())

@@ -20,6 +20,7 @@ from .plot import plot_phases
 from .table import curve_tables, heading, numbers, say_thinned, simple_table
 
 _ALL = "all runs"
+_FEW = 2  # runs whose curves stand beside each other
 
 
 def run_names(directories: Sequence[str | Path]) -> list[str]:
@@ -42,7 +43,7 @@ def run_names(directories: Sequence[str | Path]) -> list[str]:
 def print_comparison(
     comparison: Comparison, scores: Mapping[str, Scores], telling: Sequence[str], console: Console
 ) -> None:
-    """Per target: in how many runs each layer has which phase, and when; then mean curves and their deviation.
+    """Per target: in how many runs each layer has which phase, and when; then mean curves, or those of two runs.
 
     Last, when all runs may stop, by the first of the layers ``telling``.
     """
@@ -80,13 +81,14 @@ def _print_curves(agreements: Sequence[Agreement], scores: Mapping[str, Scores],
     sign = "±" if console.encoding.startswith("utf") else "+-"
     target, metric = agreements[0].target, agreements[0].metric
     shown = "accuracy" if metric == "error" else metric
-    heading(f"Held-out {shown} of target {target}: mean of {len(scores)} runs, {sign} standard deviation", console)
+    what = ", ".join(scores) if len(scores) == _FEW else f"mean of {len(scores)} runs, {sign} standard deviation"
+    heading(f"Held-out {shown} of target {target}: {what}", console)
     taken = {step for own in scores.values() for step in own.steps}
     shared = taken.intersection(*(own.steps for own in scores.values()))
     if shared < taken:
         console.print(Text(f"at the {len(shared)} of {len(taken)} steps that all runs have", style="dim"))
     say_thinned(shared, console)
-    curves = {name: curve for each in agreements for name, curve in _mean_curves(each, scores, shown, sign)}
+    curves = {name: curve for each in agreements for name, curve in _curves(each, scores, shown, sign)}
     for part, table in enumerate(curve_tables(curves, console.width)):
         console.print(*[""] * bool(part), table, sep="\n")
 
@@ -114,16 +116,20 @@ def _marked(agreement: Agreement) -> CellPhases:
     return CellPhases(_ALL, agreement.target, agreement.metric, (), 0, (0, 0), window, last)
 
 
-def _mean_curves(
+def _curves(
     agreement: Agreement, scores: Mapping[str, Scores], metric: str, sign: str
 ) -> Iterator[tuple[str, dict[int, str]]]:
-    """Mean and standard deviation over the runs, as texts, at the steps that all of them have."""
+    """Those of two runs, else mean and standard deviation, as texts, at the steps that all of them have."""
     curves = [
         dict(zip(*(part.tolist() for part in own.curve(agreement.layer, agreement.target, metric)), strict=True))
         for own in scores.values()
     ]
     steps = [step for step in curves[0] if all(step in curve for curve in curves)]
     values = np.array([[curve[step] for curve in curves] for step in steps]).reshape(len(steps), len(curves))
+    if len(scores) == _FEW:
+        for run, found in zip(scores, values.T, strict=True):
+            yield f"{agreement.layer} {run}", dict(zip(steps, numbers(found.tolist()), strict=True))
+        return
     spread = values.std(1, ddof=1)
     spread[spread < 1e-9 * np.abs(values).max(1, initial=0.0)] = 0.0  # rounding
     for name, found in (("", values.mean(1)), (f" {sign}", spread)):

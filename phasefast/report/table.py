@@ -53,7 +53,7 @@ def print_report(scores: Scores, report: PhaseReport, console: Console) -> None:
                 console.print()
             console.print(table)
         if shown == "accuracy" and (baseline := scores.baseline(target, shown)) is not None:
-            console.print(Text(f"The most frequent class alone: {number(baseline)}", style="dim"))
+            console.print(Text(f"The class that most fit samples have, alone: {number(baseline)}", style="dim"))
         if estimates := scores.approximations(target, shown):
             console.print(f"~ estimates: {'; '.join(estimates)}. Intervals: columns low and high.", style="dim")
         if target != _INPUT and cells:

@@ -87,7 +87,7 @@ def evaluate_model(outputs: dict[str, Tensor | None], labels: dict[str, Tensor |
             continue
         expected = expected.to(logits.device)
         loss = torch.nn.functional.cross_entropy(logits.double(), expected)
-        hits = logits.argmax(1) == expected
+        hits = (logits.argmax(1) == expected) & ~logits.isnan().any(1)  # of which the first would be the largest
         loss, hits = fetched(loss, hits)
         rows, dim = logits.shape
         samples = hits.float() if split == "heldout" else None

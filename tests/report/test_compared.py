@@ -50,6 +50,15 @@ def test_tables_count_phases_and_average_curves_at_the_steps_of_all(runs: list[P
     assert "label" not in text
 
 
+def test_the_curves_of_two_runs_stand_beside_each_other(runs: list[Path]) -> None:
+    text = printed(runs[:2], layers=["features"], targets=["input"])
+    assert "Held-out fvu of target input: seed0, seed1" in text
+    lines = [line.split() for line in text.splitlines() if line.startswith("features seed")]
+    assert [line[1] for line in lines] == ["seed0", "seed1"]
+    for line, run in zip(lines, runs, strict=False):
+        assert float(line[2]) == pytest.approx(read(run).curve("features", "input", "fvu")[1][0], abs=5e-4)
+
+
 def read(run: Path) -> Scores:
     return read_runs([run, run.parent / "seed1" if run.name != "seed1" else run.parent / "seed0"])[1][run.name]
 
