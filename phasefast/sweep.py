@@ -23,8 +23,9 @@ from .errors import (
 )
 from .failures import listed, named
 from .in_turn import in_words, measure_each, name_of, restored
+from .notices import warn
 from .options import ProbeOptions
-from .scores import Scores
+from .scores import Scores, list_shards
 from .stages.probe_set import ProbeSet
 from .store import check_origin, check_weights, keep_failures, lost_layers, open_store, write_step
 
@@ -121,6 +122,7 @@ class Sweeper:
         self._stored = open_store(out, engine.config_hash, engine.settings, engine.target_hashes, overwrite)
         self._lost = lost_layers(out) if self._stored else {}
         self.count = 0
+        self._told = False  # of another job
         self._measured = self._known = False  # the latter: whether checkpoints are those that out is of
 
     @property
@@ -174,6 +176,12 @@ class Sweeper:
             scores = scores.with_column("source_hash", source_hash)
         if step in self._stored:
             scores = self._stored[step].with_scores(scores)
+        elif not self._told and step in list_shards(self._out):
+            self._told = True
+            warn(
+                f"{self._out}: another job has stored step {step} meanwhile: jobs that do the same work can share it, "
+                "with shard=(i, n) (--shard)"
+            )
         scores = write_step(self._out, scores, engine.config_hash, engine.settings, engine.lost)
         self._stored[step], self._measured, self._known = scores, True, True
         self._lost[step] = {*self._lost.get(step, ()), *engine.lost}

@@ -208,6 +208,21 @@ def test_a_training_that_is_resumed_may_look_at_more(
     assert pf.read_scores(tmp_path).filter(step=2).layers == ["conv", "head"]
 
 
+def test_jobs_that_do_the_same_work_are_told_once(
+    net: nn.Module, probe_set: pf.ProbeSet, states: States, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def beside(engine: Engine, step: int, *args: Any, **kwargs: Any) -> pf.Scores:
+        monkeypatch.setattr(Engine, "measure", measure)
+        pf.sweep(SmallNet(), states, probe_set, out=tmp_path, layers="hidden")
+        return measure(engine, step, *args, **kwargs)
+
+    measure = Engine.measure
+    monkeypatch.setattr(Engine, "measure", beside)
+    with pytest.warns(RuntimeWarning, match=r"another job has stored step 0 meanwhile.*shard=") as caught:
+        pf.sweep(net, states, probe_set, out=tmp_path, layers="hidden")
+    assert sum("another job" in str(each.message) for each in caught) == 1
+
+
 def test_sweeps_are_kept_in_a_directory(net: nn.Module, probe_set: pf.ProbeSet, states: States) -> None:
     with pytest.raises(ArgumentError, match="out: expected a directory, got None"):
         pf.sweep(net, states, probe_set, out=None)  # type: ignore[arg-type]
