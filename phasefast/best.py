@@ -22,7 +22,7 @@ class BestCheckpoint:
     Attributes:
         layer, step: where. value: the held-out ``metric`` there, ``accuracy`` or ``fvu``.
         steps: of that layer, whose values are not told apart from the best, which is among them.
-        others: the best steps of other layers, likewise.
+        others: the best step of each other layer, likewise.
     """
 
     target: str
@@ -68,7 +68,11 @@ def best_checkpoint(
     """
     if not 0 < confidence < 1:
         raise ArgumentError(f"confidence: expected a number between 0 and 1, got {confidence}")
-    wanted = scores.select(layers, [target])
+    if target not in scores.targets:
+        raise ArgumentError(f"target {target!r}: expected one of {scores.targets}")
+    if len(runs := scores.values_of("run")) > 1:
+        raise DataError(f"expected the scores of one run, got those of {runs}: choose with filter(run=...)")
+    wanted = scores.select(layers).filter(target=target)
     metric = next((name for name in ("accuracy", "fvu") if any(_layers(wanted, target, name))), None)
     found = (
         {}

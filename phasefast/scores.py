@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import operator
 import os
 import re
 import secrets
@@ -84,8 +86,21 @@ class Scores:
             raise StoreError(f"table of scores lacks the columns {missing}; it has {table.column_names}")
         for name in missing:
             table = table.append_column(SCHEMA.field(name), pa.nulls(len(table), SCHEMA.field(name).type))
-        order = [("step", "ascending")]
-        self._table = table.select(SCHEMA.names).cast(SCHEMA).sort_by(order) if len(table) else SCHEMA.empty_table()
+        table = table.select(SCHEMA.names).cast(SCHEMA) if len(table) else SCHEMA.empty_table()
+        in_order = bool((np.diff(table.column("step").to_numpy()) >= 0).all())
+        table = table if in_order else table.sort_by([("step", "ascending")])
+        # Shards leave a chunk each, by which every later look at them takes so many times as long.
+        self._table = table if table.column("step").num_chunks == 1 else table.combine_chunks()
+
+    @cached_property
+    def without_samples(self) -> Scores:
+        """The same rows without what they have of each sample, which takes longest to copy."""
+        table = self._table.drop_columns(PER_SAMPLE)
+        for name in PER_SAMPLE:
+            table = table.append_column(SCHEMA.field(name), pa.nulls(len(table), SCHEMA.field(name).type))
+        found = Scores(table)
+        found.__dict__["without_samples"] = found
+        return found
 
     @classmethod
     def from_rows(cls, rows: Iterable[dict[str, Any]]) -> Scores:
@@ -97,16 +112,17 @@ class Scores:
         """All rows of ``parts``, in the order of their steps, those that several have once.
 
         Raises:
-            DataError: a run's step was measured on different weights; ``with_column("run", ...)`` tells runs apart.
+            DataError: a run's step was measured on different weights, or a target has different values;
+                ``with_column("run", ...)`` tells runs apart.
         """
         table = pa.concat_tables([SCHEMA.empty_table(), *(part.to_arrow() for part in parts)])
-        weights = table.group_by(["run", "step"]).aggregate([("state_hash", "count_distinct")])
-        if several := weights.filter(pc.field("state_hash_count_distinct") > 1).to_pylist():
-            run, step = several[0]["run"], several[0]["step"]
-            raise DataError(
-                f"scores of run {run!r}, step {step}: expected those of one training, got those of different weights; "
-                'tell runs apart with with_column("run", ...)'
-            )
+        for column, known, what in (("step", "state_hash", "weights"), ("target", "target_hash", "values")):
+            counts = table.group_by(["run", column]).aggregate([(known, "count_distinct")])
+            if several := counts.filter(pc.field(f"{known}_count_distinct") > 1).to_pylist():
+                raise DataError(
+                    f"scores of run {several[0]['run']!r}, {column} {several[0][column]!r}: expected those of one "
+                    f'training, got those of different {what}; tell runs apart with with_column("run", ...)'
+                )
         places = pa.array(range(len(table)), pa.int64())
         firsts = table.append_column("row", places).group_by(_KEY).aggregate([("row", "min")]).column("row_min")
         return cls(table if len(firsts) == len(table) else table.take(firsts.sort()))
@@ -168,17 +184,15 @@ class Scores:
 
     def approximations(self, target: str, metric: str) -> list[str]:
         """What held-out values of a target were estimated from, such as ``"sketch of 64 of 512 features"``."""
-        found = self.filter(target=target, metric=metric, split="heldout").values_of("approximation")
+        found = self.without_samples.filter(target=target, metric=metric, split="heldout").values_of("approximation")
         return [each for each in found if each != "none"]
 
     def filter(self, **equal: str | int | float) -> Scores:
         """Rows whose columns equal the given values: ``scores.filter(layer="fc", metric="fvu", split="heldout")``."""
-        table = self._table
-        for column, value in equal.items():
-            if column not in SCHEMA.names:
-                raise ArgumentError(f"scores have no column {column!r}; they have {SCHEMA.names}")
-            table = table.filter(pc.field(column) == value)
-        return Scores(table)
+        if unknown := [column for column in equal if column not in SCHEMA.names]:
+            raise ArgumentError(f"scores have no column {unknown[0]!r}; they have {SCHEMA.names}")
+        wanted = [pc.field(column) == value for column, value in equal.items()]
+        return Scores(self._table.filter(functools.reduce(operator.and_, wanted))) if wanted else self
 
     def select(self, layers: Sequence[str] | None = None, targets: Sequence[str] | None = None) -> Scores:
         """Rows of the layers and targets whose names match a glob, with the model's own of those targets; None for all.
@@ -202,14 +216,14 @@ class Scores:
 
     def value(self, **equal: str | int | float) -> float:
         """The one value that the given columns select; LookupError where there is none or more than one."""
-        values = self.filter(**equal).to_arrow().column("value").to_pylist()
+        values = self.without_samples.filter(**equal).to_arrow().column("value").to_pylist()
         if len(values) != 1:
             raise LookupError(f"{equal} selects {len(values)} rows of the scores, expected one")
         return float(values[0])
 
     def curve(self, layer: str, target: str, metric: str, split: str = "heldout") -> tuple[np.ndarray, np.ndarray]:
         """Steps [K] int64 and values [K] float64 of one metric; LookupError names what there is instead."""
-        rows = self._of(layer, target, metric, split)
+        rows = self.without_samples._of(layer, target, metric, split)
         steps = rows.column("step").to_numpy()
         if len(runs := self.values_of("run")) > 1 and len(np.unique(steps)) < len(steps):
             raise LookupError(f"expected the scores of one run, got those of {runs}: choose with filter(run=...)")
@@ -217,26 +231,27 @@ class Scores:
 
     def has_curve(self, layer: str, target: str, metric: str, split: str = "heldout") -> bool:
         """Whether there is such a metric at any step."""
-        return len(self.filter(layer=layer, target=target, metric=metric, split=split)) > 0
+        return len(self.without_samples.filter(layer=layer, target=target, metric=metric, split=split)) > 0
 
     def estimated(self, layer: str, target: str, metric: str) -> np.ndarray:
         """Whether each value [K] of the held-out curve is an estimate, bool."""
-        return np.asarray(self._of(layer, target, metric).column("approximation").is_valid())
+        return np.asarray(self.without_samples._of(layer, target, metric).column("approximation").is_valid())
 
     def baseline(self, target: str, metric: str) -> float | None:
         """What the best constant prediction scores on the held-out rows; None where that is not known."""
-        known = self.filter(target=target, metric=metric, split="heldout").to_arrow().column("baseline").unique()
+        rows = self.without_samples.filter(target=target, metric=metric, split="heldout").to_arrow()
+        known = rows.column("baseline").unique()
         return known[0].as_py() if len(known) == 1 else None
 
     def _of(self, layer: str, target: str, metric: str, split: str = "heldout") -> pa.Table:
         """Rows of one metric, by step; LookupError names what there is instead."""
-        found = self
-        for column, value in {"layer": layer, "target": target, "metric": metric, "split": split}.items():
+        wanted, found = {"layer": layer, "target": target, "metric": metric, "split": split}, self.without_samples
+        for column, value in wanted.items():
             there = found.values_of(column)
             if value not in there:
                 raise LookupError(f"no scores of {column} {value!r}: expected one of {there}")
             found = found.filter(**{column: value})
-        return found.to_arrow()
+        return (found if self is self.without_samples else self.filter(**wanted)).to_arrow()
 
     def samples(self, layer: str, target: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps [K] int64 and per-sample held-out values [K, m] float32 of one metric."""
@@ -354,7 +369,11 @@ def read_shard(path: Path) -> Scores:
 
 
 def read_scores(directory: str | Path) -> Scores:
-    """All scores of a run directory, merged over its shards; StoreError where there are none."""
+    """All scores of a run directory, merged over its shards.
+
+    Raises:
+        StoreError: there are none. DataError: they are not of one training and the same targets.
+    """
     shards = list_shards(directory)
     if not shards and Path(directory).name == "scores":
         raise StoreError(f"no scores in {directory}; give the run directory {Path(directory).parent}")
@@ -371,4 +390,7 @@ def read_scores(directory: str | Path) -> Scores:
         raise StoreError(
             f"no scores in {directory}: expected {store_folder(directory)}/step-*.parquet; sweep or run the demo first"
         )
-    return Scores.concat([read_shard(path) for path in shards.values()])
+    try:
+        return Scores.concat([read_shard(path) for path in shards.values()])
+    except DataError as error:
+        raise DataError(f"{directory}: {error}, or measure again, each job with its own out=") from error

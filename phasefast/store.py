@@ -191,7 +191,9 @@ def check_origin(directory: str | Path, origin: str, confirmed: bool) -> None:
         StoreError: it cannot be written.
     """
     known = read_origins(directory)
-    if any(Path(each).is_relative_to(origin) or Path(origin).is_relative_to(each) for each in known):
+    if confirmed and len(known) > 1 and all(Path(each).is_relative_to(origin) for each in known):
+        known = []  # the checkpoints of all of them
+    elif any(Path(each).is_relative_to(origin) or Path(origin).is_relative_to(each) for each in known):
         return
     new = confirmed or not list_shards(directory)
     if not new and known:
@@ -201,7 +203,8 @@ def check_origin(directory: str | Path, origin: str, confirmed: bool) -> None:
         )
     if new or known:
         with writing(store_folder(directory) / _ORIGIN, "where checkpoints are to", parents=True) as partial:
-            partial.write_text(json.dumps([origin] if new else [*known, origin]), encoding="utf-8")
+            # One that is confirmed is another place of one of them.
+            partial.write_text(json.dumps([origin] if new and len(known) < 2 else [*known, origin]), encoding="utf-8")
 
 
 def read_origins(directory: str | Path) -> list[str]:
@@ -214,17 +217,11 @@ def read_origins(directory: str | Path) -> list[str]:
 
 
 class Training:
-    """One that stores scores in a run directory, where no other may while it does.
+    """One that stores scores in a run directory, where no other may while it does."""
 
-    Args:
-        overwrite: the directory is this one's from the first, whoever stored scores there before.
-    """
-
-    def __init__(self, directory: str | Path, overwrite: bool = False) -> None:
+    def __init__(self, directory: str | Path) -> None:
         self._directory, self._file = directory, store_folder(directory) / _TRAINING
         self._own, self._before = secrets.token_hex(8), self._known()
-        if overwrite:
-            self.claim()
 
     def claim(self) -> None:
         """Make the directory this training's.

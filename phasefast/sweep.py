@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Unpack
@@ -146,8 +147,9 @@ class Sweeper:
         failures, new = dict[int, Exception](), dict[int, Exception]()
         with restored(self._engine):
             todo = {step: source for step, source in ordered.items() if step not in self._stored or self._lacking(step)}
-            measured = [step for step in todo if step in self._stored and step > 0]  # of other layers or targets
-            self._known |= any(_is_known(self._stored[step], todo[step], self._reader) for step in measured)
+            for step in [step for step in todo if step in self._stored and step > 0]:  # of other layers or targets
+                with suppress(CheckpointError):  # which is told once it is read
+                    self._known |= _is_known(self._stored[step], todo[step], self._reader)
             for step in ordered.keys() - todo.keys():
                 try:
                     same = _is_same(self._stored[step], ordered[step], self._engine, self._reader)
@@ -230,7 +232,11 @@ def _origin(sources: Iterable[Source]) -> str | None:
 
 
 def _is_known(stored: Scores, source: Source, reader: Reader) -> bool:
-    """Whether stored scores, which are all of the same weights, are of these very files."""
+    """Whether stored scores, which are all of the same weights, are of these very files.
+
+    Raises:
+        CheckpointError: the files cannot be told.
+    """
     return reader.is_there(source) and reader.fingerprint(source) in stored.values_of("source_hash")
 
 

@@ -97,7 +97,7 @@ class PhaseTracker:
         if out is not None:
             engine = self._engine
             stored = open_store(out, engine.config_hash, engine.settings, engine.target_hashes, overwrite)
-            self._training = Training(out, overwrite and not _is_another_rank())
+            self._training = Training(out)
             self.scores = Scores.concat([*stored.values()])
 
     def __repr__(self) -> str:

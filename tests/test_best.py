@@ -57,7 +57,7 @@ def test_what_is_rarely_chance_is_told_apart() -> None:
 def test_signs_are_counted_as_an_oracle_does() -> None:
     rng = np.random.default_rng(0)
     told = 0
-    for _ in range(200):
+    for _ in range(100):
         first = rng.random(300) < 0.95
         second = first ^ (rng.random(300) < rng.choice([0.01, 0.03, 0.1]))
         scores = of_classes({"a": {0: first}, "b": {0: second}})
@@ -66,12 +66,12 @@ def test_signs_are_counted_as_an_oracle_does() -> None:
         rare = sign_test(more) < 0.05
         assert bool(pf.best_checkpoint(scores).others) is not rare
         told += rare
-    assert 20 < told < 180
+    assert 10 < told < 90
 
 
 def test_differences_of_ratios_are_told_apart_about_as_often_as_they_should() -> None:
     rng, wrong, missed = np.random.default_rng(1), 0, 0
-    for _ in range(300):
+    for _ in range(120):
         unit = rng.gamma(1.0, 1.0, 150)  # samples of unequal contrast, of which errors are a share
         rows = [
             {
@@ -80,11 +80,11 @@ def test_differences_of_ratios_are_told_apart_about_as_often_as_they_should() ->
             }
             for layer, share in (("a", 0.3), ("b", 0.3), ("c", 0.36))
         ]
-        others = pf.best_checkpoint(Scores.from_rows(rows), "age").others
-        wrong += not {"a", "b"} <= {*others, pf.best_checkpoint(Scores.from_rows(rows), "age").layer}
-        missed += "c" in others
-    assert wrong / 300 < 0.08
-    assert missed / 300 < 0.4
+        best = pf.best_checkpoint(Scores.from_rows(rows), "age")
+        wrong += not {"a", "b"} <= {*best.others, best.layer}
+        missed += "c" in best.others
+    assert wrong / 120 < 0.1
+    assert missed / 120 < 0.4
 
 
 def test_it_is_one_of_what_was_measured(
@@ -111,7 +111,7 @@ def test_it_is_one_of_what_was_measured(
         }
         assert values[best.layer, best.step] == min(values.values()) == pytest.approx(sign * best.value)
         assert best.step in best.steps
-    with pytest.raises(ArgumentError, match="target pattern 'age'"):
+    with pytest.raises(ArgumentError, match=r"target 'age': expected one of \['label', 'power'\]"):
         pf.best_checkpoint(scores, "age")
     with pytest.raises(LayerError, match="layer pattern 'fc'"):
         pf.best_checkpoint(scores, layers="fc")
@@ -121,4 +121,10 @@ def test_it_is_one_of_what_was_measured(
         pf.best_checkpoint(Scores.from_rows({**each, "samples": None} for each in scores.to_arrow().to_pylist()))
     with pytest.raises(DataError, match="expected finite held-out"):
         pf.best_checkpoint(scores, layers="model")
+    with pytest.raises(DataError, match="of one run, got those of"):
+        pf.best_checkpoint(Scores.concat([scores, scores.with_column("run", "b")]))
+    named = Scores.from_rows(
+        {**each, "target": "t[1]"} for each in scores.filter(target="power").to_arrow().to_pylist()
+    )
+    assert pf.best_checkpoint(named, "t[1]").step == pf.best_checkpoint(scores, "power").step
     assert torch.isfinite(torch.tensor(best.value))

@@ -153,7 +153,9 @@ def test_jobs_that_ran_together_on_other_values_are_told(
         part, out = {step: states[step]}, tmp_path / f"{step}"
         pf.sweep(net, part, probe_set, out=out, layers="hidden", targets=pf.Function(function, name="task"))
     (tmp_path / "1/scores/step-000000000001.parquet").rename(tmp_path / "0/scores/step-000000000001.parquet")
-    with pytest.raises(DataError, match="2 different targets 'task'"):
+    with pytest.raises(
+        DataError, match=r"0: scores of run 'run', target 'task': expected .* different values; .*its own out="
+    ):
         read_phases(tmp_path / "0")
 
 
@@ -192,9 +194,15 @@ def test_what_was_stored_stays_where_a_checkpoint_cannot_be_read_any_more(
     paths[1].write_bytes(b"damaged")
     with pytest.raises(SweepError, match="1 of 3 checkpoints failed, the other 2 are stored"):
         pf.sweep(net, paths, probe_set, out=out, layers=["hidden", "conv"])
+    paths[2] = tmp_path / "2"
+    paths[2].mkdir()
+    (paths[2] / "model.safetensors.index.json").write_text("{")  # of which not even a fingerprint can be had
+    with pytest.raises(SweepError, match="2 of 3 checkpoints failed"):
+        pf.sweep(net, paths, probe_set, out=out, layers=["hidden", "head"])
     found = pf.read_scores(out)
     assert values(found).items() >= values(before).items()
     assert found.curve("conv", "input", "fvu")[0].tolist() == [0, 2]
+    assert found.curve("head", "input", "fvu")[0].tolist() == [0]
 
 
 def test_a_training_that_is_resumed_may_look_at_more(
@@ -308,7 +316,9 @@ def test_steps_that_lack_what_was_added_are_named(
     pf.sweep(net, {2: states[2]}, probe_set, out=tmp_path, layers="conv", targets="input")
     failed = read_phases(tmp_path)[1].failed
     assert list(failed) == [0, 1]
-    assert all(each.partial and "lacks targets of layers ['conv']" in each.error for each in failed.values())
+    assert all(
+        each.partial and "target 'input' of layers ['conv'] is not measured" in each.error for each in failed.values()
+    )
     pf.sweep(net, states, probe_set, out=tmp_path, layers="conv", targets="input")
     assert read_phases(tmp_path)[1].failed == {}
 

@@ -59,6 +59,10 @@ def test_scores_of_one_training_are_put_together_once(net: SmallNet, probe_set: 
     assert len(both.curve("model", "label", "accuracy")[0]) == 1
     alphas = pf.Scores.concat([one, pf.probe(net, probe_set, layers="conv", step=3, alphas=[0.1])])
     assert len(alphas) == 2 * len(one)
+    with pytest.raises(DataError, match=r"run 'run', target '(input|label)': expected .* of different values"):
+        pf.Scores.concat([one, one.with_column("target_hash", "other")])
+    older = pf.Scores(one.to_arrow().drop_columns(["target_hash", "place"]))
+    assert len(pf.Scores.concat([one, older])) == len(one)
     with torch.no_grad():
         net.hidden.weight.add_(1)
     changed = pf.probe(net, probe_set, layers="hidden", step=3)

@@ -150,13 +150,13 @@ def _nested(loaded: Any) -> str | None:
 
 
 def _twins(loaded: Mapping[Any, Any], nested: str) -> list[str]:
-    """Keys of further state dicts with the names of the one under ``nested``, such as of averaged weights."""
-    names = set(loaded[nested])
-    candidates = _candidates(loaded).items()
-    alike = {
-        key: {name.removeprefix("module.") for name in state} & names for key, state in candidates if key != nested
-    }
-    return [key for key, shared in alike.items() if 2 * len(shared) > len(names)]
+    """Keys of further state dicts with names and shapes of the one under ``nested``, such as of averaged weights."""
+    own, *others = (
+        {(name.removeprefix("module."), value.shape) for name, value in state.items() if isinstance(value, Tensor)}
+        for state in (loaded[nested], *_candidates(loaded).values())
+    )
+    alike = zip(_candidates(loaded), others, strict=True)
+    return [key for key, names in alike if key != nested and 2 * len(names & own) > len(own)]
 
 
 def _holds_tensors(value: Any, depth: int) -> bool:

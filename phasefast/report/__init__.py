@@ -63,16 +63,17 @@ def _gaps(scores: Scores, failed: Mapping[int, Failure], lost: Mapping[int, Coll
     asked = {
         target: [each for each in scores.layers if not scores.lacking([each], [target])] for target in scores.targets
     }
-    found = {}
+    found, numbers = {}, scores.without_samples
     for step in scores.steps:
-        part, before = scores.filter(step=step), failed.get(step, Failure(f"step {step}", "", partial=True))
-        lacking = {layer for target, layers in asked.items() for layer in part.lacking(layers, [target])}
-        told = {layer for layer in lacking if f"layer {layer!r}:" in before.error}  # as older versions kept it
-        if gaps := lacking - told - {*lost.get(step, ())}:
-            text = (
-                f"lacks targets of layers {shown(gaps)}, as of others that were asked for later; sweep again with them"
-            )
-            found[step] = replace(before, error="; ".join(filter(None, (before.error, text))))
+        part, before = numbers.filter(step=step), failed.get(step, Failure(f"step {step}", "", partial=True))
+        texts = [before.error] if before.error else []
+        for target, layers in asked.items():
+            gaps = {*part.lacking(layers, [target])} - {*lost.get(step, ())}
+            gaps -= {layer for layer in gaps if f"layer {layer!r}:" in before.error}  # as older versions kept it
+            if gaps:
+                texts.append(f"target {target!r} of layers {shown(gaps)} is not measured there; a sweep may add it")
+        if texts[bool(before.error) :]:
+            found[step] = replace(before, error="; ".join(texts))
     return found
 
 
@@ -94,7 +95,8 @@ def restrict(
         LayerError, ArgumentError: a pattern matches no layer or no target.
     """
     part = scores.select(layers, targets)
-    cells = (cell for cell in report if cell.layer in part.layers and cell.target in part.targets)
+    there = {(layer, target) for layer in part.layers for target in part.targets}
+    cells = (cell for cell in report if (cell.layer, cell.target) in there)
     return part, replace(report, cells=tuple(cells))
 
 
@@ -230,11 +232,5 @@ def _one_run(directory: str | Path) -> Scores:
             raise DataError(
                 f"{directory}: expected the scores of one run, got those of {len(found)} {what} ({column} "
                 f"{', '.join(found)}), as of jobs that ran together; measure again, each with its own out="
-            )
-    for target in scores.targets:
-        if len(found := scores.filter(target=target).values_of("target_hash")) > 1:
-            raise DataError(
-                f"{directory}: expected the scores of one run, got {len(found)} different targets {target!r}, as of "
-                "jobs that ran together; measure again, each with its own out="
             )
     return scores

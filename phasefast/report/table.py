@@ -68,7 +68,9 @@ def _print_best(scores: Scores, target: str, console: Console) -> None:
     """The layer and step that a target is decoded best from, and what held-out samples do not tell apart from that."""
     best = best_checkpoint(scores, target)
     steps = scores.curve(best.layer, target, best.metric)[0].tolist()
-    text = f"Best: {best.layer} at step {best.step}, {best.metric} {number(best.value)}"
+    text = (
+        f"Best: {best.layer} at step {best.step}, {best.metric} {number(best.value, 4 if best.metric == 'fvu' else 3)}"
+    )
     alike = [f"its steps {', '.join(_spans(best.steps, steps))}"] if len(best.steps) > 1 else []
     alike += [f"{layer} at {step}" for layer, step in best.others.items()]
     console.print(

@@ -220,6 +220,10 @@ def test_weights_of_the_same_names_beside_are_told(averaged: dict[str, Tensor]) 
         warnings.simplefilter("error")
         assert read_state_dict(saved, key="model")["weight"] is OWN["weight"]
         read_state_dict({"model": OWN, "statistics": {"weight": torch.ones(3)}})
+        read_state_dict({"model": OWN, "norms": {name: torch.ones(()) for name in OWN}})
+    for saved in ({"model": under("module."), "ema": under("module.")}, {"model": under("module."), "ema": AVERAGE}):
+        with pytest.warns(RuntimeWarning, match="has tensors of the same names"):
+            read_state_dict(saved)
 
 
 def test_other_weights_of_the_same_files_are_not_taken_for_those_that_are_stored(tmp_path: Path) -> None:
