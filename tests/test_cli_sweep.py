@@ -105,7 +105,7 @@ def test_weights_are_chosen_by_key_or_read_by_a_function(place: Path, monkeypatc
 
 
 def test_shares_are_given_or_torchruns(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "share 1 of 2: 1 checkpoints" in swept(place, "--shard", "1/2", "--layer", "hidden")
+    assert "share 1 of 2: 1 checkpoint is in" in swept(place, "--shard", "1/2", "--layer", "hidden")
     assert pf.read_scores(place / "out").steps == [10]
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")

@@ -52,7 +52,7 @@ def test_scores_are_complete_and_tidy(net: SmallNet, probe_set: pf.ProbeSet) -> 
     assert probed[elsewhere].isna().all(axis=None)
     assert not probed.drop(columns=elsewhere).isna().any(axis=None)
     of_solve = ["alpha", "route", "dtype", "jitter", "rank", "dof", "condition", "error_estimate"]
-    assert not table.drop(columns=[*elsewhere, *of_solve, "baseline"]).isna().any(axis=None)
+    assert not table.drop(columns=[*elsewhere, *of_solve, "baseline", "place"]).isna().any(axis=None)
     assert (probed["dof"] <= probed["rank"] + 1e-6).all()
     for layer, metric in (("hidden", "fvu"), ("hidden", "accuracy")):
         target = "input" if metric == "fvu" else "label"
