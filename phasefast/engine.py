@@ -61,7 +61,7 @@ class Engine:
 
     Attributes:
         lost: layers that the last measurement left out, and why.
-        names: of the modules that are probed.
+        names: of the modules that are probed. given: those of them that the user named.
         settings: what scores of one directory have in common; config_hash: of these. target_hashes: by target.
 
     Raises:
@@ -76,7 +76,7 @@ class Engine:
                 raise ArgumentError(f"{name}: expected a {kind.__name__}, got {type(value).__name__}")
         given = Configuration.of(model, options)
         self.model, self.device, self.rows, self.batchnorm = given.model, given.device, given.rows, given.batchnorm
-        self.names, self._given, self.probe_set, self.run = given.names, given.given, probe_set, run
+        self.names, self.given, self.probe_set, self.run = given.names, given.given, probe_set, run
         budget = given.method.budget
         inputs = probe_set.fit_inputs, probe_set.heldout_inputs
         taken = sum(split.nbytes for split in inputs if split.device.type == "cpu")
@@ -252,7 +252,7 @@ class Engine:
         """The layers, as the first few samples show them."""
         first = next(model_inputs(self._fit_inputs, first_rows(self._fit_inputs), self.model, self.device))
         try:
-            return discover_layers(self.model, self.names, first, self.rows, self._given)
+            return discover_layers(self.model, self.names, first, self.rows, self.given)
         except PhasefastError:
             raise
         except Exception as error:  # the model's own
@@ -271,7 +271,7 @@ class Engine:
         arguments = (self._fit_inputs, self._heldout_inputs, self.targets.folds, self._forward_batch)
         fix_random_state(self.device)
         with several_rows(self.batchnorm):
-            cells, lost, outputs = capture(self.model, group, *arguments, self.rows, self.device, self._given)
+            cells, lost, outputs = capture(self.model, group, *arguments, self.rows, self.device, self.given)
         self.lost |= lost
         return cells, dict(zip(("fit", "heldout"), outputs, strict=True))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .errors import with_notes
 
@@ -12,12 +12,16 @@ _NAMED = 12  # steps of failures that are alike
 
 @dataclass(frozen=True)
 class Failure:
-    """What a checkpoint is called, and why it was not measured; ``partial``: but for some ``layers`` it was."""
+    """What a checkpoint is called, and why it was not measured.
+
+    Attributes:
+        partial: but for some layers or targets it was. layers: that cannot be, with the reason where it is to be told.
+    """
 
     checkpoint: str
     error: str
     partial: bool = False
-    layers: tuple[str, ...] = ()
+    layers: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, checkpoint: str, error: Exception) -> Failure:

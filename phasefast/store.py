@@ -121,27 +121,43 @@ def write_step(
         with writing(kept, "the settings to", parents=True) as partial:
             partial.write_text(json.dumps(settings), encoding="utf-8")
     scores.write_shard(directory)
-    if before is None or not before.partial:
-        before = Failure(f"step {step}", "", partial=True)
+    known = {} if before is None or not before.partial else before.layers
+    if layers := {**known, **reasons(lost), **known}:
+        failure = Failure(f"step {step}", "; ".join(filter(None, layers.values())), partial=True, layers=layers)
+        _write_failure(directory, step, failure)
+    else:
         remove_file(_failure_file(directory, step))
-    if new := {layer: error for layer, error in lost.items() if layer not in before.layers}:
-        texts = [before.error, *(str(error) for error in new.values() if isinstance(error, NonFiniteError))]
-        error, layers = "; ".join(filter(None, texts)), (*before.layers, *new)
-        keep_failures(directory, {step: replace(before, error=error, layers=layers)})
     return scores
 
 
 def keep_failures(directory: str | Path, failures: Mapping[int, Failure]) -> None:
-    """Write why checkpoints were not measured, each until it is; a warning where that cannot be written."""
+    """Write why checkpoints were not measured, each until it is; a warning where that cannot be written.
+
+    Of one that is stored only what is ``partial``: else another job has measured it.
+    """
+    stored = list_shards(directory) if failures else {}
+    known = dict(_failures(directory)) if any(step in stored for step in failures) else {}
+    for step, failure in failures.items():
+        if step not in stored:
+            _write_failure(directory, step, failure)
+        elif failure.partial:
+            layers = known[step].layers if step in known else {}
+            error = "; ".join(filter(None, (*layers.values(), failure.error)))
+            _write_failure(directory, step, replace(failure, error=error, layers=layers))
+
+
+def _write_failure(directory: str | Path, step: int, failure: Failure) -> None:
+    """A warning where it cannot be: the scores are written, or the failure is yet to be told."""
     try:
-        stored = list_shards(directory) if failures else {}
-        for step, failure in failures.items():
-            if step in stored and not failure.partial:  # by another job
-                continue
-            with writing(_failure_file(directory, step), "what failed to", parents=True) as partial:
-                partial.write_text(json.dumps(asdict(failure)), encoding="utf-8")
-    except StoreError as error:  # the failures themselves are yet to be told
+        with writing(_failure_file(directory, step), "what failed to", parents=True) as partial:
+            partial.write_text(json.dumps(asdict(failure)), encoding="utf-8")
+    except StoreError as error:
         warn(str(error))
+
+
+def reasons(lost: Mapping[str, Exception]) -> dict[str, str]:
+    """Why layers were left out, where it is to be told: such as are not called by all batches are so at every step."""
+    return {layer: str(error) if isinstance(error, NonFiniteError) else "" for layer, error in lost.items()}
 
 
 def read_failures(directory: str | Path) -> dict[int, Failure]:
@@ -153,13 +169,13 @@ def read_failures(directory: str | Path) -> dict[int, Failure]:
     return {step: failure for step, failure in _failures(directory) if failure.error}
 
 
-def lost_layers(directory: str | Path) -> dict[int, set[str]]:
-    """Layers that steps of a run directory were measured without, as they could not be.
+def lost_layers(directory: str | Path) -> dict[int, dict[str, str]]:
+    """Layers that steps of a run directory were measured without, as they cannot be; the reason where it is to be told.
 
     Raises:
         StoreError: as ``read_failures``.
     """
-    return {step: set(failure.layers) for step, failure in _failures(directory)}
+    return {step: dict(failure.layers) for step, failure in _failures(directory)}
 
 
 def _failures(directory: str | Path) -> Iterator[tuple[int, Failure]]:
@@ -167,7 +183,7 @@ def _failures(directory: str | Path) -> Iterator[tuple[int, Failure]]:
     for path in sorted(store_folder(directory).glob(_FAILED.format("*"))):
         try:
             known, step = json.loads(path.read_text(encoding="utf-8")), int(path.stem.rpartition("-")[2])
-            failure = Failure(**known | {"layers": tuple(known.get("layers", ()))})
+            failure = Failure(**known)
         except FileNotFoundError:  # another job has measured it by now
             continue
         except (OSError, ValueError, TypeError, AttributeError) as error:

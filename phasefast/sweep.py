@@ -6,6 +6,7 @@ import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Unpack
@@ -28,7 +29,7 @@ from .notices import warn
 from .options import ProbeOptions
 from .scores import Scores, list_shards
 from .stages.probe_set import ProbeSet
-from .store import check_origin, check_weights, keep_failures, lost_layers, open_store, write_step
+from .store import check_origin, check_weights, keep_failures, lost_layers, open_store, reasons, write_step
 
 
 def sweep(
@@ -164,7 +165,8 @@ class Sweeper:
             finally:
                 # Such as do not fit may be another model's, where none fits.
                 sure = {step: error for step, error in new.items() if self._known or not _is_misfit(error)}
-                keep_failures(self._out, in_words(sure, todo))
+                failed = in_words(sure, todo)
+                keep_failures(self._out, {k: replace(each, partial=k in self._stored) for k, each in failed.items()})
         return failures | new
 
     def _measure(self, step: int, source_hash: str | None) -> None:
@@ -186,13 +188,15 @@ class Sweeper:
             )
         scores = write_step(self._out, scores, engine.config_hash, engine.settings, engine.lost)
         self._stored[step], self._measured, self._known = scores, True, True
-        self._lost[step] = {*self._lost.get(step, ()), *engine.lost}
+        self._lost[step] = {**reasons(engine.lost), **self._lost.get(step, {})}
         self.count += 1
 
     def _lacking(self, step: int) -> list[str]:
         """Modules whose layers a stored step has no scores of, though they can be measured."""
-        names = [name for name in self._engine.names if name not in self._lost.get(step, ())]
-        lacking = self._stored[step].lacking(names, self._engine.target_hashes)
+        engine, lost = self._engine, self._lost.get(step, {})
+        # What is not called by all batches is an error where it is asked for by name.
+        names = [name for name in engine.names if name not in lost or (name in engine.given and not lost[name])]
+        lacking = self._stored[step].lacking(names, engine.target_hashes)
         return [name for name in lacking if name in self._usable] if lacking else []
 
     @cached_property

@@ -165,7 +165,7 @@ def test_layers_that_are_lost_are_not_tried_again(
     states[1]["hidden.weight"] *= float("nan")
     with pytest.warns(RuntimeWarning, match="left out 2 at step 1"):
         pf.sweep(net, states, probe_set, out=tmp_path, layers=["conv", "hidden", "head"])
-    assert lost_layers(tmp_path) == {1: {"hidden", "head"}}
+    assert lost_layers(tmp_path)[1].keys() == {"hidden", "head"}
     before = read_failures(tmp_path)
     measured.clear()
     found = pf.sweep(net, states, probe_set, out=tmp_path, layers=["conv", "hidden", "head", "norm"])
@@ -174,7 +174,7 @@ def test_layers_that_are_lost_are_not_tried_again(
     assert read_failures(tmp_path) == before
     with pytest.warns(RuntimeWarning, match="left out 1 at step 1"):
         pf.sweep(net, states, probe_set, out=tmp_path, layers=["drop"])
-    assert lost_layers(tmp_path) == {1: {"hidden", "head", "drop"}}
+    assert lost_layers(tmp_path)[1].keys() == {"hidden", "head", "drop"}
     failure = read_failures(tmp_path)[1]
     assert failure.error.startswith(f"{before[1].error}; layer 'drop': NaN or Inf")
     step = pf.read_scores(tmp_path).filter(step=1)
@@ -194,6 +194,13 @@ def test_what_was_stored_stays_where_a_checkpoint_cannot_be_read_any_more(
     paths[1].write_bytes(b"damaged")
     with pytest.raises(SweepError, match="1 of 3 checkpoints failed, the other 2 are stored"):
         pf.sweep(net, paths, probe_set, out=out, layers=["hidden", "conv"])
+    assert list(read_failures(out)) == [1]
+    assert read_failures(out)[1].partial
+    assert "1.pt: cannot be read" in read_phases(out)[1].failed[1].error
+    torch.save(states[1], paths[1])
+    pf.sweep(net, {1: paths[1]}, probe_set, out=out, layers=["conv"])
+    assert read_failures(out) == {}
+    paths[1].write_bytes(b"damaged")
     paths[2] = tmp_path / "2"
     paths[2].mkdir()
     (paths[2] / "model.safetensors.index.json").write_text("{")  # of which not even a fingerprint can be had
@@ -201,7 +208,7 @@ def test_what_was_stored_stays_where_a_checkpoint_cannot_be_read_any_more(
         pf.sweep(net, paths, probe_set, out=out, layers=["hidden", "head"])
     found = pf.read_scores(out)
     assert values(found).items() >= values(before).items()
-    assert found.curve("conv", "input", "fvu")[0].tolist() == [0, 2]
+    assert found.curve("conv", "input", "fvu")[0].tolist() == [0, 1, 2]
     assert found.curve("head", "input", "fvu")[0].tolist() == [0]
 
 
@@ -335,3 +342,22 @@ def test_scores_of_another_version_are_told_as_such(
         read_shard(shard).with_column("config_hash", "0").write_shard(tmp_path)
     with pytest.raises(StoreError, match="another configuration, by another version of phasefast; give the same"):
         pf.sweep(net, states, probe_set, out=tmp_path, layers="hidden")
+
+
+def test_a_layer_that_some_batches_do_not_call_is_refused_where_it_is_asked_for(
+    probe_set: pf.ProbeSet, states: States, measured: list, tmp_path: Path
+) -> None:
+    class Sometimes(SmallNet):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.relu(self.norm(self.conv(x)))
+            x = self.hidden(x.flatten(1))
+            return self.head(self.drop(x) if len(x) < 20 else x)
+
+    with pytest.warns(RuntimeWarning, match="its hook fired for 0 of 150 fit rows"):
+        pf.sweep(Sometimes(), states, probe_set, out=tmp_path, layers="[cd]*")
+    measured.clear()
+    assert pf.sweep(Sometimes(), states, probe_set, out=tmp_path, layers="[cd]*").layers == ["conv"]
+    assert measured == []
+    assert read_failures(tmp_path) == {}
+    with pytest.raises(LayerError, match="layer 'drop': its hook fired for 0 of 150 fit rows"):
+        pf.sweep(Sometimes(), states, probe_set, out=tmp_path, layers="drop")
