@@ -112,12 +112,16 @@ class Scores:
         """All rows of ``parts``, in the order of their steps, those that several have once.
 
         Raises:
-            DataError: a run's step was measured on different weights, or a target has different values;
-                ``with_column("run", ...)`` tells runs apart.
+            DataError: a run's step was measured on different weights, or a target of the same configuration has
+                different values; ``with_column("run", ...)`` tells runs apart.
         """
         table = pa.concat_tables([SCHEMA.empty_table(), *(part.to_arrow() for part in parts)])
-        for column, known, what in (("step", "state_hash", "weights"), ("target", "target_hash", "values")):
-            counts = table.group_by(["run", column]).aggregate([(known, "count_distinct")])
+        # Targets of other samples are of another configuration.
+        for column, of, known, what in (
+            ("step", ["run"], "state_hash", "weights"),
+            ("target", ["run", "config_hash"], "target_hash", "values"),
+        ):
+            counts = table.group_by([*of, column]).aggregate([(known, "count_distinct")])
             if several := counts.filter(pc.field(f"{known}_count_distinct") > 1).to_pylist():
                 raise DataError(
                     f"scores of run {several[0]['run']!r}, {column} {several[0][column]!r}: expected those of one "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -122,11 +122,7 @@ def write_step(
             partial.write_text(json.dumps(settings), encoding="utf-8")
     scores.write_shard(directory)
     known = {} if before is None or not before.partial else before.layers
-    if layers := {**known, **reasons(lost), **known}:
-        failure = Failure(f"step {step}", "; ".join(filter(None, layers.values())), partial=True, layers=layers)
-        _write_failure(directory, step, failure)
-    else:
-        remove_file(_failure_file(directory, step))
+    _write_lost(directory, step, {**known, **reasons(lost), **known})
     return scores
 
 
@@ -135,8 +131,12 @@ def keep_failures(directory: str | Path, failures: Mapping[int, Failure]) -> Non
 
     Of one that is stored only what is ``partial``: else another job has measured it.
     """
-    stored = list_shards(directory) if failures else {}
-    known = dict(_failures(directory)) if any(step in stored for step in failures) else {}
+    try:
+        stored = list_shards(directory) if failures else {}
+        known = dict(_failures(directory)) if any(step in stored for step in failures) else {}
+    except StoreError as unread:  # the failures themselves are yet to be told
+        warn(str(unread))
+        return
     for step, failure in failures.items():
         if step not in stored:
             _write_failure(directory, step, failure)
@@ -146,6 +146,13 @@ def keep_failures(directory: str | Path, failures: Mapping[int, Failure]) -> Non
             _write_failure(directory, step, replace(failure, error=error, layers=layers))
 
 
+def settle_failures(directory: str | Path, steps: Collection[int]) -> None:
+    """Of stored steps that lack nothing that is asked for, only what layers cannot be measured stays."""
+    for step, failure in list(_failures(directory)):
+        if step in steps and failure.partial:
+            _write_lost(directory, step, failure.layers)
+
+
 def _write_failure(directory: str | Path, step: int, failure: Failure) -> None:
     """A warning where it cannot be: the scores are written, or the failure is yet to be told."""
     try:
@@ -153,6 +160,15 @@ def _write_failure(directory: str | Path, step: int, failure: Failure) -> None:
             partial.write_text(json.dumps(asdict(failure)), encoding="utf-8")
     except StoreError as error:
         warn(str(error))
+
+
+def _write_lost(directory: str | Path, step: int, layers: Mapping[str, str]) -> None:
+    """What a stored step lacks for good."""
+    if layers:
+        failure = Failure(f"step {step}", "; ".join(filter(None, layers.values())), partial=True, layers=layers)
+        _write_failure(directory, step, failure)
+    else:
+        remove_file(_failure_file(directory, step))
 
 
 def reasons(lost: Mapping[str, Exception]) -> dict[str, str]:
@@ -184,6 +200,8 @@ def _failures(directory: str | Path) -> Iterator[tuple[int, Failure]]:
         try:
             known, step = json.loads(path.read_text(encoding="utf-8")), int(path.stem.rpartition("-")[2])
             failure = Failure(**known)
+            if not isinstance(failure.layers, dict):
+                raise TypeError(f"layers: expected reasons by name, got {failure.layers!r}")
         except FileNotFoundError:  # another job has measured it by now
             continue
         except (OSError, ValueError, TypeError, AttributeError) as error:

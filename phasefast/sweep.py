@@ -29,7 +29,16 @@ from .notices import warn
 from .options import ProbeOptions
 from .scores import Scores, list_shards
 from .stages.probe_set import ProbeSet
-from .store import check_origin, check_weights, keep_failures, lost_layers, open_store, reasons, write_step
+from .store import (
+    check_origin,
+    check_weights,
+    keep_failures,
+    lost_layers,
+    open_store,
+    reasons,
+    settle_failures,
+    write_step,
+)
 
 
 def sweep(
@@ -148,9 +157,12 @@ class Sweeper:
         failures, new = dict[int, Exception](), dict[int, Exception]()
         with restored(self._engine):
             todo = {step: source for step, source in ordered.items() if step not in self._stored or self._lacking(step)}
+            settle_failures(self._out, ordered.keys() - todo.keys())
             for step in [step for step in todo if step in self._stored and step > 0]:  # of other layers or targets
                 with suppress(CheckpointError):  # which is told once it is read
                     self._known |= _is_known(self._stored[step], todo[step], self._reader)
+                if self._known:
+                    break
             for step in ordered.keys() - todo.keys():
                 try:
                     same = _is_same(self._stored[step], ordered[step], self._engine, self._reader)

@@ -24,9 +24,10 @@ from phasefast.errors import (
     StoreError,
     SweepError,
 )
+from phasefast.failures import Failure
 from phasefast.report import read_phases
 from phasefast.scores import Scores, read_shard
-from phasefast.store import lost_layers, read_failures, write_step
+from phasefast.store import keep_failures, lost_layers, read_failures, write_step
 
 from .conftest import SmallNet, images
 
@@ -200,6 +201,10 @@ def test_what_was_stored_stays_where_a_checkpoint_cannot_be_read_any_more(
     torch.save(states[1], paths[1])
     pf.sweep(net, {1: paths[1]}, probe_set, out=out, layers=["conv"])
     assert read_failures(out) == {}
+    keep_failures(out, {2: Failure("2.pt", "by a job that failed while another one measured", partial=True)})
+    assert list(read_failures(out)) == [2]
+    pf.sweep(net, paths, probe_set, out=out, layers=["hidden", "conv"])
+    assert read_failures(out) == {}
     paths[1].write_bytes(b"damaged")
     paths[2] = tmp_path / "2"
     paths[2].mkdir()
@@ -324,7 +329,8 @@ def test_steps_that_lack_what_was_added_are_named(
     failed = read_phases(tmp_path)[1].failed
     assert list(failed) == [0, 1]
     assert all(
-        each.partial and "target 'input' of layers ['conv'] is not measured" in each.error for each in failed.values()
+        each.partial and each.error == "['input'] of layers ['conv'] is not measured; a sweep may add it"
+        for each in failed.values()
     )
     pf.sweep(net, states, probe_set, out=tmp_path, layers="conv", targets="input")
     assert read_phases(tmp_path)[1].failed == {}

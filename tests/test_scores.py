@@ -61,6 +61,8 @@ def test_scores_of_one_training_are_put_together_once(net: SmallNet, probe_set: 
     assert len(alphas) == 2 * len(one)
     with pytest.raises(DataError, match=r"run 'run', target '(input|label)': expected .* of different values"):
         pf.Scores.concat([one, one.with_column("target_hash", "other")])
+    fewer = one.with_column("target_hash", "other").with_column("config_hash", "of fewer rows")  # as experiments draw
+    assert len(pf.Scores.concat([one, fewer])) == 2 * len(one)
     older = pf.Scores(one.to_arrow().drop_columns(["target_hash", "place"]))
     assert len(pf.Scores.concat([one, older])) == len(one)
     with torch.no_grad():

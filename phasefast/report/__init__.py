@@ -55,7 +55,9 @@ def read_phases(directory: str | Path) -> tuple[Scores, PhaseReport]:
     if len(origins := read_origins(directory)) > 1:
         warn(f"{directory}: holds scores of checkpoints in {', '.join(origins)}: are they of one training?")
     failed = read_failures(directory)
-    return scores, replace(detect_phases(scores), failed=failed | _gaps(scores, failed, lost_layers(directory)))
+    return scores, replace(
+        detect_phases(scores), failed=dict(sorted((failed | _gaps(scores, failed, lost_layers(directory))).items()))
+    )
 
 
 def _gaps(scores: Scores, failed: Mapping[int, Failure], lost: Mapping[int, Collection[str]]) -> dict[int, Failure]:
@@ -66,14 +68,17 @@ def _gaps(scores: Scores, failed: Mapping[int, Failure], lost: Mapping[int, Coll
     found, numbers = {}, scores.without_samples
     for step in scores.steps:
         part, before = numbers.filter(step=step), failed.get(step, Failure(f"step {step}", "", partial=True))
-        texts = [before.error] if before.error else []
+        gaps: dict[frozenset[str], list[str]] = {}
         for target, layers in asked.items():
-            gaps = {*part.lacking(layers, [target])} - {*lost.get(step, ())}
-            gaps -= {layer for layer in gaps if f"layer {layer!r}:" in before.error}  # as older versions kept it
-            if gaps:
-                texts.append(f"target {target!r} of layers {shown(gaps)} is not measured there; a sweep may add it")
-        if texts[bool(before.error) :]:
-            found[step] = replace(before, error="; ".join(texts))
+            lacking = {*part.lacking(layers, [target])} - {*lost.get(step, ())}
+            lacking -= {layer for layer in lacking if f"layer {layer!r}:" in before.error}  # as older versions kept it
+            gaps.setdefault(frozenset(lacking), []).append(target)
+        texts = [
+            f"{shown(targets)} of layers {shown(layers)} is not measured" for layers, targets in gaps.items() if layers
+        ]
+        if texts:
+            error = "; ".join([*filter(None, [before.error]), *texts])
+            found[step] = replace(before, error=f"{error}; a sweep may add it")
     return found
 
 
