@@ -14,7 +14,7 @@ from torch import Tensor
 from .dense import centred_left_product, centred_product, inner, product, wide_rows
 from .fetching import later
 from .systems import Solution, System
-from .timeline import stage
+from .timeline import stage, staged
 from .types import Activations, Check, CheckColumns, TargetBlock, TargetMatrix
 
 _UNSURE = 10  # times less than the condition is what a factor's diagonal says of it, as a rule
@@ -134,7 +134,6 @@ def certify(
     asked = (lost, kept, *losses), (missed, deviation), blurred, *of_identities, [each.told for each in solutions]
     fetch = later(*itertools.chain(*asked))
 
-    @stage("certificates")
     @np.errstate(all="ignore")  # a solution that has failed is told by its factor
     def read() -> list[Certificate]:
         answers = iter(fetch())
@@ -161,7 +160,7 @@ def certify(
                 certificates.append(Certificate(estimate, None))
         return certificates
 
-    return read
+    return staged("certificates", read)
 
 
 def _runs(places: Sequence[tuple[Part, slice]]) -> Iterator[tuple[Solution, slice]]:

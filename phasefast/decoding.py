@@ -19,7 +19,7 @@ from .stages.select import select_by_folds, select_by_leave_one_out
 from .stages.solve import solve, solve_target_free
 from .stages.statistics import accumulate
 from .systems import Penalties, PenaltyChoice, System
-from .timeline import stage
+from .timeline import stage, staged
 from .types import Activations, Decoder, Statistics, TargetMatrix
 
 ERROR_TOLERANCE = 1e-5  # relative, of the squared errors: above it, float32 is not enough
@@ -185,7 +185,7 @@ class _Work:
         assert self.statistics is not None
         arguments = self.cell, self.statistics, self.targets, self.method.penalties, choice, self._tolerance
         if self.cost.target_free:
-            return stage("solutions")(lambda: list(solve_target_free(*arguments)))
+            return staged("solutions", lambda: list(solve_target_free(*arguments)))
         finish = solve(*arguments, self.cost.eigen)
         return lambda: [(self.cell, finish())]
 

@@ -13,7 +13,7 @@ from .. import ops
 from ..components import interval
 from ..fetching import fetched, later
 from ..scores import MODEL_LAYER
-from ..timeline import stage
+from ..timeline import stage, staged
 from ..types import Activations, BlockFit, Bounds, Decoder, Score, TargetBlock, TargetMatrix
 
 
@@ -35,7 +35,6 @@ def evaluate(
     fit_errors, fit_hits = _residual(cell.fit, decoder, targets.fit, [fit.block for fit in direct])
     fetch = later(errors, hits, fit_errors.sum(1), fit_hits.double().mean(1))
 
-    @stage("scores")
     def read() -> list[Score]:
         errors, hits, totals, shares = fetch()
         place = {block.name: index for index, block in enumerate(targets.blocks)}
@@ -54,7 +53,7 @@ def evaluate(
             scores += _block_scores(decoder, fit, split, total, share)
         return scores
 
-    return read
+    return staged("scores", read)
 
 
 def squared_errors(

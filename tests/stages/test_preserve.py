@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -165,9 +166,10 @@ def test_buffers_that_are_sparse_or_quantised_are_left_alone(
     assert net.edges is buffer
 
 
-def test_a_compiled_training_step_may_measure(probe_set: pf.ProbeSet) -> None:
+@pytest.mark.parametrize("options", [{"alphas": [0.1]}, {}], ids=str)
+def test_a_compiled_training_step_may_measure(probe_set: pf.ProbeSet, tmp_path: Path, options: dict) -> None:
     model = Block(36, 3)
-    tracker = pf.PhaseTracker(model, probe_set, out=None, on_error="raise", alphas=[0.1])
+    tracker = pf.PhaseTracker(model, probe_set, out=tmp_path, on_error="raise", **options)
 
     @torch.compile(backend="eager")
     def step(x: Tensor, i: int) -> Tensor:
