@@ -163,11 +163,11 @@ def test_the_version_is_told() -> None:
 
 
 def test_comparisons_are_printed_in_ascii_too(tmp_path: Path) -> None:
-    for name in ("a", "b"):
+    for name in ("a", "b", "c"):
         for step in (0, 1, 2, 4):
             make_scores(["x"], [step]).write_shard(tmp_path / name)
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
-    command = [sys.executable, "-m", "phasefast", "compare", "a", "b"]
+    command = [sys.executable, "-m", "phasefast", "compare", "a", "b", "c"]
     done = subprocess.run(command, cwd=tmp_path, env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
     assert "+- standard deviation" in " ".join(done.stdout.decode("ascii").split())
