@@ -113,11 +113,9 @@ class Scores:
         """All rows of ``parts``, in the order of their steps, those that several have once.
 
         Raises:
-            DataError: a run's step was measured on different weights, or a target of the same configuration has
-                different values; ``with_column("run", ...)`` tells runs apart.
+            DataError: a run's step has different weights, or a target of a configuration different values.
         """
         table = pa.concat_tables([SCHEMA.empty_table(), *(part.to_arrow() for part in parts)])
-        # Targets of other samples are of another configuration.
         for column, of, known, what in (
             ("step", ["run"], "state_hash", "weights"),
             ("target", ["run", "config_hash"], "target_hash", "values"),
