@@ -151,12 +151,12 @@ def _nested(loaded: Any) -> str | None:
 
 def _twins(loaded: Mapping[Any, Any], nested: str) -> list[str]:
     """Keys of further state dicts with names and shapes of the one under ``nested``, such as of averaged weights."""
-    own, *others = (
-        {(name.removeprefix("module."), value.shape) for name, value in state.items() if isinstance(value, Tensor)}
-        for state in (loaded[nested], *_candidates(loaded).values())
-    )
-    alike = zip(_candidates(loaded), others, strict=True)
-    return [key for key, names in alike if key != nested and 2 * len(names & own) > len(own)]
+
+    def known(state: Mapping[Any, Any]) -> set[tuple[str, Any]]:
+        return {(name.removeprefix("module."), own.shape) for name, own in state.items() if isinstance(own, Tensor)}
+
+    own, others = known(loaded[nested]), _candidates(loaded)
+    return [key for key, state in others.items() if key != nested and 2 * len(known(state) & own) > len(own)]
 
 
 def _holds_tensors(value: Any, depth: int) -> bool:
