@@ -10,6 +10,7 @@ from statistics import NormalDist
 import numpy as np
 
 from .errors import ArgumentError, DataError
+from .losses import LOSSES, losses_of
 from .scores import Scores
 
 _FEW = 50  # samples that are right in one of two cases only, up to which their chance is counted
@@ -34,23 +35,6 @@ class BestCheckpoint:
     others: Mapping[str, int]
 
 
-@dataclass(frozen=True)
-class _Losses:
-    """Of one layer: ``samples`` [K, m] at ``steps`` [K], in units whose samples are [m]."""
-
-    steps: np.ndarray
-    samples: np.ndarray
-    unit: np.ndarray
-
-    @property
-    def best(self) -> int:
-        return int(self.samples.mean(1).argmin())
-
-    @property
-    def least(self) -> np.ndarray:
-        return np.asarray(self.samples[self.best])
-
-
 def best_checkpoint(
     scores: Scores, target: str = "label", *, layers: Sequence[str] | None = None, confidence: float = 0.95
 ) -> BestCheckpoint:
@@ -73,22 +57,17 @@ def best_checkpoint(
     if len(runs := scores.values_of("run")) > 1:
         raise DataError(f"expected the scores of one run, got those of {runs}: choose with filter(run=...)")
     wanted = scores.select(layers).filter(target=target)
-    metric = next((name for name in ("accuracy", "fvu") if any(_layers(wanted, target, name))), None)
-    found = (
-        {}
-        if metric is None
-        else {layer: _losses(wanted, layer, target, metric) for layer in _layers(wanted, target, metric)}
-    )
-    found = {layer: losses for layer, losses in found.items() if len(losses.steps)}
-    if metric is None or not found:
+    metric = next((name for name in LOSSES if any(_layers(wanted, target, name))), "")
+    curves = {layer: _curve(wanted, layer, target, metric) for layer in _layers(wanted, target, metric)}
+    if not (found := {layer: curve for layer, curve in curves.items() if len(curve.steps)}):
         raise DataError(f"target {target!r}: expected finite held-out accuracy or fvu, got {wanted!r}")
-    if len({losses.samples.shape[1] for losses in found.values()}) > 1:
+    if len({curve.samples.shape[1] for curve in found.values()}) > 1:
         raise DataError(f"target {target!r}: layers were measured on held-out sets of different sizes")
     layer = min(found, key=lambda name: float(found[name].least.mean()))
     own = found[layer]
     same = [not _apart(samples, own, confidence) for samples in own.samples]
     others = {
-        name: losses for name, losses in found.items() if name != layer and not _apart(losses.least, own, confidence)
+        name: curve for name, curve in found.items() if name != layer and not _apart(curve.least, own, confidence)
     }
     loss = float(own.least.mean())
     return BestCheckpoint(
@@ -98,7 +77,7 @@ def best_checkpoint(
         step=int(own.steps[own.best]),
         value=1 - loss if metric == "accuracy" else loss,
         steps=tuple(own.steps[same].tolist()),
-        others={name: int(losses.steps[losses.best]) for name, losses in others.items()},
+        others={name: int(curve.steps[curve.best]) for name, curve in others.items()},
     )
 
 
@@ -106,22 +85,32 @@ def _layers(scores: Scores, target: str, metric: str) -> Iterator[str]:
     return (layer for layer in scores.layers if scores.has_curve(layer, target, metric))
 
 
-def _losses(scores: Scores, layer: str, target: str, metric: str) -> _Losses:
-    """Those of the steps at which they are finite; a classifier's are 1 where it errs."""
-    try:
-        steps, samples = scores.samples(layer, target, metric)
-    except LookupError as error:
-        raise DataError(f"{error}; probe these checkpoints again") from error
-    samples = samples.astype(np.float64)
-    samples = 1 - samples if metric == "accuracy" else samples
-    unit = scores.baseline_samples(layer, target, metric)
+@dataclass(frozen=True)
+class _Curve:
+    """The finite losses of one layer: ``samples`` [K, m] at ``steps`` [K], in units whose samples are [m]."""
+
+    steps: np.ndarray
+    samples: np.ndarray
+    unit: np.ndarray
+
+    @property
+    def best(self) -> int:
+        return int(self.samples.mean(1).argmin())
+
+    @property
+    def least(self) -> np.ndarray:
+        return np.asarray(self.samples[self.best])
+
+
+def _curve(scores: Scores, layer: str, target: str, metric: str) -> _Curve:
+    losses = losses_of(scores, layer, target, metric)
+    samples = losses.samples.astype(np.float64)
     finite = np.isfinite(samples).all(1)
-    return _Losses(
-        steps[finite], samples[finite], np.ones(samples.shape[1]) if unit is None else unit.astype(np.float64)
-    )
+    unit = np.ones(samples.shape[1]) if losses.baseline is None else losses.baseline.astype(np.float64)
+    return _Curve(losses.steps[finite], samples[finite], unit)
 
 
-def _apart(samples: np.ndarray, best: _Losses, confidence: float) -> bool:
+def _apart(samples: np.ndarray, best: _Curve, confidence: float) -> bool:
     """Whether losses [m] are more than chance above the least ones of the same samples."""
     more, count = samples - best.least, len(samples)
     signs = np.unique(more)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -156,7 +156,8 @@ class Sweeper:
         """
         failures, new = dict[int, Exception](), dict[int, Exception]()
         with restored(self._engine):
-            todo = {step: source for step, source in ordered.items() if step not in self._stored or self._lacking(step)}
+            lacking = {step: self._lacking(step) for step in self._stored}
+            todo = {step: source for step, source in ordered.items() if lacking.get(step, True)}
             settle_failures(self._out, ordered.keys() - todo.keys())
             for step in [step for step in todo if step in self._stored and step > 0]:  # of other layers or targets
                 with suppress(CheckpointError):  # which is told once it is read
@@ -171,9 +172,9 @@ class Sweeper:
                     failures[step] = error
             if not self._measured and (origin := _origin(ordered.values())) is not None:
                 check_origin(self._out, origin, self._known)
-            begun = any(not self._lacking(step) for step in self._stored)
+            begun, measure = not all(lacking.values()), partial(self._measure, lacking)
             try:
-                measure_each(self._engine, todo, self._reader, "sweeping", self._measure, new, begun, all_of_them)
+                measure_each(self._engine, todo, self._reader, "sweeping", measure, new, begun, all_of_them)
             finally:
                 # Such as do not fit may be another model's, where none fits.
                 sure = {step: error for step, error in new.items() if self._known or not _is_misfit(error)}
@@ -181,13 +182,12 @@ class Sweeper:
                 keep_failures(self._out, {k: replace(each, partial=k in self._stored) for k, each in failed.items()})
         return failures | new
 
-    def _measure(self, step: int, source_hash: str | None) -> None:
-        """Measure and store the checkpoint that is loaded."""
-        engine, only = self._engine, None
+    def _measure(self, lacking: Mapping[int, list[str]], step: int, source_hash: str | None) -> None:
+        """Measure and store the checkpoint that is loaded, of a stored step what it lacks."""
+        engine = self._engine
         if step in self._stored:
             check_weights(self._stored[step], state_hash(engine.model.state_dict()))
-            only = self._lacking(step)
-        scores = engine.measure(step, keep=not self._measured, only=only)  # the first tells what changes
+        scores = engine.measure(step, keep=not self._measured, only=lacking.get(step))  # the first tells what changes
         if source_hash is not None:
             scores = scores.with_column("source_hash", source_hash)
         if step in self._stored:

@@ -18,7 +18,7 @@ LEVELS = (
     ("failures", "files", "globs", "listing", "notices", "phase_report", "progress"),
     ("samples", "sequences"),
     ("scores",),
-    ("ops",),
+    ("losses", "ops"),
     ("best", "comparing", "curve", "dense", "isometry", "target_cache", "target_types", "valley"),
     ("components",),
     ("systems",),

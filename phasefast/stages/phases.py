@@ -48,6 +48,7 @@ import numpy as np
 
 from ..curve import DEFAULT_RULES, Curve, PhaseRules
 from ..errors import ArgumentError, DataError
+from ..losses import LOSSES, Losses, losses_of
 from ..phase_report import CellPhases, Phase, PhaseReport
 from ..scores import Scores
 from ..valley import bootstrap, noise_around, odd_steps, order_test, valleys
@@ -83,8 +84,8 @@ def detect_phases(
     wanted = scores.select(layers, targets)
     options: dict[str, Any] = {"seed": seed, "confidence": confidence, "replicates": replicates, "rules": rules}
     cells = tuple(
-        detect_curve(**_losses(wanted, layer, target, name), layer=layer, target=target, metric=metric, **options)
-        for layer, target, name, metric in _cells(wanted)
+        _phases_of(losses_of(wanted, layer, target, name), layer=layer, target=target, metric=LOSSES[name], **options)
+        for layer, target, name in _cells(wanted)
     )
     if not cells:
         raise DataError(f"no phases to detect: expected held-out 'fvu' or 'accuracy', got {scores!r}; probe first")
@@ -182,31 +183,19 @@ def detect_curve(
     )
 
 
-def _cells(scores: Scores) -> list[tuple[str, str, str, str]]:
-    """Layer, target, stored metric and its loss: the error where the target has an accuracy, else the FVU.
+def _phases_of(losses: Losses, **options: Any) -> CellPhases:
+    return detect_curve(losses.steps, losses.samples, baseline_samples=losses.baseline, **options)
 
-    Those of one step are left out where others have more, as of a layer that diverged.
-    """
+
+def _cells(scores: Scores) -> list[tuple[str, str, str]]:
+    """Layer, target and the metric that counts; those of one step not where others have more, as one diverged."""
     table = scores.filter(split="heldout").to_arrow()
     steps = Counter(zip(*(table.column(name).to_pylist() for name in ("layer", "target", "metric"))))
     found = []
     for layer, target in product(scores.layers, scores.targets):
-        if (layer, target, "accuracy") in steps:
-            found.append((layer, target, "accuracy", "error"))
-        elif (layer, target, "fvu") in steps:
-            found.append((layer, target, "fvu", "fvu"))
-    return [cell for cell in found if steps[cell[:3]] > 1] or found
-
-
-def _losses(scores: Scores, layer: str, target: str, metric: str) -> dict[str, Any]:
-    """Steps and losses of one cell as ``detect_curve`` takes them; a classifier's loss is 1 where it errs."""
-    own = scores.filter(layer=layer, target=target, metric=metric, split="heldout")
-    try:
-        steps, samples = own.samples(layer, target, metric)
-    except LookupError as error:
-        raise DataError(f"{error}; the intervals need it, so probe these checkpoints again") from error
-    samples = 1 - samples if metric == "accuracy" else samples
-    return {"steps": steps, "samples": samples, "baseline_samples": own.baseline_samples(layer, target, metric)}
+        cells = ((layer, target, metric) for metric in LOSSES)
+        found += [cell for cell in cells if cell in steps][:1]
+    return [cell for cell in found if steps[cell] > 1] or found
 
 
 def _checked(steps: np.ndarray, samples: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,41 @@
+"""Held-out losses of single samples, lower is better: what phases and the best checkpoint are told from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .errors import DataError
+from .scores import Scores
+
+LOSSES = {"accuracy": "error", "fvu": "fvu"}  # what is lost in each metric; the first that a target has counts
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Of one layer and target.
+
+    Attributes:
+        steps: [K] int64. samples: [K, m]. baseline: [m] of the best constant, where it is known: its mean is the unit
+            of the losses.
+    """
+
+    steps: np.ndarray
+    samples: np.ndarray
+    baseline: np.ndarray | None
+
+
+def losses_of(scores: Scores, layer: str, target: str, metric: str) -> Losses:
+    """Those of a held-out metric in ``LOSSES``, which of a classifier are 1 where it errs.
+
+    Raises:
+        DataError: no per-sample scores are stored.
+    """
+    own = scores.filter(layer=layer, target=target, metric=metric, split="heldout")
+    try:
+        steps, samples = own.samples(layer, target, metric)
+    except LookupError as error:
+        raise DataError(f"{error}; probe these checkpoints again") from error
+    samples = 1 - samples if metric == "accuracy" else samples
+    return Losses(steps, samples, own.baseline_samples(layer, target, metric))
