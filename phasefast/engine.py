@@ -37,6 +37,7 @@ from .stages.probe_set import ProbeSet
 from .stages.targets import FunctionValues, build_targets
 from .target_cache import TargetCache
 from .target_types import Label
+from .token_rows import TokenRows, Units
 from .types import Activations, Layer, Score
 from .workspace import Workspace
 
@@ -88,7 +89,7 @@ class Engine:
         if looks is not None:
             warn(
                 f"inputs look padded with {looks}, which is decoded from like other tokens: padding={looks} with "
-                "tokens='mean', 'cls' or 'last' leaves it out"
+                "tokens='mean', 'cls', 'last' or 'each' leaves it out"
             )
         if self.rows.padding is not None:
             samples = {"fit": probe_set.fit_inputs, "heldout": probe_set.heldout_inputs}
@@ -99,17 +100,28 @@ class Engine:
         wanted = default_targets(probe_set) if options.get("targets") is None else options["targets"]
         chosen = by_name(as_tuple("targets", wanted, ()), probe_set)
         self.label = next((target.name for target in chosen if isinstance(target, Label)), None)
-        fit = (probe_set.fit_inputs, probe_set.fit_labels)
-        heldout = (probe_set.heldout_inputs, probe_set.heldout_labels)
-        folds = self.method.folds(probe_set.n_fit)
+        self._splits = {
+            "fit": (probe_set.fit_inputs, probe_set.fit_labels),
+            "heldout": (probe_set.heldout_inputs, probe_set.heldout_labels),
+        }
+        self._units = Units()
+        if self.rows.tokens == "each":
+            which = {"fit": probe_set.fit_rows, "heldout": probe_set.heldout_rows}
+            self._units = Units(
+                {
+                    split: TokenRows.of(split, *own, self.rows.padding, which[split])
+                    for split, own in self._splits.items()
+                }
+            )
+        folds = self._units.folds(self.method.folds(probe_set.n_fit))
         per_column = options.get("penalty_per") == "column"
-        cache = None if out is None or per_column else TargetCache(Path(out) / "cache", probe_set.inputs_digest)
+        data = probe_set.inputs_digest + self._units.digest
+        cache = None if out is None or per_column else TargetCache(Path(out) / "cache", data)
         self._components = options.get("target_components")
         kept = (self._fit_inputs, self._heldout_inputs) if keeps else None
         with full_float32(self.device):
-            self.targets = build_targets(
-                chosen, fit, heldout, folds, self.device, per_column, cache, self._components, kept
-            )
+            how = self.device, per_column, cache, self._components, kept, self._units.tokens
+            self.targets = build_targets(chosen, self._splits["fit"], self._splits["heldout"], folds, *how)
             self._functions = FunctionValues(chosen, probe_set.fit_inputs)
         random = {block.name: block.stop - block.start for block in self.targets.blocks if block.random}
         self.target_hashes = {
@@ -190,14 +202,15 @@ class Engine:
         Args:
             rows: which held-out samples; the input must be the only target. keep: as for ``measure``.
         """
-        found, fit, mean = {}, self._fit_inputs.flatten(1), self._input_mean
+        fit, mean, own = self._input_rows, self._input_mean, self._units.heldout(rows)
+        found: dict[str, tuple[Tensor, float]] = {}
         with _MEASURING, self._workspace, self._prepared(keep) as groups:
             for group in groups:
                 for cell, decoder in decode(self._capture(group)[0], self.targets, self.method):
-                    flat = predict(cell, decoder, self.targets, rows, fit, mean)
+                    flat = predict(cell, decoder, self.targets, own, fit, mean).float().cpu()
                     scores = evaluate(cell, decoder, self.targets, fit_scores=False)()
                     fvu = next(score.value for score in scores if score.metric == "fvu")
-                    found[cell.layer.name] = flat.float().cpu().unflatten(1, self._fit_inputs.shape[1:]), fvu
+                    found[cell.layer.name] = self._units.whole(flat, rows, self._heldout_inputs), fvu
             self._settle(bool(found))
         return found
 
@@ -212,7 +225,12 @@ class Engine:
     @cached_property
     def _input_mean(self) -> Tensor:
         """Of the fit inputs, [p] float64."""
-        return self._fit_inputs.flatten(1).mean(0, dtype=torch.float64)
+        return self._input_rows.mean(0, dtype=torch.float64)
+
+    @property
+    def _input_rows(self) -> Tensor:
+        """Of the fit split, [n, p]."""
+        return self._units.of("fit", self._fit_inputs).flatten(1)
 
     @contextmanager
     def _prepared(self, keep: bool = True, only: Collection[str] | None = None) -> Iterator[list[list[Layer]]]:
@@ -230,7 +248,7 @@ class Engine:
                 fit_bounds = chunk_bounds(0, self.probe_set.n_fit, self.batch_size)
                 batches = model_inputs(self._fit_inputs, fit_bounds, self.model, self.device)
                 with batchnorm_mode(self.model, self.batchnorm, batches):
-                    problem = self.method.problem(self.probe_set.n_heldout, self.targets, self.rows.dtype)
+                    problem = self.method.problem(len(self.targets.heldout), self.targets, self.rows.dtype)
                     yield group_layers(layers, problem, int(self.method.budget), self.method.route)
             if changed:
                 self._tell(
@@ -271,7 +289,8 @@ class Engine:
         arguments = (self._fit_inputs, self._heldout_inputs, self.targets.folds, self._forward_batch)
         fix_random_state(self.device)
         with several_rows(self.batchnorm):
-            cells, lost, outputs = capture(self.model, group, *arguments, self.rows, self.device, self.given)
+            how = self.rows, self.device, self.given, self._units.tokens
+            cells, lost, outputs = capture(self.model, group, *arguments, *how)
         self.lost |= lost
         return cells, dict(zip(("fit", "heldout"), outputs, strict=True))
 
@@ -290,12 +309,16 @@ class Engine:
                 f"no rows of layer {MODEL_LAYER!r}: what the model returns has no row of numbers for each sample, such "
                 "as logits; its own accuracy is not known"
             )
-        labels = {"fit": self.probe_set.fit_labels, "heldout": self.probe_set.heldout_labels}
+        known = {split: labels for split, (_, labels) in self._splits.items()}
+        labels = {
+            split: self._units.labels(split, known[split], 0 if out is None else len(out))
+            for split, out in usable.items()
+        }
         return evaluate_model(usable, labels, label)
 
     def _say_that_all_is_exact(self, step: int) -> None:
         """Warn where an approximation was asked for that was not needed, or of no use."""
-        count, size, n = self._components, self.method.layer_sketch, self.probe_set.n_fit
+        count, size, n = self._components, self.method.layer_sketch, len(self.targets.fit)
         widest = max((layer.dim for layer in self._layers or ()), default=0)
         if count is not None:
             limit = count + RANDOM_COLUMNS
@@ -336,9 +359,10 @@ class Engine:
                 row[name] = getattr(score.fit, name)
             row["dtype"] = str(score.dtype).removeprefix("torch.")
         if score.samples is not None:
-            row["samples"] = score.samples.numpy()
-            if score.metric == "fvu":
-                row["baseline_samples"] = self.targets.baseline_samples[score.target]
+            fvu = score.metric == "fvu"
+            constant = torch.from_numpy(self.targets.baseline_samples[score.target]) if fvu else None
+            samples, constant = self._units.by_sample(score.samples, constant)
+            row |= {"samples": samples.numpy(), "baseline_samples": None if constant is None else constant.numpy()}
         if score.bounds is not None:
             row |= {name: value for name, value in asdict(score.bounds).items() if value == value}  # NaN is not
         return row
@@ -362,4 +386,6 @@ class Engine:
             settings["sketch"] = self.method.layer_sketch
         if self.rows.padding is not None:
             settings["padding"] = float(self.rows.padding)
+        if self._units.digest:
+            settings["token_rows"] = self._units.digest
         return settings

@@ -27,7 +27,7 @@ class Losses:
 
 
 def losses_of(scores: Scores, layer: str, target: str, metric: str) -> Losses:
-    """Those of a held-out metric in ``LOSSES``, which of a classifier are 1 where it errs.
+    """Those of a held-out metric in ``LOSSES``, which of a classifier are 1 where it errs, or the share of tokens.
 
     Raises:
         DataError: no per-sample scores are stored.
@@ -37,5 +37,7 @@ def losses_of(scores: Scores, layer: str, target: str, metric: str) -> Losses:
         steps, samples = own.samples(layer, target, metric)
     except LookupError as error:
         raise DataError(f"{error}; probe these checkpoints again") from error
-    samples = 1 - samples if metric == "accuracy" else samples
-    return Losses(steps, samples, own.baseline_samples(layer, target, metric))
+    baseline = own.baseline_samples(layer, target, metric)
+    if metric == "accuracy":
+        samples = (1 if baseline is None else baseline) - samples
+    return Losses(steps, samples, baseline)

@@ -54,7 +54,7 @@ def plan(
 
     Args:
         sample: shape of one input, such as (3, 32, 32), or an input itself: integers, such as tokens, are not decoded.
-        fit, heldout: numbers of rows. classes: of the label, or 0.
+        fit, heldout: numbers of samples. classes: of the label, or 0.
         **options: see :class:`phasefast.ProbeOptions`; but ``targets``: the input and the label are planned for.
 
     Raises:
@@ -64,7 +64,12 @@ def plan(
     if min(fit, heldout, *shape) < 1 or classes < 0:
         raise ArgumentError(f"expected positive sizes, got sample {shape}, {fit} and {heldout} rows")
     example = sample if isinstance(sample, Tensor) else torch.randn(shape, device="cpu")
-    width = example.numel() if example.is_floating_point() else 0
+    each = options.get("tokens") == "each"
+    if each and len(shape) not in (1, 2):
+        raise ArgumentError(f"tokens='each': expected a sample [t] or [t, c], got {shape}")
+    tokens = shape[0] if each else 1  # of a sample without padding
+    fit, heldout = fit * tokens, heldout * tokens
+    width = example.numel() // tokens if example.is_floating_point() else 0
     if not width and not classes:
         raise ArgumentError(f"nothing to decode: the sample is {example.dtype}, and there are no classes")
     if options.get("targets") is not None:

@@ -17,7 +17,7 @@ from .notices import warn
 def draw(
     split: str, dataset: Sized, count: int | None, seed: int
 ) -> tuple[Tensor, Tensor | None, dict[str, Tensor], Tensor]:
-    """Inputs [count, ...], labels [count] or None, and values by name of randomly chosen samples, and which [count].
+    """Inputs [count, ...], labels [count] or of tokens [count, t] or None, values by name of random samples, and which.
 
     Args:
         split: what it is for, in messages. count: all by default.
@@ -50,11 +50,11 @@ def draw(
             warn(f"{split}: values {name!r} are left out: they are text")
         else:
             named[name] = as_numbers(f"values {name!r}", own)
-    return torch.stack(inputs), None if labels[0] is None else torch.tensor(labels, device="cpu"), named, rows
+    return torch.stack(inputs), None if labels[0] is None else as_numbers(f"{split}_labels", labels), named, rows
 
 
-def _parts(where: str, sample: Any) -> tuple[Tensor, int | None, Mapping[str, Any]]:
-    """Input, label and values of one sample of a data set, which is ``where`` in messages."""
+def _parts(where: str, sample: Any) -> tuple[Tensor, int | Tensor | None, Mapping[str, Any]]:
+    """Input, label or those of its tokens [t], and values of one sample of a data set: ``where`` in messages."""
     if isinstance(sample, Mapping):
         raise DataError(f"{where}: expected (input, label), got a dict of {list(sample)}; wrap the data set")
     given = tuple(sample) if isinstance(sample, (tuple, list)) else (sample,)
@@ -72,16 +72,22 @@ def _parts(where: str, sample: Any) -> tuple[Tensor, int | None, Mapping[str, An
         raise DataError(
             f"{where}: expected (input, label) or (input, label, {{name: value}}), got ({kinds}); wrap the data set"
         )
+    return tensor, None if label is None else _label(where, label), others[0] if others else {}
+
+
+def _label(where: str, label: Any) -> int | Tensor:
     try:
-        # NumPy's booleans are no indices.
-        number = None if label is None else int(label) if isinstance(label, np.bool_) else operator.index(label)
+        return int(label) if isinstance(label, np.bool_) else operator.index(label)  # NumPy's booleans are no indices
     except TypeError as error:
-        got = f"{tuple(label.shape)} {label.dtype}" if isinstance(label, Tensor) else repr(label)
+        array = isinstance(label, (Tensor, np.ndarray))
+        numbers = as_numbers(f"{where}: labels", label) if array else torch.empty(())
+        if numbers.dim() == 1 and not numbers.is_floating_point():
+            return numbers
+        got = f"{tuple(label.shape)} {label.dtype}" if array else repr(label)
         raise DataError(
-            f"{where}: expected labels that are integers or None, got {got}; other things to decode are given as "
-            "(input, None, {name: value})"
+            f"{where}: expected labels that are integers, of tokens [t] too, or None, got {got}; other things to "
+            "decode are given as (input, None, {name: value})"
         ) from error
-    return tensor, number, others[0] if others else {}
 
 
 def as_numbers(what: str, given: Any) -> Tensor:

@@ -25,6 +25,7 @@ _NAMES = {
     "batchnorm": ("batchnorm", "batch_size"),
     "rows": ("tokens", "pool", "type of rows (precision='fast': bfloat16 where the device is fast at it)"),
     "sketch": ("layer_sketch",),
+    "token_rows": ("which tokens count (padding=, or labels of -100)",),
 }
 _ELSEWHERE = "give another out= (--out), or overwrite=True (--overwrite) to start over"
 # What reports write beside the scores that they are of: the picture of all, and that of some layers or targets.

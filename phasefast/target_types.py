@@ -18,6 +18,7 @@ from .types import TargetKind
 _CHUNK = 1024
 _MOST_CLASSES = 10_000  # of integers that may be numbers
 _MOST_LABELS = 100_000
+_EACH = "give tokens='each' and inputs [n, t, ...]"
 Split = tuple[Tensor, Tensor | None]
 
 
@@ -37,37 +38,53 @@ class Target(Protocol):
         """Target columns [n, p] and [m, p] for (inputs, labels) of the fit and the held-out split."""
 
 
-class _Own:
-    """What the package's targets have in common, so that a list of several kinds is one of targets to type checkers."""
+class OwnTarget:
+    """What the package's targets have in common: the columns are ``encoded`` from what is ``given`` of each sample."""
 
     name: str
     kind: TargetKind
 
     def columns(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
+        """Columns [n, p] and [m, p]; DataError for what cannot be decoded."""
+        return self.encoded(*self.given(fit, heldout))
+
+    def given(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
+        """What there is of both splits, [n, ...] and [m, ...], or of tokens [n, t, ...]; DataError where it is not."""
+        raise NotImplementedError
+
+    def encoded(self, values: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+        """Columns of given values: numbers float32, or one-hot; DataError for those of the wrong shape or kind."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Input(_Own):
+class Input(OwnTarget):
     """The network's own input, flattened: its error is the reconstruction loss (arXiv 2312.06887, section 3)."""
 
     name: str = "input"
     kind: TargetKind = field(default="regression", init=False)
 
-    def columns(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
-        """Inputs [n, p] and [m, p] float32; DataError for inputs that are not floating point."""
+    def given(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
+        """The inputs; DataError for such as are not floating point."""
         if not fit[0].is_floating_point():
             mend = "give images as numbers such as x.float() / 255, or leave this target out"
             if fit[0].dim() == 2:
-                mend = "leave this target out, and decode a phasefast.Function of ids, such as their one-hot columns"
+                mend = (
+                    "leave this target out, and decode a phasefast.Function of ids, such as their one-hot columns, or "
+                    "with tokens='each' phasefast.Function(lambda ids: ids, kind='classes', name='token')"
+                )
             raise DataError(
                 f"target {self.name!r}: expected floating-point inputs to reconstruct, got {fit[0].dtype}; {mend}"
             )
-        return _as_float(fit[0].flatten(1), heldout[0].flatten(1))
+        return fit[0], heldout[0]
+
+    def encoded(self, values: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+        """Flattened, float32."""
+        return _as_float(values.flatten(1), held.flatten(1))
 
 
 @dataclass(frozen=True)
-class Label(_Own):
+class Label(OwnTarget):
     """The labels of the probe set, one-hot over ``num_classes`` columns, scored by accuracy."""
 
     num_classes: int
@@ -79,20 +96,27 @@ class Label(_Own):
             raise ArgumentError("Label: expected the number of classes, got None")
         _check_kind(f"Label {self.name!r}", self.kind, self.num_classes)
 
-    def columns(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
-        """One-hot columns [n, k] and [m, k]; DataError where labels are missing or out of range."""
+    def given(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
+        """The labels; DataError where there are none."""
         if fit[1] is None or heldout[1] is None:
             raise DataError(f"target {self.name!r}: the probe set has no labels; give labels or leave this target out")
-        return _one_hot(self.name, fit[1], self.num_classes), _one_hot(self.name, heldout[1], self.num_classes)
+        return fit[1], heldout[1]
+
+    def encoded(self, values: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+        """One-hot columns [n, k] and [m, k]; DataError where they are out of range, or those of tokens."""
+        if values.dim() != 1:
+            raise DataError(f"target {self.name!r}: labels {tuple(values.shape)} are those of tokens: {_EACH}")
+        return _one_hot(self.name, values, self.num_classes), _one_hot(self.name, held, self.num_classes)
 
 
 @dataclass(frozen=True)
-class Function(_Own):
+class Function(OwnTarget):
     """Any function of a batch of inputs, such as a transfer task; it is called without autocast, its
     matrix products without TF32.
 
     Args:
-        fn: takes inputs [b, ...]; gives [b] or [b, q] numbers (``regression``) or [b] integers (``classes``).
+        fn: takes inputs [b, ...]; gives [b] or [b, q] numbers (``regression``) or [b] integers (``classes``). With
+            ``tokens="each"`` and inputs [b, t, ...] what it gives as [b, t] or [b, t, q] is of the tokens.
         kind: ``"regression"`` or ``"classes"``.
         name: name in the scores; the function's own by default.
         num_classes: for ``classes``; one more than the largest value by default.
@@ -108,15 +132,18 @@ class Function(_Own):
         if not self.name:
             object.__setattr__(self, "name", getattr(self.fn, "__name__", "function").strip("<>"))
 
-    def columns(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
+    def given(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
+        """Its values of both splits."""
+        return self.values(fit[0]), self.values(heldout[0])
+
+    def encoded(self, values: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
         """Values [n, q] and [m, q], or one-hot columns; DataError for values of the wrong shape or kind."""
-        values = self.values(fit[0])
         if self.kind == "regression" and not values.is_floating_point():
             warn(f"target {self.name!r}: integers are decoded as numbers; give kind='classes', or floats for numbers")
-        return _columns(self, values, self.values(heldout[0]))
+        return _columns(self, values, held)
 
     def values(self, inputs: Tensor) -> Tensor:
-        """What it gives for inputs [b, ...], as [b, q]; DataError for what is not one row for each."""
+        """What it gives for inputs [b, ...], as [b, ...]; DataError for what is not one row for each."""
         parts = []
         for batch in inputs.split(_CHUNK):
             given = self.fn(batch.clone())
@@ -125,16 +152,17 @@ class Function(_Own):
                 raise DataError(
                     f"target {self.name!r}: expected one row per input of {len(batch)}, got {tuple(value.shape)}"
                 )
-            parts.append(value.reshape(len(batch), -1))
+            parts.append(value)
         return torch.cat(parts)
 
 
 @dataclass(frozen=True, eq=False)
-class Values(_Own):
+class Values(OwnTarget):
     """What a probe set holds of each sample beside input and label; see :meth:`phasefast.ProbeSet.target`.
 
     Args:
-        fit: [n] or [n, q] numbers (``regression``) or [n] integers (``classes``). heldout: likewise.
+        fit: [n] or [n, q] numbers (``regression``) or [n] integers (``classes``), of tokens [n, t] or [n, t, q].
+        heldout: likewise.
         of: the fit and held-out inputs whose rows they belong to.
         num_classes: for ``classes``; one more than the largest value by default.
     """
@@ -149,14 +177,18 @@ class Values(_Own):
     def __post_init__(self) -> None:
         _check_kind(f"target {self.name!r}", self.kind, self.num_classes)
 
-    def columns(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
-        """Values [n, q] and [m, q], or one-hot columns; DataError for those of another probe set."""
+    def given(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
+        """The values; DataError for those of another probe set."""
         if not all(
             here is own or torch.equal(here, own.to(here.device))
             for here, own in zip((fit[0], heldout[0]), self.of, strict=True)
         ):
             raise DataError(f"target {self.name!r}: expected one of the probe set that is probed, got one of another")
-        return _columns(self, self.fit.reshape(len(self.fit), -1), self.heldout.reshape(len(self.heldout), -1))
+        return self.fit, self.heldout
+
+    def encoded(self, values: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+        """Values [n, q] and [m, q], or one-hot columns."""
+        return _columns(self, values, held)
 
 
 def _check_kind(what: str, kind: str, num_classes: int | None) -> None:
@@ -180,13 +212,15 @@ def _as_float(values: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _columns(target: Values | Function, values: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
-    """The columns of values [n, q] and [m, q]: themselves, or one-hot."""
+    """The columns of values [n, ...] and [m, ...]: themselves, or one-hot."""
+    values, held = (own.reshape(len(own), -1) for own in (values, held))
     if target.kind == "regression":
         return _as_float(values, held)
     for own in (values, held):
         if own.shape[1] != 1 or own.is_floating_point():
             shape = (len(own),) if own.shape[1] == 1 else tuple(own.shape)
-            raise DataError(f"target {target.name!r}: expected [b] integers for classes, got {own.dtype} {shape}")
+            mend = "" if own.is_floating_point() else f"; for classes of tokens: {_EACH}"
+            raise DataError(f"target {target.name!r}: expected [b] integers for classes, got {own.dtype} {shape}{mend}")
     labels, held_labels = values[:, 0].long(), held[:, 0].long()
     low, high = min(int(labels.min()), int(held_labels.min())), max(int(labels.max()), int(held_labels.max()))
     count = target.num_classes or high + 1

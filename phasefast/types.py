@@ -14,7 +14,7 @@ import torch
 TargetKind = Literal["regression", "classes"]
 BatchNormMode = Literal["recompute", "batch", "running"]
 Route = Literal["primal", "dual"]
-TokenMode = Literal["flatten", "mean", "cls", "last"]
+TokenMode = Literal["flatten", "mean", "cls", "last", "each"]
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def test_layers_of_other_positions_are_named(reader: Reader) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"padding": 0}, "padding: expected with tokens='mean', 'cls' or 'last', got tokens='flatten'"),
+        ({"padding": 0}, "padding: expected with tokens='mean', 'cls', 'last' or 'each', got tokens='flatten'"),
         ({"padding": "0", "tokens": "mean"}, "padding: expected a number .*, got '0'"),
         ({"padding": Fraction(1, 2), "tokens": "mean"}, "padding: expected a number .*, got Fraction"),
         ({"padding": True, "tokens": "mean"}, "padding: expected a number .*, got True"),

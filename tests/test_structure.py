@@ -17,6 +17,7 @@ LEVELS = (
     ("fetching", "hooks", "timeline", "workspace"),
     ("failures", "files", "globs", "listing", "notices", "phase_report", "progress"),
     ("samples", "sequences"),
+    ("token_rows",),
     ("scores",),
     ("losses", "ops"),
     ("best", "comparing", "curve", "dense", "isometry", "target_cache", "target_types", "valley"),

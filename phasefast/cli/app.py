@@ -25,7 +25,7 @@ Layers = Annotated[
     list[str] | None, typer.Option("--layer", help="Glob of layers, or after ! of those left out; may be given again.")
 ]
 Padding = Annotated[float | None, typer.Option(help="What inputs hold where --tokens leaves them out, such as 0.")]
-Tokens = Annotated[str, typer.Option(help="Of sequences: flatten, mean, cls or last.")]
+Tokens = Annotated[str, typer.Option(help="Of sequences: flatten, mean, cls, last or each.")]
 BatchNorm = Annotated[str, typer.Option(help="Statistics: recompute, batch or running.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Of the forward passes.")]
 Pool = Annotated[int, typer.Option(help="Average images to this size; 0 keeps every position.")]

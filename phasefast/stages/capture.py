@@ -20,6 +20,7 @@ from ..hooks import hooked, places_of_calls
 from ..notices import shown, warn
 from ..sequences import TOKEN_MODES, as_one, positions_last, real_tokens
 from ..timeline import stage
+from ..token_rows import TokenRows, TokensOfBatch, as_tokens
 from ..types import Activations, Layer, TokenMode
 
 _NUMBERS = (int, float, np.integer, np.floating)
@@ -47,11 +48,12 @@ class RowOptions:
         if self.padding is not None and (isinstance(self.padding, bool) or not isinstance(self.padding, _NUMBERS)):
             raise ArgumentError(f"padding: expected a number that inputs have at padding, got {self.padding!r}")
         if self.padding is not None and self.tokens == "flatten":
-            raise ArgumentError("padding: expected with tokens='mean', 'cls' or 'last', got tokens='flatten'")
+            raise ArgumentError("padding: expected with tokens='mean', 'cls', 'last' or 'each', got tokens='flatten'")
 
     def real(self, inputs: Tensor) -> Tensor | None:
         """Which positions of inputs [b, t, ...] are no padding: bool [b, t]; None where that is not asked."""
-        return None if self.padding is None else real_tokens(inputs, self.padding)
+        each = self.tokens == "each"
+        return None if self.padding is None or each else real_tokens(inputs, self.padding)
 
 
 def chunk_bounds(start: int, stop: int, size: int) -> list[tuple[int, int]]:
@@ -102,11 +104,11 @@ def discover_layers(
     unusable: dict[str, LayerError] = {}
     shapes: dict[str, torch.Size] = {}
     unclear: list[str] = []
-    real = options.real(batch)
+    of = _Batch(len(batch), options.real(batch), TokensOfBatch(batch.shape[1]) if options.tokens == "each" else None)
 
     def record(name: str, call: int, module: nn.Module, output: Any) -> None:
         try:
-            x, pool = _as_cell(name, module, output, len(batch), options, real)
+            x, pool = _as_cell(name, module, output, of, options)
         except LayerError as error:
             unusable.setdefault(name, error)
             return
@@ -137,7 +139,7 @@ def discover_layers(
         )
     if options.pool and not {4, 5} & {*map(len, shapes.values())}:
         warn(f"pool={options.pool} changes nothing: no layer's output is [b, c, h, w] or [b, c, d, h, w]")
-    if options.tokens != "flatten":
+    if options.tokens not in ("flatten", "each"):
         _warn_of_tokens(options.tokens, shapes, batch)
     if options.tokens != "flatten" and unclear and any(isinstance(m, nn.Conv1d) for m in model.modules()):
         warn(
@@ -160,41 +162,44 @@ def capture(
     options: RowOptions,
     device: torch.device,
     given: Collection[str] = (),
+    tokens: Mapping[str, TokenRows] | None = None,
 ) -> tuple[list[Activations], dict[str, PhasefastError], tuple[Tensor | None, Tensor | None]]:
     """Activations of layers in one pass over the fit and one over the held-out inputs.
 
     Args:
         fit_inputs: [n, ...]. heldout_inputs: [m, ...]. folds: k + 1 row offsets, whose sums are kept apart.
-        given: modules that the user named.
+        given: modules that the user named. tokens: by split, which tokens are rows, where each is one.
 
     Returns:
         Activations of each layer but those that have none, as they hold NaN or Inf, or as the model does not call them
         on every batch; why, by name of these; and the model's outputs [n, c] and [m, c] where they are one float tensor
-        of that shape, or of [n, t, c] those of the token that stands for all.
+        of that shape, or of [n, t, c] those of the token that stands for all, or of each row.
 
     Raises:
         LayerError: a given layer fires less often than it did at first.
     """
-    fit_bounds, heldout_bounds = (chunk_bounds(0, len(inputs), batch_size) for inputs in (fit_inputs, heldout_inputs))
-    spools = {
-        (layer.module, layer.call): _Spool(layer, len(fit_inputs), len(heldout_inputs), folds, device, options.dtype)
-        for layer in layers
-    }
+    samples = {"fit": fit_inputs, "heldout": heldout_inputs}
+    n, m = (len(inputs if tokens is None else tokens[split]) for split, inputs in samples.items())
+    spools = {(layer.module, layer.call): _Spool(layer, n, m, folds, device, options.dtype) for layer in layers}
     current: dict[str, Any] = {}
-    real: Tensor | None = None
+    of = _Batch(0, None, None)
 
     def record(name: str, call: int, module: nn.Module, output: Any) -> None:
         if (spool := spools.get((name, call))) is not None:
-            spool.write(*_as_cell(name, module, output, current["stop"] - current["start"], options, real), **current)
+            spool.write(*_as_cell(name, module, output, of, options), **current)
 
     outputs: dict[str, list[Tensor]] = {"fit": [], "heldout": []}
     with hooked(model, sorted({layer.module for layer in layers}), record) as reset:
-        for split, inputs, bounds in (("fit", fit_inputs, fit_bounds), ("heldout", heldout_inputs, heldout_bounds)):
+        for split, inputs in samples.items():
+            bounds, split_rows = chunk_bounds(0, len(inputs), batch_size), None if tokens is None else tokens[split]
             for (start, stop), batch in zip(bounds, model_inputs(inputs, bounds, model, device), strict=True):
+                of = _Batch(stop - start, options.real(batch), None)
+                if split_rows is not None:
+                    of = replace(of, tokens=split_rows.tokens(start, stop, device))
+                    start, stop = split_rows.edges[start], split_rows.edges[stop]
                 current.update(split=split, start=start, stop=stop)
-                real = options.real(batch)
                 reset()
-                if (logits := _logits(model, model(batch), stop - start, options, real)) is not None:
+                if (logits := _logits(model, model(batch), of, options)) is not None:
                     outputs[split].append(logits)
     totals = torch.stack([spool.totals for spool in spools.values()]).tolist()
     cells, problems = [], {}
@@ -205,8 +210,8 @@ def capture(
             raise problem
         else:
             problems[spool.layer.name] = problem
-    sizes = [len(fit_inputs), len(heldout_inputs)]
-    whole = [sum(map(len, parts)) for parts in outputs.values()] == sizes
+    sizes = [n, m], [len(fit_inputs), len(heldout_inputs)]  # of tokens, or of sequences
+    whole = [sum(map(len, parts)) for parts in outputs.values()] in sizes
     whole &= len({part.shape[1] for parts in outputs.values() for part in parts}) == 1  # [b, b] is none of classes
     own = [torch.cat(parts) if whole else None for parts in outputs.values()]
     return cells, problems, (own[0], own[1])
@@ -336,24 +341,33 @@ def _entries(output: Any) -> dict[Any, Any]:
     return dict(zip(names, output, strict=True))
 
 
-def _logits(model: nn.Module, output: Any, batch: int, options: RowOptions, real: Tensor | None) -> Tensor | None:
+@dataclass(frozen=True)
+class _Batch:
+    """So many samples: which of their tokens are no padding, bool [b, t], and which are rows, where each is one."""
+
+    size: int
+    real: Tensor | None
+    tokens: TokensOfBatch | None
+
+
+def _logits(model: nn.Module, output: Any, of: _Batch, options: RowOptions) -> Tensor | None:
     """The model's own output [batch, c], if it is such; of several, such as those of Hugging Face, the logits.
 
-    Of [batch, t, c] those of the token that stands for all.
+    Of [batch, t, c] those of the token that stands for all, or of each that is a row.
     """
     found = _first(output, "logits")
-    of_tokens = isinstance(found, Tensor) and not found.is_nested and found.dim() == 3 and len(found) == batch
-    if of_tokens and options.tokens in ("cls", "last"):
-        with contextlib.suppress(LayerError):
-            found = as_one("model", model, found, options.tokens, real)[0]
-    if not isinstance(found, Tensor) or found.is_nested or found.dim() != 2 or len(found) != batch:
+    if not isinstance(found, Tensor) or found.is_nested or len(found) != of.size or not found.is_floating_point():
         return None
-    return found.float() if found.is_floating_point() else None
+    if found.dim() == 3:
+        with contextlib.suppress(LayerError):
+            if of.tokens is not None:
+                found = as_tokens("model", model, found, of.tokens)
+            elif options.tokens in ("cls", "last"):
+                found = as_one("model", model, found, options.tokens, of.real)[0]
+    return found.float() if found.dim() == 2 else None
 
 
-def _as_cell(
-    name: str, module: nn.Module, output: Any, batch: int, options: RowOptions, real: Tensor | None
-) -> tuple[Tensor, int]:
+def _as_cell(name: str, module: nn.Module, output: Any, of: _Batch, options: RowOptions) -> tuple[Tensor, int]:
     """The tensor [b, ...] that the capture op flattens, and the pool size it applies."""
     output = _first(output)
     if not isinstance(output, Tensor) or not output.is_floating_point():
@@ -361,11 +375,13 @@ def _as_cell(
         raise LayerError(f"layer {name!r}: expected a floating-point tensor as output, got {kind}")
     if output.is_nested:
         raise LayerError(f"layer {name!r}: its output is a nested tensor, of no shape; give enable_nested_tensor=False")
-    if output.dim() < 2 or len(output) != batch or output.numel() == 0:
+    if output.dim() < 2 or len(output) != of.size or output.numel() == 0:
         raise LayerError(
             f"layer {name!r}: expected an output with a row of numbers for each sample, got shape "
-            f"{tuple(output.shape)} for {batch} samples; probe a module whose output has the samples first"
+            f"{tuple(output.shape)} for {of.size} samples; probe a module whose output has the samples first"
         )
+    if of.tokens is not None:
+        return as_tokens(name, module, output, of.tokens), 0
     if output.dim() == 3 and options.tokens != "flatten":
-        return as_one(name, module, output, options.tokens, real)
+        return as_one(name, module, output, options.tokens, of.real)
     return output, options.pool if 4 <= output.dim() <= 5 else 0

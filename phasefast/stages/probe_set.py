@@ -36,8 +36,10 @@ class ProbeSet:
 
     Attributes:
         fit_inputs: [n, ...] as the model takes them, n >= 2. heldout_inputs: [m, ...], m >= 1.
-        fit_labels: [n], heldout_labels: [m], int64, or None.
-        fit_values: other things to decode by name, [n] or [n, q] each. heldout_values: likewise, of the same names.
+        fit_labels: [n], heldout_labels: [m], int64, or None. Of inputs [n, t] or [n, t, c] also [n, t], one of each
+            token, for ``tokens="each"``, which leaves those of -100 out.
+        fit_values: other things to decode by name, [n] or [n, q] each, or of tokens [n, t, q]. heldout_values:
+            likewise, of the same names.
         fit_rows: [n] which of the given samples these are, int64; None where that is not known. heldout_rows: [m]
             likewise. Per-sample scores are in this order.
 
@@ -70,7 +72,8 @@ class ProbeSet:
             raise DataError(f"values: expected the same names for both splits, none 'input' or 'label', not {wrong}")
         for split in ("fit", "heldout"):
             given, rows = getattr(self, f"{split}_values"), len(getattr(self, f"{split}_inputs"))
-            object.__setattr__(self, f"{split}_values", {name: _checked(name, of, rows) for name, of in given.items()})
+            shape = getattr(self, f"{split}_inputs").shape
+            object.__setattr__(self, f"{split}_values", {name: _checked(name, of, shape) for name, of in given.items()})
             if (which := getattr(self, f"{split}_rows")) is not None:
                 which = as_numbers(f"{split}_rows", which)
                 if which.shape != (rows,) or which.is_floating_point() or which.dtype == torch.bool:
@@ -100,7 +103,7 @@ class ProbeSet:
 
         Args:
             fit_inputs: [n, ...] as the model takes them, n >= 2. heldout_inputs: [m, ...], m >= 1.
-            fit_labels: [n] integers or None. heldout_labels: [m] integers or None.
+            fit_labels: [n] integers, or [n, t] of tokens, or None. heldout_labels: likewise.
             values: more to decode, such as measurements or other labels: ``{name: (of fit, of held-out samples)}``,
                 [n] and [m] or [n, q] and [m, q]; see :meth:`target`.
 
@@ -207,7 +210,8 @@ class ProbeSet:
         """One of the ``values`` as a target: ``targets=[pf.Input(), probe_set.target("age")]``.
 
         Args:
-            kind: ``"classes"`` for integers [n], by default, or ``"regression"``, by default for other numbers.
+            kind: ``"classes"`` for integers [n], or [n, t] of tokens, by default, or ``"regression"``, by default for
+                other numbers.
             num_classes: for ``classes``; one more than the largest value by default.
 
         Raises:
@@ -216,13 +220,14 @@ class ProbeSet:
         if name not in self.fit_values:
             raise ArgumentError(f"target {name!r}: expected one of the probe set's values, {sorted(self.fit_values)}")
         own, held = self.fit_values[name], self.heldout_values[name]
-        numbers = own.is_floating_point() or own.dim() > 1
-        if kind is None and not numbers and len(own) < _FEWEST * (count := len(own.unique())):
+        of_tokens = own.dim() == 2 and _tokens_of(self.fit_inputs) == own.shape
+        numbers = own.is_floating_point() or (own.dim() > 1 and not of_tokens)
+        if kind is None and not numbers and own.numel() < _FEWEST * (count := len(own.unique())):
             warn(
-                f"target {name!r}: {count} different integers in {len(own)} fit samples are decoded as classes; for "
+                f"target {name!r}: {count} different integers in {own.numel()} fit samples are decoded as classes; for "
                 "numbers give floats, or kind='regression'"
             )
-        if kind is None and own.dim() > 1 and not own.is_floating_point():
+        if kind is None and numbers and not own.is_floating_point():
             warn(
                 f"target {name!r}: integers [n, {own.shape[1]}] are decoded as numbers; for classes give each column "
                 "as values [n] of its own, for numbers floats, or kind='regression'"
@@ -284,7 +289,7 @@ def _check_split(split: str, inputs: Tensor, labels: Tensor | None, minimum: int
     if labels is None:
         return None
     labels = as_numbers(f"{split}_labels", labels)
-    if labels.shape != (len(inputs),):
+    if labels.shape != (len(inputs),) and labels.shape != _tokens_of(inputs):
         several = "; several of each sample are given as values=" if labels.shape[:1] == inputs.shape[:1] else ""
         got = f"{tuple(labels.shape)}{several}"
         raise DataError(f"{split}_labels: expected shape ({len(inputs)},) like the inputs, got {got}")
@@ -310,10 +315,17 @@ def _check_pairs(values: Any) -> None:
             raise DataError(f"{expected} {got} for {name!r}")
 
 
-def _checked(name: str, values: Tensor, rows: int) -> Tensor:
-    """The values of so many rows, as a tensor of numbers; classes are int64."""
-    values = as_numbers(f"values {name!r}", values)
-    if values.dim() not in (1, 2) or len(values) != rows or values.numel() == 0:
+def _tokens_of(inputs: Tensor) -> torch.Size | None:
+    """[n, t] of sequences of ids [n, t] or of vectors [n, t, c]; None of other inputs."""
+    sequences = inputs.dim() == 3 or (inputs.dim() == 2 and not inputs.is_floating_point())
+    return inputs.shape[:2] if sequences else None
+
+
+def _checked(name: str, values: Tensor, shape: torch.Size) -> Tensor:
+    """The values of inputs of a shape, as a tensor of numbers; classes are int64."""
+    values, rows = as_numbers(f"values {name!r}", values), shape[0]
+    of_tokens = values.dim() == 3 and values.shape[:2] == shape[:2]
+    if (values.dim() not in (1, 2) and not of_tokens) or len(values) != rows or values.numel() == 0:
         got = f"{values.dtype} {tuple(values.shape)}"
         raise DataError(f"values {name!r}: expected numbers [{rows}] or [{rows}, q] like the inputs, got {got}")
     if len(bad := (~values.isfinite()).nonzero()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -18,8 +18,9 @@ from ..isometry import coordinates
 from ..notices import warn
 from ..systems import fold_sums
 from ..target_cache import TargetCache
-from ..target_types import Function, Input, Split, Target
+from ..target_types import Function, Input, OwnTarget, Split, Target
 from ..timeline import stage
+from ..token_rows import TokenRows
 from ..types import Check, TargetBlock, TargetMatrix, TargetSketch
 
 SKETCH_COLUMNS = 64
@@ -68,6 +69,7 @@ def build_targets(
     cache: TargetCache | None = None,
     components: int | None = None,
     inputs: tuple[Tensor, Tensor] | None = None,
+    tokens: Mapping[str, TokenRows] | None = None,
 ) -> TargetMatrix:
     """All targets side by side, regression columns minus their fit means, on ``device``.
 
@@ -78,6 +80,7 @@ def build_targets(
         cache: where the result may lie already, of these very inputs; not for ``per_column``.
         components: how many leading components of a wide regression target are decoded; not for ``per_column``.
         inputs: of ``fit`` and ``heldout``, where they are on ``device`` too: not copied again for :class:`Input`.
+        tokens: by split, which tokens are rows, where each is one.
 
     Raises:
         ArgumentError: no target, or two of one name.
@@ -94,10 +97,10 @@ def build_targets(
         )
     blocks, fit_parts, heldout_parts, start = [], [], [], 0
     for target in targets:
+        given = fit, heldout
         if inputs is not None and type(target) is Input:  # a function may want what was given
-            columns, held = target.columns((inputs[0], None), (inputs[1], None))
-        else:
-            columns, held = target.columns(fit, heldout)
+            given = (inputs[0], None), (inputs[1], None)
+        columns, held = target.columns(*given) if tokens is None else _of_tokens(target, *given, tokens)
         if columns.shape[1] == 0 or columns.shape[1] != held.shape[1]:
             raise DataError(
                 f"target {target.name!r}: expected the same number of columns on both splits, at least one, "
@@ -177,6 +180,17 @@ def build_targets(
     if cache is not None:
         cache.store(key, made)
     return made
+
+
+def _of_tokens(target: Target, fit: Split, heldout: Split, tokens: Mapping[str, TokenRows]) -> tuple[Tensor, Tensor]:
+    """Columns of each row, which has those of its sequence where tokens have none of their own."""
+
+    def rows(values: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+        return tokens["fit"].rows(values), tokens["heldout"].rows(held)
+
+    if isinstance(target, OwnTarget) and type(target).columns is OwnTarget.columns:
+        return target.encoded(*rows(*target.given(fit, heldout)))
+    return rows(*target.columns(fit, heldout))
 
 
 def _fewer(
