@@ -54,7 +54,9 @@ class Configuration:
         device = resolve_device(options.get("device"), home)
         penalties = Penalties(as_tuple("alphas", options.get("alphas"), DEFAULT_ALPHAS), options.get("noise"))
         given = ("precision", "route", "selection", "splits", "layer_sketch")
-        how = {name: options[name] for name in given if name in options}
+        # Tokens of one sequence are alike: of those left out alone too much is known.
+        how: dict[str, Any] = {"selection": "folds"} if options.get("tokens") == "each" else {}
+        how |= {name: options[name] for name in given if name in options}
         method = Method(penalties, budget=memory_budget(options.get("memory"), device), **how)
         narrow = method.precision == "fast" and bfloat16_is_fast(device)
         of_rows = {name: options[name] for name in ("tokens", "pool", "padding") if name in options}

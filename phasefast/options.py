@@ -49,8 +49,8 @@ class ProbeOptions(TypedDict, total=False):
             ``"eigen"`` or ``"target-free"`` forces one. All give the same numbers at the same penalty, but
             ``"dual"`` forced with penalties below 1e-6, whose fit errors are off; see docs/performance.md.
         selection: how penalties are chosen: ``"gcv"`` (default), generalised cross-validation, which never takes a
-            penalty of 0 that goes through all rows; ``"folds"``: 5-fold cross-validation; ``"loo"``: leave-one-out
-            errors of all rows, from one eigendecomposition.
+            penalty of 0 that goes through all rows; ``"folds"``: 5-fold cross-validation, of whole sequences and the
+            default for ``tokens="each"``; ``"loo"``: leave-one-out errors of all rows, from one eigendecomposition.
         penalty_per: ``"target"`` (default), or ``"column"``: each column of a regression chooses its own penalty.
         splits: ``"both"`` (default), or ``"heldout"``: no scores on the fit rows, which wide inputs save much by.
         target_components: decode regression targets of more columns by so many leading principal components, and 64
@@ -59,7 +59,8 @@ class ProbeOptions(TypedDict, total=False):
         layer_sketch: decode wider layers from so many random combinations of their features, and estimate the error of
             all features: ``value``, from ``low`` to ``high`` (accuracies are the sketch's own). A layer for which it
             fails, or is far off, is decoded exactly, which is what memory and ``phasefast plan`` allow for.
-        tokens: for outputs [b, t, f]: ``"flatten"`` (default), ``"mean"`` over t, ``"cls"``, the first, or ``"last"``.
+        tokens: for outputs [b, t, f]: ``"flatten"`` (default), ``"mean"`` over t, ``"cls"``, the first, or ``"last"``;
+            ``"each"``: every token is decoded by itself, see docs/sequences.md.
             Those of one-dimensional convolutions, pooling and normalisations are [b, f, t]; other modules after them
             may be taken wrongly.
         padding: what inputs [b, t] or [b, t, c] hold where there is none: these tokens are not among them.

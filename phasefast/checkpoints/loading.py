@@ -22,7 +22,8 @@ def load_into(
     """Load a state dict whose keys and shapes must be the model's.
 
     Keys that are not the model's may stand under one prefix, such as those of ``torch.compile``, DDP or a Lightning
-    module: what is not under it is left alone. Of tensors that the model ties, one is enough.
+    module: what is not under it is left alone. So may all of the model's, as of a module around the one that was
+    stored. Of tensors that the model ties, one is enough.
 
     Args:
         spare: what is loaded where the state lacks it.
@@ -32,7 +33,8 @@ def load_into(
             prefixes where several hold all that the model needs, such as its own weights and an average of them.
     """
     own = model.state_dict(keep_vars=True)
-    state, spare = _unwrapped(state, own), {key: value for key, value in (spare or {}).items() if key in own}
+    spare = {key: value for key, value in (spare or {}).items() if key in own}
+    state = _inside(_unwrapped(state, own), own, spare)
     prefix = _prefix(state, own, name, spare)
     state = _whole(_under(state, prefix), own, spare)
     problems = [
@@ -105,6 +107,17 @@ def _prefix(state: Mapping[str, Tensor], own: Mapping[str, Any], name: str, spar
     return fitting[0] if fitting else max(counts, key=lambda prefix: counts[prefix], default="")
 
 
+def _inside(state: Mapping[str, Tensor], own: Mapping[str, Any], spare: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Under the prefix that all of the model's keys have, where those of the state are the model's without it."""
+    keys = sorted(own)  # what the first and the last begin with, all do
+    starts = [] if own.keys() <= state.keys() else [place for place in _starts(keys[0])[1:] if place]
+    for common in (keys[0][:place] for place in starts if keys[-1].startswith(keys[0][:place])):
+        inside = {common + key: value for key, value in state.items()}
+        if own.keys() <= _whole(inside, own, spare).keys():
+            return inside
+    return state
+
+
 def _unwrapped(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> Mapping[str, Tensor]:
     """Without the names that compiled, checkpointed and sharded modules add amid keys, unless the model has some."""
     plain = {_WRAPPERS.sub("", key): value for key, value in state.items()}
@@ -124,7 +137,7 @@ def _untied(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _starts(key: str) -> Iterable[int]:
+def _starts(key: str) -> tuple[int, ...]:
     return (0, *(place + 1 for place, letter in enumerate(key) if letter == "."))
 
 

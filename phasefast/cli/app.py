@@ -32,7 +32,10 @@ Pool = Annotated[int, typer.Option(help="Average images to this size; 0 keeps ev
 Memory = Annotated[str | None, typer.Option(help="Budget, such as 8GB; most of what is free by default.")]
 Route = Annotated[str | None, typer.Option(help="Force primal, dual, eigen or target-free.")]
 Splits = Annotated[str, typer.Option(help="both, or heldout: no scores on the fit rows.")]
-Selection = Annotated[str, typer.Option(help="How penalties are chosen: gcv, folds or loo.")]
+Selection = Annotated[
+    str | None,
+    typer.Option(help="How penalties are chosen: gcv (default), folds (of single tokens default) or loo."),
+]
 Alphas = Annotated[
     list[float] | None,
     typer.Option("--alpha", help="Relative ridge penalty; may be given again, and the best is chosen."),

@@ -83,14 +83,14 @@ def plan_command(
     splits: Splits = "both",
     alpha: Alphas = None,
     noise: Noise = None,
-    selection: Selection = "gcv",
+    selection: Selection = None,
     penalty_per: PenaltyPer = "target",
     target_components: Components = None,
     layer_sketch: LayerSketch = None,
 ) -> None:
     """Route, work and memory of each layer, and its expected time at the rate of this machine's matrix products."""
     how: dict[str, Any] = {"layers": layer, "tokens": tokens, "pool": pool, "memory": memory, "route": route}
-    how |= {"splits": splits, "alphas": alpha, "noise": noise, "selection": selection}
+    how |= {"splits": splits, "alphas": alpha, "noise": noise} | ({"selection": selection} if selection else {})
     how |= {"penalty_per": penalty_per, "target_components": target_components, "layer_sketch": layer_sketch}
     how |= {"precision": precision, "padding": padding, "batchnorm": batchnorm}
     sizes = (_shape(sample), fit, heldout, classes) if probe_set is None else _sizes(load_probe_set(probe_set))

@@ -70,7 +70,7 @@ def sweep_command(
     pool: Pool = 0,
     precision: Precision = "exact",
     splits: Splits = "both",
-    selection: Selection = "gcv",
+    selection: Selection = None,
     penalty_per: PenaltyPer = "target",
     route: Route = None,
     target_components: Components = None,
@@ -91,7 +91,8 @@ def sweep_command(
 ) -> None:
     """Measure every checkpoint of a training, once; several jobs may share the work."""
     options: dict[str, Any] = {"layers": layer, "alphas": alpha, "batchnorm": batchnorm, "tokens": tokens, "pool": pool}
-    options |= {"precision": precision, "splits": splits, "selection": selection, "route": route}
+    options |= {"precision": precision, "splits": splits, "route": route}
+    options |= {"selection": selection} if selection else {}
     options |= {"noise": noise, "penalty_per": penalty_per, "padding": padding}
     options |= {"target_components": target_components, "layer_sketch": layer_sketch}
     options |= {"batch_size": batch_size, "memory": memory}

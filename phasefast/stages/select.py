@@ -17,6 +17,7 @@ from ..systems import Penalties, PenaltyChoice, System, eigen_path, ridge_paths,
 from ..types import Activations, Moments, Statistics, TargetMatrix
 
 _FOLDS_BYTES = 1 << 30
+_WEAK = 1e-4  # penalty up to which float32's errors of folds are not trusted
 
 
 def select_by_folds(
@@ -31,7 +32,11 @@ def select_by_folds(
     if not penalties.selects:
         return PenaltyChoice.first(targets)
     errors = torch.stack(list(_fold_errors(cell, statistics, targets, penalties, eigen))).sum(0)
-    return least_error(errors, targets, penalties, statistics.dtype)
+    choice = least_error(errors, targets, penalties, statistics.dtype)
+    # Where features are about as many as rows, weak penalties decide, and rounding moves their errors by per cents.
+    weak = penalties.alphas[min(int(each.min()) for each in choice.indices)] <= _WEAK
+    many = 2 * len(statistics.total.cross) > statistics.total.count
+    return replace(choice, reliable=choice.reliable and (statistics.dtype == torch.float64 or not (weak and many)))
 
 
 def select_by_leave_one_out(
