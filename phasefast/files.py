@@ -55,6 +55,18 @@ def writing(path: str | os.PathLike[str], what: str, parents: bool = False) -> I
             partial.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """One process at a time, where there is a system and a disk that can tell: by a lock on a file, which stays."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl  # not everywhere
+
+            file = stack.enter_context(path.open("ab"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def remove_partial(folder: Path) -> None:
     """Delete what a killed process has left of ``writing``, once it is old: younger ones may be another process's."""
     for path in folder.glob("*.partial"):

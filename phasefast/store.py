@@ -11,7 +11,7 @@ from typing import Any
 
 from .errors import NonFiniteError, StoreError
 from .failures import Failure
-from .files import writing
+from .files import alone, writing
 from .notices import warn
 from .scores import Scores, list_shards, prepare_store, read_shard, store_folder
 
@@ -31,7 +31,7 @@ _ELSEWHERE = "give another out= (--out), or overwrite=True (--overwrite) to star
 # What reports write beside the scores that they are of: the picture of all, and that of some layers or targets.
 PHASES, PICTURE, SELECTED = "phases.json", "phases.png", "phases-selected.png"
 RECONSTRUCTIONS = "reconstructions.png"
-_ORIGIN, _TRAINING, _FAILED = "origin.json", "training.json", "failed-{}.json"
+_ORIGIN, _TRAINING, _FAILED, _LOCK = "origin.json", "training.json", "failed-{}.json", ".lock"
 _OTHER_VERSION = "by another version of phasefast"
 _WORDS = "stored", "now"  # of the two values of a setting
 _LONGEST = 60  # characters of a setting that is shown
@@ -111,17 +111,18 @@ def write_step(
             )
     for path in others:  # of jobs that stored nothing
         remove_file(path)
-    (step,) = scores.steps
-    before = dict(_failures(directory)).get(step) if step in shards else None
-    if step in shards:
-        stored = read_shard(shards[step])
-        check_weights(stored, scores.values_of("state_hash")[0])
-        _check_targets(shards[step], stored, scores.target_hashes)
-        scores = stored.with_scores(scores)
     if not kept.exists():
         with writing(kept, "the settings to", parents=True) as partial:
             partial.write_text(json.dumps(settings), encoding="utf-8")
-    scores.write_shard(directory)
+    (step,) = scores.steps
+    with alone(folder / _LOCK):  # another job may add other layers to the same step
+        before = dict(_failures(directory)).get(step) if step in shards else None
+        if (shard := list_shards(directory).get(step)) is not None:
+            stored = read_shard(shard)
+            check_weights(stored, scores.values_of("state_hash")[0])
+            _check_targets(shard, stored, scores.target_hashes)
+            scores = stored.with_scores(scores)
+        scores.write_shard(directory)
     known = {} if before is None or not before.partial else before.layers
     _write_lost(directory, step, {**known, **reasons(lost), **known})
     return scores
@@ -215,18 +216,19 @@ def _failure_file(directory: str | Path, step: int) -> Path:
     return store_folder(directory) / _FAILED.format(f"{step:012d}")
 
 
-def check_origin(directory: str | Path, origin: str, confirmed: bool) -> None:
+def check_origin(directory: str | Path, origin: str, confirmed: bool, of_all: bool) -> None:
     """Warn where the scores that are there are of checkpoints elsewhere, which may be another training's.
 
     Args:
         origin: folder or repository that all checkpoints are in; kept beside the scores, each that was warned of too.
         confirmed: whether some of these checkpoints are measured already, so that they are the same training's.
+        of_all: whether they are all that are measured.
 
     Raises:
         StoreError: it cannot be written.
     """
     known = read_origins(directory)
-    if confirmed and len(known) > 1 and all(Path(each).is_relative_to(origin) for each in known):
+    if confirmed and len(known) > 1 and (of_all or all(Path(each).is_relative_to(origin) for each in known)):
         known = []  # the checkpoints of all of them
     elif any(Path(each).is_relative_to(origin) or Path(origin).is_relative_to(each) for each in known):
         return

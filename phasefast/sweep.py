@@ -158,20 +158,22 @@ class Sweeper:
         with restored(self._engine):
             lacking = {step: self._lacking(step) for step in self._stored}
             todo = {step: source for step, source in ordered.items() if lacking.get(step, True)}
-            settle_failures(self._out, ordered.keys() - todo.keys())
             for step in [step for step in todo if step in self._stored and step > 0]:  # of other layers or targets
                 with suppress(CheckpointError):  # which is told once it is read
                     self._known |= _is_known(self._stored[step], todo[step], self._reader)
                 if self._known:
                     break
+            same = set[int]()
             for step in ordered.keys() - todo.keys():
                 try:
-                    same = _is_same(self._stored[step], ordered[step], self._engine, self._reader)
-                    self._known |= same and step > 0  # trainings may begin alike
+                    if _is_same(self._stored[step], ordered[step], self._engine, self._reader):
+                        same.add(step)
                 except CheckpointError as error:
                     failures[step] = error
+            self._known |= any(step > 0 for step in same)  # trainings may begin alike
+            settle_failures(self._out, ordered.keys() - todo.keys() - failures.keys())
             if not self._measured and (origin := _origin(ordered.values())) is not None:
-                check_origin(self._out, origin, self._known)
+                check_origin(self._out, origin, self._known, self._stored.keys() <= same)
             begun, measure = not all(lacking.values()), partial(self._measure, lacking)
             try:
                 measure_each(self._engine, todo, self._reader, "sweeping", measure, new, begun, all_of_them)

@@ -89,6 +89,8 @@ class PhaseTracker:
         if on_error not in ("warn", "raise"):
             raise ArgumentError(f"on_error: expected 'warn' or 'raise', got {on_error!r}")
         self._engine = Engine(model, probe_set, run, out, **options)
+        # A compiled step would trace it all, for a minute. What this imports the first optimizer does anyway.
+        self._measure = torch.compiler.disable(self._engine.measure)
         self._out, self._on_error = out, on_error
         self.seconds = 0.0
         self._start: int | None = None
@@ -141,7 +143,7 @@ class PhaseTracker:
             return None
         try:
             engine = self._engine
-            scores = engine.measure(step)
+            scores: Scores = self._measure(step)
             self.seconds += float(scores.to_arrow().column("seconds")[0].as_py())
             self.scores = Scores.concat([self.scores, scores])
             if self._out is not None:

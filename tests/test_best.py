@@ -128,3 +128,24 @@ def test_it_is_one_of_what_was_measured(
     )
     assert pf.best_checkpoint(named, "t[1]").step == pf.best_checkpoint(scores, "power").step
     assert torch.isfinite(torch.tensor(best.value))
+
+
+@pytest.mark.parametrize(("count", "most"), [(2, 0.12), (5, 0.12), (20, 0.1)])
+def test_few_samples_tell_hardly_anything_apart(count: int, most: float) -> None:
+    rng, apart = np.random.default_rng(count), 0
+    for _ in range(400):
+        samples = {layer: {0: rng.chisquare(3, count) / 3} for layer in "ab"}
+        scores = Scores.from_rows(row(0, layer, "t", "fvu", own[0]) for layer, own in samples.items())
+        apart += not pf.best_checkpoint(scores, "t").others
+    assert apart / 400 < most
+
+
+def test_one_sample_tells_nothing_apart() -> None:
+    scores = Scores.from_rows(row(0, layer, "t", "fvu", np.array([value])) for layer, value in (("a", 0.1), ("b", 0.9)))
+    assert pf.best_checkpoint(scores, "t").others == {"b": 0}
+
+
+def test_a_layer_whose_best_step_is_told_apart_may_have_others_that_are_not() -> None:
+    rare = {0: wrong_at(slice(11), 400), 1: wrong_at(slice(30, 42), 400)}  # 7 more of the same; 12 others for 4
+    found = pf.best_checkpoint(of_classes({"a": {0: wrong_at(slice(4), 400)}, "b": rare}))
+    assert (found.layer, found.others) == ("a", {"b": 1})

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import re
+import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
 import phasefast as pf
-from phasefast.errors import StoreError
+from phasefast.engine import Engine
+from phasefast.errors import StoreError, SweepError
 from phasefast.report import read_phases
-from phasefast.store import _changes
+from phasefast.scores import Scores
+from phasefast.store import _changes, read_failures, write_step
 
 from .conftest import SmallNet, images
 
@@ -115,7 +121,58 @@ def test_checkpoints_of_another_folder_are_told(
         pf.sweep(net, str(tmp_path / "b"), probe_set, **options)
     with pytest.warns(RuntimeWarning, match=rf"checkpoints in {tmp_path}/a, {tmp_path}/b: are they of one training"):
         read_phases(tmp_path / "out")
+    (tmp_path / "all").mkdir()
+    for place in ("a/step_1", "a/step_2", "b/step_3"):
+        shutil.copytree(tmp_path / place, tmp_path / "all" / Path(place).name)
+    torch.save(state, tmp_path / "all/step_9.pt")
+    pf.sweep(net, str(tmp_path / "all/step_*"), probe_set, **options)  # all that are measured
     recwarn.clear()
+    read_phases(tmp_path / "out")
     pf.sweep(net, str(tmp_path / "b"), probe_set, overwrite=True, **options)
     pf.sweep(net, str(tmp_path / "b"), probe_set, **options)
     assert not [each for each in recwarn if "another training" in str(each.message)]
+
+
+def test_jobs_that_add_to_one_step_at_once_lose_nothing(
+    net: SmallNet, probe_set: pf.ProbeSet, state: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One writes where the other has read what is there, unless it waits."""
+    pf.sweep(net, {0: state}, probe_set, out=tmp_path, layers="hidden")
+    write, begun = Scores.write_shard, threading.Event()
+
+    def slowly(scores: Scores, directory: Path) -> None:
+        if not begun.is_set():
+            begun.set()
+            time.sleep(0.5)
+        write(scores, directory)
+
+    net.load_state_dict(state)
+    engines = {layer: Engine(net, probe_set, layers=layer) for layer in ("conv", "head")}
+    scores = {layer: engine.measure(0) for layer, engine in engines.items()}
+    engine = engines["conv"]
+    monkeypatch.setattr(Scores, "write_shard", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(write_step, tmp_path, scores["conv"], engine.config_hash, engine.settings, {})
+        assert begun.wait(10), first.result()
+        second = pool.submit(write_step, tmp_path, scores["head"], engine.config_hash, engine.settings, {})
+        for job in (first, second):
+            job.result(10)
+    assert pf.read_scores(tmp_path).layers == ["conv", "hidden", "head"]
+
+
+def test_the_reason_of_a_checkpoint_that_is_damaged_since_stays(
+    net: SmallNet, probe_set: pf.ProbeSet, state: dict, tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for step in range(3):
+        torch.save(state, folder / f"step_{step}.pt")
+    pf.sweep(net, folder, probe_set, out=tmp_path, layers="hidden")
+    (folder / "step_1.pt").write_bytes(b"damaged")
+    with pytest.raises(SweepError):
+        pf.sweep(net, folder, probe_set, out=tmp_path, layers="conv")
+    before = read_failures(tmp_path)
+    assert list(before) == [1]
+    with pytest.raises(SweepError):
+        pf.sweep(net, folder, probe_set, out=tmp_path, layers="hidden")
+    assert read_failures(tmp_path) == before

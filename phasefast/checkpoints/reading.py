@@ -153,7 +153,8 @@ def _twins(loaded: Mapping[Any, Any], nested: str) -> list[str]:
     """Keys of further state dicts with names and shapes of the one under ``nested``, such as of averaged weights."""
 
     def known(state: Mapping[Any, Any]) -> set[tuple[str, Any]]:
-        return {(name.removeprefix("module."), own.shape) for name, own in state.items() if isinstance(own, Tensor)}
+        tensors = ((str(name), own.shape) for name, own in state.items() if isinstance(own, Tensor))
+        return {(name.removeprefix("module."), shape) for name, shape in tensors}
 
     own, others = known(loaded[nested]), _candidates(loaded)
     return [key for key, state in others.items() if key != nested and 2 * len(known(state) & own) > len(own)]

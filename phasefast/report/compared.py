@@ -85,6 +85,9 @@ def _print_curves(agreements: Sequence[Agreement], scores: Mapping[str, Scores],
     heading(f"Held-out {shown} of target {target}: {what}", console)
     taken = {step for own in scores.values() for step in own.steps}
     shared = taken.intersection(*(own.steps for own in scores.values()))
+    if not shared:
+        console.print(Text("The runs have no step in common.", style="dim"))
+        return
     if shared < taken:
         console.print(Text(f"at the {len(shared)} of {len(taken)} steps that all runs have", style="dim"))
     say_thinned(shared, console)

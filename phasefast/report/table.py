@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -57,16 +58,17 @@ def print_report(scores: Scores, report: PhaseReport, console: Console) -> None:
         if estimates := scores.approximations(target, shown):
             console.print(f"~ estimates: {'; '.join(estimates)}. Intervals: columns low and high.", style="dim")
         if target != _INPUT and cells:
-            _print_best(scores, target, console)
+            _print_best(scores, cells, console)
     if report.failed:
         console.print()
     for note in failure_notes(report.failed):
         console.print(Text(note, style="yellow"))
 
 
-def _print_best(scores: Scores, target: str, console: Console) -> None:
+def _print_best(scores: Scores, cells: Sequence[CellPhases], console: Console) -> None:
     """The layer and step that a target is decoded best from, and what held-out samples do not tell apart from that."""
-    best = best_checkpoint(scores, target)
+    target = cells[0].target
+    best = best_checkpoint(scores, target, layers=[glob.escape(cell.layer) for cell in cells])
     steps = scores.curve(best.layer, target, best.metric)[0].tolist()
     text = (
         f"Best: {best.layer} at step {best.step}, {best.metric} {number(best.value, 4 if best.metric == 'fvu' else 3)}"

@@ -319,3 +319,25 @@ def test_what_is_missing_does_not_depend_on_the_model_that_was_passed(tmp_path: 
         found.append(pf.sweep(model, averages, probe_set, out=tmp_path / "out", alphas=[0.1]))
         model[1].running_mean += 1
     assert len(found[0]) == len(found[1])
+
+
+@pytest.mark.parametrize("key", [0, ("a", 1)])
+def test_keys_that_are_no_names_are_no_weights(key: object) -> None:
+    with pytest.raises(CheckpointError, match="expected a state dict"):
+        read_state_dict({"model": {key: torch.zeros(3)}})
+
+
+def test_a_module_around_the_one_that_was_stored_takes_its_weights() -> None:
+    def inner() -> nn.Module:
+        return nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+
+    stored = inner().state_dict()
+    model = nn.Sequential(nn.Sequential(inner()), nn.ReLU())  # 0.0.*
+    load_into(model, stored, "a")
+    assert torch.equal(model[0][0][0].weight, stored["0.weight"])  # type: ignore[index]
+    wrapped = {f"module.{name}": value for name, value in nn.Sequential(inner()).state_dict().items()}
+    load_into(model, {f"0.{name.removeprefix('module.')}": value for name, value in wrapped.items()}, "a")
+    with pytest.raises(
+        CheckpointError, match=r"it lacks the keys \['0.0.0.bias', .*it has the unexpected keys \['0.bi"
+    ):
+        load_into(model, {name: value for name, value in stored.items() if "1." not in name}, "a")
