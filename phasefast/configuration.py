@@ -53,7 +53,7 @@ class Configuration:
         home = next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
         device = resolve_device(options.get("device"), home)
         penalties = Penalties(as_tuple("alphas", options.get("alphas"), DEFAULT_ALPHAS), options.get("noise"))
-        given = ("precision", "route", "selection", "splits", "layer_sketch")
+        given = ("precision", "route", "selection", "splits", "layer_sketch", "classifier")
         # Tokens of one sequence are alike: of those left out alone too much is known.
         how: dict[str, Any] = {"selection": "folds"} if options.get("tokens") == "each" else {}
         how |= {name: options[name] for name in given if name in options}

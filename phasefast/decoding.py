@@ -28,6 +28,7 @@ _RANGE = 1e-24, 1e30  # of the mean diagonal of a Gram matrix that float32 holds
 Precision = Literal["exact", "fast", "double"]
 Splits = Literal["both", "heldout"]
 PenaltyPer = Literal["target", "column"]
+Classifier = Literal["ridge", "lda"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Method:
     """How cells are decoded; see :class:`phasefast.ProbeOptions` for what the options mean.
 
     Attributes:
-        layer_sketch: wider cells are scored from a sketch of so many features; `decode` itself knows nothing of it.
+        layer_sketch: wider cells are scored from a sketch of so many features; `decode` itself knows nothing of it, nor
+            of the classifier.
         budget: bytes that a cell may take.
     """
 
@@ -46,6 +48,7 @@ class Method:
     splits: Splits = "both"
     layer_sketch: int | None = None
     budget: int = sys.maxsize
+    classifier: Classifier = "ridge"
 
     @property
     def by_folds(self) -> bool:
@@ -78,7 +81,7 @@ class Method:
             penalties=len(self.penalties.alphas),
             zero=self.penalties.zero,
             weak=self.penalties.weak,
-            fit_scores=self.splits == "both",
+            fit_scores=self.splits == "both" or self.classifier == "lda",  # which is made of predictions of fit rows
             stride=self.penalties.stride,
             chosen=choices if sizes.per_column else min(targets, choices),
         )

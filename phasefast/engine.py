@@ -23,7 +23,7 @@ from .configuration import Configuration
 from .decoding import decode
 from .errors import ArgumentError, PhasefastError
 from .notices import shown, warn
-from .options import as_tuple, by_name, default_targets
+from .options import as_tuple, by_name, default_targets, warn_of_masking
 from .scores import MODEL_LAYER, Scores
 from .scoring import score_cells
 from .sequences import check_padding, looks_padded
@@ -123,6 +123,7 @@ class Engine:
             how = self.device, per_column, cache, self._components, kept, self._units.tokens
             self.targets = build_targets(chosen, self._splits["fit"], self._splits["heldout"], folds, *how)
             self._functions = FunctionValues(chosen, probe_set.fit_inputs)
+        warn_of_masking({each.name: each.width for each in self.targets.blocks if each.kind == "classes"}, options)
         random = {block.name: block.stop - block.start for block in self.targets.blocks if block.random}
         self.target_hashes = {
             block.name: digest if block.name not in random else f"{digest}-{random[block.name]}"
@@ -386,6 +387,8 @@ class Engine:
             settings["sketch"] = self.method.layer_sketch
         if self.rows.padding is not None:
             settings["padding"] = float(self.rows.padding)
+        if self.method.classifier != "ridge":
+            settings["classifier"] = self.method.classifier
         if self._units.digest:
             settings["token_rows"] = self._units.digest
         return settings

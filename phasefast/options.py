@@ -10,7 +10,7 @@ from typing import Any, TypedDict, get_args
 
 import torch
 
-from .decoding import PenaltyPer, Precision, Splits
+from .decoding import Classifier, PenaltyPer, Precision, Splits
 from .errors import ArgumentError
 from .notices import warn
 from .stages.layers import Layers
@@ -24,9 +24,11 @@ _CHOICES = {
     "precision": get_args(Precision),
     "selection": get_args(Selection),
     "penalty_per": get_args(PenaltyPer),
+    "classifier": get_args(Classifier),
     "splits": get_args(Splits),
     "route": (None, *FORCED_ROUTES),
 }
+_MANY = 20  # classes
 
 
 class ProbeOptions(TypedDict, total=False):
@@ -52,6 +54,8 @@ class ProbeOptions(TypedDict, total=False):
             penalty of 0 that goes through all rows; ``"folds"``: 5-fold cross-validation, of whole sequences and the
             default for ``tokens="each"``; ``"loo"``: leave-one-out errors of all rows, from one eigendecomposition.
         penalty_per: ``"target"`` (default), or ``"column"``: each column of a regression chooses its own penalty.
+        classifier: of classes: ``"ridge"`` (default), the largest of the one-hot predictions, which misses classes
+            between others where there are many; ``"lda"``: linear discriminant analysis with the same penalty.
         splits: ``"both"`` (default), or ``"heldout"``: no scores on the fit rows, which wide inputs save much by.
         target_components: decode regression targets of more columns by so many leading principal components, and 64
             random combinations of the rest: an estimate, with a 95 % interval in the columns ``low`` and ``high``.
@@ -81,6 +85,7 @@ class ProbeOptions(TypedDict, total=False):
     route: ForcedRoute | None
     selection: Selection
     penalty_per: PenaltyPer
+    classifier: Classifier
     splits: Splits
     target_components: int | None
     layer_sketch: int | None
@@ -168,6 +173,16 @@ def default_targets(probe_set: ProbeSet) -> list[Target]:
     return targets
 
 
+def warn_of_masking(classes: Mapping[str, int], options: Mapping[str, Any]) -> None:
+    """Warn of targets of many classes, by name and number, unless a classifier was chosen."""
+    if (many := [name for name, count in classes.items() if count > _MANY]) and "classifier" not in options:
+        warn(
+            f"targets {many}: of more than {_MANY} classes the largest one-hot prediction misses those that lie "
+            "between others, the more the fewer features there are; classifier='lda' does not, 'ridge' says that you "
+            "know"
+        )
+
+
 def check_options(options: Mapping[str, Any]) -> None:
     """Refuse options that do not exist, values that cannot be, and what excludes each other: ArgumentError."""
     for name in options:
@@ -189,5 +204,7 @@ def check_options(options: Mapping[str, Any]) -> None:
     approximations = [name for name in ("target_components", "layer_sketch") if options.get(name) is not None]
     if approximations and options.get("penalty_per") == "column":
         raise ArgumentError(f"{approximations[0]}: penalty_per='column' has no approximation; leave one of them out")
+    if options.get("classifier") == "lda" and options.get("route") == "target-free":
+        raise ArgumentError("classifier='lda' needs predictions of fit rows, which route='target-free' has none of")
     if len(approximations) > 1:
         raise ArgumentError("target_components and layer_sketch: each has an interval of its own; leave one out")

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from .decoding import Method, decode
+from .stages.discriminate import discriminants
 from .stages.evaluate import evaluate, squared_errors
 from .stages.sketch import measure, sketch_features
-from .types import Activations, Bounds, Score, TargetMatrix
+from .types import Activations, Bounds, Decoder, Score, TargetMatrix
 
 _FREE = 0.7  # of the degrees of freedom a sketch has: decoders that take more miss much of what it lacks
 _FAR = 0.25  # of a sketched error: where the exact one may be farther away, the sketch is of no use
@@ -25,7 +26,7 @@ def score_cells(cells: list[Activations], targets: TargetMatrix, method: Method)
     if size is None:
         begun = deque[Callable[[], list[Score]]]()
         for cell, decoder in decode(cells, targets, method):
-            begun.append(evaluate(cell, decoder, targets, both))
+            begun.append(evaluate(cell, _classifier(cell, decoder, targets, method), targets, both))
             if len(begun) > cell.fit.is_cuda:  # a GPU goes on with the next one while the host reads
                 yield from begun.popleft()()
             del cell, decoder
@@ -41,6 +42,11 @@ def score_cells(cells: list[Activations], targets: TargetMatrix, method: Method)
         yield from (each for each in found or score_cells(alone, targets, exactly) if both or each.split == "heldout")
 
 
+def _classifier(cell: Activations, decoder: Decoder, targets: TargetMatrix, method: Method) -> Decoder:
+    """What the accuracies of classes are of."""
+    return decoder if method.classifier == "ridge" else discriminants(cell, decoder, targets)
+
+
 def _sketched(whole: Activations, size: int, targets: TargetMatrix, method: Method) -> list[Score] | None:
     """Scores of a cell decoded from a sketch, with bounds for the exact ones; None where these are far, or unknown."""
     sketch = sketch_features(whole, targets.folds, size)
@@ -48,7 +54,7 @@ def _sketched(whole: Activations, size: int, targets: TargetMatrix, method: Meth
     room = _FREE * min(size, len(whole.fit) - 1)
     if not all(fit.dof <= room for fit in decoder.fits):
         return None
-    evaluated = evaluate(cell, decoder, targets)()
+    evaluated = evaluate(cell, _classifier(cell, decoder, targets, method), targets)()
     errors = squared_errors(cell, decoder, targets, evaluated)
     ends = []
     for index, found in enumerate(measure(whole, cell, decoder.fits, targets, errors)):

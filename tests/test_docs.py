@@ -98,3 +98,29 @@ def test_the_training_document_runs_as_written(tmp_path: Path, monkeypatch: pyte
     first, last = names["cell"].stop_window
     assert first <= 100 <= last < names["step"]
     assert Path(f"checkpoints/step_{last}.pt").is_file()
+
+
+def test_the_document_on_sequences_runs_as_written(capsys: pytest.CaptureFixture[str]) -> None:
+    tokens, wrapper = re.findall(r"```python\n(.*?)```", (ROOT / "docs/sequences.md").read_text("utf-8"), re.DOTALL)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Embedding(12, 8))
+    model.blocks = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh())
+    model.head = torch.nn.Linear(8, 12)
+    ids = torch.randint(12, (400, 7)).numpy()
+    names: dict[str, Any] = {"pf": pf, "torch": torch, "model": model, "ids": ids}
+    names["kind_of_word"] = torch.arange(12) % 3
+    exec(tokens, names)
+    scores = names["scores"]
+    assert scores.layers == ["blocks.0", "blocks.1"]
+    assert scores.targets == ["label", "kind", "token", "before", "position"]
+    assert scores.value(layer="blocks.0", target="token", metric="accuracy", split="heldout") == 1
+    assert set(scores.filter(layer="blocks.0").values_of("n")) == {300 * 6, 100 * 6}
+    assert scores.has_curve("model", "label", "accuracy")
+    assert "kind accuracy" in capsys.readouterr().out
+
+    class Masked(torch.nn.Module):
+        def forward(self, ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            return ids * attention_mask
+
+    exec(wrapper, names)
+    assert names["OfIds"](Masked())(torch.tensor([[3, 0]])).tolist() == [[3, 0]]

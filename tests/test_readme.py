@@ -23,7 +23,7 @@ from tests.conftest import images
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-GUIDES = [ROOT / f"docs/{name}.md" for name in ("training", "checkpoints", "numbers")]
+GUIDES = [ROOT / f"docs/{name}.md" for name in ("training", "checkpoints", "numbers", "sequences")]
 ALL_TEXT = "\n".join([TEXT, *(guide.read_text(encoding="utf-8") for guide in GUIDES)])
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.DOTALL)
 

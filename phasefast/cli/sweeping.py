@@ -21,6 +21,7 @@ from .app import (
     BatchNorm,
     BatchSize,
     Checkpoints,
+    Classifier,
     Components,
     Device,
     Key,
@@ -72,6 +73,7 @@ def sweep_command(
     splits: Splits = "both",
     selection: Selection = None,
     penalty_per: PenaltyPer = "target",
+    classifier: Classifier = "ridge",
     route: Route = None,
     target_components: Components = None,
     layer_sketch: LayerSketch = None,
@@ -93,7 +95,7 @@ def sweep_command(
     options: dict[str, Any] = {"layers": layer, "alphas": alpha, "batchnorm": batchnorm, "tokens": tokens, "pool": pool}
     options |= {"precision": precision, "splits": splits, "route": route}
     options |= {"selection": selection} if selection else {}
-    options |= {"noise": noise, "penalty_per": penalty_per, "padding": padding}
+    options |= {"noise": noise, "penalty_per": penalty_per, "classifier": classifier, "padding": padding}
     options |= {"target_components": target_components, "layer_sketch": layer_sketch}
     options |= {"batch_size": batch_size, "memory": memory}
     options["device"] = device or fastest_device()
