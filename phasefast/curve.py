@@ -19,6 +19,7 @@ class PhaseRules:
 
     change: float = 0.02  # a change is at least this fraction of the loss before it,
     absolute: float = 1e-4  # and at least this much,
+    constant: float = 0.10  # a curve in order that goes farther from its mean than this fraction of it is not constant
     noise: float = 3.0  # and at least this many standard deviations of the step noise
     plateau: float = 0.20  # a plateau's losses differ from their mean by at most this fraction of the change after it,
     slope: float = 1 / 3  # and its slope is at most this fraction of the slope after it
@@ -85,7 +86,8 @@ class Curve:
         fall = self._descent()
         falls, rises = self._fall(fall), self._counts(end)
         if not falls and not rises:
-            if away > needed:
+            shaped = self.order_p is not None and away > max(self.rules.constant * level, self.rules.absolute)
+            if away > needed or shaped:  # by what is no valley, and was taken for noise
                 return [], self._unsure(fall, end) or self._small(fall, end)
             near = f"stays within {away:.2g} of its mean, no more than the {needed:.2g} that a change needs"
             return [start], self._unsure(fall, end) or near
@@ -116,12 +118,13 @@ class Curve:
         """The descent and the plateau before it; empty where it does not count."""
         if not self._counts(fall):
             return []
-        if fall.first > 0:
-            return [Span("constant", 0, fall.first, slice(0, 1)), fall]
-        top = int(self.loss[: self.minimum].argmax())
-        if self.loss[top] - self.loss[0] >= self._needed(self.loss[0]):  # it first rises: that part has no name
-            return [replace(fall, first=top, before=slice(top, top + 1))]
-        return [fall]
+        before = [Span("constant", 0, fall.first, slice(0, 1))] if fall.first > 0 else []
+        top, level = fall.first + int(self.loss[fall.first : self.minimum].argmax()), self.loss[fall.before].mean()
+        # After a plateau the highest step is high by chance too.
+        least = self.rules.window * self._size(fall) if before else 0.0
+        if self.loss[top] - level >= max(self._needed(level), least):  # it first rises: that part has no name
+            return [*before, replace(fall, first=top, before=slice(top, top + 1))]
+        return [*before, fall]
 
     def _unsure(self, *spans: Span) -> str:
         """Which of the changes are large enough, and why they do not count; empty where none is."""

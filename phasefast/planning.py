@@ -25,6 +25,7 @@ from .target_types import Input
 from .types import Activations, Layer
 
 _SIZE = 2048
+_TIMED = 64  # samples
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def plan(
     shape = tuple(sample.shape if isinstance(sample, Tensor) else sample)
     if min(fit, heldout, *shape) < 1 or classes < 0:
         raise ArgumentError(f"expected positive sizes, got sample {shape}, {fit} and {heldout} rows")
-    example = sample if isinstance(sample, Tensor) else torch.randn(shape, device="cpu")
+    example = _example(sample)
     each = options.get("tokens") == "each"
     if each and len(shape) not in (1, 2):
         raise ArgumentError(f"tokens='each': expected a sample [t] or [t, c], got {shape}")
@@ -103,6 +104,32 @@ def plan(
     entries = [(layer, index) for index, group in enumerate(groups, 1) for layer in group]
     costs = [(layer, fitting_cost(layer.dim, problem, method.budget, method.route), index) for layer, index in entries]
     return [LayerPlan(layer, cost, least + cost.work / rate, index) for layer, cost, index in costs]
+
+
+def forward_seconds(
+    model: nn.Module, sample: Sequence[int] | Tensor, count: int, **options: Unpack[ProbeOptions]
+) -> float:
+    """Expected seconds of one pass of so many samples through the model, from a batch of a few; the better of two.
+
+    Args:
+        sample, **options: as for :func:`plan`, which says whether they can be.
+    """
+    given = Configuration.of(model, options)
+    some = min(count, _TIMED)
+    inputs, seconds = torch.stack([_example(sample)] * some), []
+    with preserved(given.model, given.device, keep=torch.device("cpu")):
+        for _ in range(3):
+            batch = next(model_inputs(inputs, [(0, some)], given.model, given.device))
+            start = time.perf_counter()
+            given.model(batch)
+            if given.device.type == "cuda":
+                torch.cuda.synchronize(given.device)
+            seconds.append(time.perf_counter() - start)
+    return min(seconds[1:]) * count / some
+
+
+def _example(sample: Sequence[int] | Tensor) -> Tensor:
+    return sample if isinstance(sample, Tensor) else torch.randn(tuple(sample), device="cpu")
 
 
 def _least_seconds(method: Method, device: torch.device) -> float:

@@ -57,13 +57,16 @@ def test_gives_the_numbers_of_the_function(place: Path, probe_set: pf.ProbeSet) 
 
 def test_targets_have_names(place: Path, probe_set: pf.ProbeSet, monkeypatch: pytest.MonkeyPatch) -> None:
     code = "import phasefast as pf\n\n\ndef bright(x):\n    return (x.mean((1, 2, 3)) > 0).long()\n\n\n"
-    code += "task = pf.Function(bright, kind='classes')\nnothing = 3\n"
+    code += "task = pf.Function(bright, kind='classes')\nnothing = 3\nseveral = [task, 'input']\n"
     (place / "own_tasks.py").write_text(code, encoding="utf-8")
     monkeypatch.syspath_prepend(place)
     given = NET, place / "checkpoints", place / "probe_set.pt", "--out", place / "out", "--target"
     done = invoke("sweep", *given, "label", "--target", "own_tasks:task", "--layer", "hidden", "--layer-sketch", "15")
     assert "layer_sketch=15 was too small" in " ".join(done.output.split())
     assert pf.read_scores(place / "out").targets == ["label", "bright"]
+    several = NET, place / "checkpoints", place / "probe_set.pt", "--out", place / "several", "--layer", "hidden"
+    assert invoke("sweep", *several, "--target", "own_tasks:several").exit_code == 0
+    assert pf.read_scores(place / "several").targets == ["bright", "input"]
     assert "target 'own_tasks:nothing': expected a Target, got int" in fails("sweep", *given, "own_tasks:nothing")
     assert "target 'own_tasks:absent': expected package.module:callable" in fails("sweep", *given, "own_tasks:absent")
     assert "target 'labels': expected one of ['input', 'label'], or package.module" in fails("sweep", *given, "labels")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -99,6 +101,31 @@ def test_by_default_the_inside_of_a_wrapper_is_probed() -> None:
     assert select_layers(torch.optim.swa_utils.AveragedModel(inner)) == ["module.0", "module.1", "module.2"]
     assert select_layers(nn.Sequential(nn.Linear(3, 4))) == ["0"]
     assert select_layers(inner) == ["0", "1", "2"]
+
+
+class Blocks(nn.Module):
+    """As language models have them."""
+
+    def __init__(self, count: int = 2) -> None:
+        super().__init__()
+        self.embed, self.h = nn.Linear(3, 3), nn.ModuleList(nn.Linear(3, 3) for _ in range(count))
+
+
+def test_by_default_the_blocks_of_the_only_part_that_has_some_are_probed() -> None:
+    blocks = ["a.embed", "a.h.0", "a.h.1"]
+    assert select_layers(nn.Sequential(OrderedDict(a=Blocks(), head=nn.Linear(3, 3)))) == [*blocks, "head"]
+    deeper = nn.Sequential(OrderedDict(in_=nn.Linear(3, 3), a=Blocks()))
+    assert select_layers(nn.Sequential(OrderedDict(all=deeper, head=nn.Linear(3, 3)))) == [
+        "all.in_",
+        *(f"all.{name}" for name in blocks),
+        "head",
+    ]
+    assert select_layers(nn.Sequential(OrderedDict(a=Blocks(), b=Blocks()))) == ["a", "b"]
+    assert select_layers(nn.Sequential(OrderedDict(a=Blocks(1), head=nn.Linear(3, 3)))) == ["a", "head"]
+    whole = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2), 2)
+    assert select_layers(nn.Sequential(OrderedDict(a=whole, head=nn.Linear(3, 3)))) == ["a", "head"]
+    listed = nn.ModuleList([Blocks(), nn.Linear(3, 3)])
+    assert select_layers(nn.Sequential(OrderedDict(a=listed, head=nn.Linear(3, 3)))) == ["a.0", "a.1", "head"]
 
 
 def test_by_default_parts_that_their_module_does_not_call_are_not_probed() -> None:

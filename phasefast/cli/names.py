@@ -14,7 +14,7 @@ from torch import nn
 
 from ..errors import ArgumentError
 from ..experiments.models import torchvision_model
-from ..options import named_target
+from ..options import by_name, named_target
 from ..stages.probe_set import ProbeSet
 from ..target_types import Target
 
@@ -36,14 +36,19 @@ def load_probe_set(name: str) -> ProbeSet:
 
 
 def load_targets(names: Sequence[str], probe_set: ProbeSet) -> list[Target]:
-    """The targets that names stand for: ``input``, ``label``, values of the probe set, or ``package.module:target``."""
-    made = (
-        _made(name, "target", Target)  # type: ignore[type-abstract]
-        if ":" in name and name not in probe_set.fit_values
-        else named_target(name, probe_set, "package.module:target")
-        for name in names
-    )
-    return list(made)
+    """The targets that names stand for: ``input``, ``label``, values of the probe set, or ``package.module:target``.
+
+    The latter may be a list of them.
+    """
+    found: list[Target] = []
+    for name in names:
+        if ":" not in name or name in probe_set.fit_values:
+            found.append(named_target(name, probe_set, "package.module:target"))
+        elif isinstance(several := _import(name, "target"), (list, tuple)):
+            found += by_name(several, probe_set)
+        else:
+            found.append(_made(name, "target", Target))  # type: ignore[type-abstract]
+    return found
 
 
 def load_function(name: str) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..console import of_results
 from ..errors import ArgumentError
-from ..planning import plan
+from ..planning import forward_seconds, plan
 from ..stages.batchnorm import fresh_statistics
 from ..stages.layers import select_layers
 from ..stages.probe_set import ProbeSet
@@ -122,11 +122,14 @@ def plan_command(
     recomputed = batchnorm == "recompute" and bool(fresh_statistics(network))
     if recomputed:
         console.print("one forward pass over the fit rows is for the BatchNorm statistics (--batchnorm)")
-    passes, seconds = found[-1].forward_pass + recomputed, checkpoints * sum(entry.seconds for entry in found)
+    passes, seconds = found[-1].forward_pass, checkpoints * sum(entry.seconds for entry in found)
+    rows = passes * (sizes[1] + sizes[2]) + recomputed * sizes[1]
+    of_model = checkpoints * forward_seconds(network, sizes[0], rows, **how)
     if any(entry.cost.target_free for entry in found):
         console.print("target-free routes give held-out scores only")
-    times, forward = _counted(checkpoints, "checkpoint"), _counted(checkpoints * passes, "forward pass", "es")
-    console.print(f"{times}: {seconds:.2f} s expected, beside {forward}")
+    times = _counted(checkpoints, "checkpoint")
+    forward = _counted(checkpoints * (passes + recomputed), "forward pass", "es")
+    console.print(f"{times}: {seconds:.2f} s expected, and {of_model:.2f} s for {forward}")
 
 
 def _counted(count: int, what: str, plural: str = "s") -> str:

@@ -59,8 +59,8 @@ def sweep_command(
     target: Annotated[
         list[str] | None,
         typer.Option(
-            help="input, label, a name of the probe set's values, or package.module:target, such as a pf.Function; may "
-            "be given again. All that the probe set has by default."
+            help="input, label, a name of the probe set's values, or package.module:target, such as a pf.Function or a "
+            "list; may be given again. All that the probe set has by default."
         ),
     ] = None,
     alpha: Alphas = None,

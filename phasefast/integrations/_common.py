@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from ..errors import ArgumentError
+from ..options import check_options
 from ..stages.probe_set import ProbeSet
 from ..track import PhaseTracker
+
+_OF_TRACKERS = inspect.signature(PhaseTracker).parameters
 
 
 class LiveProbe:
@@ -16,10 +21,18 @@ class LiveProbe:
 
     Args:
         probe_set: the samples. **options: see :class:`phasefast.PhaseTracker`.
+        wrap: makes of the model that is trained the one that is probed: a module around it that makes its inputs of
+            the samples, or a part of it, such as ``lambda model: model.encoder``.
+
+    Raises:
+        ArgumentError: options that there are none of, or that cannot be.
     """
 
-    def __init__(self, probe_set: ProbeSet, **options: Any) -> None:
-        self._probe_set, self._options = probe_set, options
+    def __init__(
+        self, probe_set: ProbeSet, *, wrap: Callable[[nn.Module], nn.Module] | None = None, **options: Any
+    ) -> None:
+        check_options({name: value for name, value in options.items() if name not in _OF_TRACKERS})
+        self._probe_set, self._options, self._wrap = probe_set, options, wrap
         self._model: nn.Module | None = None
         self._tracker: PhaseTracker | None = None
         self._last = 0
@@ -38,7 +51,8 @@ class LiveProbe:
     def _begin(self, model: nn.Module, step: int) -> None:
         """The model is where it will be trained, ``step`` updates done: 0, or those of the training it resumes."""
         if model is not self._model or step < self._last:  # another training
-            self._tracker = PhaseTracker(model, self._probe_set, **self._options)
+            probed = model if self._wrap is None else self._wrap(model)
+            self._tracker = PhaseTracker(probed, self._probe_set, **self._options)
             self._model = model
         self._last = step
         self.tracker.step(step)

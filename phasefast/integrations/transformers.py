@@ -19,12 +19,13 @@ class PhaseCallback(LiveProbe, TrainerCallback):  # type: ignore[misc]
     """Measures before the first optimizer step, then at ``state.global_step``, and at the last step.
 
     The model is given the samples as its first argument and nothing else: ``input_ids`` without padding, or
-    ``pixel_values``. Not for models that are sharded over ranks, which rank 0 cannot run by itself; the others meet it
-    in their next step. Where early stopping ends a training that loads its best weights, the last step is measured
-    only if it is one of ``steps``.
+    ``pixel_values``; ``wrap=`` puts a module around it that makes others of them, such as a mask. Not for models that
+    are sharded over ranks, which rank 0 cannot run by itself; the others meet it in their next step. Where early
+    stopping ends a training that loads its best weights, the last step is measured only if it is one of ``steps``.
 
     Args:
-        probe_set: the samples. **options: see :class:`phasefast.PhaseTracker`.
+        probe_set: the samples. wrap: makes of the model the one that is probed. **options: see
+            :class:`phasefast.PhaseTracker`.
     """
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

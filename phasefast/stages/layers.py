@@ -55,7 +55,8 @@ def select_layers(model: nn.Module, patterns: Layers | None = None) -> list[str]
 
     Args:
         patterns: fnmatch globs over ``named_modules()``, or modules themselves; by default the model's direct children,
-            with the members of a ModuleList, a ModuleDict or an only child (but of PyTorch's own) in its place. What
+            with the members of a ModuleList, a ModuleDict, an only child (but of PyTorch's own) or the only child with
+            a ModuleList in it, such as a language model's blocks, in its place. What
             matches a glob that begins with ``!`` is left out of what the others match, or of the default. ``"model"``
             is the name of the model's own metrics: its parts stand in for a module of that name.
 
@@ -107,12 +108,23 @@ def _is_whole(module: nn.Module) -> bool:
     return own or nn.utils.parametrize.is_parametrized(module)
 
 
+def _has_stack(module: nn.Module) -> bool:
+    """Whether it has a ModuleList of several in it, such as blocks; but in modules of PyTorch's own."""
+    if isinstance(module, nn.ModuleList):
+        return len(module) > 1
+    if type(module).__module__.startswith("torch.nn.") and not isinstance(module, nn.Sequential):
+        return False
+    return any(map(_has_stack, module.children()))
+
+
 def _default_names(model: nn.Module, prefix: str = "", alone: bool = True) -> list[str]:
     """Args: alone: whether the module is the whole model, but for what wraps it."""
     names: list[str] = []
     children = list(model.named_children())
+    stacks = [child for _, child in children if _has_stack(child)]
     for name, child in children:
         inside = isinstance(child, (nn.ModuleList, nn.ModuleDict)) or f"{prefix}{name}" == MODEL_LAYER
+        inside |= len(stacks) == 1 and child is stacks[0] and not isinstance(model, (nn.ModuleList, nn.ModuleDict))
         wrapped = alone and len(children) == 1 and any(True for _ in child.children()) and not _is_whole(child)
         names += _default_names(child, f"{prefix}{name}.", wrapped) if inside or wrapped else [f"{prefix}{name}"]
     return names

@@ -109,8 +109,9 @@ def detect_curve(
 
     At most one phase of each kind is named, in the order constant, decrease, increase. A decrease ends at the minimum,
     below the loss of the first step; an increase starts there, or at the end of a plateau, and the last step still lies
-    above it. Phases share their boundary steps. Single steps far above both their neighbours are left out. There may be
-    no phase at all, where the curve changes but neither falls below its start nor ends above its minimum.
+    above it. Phases share their boundary steps, but where a curve rises before it falls, which has no name. Single
+    steps far above both their neighbours are left out. There may be no phase at all, where the curve changes but
+    neither falls below its start nor ends above its minimum.
 
     Args:
         steps: [K] training steps, in any order.

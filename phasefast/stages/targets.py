@@ -24,6 +24,7 @@ from ..token_rows import TokenRows
 from ..types import Check, TargetBlock, TargetMatrix, TargetSketch
 
 SKETCH_COLUMNS = 64
+_UNSEEN = 100  # one of so many held-out samples of classes without fit samples is worth a warning
 _COMPARED, _TIMES = 8, 3  # samples, and measurements
 _APART, _ROUNDING = 1e-3, 1e-3  # of the deviation, which is at least this share of the values
 CHECK_COLUMNS = 22  # as good as 64; beside those of ten classes they are 32, products of which are fast
@@ -249,7 +250,7 @@ def _warn_of_unseen(name: str, fit: Tensor, heldout: Tensor) -> None:
     """Warn of classes, of one-hot columns [n, k] and [m, k], that only held-out samples have."""
     unseen = ~fit.any(0)
     count, classes = int(heldout[:, unseen].any(1).sum()), int(heldout[:, unseen].any(0).sum())
-    if count:
+    if count * _UNSEEN >= len(heldout):
         warn(
             f"target {name!r}: {count} of {len(heldout)} held-out samples are of {classes} classes that no fit sample "
             "has, and count as errors: shuffle before splitting, or give more fit samples"

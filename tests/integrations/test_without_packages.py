@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import phasefast as pf
 from phasefast.errors import ArgumentError, DependencyError
@@ -102,3 +102,30 @@ def test_each_training_has_a_tracker_of_its_own(net: SmallNet, probe_set: pf.Pro
     assert live.tracker.scores.steps == [1]
     live._begin(SmallNet(), 4)
     assert live.tracker.scores.steps == [4]
+
+
+def test_a_callback_may_probe_a_module_around_the_model_or_a_part_of_it(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    class Around(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.model(x.flip(3))
+            return out
+
+    around, part = (
+        LiveProbe(probe_set, out=None, wrap=Around),
+        LiveProbe(probe_set, out=None, wrap=lambda m: nn.Sequential(m.conv)),
+    )
+    for probe in (around, part):
+        probe._begin(net, 0)
+    assert around.tracker.scores.layers[0] == "model.conv"
+    assert part.tracker.scores.layers == ["0"]
+
+
+def test_options_of_callbacks_are_checked_at_once(probe_set: pf.ProbeSet) -> None:
+    with pytest.raises(ArgumentError, match="unknown option 'layer'; did you mean 'layers'"):
+        LiveProbe(probe_set, layer="conv", steps=[1], out=None)
+    with pytest.raises(ArgumentError, match="selection: expected one of"):
+        LiveProbe(probe_set, selection="best")

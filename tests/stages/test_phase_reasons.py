@@ -112,3 +112,18 @@ def test_the_reason_is_written() -> None:
     cell = find(np.full(14, 0.4), scatter=0)
     (written,) = json.loads(PhaseReport((cell,)).to_json())["cells"]
     assert written["evidence"]["reason"] == cell.why != ""
+
+
+HUMP = [0.26, 0.24, 0.22, 0.22, 0.22, 0.26, 0.32, 0.32, 0.41, 0.45, 0.35, 0.14, 0.15, 0.13]
+LATE = [0.25, 0.25, 0.25, 0.25, 0.25, 0.27, 0.33, 0.40, 0.50, 0.48, 0.30, 0.15, 0.10, 0.10]
+
+
+def test_a_curve_that_rises_before_it_falls_is_not_constant() -> None:
+    """Whose bend is taken for noise: what it varies by is told, and a fall begins at its top."""
+    samples = np.random.default_rng(0).uniform(0.5, 1.5, (1, 300))
+    cell = detect_curve(log_steps(14), np.array(HUMP)[:, None] * samples / samples.mean())
+    assert cell.phases == ()
+    assert cell.why.startswith("varies by 0.32, but from the first step to the minimum falls by only 0.13")
+    cell = detect_curve(log_steps(14), np.array(LATE)[:, None] * samples / samples.mean())
+    assert cell.phases_text() == "constant 0-16, decrease 128-2048"
+    assert cell.phases[1].change == pytest.approx(-0.4)
