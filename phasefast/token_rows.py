@@ -155,7 +155,7 @@ class Units:
 
     def whole(self, decoded: Tensor, samples: Sequence[int], inputs: Tensor) -> Tensor:
         """Held-out samples [s, ...] of their rows [r, p] as decoded; what is no row is as in ``inputs`` [m, ...]."""
-        found = inputs[list(samples)].to(decoded)
+        found = torch.stack([inputs[each].to(decoded.device, decoded.dtype) for each in samples])
         if self.tokens is None:
             return decoded.reshape(found.shape)
         found[self.tokens["heldout"].real[list(samples)]] = decoded.reshape(-1, *inputs.shape[2:])

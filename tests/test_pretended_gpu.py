@@ -69,6 +69,7 @@ def assert_same(found: pf.Scores, expected: pf.Scores, relative: float, flipped:
         {"precision": "double"},
         {"target_components": 4},
         {"layer_sketch": 12},
+        {"classifier": "lda"},
         {"batchnorm": "batch", "pool": 2},
         {"batchnorm": "running", "batch_size": 7},
     ],
@@ -83,6 +84,23 @@ def test_a_gpu_gives_the_numbers_of_the_cpu(net: SmallNet, given: pf.ProbeSet, o
             found = pf.probe(net, given, layers=["conv", "hidden"], device="cuda", **options)
     assert_same(found, expected, 1e-4)
     assert all(parameter.device.type == "cpu" for parameter in net.parameters())
+
+
+@pytest.mark.parametrize("padding", [None, 0])
+def test_tokens_on_a_gpu_give_the_numbers_of_the_cpu(padding: float | None) -> None:
+    torch.manual_seed(0)
+    inputs = torch.randn(60, 5, 4) * (torch.arange(5) < torch.randint(1, 6, (60, 1)))[:, :, None]
+    labels = (inputs[:, :, 0] > 0).long()
+    given = pf.ProbeSet(inputs[:40], labels[:40], inputs[40:], labels[40:])
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2))
+    options: dict[str, Any] = {"tokens": "each", "padding": padding}
+    expected, image = pf.probe(model, given, **options), pf.reconstruct(model, given, **options)
+    with pretended():
+        found = pf.probe(model, given, device="cuda", **options)
+        assert_same(found, expected, 1e-4)
+        again = pf.reconstruct(model, given, device="cuda", **options)
+    for place, decoded in image.decoded.items():
+        torch.testing.assert_close(again.decoded[place], decoded, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(

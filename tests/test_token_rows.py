@@ -78,7 +78,9 @@ def sign(x: Tensor) -> Tensor:
     return (x[..., 2] > 0).long()
 
 
-@pytest.mark.parametrize("options", [{}, {"selection": "loo"}, {"alphas": [1e-3], "route": "dual"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"selection": "gcv"}, {"selection": "loo"}, {"alphas": [1e-3], "route": "dual"}], ids=str
+)
 @pytest.mark.parametrize("ragged", [False, True])
 def test_tokens_are_decoded_as_samples_are(ragged: bool, options: dict[str, Any]) -> None:
     found, expected, _ = both_ways(ragged, **options)
@@ -95,7 +97,7 @@ def test_tokens_are_decoded_as_samples_are(ragged: bool, options: dict[str, Any]
 
 @pytest.mark.parametrize("ragged", [False, True])
 def test_samples_of_scores_are_sequences(ragged: bool) -> None:
-    found, expected, rows = both_ways(ragged)
+    found, expected, rows = both_ways(ragged, selection="gcv")
     counts = rows.real.sum(1).numpy()
     for layer, target, metric in (("act", "input", "fvu"), ("act", "label", "accuracy"), ("out", "sign", "accuracy")):
         _, (own,) = found.samples(layer, target, metric)
@@ -182,9 +184,9 @@ def test_decoders_of_tokens_are_ridge_regression(causal: Causal, probe_set: pf.P
 
 
 def test_folds_have_whole_sequences(causal: Causal, probe_set: pf.ProbeSet) -> None:
-    engine = Engine(causal, probe_set, tokens="each", targets="label", selection="folds")
+    engine = Engine(causal, probe_set, tokens="each", targets="label")
     assert engine.targets.folds == tuple(4 * 90 * fold // 5 for fold in range(6))
-    chosen = pf.probe(causal, probe_set, tokens="each", targets="label", selection="folds", layers="mix")
+    chosen = pf.probe(causal, probe_set, tokens="each", targets="label", layers="mix")
     assert chosen.curve("mix", "label", "accuracy")[1][0] > 0
 
 
