@@ -3,13 +3,15 @@
 The largest of one-hot predictions misses classes that lie between others (Hastie, Tibshirani & Friedman 2009, section
 4.2), the more the more classes there are to so many features. Penalised discriminant analysis (Hastie, Buja &
 Tibshirani 1995) needs no more than these predictions: with class shares p, D = diag(p) and predictions P of centred
-one-hot columns Y by ridge regression, the eigenvectors of D^-1 Y'P / n are the optimal scores t of classes, P t their
-discriminant variates, and the eigenvalues a their squared correlations. A row with predictions x is of class j with a
-log-posterior, up to a constant, of
+one-hot columns Y [n, k] by ridge regression, the eigenvectors t of D^-1 Y'P / n are the optimal scores of classes, P t
+their discriminant variates, and the eigenvalues a their squared correlations. A row with predictions x is of class j
+with a log-posterior, up to a constant, of
 
     sum_l t_jl (x t_l) / (1 - a_l) - 1/2 sum_l a_l t_jl^2 / (1 - a_l) + log p_j,
 
-which is linear discriminant analysis where the penalty is 0.
+which is linear discriminant analysis where the penalty is 0. With sums M = Y'X of centred features [n, d] and the
+decoder's weights W [d, k], Y'P = M W has a rank of min(d, k) at most, in the span of W'. Where a is 0, t t' / (1 - a)
+adds up to D^-1: no [k, k] matrix is needed for many classes.
 """
 
 from __future__ import annotations
@@ -32,30 +34,36 @@ def discriminants(cell: Activations, decoder: Decoder, targets: TargetMatrix) ->
     """The decoder with the scores of classes in the place of their one-hot columns' predictions."""
     weights, offset = decoder.weights.clone(), decoder.offset.clone()
     for columns in (slice(fit.block.start, fit.block.stop) for fit in decoder.fits if fit.block.kind == "classes"):
-        own = decoder.weights[:, columns].double()
-        mean = cell.mean @ own
-        mix, constant = _scores(*_class_sums(cell.fit, own, mean, targets.fit[:, columns]))
-        weights[:, columns] = (own @ mix).to(weights.dtype)
-        offset[columns] = (constant - mean @ mix).to(offset.dtype)
+        one_hot = targets.fit[:, columns]
+        shares = one_hot.mean(0, dtype=torch.float64)
+        own, constant = _scores(decoder.weights[:, columns].double(), _class_sums(cell, one_hot), shares)
+        weights[:, columns] = own.to(weights.dtype)
+        offset[columns] = (constant - cell.mean @ own).to(offset.dtype)
     return replace(decoder, weights=weights, offset=offset)
 
 
-def _class_sums(rows: Tensor, weights: Tensor, mean: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Shares [k] of classes, and Y'P / n [k, k] of one-hot columns Y [n, k] and centred predictions P [n, k]."""
-    classes = columns.argmax(1)
-    sums = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=rows.device)
-    for place, some in wide_rows(rows, len(mean)):
-        sums.index_add_(0, classes[place], some @ weights - mean)
-    return columns.mean(0, dtype=torch.float64), sums / len(rows)
+def _class_sums(cell: Activations, one_hot: Tensor) -> Tensor:
+    """Y'X / n [k, d] of one-hot columns Y [n, k] and centred rows X [n, d]."""
+    classes = one_hot.argmax(1)
+    sums = torch.zeros(one_hot.shape[1], cell.fit.shape[1], dtype=torch.float64, device=cell.fit.device)
+    for place, rows in wide_rows(cell.fit, 1):
+        sums.index_add_(0, classes[place], rows - cell.mean)
+    return sums / len(cell.fit)
 
 
-def _scores(shares: Tensor, products: Tensor) -> tuple[Tensor, Tensor]:
-    """What centred predictions are multiplied by [k, k], and what is added [k], to give the scores of classes."""
+def _scores(weights: Tensor, sums: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights [d, k] of centred features, and what is added [k], that give the scores of classes.
+
+    Args:
+        weights: [d, k] of one-hot columns. sums: as ``_class_sums`` gives them. shares: [k] of the classes.
+    """
     there = shares > 0
     roots = torch.where(there, shares, 1).sqrt()
-    symmetric = products / roots[:, None] / roots
-    correlations, vectors = torch.linalg.eigh((symmetric + symmetric.mT) / 2)
-    correlations, optimal = correlations.clamp(0, 1 - _LEAST), vectors / roots[:, None]
-    within = 1 - correlations
-    constant = torch.log(roots.square()) - (optimal.square() @ (correlations / within)) / 2
-    return (optimal / within) @ optimal.mT, torch.where(there, constant, _NEVER)
+    scaled = weights / roots
+    basis = torch.linalg.qr(scaled.mT).Q  # [k, min(k, d)]
+    products = (basis.mT @ (sums / roots[:, None])) @ (scaled @ basis)
+    correlations, vectors = torch.linalg.eigh((products + products.mT) / 2)
+    correlations, optimal = correlations.clamp(0, 1 - _LEAST), (basis @ vectors) / roots[:, None]
+    gains = correlations / (1 - correlations)
+    constant = torch.log(roots.square()) - (optimal.square() @ gains) / 2
+    return scaled / roots + ((weights @ optimal) * gains) @ optimal.mT, torch.where(there, constant, _NEVER)
