@@ -24,12 +24,13 @@ from .decoding import decode
 from .errors import ArgumentError, PhasefastError
 from .notices import shown, warn
 from .options import as_tuple, by_name, default_targets, warn_of_masking
-from .scores import MODEL_LAYER, Scores
+from .scores import Scores
 from .scoring import score_cells
 from .sequences import check_padding, looks_padded
 from .stages.batchnorm import batchnorm_mode, fresh_statistics, frozen_norms, several_rows
 from .stages.capture import capture, chunk_bounds, discover_layers, first_rows, model_inputs
-from .stages.evaluate import evaluate, evaluate_model
+from .stages.evaluate import evaluate
+from .stages.own_outputs import OwnOutputs
 from .stages.plan import group_layers
 from .stages.predict import predict
 from .stages.preserve import fix_random_state, full_float32, preserved
@@ -99,7 +100,7 @@ class Engine:
         self._forward_batch = _GPU_BATCH if large else self.batch_size
         wanted = default_targets(probe_set) if options.get("targets") is None else options["targets"]
         chosen = by_name(as_tuple("targets", wanted, ()), probe_set)
-        self.label = next((target.name for target in chosen if isinstance(target, Label)), None)
+        self.label = next((target for target in chosen if isinstance(target, Label)), None)
         self._splits = {
             "fit": (probe_set.fit_inputs, probe_set.fit_labels),
             "heldout": (probe_set.heldout_inputs, probe_set.heldout_labels),
@@ -170,9 +171,12 @@ class Engine:
                         "for all steps: do they read the model's weights?"
                     )
                 for index, group in enumerate(groups):
-                    cells, outputs = self._capture(group)
-                    if index == 0 and self.label is not None:
-                        scores += self._model_scores(outputs, self.label)
+                    own = self._own_outputs() if index == 0 else None
+                    cells = self._capture(group, own)
+                    if own is not None:
+                        scores += own.scores()
+                        if own.problem:
+                            self._tell(own.problem)
                     scores += score_cells(cells, self.targets, self.method)
                 found = only is not None or any(score.fit is not None for score in scores)
                 self._settle(found, f" at step {step}")
@@ -191,7 +195,7 @@ class Engine:
     def activations(self) -> list[Activations]:
         """The rows that ``measure`` decodes, of all layers at once; for other decoders than the package's."""
         with self._prepared() as groups:
-            found = [cell for group in groups for cell in self._capture(group)[0]]
+            found = [cell for group in groups for cell in self._capture(group)]
             self._settle(bool(found))
         return found
 
@@ -207,7 +211,7 @@ class Engine:
         found: dict[str, tuple[Tensor, float]] = {}
         with _MEASURING, self._workspace, self._prepared(keep) as groups:
             for group in groups:
-                for cell, decoder in decode(self._capture(group)[0], self.targets, self.method):
+                for cell, decoder in decode(self._capture(group), self.targets, self.method):
                     flat = predict(cell, decoder, self.targets, own, fit, mean).float().cpu()
                     scores = evaluate(cell, decoder, self.targets, fit_scores=False)()
                     fvu = next(score.value for score in scores if score.metric == "fvu")
@@ -285,37 +289,24 @@ class Engine:
             )
             raise
 
-    def _capture(self, group: Sequence[Layer]) -> tuple[list[Activations], dict[str, Tensor | None]]:
-        """Activations of a group of layers, and the model's own outputs per split where they are rows of numbers."""
+    def _capture(self, group: Sequence[Layer], own: OwnOutputs | None = None) -> list[Activations]:
+        """Activations of a group of layers; ``own`` gets the model's outputs."""
         arguments = (self._fit_inputs, self._heldout_inputs, self.targets.folds, self._forward_batch)
         fix_random_state(self.device)
         with several_rows(self.batchnorm):
             how = self.rows, self.device, self.given, self._units.tokens
-            cells, lost, outputs = capture(self.model, group, *arguments, *how)
+            cells, lost = capture(self.model, group, *arguments, *how, outputs=None if own is None else own.add)
         self.lost |= lost
-        return cells, dict(zip(("fit", "heldout"), outputs, strict=True))
+        return cells
 
-    def _model_scores(self, outputs: dict[str, Tensor | None], label: str) -> list[Score]:
-        width = next(block.stop - block.start for block in self.targets.blocks if block.name == label)
-        usable = {split: out if out is not None and out.shape[1] == width else None for split, out in outputs.items()}
-        others = {out.shape[1] for out in outputs.values() if out is not None and out.shape[1] != width}
-        if others:
-            self._tell(
-                f"no rows of layer {MODEL_LAYER!r}: the model has {others.pop()} outputs, target {label!r} {width} "
-                "classes, as where it is an encoder; if it was trained on such labels, give them as they were, from 0, "
-                "or Label(classes)",
-            )
-        if all(out is None for out in outputs.values()):
-            self._tell(
-                f"no rows of layer {MODEL_LAYER!r}: what the model returns has no row of numbers for each sample, such "
-                "as logits; its own accuracy is not known"
-            )
-        known = {split: labels for split, (_, labels) in self._splits.items()}
-        labels = {
-            split: self._units.labels(split, known[split], 0 if out is None else len(out))
-            for split, out in usable.items()
-        }
-        return evaluate_model(usable, labels, label)
+    def _own_outputs(self) -> OwnOutputs | None:
+        """What the model's own outputs are given to; None where there is no label."""
+        if self.label is None:
+            return None
+        labels = {split: self._units.labels(split, own) for split, (_, own) in self._splits.items()}
+        rows = {"fit": len(self.targets.fit), "heldout": len(self.targets.heldout)}
+        sizes = {split: (len(inputs), rows[split]) for split, (inputs, _) in self._splits.items()}
+        return OwnOutputs(self.label.name, self.label.num_classes, labels, sizes)
 
     def _say_that_all_is_exact(self, step: int) -> None:
         """Warn where an approximation was asked for that was not needed, or of no use."""

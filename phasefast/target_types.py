@@ -16,8 +16,9 @@ from .samples import as_numbers
 from .types import TargetKind
 
 _CHUNK = 1024
-_MOST_CLASSES = 10_000  # of integers that may be numbers
-_MOST_LABELS = 100_000
+_MOST_CLASSES = 1_000_000  # vocabularies have a quarter of that
+_MOST_COLUMNS = 20_000  # integers may be numbers
+_WHOLE = 256  # classes of which each has a column, whether a fit row is of it or not
 _EACH = "give tokens='each' and inputs [n, t, ...]"
 Split = tuple[Tensor, Tensor | None]
 
@@ -106,7 +107,7 @@ class Label(OwnTarget):
         """One-hot columns [n, k] and [m, k]; DataError where they are out of range, or those of tokens."""
         if values.dim() != 1:
             raise DataError(f"target {self.name!r}: labels {tuple(values.shape)} are those of tokens: {_EACH}")
-        return _one_hot(self.name, values, self.num_classes), _one_hot(self.name, held, self.num_classes)
+        return _one_hot(self.name, values, held, self.num_classes)
 
 
 @dataclass(frozen=True)
@@ -229,13 +230,27 @@ def _columns(target: Values | Function, values: Tensor, held: Tensor) -> tuple[T
             f"target {target.name!r}: expected classes from 0 to {_MOST_CLASSES - 1} at most, got integers {low} to "
             f"{high}; for numbers give floats, or kind='regression'"
         )
-    return _one_hot(target.name, labels, count), _one_hot(target.name, held_labels, count)
+    return _one_hot(target.name, labels, held_labels, count)
 
 
-def _one_hot(name: str, labels: Tensor, count: int) -> Tensor:
-    low, high = int(labels.min()), int(labels.max())
-    if count > _MOST_LABELS:
-        raise DataError(f"target {name!r}: expected {_MOST_LABELS} classes at most, numbered from 0, got {count}")
-    if low < 0 or high >= count:
-        raise DataError(f"target {name!r}: expected labels from 0 to {count - 1}, got {low} to {high}")
-    return torch.nn.functional.one_hot(labels, count).float()
+def _one_hot(name: str, labels: Tensor, held: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Columns [n, k] and [m, k]: of many classes only of those that fit rows have, and one for all others."""
+    if count > _MOST_CLASSES:
+        raise DataError(f"target {name!r}: expected {_MOST_CLASSES} classes at most, numbered from 0, got {count}")
+    for own in (labels, held):
+        low, high = int(own.min()), int(own.max())
+        if low < 0 or high >= count:
+            raise DataError(f"target {name!r}: expected labels from 0 to {count - 1}, got {low} to {high}")
+    if count > _WHOLE and len(there := labels.unique()) < count - 1:
+        if len(there) >= _MOST_COLUMNS:
+            raise DataError(
+                f"target {name!r}: expected fewer than {_MOST_COLUMNS} classes among the fit samples, got "
+                f"{len(there)}; for numbers give floats, or kind='regression'"
+            )
+        place = torch.full((count,), len(there), device=labels.device)
+        place[there] = torch.arange(len(there), device=labels.device)
+        labels, held, count = place[labels], place.to(held.device)[held], len(there) + 1
+    columns, held_columns = (
+        torch.zeros(len(own), count, dtype=torch.float32, device=own.device) for own in (labels, held)
+    )
+    return columns.scatter_(1, labels[:, None], 1), held_columns.scatter_(1, held[:, None], 1)

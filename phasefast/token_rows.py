@@ -161,11 +161,11 @@ class Units:
         found[self.tokens["heldout"].real[list(samples)]] = decoded.reshape(-1, *inputs.shape[2:])
         return found
 
-    def labels(self, split: str, labels: Tensor | None, count: int) -> Tensor | None:
-        """Those of so many outputs of the model, of samples or of rows; None where there are none."""
-        if labels is not None and (labels.dim() == 2 or len(labels) != count):
-            labels = self.of(split, labels)
-        return None if labels is None or labels.shape != (count,) else labels
+    def labels(self, split: str, labels: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Those of samples, and of tokens that are rows, [n] each; None where there are none of these."""
+        if labels is None:
+            return None, None
+        return labels if labels.dim() == 1 else None, None if self.tokens is None else self.of(split, labels)
 
     def by_sample(self, values: Tensor, constant: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Values [m] of held-out samples, and of the best constant, of those of rows.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from ..timeline import stage
 from ..token_rows import TokenRows, TokensOfBatch, as_tokens
 from ..types import Activations, Layer, TokenMode
 
+OutputsTaken = Callable[[str, bool, int, Tensor], None]
 _NUMBERS = (int, float, np.integer, np.floating)
 _SHIFT_ROWS = 256  # of the first batch, whose mean is the shift
 _FIRST_ROWS = 7, 5, 11, 13  # that layers are discovered with: few, and not as many as tokens, which may come first
@@ -163,17 +164,20 @@ def capture(
     device: torch.device,
     given: Collection[str] = (),
     tokens: Mapping[str, TokenRows] | None = None,
-) -> tuple[list[Activations], dict[str, PhasefastError], tuple[Tensor | None, Tensor | None]]:
+    outputs: OutputsTaken | None = None,
+) -> tuple[list[Activations], dict[str, PhasefastError]]:
     """Activations of layers in one pass over the fit and one over the held-out inputs.
 
     Args:
         fit_inputs: [n, ...]. heldout_inputs: [m, ...]. folds: k + 1 row offsets, whose sums are kept apart.
         given: modules that the user named. tokens: by split, which tokens are rows, where each is one.
+        outputs: gets the split, whether they are of tokens, the place of the first, and the model's own outputs [b, c]
+            where they are one float tensor of that shape, or of [b, t, c] those of the token that stands for all, or of
+            each that is a row.
 
     Returns:
         Activations of each layer but those that have none, as they hold NaN or Inf, or as the model does not call them
-        on every batch; why, by name of these; and the model's outputs [n, c] and [m, c] where they are one float tensor
-        of that shape, or of [n, t, c] those of the token that stands for all, or of each row.
+        on every batch; and why, by name of these.
 
     Raises:
         LayerError: a given layer fires less often than it did at first.
@@ -188,33 +192,31 @@ def capture(
         if (spool := spools.get((name, call))) is not None:
             spool.write(*_as_cell(name, module, output, of, options), **current)
 
-    outputs: dict[str, list[Tensor]] = {"fit": [], "heldout": []}
     with hooked(model, sorted({layer.module for layer in layers}), record) as reset:
         for split, inputs in samples.items():
             bounds, split_rows = chunk_bounds(0, len(inputs), batch_size), None if tokens is None else tokens[split]
             for (start, stop), batch in zip(bounds, model_inputs(inputs, bounds, model, device), strict=True):
-                of = _Batch(stop - start, options.real(batch), None)
+                of, first, last = _Batch(stop - start, options.real(batch), None), start, stop
                 if split_rows is not None:
                     of = replace(of, tokens=split_rows.tokens(start, stop, device))
-                    start, stop = split_rows.edges[start], split_rows.edges[stop]
-                current.update(split=split, start=start, stop=stop)
+                    first, last = split_rows.edges[start], split_rows.edges[stop]
+                current.update(split=split, start=first, stop=last)
                 reset()
-                if (logits := _logits(model, model(batch), of, options)) is not None:
-                    outputs[split].append(logits)
+                output = model(batch)
+                if outputs is not None and (own := _logits(model, output, of, options)) is not None:
+                    logits, of_tokens = own
+                    outputs(split, of_tokens, first if of_tokens else start, logits)
+                del output
     totals = torch.stack([spool.totals for spool in spools.values()]).tolist()
     cells, problems = [], {}
     for (module, _), spool, (*sums, squares) in zip(spools, spools.values(), totals, strict=True):
-        if (problem := spool.problem(dict(zip(outputs, map(math.isfinite, sums), strict=True)))) is None:
+        if (problem := spool.problem(dict(zip(samples, map(math.isfinite, sums), strict=True)))) is None:
             cells.append(spool.finish(squares))
         elif module in given and isinstance(problem, LayerError):
             raise problem
         else:
             problems[spool.layer.name] = problem
-    sizes = [n, m], [len(fit_inputs), len(heldout_inputs)]  # of tokens, or of sequences
-    whole = [sum(map(len, parts)) for parts in outputs.values()] in sizes
-    whole &= len({part.shape[1] for parts in outputs.values() for part in parts}) == 1  # [b, b] is none of classes
-    own = [torch.cat(parts) if whole else None for parts in outputs.values()]
-    return cells, problems, (own[0], own[1])
+    return cells, problems
 
 
 class _Spool:
@@ -350,21 +352,22 @@ class _Batch:
     tokens: TokensOfBatch | None
 
 
-def _logits(model: nn.Module, output: Any, of: _Batch, options: RowOptions) -> Tensor | None:
+def _logits(model: nn.Module, output: Any, of: _Batch, options: RowOptions) -> tuple[Tensor, bool] | None:
     """The model's own output [batch, c], if it is such; of several, such as those of Hugging Face, the logits.
 
-    Of [batch, t, c] those of the token that stands for all, or of each that is a row.
+    Of [batch, t, c] those of the token that stands for all, or of each that is a row: whether it is so.
     """
     found = _first(output, "logits")
     if not isinstance(found, Tensor) or found.is_nested or len(found) != of.size or not found.is_floating_point():
         return None
+    of_tokens = found.dim() == 3 and of.tokens is not None
     if found.dim() == 3:
         with contextlib.suppress(LayerError):
             if of.tokens is not None:
                 found = as_tokens("model", model, found, of.tokens)
             elif options.tokens in ("cls", "last"):
                 found = as_one("model", model, found, options.tokens, of.real)[0]
-    return found.float() if found.dim() == 2 else None
+    return (found.float(), of_tokens) if found.dim() == 2 else None
 
 
 def _as_cell(name: str, module: nn.Module, output: Any, of: _Batch, options: RowOptions) -> tuple[Tensor, int]:

@@ -1,4 +1,4 @@
-"""Decoders become scores: errors and hits on held-out and fit rows, and the model's own loss and accuracy."""
+"""Decoders become scores: errors and hits on held-out and fit rows."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from torch import Tensor
 
 from .. import ops
 from ..components import interval
-from ..fetching import fetched, later
-from ..scores import MODEL_LAYER
+from ..fetching import later
 from ..timeline import stage, staged
 from ..types import Activations, BlockFit, Bounds, Decoder, Score, TargetBlock, TargetMatrix
 
@@ -71,28 +70,6 @@ def squared_errors(
         errors = _residual(rows, decoder, columns, classes)[0].sum(1).tolist()
         known |= {(block.name, split): error for block, error in zip(classes, errors, strict=True)}
     return {split: [known[name, split] for name in widths] for split in ("fit", "heldout")}
-
-
-def evaluate_model(outputs: dict[str, Tensor | None], labels: dict[str, Tensor | None], name: str) -> list[Score]:
-    """Cross-entropy ``loss`` and ``accuracy`` of the model's own outputs [rows, classes], layer ``"model"``.
-
-    Args:
-        name: of the label target. Splits without outputs or labels give no scores.
-    """
-    scores = []
-    for split, logits in outputs.items():
-        expected = labels[split]
-        if logits is None or expected is None:
-            continue
-        expected = expected.to(logits.device)
-        loss = torch.nn.functional.cross_entropy(logits.double(), expected)
-        hits = (logits.argmax(1) == expected) & ~logits.isnan().any(1)  # of which the first would be the largest
-        loss, hits = fetched(loss, hits)
-        rows, dim = logits.shape
-        samples = hits.float() if split == "heldout" else None
-        scores.append(Score(MODEL_LAYER, dim, name, split, "loss", float(loss), rows))
-        scores.append(Score(MODEL_LAYER, dim, name, split, "accuracy", float(hits.mean()), rows, samples=samples))
-    return scores
 
 
 @dataclass(frozen=True)

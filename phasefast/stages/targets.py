@@ -249,11 +249,11 @@ def _side_by_side(parts: Sequence[Tensor], device: torch.device) -> Tensor:
 def _warn_of_unseen(name: str, fit: Tensor, heldout: Tensor) -> None:
     """Warn of classes, of one-hot columns [n, k] and [m, k], that only held-out samples have."""
     unseen = ~fit.any(0)
-    count, classes = int(heldout[:, unseen].any(1).sum()), int(heldout[:, unseen].any(0).sum())
+    count = int(heldout[:, unseen].any(1).sum())
     if count * _UNSEEN >= len(heldout):
         warn(
-            f"target {name!r}: {count} of {len(heldout)} held-out samples are of {classes} classes that no fit sample "
-            "has, and count as errors: shuffle before splitting, or give more fit samples"
+            f"target {name!r}: {count} of {len(heldout)} held-out samples are of classes that no fit sample has, and "
+            "count as errors: shuffle before splitting, or give more fit samples"
         )
 
 

@@ -1,0 +1,83 @@
+"""The model's own loss and accuracy, of outputs that are looked at batch by batch: all of them may be large."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from ..fetching import fetched
+from ..scores import MODEL_LAYER
+from ..types import Score
+
+Labels = tuple[Tensor | None, Tensor | None]
+
+
+class OwnOutputs:
+    """Cross-entropy ``loss`` and ``accuracy`` of the model's own outputs for a label, layer ``"model"``.
+
+    Args:
+        name: of the label target. classes: its number of them.
+        labels: by split, of samples and of tokens that are rows, [n] each; None where there are none of these.
+        sizes: by split, how many samples and rows there are.
+    """
+
+    def __init__(
+        self, name: str, classes: int, labels: Mapping[str, Labels], sizes: Mapping[str, tuple[int, int]]
+    ) -> None:
+        self._name, self._classes, self._labels, self._sizes = name, classes, labels, sizes
+        self._found: dict[str, list[tuple[bool, int, int]]] = {split: [] for split in labels}  # of tokens, rows, width
+        self._losses: dict[str, list[Tensor]] = {split: [] for split in labels}
+        self._hits: dict[str, list[Tensor]] = {split: [] for split in labels}
+
+    def add(self, split: str, of_tokens: bool, start: int, logits: Tensor) -> None:
+        """Outputs [b, c] of the samples, or of the tokens, from ``start`` on."""
+        self._found[split].append((of_tokens, *logits.shape))
+        labels = self._labels[split][of_tokens]
+        if labels is None or logits.shape[1] != self._classes:
+            return
+        expected = labels[start : start + len(logits)].to(logits.device, non_blocking=True)
+        self._losses[split].append(cross_entropy(logits.double(), expected, reduction="sum"))
+        # Of NaN the first would be the largest.
+        self._hits[split].append((logits.argmax(1) == expected) & ~logits.isnan().any(1))
+
+    def scores(self) -> list[Score]:
+        """None of splits without outputs for each sample or row, or without labels."""
+        scores = []
+        for split, losses in self._losses.items():
+            if self._width is None or not losses:
+                continue
+            loss, hits = fetched(torch.stack(losses).sum(), torch.cat(self._hits[split]))
+            rows, samples = len(hits), hits.float() if split == "heldout" else None
+            same = MODEL_LAYER, self._classes, self._name, split
+            scores.append(Score(*same, "loss", float(loss) / rows, rows))
+            scores.append(Score(*same, "accuracy", float(hits.mean()), rows, samples=samples))
+        return scores
+
+    @property
+    def problem(self) -> str:
+        """Why there are no scores, if the model's outputs are the reason; else empty."""
+        if self._width is None:
+            return (
+                f"no rows of layer {MODEL_LAYER!r}: what the model returns has no row of numbers for each sample, such "
+                "as logits; its own accuracy is not known"
+            )
+        if self._width == self._classes:
+            return ""
+        return (
+            f"no rows of layer {MODEL_LAYER!r}: the model has {self._width} outputs, target {self._name!r} "
+            f"{self._classes} classes, as where it is an encoder; if it was trained on such labels, give them as they "
+            "were, from 0, or Label(classes)"
+        )
+
+    @property
+    def _width(self) -> int | None:
+        """Of outputs that are there for all samples, or rows, and all as wide: [b, b] are none of classes."""
+        kinds = {(of_tokens, width) for found in self._found.values() for of_tokens, _, width in found}
+        if len(kinds) != 1:
+            return None
+        ((of_tokens, width),) = kinds
+        counts = {split: sum(rows for _, rows, _ in found) for split, found in self._found.items()}
+        return width if all(counts[split] == sizes[of_tokens] for split, sizes in self._sizes.items()) else None
