@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from ..fetching import fetched
 from ..scores import MODEL_LAYER
@@ -39,9 +38,12 @@ class OwnOutputs:
         if labels is None or logits.shape[1] != self._classes:
             return
         expected = labels[start : start + len(logits)].to(logits.device, non_blocking=True)
-        self._losses[split].append(cross_entropy(logits.double(), expected, reduction="sum"))
-        # Of NaN the first would be the largest.
-        self._hits[split].append((logits.argmax(1) == expected) & ~logits.isnan().any(1))
+        top, guess = logits.max(1)  # NaN where there is any
+        # In float64 wide outputs would take longer than the model.
+        totals = (logits - top[:, None]).exp_().sum(1).double()
+        below = (top - logits.gather(1, expected[:, None])[:, 0]).double()
+        self._losses[split].append((totals.log() + below).sum())
+        self._hits[split].append((guess == expected) & ~top.isnan())
 
     def scores(self) -> list[Score]:
         """None of splits without outputs for each sample or row, or without labels."""
