@@ -36,7 +36,10 @@ class Target(Protocol):
         """Regression, or classes as one-hot columns scored by accuracy."""
 
     def columns(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
-        """Target columns [n, p] and [m, p] for (inputs, labels) of the fit and the held-out split."""
+        """Target columns [n, p] and [m, p] for (inputs, labels) of the fit and the held-out split.
+
+        With ``tokens="each"`` columns [n, t, p] and [m, t, p] are of the tokens.
+        """
 
 
 class OwnTarget:

@@ -94,6 +94,10 @@ class TokenRows:
         """What each row has of values of tokens [n, t, ...], or of its sequence [n, ...]."""
         if values.shape[:2] == self.real.shape:
             return values[self.real.to(values.device)]
+        return self.repeated(values)
+
+    def repeated(self, values: Tensor) -> Tensor:
+        """What each row has of values of its sequence [n, ...]."""
         return values.repeat_interleave(self.real.sum(1).to(values.device), 0)
 
     def rows_of(self, sequences: Sequence[int]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -345,3 +346,41 @@ def test_as_many_classes_as_samples_are_numbers() -> None:
     target = pf.Function(lambda x: (x[:, 0, 0] * 1e5 + 5e5).long(), "classes", "n")
     with pytest.raises(DataError, match=r"expected fewer than 20000 classes among the fit samples, got .* kind='regr"):
         pf.probe(nn.Sequential(nn.Linear(1, 1)), pf.ProbeSet(inputs, None, inputs[:9], None), targets=[target])
+
+
+@dataclass(frozen=True)
+class Own:
+    """A target of ones own: of sequences, or of tokens where its columns have three axes."""
+
+    axes: int
+    kind: str = "regression"
+
+    @property
+    def name(self) -> str:
+        return f"own{self.axes}"
+
+    def columns(self, fit: Any, heldout: Any) -> tuple[Tensor, Tensor]:
+        of = {2: lambda x: x[:, 0, :LENGTH], 3: lambda x: x[:, :, :2]}[self.axes]
+        return of(fit[0]), of(heldout[0])
+
+
+def test_columns_of_ones_own_are_of_tokens_where_they_have_three_axes() -> None:
+    torch.manual_seed(0)
+    model, (fit, _), (held, _) = EachAlone(), vectors(60, 1, False), vectors(40, 2, False)
+    targets: Any = [Own(2), Own(3)]
+    found = pf.probe(model, pf.ProbeSet(fit, None, held, None), tokens="each", targets=targets, alphas=[1e-3])
+    rows, of_held = (TokenRows.of("fit", own, None, None) for own in (fit, held))
+    values = {
+        "own2": (rows.repeated(fit[:, 0, :LENGTH]), of_held.repeated(held[:, 0, :LENGTH])),
+        "own3": (fit[:, :, :2].flatten(0, 1), held[:, :, :2].flatten(0, 1)),
+    }
+    alone = pf.ProbeSet(
+        rows.rows(fit),
+        None,
+        of_held.rows(held),
+        None,
+        {name: both[0] for name, both in values.items()},
+        {name: both[1] for name, both in values.items()},
+    )
+    expected = pf.probe(model, alone, targets=list(values), alphas=[1e-3])
+    np.testing.assert_allclose(found.to_pandas()["value"], expected.to_pandas()["value"], rtol=1e-5, atol=1e-9)

@@ -185,13 +185,14 @@ def build_targets(
 
 def _of_tokens(target: Target, fit: Split, heldout: Split, tokens: Mapping[str, TokenRows]) -> tuple[Tensor, Tensor]:
     """Columns of each row, which has those of its sequence where tokens have none of their own."""
-
-    def rows(values: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
-        return tokens["fit"].rows(values), tokens["heldout"].rows(held)
-
+    of_fit, of_heldout = tokens["fit"], tokens["heldout"]
     if isinstance(target, OwnTarget) and type(target).columns is OwnTarget.columns:
-        return target.encoded(*rows(*target.given(fit, heldout)))
-    return rows(*target.columns(fit, heldout))
+        values, held = target.given(fit, heldout)
+        return target.encoded(of_fit.rows(values), of_heldout.rows(held))
+    columns, held = target.columns(fit, heldout)
+    if columns.dim() == 3:
+        return of_fit.rows(columns), of_heldout.rows(held)
+    return of_fit.repeated(columns), of_heldout.repeated(held)  # [n, p], also where p is the number of tokens
 
 
 def _fewer(
