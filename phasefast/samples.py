@@ -85,7 +85,7 @@ def _label(where: str, label: Any) -> int | Tensor:
             return numbers
         got = f"{tuple(label.shape)} {label.dtype}" if array else repr(label)
         raise DataError(
-            f"{where}: expected labels that are integers, of tokens [t] too, or None, got {got}; other things to "
+            f"{where}: expected labels that are integers or None, got {got}; other things to "
             "decode are given as (input, None, {name: value})"
         ) from error
 
