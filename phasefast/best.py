@@ -139,7 +139,11 @@ def _apart(more: np.ndarray, unit: np.ndarray, confidence: float) -> bool:
 
 
 def _student(share: float, freedom: int) -> float:
-    """Quantile of Student's t: Abramowitz & Stegun (1964), 26.7.5."""
+    """Quantile of Student's t, exact for one and two degrees of freedom; Abramowitz & Stegun (1964), 26.7.5."""
+    if freedom == 1:
+        return math.tan(math.pi * (share - 0.5))
+    if freedom == 2:
+        return (2 * share - 1) / math.sqrt(2 * share * (1 - share))
     z = NormalDist().inv_cdf(share)
     return (
         z

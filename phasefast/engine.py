@@ -98,15 +98,16 @@ class Engine:
         self.batch_size = options.get("batch_size") or (_AUTHORS_BATCH if self.batchnorm == "batch" else _BATCH)
         large = self.device.type == "cuda" and self.batchnorm != "batch" and options.get("batch_size") is None
         self._forward_batch = _GPU_BATCH if large else self.batch_size
-        wanted = default_targets(probe_set) if options.get("targets") is None else options["targets"]
-        chosen = by_name(as_tuple("targets", wanted, ()), probe_set)
+        each = self.rows.tokens == "each"
+        wanted = default_targets(probe_set, each) if options.get("targets") is None else options["targets"]
+        chosen = by_name(as_tuple("targets", wanted, ()), probe_set, each)
         self.label = next((target for target in chosen if isinstance(target, Label)), None)
         self._splits = {
             "fit": (probe_set.fit_inputs, probe_set.fit_labels),
             "heldout": (probe_set.heldout_inputs, probe_set.heldout_labels),
         }
         self._units = Units()
-        if self.rows.tokens == "each":
+        if each:
             which = {"fit": probe_set.fit_rows, "heldout": probe_set.heldout_rows}
             self._units = Units(
                 {
@@ -235,7 +236,8 @@ class Engine:
     @property
     def _input_rows(self) -> Tensor:
         """Of the fit split, [n, p]."""
-        return self._units.of("fit", self._fit_inputs).flatten(1)
+        rows = self._units.of("fit", self._fit_inputs)
+        return rows.reshape(len(rows), -1)
 
     @contextmanager
     def _prepared(self, keep: bool = True, only: Collection[str] | None = None) -> Iterator[list[list[Layer]]]:

@@ -139,27 +139,34 @@ def resolve_device(given: str | torch.device | None, home: torch.device) -> torc
     return device
 
 
-def named_target(name: str, probe_set: ProbeSet, others: str = "such as phasefast.Function(fn)") -> Target:
-    """The target that has a name of its own: ``input``, ``label`` or one of the probe set's values; ArgumentError."""
-    if name in probe_set.fit_values:
-        return probe_set.target(name)
+def named_target(
+    name: str, probe_set: ProbeSet, each: bool = False, others: str = "such as phasefast.Function(fn)"
+) -> Target:
+    """The target that has a name of its own: ``input``, ``label`` or one of the probe set's values; ArgumentError.
+
+    Args:
+        each: tokens are decoded one by one, so that integers [n, t] are classes of tokens.
+    """
+    if (values := probe_set.fit_values.get(name)) is not None:
+        of_tokens = each and not values.is_floating_point() and values.shape == probe_set.fit_inputs.shape[:2]
+        return probe_set.target(name, kind="classes" if of_tokens else None)
     known: dict[str, Target] = {"input": Input(), "label": Label(max(1, probe_set.classes))}
     if name not in known:
         raise ArgumentError(f"target {name!r}: expected one of {[*known, *probe_set.fit_values]}, or {others}")
     return known[name]
 
 
-def by_name(given: Sequence[Target | str], probe_set: ProbeSet) -> list[Target]:
+def by_name(given: Sequence[Target | str], probe_set: ProbeSet, each: bool = False) -> list[Target]:
     """Targets as they are given, or those that names stand for; ArgumentError where a name stands for none."""
-    return [named_target(each, probe_set) if isinstance(each, str) else each for each in given]
+    return [named_target(own, probe_set, each) if isinstance(own, str) else own for own in given]
 
 
-def default_targets(probe_set: ProbeSet) -> list[Target]:
-    """All that a probe set has to decode; ArgumentError where it has nothing."""
+def default_targets(probe_set: ProbeSet, each: bool = False) -> list[Target]:
+    """All that a probe set has to decode; ArgumentError where it has nothing. Args: each: as for ``named_target``."""
     targets: list[Target] = [Input()] if probe_set.fit_inputs.is_floating_point() else []
     if probe_set.fit_labels is not None:
         targets.append(Label(probe_set.classes))
-    targets += [probe_set.target(name) for name in probe_set.fit_values]
+    targets += [named_target(name, probe_set, each) for name in probe_set.fit_values]
     if not targets:
         raise ArgumentError(
             f"targets: nothing to decode by default: the samples are {probe_set.fit_inputs.dtype}, so they are not "

@@ -80,7 +80,8 @@ def _label(where: str, label: Any) -> int | Tensor:
         return int(label) if isinstance(label, np.bool_) else operator.index(label)  # NumPy's booleans are no indices
     except TypeError as error:
         array = isinstance(label, (Tensor, np.ndarray))
-        numbers = as_numbers(f"{where}: labels", label) if array else torch.empty(())
+        several = array or isinstance(label, (list, tuple))
+        numbers = as_numbers(f"{where}: labels", label) if several else torch.empty(())
         if numbers.dim() == 1 and not numbers.is_floating_point():
             return numbers
         got = f"{tuple(label.shape)} {label.dtype}" if array else repr(label)

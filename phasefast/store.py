@@ -116,15 +116,16 @@ def write_step(
             partial.write_text(json.dumps(settings), encoding="utf-8")
     (step,) = scores.steps
     with alone(folder / _LOCK):  # another job may add other layers to the same step
-        before = dict(_failures(directory)).get(step) if step in shards else None
+        before = None
         if (shard := list_shards(directory).get(step)) is not None:
+            before = dict(_failures(directory)).get(step)
             stored = read_shard(shard)
             check_weights(stored, scores.values_of("state_hash")[0])
             _check_targets(shard, stored, scores.target_hashes)
             scores = stored.with_scores(scores)
         scores.write_shard(directory)
-    known = {} if before is None or not before.partial else before.layers
-    _write_lost(directory, step, {**known, **reasons(lost), **known})
+        known = {} if before is None or not before.partial else before.layers
+        _write_lost(directory, step, {**known, **reasons(lost), **known})
     return scores
 
 

@@ -84,7 +84,7 @@ class Input(OwnTarget):
 
     def encoded(self, values: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
         """Flattened, float32."""
-        return _as_float(values.flatten(1), held.flatten(1))
+        return _as_float(values.reshape(len(values), -1), held.reshape(len(held), -1))
 
 
 @dataclass(frozen=True)

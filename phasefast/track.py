@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal, Unpack
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import nn
@@ -30,6 +30,15 @@ def _is_another_rank() -> bool:
     """Whether this is a rank but the first one of several."""
     several = torch.distributed.is_available() and torch.distributed.is_initialized()
     return several and torch.distributed.get_rank() > 0
+
+
+def _untraced(engine: Engine) -> Callable[[int], Scores]:
+    """``Engine.measure``, all of which a compiled step would trace, for a minute.
+
+    What this imports the first optimizer imports anyway.
+    """
+    measure: Callable[[int], Scores] = torch.compiler.disable(engine.measure)
+    return measure
 
 
 def _checked_steps(steps: Iterable[int]) -> list[int]:
@@ -89,8 +98,7 @@ class PhaseTracker:
         if on_error not in ("warn", "raise"):
             raise ArgumentError(f"on_error: expected 'warn' or 'raise', got {on_error!r}")
         self._engine = Engine(model, probe_set, run, out, **options)
-        # A compiled step would trace it all, for a minute. What this imports the first optimizer does anyway.
-        self._measure = torch.compiler.disable(self._engine.measure)
+        self._measure = _untraced(self._engine)
         self._out, self._on_error = out, on_error
         self.seconds = 0.0
         self._start: int | None = None
@@ -101,6 +109,13 @@ class PhaseTracker:
             stored = open_store(out, engine.config_hash, engine.settings, engine.target_hashes, overwrite)
             self._training = Training(out)
             self.scores = Scores.concat([*stored.values()])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_measure"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy, which measures its own model."""
+        vars(self).update(state, _measure=_untraced(state["_engine"]))
 
     def __repr__(self) -> str:
         model, where = type(self._engine.model).__name__, "memory" if self._out is None else f"{self._out}"
@@ -143,7 +158,7 @@ class PhaseTracker:
             return None
         try:
             engine = self._engine
-            scores: Scores = self._measure(step)
+            scores = self._measure(step)
             self.seconds += float(scores.to_arrow().column("seconds")[0].as_py())
             self.scores = Scores.concat([self.scores, scores])
             if self._out is not None:

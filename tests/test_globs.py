@@ -108,7 +108,8 @@ class Blocks(nn.Module):
 
     def __init__(self, count: int = 2) -> None:
         super().__init__()
-        self.embed, self.h = nn.Linear(3, 3), nn.ModuleList(nn.Linear(3, 3) for _ in range(count))
+        blocks = (nn.Sequential(nn.Linear(3, 3)) for _ in range(count))
+        self.embed, self.h = nn.Linear(3, 3), nn.ModuleList(blocks)
 
 
 def test_by_default_the_blocks_of_the_only_part_that_has_some_are_probed() -> None:
@@ -124,6 +125,11 @@ def test_by_default_the_blocks_of_the_only_part_that_has_some_are_probed() -> No
     assert select_layers(nn.Sequential(OrderedDict(a=Blocks(1), head=nn.Linear(3, 3)))) == ["a", "head"]
     whole = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2), 2)
     assert select_layers(nn.Sequential(OrderedDict(a=whole, head=nn.Linear(3, 3)))) == ["a", "head"]
+    few = nn.Sequential(OrderedDict(a=Blocks(), head=nn.Linear(3, 99)))
+    assert select_layers(few) == ["a", "head"]
+    branches = Blocks()
+    branches.h = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])
+    assert select_layers(nn.Sequential(OrderedDict(a=branches, head=nn.Linear(3, 3)))) == ["a", "head"]
     listed = nn.ModuleList([Blocks(), nn.Linear(3, 3)])
     assert select_layers(nn.Sequential(OrderedDict(a=listed, head=nn.Linear(3, 3)))) == ["a.0", "a.1", "head"]
 

@@ -260,7 +260,7 @@ def test_a_data_set_may_give_labels_of_tokens(tmp_path: Path) -> None:
     assert made.fit_rows is not None
     assert made.fit_labels is not None
     assert torch.equal(made.fit_labels, labels[20:][made.fit_rows])
-    assert made.target("kind").kind == "classes"
+    assert made.target("kind", "classes").kind == "classes"
     made.save(tmp_path / "probe_set.pt")
     assert pf.ProbeSet.load(tmp_path / "probe_set.pt").digest == made.digest
 
@@ -295,7 +295,9 @@ def test_what_has_no_tokens_is_named(causal: Causal, probe_set: pf.ProbeSet) -> 
     with pytest.raises(DataError, match=r"target 'label': labels \(90, 5\) are those of tokens: give tokens='each'"):
         pf.probe(causal, probe_set, targets="label")
     with pytest.raises(DataError, match=r"target 'kind': expected \[b\] integers .* tokens: give tokens='each'"):
-        pf.probe(causal, probe_set, targets="kind")
+        pf.probe(causal, probe_set, targets=probe_set.target("kind", "classes"))
+    with pytest.warns(RuntimeWarning, match=r"integers \[n, 5\] are decoded as numbers"):
+        assert pf.probe(causal, probe_set, targets="kind", layers="mix").has_curve("mix", "kind", "fvu")
     images = pf.ProbeSet(torch.randn(9, 3, 4, 4), None, torch.randn(9, 3, 4, 4), None)
     with pytest.raises(DataError, match=r"expected sequences \[n, t\] or \[n, t, c\] for tokens='each', got \(9, 3"):
         pf.probe(nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU()), images, tokens="each")
@@ -307,45 +309,6 @@ def test_what_has_no_tokens_is_named(causal: Causal, probe_set: pf.ProbeSet) -> 
         pf.probe(causal, bare, tokens="each")
     with pytest.raises(DataError, match=r"fit_labels: expected shape \(90,\)"):
         pf.ProbeSet(probe_set.fit_inputs, labels[:, 1:], probe_set.heldout_inputs, probe_set.heldout_labels)
-
-
-def test_a_large_vocabulary_takes_columns_for_the_words_there_are() -> None:
-    """As if they were numbered anew; what the fit rows lack is an error, also of the model's own outputs."""
-    many, few = 40_000, 30
-    words = torch.randperm(many, generator=torch.Generator().manual_seed(0))[:few]
-    torch.manual_seed(0)
-    small = nn.Sequential(nn.Embedding(few, 12), nn.Linear(12, few))
-    large = nn.Sequential(nn.Embedding(many, 12), nn.Linear(12, many))
-    with torch.no_grad():
-        large[0].weight[words] = small[0].weight
-        large[1].weight.zero_()
-        large[1].bias.fill_(-1e9)
-        large[1].weight[words], large[1].bias[words] = small[1].weight, small[1].bias
-    fit, held = (torch.randint(few, (count, 4), generator=torch.Generator().manual_seed(count)) for count in (50, 30))
-    fit[fit == 3] = 4  # which held-out sequences have
-    found = {}
-    for name, model, own in (("small", small, torch.arange(few)), ("large", large, words)):
-        given = own[fit], own[fit.flip(1)], own[held], own[held.flip(1)]
-        token = pf.Function(lambda x: x, "classes", "token")
-        for classifier in ("ridge", "lda"):
-            options: dict[str, Any] = {"targets": [pf.Label(len(model[1].bias)), token], "classifier": classifier}
-            with pytest.warns(RuntimeWarning, match="are of classes that no fit sample has"):
-                scores = pf.probe(model, pf.ProbeSet(*given), tokens="each", alphas=[1e-2], layers="0", **options)
-            table = scores.to_pandas()
-            found[name, classifier] = table[["layer", "target", "split", "metric", "value", "n", "baseline"]]
-            assert classifier == "ridge" or scores.value(layer="0", target="token", split="fit") == 1
-    for classifier in ("ridge", "lda"):
-        one, other = (found[name, classifier].to_numpy().tolist() for name in ("small", "large"))
-        for row, expected in zip(one, other, strict=True):
-            assert row[:4] == expected[:4]
-            assert row[4:] == pytest.approx(expected[4:], rel=1e-5, nan_ok=True), row
-
-
-def test_as_many_classes_as_samples_are_numbers() -> None:
-    inputs = torch.randn(60_000, 1, 1)
-    target = pf.Function(lambda x: (x[:, 0, 0] * 1e5 + 5e5).long(), "classes", "n")
-    with pytest.raises(DataError, match=r"expected fewer than 20000 classes among the fit samples, got .* kind='regr"):
-        pf.probe(nn.Sequential(nn.Linear(1, 1)), pf.ProbeSet(inputs, None, inputs[:9], None), targets=[target])
 
 
 @dataclass(frozen=True)
@@ -384,3 +347,20 @@ def test_columns_of_ones_own_are_of_tokens_where_they_have_three_axes() -> None:
     )
     expected = pf.probe(model, alone, targets=list(values), alphas=[1e-3])
     np.testing.assert_allclose(found.to_pandas()["value"], expected.to_pandas()["value"], rtol=1e-5, atol=1e-9)
+
+
+def test_series_of_one_number_a_step_are_given_back_too() -> None:
+    class Series(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide = nn.Linear(1, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.wide(x[:, :, None])
+
+    inputs = torch.randn(90, LENGTH, generator=torch.Generator().manual_seed(0))
+    given = pf.ProbeSet(inputs[:60], (inputs[:60] > 0).long(), inputs[60:], (inputs[60:] > 0).long())
+    scores = pf.probe(Series(), given, tokens="each")
+    assert scores.value(layer="wide", target="input", metric="fvu", split="heldout") < 1e-6
+    found = pf.reconstruct(Series(), given, samples=4, tokens="each", alphas=[1e-6])
+    torch.testing.assert_close(found[0, "wide"], inputs[60:64], rtol=1e-3, atol=1e-3)

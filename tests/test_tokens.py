@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -159,3 +160,42 @@ def test_rows_of_nothing_but_padding_are_those_of_the_user(language: Language) -
     samples = pf.ProbeSet.from_tensors(ids[:100], None, ids[100:], None, values={"v": (ids[:100, 0], ids[100:, 0])})
     with pytest.raises(DataError, match="row 17 is nothing else"):
         pf.probe(language, samples, layers=["out"], tokens="last", padding=0)
+
+
+def test_a_large_vocabulary_takes_columns_for_the_words_there_are() -> None:
+    """As if they were numbered anew; what the fit rows lack is an error, also of the model's own outputs."""
+    many, few = 40_000, 30
+    words = torch.randperm(many, generator=torch.Generator().manual_seed(0))[:few]
+    torch.manual_seed(0)
+    small = nn.Sequential(nn.Embedding(few, 12), nn.Linear(12, few))
+    large = nn.Sequential(nn.Embedding(many, 12), nn.Linear(12, many))
+    with torch.no_grad():
+        large[0].weight[words] = small[0].weight
+        large[1].weight.zero_()
+        large[1].bias.fill_(-1e9)
+        large[1].weight[words], large[1].bias[words] = small[1].weight, small[1].bias
+    fit, held = (torch.randint(few, (count, 4), generator=torch.Generator().manual_seed(count)) for count in (50, 30))
+    fit[fit == 3] = 4  # which held-out sequences have
+    found = {}
+    for name, model, own in (("small", small, torch.arange(few)), ("large", large, words)):
+        given = own[fit], own[fit.flip(1)], own[held], own[held.flip(1)]
+        token = pf.Function(lambda x: x, "classes", "token")
+        for classifier in ("ridge", "lda"):
+            options: dict[str, Any] = {"targets": [pf.Label(len(model[1].bias)), token], "classifier": classifier}
+            with pytest.warns(RuntimeWarning, match="are of classes that no fit sample has"):
+                scores = pf.probe(model, pf.ProbeSet(*given), tokens="each", alphas=[1e-2], layers="0", **options)
+            table = scores.to_pandas()
+            found[name, classifier] = table[["layer", "target", "split", "metric", "value", "n", "baseline"]]
+            assert classifier == "ridge" or scores.value(layer="0", target="token", split="fit") == 1
+    for classifier in ("ridge", "lda"):
+        one, other = (found[name, classifier].to_numpy().tolist() for name in ("small", "large"))
+        for row, expected in zip(one, other, strict=True):
+            assert row[:4] == expected[:4]
+            assert row[4:] == pytest.approx(expected[4:], rel=1e-5, nan_ok=True), row
+
+
+def test_as_many_classes_as_samples_are_numbers() -> None:
+    inputs = torch.randn(60_000, 1, 1)
+    target = pf.Function(lambda x: (x[:, 0, 0] * 1e5 + 5e5).long(), "classes", "n")
+    with pytest.raises(DataError, match=r"expected fewer than 20000 classes among the fit samples, got .* kind='regr"):
+        pf.probe(nn.Sequential(nn.Linear(1, 1)), pf.ProbeSet(inputs, None, inputs[:9], None), targets=[target])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -278,3 +280,18 @@ def test_threads_measure_one_model_in_turn(net: SmallNet, probe_set: pf.ProbeSet
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert net.training
     assert net.conv.training
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda tracker: pickle.loads(pickle.dumps(tracker))])
+def test_a_copy_measures_its_own_model(net: SmallNet, probe_set: pf.ProbeSet, copied: Any) -> None:
+    tracker = pf.PhaseTracker(net, probe_set, out=None, layers="hidden", targets="input")
+    first = tracker.step(0)
+    other = copied(tracker)
+    with torch.no_grad():
+        other._engine.model.conv.weight.add_(torch.randn(other._engine.model.conv.weight.shape))
+    same, changed = tracker.step(1), other.step(1)
+    value = {"layer": "hidden", "metric": "fvu", "split": "heldout"}
+    assert first is not None
+    assert same is not None
+    assert changed is not None
+    assert same.value(**value) == first.value(**value) != changed.value(**value)

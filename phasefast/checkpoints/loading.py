@@ -34,7 +34,7 @@ def load_into(
     """
     own = model.state_dict(keep_vars=True)
     spare = {key: value for key, value in (spare or {}).items() if key in own}
-    state = _inside(_unwrapped(state, own), own, spare)
+    state = _inside(_unwrapped(state, own), own, name, spare)
     prefix = _prefix(state, own, name, spare)
     state = _whole(_under(state, prefix), own, spare)
     problems = [
@@ -107,14 +107,21 @@ def _prefix(state: Mapping[str, Tensor], own: Mapping[str, Any], name: str, spar
     return fitting[0] if fitting else max(counts, key=lambda prefix: counts[prefix], default="")
 
 
-def _inside(state: Mapping[str, Tensor], own: Mapping[str, Any], spare: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def _inside(
+    state: Mapping[str, Tensor], own: Mapping[str, Any], name: str, spare: Mapping[str, Tensor]
+) -> Mapping[str, Tensor]:
     """Under the prefix that all of the model's keys have, where those of the state are the model's without it."""
     keys = sorted(own)  # what the first and the last begin with, all do
-    starts = [] if own.keys() <= state.keys() else [place for place in _starts(keys[0])[1:] if place]
-    for common in (keys[0][:place] for place in starts if keys[-1].startswith(keys[0][:place])):
-        inside = {common + key: value for key, value in state.items()}
-        if own.keys() <= _whole(inside, own, spare).keys():
-            return inside
+    commons = (
+        [keys[0][:place] for place in _starts(keys[0])[1:] if keys[-1].startswith(keys[0][:place])] if keys else []
+    )
+    if not commons or _fits(_whole(_under(state, _prefix(state, own, name, spare)), own, spare), own):
+        return state
+    for common in commons:
+        inner, extra = (_under(each, common) for each in (own, spare))
+        under = _whole(_under(state, _prefix(state, inner, name, extra)), inner, extra)
+        if under.keys() == inner.keys():
+            return {common + key: value for key, value in under.items()}
     return state
 
 
@@ -141,7 +148,7 @@ def _starts(key: str) -> tuple[int, ...]:
     return (0, *(place + 1 for place, letter in enumerate(key) if letter == "."))
 
 
-def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _under(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
 
 

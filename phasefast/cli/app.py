@@ -43,7 +43,9 @@ Alphas = Annotated[
 Noise = Annotated[
     float | None, typer.Option(help="Instead of --alpha: standard deviation of noise on the activations.")
 ]
-Classifier = Annotated[str, typer.Option(help="Of classes: ridge, the largest of one-hot predictions, or lda.")]
+Classifier = Annotated[
+    str | None, typer.Option(help="Of classes: ridge, the largest of one-hot predictions (default), or lda.")
+]
 PenaltyPer = Annotated[str, typer.Option(help="target, or column: each column of a regression chooses its own.")]
 Precision = Annotated[str, typer.Option(help="exact, fast or double.")]
 LayerSketch = Annotated[

@@ -35,17 +35,17 @@ def load_probe_set(name: str) -> ProbeSet:
     return _made(name, "probe set", ProbeSet)
 
 
-def load_targets(names: Sequence[str], probe_set: ProbeSet) -> list[Target]:
+def load_targets(names: Sequence[str], probe_set: ProbeSet, each: bool) -> list[Target]:
     """The targets that names stand for: ``input``, ``label``, values of the probe set, or ``package.module:target``.
 
-    The latter may be a list of them.
+    The latter may be a list of them. Args: each: whether tokens are decoded one by one.
     """
     found: list[Target] = []
     for name in names:
         if ":" not in name or name in probe_set.fit_values:
-            found.append(named_target(name, probe_set, "package.module:target"))
+            found.append(named_target(name, probe_set, each, "package.module:target"))
         elif isinstance(several := _import(name, "target"), (list, tuple)):
-            found += by_name(several, probe_set)
+            found += by_name(several, probe_set, each)
         else:
             found.append(_made(name, "target", Target))  # type: ignore[type-abstract]
     return found

@@ -73,7 +73,7 @@ def sweep_command(
     splits: Splits = "both",
     selection: Selection = None,
     penalty_per: PenaltyPer = "target",
-    classifier: Classifier = "ridge",
+    classifier: Classifier = None,
     route: Route = None,
     target_components: Components = None,
     layer_sketch: LayerSketch = None,
@@ -94,8 +94,9 @@ def sweep_command(
     """Measure every checkpoint of a training, once; several jobs may share the work."""
     options: dict[str, Any] = {"layers": layer, "alphas": alpha, "batchnorm": batchnorm, "tokens": tokens, "pool": pool}
     options |= {"precision": precision, "splits": splits, "route": route}
-    options |= {"selection": selection} if selection else {}
-    options |= {"noise": noise, "penalty_per": penalty_per, "classifier": classifier, "padding": padding}
+    chosen = {"selection": selection, "classifier": classifier}
+    options |= {name: value for name, value in chosen.items() if value is not None}
+    options |= {"noise": noise, "penalty_per": penalty_per, "padding": padding}
     options |= {"target_components": target_components, "layer_sketch": layer_sketch}
     options |= {"batch_size": batch_size, "memory": memory}
     options["device"] = device or fastest_device()
@@ -103,7 +104,7 @@ def sweep_command(
     if watch_every is not None and (share is not None or overwrite):
         raise ArgumentError("--watch goes on alone and from what is there: leave out --shard, torchrun and --overwrite")
     samples = load_probe_set(probe_set)
-    options["targets"] = load_targets(target, samples) if target else None
+    options["targets"] = load_targets(target, samples, tokens == "each") if target else None
     inputs = load_model(model), checkpoints, samples
     options |= {"key": key, "load": load_function(load) if load else None}
     console = of_results()

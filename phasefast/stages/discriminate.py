@@ -25,7 +25,8 @@ from ..dense import wide_rows
 from ..timeline import stage
 from ..types import Activations, Decoder, TargetMatrix
 
-_LEAST = 1e-5  # share of a variate's variance within classes: where it is less, rounding decides what it is
+# Share of a variate's variance within classes, where it is less: rounding decides what it is.
+_LEAST = {torch.float32: 1e-5, torch.float64: 1e-10}
 _NEVER = -1e18  # score of a class without fit rows; its square is a float32 number
 
 
@@ -36,7 +37,8 @@ def discriminants(cell: Activations, decoder: Decoder, targets: TargetMatrix) ->
     for columns in (slice(fit.block.start, fit.block.stop) for fit in decoder.fits if fit.block.kind == "classes"):
         one_hot = targets.fit[:, columns]
         shares = one_hot.mean(0, dtype=torch.float64)
-        own, constant = _scores(decoder.weights[:, columns].double(), _class_sums(cell, one_hot), shares)
+        least = _LEAST[decoder.weights.dtype]
+        own, constant = _scores(decoder.weights[:, columns].double(), _class_sums(cell, one_hot), shares, least)
         weights[:, columns] = own.to(weights.dtype)
         offset[columns] = (constant - cell.mean @ own).to(offset.dtype)
     return replace(decoder, weights=weights, offset=offset)
@@ -51,11 +53,12 @@ def _class_sums(cell: Activations, one_hot: Tensor) -> Tensor:
     return sums / len(cell.fit)
 
 
-def _scores(weights: Tensor, sums: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+def _scores(weights: Tensor, sums: Tensor, shares: Tensor, least: float) -> tuple[Tensor, Tensor]:
     """Weights [d, k] of centred features, and what is added [k], that give the scores of classes.
 
     Args:
         weights: [d, k] of one-hot columns. sums: as ``_class_sums`` gives them. shares: [k] of the classes.
+        least: share of a variate's variance that is within classes at least.
     """
     there = shares > 0
     roots = torch.where(there, shares, 1).sqrt()
@@ -63,7 +66,7 @@ def _scores(weights: Tensor, sums: Tensor, shares: Tensor) -> tuple[Tensor, Tens
     basis = torch.linalg.qr(scaled.mT).Q  # [k, min(k, d)]
     products = (basis.mT @ (sums / roots[:, None])) @ (scaled @ basis)
     correlations, vectors = torch.linalg.eigh((products + products.mT) / 2)
-    correlations, optimal = correlations.clamp(0, 1 - _LEAST), (basis @ vectors) / roots[:, None]
+    correlations, optimal = correlations.clamp(0, 1 - least), (basis @ vectors) / roots[:, None]
     gains = correlations / (1 - correlations)
     constant = torch.log(roots.square()) - (optimal.square() @ gains) / 2
     return scaled / roots + ((weights @ optimal) * gains) @ optimal.mT, torch.where(there, constant, _NEVER)

@@ -14,6 +14,7 @@ from ..globs import chosen, idle
 from ..scores import MODEL_LAYER
 
 Layers = Sequence[str | nn.Module] | str | nn.Module
+_STACK = 0.25  # of a model's parameters, beside its embeddings, that its blocks have at least
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -108,23 +109,32 @@ def _is_whole(module: nn.Module) -> bool:
     return own or nn.utils.parametrize.is_parametrized(module)
 
 
-def _has_stack(module: nn.Module) -> bool:
-    """Whether it has a ModuleList of several in it, such as blocks; but in modules of PyTorch's own."""
+def _has_stack(module: nn.Module, least: float) -> bool:
+    """Whether it has a ModuleList of blocks of one kind in it, with so many parameters; not in PyTorch's own."""
     if isinstance(module, nn.ModuleList):
-        return len(module) > 1
+        alike = len({type(part) for part in module}) == 1 and all(any(True for _ in part.children()) for part in module)
+        return len(module) > 1 and alike and sum(map(torch.numel, module.parameters())) >= least
     if type(module).__module__.startswith("torch.nn.") and not isinstance(module, nn.Sequential):
         return False
-    return any(map(_has_stack, module.children()))
+    return any(_has_stack(part, least) for part in module.children())
 
 
-def _default_names(model: nn.Module, prefix: str = "", alone: bool = True) -> list[str]:
-    """Args: alone: whether the module is the whole model, but for what wraps it."""
+def _least_stack(model: nn.Module) -> float:
+    """How many parameters a model's blocks have at least."""
+    of_words = {id(own.weight) for own in model.modules() if isinstance(own, nn.Embedding)}
+    counted: int = sum(own.numel() for own in model.parameters() if id(own) not in of_words)
+    return _STACK * counted
+
+
+def _default_names(model: nn.Module, prefix: str = "", alone: bool = True, least: float | None = None) -> list[str]:
+    """Args: alone: whether the module is the whole model, but for what wraps it. least: as for ``_has_stack``."""
     names: list[str] = []
     children = list(model.named_children())
-    stacks = [child for _, child in children if _has_stack(child)]
+    least = _least_stack(model) if least is None else least
+    stacks = [child for _, child in children if _has_stack(child, least)]
     for name, child in children:
         inside = isinstance(child, (nn.ModuleList, nn.ModuleDict)) or f"{prefix}{name}" == MODEL_LAYER
         inside |= len(stacks) == 1 and child is stacks[0] and not isinstance(model, (nn.ModuleList, nn.ModuleDict))
         wrapped = alone and len(children) == 1 and any(True for _ in child.children()) and not _is_whole(child)
-        names += _default_names(child, f"{prefix}{name}.", wrapped) if inside or wrapped else [f"{prefix}{name}"]
+        names += _default_names(child, f"{prefix}{name}.", wrapped, least) if inside or wrapped else [f"{prefix}{name}"]
     return names

@@ -210,8 +210,8 @@ class ProbeSet:
         """One of the ``values`` as a target: ``targets=[pf.Input(), probe_set.target("age")]``.
 
         Args:
-            kind: ``"classes"`` for integers [n], or [n, t] of tokens, by default, or ``"regression"``, by default for
-                other numbers.
+            kind: ``"classes"`` for integers [n], by default, or ``"regression"``, by default for other numbers. What
+                ``tokens="each"`` takes by name is of classes by default where it is integers [n, t].
             num_classes: for ``classes``; one more than the largest value by default.
 
         Raises:
@@ -220,8 +220,7 @@ class ProbeSet:
         if name not in self.fit_values:
             raise ArgumentError(f"target {name!r}: expected one of the probe set's values, {sorted(self.fit_values)}")
         own, held = self.fit_values[name], self.heldout_values[name]
-        of_tokens = own.dim() == 2 and _tokens_of(self.fit_inputs) == own.shape
-        numbers = own.is_floating_point() or (own.dim() > 1 and not of_tokens)
+        numbers = own.is_floating_point() or own.dim() > 1
         if kind is None and not numbers and own.numel() < _FEWEST * (count := len(own.unique())):
             warn(
                 f"target {name!r}: {count} different integers in {own.numel()} fit samples are decoded as classes; for "
@@ -289,7 +288,7 @@ def _check_split(split: str, inputs: Tensor, labels: Tensor | None, minimum: int
     if labels is None:
         return None
     labels = as_numbers(f"{split}_labels", labels)
-    if labels.shape != (len(inputs),) and labels.shape != _tokens_of(inputs):
+    if labels.shape != (len(inputs),) and not (inputs.dim() < 4 and labels.shape == inputs.shape[:2]):
         several = "; several of each sample are given as values=" if labels.shape[:1] == inputs.shape[:1] else ""
         got = f"{tuple(labels.shape)}{several}"
         raise DataError(f"{split}_labels: expected shape ({len(inputs)},) like the inputs, got {got}")
@@ -313,12 +312,6 @@ def _check_pairs(values: Any) -> None:
         if not isinstance(both, (tuple, list)) or len(both) != 2:
             got = f"{len(both)} parts" if isinstance(both, (tuple, list)) else type(both).__name__
             raise DataError(f"{expected} {got} for {name!r}")
-
-
-def _tokens_of(inputs: Tensor) -> torch.Size | None:
-    """[n, t] of sequences of ids [n, t] or of vectors [n, t, c]; None of other inputs."""
-    sequences = inputs.dim() == 3 or (inputs.dim() == 2 and not inputs.is_floating_point())
-    return inputs.shape[:2] if sequences else None
 
 
 def _checked(name: str, values: Tensor, shape: torch.Size) -> Tensor:

@@ -17,7 +17,7 @@ from ..systems import Penalties, PenaltyChoice, System, eigen_path, ridge_paths,
 from ..types import Activations, Moments, Statistics, TargetMatrix
 
 _FOLDS_BYTES = 1 << 30
-_WEAK = 1e-4  # penalty up to which float32's errors of folds are not trusted
+_WEAK, _NEAR = 1e-4, 1e-3  # penalty up to which float32's errors of folds are not trusted; their rounding beyond it
 
 
 def select_by_folds(
@@ -33,10 +33,14 @@ def select_by_folds(
         return PenaltyChoice.first(targets)
     errors = torch.stack(list(_fold_errors(cell, statistics, targets, penalties, eigen))).sum(0)
     choice = least_error(errors, targets, penalties, statistics.dtype)
-    # Where features are about as many as rows, weak penalties decide, and rounding moves their errors by per cents.
-    weak = penalties.alphas[min(int(each.min()) for each in choice.indices)] <= _WEAK
-    many = 2 * len(statistics.total.cross) > statistics.total.count
-    return replace(choice, reliable=choice.reliable and (statistics.dtype == torch.float64 or not (weak and many)))
+    # Where features are about as many as rows, rounding moves the errors of weak penalties by per cents, and of others
+    # by less than a thousandth.
+    if not choice.reliable or statistics.dtype == torch.float64 or 2 * len(statistics.total.cross) < len(cell.fit):
+        return choice
+    best, errors = torch.cat(list(choice.indices)), errors.cpu()
+    weaker = torch.arange(len(errors), device="cpu")[:, None] < best
+    near = weaker & (errors <= errors.gather(0, best[None]) * (1 + _NEAR))
+    return replace(choice, reliable=penalties.alphas[int(best.min())] > _WEAK and not bool(near.any()))
 
 
 def select_by_leave_one_out(

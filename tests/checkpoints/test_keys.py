@@ -341,3 +341,8 @@ def test_a_module_around_the_one_that_was_stored_takes_its_weights() -> None:
         CheckpointError, match=r"it lacks the keys \['0.0.0.bias', .*it has the unexpected keys \['0.bi"
     ):
         load_into(model, {name: value for name, value in stored.items() if "1." not in name}, "a")
+    for prefix in ("module.", "net."):
+        load_into(model, {f"{prefix}{name}": value + 1 for name, value in stored.items()}, "a")
+        assert torch.equal(model[0][0][0].weight, stored["0.weight"] + 1)  # type: ignore[index]
+    with pytest.raises(CheckpointError, match=r"unexpected keys \['0.bias'"):
+        load_into(model, {**stored, "head": torch.zeros(1)}, "a")

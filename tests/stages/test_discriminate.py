@@ -144,3 +144,15 @@ def test_tokens_may_be_told_apart_by_discriminants() -> None:
 
     assert accuracy("ridge") < 0.8
     assert accuracy("lda") == 1.0
+
+
+def test_groups_of_classes_that_are_far_apart_are_told_apart_inside_too() -> None:
+    """Whose variates leave little variance within classes: less than float32 would tell."""
+    rng = np.random.default_rng(0)
+    centres = np.repeat(rng.normal(size=(3, 8)) * 1000, 2, axis=0) + rng.normal(size=(6, 8))
+    labels = np.arange(900) % 6
+    x = centres[labels] + rng.normal(size=(900, 8))
+    discriminant_analysis = pytest.importorskip("sklearn.discriminant_analysis")
+    expected = discriminant_analysis.LinearDiscriminantAnalysis(tol=0).fit(x[:600], labels[:600])
+    found = accuracies((x[:600], labels[:600], x[600:], labels[600:]), "lda", alphas=[1e-9], precision="double")
+    assert found["heldout"] == pytest.approx(expected.score(x[600:], labels[600:]), abs=0.01)
