@@ -35,7 +35,7 @@ def load_probe_set(name: str) -> ProbeSet:
     return _made(name, "probe set", ProbeSet)
 
 
-def load_targets(names: Sequence[str], probe_set: ProbeSet, each: bool) -> list[Target]:
+def load_targets(names: Sequence[str], probe_set: ProbeSet, each: bool = False) -> list[Target]:
     """The targets that names stand for: ``input``, ``label``, values of the probe set, or ``package.module:target``.
 
     The latter may be a list of them. Args: each: whether tokens are decoded one by one.
