@@ -31,7 +31,7 @@ from .stages.batchnorm import batchnorm_mode, fresh_statistics, frozen_norms, se
 from .stages.capture import capture, chunk_bounds, discover_layers, first_rows, model_inputs
 from .stages.evaluate import evaluate
 from .stages.own_outputs import OwnOutputs
-from .stages.plan import group_layers
+from .stages.plan import Problem, group_layers
 from .stages.predict import predict
 from .stages.preserve import fix_random_state, full_float32, preserved
 from .stages.probe_set import ProbeSet
@@ -155,6 +155,11 @@ class Engine:
                 self._known_layers()
         return list(dict.fromkeys(layer.module for layer in self._layers or ()))
 
+    def planned(self) -> tuple[list[list[Layer]], Problem]:
+        """The layers in groups that are captured together, and what their costs depend on beside their widths."""
+        with _MEASURING, preserved(self.model, self.device, self._keep):
+            return self._groups(self._known_layers())
+
     def measure(self, step: int, keep: bool = True, only: Collection[str] | None = None) -> Scores:
         """Scores of the model as it is now, labelled ``step``. The model is left exactly as it was found.
 
@@ -255,13 +260,16 @@ class Engine:
                 fit_bounds = chunk_bounds(0, self.probe_set.n_fit, self.batch_size)
                 batches = model_inputs(self._fit_inputs, fit_bounds, self.model, self.device)
                 with batchnorm_mode(self.model, self.batchnorm, batches):
-                    problem = self.method.problem(len(self.targets.heldout), self.targets, self.rows.dtype)
-                    yield group_layers(layers, problem, int(self.method.budget), self.method.route)
+                    yield self._groups(layers)[0]
             if changed:
                 self._tell(
                     f"forward changes the parameters {shown(changed)} in evaluation mode too: they are put back after "
                     "each measurement, but move in it; to keep them still, change them only if self.training"
                 )
+
+    def _groups(self, layers: Sequence[Layer]) -> tuple[list[list[Layer]], Problem]:
+        problem = self.method.problem(len(self.targets.heldout), self.targets, self.rows.dtype)
+        return group_layers(layers, problem, int(self.method.budget), self.method.route), problem
 
     def _tell(self, text: str, about: str = "") -> None:
         """Warn, but of the same once: of the same text, or ``about`` the same."""

@@ -1,10 +1,13 @@
-"""What a measurement will take, per layer, before any data is there."""
+"""What a measurement will take, per layer: of a probe set, or of its sizes before any data is there."""
 
 from __future__ import annotations
 
+import functools
+import math
+import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Unpack
 
 import torch
@@ -13,12 +16,14 @@ from torch import Tensor, nn
 from .components import columns_with_components
 from .configuration import Configuration
 from .decoding import Method
+from .engine import Engine
 from .errors import ArgumentError, PhasefastError
 from .options import ProbeOptions
 from .scoring import score_cells
 from .stages.capture import discover_layers, first_rows, model_inputs
 from .stages.plan import Cost, Problem, fitting_cost, group_layers
 from .stages.preserve import preserved
+from .stages.probe_set import ProbeSet
 from .stages.targets import CHECK_COLUMNS, SKETCH_COLUMNS, build_targets
 from .systems import fold_sums
 from .target_types import Input
@@ -26,12 +31,14 @@ from .types import Activations, Layer
 
 _SIZE = 2048
 _TIMED = 64  # samples
+_FIT, _HELDOUT = 2000, 500
+_SMALL, _LARGE = 128, 512  # features, and columns: of cells that are timed
+_EXPONENTS = 0.5, 1.0  # of the time, over the work
 
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """One layer's cost per checkpoint; ``seconds``: expected, at the rate of this machine's matrix products, and what
-    the smallest layer takes.
+    """One layer's cost per checkpoint; ``seconds``: expected, from what cells of three sizes take on this machine.
 
     ``forward_pass``: number, from 1, of the pass over the data in which it is captured.
     """
@@ -44,9 +51,9 @@ class LayerPlan:
 
 def plan(
     model: nn.Module,
-    sample: Sequence[int] | Tensor,
-    fit: int,
-    heldout: int,
+    sample: ProbeSet | Sequence[int] | Tensor,
+    fit: int = 0,
+    heldout: int = 0,
     *,
     classes: int = 0,
     **options: Unpack[ProbeOptions],
@@ -54,18 +61,71 @@ def plan(
     """Route, FLOPs, memory and expected time of every layer, for one checkpoint.
 
     Args:
-        sample: shape of one input, such as (3, 32, 32), or an input itself: integers, such as tokens, are not decoded.
-        fit, heldout: numbers of samples. classes: of the label, or 0.
-        **options: see :class:`phasefast.ProbeOptions`; but ``targets``: the input and the label are planned for.
+        sample: a probe set, whose targets are made as for a measurement. Before there is one, the shape of an input,
+            such as (3, 32, 32), or an input itself: integers, such as tokens, are not decoded.
+        fit, heldout: numbers of samples. classes: of the label, or 0. None of these beside a probe set.
+        **options: see :class:`phasefast.ProbeOptions`; but ``targets`` only of a probe set: without one, the input and
+            the label are planned for.
 
     Raises:
-        ArgumentError, LayerError: sizes or layers that cannot be. MemoryBudgetError: a layer that does not fit.
+        ArgumentError, DataError, LayerError: sizes, targets or layers that cannot be. MemoryBudgetError: a layer that
+        does not fit.
     """
+    if isinstance(sample, ProbeSet):
+        if fit or heldout or classes:
+            raise ArgumentError("plan: a probe set has its own sizes; leave out fit, heldout and classes")
+        engine = Engine(model, sample, **options)
+        method, device, dtype = engine.method, engine.device, engine.rows.dtype
+        groups, problem = engine.planned()
+    else:
+        given = Configuration.of(model, options)
+        method, device, dtype = given.method, given.device, given.rows.dtype
+        groups, problem = _of_sizes(given, sample, fit, heldout, classes, **options)
+    # Of any cell on this machine: not by its own route.
+    how = replace(method, layer_sketch=None, route=None, budget=sys.maxsize)
+    seconds = _expected_seconds(how, problem.per_column, device, dtype)
+    entries = [(layer, index) for index, group in enumerate(groups, 1) for layer in group]
+    costs = [(layer, fitting_cost(layer.dim, problem, method.budget, method.route), index) for layer, index in entries]
+    return [LayerPlan(layer, cost, seconds(cost.work), index) for layer, cost, index in costs]
+
+
+def forward_seconds(
+    model: nn.Module, sample: ProbeSet | Sequence[int] | Tensor, count: int, **options: Unpack[ProbeOptions]
+) -> float:
+    """Expected seconds of one pass of so many samples through the model, from a batch of a few; the better of two.
+
+    Args:
+        sample, **options: as for :func:`plan`, which says whether they can be.
+    """
+    given = Configuration.of(model, options)
+    some = min(count, _TIMED)
+    inputs = torch.stack([_example(sample)] * some) if not isinstance(sample, ProbeSet) else sample.fit_inputs[:some]
+    some, seconds = len(inputs), []
+    with preserved(given.model, given.device, keep=torch.device("cpu")):
+        for _ in range(3):
+            batch = next(model_inputs(inputs, [(0, some)], given.model, given.device))
+            start = time.perf_counter()
+            given.model(batch)
+            if given.device.type == "cuda":
+                torch.cuda.synchronize(given.device)
+            seconds.append(time.perf_counter() - start)
+    return min(seconds[1:]) * count / some
+
+
+def _of_sizes(
+    given: Configuration,
+    sample: Sequence[int] | Tensor,
+    fit: int,
+    heldout: int,
+    classes: int,
+    **options: Unpack[ProbeOptions],
+) -> tuple[list[list[Layer]], Problem]:
+    """Layers captured together, and the problem, of an input and of a label of so many samples."""
     shape = tuple(sample.shape if isinstance(sample, Tensor) else sample)
     if min(fit, heldout, *shape) < 1 or classes < 0:
         raise ArgumentError(f"expected positive sizes, got sample {shape}, {fit} and {heldout} rows")
     example = _example(sample)
-    each = options.get("tokens") == "each"
+    each = given.rows.tokens == "each"
     if each and len(shape) not in (1, 2):
         raise ArgumentError(f"tokens='each': expected a sample [t] or [t, c], got {shape}")
     tokens = shape[0] if each else 1  # of a sample without padding
@@ -74,8 +134,10 @@ def plan(
     if not width and not classes:
         raise ArgumentError(f"nothing to decode: the sample is {example.dtype}, and there are no classes")
     if options.get("targets") is not None:
-        raise ArgumentError("targets: the input and a label of so many classes= are planned for; leave it out")
-    given = Configuration.of(model, options)
+        raise ArgumentError(
+            "targets: without a probe set the input and a label of so many classes= are planned for; leave it out, or "
+            "give plan(model, probe_set, targets=...)"
+        )
     model, where, method = given.model, given.device, given.method
     with preserved(model, where, keep=torch.device("cpu")):
         bounds = first_rows(example[None])
@@ -98,55 +160,49 @@ def plan(
     itemsize, folds = max(given.rows.dtype.itemsize, 4), len(method.folds(fit)) - 1
     sizes = Problem(fit, heldout, columns + classes, q, folds, checks=checks, itemsize=itemsize, per_column=per_column)
     problem = method.posed(sizes, targets=(width > 0) + (classes > 0))
-    groups = group_layers(found, problem, method.budget, method.route)
-    wide = method.precision == "double" or given.rows.dtype == torch.float64
-    rate, least = _product_rate(where, torch.float64 if wide else torch.float32), _least_seconds(method, where)
-    entries = [(layer, index) for index, group in enumerate(groups, 1) for layer in group]
-    costs = [(layer, fitting_cost(layer.dim, problem, method.budget, method.route), index) for layer, index in entries]
-    return [LayerPlan(layer, cost, least + cost.work / rate, index) for layer, cost, index in costs]
-
-
-def forward_seconds(
-    model: nn.Module, sample: Sequence[int] | Tensor, count: int, **options: Unpack[ProbeOptions]
-) -> float:
-    """Expected seconds of one pass of so many samples through the model, from a batch of a few; the better of two.
-
-    Args:
-        sample, **options: as for :func:`plan`, which says whether they can be.
-    """
-    given = Configuration.of(model, options)
-    some = min(count, _TIMED)
-    inputs, seconds = torch.stack([_example(sample)] * some), []
-    with preserved(given.model, given.device, keep=torch.device("cpu")):
-        for _ in range(3):
-            batch = next(model_inputs(inputs, [(0, some)], given.model, given.device))
-            start = time.perf_counter()
-            given.model(batch)
-            if given.device.type == "cuda":
-                torch.cuda.synchronize(given.device)
-            seconds.append(time.perf_counter() - start)
-    return min(seconds[1:]) * count / some
+    return group_layers(found, problem, method.budget, method.route), problem
 
 
 def _example(sample: Sequence[int] | Tensor) -> Tensor:
     return sample if isinstance(sample, Tensor) else torch.randn(tuple(sample), device="cpu")
 
 
-def _least_seconds(method: Method, device: torch.device) -> float:
-    """What decoding and scoring a few features takes, the best of three: mostly Python, and launches on a GPU."""
-    n, m, d = 64, 16, 8
-    rows = torch.randn(n + m, d, generator=torch.Generator().manual_seed(0), device="cpu")
-    folds = method.folds(n)
-    targets = build_targets([Input()], (rows[:n], None), (rows[n:], None), folds, device)
-    rows = rows.to(device)
-    cell = Activations(Layer("", "", 0, d), rows[:n], rows[n:], rows.new_zeros(d), fold_sums(rows[:n], folds))
-    seconds = []
-    for _ in range(4):
+@functools.cache  # a machine's are the same for all that is planned
+def _expected_seconds(
+    method: Method, per_column: bool, device: torch.device, dtype: torch.dtype
+) -> Callable[[float], float]:
+    """What gives the seconds of a cell of so much work: a power of it between the cells that are timed, from below by
+    the rate of large products, beside what the smallest cell takes: mostly Python, and launches on a GPU.
+    """
+    wide = method.precision == "double" or dtype == torch.float64
+    rate = _product_rate(device, torch.float64 if wide else torch.float32)
+    sizes = (64, 16, 8), (_FIT, _HELDOUT, _SMALL), (_FIT, _HELDOUT, _LARGE)
+    (least, *times), (_, *works) = zip(
+        *(_cell_seconds(method, per_column, device, dtype, *size) for size in sizes), strict=True
+    )
+    small, large = (max(each - least, work / rate) for each, work in zip(times, works, strict=True))
+    low, high = _EXPONENTS
+    exponent = min(max(math.log(large / small) / math.log(works[1] / works[0]), low), high)
+    return lambda work: least + max(large * (work / works[1]) ** exponent, work / rate)
+
+
+def _cell_seconds(
+    method: Method, per_column: bool, device: torch.device, dtype: torch.dtype, n: int, m: int, size: int
+) -> tuple[float, float]:
+    """What decoding and scoring so many features takes, into as many columns, the better of two times; and its work."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(n + m, size, generator=generator, device="cpu")
+    rows = (inputs + torch.randn(n + m, size, generator=generator, device="cpu")).to(device, dtype)
+    folds, seconds = method.folds(n), []
+    targets = build_targets([Input()], (inputs[:n], None), (inputs[n:], None), folds, device, per_column)
+    for _ in range(2):
+        cell = Activations(Layer("", "", 0, size), rows[:n], rows[n:], rows.new_zeros(size), fold_sums(rows[:n], folds))
+        work = method.cost(cell, targets).work
         start = time.perf_counter()
         for _score in score_cells([cell], targets, method):
             pass
         seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])
+    return min(seconds), work
 
 
 def _product_rate(device: torch.device, dtype: torch.dtype) -> float:

@@ -157,7 +157,9 @@ def test_plan_knows_how_penalties_are_given_and_chosen(net: SmallNet, rows: int,
     assert [entry.cost for entry in planned] == [engine.method.cost(c, engine.targets) for c in engine.activations()]
     with pytest.raises(ArgumentError, match="alphas and noise exclude each other"):
         pf.plan(net, (1, 6, 6), rows, 60, alphas=[0.1], noise=0.1)
-    with pytest.raises(ArgumentError, match="targets: the input and a label of so many classes= are planned for"):
+    with pytest.raises(
+        ArgumentError, match="targets: without a probe set the input and a label of so many classes= are"
+    ):
         pf.plan(net, (1, 6, 6), rows, 60, targets=["label"])
     with pytest.raises(ArgumentError, match="model: expected a Module, got list"):
         pf.plan([net], (1, 6, 6), rows, 60)  # type: ignore[arg-type]
@@ -209,6 +211,8 @@ def test_plan_of_a_probe_set_is_what_a_measurement_of_it_does(
     assert [entry.cost for entry in planned] == [engine.method.cost(c, engine.targets) for c in engine.activations()]
     with pytest.raises(ArgumentError, match=r"the sample is torch.int64, and there are no classes"):
         pf.plan(model, x[0], 60, 20)
+    with pytest.raises(ArgumentError, match="plan: a probe set has its own sizes; leave out fit, heldout and classes"):
+        pf.plan(model, tokens, 60, 20)
     probe_set.save(tmp_path / "probe_set.pt")
     given = invoke("plan", "tests.conftest:SmallNet", "--layer", "hidden", "--probe-set", tmp_path / "probe_set.pt")
     sizes = "--sample", "1,6,6", "--fit", "150", "--heldout", "60", "--classes", "3"
@@ -216,6 +220,30 @@ def test_plan_of_a_probe_set_is_what_a_measurement_of_it_does(
     columns = [[line.split()[:5] for line in each.stdout.splitlines()[:2]] for each in (given, same)]
     assert columns[0] == columns[1]
     assert columns[0][1][0] == "hidden"
+    some = "plan", "tests.conftest:SmallNet", "--probe-set", tmp_path / "probe_set.pt", "--target"
+    assert "'age'" in fails(*some, "age")
+    of_label = invoke(*some, "label", "--splits", "heldout", "--classifier", "lda")
+    assert of_label.stdout.splitlines()[1].split()[:3] == ["conv", "54", "primal"]  # and no target-free one
+    assert "--target: without --probe-set" in fails("plan", DIGITS_NET, "--target", "label")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"targets": ["label"]},
+        {"targets": [pf.Input(), pf.Function(lambda x: x.mean((2, 3)), name="mean")], "penalty_per": "column"},
+        {"splits": "heldout", "classifier": "lda"},
+        {"splits": "heldout"},
+        {"memory": 7e5},
+    ],
+    ids=str,
+)
+def test_plan_of_targets_is_what_a_measurement_of_them_does(net: SmallNet, probe_set: pf.ProbeSet, options) -> None:
+    how = {"layers": ["conv", "hidden"], "memory": "1GB", **options}
+    engine = Engine(net, probe_set, **how)
+    planned = pf.plan(net, probe_set, **how)
+    assert [entry.cost for entry in planned] == [engine.method.cost(c, engine.targets) for c in engine.activations()]
+    assert planned[-1].forward_pass == (2 if "memory" in options else 1)
 
 
 def test_layers_of_a_torchvision_model() -> None:

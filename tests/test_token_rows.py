@@ -265,13 +265,16 @@ def test_a_data_set_may_give_labels_of_tokens(tmp_path: Path) -> None:
     assert pf.ProbeSet.load(tmp_path / "probe_set.pt").digest == made.digest
 
 
-def test_a_plan_counts_tokens(causal: Causal) -> None:
+def test_a_plan_counts_tokens(causal: Causal, probe_set: pf.ProbeSet) -> None:
     one, other = (pf.plan(EachAlone(), (LENGTH, WIDTH), fit, 20 * fit, layers="act", **options) for fit, options in (
         (100, {"tokens": "each"}),
         (500, {"tokens": "each"}),
     ))  # fmt: skip
     assert one[0].layer.dim == 9
     assert other[0].cost.work > 4 * one[0].cost.work
+    of_set = pf.plan(causal, probe_set, layers=["embed", "mix"], tokens="each")
+    engine = Engine(causal, probe_set, layers=["embed", "mix"], tokens="each")
+    assert [each.cost for each in of_set] == [engine.method.cost(c, engine.targets) for c in engine.activations()]
     with pytest.raises(ArgumentError, match=r"tokens='each': expected a sample \[t\] or \[t, c\], got \(3, 8, 8\)"):
         pf.plan(causal, (3, 8, 8), 10, 10, tokens="each")
 

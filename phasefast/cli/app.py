@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,8 +14,10 @@ from typer.core import TyperGroup
 from ..console import of_work
 from ..engine import VERSION
 from ..errors import PhasefastError
+from ..options import ProbeOptions
 
 PROBE_SET = "File of ProbeSet.save, or package.module:callable that makes a ProbeSet"
+_PLURALS = {"layer": "layers", "alpha": "alphas"}  # what the command line names once for each
 
 Directory = Annotated[Path, typer.Argument(help="Run directory: the one that holds scores/.", show_default=False)]
 Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:0; CUDA if there is any.")]
@@ -45,6 +48,14 @@ Noise = Annotated[
 ]
 Classifier = Annotated[
     str | None, typer.Option(help="Of classes: ridge, the largest of one-hot predictions (default), or lda.")
+]
+Targets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--target",
+        help="input, label, a name of the probe set's values, or package.module:target, such as a pf.Function or a "
+        "list; may be given again. All that the probe set has by default.",
+    ),
 ]
 PenaltyPer = Annotated[str, typer.Option(help="target, or column: each column of a regression chooses its own.")]
 Precision = Annotated[str, typer.Option(help="exact, fast or double.")]
@@ -94,6 +105,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="For every layer at every checkpoint: how much of the input can still be decoded, and in which phase it is.",
 )
+
+
+def probe_options(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a command's parameters that are :class:`phasefast.ProbeOptions` and were given."""
+    named = {_PLURALS.get(name, name): value for name, value in parameters.items()}
+    return {name: value for name, value in named.items() if name in ProbeOptions.__annotations__ and value is not None}
 
 
 def _show_version(wanted: bool) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor, nn
+from torch import nn
 
 from ..console import of_results
 from ..errors import ArgumentError
@@ -19,6 +19,7 @@ from .app import (
     PROBE_SET,
     Alphas,
     BatchNorm,
+    Classifier,
     Components,
     Layers,
     LayerSketch,
@@ -32,10 +33,12 @@ from .app import (
     Route,
     Selection,
     Splits,
+    Targets,
     Tokens,
     app,
+    probe_options,
 )
-from .names import load_model, load_probe_set
+from .names import load_model, load_probe_set, load_targets
 
 
 @app.command()
@@ -73,6 +76,7 @@ def plan_command(
     probe_set: Annotated[str | None, typer.Option(help=f"{PROBE_SET}; instead of the four sizes above.")] = None,
     checkpoints: Annotated[int, typer.Option(min=1, help="Of the sweep.")] = 1,
     layer: Layers = None,
+    target: Targets = None,
     tokens: Tokens = "flatten",
     padding: Padding = None,
     batchnorm: BatchNorm = "recompute",
@@ -85,17 +89,24 @@ def plan_command(
     noise: Noise = None,
     selection: Selection = None,
     penalty_per: PenaltyPer = "target",
+    classifier: Classifier = None,
     target_components: Components = None,
     layer_sketch: LayerSketch = None,
 ) -> None:
-    """Route, work and memory of each layer, and its expected time at the rate of this machine's matrix products."""
-    how: dict[str, Any] = {"layers": layer, "tokens": tokens, "pool": pool, "memory": memory, "route": route}
-    how |= {"splits": splits, "alphas": alpha, "noise": noise} | ({"selection": selection} if selection else {})
-    how |= {"penalty_per": penalty_per, "target_components": target_components, "layer_sketch": layer_sketch}
-    how |= {"precision": precision, "padding": padding, "batchnorm": batchnorm}
-    sizes = (_shape(sample), fit, heldout, classes) if probe_set is None else _sizes(load_probe_set(probe_set))
+    """Route, work and memory of each layer, and its expected time, from what small cells take on this machine."""
+    how = probe_options(locals())
+    samples: ProbeSet | list[int] = _shape(sample)
+    if probe_set is not None:
+        samples = load_probe_set(probe_set)
+        fit, heldout = samples.n_fit, samples.n_heldout
+        how |= {"targets": load_targets(target, samples, tokens == "each")} if target else {}
+    elif target:
+        raise ArgumentError("--target: without --probe-set the input and a label of so many --classes are planned for")
     network = load_model(model)
-    found = plan(network, *sizes[:3], classes=sizes[3], **how)
+    if isinstance(samples, ProbeSet):
+        found = plan(network, samples, **how)
+    else:
+        found = plan(network, samples, fit, heldout, classes=classes, **how)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("layer", overflow="fold")
     for title in ("features", "route", "GFLOP", "GB", "seconds", "pass"):
@@ -123,8 +134,8 @@ def plan_command(
     if recomputed:
         console.print("one forward pass over the fit rows is for the BatchNorm statistics (--batchnorm)")
     passes, seconds = found[-1].forward_pass, checkpoints * sum(entry.seconds for entry in found)
-    rows = passes * (sizes[1] + sizes[2]) + recomputed * sizes[1]
-    of_model = checkpoints * forward_seconds(network, sizes[0], rows, **how)
+    rows = passes * (fit + heldout) + recomputed * fit
+    of_model = checkpoints * forward_seconds(network, samples, rows, **how)
     if any(entry.cost.target_free for entry in found):
         console.print("target-free routes give held-out scores only")
     times = _counted(checkpoints, "checkpoint")
@@ -141,8 +152,3 @@ def _shape(text: str) -> list[int]:
         return [int(size) for size in text.split(",")]
     except ValueError as error:
         raise ArgumentError(f"--sample: expected sizes such as 3,32,32, got {text!r}") from error
-
-
-def _sizes(probe_set: ProbeSet) -> tuple[Tensor, int, int, int]:
-    """An input, the numbers of rows, and of classes."""
-    return probe_set.fit_inputs[0], probe_set.n_fit, probe_set.n_heldout, probe_set.classes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -39,9 +39,11 @@ from .app import (
     Samples,
     Selection,
     Splits,
+    Targets,
     Tokens,
     Trust,
     app,
+    probe_options,
 )
 from .names import load_function, load_model, load_probe_set, load_targets
 
@@ -56,13 +58,7 @@ def sweep_command(
     ),
     run: Annotated[str, typer.Option(help="Label of the rows.")] = "run",
     layer: Layers = None,
-    target: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="input, label, a name of the probe set's values, or package.module:target, such as a pf.Function or a "
-            "list; may be given again. All that the probe set has by default."
-        ),
-    ] = None,
+    target: Targets = None,
     alpha: Alphas = None,
     noise: Noise = None,
     batchnorm: BatchNorm = "recompute",
@@ -92,13 +88,7 @@ def sweep_command(
     trust: Trust = False,
 ) -> None:
     """Measure every checkpoint of a training, once; several jobs may share the work."""
-    options: dict[str, Any] = {"layers": layer, "alphas": alpha, "batchnorm": batchnorm, "tokens": tokens, "pool": pool}
-    options |= {"precision": precision, "splits": splits, "route": route}
-    chosen = {"selection": selection, "classifier": classifier}
-    options |= {name: value for name, value in chosen.items() if value is not None}
-    options |= {"noise": noise, "penalty_per": penalty_per, "padding": padding}
-    options |= {"target_components": target_components, "layer_sketch": layer_sketch}
-    options |= {"batch_size": batch_size, "memory": memory}
+    options = probe_options(locals())
     options["device"] = device or fastest_device()
     share = _shard(shard)
     if watch_every is not None and (share is not None or overwrite):
