@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -252,11 +253,7 @@ def _blurred(cell: Activations, system: System, solution: Solution, weights: Ten
     variance = _ROUNDED / system.moments.count * sizes
     # Sums over all rows are those over some, far apart, times as many.
     fit, heldout = (split[:: max(-(-len(split) // _SOME), 1)] for split in (cell.fit, cell.heldout))
-    random = torch.Generator().manual_seed(0)
-    rows, features = (
-        torch.randint(0, 2, (_SIGNS, size), generator=random, device="cpu").mul_(2).sub_(1).to(weights)
-        for size in fit.shape
-    )
+    rows, features = _signs(tuple(fit.shape), weights.dtype, weights.device)
     back = centred_left_product(rows, fit, system.row_mean)
     turned = solution.apply_inverse(torch.cat([back, features * variance.sqrt()]).mT)
     moved = centred_product(heldout, system.row_mean, turned)
@@ -266,6 +263,14 @@ def _blurred(cell: Activations, system: System, solution: Solution, weights: Ten
     by_predictions = len(cell.heldout) + by_rows * len(cell.fit) / len(fit)
     total: Tensor = (variance @ weights.square()) * by_predictions + missed * by_misses
     return total
+
+
+@lru_cache(maxsize=8)
+def _signs(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+    """[_SIGNS, size] of each size, the same for every checkpoint; kept, as a GPU would wait for each copy."""
+    random = torch.Generator().manual_seed(0)
+    drawn = (torch.randint(0, 2, (_SIGNS, size), generator=random, device="cpu") for size in sizes)
+    return tuple(each.mul_(2).sub_(1).to(device, dtype) for each in drawn)
 
 
 def _changed(miss: Tensor, move: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ FEW, MANY = 4, 16  # penalties that are all made, and the most that are made at 
 # they miss so many times as much, and may where they miss a tenth more; and to choose by (docs/performance.md).
 LOOKED_AT, LEFT_OUT, MISLED, DOUBTFUL = 128, 2048, 1.4, 1.1
 _FAR_OUT = 4  # one of so many rows that are left out is of those of the largest leverages
-_CHUNK = 1024  # rows whose errors are made at a time
+_CHUNK = {"cpu": 1024, "cuda": 32768}  # rows whose errors are made at a time
 
 # Rounding of a float32 Gram matrix acts like a penalty of about the first size; what it adds to the errors of weak
 # penalties only matters where hardly anything else is left unexplained.
@@ -100,7 +100,8 @@ def column_errors(cell: Activations, train: System, weights: Tensor, targets: Ta
     """Squared errors [L, u] per column on the rows of a fold."""
     offsets = offsets_of(train, weights)
     errors = torch.zeros(len(weights), weights.shape[2], dtype=torch.float64, device=weights.device)
-    for _, (rows, expected) in converted_rows([cell.fit[fold], targets.sketch.fit[fold]], weights.dtype, _CHUNK):
+    size = _CHUNK.get(weights.device.type, _CHUNK["cpu"])
+    for _, (rows, expected) in converted_rows([cell.fit[fold], targets.sketch.fit[fold]], weights.dtype, size):
         for index, (weight, offset) in enumerate(zip(weights, offsets, strict=True)):
             miss = torch.addmm(offset, rows, weight).sub_(expected)
             errors[index] += miss.square_().sum(0, dtype=torch.float64)

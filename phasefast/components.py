@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,7 +68,7 @@ def _leading(matrix: Tensor, start: Tensor) -> Tensor:
     return leading
 
 
-def interval(losses: Tensor) -> tuple[float, float]:
+def interval(losses: np.ndarray) -> tuple[float, float]:
     """95 % interval for the squared error of what the components leave out, from that of its random combinations [c].
 
     Each is a weighted sum of squares of normal numbers, told by its mean and variance as a multiple of chi-square
@@ -76,7 +77,7 @@ def interval(losses: Tensor) -> tuple[float, float]:
     total, count = float(losses.sum()), len(losses)
     if not total > 0:
         return total, total
-    variance = _CAUTION * count * float(losses.var())
+    variance = _CAUTION * count * float(losses.var(ddof=1))
     freedom = max(2 * total**2 / max(variance, math.ulp(0.0)), count)
     low, high = (freedom * (1 - 2 / (9 * freedom) + z * math.sqrt(2 / (9 * freedom))) ** 3 for z in (-_Z, _Z))
     return total * freedom / high, total * freedom / low

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .batches import chunk_bounds, fast_size, first_rows, model_inputs
 from .checkpoints import state_hash
 from .components import RANDOM_COLUMNS
 from .configuration import Configuration
@@ -28,7 +29,7 @@ from .scores import Scores
 from .scoring import score_cells
 from .sequences import check_padding, looks_padded
 from .stages.batchnorm import batchnorm_mode, fresh_statistics, frozen_norms, several_rows
-from .stages.capture import capture, chunk_bounds, discover_layers, first_rows, model_inputs
+from .stages.capture import capture, discover_layers
 from .stages.evaluate import evaluate
 from .stages.own_outputs import OwnOutputs
 from .stages.plan import Problem, group_layers
@@ -44,7 +45,6 @@ from .workspace import Workspace
 
 _AUTHORS_BATCH = 128  # arXiv 2312.06887 measures with the batch statistics of 128 images
 _BATCH = 256
-_GPU_BATCH = 2048  # launches of small networks take as long as their work below it
 _KEPT_SHARE = 0.1  # of the budget, that inputs kept on a GPU may take
 _LAYOUT = 2  # of the settings: raise it with any change of what they hold
 _MEASURING = threading.RLock()  # modes, hooks, random states and settings of PyTorch are the same for all threads
@@ -96,8 +96,8 @@ class Engine:
             samples = {"fit": probe_set.fit_inputs, "heldout": probe_set.heldout_inputs}
             check_padding(self.rows.padding, samples, {"fit": probe_set.fit_rows, "heldout": probe_set.heldout_rows})
         self.batch_size = options.get("batch_size") or (_AUTHORS_BATCH if self.batchnorm == "batch" else _BATCH)
-        large = self.device.type == "cuda" and self.batchnorm != "batch" and options.get("batch_size") is None
-        self._forward_batch = _GPU_BATCH if large else self.batch_size
+        free = self.batchnorm != "batch" and options.get("batch_size") is None
+        self._forward_batch = fast_size(inputs[0], self.batch_size, self.device) if free else self.batch_size
         each = self.rows.tokens == "each"
         wanted = default_targets(probe_set, each) if options.get("targets") is None else options["targets"]
         chosen = by_name(as_tuple("targets", wanted, ()), probe_set, each)
@@ -313,10 +313,14 @@ class Engine:
         """What the model's own outputs are given to; None where there is no label."""
         if self.label is None:
             return None
-        labels = {split: self._units.labels(split, own) for split, (_, own) in self._splits.items()}
         rows = {"fit": len(self.targets.fit), "heldout": len(self.targets.heldout)}
         sizes = {split: (len(inputs), rows[split]) for split, (inputs, _) in self._splits.items()}
-        return OwnOutputs(self.label.name, self.label.num_classes, labels, sizes)
+        return OwnOutputs(self.label.name, self.label.num_classes, self._labels, sizes)
+
+    @cached_property
+    def _labels(self) -> dict[str, tuple[Tensor | None, Tensor | None]]:
+        """By split, of samples and of tokens that are rows; copied once, as a GPU would wait for each copy."""
+        return {split: self._units.labels(split, own, self.device) for split, (_, own) in self._splits.items()}
 
     def _say_that_all_is_exact(self, step: int) -> None:
         """Warn where an approximation was asked for that was not needed, or of no use."""

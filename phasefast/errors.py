@@ -77,3 +77,12 @@ def with_notes(error: Exception) -> str:
     """What an error and the notes on it say; what kind it is, of others than the package's own."""
     kind = "" if isinstance(error, PhasefastError) else f"{type(error).__name__}: "
     return " ".join([f"{kind}{error}", *getattr(error, "__notes__", [])])
+
+
+def without_frames(error: Exception) -> Exception:
+    """The error without tracebacks, its own and those of what it came of, so that what their frames hold is let go."""
+    found: BaseException | None = error
+    while found is not None and found.__traceback__ is not None:
+        found.__traceback__ = None
+        found = found.__cause__ or found.__context__
+    return error

@@ -11,7 +11,7 @@ from .checkpoints import Reader, load_into, read_ahead
 from .checkpoints.ahead import Read
 from .checkpoints.sources import Source
 from .engine import Engine
-from .errors import PASSING, CheckpointError, PhasefastError, StoreError, may_pass, with_notes
+from .errors import PASSING, CheckpointError, PhasefastError, StoreError, may_pass, with_notes, without_frames
 from .failures import Failure, alike
 from .progress import progress
 from .stages.preserve import on_device
@@ -64,7 +64,7 @@ def measure_each(
         except Exception as error:
             if not begun and not (isinstance(error, PhasefastError) and may_pass(error)):
                 raise
-            failures[step] = error.with_traceback(None)  # whose frames hold activations
+            failures[step] = without_frames(error)  # which hold activations
             # The first reason is seen at once.
             return " failed" if len(failures) > 1 else f" failed: {with_notes(error)}"
         return ""

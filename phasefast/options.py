@@ -147,9 +147,8 @@ def named_target(
     Args:
         each: tokens are decoded one by one, so that integers [n, t] are classes of tokens.
     """
-    if (values := probe_set.fit_values.get(name)) is not None:
-        of_tokens = each and not values.is_floating_point() and values.shape == probe_set.fit_inputs.shape[:2]
-        return probe_set.target(name, kind="classes" if of_tokens else None)
+    if name in probe_set.fit_values:
+        return probe_set.target(name, each=each)
     known: dict[str, Target] = {"input": Input(), "label": Label(max(1, probe_set.classes))}
     if name not in known:
         raise ArgumentError(f"target {name!r}: expected one of {[*known, *probe_set.fit_values]}, or {others}")
@@ -165,7 +164,7 @@ def default_targets(probe_set: ProbeSet, each: bool = False) -> list[Target]:
     """All that a probe set has to decode; ArgumentError where it has nothing. Args: each: as for ``named_target``."""
     targets: list[Target] = [Input()] if probe_set.fit_inputs.is_floating_point() else []
     if probe_set.fit_labels is not None:
-        targets.append(Label(probe_set.classes))
+        targets.append(named_target("label", probe_set))
     targets += [named_target(name, probe_set, each) for name in probe_set.fit_values]
     if not targets:
         raise ArgumentError(

@@ -13,6 +13,7 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
+from .batches import first_rows, model_inputs
 from .components import columns_with_components
 from .configuration import Configuration
 from .decoding import Method
@@ -20,7 +21,7 @@ from .engine import Engine
 from .errors import ArgumentError, PhasefastError
 from .options import ProbeOptions
 from .scoring import score_cells
-from .stages.capture import discover_layers, first_rows, model_inputs
+from .stages.capture import discover_layers
 from .stages.plan import Cost, Problem, fitting_cost, group_layers
 from .stages.preserve import preserved
 from .stages.probe_set import ProbeSet

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -139,12 +140,16 @@ class Scan:
         """[L, u] of all penalties, from one eigendecomposition."""
         values = self.system.eigenvectors[0].double()
         rounding = 0.0 if self.system.dtype == torch.float64 else torch.finfo(self.system.dtype).eps * values.max()
-        for index, path in enumerate(self.path.split(1)):
+        solved, sums = [], []
+        for path in self.path.split(1):
             weights, info = eigen_path(self.system, self.system.cross, path)
             dof = (values / (values + path)).nan_to_num(1.0).sum()
             left = torch.where((info == 0) & (path >= _PENALTY * rounding), self.rows - dof, 0.0)
-            left, *sums = fetched(left, *self._sums(weights, path))
-            (error,) = self._errors([index], weights, left, *sums)[1]
+            solved.append(weights)
+            sums.append((left, *self._sums(weights, path)))
+        known = iter(fetched(*itertools.chain(*sums)))  # at once, as a GPU works on while the host asks for all
+        for index, (weights, left, taken, own) in enumerate(zip(solved, known, known, known, strict=True)):
+            (error,) = self._errors([index], weights, left, taken, own)[1]
             self._tried[index] = _Tried(error, torch.full_like(error, math.nan), float(left), weights[0])
         self.all_made = True
         return torch.stack([tried.error for tried in self._tried.values()])

@@ -87,7 +87,8 @@ class Scores:
         for name in missing:
             table = table.append_column(SCHEMA.field(name), pa.nulls(len(table), SCHEMA.field(name).type))
         table = table.select(SCHEMA.names).cast(SCHEMA) if len(table) else SCHEMA.empty_table()
-        in_order = bool((np.diff(table.column("step").to_numpy()) >= 0).all())
+        steps = table.column("step")  # no NumPy: torch.compile looks into what a compiled function does with scores
+        in_order = pc.all(pc.less_equal(steps.slice(0, max(len(steps) - 1, 0)), steps.slice(1))).as_py() is not False
         table = table if in_order else table.sort_by([("step", "ascending")])
         # Shards leave a chunk each, by which every later look at them takes so many times as long.
         self._table = table if table.column("step").num_chunks == 1 else table.combine_chunks()
@@ -289,7 +290,7 @@ class Scores:
         both = Scores.concat([self, Scores(others._table.filter(pa.array(new, pa.bool_())))])
         order = {name: index for index, name in enumerate([MODEL_LAYER, *both.layers])}
         places = [order[layer] for layer, _ in both._cells()]
-        return Scores(both._table.take(pa.array(np.argsort(places, kind="stable"), pa.int64())))
+        return Scores(both._table.take(pa.array(sorted(range(len(places)), key=places.__getitem__), pa.int64())))
 
     def _cells(self) -> Iterator[tuple[str, str]]:
         """Layer and target of each row."""

@@ -134,6 +134,11 @@ def keep_failures(directory: str | Path, failures: Mapping[int, Failure]) -> Non
 
     Of one that is stored only what is ``partial``: else another job has measured it.
     """
+    with alone(store_folder(directory) / _LOCK):
+        _keep_failures(directory, failures)
+
+
+def _keep_failures(directory: str | Path, failures: Mapping[int, Failure]) -> None:
     try:
         stored = list_shards(directory) if failures else {}
         known = dict(_failures(directory)) if any(step in stored for step in failures) else {}
@@ -151,9 +156,10 @@ def keep_failures(directory: str | Path, failures: Mapping[int, Failure]) -> Non
 
 def settle_failures(directory: str | Path, steps: Collection[int]) -> None:
     """Of stored steps that lack nothing that is asked for, only what layers cannot be measured stays."""
-    for step, failure in list(_failures(directory)):
-        if step in steps and failure.partial:
-            _write_lost(directory, step, failure.layers)
+    with alone(store_folder(directory) / _LOCK):
+        for step, failure in list(_failures(directory)):
+            if step in steps and failure.partial:
+                _write_lost(directory, step, failure.layers)
 
 
 def _write_failure(directory: str | Path, step: int, failure: Failure) -> None:
@@ -260,6 +266,10 @@ class Training:
     def __init__(self, directory: str | Path) -> None:
         self._directory, self._file = directory, store_folder(directory) / _TRAINING
         self._own, self._before = secrets.token_hex(8), self._known()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy is another training."""
+        Training.__init__(self, state["_directory"])
 
     def claim(self) -> None:
         """Make the directory this training's.

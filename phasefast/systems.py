@@ -154,6 +154,8 @@ class System:
             values, vectors = torch.linalg.eigh(gram, UPLO="L")
             if some:
                 vectors = vectors.new_zeros(len(self.diagonal), len(live)).index_copy_(0, live, vectors)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             if self.dtype != torch.float64:  # which converges more often
                 wide = replace(self, dtype=torch.float64).eigenvectors

@@ -83,12 +83,16 @@ class TokenRows:
         return None if bool((counts == counts[0]).all()) else counts / counts.mean()
 
     def tokens(self, start: int, stop: int, device: torch.device) -> TokensOfBatch:
-        """The rows of some sequences."""
-        part = self.real[start:stop]
-        if bool(part.all()):
-            return TokensOfBatch(part.shape[1])
-        # A boolean index would wait for a GPU, to learn how many rows there are.
-        return TokensOfBatch(part.shape[1], part.flatten().nonzero()[:, 0].to(device, non_blocking=True))
+        """The rows of some sequences; found once, as a GPU would wait for each copy."""
+        if (known := self._tokens.get((start, stop, device))) is None:
+            part = self.real[start:stop]
+            places = None if bool(part.all()) else part.flatten().nonzero()[:, 0].to(device)
+            known = self._tokens[start, stop, device] = TokensOfBatch(part.shape[1], places)
+        return known
+
+    @cached_property
+    def _tokens(self) -> dict[tuple[int, int, torch.device], TokensOfBatch]:
+        return {}
 
     def rows(self, values: Tensor) -> Tensor:
         """What each row has of values of tokens [n, t, ...], or of its sequence [n, ...]."""
@@ -165,11 +169,12 @@ class Units:
         found[self.tokens["heldout"].real[list(samples)]] = decoded.reshape(-1, *inputs.shape[2:])
         return found
 
-    def labels(self, split: str, labels: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Those of samples, and of tokens that are rows, [n] each; None where there are none of these."""
+    def labels(self, split: str, labels: Tensor | None, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+        """Those of samples, and of tokens that are rows, [n] each, on ``device``; None where there are none."""
         if labels is None:
             return None, None
-        return labels if labels.dim() == 1 else None, None if self.tokens is None else self.of(split, labels)
+        of_tokens = None if self.tokens is None else self.of(split, labels).to(device)
+        return labels.to(device) if labels.dim() == 1 else None, of_tokens
 
     def by_sample(self, values: Tensor, constant: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Values [m] of held-out samples, and of the best constant, of those of rows.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -143,7 +144,7 @@ def test_projections_keep_all_squares_in_the_mean(n: int, p: int, count: int) ->
     assert torch.equal(before, torch.get_rng_state())
     for split, part, whole in (("fit", of_fit, fit), ("heldout", of_heldout, heldout)):
         assert part.shape == (len(whole), count + RANDOM_COLUMNS)
-        low, high = interval(part[:, count:].square().sum(0))
+        low, high = interval(part[:, count:].square().sum(0).numpy())
         assert 0.9 * low <= left[split] + 1e-9 <= 1.1 * high + 1e-8  # a draw may miss by a little
     best = torch.linalg.svdvals((fit - fit.mean(0)).double())[:count].square().sum()
     assert float(of_fit[:, :count].square().sum()) == pytest.approx(float(best), rel=0.02)
@@ -153,10 +154,10 @@ def test_intervals_cover_a_single_direction_and_many() -> None:
     g = torch.Generator().manual_seed(0)
     for weights in (torch.ones(1), torch.ones(400), torch.arange(1, 60) ** -1.0):
         losses = torch.randn(500, RANDOM_COLUMNS, len(weights), generator=g).square() @ weights / RANDOM_COLUMNS
-        found = [interval(each.double()) for each in losses]
+        found = [interval(each.double().numpy()) for each in losses]
         inside = sum(low <= float(weights.sum()) <= high for low, high in found)
         assert 0.93 <= inside / len(found) <= 0.98
-    assert interval(torch.zeros(RANDOM_COLUMNS)) == (0.0, 0.0)
+    assert interval(np.zeros(RANDOM_COLUMNS)) == (0.0, 0.0)
 
 
 def test_columns_are_only_replaced_by_fewer() -> None:

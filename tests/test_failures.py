@@ -9,7 +9,9 @@ import json
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +21,13 @@ import torch
 from torch import Tensor, nn
 
 import phasefast as pf
-from phasefast.errors import DataError, StoreError, SweepError
+from phasefast.errors import DataError, SolveError, StoreError, SweepError, without_frames
 from phasefast.failures import Failure, listed
+from phasefast.files import alone
 from phasefast.phase_report import PhaseReport
 from phasefast.report import read_phases, read_runs
 from phasefast.scores import Scores
-from phasefast.store import keep_failures, read_failures, write_step
+from phasefast.store import keep_failures, read_failures, settle_failures, write_step
 
 from .test_cli import fails, invoke
 
@@ -222,3 +225,47 @@ def test_phases_are_written_where_nobody_reads_to_the_end(swept: Path) -> None:
     command = f"{sys.executable} -m phasefast phases {swept} --csv | head -1"
     subprocess.run(["bash", "-c", command], cwd=Path(__file__).parents[1], capture_output=True, check=True)
     assert (swept / "phases.json").exists()
+
+
+def test_failures_are_written_by_one_job_at_a_time(swept: Path) -> None:
+    partial = Failure("step 1", "", partial=True)
+    with ThreadPoolExecutor(2) as pool:
+        with alone(swept / "scores" / ".lock"):
+            jobs = [pool.submit(keep_failures, swept, {1: partial}), pool.submit(settle_failures, swept, [1])]
+            assert not wait(jobs, timeout=0.5).done
+        for job in jobs:
+            job.result(timeout=60)
+
+
+def test_an_error_that_is_kept_holds_nothing() -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def solve() -> None:
+        gram = torch.zeros(3)
+        held.append(weakref.ref(gram))
+        raise RuntimeError("no convergence")
+
+    def fail() -> None:
+        try:
+            solve()
+        except RuntimeError as error:
+            raise SolveError("no eigendecomposition") from error
+
+    kept = None
+    try:
+        fail()
+    except SolveError as error:
+        kept = without_frames(error)
+    assert str(kept) == "no eigendecomposition"
+    assert held[0]() is None
+
+
+def test_memory_that_runs_out_is_no_matter_of_convergence(
+    net: nn.Module, probe_set: pf.ProbeSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def eigh(*args: object, **kwargs: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(torch.linalg, "eigh", eigh)
+    with pytest.raises(torch.OutOfMemoryError):
+        pf.probe(net, probe_set, layers="hidden", route="eigen")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 
 import pytest
 import torch
@@ -132,6 +133,39 @@ def test_by_default_the_blocks_of_the_only_part_that_has_some_are_probed() -> No
     assert select_layers(nn.Sequential(OrderedDict(a=branches, head=nn.Linear(3, 3)))) == ["a", "head"]
     listed = nn.ModuleList([Blocks(), nn.Linear(3, 3)])
     assert select_layers(nn.Sequential(OrderedDict(a=listed, head=nn.Linear(3, 3)))) == ["a.0", "a.1", "head"]
+
+
+class Core(nn.Module):
+    """Of a language model."""
+
+
+def language_model(words: int, width: int, blocks: Iterable[nn.Module]) -> nn.Module:
+    core = Core()
+    core.words, core.blocks = nn.Embedding(words, width), nn.ModuleList(blocks)
+    return nn.Sequential(OrderedDict(core=core, head=nn.Linear(width, words, bias=False)))
+
+
+def test_by_default_blocks_are_probed_of_small_mixed_and_compiled_models_too() -> None:
+    block, other = (lambda: Block(nn.Linear(8, 8))), (lambda: nn.Sequential(nn.Linear(8, 8)))
+    for parts in (
+        [block(), block(), block()],  # a head of many more parameters
+        [block(), other(), block(), other()],
+        [block(), nn.Identity(), block()],
+        [torch.compile(block()), block(), block()],
+    ):
+        names = [f"core.blocks.{i}" for i in range(len(parts))]
+        assert select_layers(language_model(500, 8, parts)) == ["core.words", *names, "head"]
+    assert select_layers(language_model(500, 8, [block(), other()])) == ["core", "head"]  # branches
+
+
+class Block(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+
+def test_a_lazy_model_has_names() -> None:
+    assert select_layers(nn.Sequential(nn.LazyLinear(3), nn.ReLU())) == ["0", "1"]
 
 
 def test_by_default_parts_that_their_module_does_not_call_are_not_probed() -> None:

@@ -166,6 +166,23 @@ def test_the_host_waits_no_more_often_for_more_batches(
     assert len(counts[0]) == 2, counts[0]  # whether all is finite, and whether forward changed a tensor
 
 
+@pytest.mark.parametrize("padding", [None, 0])
+def test_the_host_waits_no_more_often_for_more_batches_of_tokens(padding: float | None) -> None:
+    ids = torch.randint(1, 9, (60, 5)) * (torch.arange(5) < torch.randint(1, 6, (60, 1)))
+    probe_set = pf.ProbeSet(ids[:40], ids[:40] % 3, ids[40:], ids[40:] % 3)
+    model, counts = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 3)), []
+    with pretended() as gpu:
+        model.to("cuda")
+        for batch_size in (40, 8):
+            how: dict[str, Any] = {"tokens": "each", "padding": padding, "alphas": [0.1], "batch_size": batch_size}
+            engine = Engine(model, probe_set, **how)
+            engine.measure(0)
+            gpu.waits.clear()
+            engine.measure(1)
+            counts.append(list(gpu.waits))
+    assert counts[0] == counts[1]
+
+
 def test_products_wait_for_nothing(net: SmallNet, probe_set: pf.ProbeSet) -> None:
     with pretended() as gpu:
         engine = Engine(net.to("cuda"), probe_set, layers=["conv", "hidden"])
@@ -175,14 +192,23 @@ def test_products_wait_for_nothing(net: SmallNet, probe_set: pf.ProbeSet) -> Non
         assert gpu.waits == []
 
 
-@pytest.mark.parametrize(("alphas", "most"), [((1e-2,), 0), ((1e-2, 0.1, 1.0), 2)])
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [
+        ({"alphas": [1e-2]}, 0),
+        ({"alphas": [1e-2, 0.1, 1.0]}, 2),
+        ({"alphas": [1e-2], "precision": "fast"}, 0),
+        ({"alphas": [1e-2], "target_components": 4}, 0),
+    ],
+    ids=str,
+)
 def test_the_host_waits_few_times_for_a_cell(
-    net: SmallNet, probe_set: pf.ProbeSet, alphas: tuple[float, ...], most: int
+    net: SmallNet, probe_set: pf.ProbeSet, options: dict[str, Any], most: int
 ) -> None:
     """For all penalties' scales; for the errors of each cell's, by all rows and some."""
     layers = ["conv", "hidden"]
     with pretended() as gpu:
-        engine = Engine(net.to("cuda"), probe_set, layers=layers, alphas=alphas)
+        engine = Engine(net.to("cuda"), probe_set, layers=layers, **options)
         for _ in range(2):  # what is the same for all checkpoints is copied once
             cells = engine.activations()
             gpu.waits.clear()

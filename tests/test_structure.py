@@ -16,7 +16,7 @@ LEVELS = (
     ("console", "errors", "types"),
     ("fetching", "hooks", "timeline", "workspace"),
     ("failures", "files", "globs", "listing", "notices", "phase_report", "progress"),
-    ("samples", "sequences"),
+    ("batches", "samples", "sequences"),
     ("token_rows",),
     ("scores",),
     ("losses", "ops"),

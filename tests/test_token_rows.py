@@ -301,6 +301,10 @@ def test_what_has_no_tokens_is_named(causal: Causal, probe_set: pf.ProbeSet) -> 
         pf.probe(causal, probe_set, targets=probe_set.target("kind", "classes"))
     with pytest.warns(RuntimeWarning, match=r"integers \[n, 5\] are decoded as numbers"):
         assert pf.probe(causal, probe_set, targets="kind", layers="mix").has_curve("mix", "kind", "fvu")
+    inputs, held = probe_set.fit_inputs, probe_set.heldout_inputs
+    fit_times, times = ({"ms": torch.arange(each.numel()).reshape(each.shape)} for each in (inputs, held))
+    with pytest.warns(RuntimeWarning, match="'ms': 450 different integers in 450 fit tokens are decoded as classes"):
+        pf.ProbeSet(inputs, None, held, None, fit_times, times).target("ms", each=True)
     images = pf.ProbeSet(torch.randn(9, 3, 4, 4), None, torch.randn(9, 3, 4, 4), None)
     with pytest.raises(DataError, match=r"expected sequences \[n, t\] or \[n, t, c\] for tokens='each', got \(9, 3"):
         pf.probe(nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU()), images, tokens="each")

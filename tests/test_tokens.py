@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import phasefast as pf
+from phasefast.batches import first_rows
 from phasefast.errors import DataError, LayerError
-from phasefast.stages.capture import first_rows
 
 VOCABULARY, LENGTH = 9, 6
 IDS = torch.randint(1, VOCABULARY, (150, LENGTH), generator=torch.Generator().manual_seed(0))

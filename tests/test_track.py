@@ -282,6 +282,19 @@ def test_threads_measure_one_model_in_turn(net: SmallNet, probe_set: pf.ProbeSet
     assert net.conv.training
 
 
+def test_a_copy_that_stores_scores_too_is_another_training(
+    net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path
+) -> None:
+    tracker = pf.PhaseTracker(net, probe_set, out=tmp_path, layers="hidden", targets="input", on_error="raise")
+    tracker.step(0)
+    other = copy.deepcopy(tracker)
+    tracker.step(1)
+    other.step(2)  # as of one that was restored
+    with pytest.raises(StoreError, match="another training stores scores there"):
+        tracker.step(4)
+    assert pf.read_scores(tmp_path).steps == [0, 1, 2]
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda tracker: pickle.loads(pickle.dumps(tracker))])
 def test_a_copy_measures_its_own_model(net: SmallNet, probe_set: pf.ProbeSet, copied: Any) -> None:
     tracker = pf.PhaseTracker(net, probe_set, out=None, layers="hidden", targets="input")

@@ -54,7 +54,8 @@ def _read(source: Source, device: torch.device, reader: Reader) -> Read:
 
 
 def _pinned(tensor: Tensor) -> Tensor:
-    return tensor.pin_memory() if tensor.device.type == "cpu" else tensor
+    plain = tensor.layout == torch.strided and not tensor.is_quantized
+    return tensor.pin_memory() if plain and tensor.device.type == "cpu" else tensor
 
 
 def _taken(read: Read, device: torch.device) -> Read:

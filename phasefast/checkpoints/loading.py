@@ -117,12 +117,15 @@ def _inside(
     )
     if not commons or _fits(_whole(_under(state, _prefix(state, own, name, spare)), own, spare), own):
         return state
+    most, found = len(_under(state, _prefix(state, own, name, spare)).keys() & own.keys()), state
     for common in commons:
         inner, extra = (_under(each, common) for each in (own, spare))
         under = _whole(_under(state, _prefix(state, inner, name, extra)), inner, extra)
         if under.keys() == inner.keys():
             return {common + key: value for key, value in under.items()}
-    return state
+        if (count := len(under.keys() & inner.keys())) > most:  # what does not fit is told of these
+            most, found = count, {common + key: value for key, value in under.items()}
+    return found
 
 
 def _unwrapped(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> Mapping[str, Tensor]:

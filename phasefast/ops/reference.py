@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 ROWS = 4096
+_AT_ONCE = 1 << 25  # numbers predicted, of which several copies are made
 
 
 @torch.no_grad()
@@ -104,13 +105,14 @@ def residual(
     prediction stands where the first largest target does, False where there is a NaN; False in other blocks.
     """
     for a, w, offset, error, hit in zip(rows, weights, offsets, errors, hits, strict=True):
-        prediction = a.to(w.dtype) @ w + offset
-        expected = targets.to(w.dtype)
-        for j, (start, stop) in enumerate(pairwise(blocks)):
-            miss = prediction[:, start:stop] - expected[:, start:stop]
-            error[j] = miss.double().square().sum(1)
-            if classes[j]:
+        size = max(_AT_ONCE // max(w.shape[1], 1), 1)
+        for some in (slice(start, start + size) for start in range(0, len(a), size)):
+            prediction = a[some].to(w.dtype) @ w + offset
+            expected = targets[some].to(w.dtype)
+            for j, (start, stop) in enumerate(pairwise(blocks)):
                 guess, truth = prediction[:, start:stop], expected[:, start:stop]
-                hit[j] = (guess.argmax(1) == truth.argmax(1)) & ~(guess.isnan() | truth.isnan()).any(1)
-            else:
-                hit[j] = False
+                error[j, some] = (guess - truth).double().square().sum(1)
+                if classes[j]:
+                    hit[j, some] = (guess.argmax(1) == truth.argmax(1)) & ~(guess.isnan() | truth.isnan()).any(1)
+                else:
+                    hit[j, some] = False

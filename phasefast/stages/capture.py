@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..batches import chunk_bounds, model_inputs
 from ..dense import empty
 from ..errors import ArgumentError, LayerError, NonFiniteError, PhasefastError
 from ..hooks import hooked, places_of_calls
@@ -26,7 +27,6 @@ from ..types import Activations, Layer, TokenMode
 OutputsTaken = Callable[[str, bool, int, Tensor], None]
 _NUMBERS = (int, float, np.integer, np.floating)
 _SHIFT_ROWS = 256  # of the first batch, whose mean is the shift
-_FIRST_ROWS = 7, 5, 11, 13  # that layers are discovered with: few, and not as many as tokens, which may come first
 
 
 @dataclass(frozen=True)
@@ -55,31 +55,6 @@ class RowOptions:
         """Which positions of inputs [b, t, ...] are no padding: bool [b, t]; None where that is not asked."""
         each = self.tokens == "each"
         return None if self.padding is None or each else real_tokens(inputs, self.padding)
-
-
-def chunk_bounds(start: int, stop: int, size: int) -> list[tuple[int, int]]:
-    """Cut ``start:stop`` into ranges of nearly equal length, at most ``size``: no small last batch for BatchNorm."""
-    count = max(1, -(-(stop - start) // size))
-    edges = [start + (stop - start) * i // count for i in range(count + 1)]
-    return list(itertools.pairwise(edges))
-
-
-def first_rows(inputs: Tensor) -> list[tuple[int, int]]:
-    """The range of the samples [n, ...] that layers are discovered with."""
-    return [(0, next((count for count in _FIRST_ROWS if count not in inputs.shape[1:]), _FIRST_ROWS[0]))]
-
-
-def model_inputs(
-    inputs: Tensor, bounds: Sequence[tuple[int, int]], model: nn.Module, device: torch.device
-) -> Iterator[Tensor]:
-    """Batches of ``inputs`` on the model's device, floating-point ones in the model's dtype."""
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), inputs.dtype)
-    for start, stop in bounds:
-        batch = inputs[start:stop]
-        pinned = device.type == "cuda" and batch.device.type == "cpu"  # only copies from pinned memory do not wait
-        batch = batch.pin_memory() if pinned else batch
-        # A copy always: a model may change its input in place.
-        yield batch.to(device, dtype if batch.is_floating_point() else batch.dtype, copy=True, non_blocking=pinned)
 
 
 def rows_dtype(model: nn.Module, narrow: bool = False) -> torch.dtype:

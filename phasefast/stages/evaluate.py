@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,19 +33,23 @@ def evaluate(
     errors, hits = _residual(cell.heldout, decoder, targets.heldout, [fit.block for fit in fits])
     direct = [fit for fit in fits if fit_scores and (fit.block.kind == "classes" or fit.fit_error is None)]
     fit_errors, fit_hits = _residual(cell.fit, decoder, targets.fit, [fit.block for fit in direct])
-    fetch = later(errors, hits, fit_errors.sum(1), fit_hits.double().mean(1))
+    splits = [("heldout", cell.heldout, targets.heldout)] + fit_scores * [("fit", cell.fit, targets.fit)]
+    random = [(fit.block, split) for fit in fits if fit.block.random for split in splits]
+    losses = [_random_losses(decoder, block, rows, columns) for block, (_, rows, columns) in random]
+    fetch = later(errors, hits, fit_errors.sum(1), fit_hits.double().mean(1), *losses)
 
     def read() -> list[Score]:
-        errors, hits, totals, shares = fetch()
+        errors, hits, totals, shares, *losses = fetch()
+        of_random = {(block.name, split): own for (block, (split, *_)), own in zip(random, losses, strict=True)}
         place = {block.name: index for index, block in enumerate(targets.blocks)}
         scores: list[Score] = []
         for fit, own, right in zip(fits, errors, hits, strict=True):
-            split = _Split("heldout", cell.heldout, targets.heldout, targets, place[fit.block.name])
+            split = _Split("heldout", len(cell.heldout), targets, place[fit.block.name], of_random)
             samples = torch.from_numpy(right if fit.block.kind == "classes" else own)
             scores += _block_scores(decoder, fit, split, float(own.sum()), float(right.mean()), samples)
         measured = {fit.block.name: both for fit, *both in zip(direct, totals.tolist(), shares.tolist(), strict=True)}
         for fit in fits if fit_scores else ():
-            split = _Split("fit", cell.fit, targets.fit, targets, place[fit.block.name])
+            split = _Split("fit", len(cell.fit), targets, place[fit.block.name], of_random)
             if (found := measured.get(fit.block.name)) is None:
                 assert fit.fit_error is not None
                 found = [fit.fit_error, math.nan]
@@ -74,13 +79,17 @@ def squared_errors(
 
 @dataclass(frozen=True)
 class _Split:
-    """One of the two: its rows, the columns of all targets, and the place of one of these among them."""
+    """One of the two: how many rows it has, and the place of a target among all of them.
+
+    Attributes:
+        losses: by target and split, the squared errors of random columns.
+    """
 
     name: str
-    rows: Tensor
-    columns: Tensor
+    rows: int
     targets: TargetMatrix
     index: int
+    losses: Mapping[tuple[str, str], np.ndarray]
 
     @property
     def deviation(self) -> float:
@@ -116,8 +125,8 @@ def _block_scores(
     decoder: Decoder, fit: BlockFit, split: _Split, total: float, hits: float, samples: Tensor | None = None
 ) -> list[Score]:
     """Args: total: of squared errors. hits: share of the rows. samples: squared errors or, of classes, hits by row."""
-    block, rows, deviation = fit.block, len(split.rows), split.deviation
-    around = None if block.random == 0 else _bounds(decoder, block, split)
+    block, rows, deviation = fit.block, split.rows, split.deviation
+    around = None if block.random == 0 else _bounds(block, split)
     if around is not None:  # an estimate beyond what can be is moved to the end of its interval
         outside = min(around.high, 0.0) + max(around.low, 0.0)
         total, around = total + outside, replace(around, low=around.low - outside, high=around.high - outside)
@@ -135,13 +144,18 @@ def _block_scores(
     return [score("mse", total / elements, 1 / elements), score("fvu", total * share, share, samples)]
 
 
-def _bounds(decoder: Decoder, block: TargetBlock, split: _Split) -> Bounds:
-    """An interval for what the components leave out, as distances from the estimate by random columns."""
+def _random_losses(decoder: Decoder, block: TargetBlock, rows: Tensor, columns: Tensor) -> Tensor:
+    """Squared errors of each of a target's random columns."""
     first = block.stop - block.random
     singles = [replace(block, start=first + i, stop=first + i + 1) for i in range(block.random)]
-    losses = _residual(split.rows, decoder, split.columns, singles)[0].sum(1)
+    return _residual(rows, decoder, columns, singles)[0].sum(1)
+
+
+def _bounds(block: TargetBlock, split: _Split) -> Bounds:
+    """An interval for what the components leave out, as distances from the estimate by random columns."""
+    losses = split.losses[block.name, split.name]
     low, high = interval(losses)
     if split.name == "fit":  # no decoder does worse on its fit rows than the mean
         low, high = min(low, split.dropped), min(high, split.dropped)
-    estimate, label = float(losses.sum()), f"{first - block.start} of {block.width} components"
+    estimate, label = float(losses.sum()), f"{block.stop - block.random - block.start} of {block.width} components"
     return Bounds(label, low - estimate, high - estimate, split.dropped / split.deviation)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import ArgumentError, LayerError
@@ -110,10 +111,15 @@ def _is_whole(module: nn.Module) -> bool:
 
 
 def _has_stack(module: nn.Module, least: float) -> bool:
-    """Whether it has a ModuleList of blocks of one kind in it, with so many parameters; not in PyTorch's own."""
+    """Whether it has a ModuleList of blocks in it, with so many parameters; not in PyTorch's own.
+
+    Its blocks are most of its members, of one kind or of two that both occur again: branches are one of each kind.
+    """
     if isinstance(module, nn.ModuleList):
-        alike = len({type(part) for part in module}) == 1 and all(any(True for _ in part.children()) for part in module)
-        return len(module) > 1 and alike and sum(map(torch.numel, module.parameters())) >= least
+        kinds = Counter(type(unwrap(part)) for part in module if any(True for _ in part.children()))
+        again = [count for count in kinds.values() if count > 1]
+        blocks = 2 * sum(again) > len(module) and len(again) <= 2
+        return blocks and sum(map(_size, module.parameters())) >= least
     if type(module).__module__.startswith("torch.nn.") and not isinstance(module, nn.Sequential):
         return False
     return any(_has_stack(part, least) for part in module.children())
@@ -121,9 +127,12 @@ def _has_stack(module: nn.Module, least: float) -> bool:
 
 def _least_stack(model: nn.Module) -> float:
     """How many parameters a model's blocks have at least."""
-    of_words = {id(own.weight) for own in model.modules() if isinstance(own, nn.Embedding)}
-    counted: int = sum(own.numel() for own in model.parameters() if id(own) not in of_words)
-    return _STACK * counted
+    words = {own.num_embeddings for own in model.modules() if isinstance(own, nn.Embedding)}  # an output layer has too
+    return _STACK * sum(_size(own) for own in model.parameters() if is_lazy(own) or own.shape[:1].numel() not in words)
+
+
+def _size(tensor: Tensor) -> int:
+    return 0 if is_lazy(tensor) else tensor.numel()
 
 
 def _default_names(model: nn.Module, prefix: str = "", alone: bool = True, least: float | None = None) -> list[str]:

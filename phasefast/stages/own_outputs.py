@@ -11,6 +11,7 @@ from ..fetching import fetched
 from ..scores import MODEL_LAYER
 from ..types import Score
 
+_AT_ONCE = 1 << 26  # logits, of which a copy is made
 Labels = tuple[Tensor | None, Tensor | None]
 
 
@@ -37,21 +38,24 @@ class OwnOutputs:
         labels = self._labels[split][of_tokens]
         if labels is None or logits.shape[1] != self._classes:
             return
-        expected = labels[start : start + len(logits)].to(logits.device, non_blocking=True)
-        top, guess = logits.max(1)  # NaN where there is any
-        # In float64 wide outputs would take longer than the model.
-        totals = (logits - top[:, None]).exp_().sum(1).double()
-        below = (top - logits.gather(1, expected[:, None])[:, 0]).double()
-        self._losses[split].append((totals.log() + below).sum())
-        self._hits[split].append((guess == expected) & ~top.isnan())
+        for part in logits.split(max(_AT_ONCE // logits.shape[1], 1)):
+            expected = labels[start : start + len(part)].to(part.device)
+            top, guess = part.max(1)  # NaN where there is any
+            # In float64 wide outputs would take longer than the model.
+            totals = (part - top[:, None]).exp_().sum(1).double()
+            below = (top - part.gather(1, expected[:, None])[:, 0]).double()
+            self._losses[split].append((totals.log() + below).sum())
+            self._hits[split].append((guess == expected) & ~top.isnan())
+            start += len(part)
 
     def scores(self) -> list[Score]:
         """None of splits without outputs for each sample or row, or without labels."""
         scores = []
-        for split, losses in self._losses.items():
-            if self._width is None or not losses:
-                continue
-            loss, hits = fetched(torch.stack(losses).sum(), torch.cat(self._hits[split]))
+        there = [split for split, losses in self._losses.items() if self._width is not None and losses]
+        of_all = fetched(
+            *(part for s in there for part in (torch.stack(self._losses[s]).sum(), torch.cat(self._hits[s])))
+        )
+        for split, loss, hits in zip(there, of_all[::2], of_all[1::2], strict=True):
             rows, samples = len(hits), hits.float() if split == "heldout" else None
             same = MODEL_LAYER, self._classes, self._name, split
             scores.append(Score(*same, "loss", float(loss) / rows, rows))

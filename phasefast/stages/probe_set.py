@@ -67,6 +67,9 @@ class ProbeSet:
             )
         if (self.fit_labels is None) != (self.heldout_labels is None):
             raise DataError("labels: expected for both splits or for none, got them for one")
+        shapes = [tuple(each.shape) for each in (self.fit_labels, self.heldout_labels) if each is not None]
+        if len({len(shape) for shape in shapes}) > 1:
+            raise DataError(f"labels: expected those of samples or those of tokens for both splits, got {shapes}")
         if (names := set(self.fit_values) ^ set(self.heldout_values)) or {"input", "label"} & set(self.fit_values):
             wrong = sorted(names or {"input", "label"} & set(self.fit_values))
             raise DataError(f"values: expected the same names for both splits, none 'input' or 'label', not {wrong}")
@@ -206,13 +209,15 @@ class ProbeSet:
         content = {each.name: _compact(getattr(self, each.name)) for each in fields(self)}
         save({"digest": self.digest, **content}, path, "the probe set to", parents=True)
 
-    def target(self, name: str, kind: TargetKind | None = None, num_classes: int | None = None) -> Values:
+    def target(
+        self, name: str, kind: TargetKind | None = None, num_classes: int | None = None, each: bool = False
+    ) -> Values:
         """One of the ``values`` as a target: ``targets=[pf.Input(), probe_set.target("age")]``.
 
         Args:
-            kind: ``"classes"`` for integers [n], by default, or ``"regression"``, by default for other numbers. What
-                ``tokens="each"`` takes by name is of classes by default where it is integers [n, t].
+            kind: ``"classes"`` for integers [n], by default, or ``"regression"``, by default for other numbers.
             num_classes: for ``classes``; one more than the largest value by default.
+            each: for ``tokens="each"``: integers [n, t] are classes by default. By name targets are so by themselves.
 
         Raises:
             ArgumentError: there are no such values.
@@ -220,16 +225,19 @@ class ProbeSet:
         if name not in self.fit_values:
             raise ArgumentError(f"target {name!r}: expected one of the probe set's values, {sorted(self.fit_values)}")
         own, held = self.fit_values[name], self.heldout_values[name]
-        numbers = own.is_floating_point() or own.dim() > 1
+        of_tokens = each and own.shape == self.fit_inputs.shape[:2]
+        numbers = own.is_floating_point() or (own.dim() > 1 and not of_tokens)
         if kind is None and not numbers and own.numel() < _FEWEST * (count := len(own.unique())):
+            units = "tokens" if of_tokens else "samples"
             warn(
-                f"target {name!r}: {count} different integers in {own.numel()} fit samples are decoded as classes; for "
+                f"target {name!r}: {count} different integers in {own.numel()} fit {units} are decoded as classes; for "
                 "numbers give floats, or kind='regression'"
             )
         if kind is None and numbers and not own.is_floating_point():
+            shape = ", ".join(map(str, own.shape[1:]))
             warn(
-                f"target {name!r}: integers [n, {own.shape[1]}] are decoded as numbers; for classes give each column "
-                "as values [n] of its own, for numbers floats, or kind='regression'"
+                f"target {name!r}: integers [n, {shape}] are decoded as numbers; for classes give each column as "
+                "values [n] of its own, or of tokens kind='classes'; for numbers floats, or kind='regression'"
             )
         kind = kind or ("regression" if numbers else "classes")
         return Values(name, kind, own, held, (self.fit_inputs, self.heldout_inputs), num_classes)

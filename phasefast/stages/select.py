@@ -31,13 +31,13 @@ def select_by_folds(
     """
     if not penalties.selects:
         return PenaltyChoice.first(targets)
-    errors = torch.stack(list(_fold_errors(cell, statistics, targets, penalties, eigen))).sum(0)
+    errors = torch.stack(list(_fold_errors(cell, statistics, targets, penalties, eigen))).sum(0).cpu()
     choice = least_error(errors, targets, penalties, statistics.dtype)
     # Where features are about as many as rows, rounding moves the errors of weak penalties by per cents, and of others
     # by less than a thousandth.
     if not choice.reliable or statistics.dtype == torch.float64 or 2 * len(statistics.total.cross) < len(cell.fit):
         return choice
-    best, errors = torch.cat(list(choice.indices)), errors.cpu()
+    best = torch.cat(list(choice.indices))
     weaker = torch.arange(len(errors), device="cpu")[:, None] < best
     near = weaker & (errors <= errors.gather(0, best[None]) * (1 + _NEAR))
     return replace(choice, reliable=penalties.alphas[int(best.min())] > _WEAK and not bool(near.any()))

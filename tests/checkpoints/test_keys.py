@@ -337,12 +337,10 @@ def test_a_module_around_the_one_that_was_stored_takes_its_weights() -> None:
     assert torch.equal(model[0][0][0].weight, stored["0.weight"])  # type: ignore[index]
     wrapped = {f"module.{name}": value for name, value in nn.Sequential(inner()).state_dict().items()}
     load_into(model, {f"0.{name.removeprefix('module.')}": value for name, value in wrapped.items()}, "a")
-    with pytest.raises(
-        CheckpointError, match=r"it lacks the keys \['0.0.0.bias', .*it has the unexpected keys \['0.bi"
-    ):
+    with pytest.raises(CheckpointError, match=r"Sequential: it lacks the keys \['0.0.1.bias', .*weight'\]$"):
         load_into(model, {name: value for name, value in stored.items() if "1." not in name}, "a")
     for prefix in ("module.", "net."):
         load_into(model, {f"{prefix}{name}": value + 1 for name, value in stored.items()}, "a")
         assert torch.equal(model[0][0][0].weight, stored["0.weight"] + 1)  # type: ignore[index]
-    with pytest.raises(CheckpointError, match=r"unexpected keys \['0.bias'"):
+    with pytest.raises(CheckpointError, match=r"it has the unexpected keys \['0.0.head'\]; load= may leave keys out"):
         load_into(model, {**stored, "head": torch.zeros(1)}, "a")

@@ -142,6 +142,18 @@ def test_empty(impl):
     impl.residual([torch.zeros(3, 1)], [torch.zeros(1, 2)], [torch.ones(2)], torch.zeros(3, 2), [0], [], errors, hits)
 
 
+def test_the_reference_takes_some_rows_at_a_time(monkeypatch):
+    given = [torch.randn(90, 8)], [torch.randn(8, 7)], [torch.randn(7)], torch.randn(90, 7), [0, 4, 7], [False, True]
+    found = []
+    for at_once in (1 << 25, 100):
+        monkeypatch.setattr(reference, "_AT_ONCE", at_once)
+        errors, hits = outputs(2, 90)
+        reference.residual(*given, errors, hits)
+        found.append((errors[0], hits[0]))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=0)
+    assert torch.equal(found[0][1], found[1][1])
+
+
 def test_repeats_are_bit_identical_and_agree_with_the_reference():
     rows, weight, offset, targets = torch.randn(900, 64), torch.randn(64, 700), torch.randn(700), torch.randn(900, 700)
     results = []

@@ -1,0 +1,53 @@
+"""Samples cut into batches for the model's forward passes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+_FIRST_ROWS = 7, 5, 11, 13  # that layers are discovered with: few, and not as many as tokens, which may come first
+# On a GPU. Launches of small networks take as long as their work below so many samples; larger samples, of so many
+# numbers in all, keep it busy in smaller batches.
+_SAMPLES, _NUMBERS = 2048, 1 << 23
+_TOKENS = {
+    "cpu": 1 << 14,
+    "cuda": 1 << 16,
+}  # of language models, whose float32 logits for 50,000 words take 3 and 13 GB
+
+
+def chunk_bounds(start: int, stop: int, size: int) -> list[tuple[int, int]]:
+    """Cut ``start:stop`` into ranges of nearly equal length, at most ``size``: no small last batch for BatchNorm."""
+    count = max(1, -(-(stop - start) // size))
+    edges = [start + (stop - start) * i // count for i in range(count + 1)]
+    return list(itertools.pairwise(edges))
+
+
+def first_rows(inputs: Tensor) -> list[tuple[int, int]]:
+    """The range of the samples [n, ...] that layers are discovered with."""
+    return [(0, next((count for count in _FIRST_ROWS if count not in inputs.shape[1:]), _FIRST_ROWS[0]))]
+
+
+def fast_size(inputs: Tensor, size: int, device: torch.device) -> int:
+    """How many samples a forward pass takes at once, where only speed and memory depend on it; ``size`` will do."""
+    numbers = max(inputs.shape[1:].numel(), 1)
+    if device.type == "cuda":
+        size = max(size, min(_SAMPLES, _NUMBERS // numbers))
+    if inputs.dim() == 2 and not inputs.is_floating_point():
+        size = min(size, max(_TOKENS.get(device.type, _TOKENS["cpu"]) // numbers, 1))
+    return size
+
+
+def model_inputs(
+    inputs: Tensor, bounds: Sequence[tuple[int, int]], model: nn.Module, device: torch.device
+) -> Iterator[Tensor]:
+    """Batches of ``inputs`` on the model's device, floating-point ones in the model's dtype."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), inputs.dtype)
+    for start, stop in bounds:
+        batch = inputs[start:stop]
+        pinned = device.type == "cuda" and batch.device.type == "cpu"  # only copies from pinned memory do not wait
+        batch = batch.pin_memory() if pinned else batch
+        # A copy always: a model may change its input in place.
+        yield batch.to(device, dtype if batch.is_floating_point() else batch.dtype, copy=True, non_blocking=pinned)
