@@ -262,6 +262,12 @@ class Curve:
         share = f"{self.rules.window:g} of the decrease"
         return f"open, though it ends {risen} above its minimum, more than {share}: {why}"
 
+    def early_rise(self, spans: Sequence[Span]) -> tuple[int, int] | None:
+        """Indices of the first and last step of a rise before the decrease, which is none of the phases; or None."""
+        fall = next((span for span in spans if span.kind == "decrease"), None)
+        start = spans[0].last if spans and spans[0].kind == "constant" else 0
+        return (start, fall.first) if fall is not None and fall.first > start else None
+
     def _margin(self, fall: Span) -> float:
         """How far above the minimum the stop window's losses are at most."""
         return self.rules.window * abs(self._amount(fall))

@@ -151,6 +151,10 @@ def phase_notes(cells: Sequence[CellPhases]) -> list[str]:
         notes.append(
             f"Stop windows of one step, which noise may have made the lowest: {'; '.join(single[:_REASONS])}{more}."
         )
+    if rising := [(cell, steps) for cell in cells if (steps := cell.evidence.get("early_rise"))]:
+        named = [f"{_named(cell, several)} {span_text(*steps)}" for cell, steps in rising[:_REASONS]]
+        more = f" and {len(rising) - _REASONS} more" if len(rising) > _REASONS else ""
+        notes.append(f"Rises before the decrease, which no phase names: {'; '.join(named)}{more}.")
     if of := [cell for cell in cells if cell.left_out]:
         named = [f"{_named(cell, several)} at {', '.join(map(str, cell.left_out))}" for cell in of[:_REASONS]]
         more = f"; and of {len(of) - _REASONS} more curves" if len(of) > _REASONS else ""

@@ -161,7 +161,7 @@ def detect_curve(
         rules=rules,
     )
     spans, reason = curve.spans()
-    window = curve.stop_window(spans)
+    window, early = curve.stop_window(spans), curve.early_rise(spans)
     # A percentile that is a probed step, not a number between two of them.
     low, high = np.percentile(kept[valleys(curve.replicates).minima], curve.tails, method="inverted_cdf")
     return CellPhases(
@@ -176,6 +176,7 @@ def detect_curve(
             **curve.evidence(),
             "reason": reason,
             "doubt": curve.doubt(spans),
+            "early_rise": None if early is None else [int(kept[each]) for each in early],
             "steps": steps.tolist(),
             "left_out": steps[odd].tolist(),
             "samples": samples.shape[1],

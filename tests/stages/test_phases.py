@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from phasefast.errors import ArgumentError, DataError, LayerError
+from phasefast.phase_report import PhaseReport
 from phasefast.scores import Scores
 from phasefast.stages.phases import detect_curve, detect_phases
 from tests.curves import QUICK, draw, find, kinds, log_steps
@@ -235,11 +236,14 @@ def test_a_hump_is_neither_constant_nor_a_phase() -> None:
     assert kinds(find(0.3 + 0.2 * np.sin(np.linspace(0, np.pi, 14)), scatter=0.005)) == ""
 
 
-def test_a_rise_before_the_decrease_is_left_unnamed() -> None:
+def test_a_rise_before_the_decrease_is_no_phase_but_told() -> None:
     curve = [0.40, 0.46, 0.52, 0.56, 0.50, 0.42, 0.34, 0.28, 0.25, 0.29, 0.34, 0.40]
     cell = find(curve, np.arange(12), scatter=0.005)
     assert kinds(cell) == "di"
     assert [(p.start_step, p.end_step) for p in cell.phases] == [(3, 8), (8, 11)]
+    assert cell.evidence["early_rise"] == [0, 3]
+    told = "Rises before the decrease, which no phase names: layer 0-3."
+    assert [told in str(PhaseReport((each,))) for each in (cell, find(DIGITS))] == [True, False]
 
 
 def test_one_odd_checkpoint_does_not_move_the_valley() -> None:
