@@ -11,7 +11,7 @@ from statistics import NormalDist
 import numpy as np
 
 from .errors import ArgumentError, DataError
-from .losses import LOSSES, losses_of
+from .losses import ACCURACIES, LOSSES, losses_of
 from .scores import Scores
 
 _FEW = 50  # samples that are right in one of two cases only, up to which their chance is counted
@@ -22,7 +22,7 @@ class BestCheckpoint:
     """Where a target is decoded best.
 
     Attributes:
-        layer, step: where. value: the held-out ``metric`` there, ``accuracy`` or ``fvu``.
+        layer, step: where. value: the held-out ``metric`` there, ``accuracy``, ``balanced_accuracy`` or ``fvu``.
         steps: of that layer, whose values are not told apart from the best, which is among them.
         others: of each other layer that has such steps, the best of them.
     """
@@ -74,7 +74,7 @@ def best_checkpoint(
         metric=metric,
         layer=layer,
         step=int(own.steps[own.best]),
-        value=1 - loss if metric == "accuracy" else loss,
+        value=1 - loss if metric in ACCURACIES else loss,
         steps=tuple(own.steps[alike[layer]].tolist()),
         others={
             name: int(curve.steps[places[curve.losses[places].argmin()]])

@@ -28,7 +28,7 @@ _RANGE = 1e-24, 1e30  # of the mean diagonal of a Gram matrix that float32 holds
 Precision = Literal["exact", "fast", "double"]
 Splits = Literal["both", "heldout"]
 PenaltyPer = Literal["target", "column"]
-Classifier = Literal["ridge", "lda"]
+Classifier = Literal["ridge", "lda", "balanced"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,11 @@ class Method:
     layer_sketch: int | None = None
     budget: int = sys.maxsize
     classifier: Classifier = "ridge"
+
+    @property
+    def balanced(self) -> bool:
+        """Whether all classes count alike, however many samples they have."""
+        return self.classifier == "balanced"
 
     @property
     def by_folds(self) -> bool:
@@ -81,7 +86,7 @@ class Method:
             penalties=len(self.penalties.alphas),
             zero=self.penalties.zero,
             weak=self.penalties.weak,
-            fit_scores=self.splits == "both" or self.classifier == "lda",  # which is made of predictions of fit rows
+            fit_scores=self.splits == "both" or self.classifier != "ridge",  # others are made of fit rows' predictions
             stride=self.penalties.stride,
             chosen=choices if sizes.per_column else min(targets, choices),
         )

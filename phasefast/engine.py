@@ -24,7 +24,7 @@ from .configuration import Configuration
 from .decoding import decode
 from .errors import ArgumentError, PhasefastError
 from .notices import shown, warn
-from .options import as_tuple, by_name, default_targets, warn_of_masking
+from .options import as_tuple, by_name, default_targets, warn_of_classes
 from .scores import Scores
 from .scoring import score_cells
 from .sequences import check_padding, looks_padded
@@ -125,7 +125,7 @@ class Engine:
             how = self.device, per_column, cache, self._components, kept, self._units.tokens
             self.targets = build_targets(chosen, self._splits["fit"], self._splits["heldout"], folds, *how)
             self._functions = FunctionValues(chosen, probe_set.fit_inputs)
-        warn_of_masking({each.name: each.width for each in self.targets.blocks if each.kind == "classes"}, options)
+        warn_of_classes(self.targets, options)
         random = {block.name: block.stop - block.start for block in self.targets.blocks if block.random}
         self.target_hashes = {
             block.name: digest if block.name not in random else f"{digest}-{random[block.name]}"
@@ -315,7 +315,7 @@ class Engine:
             return None
         rows = {"fit": len(self.targets.fit), "heldout": len(self.targets.heldout)}
         sizes = {split: (len(inputs), rows[split]) for split, (inputs, _) in self._splits.items()}
-        return OwnOutputs(self.label.name, self.label.num_classes, self._labels, sizes)
+        return OwnOutputs(self.label.name, self.label.num_classes, self._labels, sizes, self.method.balanced)
 
     @cached_property
     def _labels(self) -> dict[str, tuple[Tensor | None, Tensor | None]]:
@@ -366,7 +366,7 @@ class Engine:
             row["dtype"] = str(score.dtype).removeprefix("torch.")
         if score.samples is not None:
             fvu = score.metric == "fvu"
-            constant = torch.from_numpy(self.targets.baseline_samples[score.target]) if fvu else None
+            constant = torch.from_numpy(self.targets.baseline_samples[score.target]) if fvu else score.weights
             samples, constant = self._units.by_sample(score.samples, constant)
             row |= {"samples": samples.numpy(), "baseline_samples": None if constant is None else constant.numpy()}
         if score.bounds is not None:

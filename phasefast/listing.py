@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-_METRICS = ("fvu", "accuracy", "loss")  # mse says what fvu does, in other units
+_METRICS = ("fvu", "accuracy", "balanced_accuracy", "loss")  # mse says what fvu does, in other units
 
 
 def listing(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -9,7 +9,10 @@ import numpy as np
 from .errors import DataError
 from .scores import Scores
 
-LOSSES = {"accuracy": "error", "fvu": "fvu"}  # what is lost in each metric; the first that a target has counts
+# What is lost in each metric; the first that a target has counts.
+LOSSES = {"accuracy": "error", "balanced_accuracy": "balanced_error", "fvu": "fvu"}
+METRICS = {loss: metric for metric, loss in LOSSES.items()}
+ACCURACIES = tuple(metric for metric, loss in LOSSES.items() if metric != loss)  # the more the better
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Losses:
 
 
 def losses_of(scores: Scores, layer: str, target: str, metric: str) -> Losses:
-    """Those of a held-out metric in ``LOSSES``, which of a classifier are 1 where it errs, or the share of tokens.
+    """Those of a held-out metric in ``LOSSES``: of a classifier 1 where it errs, or the sample's weight, else 0.
 
     Raises:
         DataError: no per-sample scores are stored.
@@ -38,6 +41,6 @@ def losses_of(scores: Scores, layer: str, target: str, metric: str) -> Losses:
     except LookupError as error:
         raise DataError(f"{error}; probe these checkpoints again") from error
     baseline = own.baseline_samples(layer, target, metric)
-    if metric == "accuracy":
+    if metric in ACCURACIES:
         samples = (1 if baseline is None else baseline) - samples
     return Losses(steps, samples, baseline)

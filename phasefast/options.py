@@ -17,7 +17,7 @@ from .stages.layers import Layers
 from .stages.plan import FORCED_ROUTES, ForcedRoute, Selection
 from .stages.probe_set import ProbeSet
 from .target_types import Input, Label, Target
-from .types import BatchNormMode, TokenMode
+from .types import BatchNormMode, TargetMatrix, TokenMode
 
 _CHOICES = {
     "batchnorm": get_args(BatchNormMode),
@@ -28,7 +28,7 @@ _CHOICES = {
     "splits": get_args(Splits),
     "route": (None, *FORCED_ROUTES),
 }
-_MANY = 20  # classes
+_MANY, _MOSTLY = 20, 0.9  # classes, and share of samples of one
 
 
 class ProbeOptions(TypedDict, total=False):
@@ -55,7 +55,8 @@ class ProbeOptions(TypedDict, total=False):
             default for ``tokens="each"``; ``"loo"``: leave-one-out errors of all rows, from one eigendecomposition.
         penalty_per: ``"target"`` (default), or ``"column"``: each column of a regression chooses its own penalty.
         classifier: of classes: ``"ridge"`` (default), the largest of the one-hot predictions, which misses classes
-            between others where there are many; ``"lda"``: linear discriminant analysis with the same penalty.
+            between others where there are many; ``"lda"``: linear discriminant analysis with the same penalty;
+            ``"balanced"``: the same as if all classes were as frequent, with ``balanced_accuracy`` for accuracy.
         splits: ``"both"`` (default), or ``"heldout"``: no scores on the fit rows, which wide inputs save much by.
         target_components: decode regression targets of more columns by so many leading principal components, and 64
             random combinations of the rest: an estimate, with a 95 % interval in the columns ``low`` and ``high``.
@@ -179,9 +180,15 @@ def default_targets(probe_set: ProbeSet, each: bool = False) -> list[Target]:
     return targets
 
 
-def warn_of_masking(classes: Mapping[str, int], options: Mapping[str, Any]) -> None:
-    """Warn of targets of many classes, by name and number, unless a classifier was chosen."""
-    if (many := [name for name, count in classes.items() if count > _MANY]) and "classifier" not in options:
+def warn_of_classes(targets: TargetMatrix, options: Mapping[str, Any]) -> None:
+    """Warn of targets of many classes, or of one that nearly all samples have, unless a classifier was chosen."""
+    classes = [block for block in targets.blocks if block.kind == "classes"] if "classifier" not in options else []
+    if one := [block.name for block in classes if targets.baselines[block.name, "fit", "accuracy"] >= _MOSTLY]:
+        warn(
+            f"targets {one}: {_MOSTLY:.0%} of fit samples or more are of one class, so that accuracy says little of "
+            "the others; classifier='balanced' counts all classes alike, 'ridge' says that you know"
+        )
+    if many := [block.name for block in classes if block.width > _MANY]:
         warn(
             f"targets {many}: of more than {_MANY} classes the largest one-hot prediction misses those that lie "
             "between others, the more the fewer features there are; classifier='lda' does not, 'ridge' says that you "
@@ -210,7 +217,7 @@ def check_options(options: Mapping[str, Any]) -> None:
     approximations = [name for name in ("target_components", "layer_sketch") if options.get(name) is not None]
     if approximations and options.get("penalty_per") == "column":
         raise ArgumentError(f"{approximations[0]}: penalty_per='column' has no approximation; leave one of them out")
-    if options.get("classifier") == "lda" and options.get("route") == "target-free":
-        raise ArgumentError("classifier='lda' needs predictions of fit rows, which route='target-free' has none of")
+    if (how := options.get("classifier", "ridge")) != "ridge" and options.get("route") == "target-free":
+        raise ArgumentError(f"classifier={how!r} needs predictions of fit rows, which route='target-free' has none of")
     if len(approximations) > 1:
         raise ArgumentError("target_components and layer_sketch: each has an interval of its own; leave one out")

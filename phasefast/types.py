@@ -104,6 +104,13 @@ def rounding_of(rounded: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
     return (torch.stack(parts).sum(0) - sums) / len(rounded)
 
 
+def balanced_weights(classes: torch.Tensor, count: int) -> torch.Tensor:
+    """What each row of classes [n] counts so that all of ``count`` classes that occur count alike: float64, mean 1."""
+    rows = torch.zeros(count, dtype=torch.float64, device=classes.device)
+    rows.index_add_(0, classes, torch.ones_like(classes, dtype=torch.float64))
+    return (len(classes) / (rows * (rows > 0).sum()))[classes]
+
+
 @dataclass(frozen=True)
 class TargetMatrix:
     """All targets side by side, regression columns minus their fit means, and what all cells of a sweep need of them.
@@ -152,10 +159,27 @@ class TargetMatrix:
             for split, rows in (("fit", self.fit), ("heldout", self.heldout)):
                 if block.kind == "classes":
                     found[block.name, split, "accuracy"] = float(rows[:, frequent].double().mean())
+                    there = int(rows[:, block.start : block.stop].any(0).sum())
+                    found[block.name, split, "balanced_accuracy"] = 1 / there
                 else:
                     found[block.name, split, "mse"] = self.deviation[split][index] / (len(rows) * block.width)
                     found[block.name, split, "fvu"] = 1.0
         return found
+
+    @cached_property
+    def class_weights(self) -> dict[tuple[str, str], torch.Tensor]:
+        """What each row counts so that the classes that a split has count alike, 1 on average: by target and split."""
+        found = {}
+        for block in (block for block in self.blocks if block.kind == "classes"):
+            for split, rows in (("fit", self.fit), ("heldout", self.heldout)):
+                own = rows[:, block.start : block.stop].argmax(1)
+                found[block.name, split] = balanced_weights(own, block.stop - block.start)
+        return found
+
+    @cached_property
+    def sample_weights(self) -> dict[str, torch.Tensor]:
+        """The same [m] of held-out rows, on the CPU, by target."""
+        return {name: own.float().cpu() for (name, split), own in self.class_weights.items() if split == "heldout"}
 
     @cached_property
     def baseline_samples(self) -> dict[str, np.ndarray]:
@@ -313,7 +337,11 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Score:
-    """One number: a metric of one target of one layer on one split; ``samples`` [m] average to ``value``."""
+    """One number: a metric of one target of one layer on one split; ``samples`` [m] average to ``value``.
+
+    Attributes:
+        weights: [m] what each sample counts in it, on average 1, where they do not count alike.
+    """
 
     layer: str
     dim: int
@@ -326,3 +354,4 @@ class Score:
     dtype: torch.dtype | None = None
     samples: torch.Tensor | None = None
     bounds: Bounds | None = None
+    weights: torch.Tensor | None = None

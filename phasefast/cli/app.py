@@ -47,7 +47,7 @@ Noise = Annotated[
     float | None, typer.Option(help="Instead of --alpha: standard deviation of noise on the activations.")
 ]
 Classifier = Annotated[
-    str | None, typer.Option(help="Of classes: ridge, the largest of one-hot predictions (default), or lda.")
+    str | None, typer.Option(help="Of classes: ridge, the largest of one-hot predictions (default), lda, or balanced.")
 ]
 Targets = Annotated[
     list[str] | None,

@@ -12,10 +12,11 @@ from rich.text import Text
 
 from ..comparing import Agreement, Comparison
 from ..errors import ArgumentError
+from ..losses import METRICS
 from ..phase_report import KINDS, CellPhases, PhaseReport, span_text
 from ..scores import MODEL_LAYER, Scores
 from .curves import headline
-from .names import shortened
+from .names import shortened, spelled
 from .plot import plot_phases
 from .table import curve_tables, heading, numbers, say_thinned, simple_table
 
@@ -60,7 +61,7 @@ def print_comparison(
 
 def _print_phases(agreements: Sequence[Agreement], console: Console) -> None:
     first = agreements[0]
-    heading(f"Phases of target {first.target} in {len(first.cells)} runs, by held-out {first.metric}", console)
+    heading(f"Phases of target {first.target} in {len(first.cells)} runs, by held-out {spelled(first.metric)}", console)
     table = simple_table(padding=1)
     table.add_column("layer", overflow="fold")
     for title in (*KINDS, "minimum\n[range]", "stop window\nof all"):
@@ -80,9 +81,9 @@ def _print_phases(agreements: Sequence[Agreement], console: Console) -> None:
 def _print_curves(agreements: Sequence[Agreement], scores: Mapping[str, Scores], console: Console) -> None:
     sign = "±" if console.encoding.startswith("utf") else "+-"
     target, metric = agreements[0].target, agreements[0].metric
-    shown = "accuracy" if metric == "error" else metric
+    shown = METRICS[metric]
     what = ", ".join(scores) if len(scores) == _FEW else f"mean of {len(scores)} runs, {sign} standard deviation"
-    heading(f"Held-out {shown} of target {target}: {what}", console)
+    heading(f"Held-out {spelled(shown)} of target {target}: {what}", console)
     taken = {step for own in scores.values() for step in own.steps}
     shared = taken.intersection(*(own.steps for own in scores.values()))
     if not shared:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.compute as pc
 
+from ..losses import ACCURACIES
 from ..phase_report import CellPhases
 from ..scores import MODEL_LAYER, Scores
 from .names import LONGEST, shortened
@@ -73,14 +74,20 @@ def looks(layers: Sequence[str], chosen: str | None) -> dict[str, Look]:
 
 def fvu_target(scores: Scores) -> str | None:
     """The input, or else another target that is no class, with a finite held-out FVU."""
-    classes = scores.filter(metric="accuracy", split="heldout").targets
+    classes = {name for metric in ACCURACIES for name in scores.filter(metric=metric, split="heldout").targets}
     found = [name for name in _targets(scores, "fvu") if name not in classes]
     return min(found, key=lambda name: name != "input", default=None)
 
 
 def accuracy_target(scores: Scores) -> str | None:
-    """The label, or else another class, with a finite held-out accuracy."""
-    return min(_targets(scores, "accuracy"), key=lambda name: name != "label", default=None)
+    """The label, or else another class, with a finite held-out accuracy, balanced or not."""
+    found = [name for metric in ACCURACIES for name in _targets(scores, metric)]
+    return min(found, key=lambda name: name != "label", default=None)
+
+
+def accuracy_metric(scores: Scores, target: str) -> str:
+    """Which accuracy a target of classes has."""
+    return next(metric for metric in ACCURACIES if target in _targets(scores, metric))
 
 
 def headline(scores: Scores) -> str | None:

@@ -15,6 +15,11 @@ def cut(text: str, letters: int, head: int | None = None) -> str:
     return text if len(text) <= letters else text[:head] + _CUT + text[len(text) - (letters - 1 - head) :]
 
 
+def spelled(metric: str) -> str:
+    """A metric in words."""
+    return metric.replace("_", " ")
+
+
 def shortened(names: Iterable[str]) -> dict[str, str]:
     """How each of these names is written: the long ones without components they share or a middle, all different."""
     names, letters = list(dict.fromkeys(names)), LONGEST

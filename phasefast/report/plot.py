@@ -11,8 +11,18 @@ from ..errors import DataError
 from ..files import writing
 from ..phase_report import CellPhases, PhaseReport
 from ..scores import Scores
-from .curves import Curve, accuracy_target, curves_of, end_labels, fvu_target, headline, looks, telling_layers
-from .names import LONGEST, cut
+from .curves import (
+    Curve,
+    accuracy_metric,
+    accuracy_target,
+    curves_of,
+    end_labels,
+    fvu_target,
+    headline,
+    looks,
+    telling_layers,
+)
+from .names import LONGEST, cut, spelled
 from .page import EDGE, LINE, NAME, Page, picture, picture_format, widest
 from .panel import Panel, draw_panel
 from .phase_map import BAR, KEY, Row, draw_key, draw_map, draw_stop_bar, map_height, sampled
@@ -61,10 +71,13 @@ def plot_phases(
     )
     panels = [_fvu_panel(curves_of(scores, fvu_name, "fvu", styles, report), fvu_name)] if fvu_name else []
     if accuracy_name:
-        accuracy = curves_of(scores, accuracy_name, "accuracy", styles, report)
-        baseline = scores.baseline(accuracy_name, "accuracy")
-        axis = accuracy_axis(accuracy, baseline)
-        panels.append(_panel(accuracy, axis, _ACCURACY, "held-out accuracy, {}", accuracy_name, baseline))
+        metric = accuracy_metric(scores, accuracy_name)
+        accuracy, baseline = (
+            curves_of(scores, accuracy_name, metric, styles, report),
+            scores.baseline(accuracy_name, metric),
+        )
+        axis, text = accuracy_axis(accuracy, baseline), f"held-out {spelled(metric)}, {{}}"
+        panels.append(_panel(accuracy, axis, _ACCURACY, text, accuracy_name, baseline))
     rows = [Row(styles[layer], cells.get(layer)) for layer in scores.layers] if cells else []
     shown = sampled(rows)
     name = (styles[cell.layer].name if cell.layer in styles else cell.layer) if cell else ""
@@ -106,4 +119,4 @@ def _note(cell: CellPhases | None, name: str, rows: int, layers: int) -> str:
         return ""
     some = f", {rows} of {layers} layers" if rows < layers else ""
     shaded = f"; {'shaded below' if cell.phases else 'marked'}: {name}"
-    return f"phases of {cut(cell.target, LONGEST)} {cell.metric}{some}{shaded}"
+    return f"phases of {cut(cell.target, LONGEST)} {spelled(cell.metric)}{some}{shaded}"

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..best import best_checkpoint
+from ..losses import ACCURACIES, LOSSES, METRICS
 from ..phase_report import (
     KINDS,
     NOT_THERE,
@@ -26,7 +27,7 @@ from ..phase_report import (
 )
 from ..scores import MODEL_LAYER, Scores
 from .curves import evenly
-from .names import shortened
+from .names import shortened, spelled
 
 _COLOURS: dict[PhaseKind, str] = {"constant": "", "decrease": "green", "increase": "yellow"}
 _WIDE = 1000  # letters
@@ -37,23 +38,25 @@ MOST_STEPS = 60  # in tables of curves
 
 def print_report(scores: Scores, report: PhaseReport, console: Console) -> None:
     """Per target: the phases of its layers, then their curves, in as many parts as the console's width asks for."""
-    of_model = scores.filter(layer=MODEL_LAYER, metric="accuracy", split="heldout").values_of("target")
-    there = [(cell.target, cell.metric) for cell in report] + [(target, "error") for target in of_model]
+    there = [(cell.target, cell.metric) for cell in report]
+    for metric in ACCURACIES:
+        of_model = scores.filter(layer=MODEL_LAYER, metric=metric, split="heldout").values_of("target")
+        there += [(target, LOSSES[metric]) for target in of_model]
     for target, metric in dict.fromkeys(there):
         cells = [cell for cell in report if (cell.target, cell.metric) == (target, metric)]
         if cells:
             _print_phases(cells, console)
-        shown = "accuracy" if metric == "error" else metric
+        shown = METRICS[metric]
         curves = {cell.layer: _curve(scores, cell.layer, target, shown) for cell in cells}
         if own := _curve(scores, MODEL_LAYER, target, shown):
             curves[MODEL_LAYER] = own
-        heading(f"Held-out {shown} of target {target}, by step", console)
+        heading(f"Held-out {spelled(shown)} of target {target}, by step", console)
         say_thinned({step for curve in curves.values() for step in curve}, console)
         for part, table in enumerate(curve_tables(curves, console.width)):
             if part:
                 console.print()
             console.print(table)
-        if shown == "accuracy" and (baseline := scores.baseline(target, shown)) is not None:
+        if shown in ACCURACIES and (baseline := scores.baseline(target, shown)) is not None:
             console.print(Text(f"The class that most fit samples have, alone: {number(baseline)}", style="dim"))
         if estimates := scores.approximations(target, shown):
             console.print(f"~ estimates: {'; '.join(estimates)}. Intervals: columns low and high.", style="dim")
@@ -70,9 +73,8 @@ def _print_best(scores: Scores, cells: Sequence[CellPhases], console: Console) -
     target = cells[0].target
     best = best_checkpoint(scores, target, layers=[glob.escape(cell.layer) for cell in cells])
     steps = scores.curve(best.layer, target, best.metric)[0].tolist()
-    text = (
-        f"Best: {best.layer} at step {best.step}, {best.metric} {number(best.value, 4 if best.metric == 'fvu' else 3)}"
-    )
+    value = number(best.value, 4 if best.metric == "fvu" else 3)
+    text = f"Best: {best.layer} at step {best.step}, {spelled(best.metric)} {value}"
     alike = [f"its steps {', '.join(_spans(best.steps, steps))}"] if len(best.steps) > 1 else []
     alike += [f"{layer} at {step}" for layer, step in best.others.items()]
     console.print(
@@ -96,7 +98,8 @@ def say_thinned(steps: Collection[int], console: Console) -> None:
 
 def _print_phases(cells: Sequence[CellPhases], console: Console) -> None:
     """The phases of one target's layers, with what is to be said of them."""
-    heading(f"Phases of target {cells[0].target}: steps, and change of the held-out {cells[0].metric}", console)
+    metric = spelled(cells[0].metric)
+    heading(f"Phases of target {cells[0].target}: steps, and change of the held-out {metric}", console)
     table = phase_table(cells)
     if console.measure(table, options=console.options.update(max_width=_WIDE)).maximum > console.width:
         table = phase_table(cells, two_lines=True)

@@ -31,14 +31,19 @@ _NEVER = -1e18  # score of a class without fit rows; its square is a float32 num
 
 
 @stage("scores")
-def discriminants(cell: Activations, decoder: Decoder, targets: TargetMatrix) -> Decoder:
-    """The decoder with the scores of classes in the place of their one-hot columns' predictions."""
+def discriminants(cell: Activations, decoder: Decoder, targets: TargetMatrix, balanced: bool = False) -> Decoder:
+    """The decoder with the scores of classes in the place of their one-hot columns' predictions.
+
+    Args:
+        balanced: as if all classes were as frequent: without log p_j.
+    """
     weights, offset = decoder.weights.clone(), decoder.offset.clone()
     for columns in (slice(fit.block.start, fit.block.stop) for fit in decoder.fits if fit.block.kind == "classes"):
         one_hot = targets.fit[:, columns]
         shares = one_hot.mean(0, dtype=torch.float64)
         least = _LEAST[decoder.weights.dtype]
         own, constant = _scores(decoder.weights[:, columns].double(), _class_sums(cell, one_hot), shares, least)
+        constant -= shares.log().nan_to_num(neginf=0.0) if balanced else 0.0
         weights[:, columns] = own.to(weights.dtype)
         offset[columns] = (constant - cell.mean @ own).to(offset.dtype)
     return replace(decoder, weights=weights, offset=offset)

@@ -16,15 +16,20 @@ from ..fetching import later
 from ..timeline import stage, staged
 from ..types import Activations, BlockFit, Bounds, Decoder, Score, TargetBlock, TargetMatrix
 
+_BALANCED = "balanced_accuracy"
+
 
 @stage("scores")
 def evaluate(
-    cell: Activations, decoder: Decoder, targets: TargetMatrix, fit_scores: bool = True
+    cell: Activations, decoder: Decoder, targets: TargetMatrix, fit_scores: bool = True, balanced: bool = False
 ) -> Callable[[], list[Score]]:
     """``mse`` and ``fvu`` of regression targets, ``accuracy`` of classes, on the held-out rows and the fit rows.
 
     ``mse`` is per element; ``fvu`` is the split's squared error over its squared deviation from the fit mean.
     Held-out ``fvu`` and ``accuracy`` carry one value per sample.
+
+    Args:
+        balanced: ``balanced_accuracy`` instead, the mean over classes of the share that is right of each.
 
     Returns:
         What gives them: it waits for a GPU, which has all the work by then.
@@ -36,6 +41,9 @@ def evaluate(
     splits = [("heldout", cell.heldout, targets.heldout)] + fit_scores * [("fit", cell.fit, targets.fit)]
     random = [(fit.block, split) for fit in fits if fit.block.random for split in splits]
     losses = [_random_losses(decoder, block, rows, columns) for block, (_, rows, columns) in random]
+    if balanced:
+        hits, fit_hits = _weighted(hits, fits, targets, "heldout"), _weighted(fit_hits, direct, targets, "fit")
+    accuracy = _BALANCED if balanced else "accuracy"
     fetch = later(errors, hits, fit_errors.sum(1), fit_hits.double().mean(1), *losses)
 
     def read() -> list[Score]:
@@ -46,7 +54,7 @@ def evaluate(
         for fit, own, right in zip(fits, errors, hits, strict=True):
             split = _Split("heldout", len(cell.heldout), targets, place[fit.block.name], of_random)
             samples = torch.from_numpy(right if fit.block.kind == "classes" else own)
-            scores += _block_scores(decoder, fit, split, float(own.sum()), float(right.mean()), samples)
+            scores += _block_scores(decoder, fit, split, float(own.sum()), (accuracy, float(right.mean())), samples)
         measured = {fit.block.name: both for fit, *both in zip(direct, totals.tolist(), shares.tolist(), strict=True)}
         for fit in fits if fit_scores else ():
             split = _Split("fit", len(cell.fit), targets, place[fit.block.name], of_random)
@@ -54,7 +62,7 @@ def evaluate(
                 assert fit.fit_error is not None
                 found = [fit.fit_error, math.nan]
             total, share = found
-            scores += _block_scores(decoder, fit, split, total, share)
+            scores += _block_scores(decoder, fit, split, total, (accuracy, share))
         return scores
 
     return staged("scores", read)
@@ -121,10 +129,24 @@ def _columns(matrix: Tensor, blocks: Sequence[TargetBlock]) -> Tensor:
     return torch.cat(parts, -1)
 
 
+def _weighted(hits: Tensor, fits: Sequence[BlockFit], targets: TargetMatrix, split: str) -> Tensor:
+    """Hits [k, m] times what each row counts where all classes count alike."""
+    found = hits.double()
+    for own, fit in zip(found, fits, strict=True):
+        if (weights := targets.class_weights.get((fit.block.name, split))) is not None:
+            own *= weights
+    return found
+
+
 def _block_scores(
-    decoder: Decoder, fit: BlockFit, split: _Split, total: float, hits: float, samples: Tensor | None = None
+    decoder: Decoder,
+    fit: BlockFit,
+    split: _Split,
+    total: float,
+    accuracy: tuple[str, float],
+    samples: Tensor | None = None,
 ) -> list[Score]:
-    """Args: total: of squared errors. hits: share of the rows. samples: squared errors or, of classes, hits by row."""
+    """Args: total: of squared errors. accuracy: its name and value. samples: squared errors, or hits by row."""
     block, rows, deviation = fit.block, split.rows, split.deviation
     around = None if block.random == 0 else _bounds(block, split)
     if around is not None:  # an estimate beyond what can be is moved to the end of its interval
@@ -133,12 +155,13 @@ def _block_scores(
 
     def score(metric: str, value: float, unit: float = 1.0, samples: Tensor | None = None) -> Score:
         kept = None if samples is None else samples.float()
+        weights = split.targets.sample_weights[block.name] if kept is not None and metric == _BALANCED else None
         bounds = around and replace(around, low=value + around.low * unit, high=value + around.high * unit)
         name, dim, dtype = decoder.layer.name, decoder.layer.dim, decoder.weights.dtype
-        return Score(name, dim, block.name, split.name, metric, value, rows, fit, dtype, kept, bounds)
+        return Score(name, dim, block.name, split.name, metric, value, rows, fit, dtype, kept, bounds, weights)
 
     if block.kind == "classes":
-        return [score("accuracy", hits, samples=samples)]
+        return [score(*accuracy, samples=samples)]
     elements, share = rows * block.width, 1 / deviation if deviation > 0 else math.nan
     samples = None if samples is None else samples * (rows * share)
     return [score("mse", total / elements, 1 / elements), score("fvu", total * share, share, samples)]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..fetching import fetched
 from ..scores import MODEL_LAYER
-from ..types import Score
+from ..types import Score, balanced_weights
 
 _AT_ONCE = 1 << 26  # logits, of which a copy is made
 Labels = tuple[Tensor | None, Tensor | None]
@@ -22,11 +22,18 @@ class OwnOutputs:
         name: of the label target. classes: its number of them.
         labels: by split, of samples and of tokens that are rows, [n] each; None where there are none of these.
         sizes: by split, how many samples and rows there are.
+        balanced: ``balanced_accuracy`` instead: all classes that a split has count alike.
     """
 
     def __init__(
-        self, name: str, classes: int, labels: Mapping[str, Labels], sizes: Mapping[str, tuple[int, int]]
+        self,
+        name: str,
+        classes: int,
+        labels: Mapping[str, Labels],
+        sizes: Mapping[str, tuple[int, int]],
+        balanced: bool = False,
     ) -> None:
+        self._balanced = balanced
         self._name, self._classes, self._labels, self._sizes = name, classes, labels, sizes
         self._found: dict[str, list[tuple[bool, int, int]]] = {split: [] for split in labels}  # of tokens, rows, width
         self._losses: dict[str, list[Tensor]] = {split: [] for split in labels}
@@ -52,15 +59,26 @@ class OwnOutputs:
         """None of splits without outputs for each sample or row, or without labels."""
         scores = []
         there = [split for split, losses in self._losses.items() if self._width is not None and losses]
-        of_all = fetched(
-            *(part for s in there for part in (torch.stack(self._losses[s]).sum(), torch.cat(self._hits[s])))
-        )
-        for split, loss, hits in zip(there, of_all[::2], of_all[1::2], strict=True):
+        own = iter(fetched(*(part for split in there for part in self._sums(split))))
+        for split, loss, hits, weights in zip(there, own, own, own, strict=True):
             rows, samples = len(hits), hits.float() if split == "heldout" else None
-            same = MODEL_LAYER, self._classes, self._name, split
+            same, name = (MODEL_LAYER, self._classes, self._name, split), f"{'balanced_' * self._balanced}accuracy"
+            units = weights.float() if self._balanced and samples is not None else None
             scores.append(Score(*same, "loss", float(loss) / rows, rows))
-            scores.append(Score(*same, "accuracy", float(hits.mean()), rows, samples=samples))
+            scores.append(Score(*same, name, float(hits.mean()), rows, samples=samples, weights=units))
         return scores
+
+    def _sums(self, split: str) -> tuple[Tensor, Tensor, Tensor]:
+        """The sum of all losses, what each row is right about, [n], and counts, [n] or nothing."""
+        hits = torch.cat(self._hits[split])
+        weights = hits.new_empty(0)
+        if self._balanced:
+            ((of_tokens, _, _), *_) = self._found[split]
+            labels = self._labels[split][of_tokens]
+            assert labels is not None
+            weights = balanced_weights(labels.to(hits.device), self._classes)
+            hits = hits * weights
+        return torch.stack(self._losses[split]).sum(), hits, weights
 
     @property
     def problem(self) -> str:

@@ -1,0 +1,116 @@
+"""Balanced accuracy: of discriminants of equal prior probability, with all classes counting alike."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import phasefast as pf
+from phasefast.report import plot_phases
+from tests.test_cli import invoke
+
+SHARES = torch.tensor([0.9, 0.07, 0.03])
+
+
+def drawn(count: int, seed: int, features: int = 10) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.multinomial(SHARES, count, replacement=True, generator=generator)
+    means = torch.randn(3, features, generator=torch.Generator().manual_seed(0))
+    return means[labels] + torch.randn(count, features, generator=generator), labels
+
+
+@pytest.fixture
+def probe_set() -> pf.ProbeSet:
+    return pf.ProbeSet(*drawn(900, 1), *drawn(600, 2))
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Identity(), nn.Linear(10, 3))
+
+
+def balanced(labels: Tensor, guesses: np.ndarray) -> float:
+    return float(np.mean([(guesses[labels.numpy() == each] == each).mean() for each in labels.unique().tolist()]))
+
+
+@pytest.mark.parametrize("options", [{}, {"route": "dual"}, {"layer_sketch": 9}, {"splits": "heldout"}], ids=str)
+def test_it_is_that_of_scikit_learn_with_equal_priors(model: nn.Module, options: dict[str, Any]) -> None:
+    discriminant_analysis = pytest.importorskip("sklearn.discriminant_analysis")
+    fit, labels, held, held_labels = rows = *drawn(900, 1), *drawn(600, 2)
+    expected = discriminant_analysis.LinearDiscriminantAnalysis(priors=[1 / 3] * 3).fit(fit.numpy(), labels.numpy())
+    given: dict[str, Any] = {"classifier": "balanced", "targets": "label", "alphas": [1e-9], "precision": "double"}
+    scores = pf.probe(model, pf.ProbeSet(*rows), layers="0", **given, **options)
+    for split, x, y in (("fit", fit, labels), ("heldout", held, held_labels)):
+        if options.get("splits") != split and not (split == "fit" and options):
+            found = scores.value(layer="0", metric="balanced_accuracy", split=split)
+            assert found == pytest.approx(balanced(y, expected.predict(x.numpy())), abs=0.03 if options else 1e-9)
+    assert not scores.has_curve("0", "label", "accuracy")
+    own = scores.value(layer="model", metric="balanced_accuracy", split="heldout")
+    assert own == pytest.approx(balanced(held_labels, model(held).argmax(1).numpy()))
+
+
+def test_samples_and_their_weights_give_the_value_and_the_baseline(model: nn.Module, probe_set: pf.ProbeSet) -> None:
+    scores = pf.probe(model, probe_set, layers="0", classifier="balanced")
+    labels = probe_set.heldout_labels
+    assert labels is not None
+    counts = np.bincount(labels.numpy())
+    for layer in ("0", "model"):
+        _, ((*samples,),) = scores.samples(layer, "label", "balanced_accuracy")
+        weights = scores.baseline_samples(layer, "label", "balanced_accuracy")
+        assert weights == pytest.approx(len(labels) / (3 * counts[labels.numpy()]), rel=1e-6)
+        value = scores.value(layer=layer, metric="balanced_accuracy", split="heldout")
+        assert np.mean(samples) == pytest.approx(value, rel=1e-6)
+    assert scores.baseline("label", "balanced_accuracy") == pytest.approx(1 / 3)
+    best = pf.best_checkpoint(scores, "label")
+    assert (best.layer, best.metric) == ("0", "balanced_accuracy")
+    assert best.value == pytest.approx(scores.value(layer="0", metric="balanced_accuracy", split="heldout"), rel=1e-6)
+
+
+def test_tokens_of_rare_classes_count_as_much() -> None:
+    ids, held = (torch.multinomial(SHARES, 5 * n, True).reshape(n, 5) for n in (80, 60))
+    model = nn.Sequential(nn.Embedding(3, 4), nn.Linear(4, 3))
+    probe_set = pf.ProbeSet(ids, ids, held, held)
+    scores = pf.probe(model, probe_set, tokens="each", classifier="balanced", targets="label")
+    assert scores.value(layer="0", metric="balanced_accuracy", split="heldout") == pytest.approx(1)
+    guesses = model(held).argmax(2).flatten().detach().numpy()
+    own = scores.value(layer="model", metric="balanced_accuracy", split="heldout")
+    assert own == pytest.approx(balanced(held.flatten(), guesses))
+    _, ((*samples,),) = scores.samples("0", "label", "balanced_accuracy")
+    assert len(samples) == 60  # sequences
+    weights = scores.baseline_samples("0", "label", "balanced_accuracy")
+    assert np.asarray(samples) == pytest.approx(weights, rel=1e-5)
+
+
+def test_phases_tables_and_pictures_are_of_it(model: nn.Module, probe_set: pf.ProbeSet, tmp_path: Path) -> None:
+    states = {}
+    for step in range(9):
+        torch.manual_seed(step)
+        states[step] = {name: torch.randn_like(tensor) for name, tensor in model.state_dict().items()}
+    how: dict[str, Any] = {"layers": "?", "classifier": "balanced", "targets": "label"}
+    scores = pf.sweep(model, states, probe_set, out=tmp_path / "a", **how)
+    report = pf.detect_phases(scores)
+    assert {cell.metric for cell in report} == {"balanced_error"}
+    assert plot_phases(scores, report, tmp_path / "phases.png").stat().st_size > 10_000
+    printed = invoke("report", tmp_path / "a").stdout
+    assert "change of the held-out balanced error" in printed
+    assert "Held-out balanced accuracy of target label, by step" in printed
+    assert "balanced accuracy ." in printed  # of the best
+    assert "balanced_accuracy" in invoke("scores", tmp_path / "a").stdout
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    assert "Held-out balanced accuracy of target label" in invoke("compare", tmp_path / "a", tmp_path / "b").stdout
+
+
+def test_a_class_of_nearly_all_samples_is_told(model: nn.Module, probe_set: pf.ProbeSet) -> None:
+    words = r"targets \['label'\]: 90% of fit samples or more are of one class.*classifier='balanced'"
+    labels = torch.zeros(900, dtype=torch.long)
+    labels[::20] = 1
+    given = pf.ProbeSet(probe_set.fit_inputs, labels, probe_set.heldout_inputs, labels[:600])
+    with pytest.warns(RuntimeWarning, match=words):
+        pf.probe(model, given, layers="0", targets=pf.Label(3))
