@@ -19,7 +19,8 @@ _CHUNK = 1024
 _MOST_CLASSES = 1_000_000  # vocabularies have a quarter of that
 _MOST_COLUMNS = 20_000  # integers may be numbers
 _WHOLE = 256  # classes of which each has a column, whether a fit row is of it or not
-_EACH = "give tokens='each' and inputs [n, t, ...]"
+_EACH = "give tokens='each', inputs [n, t, ...] and one integer for each token"
+_LACKING = "leave samples that have none out of the probe set; only labels of tokens may be -100"
 Split = tuple[Tensor, Tensor | None]
 
 
@@ -229,9 +230,10 @@ def _columns(target: Values | Function, values: Tensor, held: Tensor) -> tuple[T
     low, high = min(int(labels.min()), int(held_labels.min())), max(int(labels.max()), int(held_labels.max()))
     count = target.num_classes or high + 1
     if target.num_classes is None and (low < 0 or count > _MOST_CLASSES):
+        mend = f"; {_LACKING}" if low < 0 else ""
         raise DataError(
             f"target {target.name!r}: expected classes from 0 to {_MOST_CLASSES - 1} at most, got integers {low} to "
-            f"{high}; for numbers give floats, or kind='regression'"
+            f"{high}; for numbers give floats, or kind='regression'{mend}"
         )
     return _one_hot(target.name, labels, held_labels, count)
 
@@ -243,7 +245,8 @@ def _one_hot(name: str, labels: Tensor, held: Tensor, count: int) -> tuple[Tenso
     for own in (labels, held):
         low, high = int(own.min()), int(own.max())
         if low < 0 or high >= count:
-            raise DataError(f"target {name!r}: expected labels from 0 to {count - 1}, got {low} to {high}")
+            mend = f"; {_LACKING}" if low < 0 else ""
+            raise DataError(f"target {name!r}: expected labels from 0 to {count - 1}, got {low} to {high}{mend}")
     if count > _WHOLE and len(there := labels.unique()) < count - 1:
         if len(there) >= _MOST_COLUMNS:
             raise DataError(

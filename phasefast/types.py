@@ -171,10 +171,16 @@ class TargetMatrix:
         """What each row counts so that the classes that a split has count alike, 1 on average: by target and split."""
         found = {}
         for block in (block for block in self.blocks if block.kind == "classes"):
-            for split, rows in (("fit", self.fit), ("heldout", self.heldout)):
-                own = rows[:, block.start : block.stop].argmax(1)
+            held = self.heldout[:, block.start : block.stop].argmax(1)
+            for split, own in (("fit", self.fit_classes[block.name]), ("heldout", held)):
                 found[block.name, split] = balanced_weights(own, block.stop - block.start)
         return found
+
+    @cached_property
+    def fit_classes(self) -> dict[str, torch.Tensor]:
+        """The class of each fit row, [n], by target; of many classes reading all columns takes long."""
+        classes = (block for block in self.blocks if block.kind == "classes")
+        return {block.name: self.fit[:, block.start : block.stop].argmax(1) for block in classes}
 
     @cached_property
     def sample_weights(self) -> dict[str, torch.Tensor]:

@@ -108,7 +108,7 @@ def test_the_document_on_sequences_runs_as_written(capsys: pytest.CaptureFixture
     model.head = torch.nn.Linear(8, 12)
     ids = torch.randint(12, (400, 7)).numpy()
     names: dict[str, Any] = {"pf": pf, "torch": torch, "model": model, "ids": ids}
-    names["kind_of_word"] = torch.arange(12) % 3
+    names |= {"words": 12, "kind_of_word": torch.arange(12) % 3}
     exec(tokens, names)
     scores = names["scores"]
     assert scores.layers == ["blocks.0", "blocks.1"]

@@ -38,21 +38,20 @@ def discriminants(cell: Activations, decoder: Decoder, targets: TargetMatrix, ba
         balanced: as if all classes were as frequent: without log p_j.
     """
     weights, offset = decoder.weights.clone(), decoder.offset.clone()
-    for columns in (slice(fit.block.start, fit.block.stop) for fit in decoder.fits if fit.block.kind == "classes"):
-        one_hot = targets.fit[:, columns]
-        shares = one_hot.mean(0, dtype=torch.float64)
+    for block in (fit.block for fit in decoder.fits if fit.block.kind == "classes"):
+        columns, shares = slice(block.start, block.stop), targets.mean[block.start : block.stop]
+        sums = _class_sums(cell, targets.fit_classes[block.name], len(shares))
         least = _LEAST[decoder.weights.dtype]
-        own, constant = _scores(decoder.weights[:, columns].double(), _class_sums(cell, one_hot), shares, least)
+        own, constant = _scores(decoder.weights[:, columns].double(), sums, shares, least)
         constant -= shares.log().nan_to_num(neginf=0.0) if balanced else 0.0
         weights[:, columns] = own.to(weights.dtype)
         offset[columns] = (constant - cell.mean @ own).to(offset.dtype)
     return replace(decoder, weights=weights, offset=offset)
 
 
-def _class_sums(cell: Activations, one_hot: Tensor) -> Tensor:
-    """Y'X / n [k, d] of one-hot columns Y [n, k] and centred rows X [n, d]."""
-    classes = one_hot.argmax(1)
-    sums = torch.zeros(one_hot.shape[1], cell.fit.shape[1], dtype=torch.float64, device=cell.fit.device)
+def _class_sums(cell: Activations, classes: Tensor, count: int) -> Tensor:
+    """Y'X / n [k, d] of the one-hot columns Y [n, k] of classes [n] and centred rows X [n, d]."""
+    sums = torch.zeros(count, cell.fit.shape[1], dtype=torch.float64, device=cell.fit.device)
     for place, rows in wide_rows(cell.fit, 1):
         sums.index_add_(0, classes[place], rows - cell.mean)
     return sums / len(cell.fit)
