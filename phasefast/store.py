@@ -28,9 +28,9 @@ _NAMES = {
     "token_rows": ("which tokens count (padding=, or labels of -100)",),
 }
 _ELSEWHERE = "give another out= (--out), or overwrite=True (--overwrite) to start over"
-# What reports write beside the scores that they are of: the picture of all, and that of some layers or targets.
-PHASES, PICTURE, SELECTED = "phases.json", "phases.png", "phases-selected.png"
-RECONSTRUCTIONS = "reconstructions.png"
+# What reports write beside the scores that they are of: pictures of all, and of some layers or targets.
+PHASES, RECONSTRUCTIONS = "phases.json", "reconstructions.png"
+PICTURES, SELECTED = ("phases.png", "maps.png"), ("phases-selected.png", "maps-selected.png")
 _ORIGIN, _TRAINING, _FAILED, _LOCK = "origin.json", "training.json", "failed-{}.json", ".lock"
 _OTHER_VERSION = "by another version of phasefast"
 _WORDS = "stored", "now"  # of the two values of a setting
@@ -60,7 +60,7 @@ def open_store(
         remove_file(path)
     done: dict[int, Scores] = {}
     shards = list_shards(directory)
-    reports = (PHASES, PICTURE, SELECTED, RECONSTRUCTIONS) if overwrite and shards else ()
+    reports = (PHASES, *PICTURES, *SELECTED, RECONSTRUCTIONS) if overwrite and shards else ()
     for name in reports:  # before the shards: a kill leaves none behind
         if (path := Path(directory) / name).is_file():
             remove_file(path)

@@ -105,12 +105,12 @@ def test_the_models_own_scores_are_shown_by_name(run: Path) -> None:
 
 def test_a_report_of_some_layers_keeps_the_picture_of_all(run: Path) -> None:
     invoke("report", run)
-    picture, selected = run / "phases.png", run / "phases-selected.png"
+    picture, selected, maps = (run / f"{name}.png" for name in ("phases", "phases-selected", "maps-selected"))
     whole = picture.read_bytes()
     assert not selected.exists()
     for chosen in (("--layer", "stage1"), ("--target", "input")):
         text = invoke("report", run, *chosen).stdout
-        assert text.splitlines()[-1] == f"wrote {run / 'phases.json'} and {selected}"
+        assert text.splitlines()[-1] == f"wrote {run / 'phases.json'}, {selected} and {maps}"
         assert picture.read_bytes() == whole
         assert selected.read_bytes().startswith(b"\x89PNG")
         assert selected.read_bytes() != whole

@@ -74,7 +74,7 @@ def test_names_with_brackets_and_colons_are_names(
         assert done.exit_code == 0, done.output
         assert f"2 checkpoints are in {out}" in done.output
         done = CliRunner().invoke(app, ["report", out])
-        assert f"wrote {out}/phases.json and {out}/phases.png" in done.output
+        assert f"wrote {out}/phases.json, {out}/phases.png and {out}/maps.png" in done.output
         assert pf.read_scores(out).steps == [1, 2]
 
 
@@ -99,7 +99,7 @@ def test_a_report_that_nobody_reads_to_its_end_writes_its_files(tmp_path: Path) 
     command = f"{sys.executable} -m phasefast report {run} | head -3; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert {"phases.json", "phases.png"} <= {path.name for path in run.iterdir()}
+    assert {"phases.json", "phases.png", "maps.png"} <= {path.name for path in run.iterdir()}
 
 
 def test_lines_are_long_where_there_is_no_terminal(tmp_path: Path) -> None:

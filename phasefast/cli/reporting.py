@@ -68,7 +68,7 @@ def phases(
 
 @app.command()
 def report(directory: Directory, layer: ShownLayers = None, target: ShownTargets = None) -> None:
-    """Like phases, and draw phases.png, or phases-selected.png where --layer or --target select what is shown.
+    """Like phases, and draw phases.png and maps.png, or phases-selected.png and maps-selected.png of some.
 
     The last layer's before the model's output shade the upper curves, its stop window marks all.
     """

@@ -39,7 +39,7 @@ def run_demo(
 ) -> PhaseReport:
     """Train ``digits_net`` on the digits and probe all layers at steps 0, 1, 2, 4, ..., ``steps``.
 
-    Writes ``out/scores/``, ``out/phases.json``, ``out/phases.png`` and ``out/reconstructions.png``, and prints the
+    Writes ``out/scores/``, ``out/phases.json`` and three pictures, and prints the
     tables. Scores of an earlier run in ``out/scores/``, its ``phases.json`` and pictures, are removed first; nothing
     else is.
 

@@ -1,4 +1,4 @@
-"""What a run directory's scores say: ``phases.json``, ``phases.png`` and tables."""
+"""What a run directory's scores say: ``phases.json``, ``phases.png``, ``maps.png`` and tables."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from ..notices import shown, warn
 from ..phase_report import PhaseReport, failure_notes
 from ..scores import Scores, read_scores
 from ..stages.phases import detect_phases
-from ..store import PHASES, PICTURE, SELECTED, differences, lost_layers, read_failures, read_origins
+from ..store import PHASES, PICTURES, SELECTED, differences, lost_layers, read_failures, read_origins
 from .compared import plot_comparison, print_comparison, run_names
 from .curves import accuracy_target, fvu_target, telling_layers
 from .gallery import plot_reconstructions
+from .maps import plot_maps
 from .page import need_matplotlib, picture_format
 from .plot import plot_phases
 from .table import print_report
@@ -29,6 +30,7 @@ from .table import print_report
 __all__ = [
     "check_picture",
     "need_matplotlib",
+    "plot_maps",
     "plot_phases",
     "plot_reconstructions",
     "print_report",
@@ -112,11 +114,13 @@ def write_report(
     layers: Sequence[str] | None = None,
     targets: Sequence[str] | None = None,
 ) -> PhaseReport:
-    """The tables of a run's phases on ``console``, then ``phases.json`` and ``phases.png`` in its directory.
+    """The tables of a run's phases on ``console``, then ``phases.json`` and two pictures in its directory.
+
+    These are ``phases.png``, by ``plot_phases``, and ``maps.png``, by ``plot_maps``.
 
     Args:
-        layers, targets: names or globs of what is shown, in ``phases-selected.png`` then; ``phases.json``, and what is
-            returned, have all.
+        layers, targets: names or globs of what is shown, in ``phases-selected.png`` and ``maps-selected.png`` then;
+            ``phases.json``, and what is returned, have all.
 
     Raises:
         DependencyError: matplotlib is missing; all else is written and printed by then.
@@ -130,11 +134,13 @@ def write_report(
     write_phases(directory, report)
     (name,) = scores.values_of("run")
     name = Path(directory).resolve().name if name == _UNNAMED else name
-    picture = Path(directory) / (PICTURE if layers is None and targets is None else SELECTED)
+    pictures = PICTURES if layers is None and targets is None else SELECTED
+    picture, maps = (Path(directory) / each for each in pictures)
     plot_phases(*part, picture, title=f"Learning phases: {name}", layers=telling_layers(scores))
-    console.print(f"wrote {Path(directory) / PHASES} and {picture}", soft_wrap=True)
+    plot_maps(part[0], maps, title=f"What each layer gives back: {name}")
+    console.print(f"wrote {Path(directory) / PHASES}, {picture} and {maps}", soft_wrap=True)
     if left := [target for target in part[0].targets if target not in (fvu_target(part[0]), accuracy_target(part[0]))]:
-        console.print(f"the picture leaves out {shown(left)}: --target draws one", soft_wrap=True)
+        console.print(f"{picture.name} leaves out {shown(left)}: --target draws one", soft_wrap=True)
     return report
 
 

@@ -32,6 +32,7 @@ def test_report_writes_json_picture_and_table(run: Path) -> None:
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "features" in text
     assert str(run / "phases.png") in text
+    assert (run / "maps.png").stat().st_size > 10_000
 
 
 def test_missing_directory_and_single_step_are_typed_errors(tmp_path: Path) -> None:
@@ -74,7 +75,7 @@ def test_targets_that_are_not_drawn_are_told(tmp_path: Path) -> None:
     run = write_run(tmp_path / "several", Scores.concat([scores, *more]))
     console = Console(width=200, file=io.StringIO())
     write_report(run, console)
-    assert "the picture leaves out ['kind']: --target draws one" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "phases.png leaves out ['kind']: --target draws one" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_without_matplotlib_all_but_the_picture_is_done(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

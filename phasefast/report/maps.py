@@ -1,0 +1,166 @@
+"""The picture of all targets: how well each layer gives each of them back at each step, as a map."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import DataError
+from ..files import writing
+from ..losses import ACCURACIES, LOSSES
+from ..scores import MODEL_LAYER, Scores
+from .curves import INK, evenly
+from .names import LONGEST, cut, shortened, spelled
+from .page import EDGE, LINE, MUTED, blank, picture, picture_format, widest
+from .scales import LETTER
+from .table import number, numbers
+
+_WIDTH, _TITLE, _HEAD, _FOOT, _APART = 9.0, 0.55, 0.3, 0.3, 0.1  # inches
+_TALL, _ROW = 3.2, (0.105, 0.25)  # inches: of a map, and of a row at least and at most
+_KEY, _BAR = 0.75, 0.13  # inches right of a map, and of its colours
+_LAYERS, _STEPS, _MAPS = 45, 60, 12  # shown, at most
+_FACTOR = 20.0  # between FVUs, from which on colours are by their logarithm
+_SMALL, _DARK = 9, 0.5  # points; share of the colours, on which numbers are white
+_EMPTY, _BEST = "#eeeeee", "#D55E00"
+
+
+@dataclass(frozen=True)
+class _Map:
+    """One target: held-out values [layers, steps], NaN where there is none, and how good they are, from 0 to 1."""
+
+    target: str
+    metric: str
+    layers: Sequence[str]
+    steps: Sequence[int]
+    values: np.ndarray
+
+    @property
+    def losses(self) -> np.ndarray:
+        """Less is better; Inf where there is none."""
+        return np.where(np.isfinite(self.values), -self.values if self.metric in ACCURACIES else self.values, np.inf)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The worst and the best value."""
+        finite = self.values[np.isfinite(self.values)]
+        low, high = float(finite.min()), float(finite.max())
+        return (low, high) if self.metric in ACCURACIES else (high, low)
+
+    @property
+    def is_log(self) -> bool:
+        """Whether colours are by the logarithm."""
+        worst, best = self.ends
+        return self.metric not in ACCURACIES and best > 0 and worst > _FACTOR * best
+
+    def goodness(self, values: np.ndarray) -> np.ndarray:
+        """Where values lie between the worst and the best."""
+        worst, best = (math.log(end) if self.is_log else end for end in self.ends)
+        with np.errstate(invalid="ignore"):
+            even = np.log(values) if self.is_log else values
+        return np.asarray((even - worst) / (best - worst or 1.0))
+
+
+@picture
+def plot_maps(scores: Scores, path: str | Path, title: str = "What each layer gives back") -> Path:
+    """Draw the held-out score of every layer and step, a map for each target, as a PNG of 1,620 pixels' width, PDF or
+    SVG.
+
+    A row for each layer, the first one on top, the model's own output below all; a column for each step. Bright is
+    decoded well; the best step of each layer is bold, or has a dot, that of all layers a frame. Of more than 45 layers,
+    60 steps or 12 targets some are shown.
+
+    Args:
+        scores: of one run.
+
+    Raises:
+        DataError: there is no finite held-out FVU or accuracy to draw. ArgumentError: ``path`` is of another kind.
+        DependencyError: matplotlib is missing. StoreError: the file cannot be written.
+    """
+    form, maps = picture_format(path), _maps(scores)
+    if not maps:
+        raise DataError(f"nothing to draw: expected finite held-out 'fvu' or 'accuracy' rows, got {scores!r}")
+    shown = maps[:_MAPS]
+    names = shortened(layer for each in shown for layer in each.layers)
+    left = widest(names.values()) + 2 * EDGE
+    rows = [min(max(_TALL / len(each.layers), _ROW[0]), _ROW[1]) for each in shown]
+    talls = [row * len(each.layers) for row, each in zip(rows, shown, strict=True)]
+    height = _TITLE + sum(_HEAD + tall + _FOOT + _APART for tall in talls)
+    figure, top = blank(_WIDTH, height), _TITLE
+    head: dict[str, Any] = {"fontsize": 13, "weight": "bold", "color": INK, "parse_math": False}
+    figure.text(EDGE / _WIDTH, 1 - 0.3 / height, cut(title, 70), **head)
+    some = f"{_MAPS} of {len(maps)} targets; " if len(maps) > len(shown) else ""
+    note = f"{some}bright: decoded well; bold, dots: each layer's best step"
+    figure.text(1 - EDGE / _WIDTH, 1 - 0.3 / height, note, fontsize=_SMALL, color=MUTED, ha="right")
+    for each, tall in zip(shown, talls, strict=True):
+        top += _HEAD
+        box = (left / _WIDTH, 1 - (top + tall) / height, (_WIDTH - left - _KEY) / _WIDTH, tall / height)
+        _draw(figure, each, names, box, tall, _WIDTH - left - _KEY)
+        top += tall + _FOOT + _APART
+    with writing(path, "the picture") as partial:
+        figure.savefig(partial, format=form)
+    return Path(path)
+
+
+def _maps(scores: Scores) -> list[_Map]:
+    found = []
+    targets = dict.fromkeys([*scores.targets, *scores.filter(layer=MODEL_LAYER).values_of("target")])
+    for target in targets:
+        for metric in LOSSES:
+            layers = [each for each in [*scores.layers, MODEL_LAYER] if scores.has_curve(each, target, metric)]
+            if not layers:
+                continue
+            curves = {layer: scores.curve(layer, target, metric) for layer in layers}
+            steps = sorted({step for own, _ in curves.values() for step in own.tolist()})
+            some = [layers[i] for i in evenly(len(layers), _LAYERS)]
+            few = [steps[i] for i in evenly(len(steps), _STEPS)]
+            values = np.full((len(some), len(few)), np.nan)
+            for row, layer in enumerate(some):
+                known = dict(zip(*(part.tolist() for part in curves[layer]), strict=True))
+                values[row] = [known.get(step, np.nan) for step in few]
+            if np.isfinite(values).any():
+                found.append(_Map(target, metric, some, few, values))
+            break
+    return found
+
+
+def _draw(figure: Any, own: _Map, names: Mapping[str, str], box: tuple[float, ...], tall: float, wide: float) -> None:
+    """Args: box: of the map, in shares of the page. tall, wide: in inches."""
+    from matplotlib import colormaps
+    from matplotlib.patches import Rectangle
+
+    colours, axes, good = colormaps["viridis"].with_extremes(bad=_EMPTY), figure.add_axes(box), own.goodness(own.values)
+    axes.imshow(np.ma.masked_invalid(good), cmap=colours, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    name = "FVU" if own.metric == "fvu" else spelled(own.metric)
+    axes.set_title(f"{cut(own.target, LONGEST)}: held-out {name}", fontsize=10, loc="left", parse_math=False)
+    row, column = tall / len(own.layers), wide / len(own.steps)
+    places = range(len(own.layers) - 1, -1, -math.ceil(LINE / row))
+    axes.set_yticks(places, [names[own.layers[i]] for i in places], fontsize=_SMALL, parse_math=False)
+    places = range(len(own.steps) - 1, -1, -math.ceil(LETTER * (len(str(own.steps[-1])) + 1.5) / column))
+    axes.set_xticks(places, [str(own.steps[i]) for i in places], fontsize=_SMALL)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    texts = [[text.replace("nan", "") for text in numbers(line)] for line in own.values.tolist()]
+    written = row >= LINE and widest(text for line in texts for text in line) < 0.95 * column
+    for y, losses in enumerate(own.losses):
+        least = int(losses.argmin()) if np.isfinite(losses).any() else -1
+        for x, text in enumerate(texts[y]):
+            ink, weight = ("white" if good[y, x] < _DARK else INK), "bold" if x == least else "normal"
+            if written:
+                axes.text(x, y, text, fontsize=_SMALL, color=ink, weight=weight, ha="center", va="center_baseline")
+            elif x == least:
+                axes.plot(x, y, ".", color=ink, markersize=4)
+    layers = own.losses[: len(own.layers) - (own.layers[-1] == MODEL_LAYER and len(own.layers) > 1)]
+    y, x = divmod(int(layers.argmin()), layers.shape[1])
+    axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor=_BEST, linewidth=2, clip_on=False))
+    bar = figure.add_axes((1 - (_KEY - 0.1) / _WIDTH, box[1], _BAR / _WIDTH, box[3]))
+    bar.imshow(np.linspace(1, 0, 64)[:, None], cmap=colours, aspect="auto", vmin=0, vmax=1)
+    bar.yaxis.tick_right()
+    bar.set_xticks([])
+    bar.set_yticks([0, 63], [number(end) for end in own.ends[::-1]], fontsize=_SMALL)
+    bar.tick_params(length=0)
+    bar.spines[:].set_visible(False)

@@ -1,0 +1,72 @@
+"""The maps of all targets: what is in them, and where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from phasefast.errors import ArgumentError, DataError, StoreError
+from phasefast.report import plot_maps
+from phasefast.report.maps import _maps
+from phasefast.scores import Scores
+
+from .synthetic import log2_steps, make_scores, row, targets_apart
+
+
+def test_there_is_a_map_of_each_target_with_the_models_own_row_last() -> None:
+    of_input, of_label = _maps(make_scores(["a", "b"], log2_steps(6)))
+    assert (of_input.target, of_input.metric, list(of_input.layers)) == ("input", "fvu", ["a", "b"])
+    assert (of_label.target, of_label.metric, list(of_label.layers)) == ("label", "accuracy", ["a", "b", "model"])
+    assert list(of_label.steps) == log2_steps(6)
+    assert {each.target for each in _maps(targets_apart())} == {"input", "colour", "label"}
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_the_best_is_bright_and_what_is_not_there_is_empty(log: bool) -> None:
+    there = (0, "a", 0.5), (0, "b", 0.005 if log else 0.4), (8, "a", 0.05 if log else 0.45)
+    rows = [row(step, layer, "input", "fvu", np.full(9, value)) for step, layer, value in there]
+    (found,) = _maps(Scores.from_rows(rows))
+    assert found.is_log == log
+    good = found.goodness(found.values)
+    np.testing.assert_allclose(good, [[0, 0.5], [1, np.nan]], atol=1e-6)
+    assert found.losses[1, 1] == np.inf
+    (of_label,) = _maps(make_scores(["a", "b"], [0, 8], fvu=False, network=False))
+    assert of_label.goodness(of_label.values)[np.unravel_index(of_label.losses.argmin(), (2, 2))] == 1
+    worst, best = of_label.ends
+    assert worst == of_label.values.min() < best == of_label.values.max()
+
+
+def test_values_that_are_all_the_same_have_a_map(tmp_path: Path) -> None:
+    rows = [row(s, "a", "input", "fvu", np.full(9, 0.5)) for s in (0, 1)]
+    assert plot_maps(Scores.from_rows(rows), tmp_path / "maps.svg").stat().st_size > 1000
+
+
+def test_of_many_layers_steps_and_targets_some_are_drawn(tmp_path: Path) -> None:
+    many = make_scores([f"layer{i}" for i in range(60)], list(range(80)), network=False)
+    of_input, _ = _maps(many)
+    assert of_input.values.shape == (45, 60)
+    assert (of_input.layers[0], of_input.layers[-1]) == ("layer0", "layer59")
+    assert (of_input.steps[0], of_input.steps[-1]) == (0, 79)
+    rows = [row(s, "a", f"of $x^{t}", "fvu", np.full(9, 0.1 * (s + 1))) for s in (0, 1) for t in range(14)]
+    path = plot_maps(Scores.from_rows(rows), tmp_path / "maps.pdf", "a title" * 40)
+    assert path.read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize("layers", [["a"], [f"model.layers.{i}" for i in range(30)]])
+def test_the_picture_is_as_wide_as_the_others(layers: list[str], tmp_path: Path) -> None:
+    path = plot_maps(make_scores(layers, log2_steps(9)), tmp_path / "maps.png")
+    head = path.read_bytes()[:24]
+    assert head.startswith(b"\x89PNG")
+    assert int.from_bytes(head[16:20], "big") == 1620
+
+
+def test_what_cannot_be_drawn_is_told(tmp_path: Path) -> None:
+    scores = make_scores(["a"], [0, 1])
+    with pytest.raises(DataError, match="nothing to draw: expected finite held-out"):
+        plot_maps(scores.filter(metric="mse"), tmp_path / "maps.png")
+    with pytest.raises(ArgumentError, match="expected a name that ends with"):
+        plot_maps(scores, tmp_path / "maps.doc")
+    with pytest.raises(StoreError, match="cannot write the picture"):
+        plot_maps(scores, tmp_path / "absent" / "maps.png")
