@@ -8,7 +8,7 @@ CARRY_PYTHON ?= 3.12
 CARRIED := typer rich pytest-timeout
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test test-abi bench carry gpu docs-tables lint format clean
+.PHONY: help demo test test-abi test-reference bench carry gpu docs-tables lint format clean
 
 help:
 	@echo "make demo    train on 8x8 digits, probe every layer, show the learning phases (runs/demo)"
@@ -18,7 +18,7 @@ help:
 	@echo "make gpu     build, test and benchmark on this machine's GPU with the Python at hand; no network needed"
 	@echo "make docs-tables  write docs/*.md anew from docs/results/*.json and benchmarks/results/*.json"
 	@echo "make lint    check style and types;  make format  mend style"
-	@echo "make test-abi  run the op tests of this build under torch $(ABI_TORCH)"
+	@echo "make test-abi  run the op tests of this build under torch $(ABI_TORCH);  make test-reference  without compiled ops"
 
 $(VENV)/created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
@@ -44,6 +44,10 @@ demo: $(VENV)/demo
 
 test: $(VENV)/dev
 	$(BIN)/python -m pytest --durations=10
+
+# On a GPU some calls go to the reference, which CPUs never need: here on tensors that are to be on one.
+test-reference: $(VENV)/dev
+	PHASEFAST_REFERENCE=1 $(BIN)/python -m pytest tests/test_pretended_gpu.py
 
 bench: $(VENV)/dev
 	$(PIP) --no-build-isolation --editable '.[bench]'

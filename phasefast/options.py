@@ -71,7 +71,8 @@ class ProbeOptions(TypedDict, total=False):
         padding: what inputs [b, t] or [b, t, c] hold where there is none: these tokens are not among them.
         pool: average the spatial dimensions of [b, c, h, w] and [b, c, d, h, w] to this size; 0 (default) keeps all.
         batch_size: of the forward passes, and of the BatchNorm statistics that need batches; 256, or 128 for
-            ``batchnorm="batch"``, by default. By default a GPU takes larger ones wherever the numbers stay the same.
+            ``batchnorm="batch"``, by default. Wherever the numbers stay the same a GPU takes larger ones by
+            default, and long sequences of tokens are taken fewer at a time, for their logits' sake.
         memory: budget, such as ``"8GB"``; most of what is free by default. On a CPU two fifths of it at most are kept
             from one checkpoint to the next, which saves finding them again.
     """
