@@ -371,3 +371,15 @@ def test_series_of_one_number_a_step_are_given_back_too() -> None:
     assert scores.value(layer="wide", target="input", metric="fvu", split="heldout") < 1e-6
     found = pf.reconstruct(Series(), given, samples=4, tokens="each", alphas=[1e-6])
     torch.testing.assert_close(found[0, "wide"], inputs[60:64], rtol=1e-3, atol=1e-3)
+
+
+def test_outputs_of_sequences_are_no_answers_to_labels_of_tokens(causal: Causal) -> None:
+    class Pooled(Causal):
+        def forward(self, ids: Tensor) -> Tensor:
+            return super().forward(ids).mean(1)
+
+    inputs = ids(60, 1)[0]
+    probe_set = pf.ProbeSet(inputs[:40], inputs[:40], inputs[40:], inputs[40:])
+    with pytest.warns(RuntimeWarning, match="no rows of layer 'model': what the model returns is of samples, target"):
+        scores = pf.probe(Pooled(), probe_set, tokens="each", layers="mix")
+    assert not scores.has_curve("model", "label", "accuracy")

@@ -58,7 +58,7 @@ class OwnOutputs:
     def scores(self) -> list[Score]:
         """None of splits without outputs for each sample or row, or without labels."""
         scores = []
-        there = [split for split, losses in self._losses.items() if self._width is not None and losses]
+        there = [split for split, losses in self._losses.items() if self._kind is not None and losses]
         own = iter(fetched(*(part for split in there for part in self._sums(split))))
         for split, loss, hits, weights in zip(there, own, own, own, strict=True):
             rows, samples = len(hits), hits.float() if split == "heldout" else None
@@ -83,25 +83,38 @@ class OwnOutputs:
     @property
     def problem(self) -> str:
         """Why there are no scores, if the model's outputs are the reason; else empty."""
-        if self._width is None:
+        if self._kind is None:
             return (
                 f"no rows of layer {MODEL_LAYER!r}: what the model returns has no row of numbers for each sample, such "
                 "as logits; its own accuracy is not known"
             )
-        if self._width == self._classes:
+        of_tokens, width = self._kind
+        if any(labels[of_tokens] is None for labels in self._labels.values()):
+            return (
+                f"no rows of layer {MODEL_LAYER!r}: what the model returns is of samples, target {self._name!r} of "
+                "their tokens"
+            )
+        if width == self._classes:
             return ""
         return (
-            f"no rows of layer {MODEL_LAYER!r}: the model has {self._width} outputs, target {self._name!r} "
+            f"no rows of layer {MODEL_LAYER!r}: the model has {width} outputs, target {self._name!r} "
             f"{self._classes} classes, as where it is an encoder; if it was trained on such labels, give them as they "
             "were, from 0, or Label(classes)"
         )
 
     @property
-    def _width(self) -> int | None:
-        """Of outputs that are there for all samples, or rows, and all as wide: [b, b] are none of classes."""
+    def _kind(self) -> tuple[bool, int] | None:
+        """Whether outputs are of tokens, and their width, if there are some for all samples, or rows, and all as wide.
+
+        Such as [b, b] are none of classes.
+        """
         kinds = {(of_tokens, width) for found in self._found.values() for of_tokens, _, width in found}
         if len(kinds) != 1:
             return None
         ((of_tokens, width),) = kinds
         counts = {split: sum(rows for _, rows, _ in found) for split, found in self._found.items()}
-        return width if all(counts[split] == sizes[of_tokens] for split, sizes in self._sizes.items()) else None
+        return (
+            (of_tokens, width)
+            if all(counts[split] == sizes[of_tokens] for split, sizes in self._sizes.items())
+            else None
+        )

@@ -108,7 +108,7 @@ def build_targets(
                 f"got {columns.shape[1]} and {held.shape[1]}"
             )
         if target.kind == "classes":
-            _warn_of_unseen(target.name, columns, held)
+            _warn_of_unseen(target.name, columns, held, "samples" if tokens is None else "tokens")
         blocks.append(TargetBlock(target.name, target.kind, start, start + columns.shape[1], columns.shape[1]))
         start = blocks[-1].stop
         fit_parts.append(columns)
@@ -247,13 +247,13 @@ def _side_by_side(parts: Sequence[Tensor], device: torch.device) -> Tensor:
     return out
 
 
-def _warn_of_unseen(name: str, fit: Tensor, heldout: Tensor) -> None:
+def _warn_of_unseen(name: str, fit: Tensor, heldout: Tensor, units: str) -> None:
     """Warn of classes, of one-hot columns [n, k] and [m, k], that only held-out samples have."""
     unseen = ~fit.any(0)
     count = int(heldout[:, unseen].any(1).sum())
     if count * _UNSEEN >= len(heldout):
         warn(
-            f"target {name!r}: {count} of {len(heldout)} held-out samples are of classes that no fit sample has, and "
+            f"target {name!r}: {count} of {len(heldout)} held-out {units} are of classes that no fit sample has, and "
             "count as errors: shuffle before splitting, or give more fit samples"
         )
 
