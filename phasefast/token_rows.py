@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from .errors import DataError, LayerError
 from .sequences import positions_last, real_tokens
 
+_OWN = 16  # tokens that a model adds: of its class, registers
+_OF_MAPS = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Upsample)
 IGNORED = -100  # the label of tokens that do not count, as torch.nn.functional.cross_entropy has it
 
 
@@ -119,12 +121,18 @@ class TokenRows:
 def as_tokens(name: str, module: nn.Module, output: Tensor, tokens: TokensOfBatch) -> Tensor:
     """The rows [r, f] of a module's output [b, t, ...], or [b, f, t] of convolutions and the like.
 
+    So are those of maps [b, f, h, w] or [b, h, w, f] of t = h w places, and of [b, k + t, f], of which the first k are
+    the model's own, such as a class token.
+
     Raises:
         LayerError: there is no row of numbers for each position.
     """
     shape = tuple(output.shape)
     if output.dim() == 3:
         output = output.mT if positions_last(module, output.shape)[0] else output
+        output = output[:, own_tokens(output.shape, tokens.length) :]
+    elif output.dim() == 4:
+        output = _of_map(name, module, output, tokens.length)
     if output.dim() < 3 or output.shape[1] != tokens.length:
         raise LayerError(
             f"layer {name!r}: expected an output for each of the {tokens.length} positions of the input, as "
@@ -132,6 +140,25 @@ def as_tokens(name: str, module: nn.Module, output: Tensor, tokens: TokensOfBatc
         )
     rows = output.flatten(2).flatten(0, 1)
     return rows if tokens.places is None else rows.index_select(0, tokens.places)
+
+
+def own_tokens(shape: torch.Size, length: int) -> int:
+    """How many tokens more an output [b, t, f] has than there are positions: of the model's own, where they are few."""
+    return more if 0 < (more := shape[1] - length) <= _OWN else 0
+
+
+def _of_map(name: str, module: nn.Module, output: Tensor, length: int) -> Tensor:
+    """The rows [b, t, f] of a map of so many places; the output as it is where it is none."""
+    _, first, second, third = output.shape
+    is_map = second * third == length
+    if is_map and first == length and not isinstance(module, _OF_MAPS):
+        raise LayerError(
+            f"layer {name!r}: its output {tuple(output.shape)} may be a map of {second} x {third} places or have "
+            f"{first} positions; leave this layer out"
+        )
+    if is_map:
+        return output.flatten(2).mT
+    return output.flatten(1, 2) if first * second == length != first else output
 
 
 @dataclass(frozen=True, eq=False)

@@ -101,7 +101,9 @@ def test_the_training_document_runs_as_written(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_document_on_sequences_runs_as_written(capsys: pytest.CaptureFixture[str]) -> None:
-    tokens, wrapper = re.findall(r"```python\n(.*?)```", (ROOT / "docs/sequences.md").read_text("utf-8"), re.DOTALL)
+    tokens, patches, wrapper = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs/sequences.md").read_text("utf-8"), re.DOTALL
+    )
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Embedding(12, 8))
     model.blocks = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh())
@@ -117,6 +119,26 @@ def test_the_document_on_sequences_runs_as_written(capsys: pytest.CaptureFixture
     assert set(scores.filter(layer="blocks.0").values_of("n")) == {300 * 6, 100 * 6}
     assert scores.has_curve("model", "label", "accuracy")
     assert "kind accuracy" in capsys.readouterr().out
+
+    class Vit(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.own = torch.nn.Conv2d(3, 8, 4, 4), torch.nn.Parameter(torch.randn(1, 1, 8))
+            self.blocks = torch.nn.ModuleList([torch.nn.Linear(8, 8), torch.nn.Tanh()])
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            x = torch.cat([self.own.expand(len(images), 1, 8), self.embed(images).flatten(2).mT], 1)
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    images = torch.randn(400, 3, 8, 8)
+    names |= {"vit": Vit(), "images": images, "part_of_pixel": (images[:, 0] > 0).long()}
+    with pytest.warns(RuntimeWarning, match=r"have more tokens than the 4 of the input, 'model.blocks.0' 1: these"):
+        exec(patches, names)
+    printed = capsys.readouterr().out
+    assert "model.blocks.0         8" in printed
+    assert "model.blocks.1         8" in printed
 
     class Masked(torch.nn.Module):
         def forward(self, ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:

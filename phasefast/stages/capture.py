@@ -21,7 +21,7 @@ from ..hooks import hooked, places_of_calls
 from ..notices import shown, warn
 from ..sequences import TOKEN_MODES, as_one, positions_last, real_tokens
 from ..timeline import stage
-from ..token_rows import TokenRows, TokensOfBatch, as_tokens
+from ..token_rows import TokenRows, TokensOfBatch, as_tokens, own_tokens
 from ..types import Activations, Layer, TokenMode
 
 OutputsTaken = Callable[[str, bool, int, Tensor], None]
@@ -117,6 +117,8 @@ def discover_layers(
         warn(f"pool={options.pool} changes nothing: no layer's output is [b, c, h, w] or [b, c, d, h, w]")
     if options.tokens not in ("flatten", "each"):
         _warn_of_tokens(options.tokens, shapes, batch)
+    if options.tokens == "each":
+        _warn_of_own_tokens(shapes, batch.shape[1])
     if options.tokens != "flatten" and unclear and any(isinstance(m, nn.Conv1d) for m in model.modules()):
         warn(
             f"tokens={options.tokens!r}: whether the second or the last axis of outputs of {shown(unclear)} has the "
@@ -285,6 +287,18 @@ def _warn_of_tokens(mode: TokenMode, shapes: Mapping[str, torch.Size], batch: Te
         )
 
 
+def _warn_of_own_tokens(shapes: Mapping[str, torch.Size], length: int) -> None:
+    """Warn of layers with more tokens than there are positions."""
+    of_three = {name: shape for name, shape in shapes.items() if len(shape) == 3 and length not in shape[1:]}
+    more = {name: count for name, shape in of_three.items() if (count := own_tokens(shape, length))}
+    if more:
+        name, count = next(iter(more.items()))
+        warn(
+            f"layers {shown(more)} have more tokens than the {length} of the input, {name!r} {count}: these are taken "
+            "for the model's own, which come first, and left out; where they are others leave these layers out"
+        )
+
+
 def _first(output: Any, preferred: str = "") -> Any:
     """What a module gives; of several the first that may be rows of numbers, those called ``preferred`` before others.
 
@@ -335,13 +349,12 @@ def _logits(model: nn.Module, output: Any, of: _Batch, options: RowOptions) -> t
     found = _first(output, "logits")
     if not isinstance(found, Tensor) or found.is_nested or len(found) != of.size or not found.is_floating_point():
         return None
-    of_tokens = found.dim() == 3 and of.tokens is not None
-    if found.dim() == 3:
-        with contextlib.suppress(LayerError):
-            if of.tokens is not None:
-                found = as_tokens("model", model, found, of.tokens)
-            elif options.tokens in ("cls", "last"):
-                found = as_one("model", model, found, options.tokens, of.real)[0]
+    of_tokens = found.dim() in (3, 4) and of.tokens is not None
+    with contextlib.suppress(LayerError):
+        if found.dim() in (3, 4) and of.tokens is not None:
+            found = as_tokens("model", model, found, of.tokens)
+        elif found.dim() == 3 and options.tokens in ("cls", "last"):
+            found = as_one("model", model, found, options.tokens, of.real)[0]
     return (found.float(), of_tokens) if found.dim() == 2 else None
 
 

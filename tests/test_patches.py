@@ -1,0 +1,110 @@
+"""Images as sequences of patches: blocks with tokens of their own, and maps of as many places."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import phasefast as pf
+from phasefast.errors import LayerError
+
+SIDE, PATCH, PLACES = 12, 4, 9
+
+
+class Vision(nn.Module):
+    """Of patches: folds them, and gives tokens after ``own`` ones, maps, and logits of places."""
+
+    def __init__(self, own: int = 1, width: int = 6) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, width, PATCH, PATCH)
+        self.own = nn.Parameter(torch.randn(1, own, width))
+        self.block, self.last, self.head = nn.Linear(width, 5), nn.Identity(), nn.Conv2d(width, 2, 1)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        images = nn.functional.fold(patches.mT, SIDE, PATCH, stride=PATCH)
+        maps = torch.tanh(self.embed(images))
+        self.block(torch.cat([self.own.expand(len(maps), -1, -1), maps.flatten(2).mT], 1))
+        self.last(maps.movedim(1, 3))
+        logits: Tensor = self.head(maps)
+        return logits
+
+
+def patches(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    images = torch.randn(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
+    found = nn.functional.unfold(images, PATCH, stride=PATCH).mT
+    return found, (found.mean(2) > 0).long()
+
+
+@pytest.fixture
+def model() -> Vision:
+    torch.manual_seed(0)
+    return Vision()
+
+
+@pytest.fixture
+def probe_set() -> pf.ProbeSet:
+    return pf.ProbeSet(*patches(80, 1), *patches(40, 2))
+
+
+def test_rows_of_tokens_and_maps_are_those_of_their_places(model: Vision, probe_set: pf.ProbeSet) -> None:
+    how: dict[str, Any] = {"alphas": [1e-3], "targets": ["input", "label"]}
+    layers = ["embed", "block", "last"]
+    with pytest.warns(RuntimeWarning, match="layers \\['block'\\] have more tokens than the 9 of the input, 'block' 1"):
+        found = pf.probe(model, probe_set, tokens="each", layers=layers, **how)
+    kept: dict[str, Tensor] = {}
+    model.embed.register_forward_hook(lambda module, args, out: kept.update(embed=out.flatten(2).mT))
+    model.block.register_forward_hook(lambda module, args, out: kept.update(block=out[:, 1:]))
+    model.last.register_forward_hook(lambda module, args, out: kept.update(last=out.flatten(1, 2)))
+    rows = []
+    for inputs in (probe_set.fit_inputs, probe_set.heldout_inputs):
+        model(inputs)
+        rows.append({name: out.detach().flatten(0, 1) for name, out in kept.items()})
+    for layer in layers:
+        alone = nn.Sequential(nn.Identity())
+        flat = [part.flatten(0, 1) for part in (probe_set.fit_inputs, probe_set.heldout_inputs)]
+        labels = {"y": (probe_set.fit_labels.flatten(), probe_set.heldout_labels.flatten())}  # type: ignore[union-attr]
+        pixels = {"x": (flat[0], flat[1])}
+        fit_values, heldout_values = ({name: both[i] for name, both in {**labels, **pixels}.items()} for i in (0, 1))
+        samples = pf.ProbeSet(rows[0][layer], None, rows[1][layer], None, fit_values, heldout_values)
+        expected = pf.probe(alone, samples, layers="0", targets=["x", "y"], alphas=[1e-3])
+        for target, same, metric in (("input", "x", "fvu"), ("label", "y", "accuracy")):
+            one = found.value(layer=layer, target=target, metric=metric, split="heldout")
+            other = expected.value(layer="0", target=same, metric=metric, split="heldout")
+            assert one == pytest.approx(other, rel=1e-5), (layer, target)
+
+
+def test_logits_of_places_are_the_models_own_answers(model: Vision, probe_set: pf.ProbeSet) -> None:
+    scores = pf.probe(model, probe_set, tokens="each", layers="embed", targets="label")
+    logits, labels = model(probe_set.heldout_inputs).flatten(2), probe_set.heldout_labels
+    assert labels is not None
+    value = {"layer": "model", "split": "heldout"}
+    expected = nn.functional.cross_entropy(logits, labels)
+    assert scores.value(metric="loss", **value) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert scores.value(metric="accuracy", **value) == pytest.approx(
+        float((logits.argmax(1) == labels).double().mean())
+    )
+
+
+def test_many_more_tokens_are_not_the_models_own(probe_set: pf.ProbeSet) -> None:
+    for own in (16, 17):
+        model = Vision(own)
+        if own == 16:
+            with pytest.warns(RuntimeWarning, match="'block' 16"):
+                assert pf.probe(model, probe_set, tokens="each", layers="block").layers == ["block"]
+        else:
+            with pytest.raises(LayerError, match="'block': expected an output for each of the 9 positions"):
+                pf.probe(model, probe_set, tokens="each", layers="block")
+
+
+def test_as_many_features_as_places_are_told_apart_or_refused(probe_set: pf.ProbeSet) -> None:
+    model = Vision(width=PLACES)
+    model.embed.register_forward_hook(lambda module, args, out: model.act(out))
+    model.act = nn.ReLU()
+    assert pf.probe(model, probe_set, tokens="each", layers="embed", targets="label").layers == ["embed"]
+    with pytest.raises(
+        LayerError, match=r"layer 'act': its output \(7, 9, 3, 3\) may be a map of 3 x 3 places or have 9"
+    ):
+        pf.probe(model, probe_set, tokens="each", layers="act", targets="label")
