@@ -23,6 +23,7 @@ class BestCheckpoint:
 
     Attributes:
         layer, step: where. value: the held-out ``metric`` there, ``accuracy``, ``balanced_accuracy`` or ``fvu``.
+        samples: how many are held out.
         steps: of that layer, whose values are not told apart from the best, which is among them.
         others: of each other layer that has such steps, the best of them.
     """
@@ -32,6 +33,7 @@ class BestCheckpoint:
     layer: str
     step: int
     value: float
+    samples: int
     steps: tuple[int, ...]
     others: Mapping[str, int]
 
@@ -75,6 +77,7 @@ def best_checkpoint(
         layer=layer,
         step=int(own.steps[own.best]),
         value=1 - loss if metric in ACCURACIES else loss,
+        samples=own.samples.shape[1],
         steps=tuple(own.steps[alike[layer]].tolist()),
         others={
             name: int(curve.steps[places[curve.losses[places].argmin()]])

@@ -378,8 +378,8 @@ def _check_targets(path: Path, stored: Scores, targets: Mapping[str, str]) -> No
     for name, known in stored.target_hashes.items():
         if targets.get(name, known) != known:
             raise StoreError(
-                f"{path}: measured with another configuration: target {name!r} had other values, or another "
-                f"target_components=; give the new one another name, or {_ELSEWHERE}"
+                f"{path}: measured with another configuration: target {name!r} had other values, another kind, or "
+                f"another target_components=; give the new one another name, or {_ELSEWHERE}"
             )
 
 

@@ -114,3 +114,14 @@ def test_a_class_of_nearly_all_samples_is_told(model: nn.Module, probe_set: pf.P
     given = pf.ProbeSet(probe_set.fit_inputs, labels, probe_set.heldout_inputs, labels[:600])
     with pytest.warns(RuntimeWarning, match=words):
         pf.probe(model, given, layers="0", targets=pf.Label(3))
+
+
+def test_where_no_layer_beats_the_largest_class_none_is_named_best(model: nn.Module, tmp_path: Path) -> None:
+    noise, labels = drawn(900, 1)[0] * 0 + torch.randn(900, 10), drawn(900, 1)[1]
+    probe_set = pf.ProbeSet(noise[:600], labels[:600], noise[600:], labels[600:])
+    states = {step: model.state_dict() for step in range(3)}
+    copies = {step: {name: own.clone() for name, own in state.items()} for step, state in states.items()}
+    pf.sweep(model, copies, probe_set, out=tmp_path, layers="0", targets="label")
+    printed = " ".join(invoke("report", tmp_path).stdout.split())
+    assert "No layer is right more often than that class alone, " in printed
+    assert "Best:" not in printed

@@ -208,7 +208,10 @@ def test_token_outputs(probe_set: pf.ProbeSet, tokens: str, dim: int) -> None:
 
 def test_pooling_is_an_option(net: SmallNet, probe_set: pf.ProbeSet) -> None:
     assert pf.probe(net, probe_set, layers="conv").to_pandas()["dim"].max() == 54
-    assert pf.probe(net, probe_set, layers="conv", pool=1).to_pandas()["dim"].max() == 6
+    dims = [
+        int(pf.probe(net, probe_set, layers="conv", pool=pool).to_pandas()["dim"].max()) for pool in (1, 2, 3, 4, 9)
+    ]
+    assert dims == [6, 24, 54, 54, 54]  # no map is made larger
 
 
 @pytest.mark.parametrize(

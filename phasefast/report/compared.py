@@ -73,9 +73,12 @@ def _print_phases(agreements: Sequence[Agreement], console: Console) -> None:
         minimum = Text(f"{median} [{span_text(low, high)}]")
         table.add_row(names[each.layer], *counts, minimum, Text(each.window_text))
     console.print(table)
+    reasons: dict[str, list[str]] = {}
     for each in agreements:
         if each.why:
-            console.print(Text(f"{each.layer}: no stop window of all runs: {each.why}", style="dim"))
+            reasons.setdefault(each.why, []).append(each.layer)
+    for why, layers in reasons.items():
+        console.print(Text(f"{', '.join(layers)}: no stop window of all runs: {why}", style="dim"))
 
 
 def _print_curves(agreements: Sequence[Agreement], scores: Mapping[str, Scores], console: Console) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from ..phase_report import CellPhases
 from .curves import INK, Curve, Label
 from .page import LEADER, LINE, MUTED, NAME, PHASES, STOP, Page, fit
-from .scales import ValueAxis
+from .scales import NARROW, ROOM, ValueAxis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -115,6 +115,7 @@ def _value_axis(axes: Axes, panel: Panel) -> None:
     else:
         unit = 10.0 ** np.floor(np.log10(top)) if top < 0.01 else 1.0
         notes += [f"in units of {unit:.0e}"] if unit < 1 else []
+        notes += ["axis does not begin at 0"] if bottom > (NARROW - ROOM) * top else []
         axes.yaxis.set_major_formatter(lambda value, _: f"{value / unit:.4g}" if abs(value) > top * 1e-9 else "0")
     label = axes.set_ylabel("", fontsize=10.5, color=INK, parse_math=False)
     fit(label, panel.target, panel.height + _BEYOND, panel.title)

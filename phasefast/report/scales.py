@@ -23,6 +23,8 @@ _DECADES = 4.0  # what a log axis shows below its top, at most
 _EMPTY, _SHARE, _MOST_CUTS = 0.25, 1 / 3, 5
 _END, _CUT = 0.1, 0.3  # inches: beyond the outermost values, and what a cut leaves of an empty part
 _PER_DECADE = 8.0  # inches, at most: a change of 2 %, the least that counts, is as high as a marker
+_HIGH, NARROW = 0.5, 0.75  # accuracy up to which an axis need not reach 1; share of an axis on which nothing lies
+ROOM, _LEAST = 0.06, 0.05  # shares: above and below what is drawn, and of the least span
 _APART = 0.24  # inches between the numbers of an axis
 _MANTISSAS: tuple[Sequence[float], ...] = (
     (1,),
@@ -119,10 +121,12 @@ class ValueAxis:
 
 
 def accuracy_axis(curves: Sequence[Curve], baseline: float | None = None) -> ValueAxis:
-    """From a little below the lowest accuracy, or ``baseline`` if that is lower, to 1."""
-    lowest = [float(curve.finite.min()) for curve in curves] + ([] if baseline is None else [baseline])
-    low = max(0.0, min(lowest))
-    return _linear(low - 0.06 * (1.01 - low), 1.01)
+    """From a little below the lowest accuracy, or ``baseline`` if that is lower, to 1, or above the highest by far."""
+    known = [value for curve in curves for value in (curve.finite.min(), curve.finite.max())]
+    known += [] if baseline is None else [baseline]
+    low, high = max(0.0, float(min(known))), float(max(known))
+    top = 1.01 if high > _HIGH else high + ROOM * max(high - low, _LEAST)
+    return _linear(low - ROOM * (top - low), top)
 
 
 def fvu_axis(curves: Sequence[Curve], inches: float) -> ValueAxis:
@@ -131,6 +135,9 @@ def fvu_axis(curves: Sequence[Curve], inches: float) -> ValueAxis:
     medians = [max(float(np.median(curve.finite)), top * 10**-_DECADES) for curve in curves]
     if max(medians) <= _FACTOR * min(medians):
         lowest = min(float(curve.finite.min()) for curve in curves)
+        if lowest > NARROW * top:  # what changes little would be a line at the top
+            span = max(top / 1.04 - lowest, _LEAST * top)
+            return _linear(lowest - ROOM * span, lowest + (1 + ROOM) * span)
         return _linear(min(-0.025 * top, 1.04 * lowest), top)
     top = _top(curves, _FACTOR)
     floor = float(f"{top * 10**-_DECADES:.0e}")

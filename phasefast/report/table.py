@@ -32,6 +32,7 @@ from .names import shortened, spelled
 _COLOURS: dict[PhaseKind, str] = {"constant": "", "decrease": "green", "increase": "yellow"}
 _WIDE = 1000  # letters
 _VISIBLE = 10  # times the last decimal: what a curve changes by
+_SURE = 2.0  # standard errors
 _INPUT = "input"  # of which the first layers keep most
 MOST_STEPS = 60  # in tables of curves
 
@@ -61,25 +62,37 @@ def print_report(scores: Scores, report: PhaseReport, console: Console) -> None:
         if estimates := scores.approximations(target, shown):
             console.print(f"~ estimates: {'; '.join(estimates)}. Intervals: columns low and high.", style="dim")
         if target != _INPUT and cells:
-            _print_best(scores, cells, console)
+            _print_best(scores, cells, report, console)
     if report.failed:
         console.print()
     for note in failure_notes(report.failed):
         console.print(Text(note, style="yellow"))
 
 
-def _print_best(scores: Scores, cells: Sequence[CellPhases], console: Console) -> None:
+def _print_best(scores: Scores, cells: Sequence[CellPhases], report: PhaseReport, console: Console) -> None:
     """The layer and step that a target is decoded best from, and what held-out samples do not tell apart from that."""
     target = cells[0].target
     best = best_checkpoint(scores, target, layers=[glob.escape(cell.layer) for cell in cells])
     steps = scores.curve(best.layer, target, best.metric)[0].tolist()
+    baseline = scores.baseline(target, best.metric) if best.metric == "accuracy" else None
+    if baseline is not None and best.value - baseline < _SURE * math.sqrt(baseline * (1 - baseline) / best.samples):
+        console.print(
+            f"No layer is right more often than that class alone, {number(baseline)}, by more than chance: accuracy "
+            "names no best one; classifier='balanced' counts all classes alike",
+            soft_wrap=True,
+        )
+        return
     value = number(best.value, 4 if best.metric == "fvu" else 3)
     text = f"Best: {best.layer} at step {best.step}, {spelled(best.metric)} {value}"
     alike = [f"its steps {', '.join(_spans(best.steps, steps))}"] if len(best.steps) > 1 else []
     alike += [f"{layer} at {step}" for layer, step in best.others.items()]
-    console.print(
-        Text(f"{text}; not told apart from it: {'; '.join(alike)}" if alike else f"{text}, told apart from all")
-    )
+    text = f"{text}; not told apart from it: {'; '.join(alike)}" if alike else f"{text}, told apart from all"
+    window = next((own for own in report if (own.layer, own.target) == (best.layer, _INPUT) and own.stop_window), None)
+    if window is not None and window.stop_window is not None:
+        first, last = window.stop_window
+        if not any(first <= step <= last for step in best.steps):
+            text += f". The input's stop window there, {window.window_text}, holds none of these steps"
+    console.print(Text(text))
 
 
 def _spans(some: Sequence[int], steps: Sequence[int]) -> Iterator[str]:

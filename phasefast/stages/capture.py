@@ -31,7 +31,7 @@ _SHIFT_ROWS = 256  # of the first batch, whose mean is the shift
 
 @dataclass(frozen=True)
 class RowOptions:
-    """How an output becomes rows: ``tokens`` for [b, t, f]; ``pool`` > 0 averages the spatial dims of images.
+    """How an output becomes rows: ``tokens`` for [b, t, f]; ``pool`` > 0 averages larger spatial dims of images.
 
     ``dtype``: what rows are stored in. ``padding``: what inputs [b, t, ...] have where ``tokens`` leaves them out.
     """
@@ -375,4 +375,5 @@ def _as_cell(name: str, module: nn.Module, output: Any, of: _Batch, options: Row
         return as_tokens(name, module, output, of.tokens), 0
     if output.dim() == 3 and options.tokens != "flatten":
         return as_one(name, module, output, options.tokens, of.real)
-    return output, options.pool if 4 <= output.dim() <= 5 else 0
+    smaller = 4 <= output.dim() <= 5 and max(output.shape[2:]) > options.pool  # no map is made larger
+    return output, options.pool if smaller else 0

@@ -221,6 +221,8 @@ def test_a_cut_axis_is_broken_where_no_curve_is(tmp_path: Path, monkeypatch: pyt
 def test_axes_without_such_values_have_no_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for panel in drawn(make_scores(["a"], [0, 1, 2]), tmp_path, monkeypatch):
         assert panel.get_title(loc="left") == ""
+    flat = Scores.from_rows([row(step, "a", "input", "fvu", np.linspace(0.9, 1, 30)) for step in range(4)])
+    assert [panel.get_title(loc="left") for panel in drawn(flat, tmp_path, monkeypatch)] == ["axis does not begin at 0"]
 
 
 def test_axes_name_their_target_as_far_as_it_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

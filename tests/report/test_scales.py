@@ -144,3 +144,11 @@ def test_names_are_moved_apart_as_little_as_needed(wanted: list[float], gap: flo
     assert places.max() <= 1 + 1e-12
     if len(wanted) == 3:
         assert places == pytest.approx([0.18, 0.23, 0.8])
+
+
+def test_what_changes_little_is_drawn_over_the_whole_axis() -> None:
+    bottom, top = axis([0.99, 0.93, 0.97], [0.96, 0.95, 0.95]).ends
+    assert 0.92 < bottom < 0.93 < 0.99 < top < 1
+    bottom, top = axis([0.5, 0.5, 0.5001]).ends
+    assert 0.45 < bottom < 0.5 < top < 0.55
+    assert accuracy_axis([curve([0.2, 0.4])]).ends == pytest.approx((0.18728, 0.412))
