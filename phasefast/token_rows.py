@@ -129,8 +129,8 @@ def as_tokens(name: str, module: nn.Module, output: Tensor, tokens: TokensOfBatc
     """
     shape = tuple(output.shape)
     if output.dim() == 3:
+        output = output[:, own_tokens(module, output.shape, tokens.length) :]
         output = output.mT if positions_last(module, output.shape)[0] else output
-        output = output[:, own_tokens(output.shape, tokens.length) :]
     elif output.dim() == 4:
         output = _of_map(name, module, output, tokens.length)
     if output.dim() < 3 or output.shape[1] != tokens.length:
@@ -142,9 +142,12 @@ def as_tokens(name: str, module: nn.Module, output: Tensor, tokens: TokensOfBatc
     return rows if tokens.places is None else rows.index_select(0, tokens.places)
 
 
-def own_tokens(shape: torch.Size, length: int) -> int:
-    """How many tokens more an output [b, t, f] has than there are positions: of the model's own, where they are few."""
-    return more if 0 < (more := shape[1] - length) <= _OWN else 0
+def own_tokens(module: nn.Module, shape: torch.Size, length: int) -> int:
+    """How many tokens more an output [b, t, f] has than there are positions: of the model's own, where they are few.
+
+    None of [b, f, t], which padding may make longer.
+    """
+    return more if 0 < (more := shape[1] - length) <= _OWN and not positions_last(module, shape)[0] else 0
 
 
 def _of_map(name: str, module: nn.Module, output: Tensor, length: int) -> Tensor:

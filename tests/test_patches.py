@@ -88,6 +88,30 @@ def test_logits_of_places_are_the_models_own_answers(model: Vision, probe_set: p
     )
 
 
+def test_positions_that_padding_adds_are_not_the_models_own() -> None:
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix, self.conv = nn.Linear(4, 4), nn.Conv1d(4, PLACES + 2, 3, padding=2)  # 2 positions more
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.conv(self.mix(x).mT)[:, :, :PLACES]
+            return out
+
+    x = torch.randn(60, PLACES, 4)
+    probe_set = pf.ProbeSet(x[:40], None, x[40:], None)
+    assert pf.probe(Padded(), probe_set, tokens="each", layers="mix").layers == ["mix"]
+    with pytest.raises(LayerError, match="'conv': expected an output for each of the 9 positions"):
+        pf.probe(Padded(), probe_set, tokens="each", layers="conv")
+
+
+def test_as_wide_as_long_tokens_of_the_model_are_told(probe_set: pf.ProbeSet) -> None:
+    model = Vision()
+    model.block = nn.Linear(6, PLACES)
+    with pytest.warns(RuntimeWarning, match="'block' 1: these are taken"):
+        pf.probe(model, probe_set, tokens="each", layers="block")
+
+
 def test_many_more_tokens_are_not_the_models_own(probe_set: pf.ProbeSet) -> None:
     for own in (16, 17):
         model = Vision(own)

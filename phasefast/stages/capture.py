@@ -80,6 +80,7 @@ def discover_layers(
     unusable: dict[str, LayerError] = {}
     shapes: dict[str, torch.Size] = {}
     unclear: list[str] = []
+    own: dict[str, int] = {}
     of = _Batch(len(batch), options.real(batch), TokensOfBatch(batch.shape[1]) if options.tokens == "each" else None)
 
     def record(name: str, call: int, module: nn.Module, output: Any) -> None:
@@ -92,6 +93,8 @@ def discover_layers(
         shapes[name] = first.shape
         if first.dim() == 3 and positions_last(module, first.shape)[1]:
             unclear.append(name)
+        if of.tokens is not None and first.dim() == 3:
+            own[name] = own_tokens(module, first.shape, of.tokens.length)
         found.append(Layer(name if call == 0 else f"{name}:{call}", name, call, _width(x, pool)))
 
     with hooked(model, names, record) as reset:
@@ -118,7 +121,7 @@ def discover_layers(
     if options.tokens not in ("flatten", "each"):
         _warn_of_tokens(options.tokens, shapes, batch)
     if options.tokens == "each":
-        _warn_of_own_tokens(shapes, batch.shape[1])
+        _warn_of_own_tokens({name: count for name, count in own.items() if count}, batch.shape[1])
     if options.tokens != "flatten" and unclear and any(isinstance(m, nn.Conv1d) for m in model.modules()):
         warn(
             f"tokens={options.tokens!r}: whether the second or the last axis of outputs of {shown(unclear)} has the "
@@ -287,10 +290,8 @@ def _warn_of_tokens(mode: TokenMode, shapes: Mapping[str, torch.Size], batch: Te
         )
 
 
-def _warn_of_own_tokens(shapes: Mapping[str, torch.Size], length: int) -> None:
-    """Warn of layers with more tokens than there are positions."""
-    of_three = {name: shape for name, shape in shapes.items() if len(shape) == 3 and length not in shape[1:]}
-    more = {name: count for name, shape in of_three.items() if (count := own_tokens(shape, length))}
+def _warn_of_own_tokens(more: Mapping[str, int], length: int) -> None:
+    """Warn of layers with so many more tokens than there are positions."""
     if more:
         name, count = next(iter(more.items()))
         warn(
