@@ -14,6 +14,7 @@ from .errors import ArgumentError, DataError
 from .losses import ACCURACIES, LOSSES, losses_of
 from .scores import Scores
 
+_MANY, _DRAWS = 4_000, 2_000  # samples, and random signs of them
 _FEW = 50  # samples that are right in one of two cases only, up to which their chance is counted
 
 
@@ -44,8 +45,9 @@ def best_checkpoint(
     """The layer and step of the best held-out score of a target, such as of the task you mean to transfer to.
 
     Others are told apart where the difference of the same samples excludes 0: of classes by the sign test (McNemar
-    1947), of numbers by the standard error of the ratio and Student's t. Of many the best seems a little better than it
-    is, and of a few samples (below 20) up to twice as many are told apart as should be.
+    1947), where samples do not count alike by random signs, of numbers by the standard error of the ratio and Student's
+    t. Of many the best seems a little better than it is, and of a few samples (below 20) up to twice as many are told
+    apart as should be.
 
     Args:
         scores: of one run, with per-sample held-out values. layers: names or globs; None for all.
@@ -136,6 +138,13 @@ def _apart(more: np.ndarray, unit: np.ndarray, confidence: float) -> bool:
         fewer = (either - int(more.sum())) // 2  # samples that only the best errs at
         chance = 2 * sum(math.comb(either, k) for k in range(fewer + 1)) / float(2**either)
         return chance < 1 - confidence
+    apart = np.abs(more[more != 0])
+    of_classes = bool(np.isclose(apart, unit[more != 0]).all())
+    # Of samples that do not count alike a few may decide: how often random signs give as much (Fisher 1935).
+    if of_classes and 0 < len(apart) <= _MANY and apart.sum() ** 2 <= _FEW * (apart**2).sum():
+        signs = np.random.default_rng(0).integers(0, 2, (_DRAWS, len(apart))) * 2 - 1
+        as_much = np.abs(signs @ apart) >= abs(float(more.sum())) * (1 - 1e-9)
+        return float(more.sum()) > 0 and float(as_much.mean()) < 1 - confidence
     mean = float(more.mean())
     error = float((more - mean * unit / unit.mean()).std(ddof=1)) / math.sqrt(count)
     return mean > _student((1 + confidence) / 2, count - 1) * error

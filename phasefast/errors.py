@@ -79,10 +79,17 @@ def with_notes(error: Exception) -> str:
     return " ".join([f"{kind}{error}", *getattr(error, "__notes__", [])])
 
 
-def without_frames(error: Exception) -> Exception:
-    """The error without tracebacks, its own and those of what it came of, so that what their frames hold is let go."""
-    found: BaseException | None = error
-    while found is not None and found.__traceback__ is not None:
-        found.__traceback__ = None
-        found = found.__cause__ or found.__context__
+def without_frames(error: Exception, outer: BaseException | None = None) -> Exception:
+    """The error without tracebacks, its own and those of what it came of, so that what their frames hold is let go.
+
+    Args:
+        outer: what was being handled before, which stays as it is.
+    """
+    todo, seen = list[BaseException | None]([error]), {id(outer)}
+    while todo:
+        found = todo.pop()
+        if found is not None and id(found) not in seen:
+            seen.add(id(found))
+            found.__traceback__ = None
+            todo += [found.__cause__, found.__context__]
     return error

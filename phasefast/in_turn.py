@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 
 from .checkpoints import Reader, load_into, read_ahead
@@ -50,7 +51,7 @@ def measure_each(
     Raises:
         StoreError: any. What would fail at all checkpoints, or is the model's own error, before the first is measured.
     """
-    spare = engine.recomputed
+    spare, outer = engine.recomputed, sys.exception()
 
     def attempt(step: int, read: Callable[[], Read]) -> str:
         nonlocal begun
@@ -64,7 +65,7 @@ def measure_each(
         except Exception as error:
             if not begun and not (isinstance(error, PhasefastError) and may_pass(error)):
                 raise
-            failures[step] = without_frames(error)  # which hold activations
+            failures[step] = without_frames(error, outer)  # which hold activations
             # The first reason is seen at once.
             return " failed" if len(failures) > 1 else f" failed: {with_notes(error)}"
         return ""

@@ -125,3 +125,24 @@ def test_where_no_layer_beats_the_largest_class_none_is_named_best(model: nn.Mod
     printed = " ".join(invoke("report", tmp_path).stdout.split())
     assert "No layer is right more often than that class alone, " in printed
     assert "Best:" not in printed
+
+
+def test_layers_that_differ_by_few_rare_samples_are_not_told_apart() -> None:
+    weights = np.ones(300)
+    weights[:5] = 30
+    weights /= weights.mean()
+
+    def scores(missed: int) -> pf.Scores:
+        rows = []
+        for layer, wrong in (("a", 0), ("b", missed)):
+            right = weights * (np.arange(300) >= wrong)
+            row = {"run": "r", "step": 0, "layer": layer, "dim": 3, "target": "label", "split": "heldout", "n": 300}
+            row |= {"metric": "balanced_accuracy", "value": right.mean()}
+            rows.append({**row, "samples": right.astype("f4"), "baseline_samples": weights.astype("f4")})
+        return pf.Scores.from_rows(rows)
+
+    told = [not pf.best_checkpoint(scores(missed)).others for missed in (1, 3, 5)]
+    assert told == [False, False, False]  # 1 / 2, 1 / 4 and 1 / 16 of all signs
+    weights[:12] = weights[0]
+    weights /= weights.mean()
+    assert [not pf.best_checkpoint(scores(missed)).others for missed in (5, 7, 12)] == [False, True, True]

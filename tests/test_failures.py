@@ -260,6 +260,26 @@ def test_an_error_that_is_kept_holds_nothing() -> None:
     assert held[0]() is None
 
 
+def test_what_was_handled_before_a_sweep_keeps_its_traceback(
+    net: nn.Module, probe_set: pf.ProbeSet, tmp_path: Path
+) -> None:
+    state = net.state_dict()
+    broken = {name: tensor * float("nan") for name, tensor in state.items()}
+    states = {1: {name: tensor.clone() for name, tensor in state.items()}, 2: broken}
+
+    def train() -> None:
+        try:
+            _ = 1 / 0
+        except ZeroDivisionError:
+            with pytest.raises(SweepError):
+                pf.sweep(net, states, probe_set, out=tmp_path, layers="hidden")
+            raise
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        train()
+    assert str(caught.traceback[-1].statement).strip() == "_ = 1 / 0"
+
+
 def test_memory_that_runs_out_is_no_matter_of_convergence(
     net: nn.Module, probe_set: pf.ProbeSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,6 +45,12 @@ class _Map:
         return np.where(np.isfinite(self.values), -self.values if self.metric in ACCURACIES else self.values, np.inf)
 
     @property
+    def layer_losses(self) -> np.ndarray:
+        """Those of layers, without the model's own, where there are any."""
+        alone = self.losses[: len(self.layers) - (self.layers[-1] == MODEL_LAYER)]
+        return alone if np.isfinite(alone).any() else self.losses
+
+    @property
     def ends(self) -> tuple[float, float]:
         """The worst and the best value."""
         finite = self.values[np.isfinite(self.values)]
@@ -116,16 +122,23 @@ def _maps(scores: Scores) -> list[_Map]:
                 continue
             curves = {layer: scores.curve(layer, target, metric) for layer in layers}
             steps = sorted({step for own, _ in curves.values() for step in own.tolist()})
-            some = [layers[i] for i in evenly(len(layers), _LAYERS)]
-            few = [steps[i] for i in evenly(len(steps), _STEPS)]
-            values = np.full((len(some), len(few)), np.nan)
-            for row, layer in enumerate(some):
+            values = np.full((len(layers), len(steps)), np.nan)
+            for row, layer in enumerate(layers):
                 known = dict(zip(*(part.tolist() for part in curves[layer]), strict=True))
-                values[row] = [known.get(step, np.nan) for step in few]
+                values[row] = [known.get(step, np.nan) for step in steps]
             if np.isfinite(values).any():
-                found.append(_Map(target, metric, some, few, values))
+                found.append(_thinned(_Map(target, metric, layers, steps, values)))
             break
     return found
+
+
+def _thinned(own: _Map) -> _Map:
+    """Some of many layers and steps, with the best of all, and as far as there is room those of the layers drawn."""
+    row, column = divmod(int(own.layer_losses.argmin()), len(own.steps))
+    rows = evenly(len(own.layers), _LAYERS, row)
+    columns = evenly(len(own.steps), _STEPS, *own.losses[rows].argmin(1).tolist(), column)
+    layers, steps = [own.layers[i] for i in rows], [own.steps[i] for i in columns]
+    return _Map(own.target, own.metric, layers, steps, own.values[np.ix_(rows, columns)])
 
 
 def _draw(figure: Any, own: _Map, names: Mapping[str, str], box: tuple[float, ...], tall: float, wide: float) -> None:
@@ -154,8 +167,7 @@ def _draw(figure: Any, own: _Map, names: Mapping[str, str], box: tuple[float, ..
                 axes.text(x, y, text, fontsize=_SMALL, color=ink, weight=weight, ha="center", va="center_baseline")
             elif x == least:
                 axes.plot(x, y, ".", color=ink, markersize=4)
-    layers = own.losses[: len(own.layers) - (own.layers[-1] == MODEL_LAYER and len(own.layers) > 1)]
-    y, x = divmod(int(layers.argmin()), layers.shape[1])
+    y, x = divmod(int(own.layer_losses.argmin()), len(own.steps))
     axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor=_BEST, linewidth=2, clip_on=False))
     bar = figure.add_axes((1 - (_KEY - 0.1) / _WIDTH, box[1], _BAR / _WIDTH, box[3]))
     bar.imshow(np.linspace(1, 0, 64)[:, None], cmap=colours, aspect="auto", vmin=0, vmax=1)

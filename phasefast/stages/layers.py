@@ -127,8 +127,10 @@ def _has_stack(module: nn.Module, least: float) -> bool:
 
 def _least_stack(model: nn.Module) -> float:
     """How many parameters a model's blocks have at least."""
-    words = {own.num_embeddings for own in model.modules() if isinstance(own, nn.Embedding)}  # an output layer has too
-    return _STACK * sum(_size(own) for own in model.parameters() if is_lazy(own) or own.shape[:1].numel() not in words)
+    words = max((own.num_embeddings for own in model.modules() if isinstance(own, nn.Embedding)), default=0)
+    return _STACK * sum(
+        _size(own) for own in model.parameters() if is_lazy(own) or own.shape[:1].numel() != words
+    )  # an output layer has as many
 
 
 def _size(tensor: Tensor) -> int:

@@ -70,3 +70,15 @@ def test_what_cannot_be_drawn_is_told(tmp_path: Path) -> None:
         plot_maps(scores, tmp_path / "maps.doc")
     with pytest.raises(StoreError, match="cannot write the picture"):
         plot_maps(scores, tmp_path / "absent" / "maps.png")
+
+
+def test_the_best_step_and_layer_of_many_are_drawn() -> None:
+    rows = [
+        row(s, f"layer{i}", "input", "fvu", np.full(3, 0.1 if (i, s) == (7, 17) else 0.5 + s / 1000))
+        for s in range(70)
+        for i in range(50)
+    ]
+    (found,) = _maps(Scores.from_rows(rows))
+    assert found.values.shape == (45, 60)
+    assert found.values.min() == pytest.approx(0.1)
+    assert (list(found.layers).count("layer7"), list(found.steps).count(17)) == (1, 1)
