@@ -147,14 +147,10 @@ def phase_notes(cells: Sequence[CellPhases]) -> list[str]:
         notes.append(f"Fewer than {FEW_STEPS} steps: a trend cannot be told from noise between them.")
     several = len({cell.target for cell in cells}) > 1
     if single := [_named(cell, several) for cell in cells if cell.stop_window and len({*cell.stop_window}) == 1]:
-        more = f" and {len(single) - _REASONS} more" if len(single) > _REASONS else ""
-        notes.append(
-            f"Stop windows of one step, which noise may have made the lowest: {'; '.join(single[:_REASONS])}{more}."
-        )
-    if rising := [(cell, steps) for cell in cells if (steps := cell.evidence.get("early_rise"))]:
-        named = [f"{_named(cell, several)} {span_text(*steps)}" for cell, steps in rising[:_REASONS]]
-        more = f" and {len(rising) - _REASONS} more" if len(rising) > _REASONS else ""
-        notes.append(f"Rises before the decrease, which no phase names: {'; '.join(named)}{more}.")
+        notes.append(f"Stop windows of one step, which noise may have made the lowest: {_few(single)}.")
+    rises = [(cell, steps) for cell in cells if (steps := cell.evidence.get("early_rise"))]
+    if rising := [f"{_named(cell, several)} {span_text(*steps)}" for cell, steps in rises]:
+        notes.append(f"Rises before the decrease, which no phase names: {_few(rising)}.")
     if of := [cell for cell in cells if cell.left_out]:
         named = [f"{_named(cell, several)} at {', '.join(map(str, cell.left_out))}" for cell in of[:_REASONS]]
         more = f"; and of {len(of) - _REASONS} more curves" if len(of) > _REASONS else ""
@@ -171,6 +167,12 @@ def phase_notes(cells: Sequence[CellPhases]) -> list[str]:
     if (left := len(reasons) - _REASONS) > 0:
         reasons[_REASONS:] = [f"and {left} more: cell.why, cell.doubt, or phases.json, tell of them"]
     return notes + reasons
+
+
+def _few(texts: Sequence[str]) -> str:
+    """The first of some texts, and how many more there are."""
+    more = f" and {len(texts) - _REASONS} more" if len(texts) > _REASONS else ""
+    return "; ".join(texts[:_REASONS]) + more
 
 
 def _named(cell: CellPhases, with_target: bool) -> str:

@@ -115,9 +115,10 @@ def _inside(
     commons = (
         [keys[0][:place] for place in _starts(keys[0])[1:] if keys[-1].startswith(keys[0][:place])] if keys else []
     )
-    if not commons or _fits(_whole(_under(state, _prefix(state, own, name, spare)), own, spare), own):
+    plain = _under(state, _prefix(state, own, name, spare)) if commons else {}
+    if not commons or _fits(_whole(plain, own, spare), own):
         return state
-    most, found = len(_under(state, _prefix(state, own, name, spare)).keys() & own.keys()), state
+    most, found = len(plain.keys() & own.keys()), state
     for common in commons:
         inner, extra = (_under(each, common) for each in (own, spare))
         under = _whole(_under(state, _prefix(state, inner, name, extra)), inner, extra)
