@@ -21,10 +21,10 @@ from .scales import LETTER
 from .table import number, numbers
 
 _WIDTH, _TITLE, _HEAD, _FOOT, _APART = 9.0, 0.55, 0.3, 0.3, 0.1  # inches
-_TALL, _ROW = 3.2, (0.105, 0.25)  # inches: of a map, and of a row at least and at most
-_KEY, _BAR = 0.75, 0.13  # inches right of a map, and of its colours
+_TALL, _ROW = 3.2, (LINE, 0.25)  # inches: of a map, and of a row at least and at most
+_KEY, _BAR = 0.8, 0.13  # inches right of a map, and of its colours
 _LAYERS, _STEPS, _MAPS = 45, 60, 12  # shown, at most
-_FACTOR = 20.0  # between FVUs, from which on colours are by their logarithm
+_MAX_FVU = 1.25  # which colours tell apart, where the best is below: decoders that fail can have any
 _SMALL, _DARK = 9, 0.5  # points; share of the colours, on which numbers are white
 _EMPTY, _BEST = "#eeeeee", "#D55E00"
 
@@ -42,7 +42,7 @@ class _Map:
     @property
     def losses(self) -> np.ndarray:
         """Less is better; Inf where there is none."""
-        return np.where(np.isfinite(self.values), -self.values if self.metric in ACCURACIES else self.values, np.inf)
+        return np.where(np.isfinite(self.values), -self.values if self.is_share else self.values, np.inf)
 
     @property
     def layer_losses(self) -> np.ndarray:
@@ -51,24 +51,37 @@ class _Map:
         return alone if np.isfinite(alone).any() else self.losses
 
     @property
-    def ends(self) -> tuple[float, float]:
-        """The worst and the best value."""
-        finite = self.values[np.isfinite(self.values)]
-        low, high = float(finite.min()), float(finite.max())
-        return (low, high) if self.metric in ACCURACIES else (high, low)
+    def is_share(self) -> bool:
+        """Whether it is of hits, not of errors."""
+        return self.metric in ACCURACIES
 
     @property
-    def is_log(self) -> bool:
-        """Whether colours are by the logarithm."""
-        worst, best = self.ends
-        return self.metric not in ACCURACIES and best > 0 and worst > _FACTOR * best
+    def ends(self) -> tuple[float, float]:
+        """The worst and the best value that colours tell apart: those of layers, as the model's own can be far off."""
+        finite = self.layer_losses[np.isfinite(self.layer_losses)]
+        best, worst = float(finite.min()), float(finite.max())
+        if self.is_share:
+            return -worst, -best
+        return (min(worst, _MAX_FVU) if best < _MAX_FVU else worst), best
 
-    def goodness(self, values: np.ndarray) -> np.ndarray:
-        """Where values lie between the worst and the best."""
-        worst, best = (math.log(end) if self.is_log else end for end in self.ends)
-        with np.errstate(invalid="ignore"):
-            even = np.log(values) if self.is_log else values
-        return np.asarray((even - worst) / (best - worst or 1.0))
+    @property
+    def goodness(self) -> np.ndarray:
+        """Where values lie between the ends: accuracies, or the roots of FVUs, as these lie over many decades."""
+        ends = np.array(self.ends)
+        values = np.clip(self.values, ends.min(), ends.max())
+        worst, best = ends if self.is_share else np.sqrt(np.maximum(ends, 0))
+        even = values if self.is_share else np.sqrt(np.maximum(values, 0))
+        return np.where(np.isfinite(self.values), (even - worst) / (best - worst or 1.0), np.nan)
+
+    @property
+    def key(self) -> list[str]:
+        """What the best and the worst colour stand for."""
+        worst, best = self.ends
+        finite = self.values[np.isfinite(self.values)]
+        low = "\u2264 " if finite.min() < min(self.ends) else ""
+        high = "\u2265 " if finite.max() > max(self.ends) else ""
+        signs = (high, low) if self.is_share else (low, high)
+        return [sign + number(end) for sign, end in zip(signs, (best, worst), strict=True)]
 
 
 @picture
@@ -146,7 +159,7 @@ def _draw(figure: Any, own: _Map, names: Mapping[str, str], box: tuple[float, ..
     from matplotlib import colormaps
     from matplotlib.patches import Rectangle
 
-    colours, axes, good = colormaps["viridis"].with_extremes(bad=_EMPTY), figure.add_axes(box), own.goodness(own.values)
+    colours, axes, good = colormaps["viridis"].with_extremes(bad=_EMPTY), figure.add_axes(box), own.goodness
     axes.imshow(np.ma.masked_invalid(good), cmap=colours, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     name = "FVU" if own.metric == "fvu" else spelled(own.metric)
     axes.set_title(f"{cut(own.target, LONGEST)}: held-out {name}", fontsize=10, loc="left", parse_math=False)
@@ -173,6 +186,6 @@ def _draw(figure: Any, own: _Map, names: Mapping[str, str], box: tuple[float, ..
     bar.imshow(np.linspace(1, 0, 64)[:, None], cmap=colours, aspect="auto", vmin=0, vmax=1)
     bar.yaxis.tick_right()
     bar.set_xticks([])
-    bar.set_yticks([0, 63], [number(end) for end in own.ends[::-1]], fontsize=_SMALL)
+    bar.set_yticks([0, 63], own.key, fontsize=_SMALL)
     bar.tick_params(length=0)
     bar.spines[:].set_visible(False)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 KEY, BAR = 0.27, 0.27  # inches: of the line that explains the rows, and of the one below them
-_ROW, _ALL = 0.22, 2.3  # inches: of a row, where all of them take no more than so many;
+_ROW, _ALL, _NAMED = 0.22, 2.3, 24  # inches: of a row, where all of them take no more; so many have names beside them
 _MOST = 45  # rows that can be told apart
 _NAME = 24  # letters of the name of a stop window's layer
 _NUMBERED, _WORDED = 0.19, 0.12  # inches: thinner rows have no numbers, no words
@@ -58,7 +58,7 @@ def sampled(rows: Sequence[Row]) -> list[Row]:
 
 def map_height(count: int) -> float:
     """Inches that so many rows take."""
-    return min(_ROW * count, _ALL)
+    return min(_ROW * count, max(_ALL, LINE * min(count, _NAMED)))
 
 
 def draw_key(page: Page, rows: Sequence[Row]) -> None:

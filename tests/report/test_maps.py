@@ -23,19 +23,34 @@ def test_there_is_a_map_of_each_target_with_the_models_own_row_last() -> None:
     assert {each.target for each in _maps(targets_apart())} == {"input", "colour", "label"}
 
 
-@pytest.mark.parametrize("log", [False, True])
-def test_the_best_is_bright_and_what_is_not_there_is_empty(log: bool) -> None:
-    there = (0, "a", 0.5), (0, "b", 0.005 if log else 0.4), (8, "a", 0.05 if log else 0.45)
+def test_the_best_is_bright_and_what_is_not_there_is_empty() -> None:
+    there = (0, "a", 0.64), (0, "b", 0.04), (8, "a", 0.25)
     rows = [row(step, layer, "input", "fvu", np.full(9, value)) for step, layer, value in there]
     (found,) = _maps(Scores.from_rows(rows))
-    assert found.is_log == log
-    good = found.goodness(found.values)
-    np.testing.assert_allclose(good, [[0, 0.5], [1, np.nan]], atol=1e-6)
+    np.testing.assert_allclose(found.goodness, [[0, 0.5], [1, np.nan]], atol=1e-6)
     assert found.losses[1, 1] == np.inf
+    assert found.key == [".040", ".640"]
     (of_label,) = _maps(make_scores(["a", "b"], [0, 8], fvu=False, network=False))
-    assert of_label.goodness(of_label.values)[np.unravel_index(of_label.losses.argmin(), (2, 2))] == 1
+    assert of_label.goodness[np.unravel_index(of_label.losses.argmin(), (2, 2))] == 1
     worst, best = of_label.ends
     assert worst == of_label.values.min() < best == of_label.values.max()
+
+
+def test_decoders_that_fail_and_the_models_own_output_leave_the_colours_to_the_layers() -> None:
+    there = (0, "a", 0.25), (0, "b", 1000.0), (8, "a", 0.5), (8, "b", np.inf)
+    rows = [row(step, layer, "input", "fvu", np.full(9, value)) for step, layer, value in there]
+    (found,) = _maps(Scores.from_rows(rows))
+    np.testing.assert_allclose(found.goodness[1], [0, np.nan])
+    np.testing.assert_allclose(found.goodness[0], [1, 1 - (0.5**0.5 - 0.5) / (1.25**0.5 - 0.5)], rtol=1e-6)
+    assert found.key == [".250", "\u2265 1.25"]
+    own = [("a", 0.8, 0.9), ("b", 0.85, 0.85), ("model", 0.1, 1.0)]
+    (found,) = _maps(
+        Scores.from_rows(
+            row(step, name, "label", "accuracy", np.full(9, both[step])) for name, *both in own for step in (0, 1)
+        )
+    )
+    np.testing.assert_allclose(found.goodness, [[0, 1], [0.5, 0.5], [0, 1]], atol=1e-6)
+    assert found.key == ["\u2265 .900", "\u2264 .800"]
 
 
 def test_values_that_are_all_the_same_have_a_map(tmp_path: Path) -> None:

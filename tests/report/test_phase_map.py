@@ -142,6 +142,16 @@ def test_the_chosen_layer_has_a_row_and_a_bold_name(
     assert np.diff(places).min() > 0.16
 
 
+@pytest.mark.parametrize("count", [15, 24])
+def test_each_of_as_many_layers_as_networks_usually_have_is_named(
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = make_scores([f"l{i}" for i in range(count)], STEPS, accuracy=False)
+    report = PhaseReport(tuple(cell(f"l{i}", *FULL) for i in range(count)))
+    rows = figure_of(scores, report, tmp_path, monkeypatch).axes[1]
+    assert {f"l{i}" for i in range(count)} <= set(texts(rows))
+
+
 def test_layers_that_were_not_analysed_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = make_scores(["a", "b"], STEPS, accuracy=False)
     figure = figure_of(scores, PhaseReport((cell("b", *FULL),)), tmp_path, monkeypatch)
