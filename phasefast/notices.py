@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 _INSIDE = (__name__.partition(".")[0], "contextlib")
 _MOST = 5  # names that are shown
+_HELD = threading.local()
 
 
 def warn(text: str) -> None:
     """A RuntimeWarning at the line outside the package that led here."""
+    if (texts := getattr(_HELD, "texts", None)) is not None:
+        texts.append(text)
+        return
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _INSIDE:
         frame, level = frame.f_back, level + 1
     warnings.warn(text, RuntimeWarning, stacklevel=level)
+
+
+@contextlib.contextmanager
+def held() -> Iterator[list[str]]:
+    """The warnings of this thread are kept, for the one that waits for it: there is no line of the user's in this."""
+    _HELD.texts = texts = list[str]()
+    try:
+        yield texts
+    finally:
+        _HELD.texts = None
 
 
 def shown(names: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UnreadableError
+from ..notices import held, warn
 from .reading import Reader
 from .sources import Source
 
@@ -26,7 +27,7 @@ def read_ahead(
     CheckpointError of a checkpoint that cannot be read, or that was written again meanwhile.
     """
     pool = ThreadPoolExecutor(1, thread_name_prefix="phasefast-read")
-    pending: list[tuple[int, Future[Read]]] = []
+    pending: list[tuple[int, Future[tuple[Read, list[str]]]]] = []
     steps = iter(sources.items())
     try:
         while True:
@@ -35,14 +36,16 @@ def read_ahead(
             if not pending:
                 return
             step, future = pending.pop(0)
-            yield step, lambda future=future: _taken(future.result(), device)  # type: ignore[misc]
+            yield step, lambda future=future: _taken(future, device, reader)  # type: ignore[misc]
     finally:  # where it is broken off, it does not wait for a download
         pool.shutdown(wait=False, cancel_futures=bool(pending))
 
 
-def _read(source: Source, device: torch.device, reader: Reader) -> Read:
+def _read(source: Source, device: torch.device, reader: Reader) -> tuple[Read, list[str]]:
+    """What is read, and what is to be warned of."""
     before = reader.fingerprint(source)
-    state = reader.read(source)
+    with held() as texts:
+        state = reader.read(source)
     if reader.fingerprint(source) != before:
         raise UnreadableError(f"{source}: changed while it was read; sweep again once it is written")
     if device.type == "cuda":
@@ -50,7 +53,7 @@ def _read(source: Source, device: torch.device, reader: Reader) -> Read:
         with torch.cuda.stream(stream):
             state = {name: _pinned(value).to(device, non_blocking=True) for name, value in state.items()}
         stream.synchronize()
-    return state, before
+    return (state, before), texts
 
 
 def _pinned(tensor: Tensor) -> Tensor:
@@ -58,8 +61,16 @@ def _pinned(tensor: Tensor) -> Tensor:
     return tensor.pin_memory() if plain and tensor.device.type == "cpu" else tensor
 
 
-def _taken(read: Read, device: torch.device) -> Read:
-    """Tells the allocator that the caller's stream still reads what the reader's stream has made."""
+def _taken(future: Future[tuple[Read, list[str]]], device: torch.device, reader: Reader) -> Read:
+    """Warns of what was not told of an earlier checkpoint.
+
+    Tells the allocator that the caller's stream still reads what the reader's stream has made.
+    """
+    read, texts = future.result()
+    for text in texts:
+        if text not in reader.told:
+            reader.told.add(text)
+            warn(text)
     for value in read[0].values() if device.type == "cuda" else ():
         value.record_stream(torch.cuda.current_stream(device))
     return read

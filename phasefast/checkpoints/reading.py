@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,13 @@ class Reader:
 
     Attributes:
         load: gives the state dict of a path instead.
+        told: what was warned of.
     """
 
     weights_only: bool = True
     key: str | None = None
     load: Callable[[Path], Mapping[str, Any]] | None = None
+    told: set[str] = field(default_factory=set, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.key is not None and not isinstance(self.key, str):

@@ -46,6 +46,17 @@ def test_one_that_cannot_be_read_spares_the_others(tmp_path: Path) -> None:
     assert torch.equal(results[1]()[0]["weight"], torch.ones(2))
 
 
+def test_what_is_to_be_warned_of_is_told_once_at_the_callers_line(recwarn: pytest.WarningsRecorder) -> None:
+    state = {"weight": torch.ones(2), "bias": torch.ones(1)}
+    sources: dict[int, Source] = {step: {"model": state, "ema": state} for step in range(4)}
+    reader = Reader()
+    for _ in range(2):  # as after checkpoints that do not fit
+        for _, result in read_ahead(sources, CPU, reader):
+            result()
+    (told,) = [each for each in recwarn if "['ema'] has tensors of the same names too" in str(each.message)]
+    assert told.filename == __file__
+
+
 def test_the_fingerprint_is_that_of_what_was_read(tmp_path: Path) -> None:
     path = tmp_path / "step_1.pt"
     torch.save({"weight": torch.ones(2)}, path)
