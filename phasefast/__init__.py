@@ -4,6 +4,7 @@ from .best import BestCheckpoint, best_checkpoint
 from .comparing import Agreement, Comparison, compare_phases
 from .engine import VERSION as __version__
 from .errors import PhasefastError
+from .linear_decoders import LinearDecoder, fit_decoders
 from .ops._extension import build_info
 from .options import ProbeOptions
 from .phase_report import CellPhases, PhaseReport
@@ -28,6 +29,7 @@ __all__ = [
     "Input",
     "Label",
     "LayerPlan",
+    "LinearDecoder",
     "PhaseReport",
     "PhaseTracker",
     "PhasefastError",
@@ -41,6 +43,7 @@ __all__ = [
     "build_info",
     "compare_phases",
     "detect_phases",
+    "fit_decoders",
     "plan",
     "probe",
     "read_failures",

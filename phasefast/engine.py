@@ -30,17 +30,15 @@ from .scoring import score_cells
 from .sequences import check_padding, looks_padded
 from .stages.batchnorm import batchnorm_mode, fresh_statistics, frozen_norms, several_rows
 from .stages.capture import capture, discover_layers
-from .stages.evaluate import evaluate
 from .stages.own_outputs import OwnOutputs
 from .stages.plan import Problem, group_layers
-from .stages.predict import predict
 from .stages.preserve import fix_random_state, full_float32, preserved
 from .stages.probe_set import ProbeSet
-from .stages.targets import FunctionValues, build_targets
+from .stages.targets import FunctionValues, build_targets, given_columns
 from .target_cache import TargetCache
 from .target_types import Label
 from .token_rows import TokenRows, Units
-from .types import Activations, Layer, Score
+from .types import Activations, Decoder, Layer, Score
 from .workspace import Workspace
 
 _AUTHORS_BATCH = 128  # arXiv 2312.06887 measures with the batch statistics of 128 images
@@ -63,7 +61,8 @@ class Engine:
 
     Attributes:
         lost: layers that the last measurement left out, and why.
-        names: of the modules that are probed. given: those of them that the user named.
+        names: of the modules that are probed. given: those of them that the user named. chosen: the targets.
+        units: what rows are.
         settings: what scores of one directory have in common; config_hash: of these. target_hashes: by target.
 
     Raises:
@@ -100,31 +99,31 @@ class Engine:
         self._forward_batch = fast_size(inputs[0], self.batch_size, self.device) if free else self.batch_size
         each = self.rows.tokens == "each"
         wanted = default_targets(probe_set, each) if options.get("targets") is None else options["targets"]
-        chosen = by_name(as_tuple("targets", wanted, ()), probe_set, each)
-        self.label = next((target for target in chosen if isinstance(target, Label)), None)
+        self.chosen = by_name(as_tuple("targets", wanted, ()), probe_set, each)
+        self.label = next((target for target in self.chosen if isinstance(target, Label)), None)
         self._splits = {
             "fit": (probe_set.fit_inputs, probe_set.fit_labels),
             "heldout": (probe_set.heldout_inputs, probe_set.heldout_labels),
         }
-        self._units = Units()
+        self.units = Units()
         if each:
             which = {"fit": probe_set.fit_rows, "heldout": probe_set.heldout_rows}
-            self._units = Units(
+            self.units = Units(
                 {
                     split: TokenRows.of(split, *own, self.rows.padding, which[split])
                     for split, own in self._splits.items()
                 }
             )
-        folds = self._units.folds(self.method.folds(probe_set.n_fit))
+        folds = self.units.folds(self.method.folds(probe_set.n_fit))
         per_column = options.get("penalty_per") == "column"
-        data = probe_set.inputs_digest + self._units.digest
+        data = probe_set.inputs_digest + self.units.digest
         cache = None if out is None or per_column else TargetCache(Path(out) / "cache", data)
         self._components = options.get("target_components")
         kept = (self._fit_inputs, self._heldout_inputs) if keeps else None
         with full_float32(self.device):
-            how = self.device, per_column, cache, self._components, kept, self._units.tokens
-            self.targets = build_targets(chosen, self._splits["fit"], self._splits["heldout"], folds, *how)
-            self._functions = FunctionValues(chosen, probe_set.fit_inputs)
+            how = self.device, per_column, cache, self._components, kept, self.units.tokens
+            self.targets = build_targets(self.chosen, self._splits["fit"], self._splits["heldout"], folds, *how)
+            self._functions = FunctionValues(self.chosen, probe_set.fit_inputs)
         warn_of_classes(self.targets, options)
         random = {block.name: block.stop - block.start for block in self.targets.blocks if block.random}
         self.target_hashes = {
@@ -205,25 +204,29 @@ class Engine:
             self._settle(bool(found))
         return found
 
-    def reconstruct(self, rows: Sequence[int], keep: bool = True) -> dict[str, tuple[Tensor, float]]:
-        """Some held-out inputs [s, ...] as the decoders of ``measure`` give them back, on the CPU, and the FVU of all.
-
-        By layer.
+    def decoders(
+        self, keep: bool = True, whole: bool = False
+    ) -> Iterator[tuple[Activations, Decoder, Activations | None]]:
+        """Of each layer the rows that its decoder of ``measure`` applies to, and the decoder.
 
         Args:
-            rows: which held-out samples; the input must be the only target. keep: as for ``measure``.
+            keep: as for ``measure``. whole: give the rows as they were captured too, where others have their place.
         """
-        fit, mean, own = self._input_rows, self._input_mean, self._units.heldout(rows)
-        found: dict[str, tuple[Tensor, float]] = {}
+        found = False
         with _MEASURING, self._workspace, self._prepared(keep) as groups:
             for group in groups:
-                for cell, decoder in decode(self._capture(group), self.targets, self.method):
-                    flat = predict(cell, decoder, self.targets, own, fit, mean).float().cpu()
-                    scores = evaluate(cell, decoder, self.targets, fit_scores=False)()
-                    fvu = next(score.value for score in scores if score.metric == "fvu")
-                    found[cell.layer.name] = self._units.whole(flat, rows, self._heldout_inputs), fvu
-            self._settle(bool(found))
-        return found
+                cells = self._capture(group)
+                captured = {cell.layer.name: cell for cell in cells} if whole else {}
+                for cell, decoder in decode(cells, self.targets, self.method):
+                    found = True
+                    yield cell, decoder, captured.pop(cell.layer.name, None)
+            self._settle(found)
+
+    def given_columns(self, name: str) -> Tensor:
+        """Columns [n, p] of a target on the fit rows as they were given, classes not one-hot."""
+        (target,) = (target for target in self.chosen if target.name == name)
+        with full_float32(self.device):
+            return given_columns(target, self._splits["fit"], self._splits["heldout"], self.units.tokens)
 
     def _settle(self, found: bool, when: str = "") -> None:
         """Raise why layers were lost where nothing was ``found`` but them, else tell, of the same layers once."""
@@ -232,17 +235,6 @@ class Engine:
         if self.lost:
             text = "; ".join(map(str, self.lost.values()))
             self._tell(f"layers: left out {len(self.lost)}{when}: {text}", about=f"lost {sorted(self.lost)}")
-
-    @cached_property
-    def _input_mean(self) -> Tensor:
-        """Of the fit inputs, [p] float64."""
-        return self._input_rows.mean(0, dtype=torch.float64)
-
-    @property
-    def _input_rows(self) -> Tensor:
-        """Of the fit split, [n, p]."""
-        rows = self._units.of("fit", self._fit_inputs)
-        return rows.reshape(len(rows), -1)
 
     @contextmanager
     def _prepared(self, keep: bool = True, only: Collection[str] | None = None) -> Iterator[list[list[Layer]]]:
@@ -304,7 +296,7 @@ class Engine:
         arguments = (self._fit_inputs, self._heldout_inputs, self.targets.folds, self._forward_batch)
         fix_random_state(self.device)
         with several_rows(self.batchnorm):
-            how = self.rows, self.device, self.given, self._units.tokens
+            how = self.rows, self.device, self.given, self.units.tokens
             cells, lost = capture(self.model, group, *arguments, *how, outputs=None if own is None else own.add)
         self.lost |= lost
         return cells
@@ -320,7 +312,7 @@ class Engine:
     @cached_property
     def _labels(self) -> dict[str, tuple[Tensor | None, Tensor | None]]:
         """By split, of samples and of tokens that are rows; copied once, as a GPU would wait for each copy."""
-        return {split: self._units.labels(split, own, self.device) for split, (_, own) in self._splits.items()}
+        return {split: self.units.labels(split, own, self.device) for split, (_, own) in self._splits.items()}
 
     def _say_that_all_is_exact(self, step: int) -> None:
         """Warn where an approximation was asked for that was not needed, or of no use."""
@@ -367,7 +359,7 @@ class Engine:
         if score.samples is not None:
             fvu = score.metric == "fvu"
             constant = torch.from_numpy(self.targets.baseline_samples[score.target]) if fvu else score.weights
-            samples, constant = self._units.by_sample(score.samples, constant)
+            samples, constant = self.units.by_sample(score.samples, constant)
             row |= {"samples": samples.numpy(), "baseline_samples": None if constant is None else constant.numpy()}
         if score.bounds is not None:
             row |= {name: value for name, value in asdict(score.bounds).items() if value == value}  # NaN is not
@@ -394,6 +386,6 @@ class Engine:
             settings["padding"] = float(self.rows.padding)
         if self.method.classifier != "ridge":
             settings["classifier"] = self.method.classifier
-        if self._units.digest:
-            settings["token_rows"] = self._units.digest
+        if self.units.digest:
+            settings["token_rows"] = self.units.digest
         return settings

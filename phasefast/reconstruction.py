@@ -6,6 +6,7 @@ import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -20,9 +21,12 @@ from .in_turn import measure_each, restored
 from .notices import shown, warn
 from .options import ProbeOptions, checked_step
 from .scores import in_order
+from .stages.evaluate import evaluate
+from .stages.predict import predict
 from .stages.probe_set import ProbeSet
 from .target_types import Input
 
+_Decoded = dict[str, tuple[Tensor, float]]  # by layer
 _SAMPLES = 8
 _NOT_HERE = ("targets", "target_components", "layer_sketch", "splits")  # all of the input, from all features
 
@@ -118,26 +122,43 @@ def reconstruct(
     inputs, fit = probe_set.heldout_inputs[rows].float().cpu(), probe_set.fit_inputs
     channels = fit.movedim(1, 0).flatten(1) if fit.ndim == 4 else fit.flatten()[None]
     limits = torch.stack([channels.amin(1), channels.amax(1)]).float().cpu()
+    of_fit = engine.given_columns("input")
+    decoded_by = partial(_decoded, engine, rows, of_fit, of_fit.mean(0, dtype=torch.float64))
     if checkpoints is None:
-        by_step = {checked_step(step): engine.reconstruct(rows)}
+        by_step = {checked_step(step): decoded_by(keep=True)}
     else:
         every = order_checkpoints(checkpoints)
         check_copies(engine.model, every)
         ordered = _chosen(every, steps)
-        by_step = _of_each(engine, ordered, Reader(weights_only, key, load), rows)
+        by_step = _of_each(engine, ordered, Reader(weights_only, key, load), decoded_by)
     found = [((at, layer), *each) for at, layers in by_step.items() for layer, each in layers.items()]
     decoded, fvu = {place: images for place, images, _ in found}, {place: share for place, _, share in found}
     return Reconstructions(tuple(rows), inputs, decoded, fvu, limits)
 
 
+def _decoded(engine: Engine, samples: Sequence[int], fit: Tensor, mean: Tensor, keep: bool) -> _Decoded:
+    """Some held-out inputs [s, ...] as the decoders of each layer give them back, on the CPU, and the FVU of all.
+
+    Args:
+        samples: which. fit: [n, p] the inputs of the fit rows. mean: [p] theirs. keep: as for ``Engine.measure``.
+    """
+    found, rows = _Decoded(), engine.units.heldout(samples)
+    for cell, decoder, _ in engine.decoders(keep):
+        flat = predict(cell, decoder, engine.targets, rows, fit, mean).float().cpu()
+        scores = evaluate(cell, decoder, engine.targets, fit_scores=False)()
+        fvu = next(score.value for score in scores if score.metric == "fvu")
+        found[cell.layer.name] = engine.units.whole(flat, samples, engine.probe_set.heldout_inputs), fvu
+    return found
+
+
 def _of_each(
-    engine: Engine, ordered: Mapping[int, Source], reader: Reader, rows: Sequence[int]
-) -> dict[int, dict[str, tuple[Tensor, float]]]:
-    """``Engine.reconstruct`` of checkpoints; of one that fails as ``measure_each`` allows, a warning."""
-    by_step: dict[int, dict[str, tuple[Tensor, float]]] = {}
+    engine: Engine, ordered: Mapping[int, Source], reader: Reader, decoded: Callable[..., _Decoded]
+) -> dict[int, _Decoded]:
+    """``_decoded`` of checkpoints; of one that fails as ``measure_each`` allows, a warning."""
+    by_step: dict[int, _Decoded] = {}
 
     def measure(step: int, _: str | None) -> None:
-        by_step[step] = engine.reconstruct(rows, keep=not by_step)
+        by_step[step] = decoded(keep=not by_step)
 
     failures: dict[int, Exception] = {}
     with restored(engine):

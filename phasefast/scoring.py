@@ -26,7 +26,7 @@ def score_cells(cells: list[Activations], targets: TargetMatrix, method: Method)
     if size is None:
         begun = deque[Callable[[], list[Score]]]()
         for cell, decoder in decode(cells, targets, method):
-            begun.append(evaluate(cell, _classifier(cell, decoder, targets, method), targets, both, method.balanced))
+            begun.append(evaluate(cell, classifier(cell, decoder, targets, method), targets, both, method.balanced))
             if len(begun) > cell.fit.is_cuda:  # a GPU goes on with the next one while the host reads
                 yield from begun.popleft()()
             del cell, decoder
@@ -42,7 +42,7 @@ def score_cells(cells: list[Activations], targets: TargetMatrix, method: Method)
         yield from (each for each in found or score_cells(alone, targets, exactly) if both or each.split == "heldout")
 
 
-def _classifier(cell: Activations, decoder: Decoder, targets: TargetMatrix, method: Method) -> Decoder:
+def classifier(cell: Activations, decoder: Decoder, targets: TargetMatrix, method: Method) -> Decoder:
     """What the accuracies of classes are of."""
     return decoder if method.classifier == "ridge" else discriminants(cell, decoder, targets, method.balanced)
 
@@ -54,7 +54,7 @@ def _sketched(whole: Activations, size: int, targets: TargetMatrix, method: Meth
     room = _FREE * min(size, len(whole.fit) - 1)
     if not all(fit.dof <= room for fit in decoder.fits):
         return None
-    evaluated = evaluate(cell, _classifier(cell, decoder, targets, method), targets, balanced=method.balanced)()
+    evaluated = evaluate(cell, classifier(cell, decoder, targets, method), targets, balanced=method.balanced)()
     errors = squared_errors(cell, decoder, targets, evaluated)
     ends = []
     for index, found in enumerate(measure(whole, cell, decoder.fits, targets, errors)):

@@ -130,6 +130,16 @@ def test_reconstructions_come_back_from_a_gpu(net: SmallNet, given: pf.ProbeSet)
         torch.testing.assert_close(images_there, expected[place], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("given", [FEW, VALUES], ids=["dual", "primal"])
+def test_decoders_come_back_from_a_gpu(net: SmallNet, given: pf.ProbeSet) -> None:
+    expected = pf.fit_decoders(net, given, layers=["conv", "hidden"], classifier="lda")
+    with pretended():
+        found = pf.fit_decoders(net, given, layers=["conv", "hidden"], classifier="lda", device="cuda")
+    for place, there in found.items():
+        assert {own.device.type for own in (there.weight, there.bias, there.predictions)} == {"cpu"}
+        torch.testing.assert_close(there.predictions, expected[place].predictions, rtol=1e-2, atol=1e-2)
+
+
 def test_sweeps_and_trackers_run_on_a_gpu(net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path) -> None:
     options: dict[str, Any] = {"layers": ["hidden"], "alphas": [0.1]}
     for step in (1, 2):

@@ -133,13 +133,17 @@ def test_every_column_is_explained() -> None:
     assert [name for name in SCHEMA.names if f"`{name}`" not in text] == []
 
 
-def test_reconstructions_in_python(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reconstructions_and_decoders_in_python(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/numbers.md").read_text(encoding="utf-8"), re.DOTALL)
+    text = (ROOT / "docs/numbers.md").read_text(encoding="utf-8")
+    reconstructions, decoders = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict[str, Any] = {"pf": pf, "model": Model(), "probe_set": pf.ProbeSet.load("probe_set.pt")}
-    exec(example, names)
+    exec(reconstructions, names)
     assert names["found"].steps == [10]
     assert Path("known.png").is_file()
+    exec(decoders, names)
+    assert names["likely"].sum(1) == pytest.approx(torch.ones(len(names["likely"])))
+    assert names["module"].weight.shape == (3, 16)
 
 
 def test_sweeps_in_python(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ LEVELS = (
     ("options", "scoring"),
     ("checkpoints", "configuration", "store"),
     ("engine",),
-    ("in_turn", "probe", "track", "planning"),
+    ("in_turn", "linear_decoders", "probe", "track", "planning"),
     ("reconstruction", "sweep"),
     ("watch",),
     ("__init__",),

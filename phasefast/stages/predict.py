@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..dense import left_product, product
-from ..types import Activations, Decoder, TargetMatrix
+from ..types import Activations, Decoder, TargetBlock, TargetMatrix
 
 
 def predict(
@@ -23,10 +23,19 @@ def predict(
     (block,) = targets.blocks
     held = torch.stack([cell.heldout[row] for row in rows])
     found = product(held, decoder.weights.double()) + decoder.offset
+    return in_given_columns(found, block, targets, fit, mean) + mean
+
+
+def in_given_columns(found: Tensor, block: TargetBlock, targets: TargetMatrix, fit: Tensor, mean: Tensor) -> Tensor:
+    """Combinations [s, p] of a regression target's columns less their means, of those [s, c] of what stands for them.
+
+    Args:
+        found: float64. fit, mean: as for ``predict``.
+    """
     if found.shape[1] == block.width:
-        return found.to(mean.device) + mean
-    # Of coordinates L, with T = L Q for the centred targets T [n, p]: a prediction h L stands for h T.
-    factor = targets.fit[:, : len(fit)].double()
+        return found.to(mean.device)
+    # Of coordinates L, with T = L Q for the centred targets T [n, p]: h L stands for h T.
+    factor = targets.fit[:, block.start : block.start + len(fit)].double()
     shares: Tensor = torch.linalg.solve_triangular(factor.mT, found[:, : len(fit)].mT, upper=True).mT  # [s, n]
     shares = shares.to(fit.device)
-    return left_product(shares, fit) + (1 - shares.sum(1, keepdim=True)) * mean
+    return left_product(shares, fit) - shares.sum(1, keepdim=True) * mean

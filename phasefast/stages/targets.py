@@ -6,6 +6,7 @@ import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -183,10 +184,28 @@ def build_targets(
     return made
 
 
+def given_columns(target: Target, fit: Split, heldout: Split, tokens: Mapping[str, TokenRows] | None) -> Tensor:
+    """Columns [n, p] of a regression target on the fit rows as they were given: with their means, and all of them.
+
+    Args:
+        fit, heldout, tokens: as for ``build_targets``.
+    """
+    values, _ = target.given(fit, heldout) if _is_plain(target) else target.columns(fit, heldout)
+    if tokens is not None:
+        of_tokens = _is_plain(target) or values.dim() == 3
+        values = tokens["fit"].rows(values) if of_tokens else tokens["fit"].repeated(values)
+    return values.reshape(len(values), -1)
+
+
+def _is_plain(target: Target) -> TypeGuard[OwnTarget]:
+    """Whether its columns are made of what is given of each row alone."""
+    return isinstance(target, OwnTarget) and type(target).columns is OwnTarget.columns
+
+
 def _of_tokens(target: Target, fit: Split, heldout: Split, tokens: Mapping[str, TokenRows]) -> tuple[Tensor, Tensor]:
     """Columns of each row, which has those of its sequence where tokens have none of their own."""
     of_fit, of_heldout = tokens["fit"], tokens["heldout"]
-    if isinstance(target, OwnTarget) and type(target).columns is OwnTarget.columns:
+    if _is_plain(target):
         values, held = target.given(fit, heldout)
         return target.encoded(of_fit.rows(values), of_heldout.rows(held))
     columns, held = target.columns(fit, heldout)
