@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from statistics import NormalDist
 
 import numpy as np
@@ -14,8 +14,8 @@ from .errors import ArgumentError, DataError
 from .losses import ACCURACIES, LOSSES, losses_of
 from .scores import Scores
 
-_MANY, _DRAWS = 4_000, 2_000  # samples, and random signs of them
 _FEW = 50  # samples that are right in one of two cases only, up to which their chance is counted
+_HEAVY = 10  # of samples that do not count alike, all of whose signs are tried
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class BestCheckpoint:
     Attributes:
         layer, step: where. value: the held-out ``metric`` there, ``accuracy``, ``balanced_accuracy`` or ``fvu``.
         samples: how many are held out.
+        beats_constant: whether it is better than the best constant, the most frequent class or the fit mean, by more
+            than the choice of samples explains in the best of so many; True where that constant is not known.
         steps: of that layer, whose values are not told apart from the best, which is among them.
         others: of each other layer that has such steps, the best of them.
     """
@@ -35,6 +37,7 @@ class BestCheckpoint:
     step: int
     value: float
     samples: int
+    beats_constant: bool
     steps: tuple[int, ...]
     others: Mapping[str, int]
 
@@ -45,9 +48,9 @@ def best_checkpoint(
     """The layer and step of the best held-out score of a target, such as of the task you mean to transfer to.
 
     Others are told apart where the difference of the same samples excludes 0: of classes by the sign test (McNemar
-    1947), where samples do not count alike by random signs, of numbers by the standard error of the ratio and Student's
-    t. Of many the best seems a little better than it is, and of a few samples (below 20) up to twice as many are told
-    apart as should be.
+    1947), where samples do not count alike by all their signs (Fisher 1935), of numbers by the standard error of the
+    ratio and Student's t. Of many the best seems a little better than it is, and of a few numbers (below 20) up to
+    twice as many are told apart as should be.
 
     Args:
         scores: of one run, with per-sample held-out values. layers: names or globs; None for all.
@@ -71,8 +74,11 @@ def best_checkpoint(
         raise DataError(f"target {target!r}: layers were measured on held-out sets of different sizes")
     layer = min(found, key=lambda name: float(found[name].least.mean()))
     own = found[layer]
-    alike = {name: curve.alike(own, confidence) for name, curve in found.items()}
-    loss = float(own.least.mean())
+    alike = {name: curve.alike(own, metric in ACCURACIES, confidence) for name, curve in found.items()}
+    loss, tried = float(own.least.mean()), sum(len(curve.steps) for curve in found.values())
+    constant: np.ndarray | float | None = scores.baseline(target, metric)
+    if constant is not None:
+        constant = 1 - constant if metric in ACCURACIES else own.unit
     return BestCheckpoint(
         target=target,
         metric=metric,
@@ -80,6 +86,7 @@ def best_checkpoint(
         step=int(own.steps[own.best]),
         value=1 - loss if metric in ACCURACIES else loss,
         samples=own.samples.shape[1],
+        beats_constant=constant is None or _is_above(constant - own.least, 1 - (1 - confidence) / tried),
         steps=tuple(own.steps[alike[layer]].tolist()),
         others={
             name: int(curve.steps[places[curve.losses[places].argmin()]])
@@ -113,10 +120,13 @@ class _Curve:
     def least(self) -> np.ndarray:
         return np.asarray(self.samples[self.best], dtype=np.float64)
 
-    def alike(self, other: _Curve, confidence: float) -> np.ndarray:
+    def alike(self, other: _Curve, of_classes: bool, confidence: float) -> np.ndarray:
         """Places of the losses that are not told apart from the least of another curve."""
         least = other.least
-        apart = [_apart(own - least, other.unit, confidence) for own in self.samples]
+        if of_classes:
+            apart = [_chance_of_signs(own - least) < 1 - confidence for own in self.samples]
+        else:
+            apart = [_is_above(own - least, confidence, other.unit) for own in self.samples]
         return np.flatnonzero(~np.array(apart))
 
 
@@ -128,26 +138,37 @@ def _curve(scores: Scores, layer: str, target: str, metric: str) -> _Curve:
     return _Curve(losses.steps[finite], samples if finite.all() else samples[finite], unit)
 
 
-def _apart(more: np.ndarray, unit: np.ndarray, confidence: float) -> bool:
-    """Whether losses [m] in units [m] are more than chance above others of the same samples, by so much more each."""
-    count = len(more)
+def _is_above(more: np.ndarray, confidence: float, unit: np.ndarray | float = 1.0) -> bool:
+    """Whether the mean of numbers [m] in units [m], or of one size, is above 0 by more than chance."""
+    count, mean = len(more), float(more.mean())
     if count < 2:
         return False
-    signs = np.unique(more)
-    if set(signs.tolist()) <= {-1.0, 0.0, 1.0} and (either := int(np.abs(more).sum())) <= _FEW:
-        fewer = (either - int(more.sum())) // 2  # samples that only the best errs at
-        chance = 2 * sum(math.comb(either, k) for k in range(fewer + 1)) / float(2**either)
-        return chance < 1 - confidence
-    apart = np.abs(more[more != 0])
-    of_classes = bool(np.isclose(apart, unit[more != 0]).all())
-    # Of samples that do not count alike a few may decide: how often random signs give as much (Fisher 1935).
-    if of_classes and 0 < len(apart) <= _MANY and apart.sum() ** 2 <= _FEW * (apart**2).sum():
-        signs = np.random.default_rng(0).integers(0, 2, (_DRAWS, len(apart))) * 2 - 1
-        as_much = np.abs(signs @ apart) >= abs(float(more.sum())) * (1 - 1e-9)
-        return float(more.sum()) > 0 and float(as_much.mean()) < 1 - confidence
-    mean = float(more.mean())
-    error = float((more - mean * unit / unit.mean()).std(ddof=1)) / math.sqrt(count)
+    error = float((more - mean * (unit / np.mean(unit))).std(ddof=1)) / math.sqrt(count)
     return mean > _student((1 + confidence) / 2, count - 1) * error
+
+
+def _chance_of_signs(more: np.ndarray) -> float:
+    """How often numbers [m] add up to as much, of either sign, if each may as well have had the other one."""
+    apart, total = -np.sort(-np.abs(more[more != 0])), abs(float(more.sum()))
+    count = len(apart)
+    if not count:
+        return 1.0
+    alike = bool(apart[0] == apart[-1])
+    if alike and count <= _FEW:
+        fewer = round((count - total / float(apart[0])) / 2)
+        return min(1.0, 2 * sum(math.comb(count, k) for k in range(fewer + 1)) / float(2**count))
+    # All signs of those that count most; the sum of the others is nearly normal.
+    heavy, spread = _signs(min(count, _HEAVY)) @ apart[:_HEAVY], math.sqrt(2 * float(np.square(apart[_HEAVY:]).sum()))
+    if spread == 0:
+        return float((np.abs(heavy) >= total * (1 - 1e-9)).mean())
+    least = total - float(apart[0]) * alike  # half a step, where sums have steps (Yates 1934)
+    return float(np.mean([math.erfc((least - own) / spread) for own in heavy.tolist()]))
+
+
+@cache
+def _signs(count: int) -> np.ndarray:
+    """All signs of so many numbers, [2^count, count]."""
+    return 1.0 - 2.0 * (np.arange(2**count)[:, None] >> np.arange(count) & 1)
 
 
 def _student(share: float, freedom: int) -> float:

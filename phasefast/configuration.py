@@ -12,7 +12,7 @@ from torch import nn
 from .decoding import Method
 from .errors import ArgumentError
 from .ops import bfloat16_is_fast
-from .options import as_tuple, check_options, resolve_device
+from .options import as_tuple, checked_options, resolve_device
 from .stages.capture import RowOptions, rows_dtype
 from .stages.layers import check_usable, given_names, select_layers, unwrap
 from .stages.plan import memory_budget
@@ -45,7 +45,7 @@ class Configuration:
         Raises:
             ArgumentError, LayerError: a model, options or layers that cannot be used.
         """
-        check_options(options)
+        options = checked_options(options)
         if not isinstance(model, nn.Module):
             raise ArgumentError(f"model: expected a Module, got {type(model).__name__}")
         model = unwrap(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,8 +69,16 @@ LASTING = (ArgumentError, DataError, LayerError, MemoryBudgetError, DependencyEr
 PASSING = (UnreadableError, MemoryBudgetError, DependencyError)
 
 
+def is_integer(given: Any, least: int) -> bool:
+    """Whether it is an integer, NumPy's too, of at least so much, and no truth value."""
+    try:
+        return operator.index(given) >= least and not isinstance(given, bool)
+    except TypeError:
+        return False
+
+
 def may_pass(error: Exception) -> bool:
-    """Whether the next checkpoint may do: memory of a device runs out as a RuntimeError, others of a model stay."""
+    """Whether the next checkpoint may succeed; a RuntimeError is how a device runs out of memory."""
     return isinstance(error, (PhasefastError, RuntimeError, MemoryError)) and not isinstance(error, LASTING)
 
 

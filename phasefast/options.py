@@ -11,7 +11,7 @@ from typing import Any, TypedDict, get_args
 import torch
 
 from .decoding import Classifier, PenaltyPer, Precision, Splits
-from .errors import ArgumentError
+from .errors import ArgumentError, is_integer
 from .notices import warn
 from .stages.layers import Layers
 from .stages.plan import FORCED_ROUTES, ForcedRoute, Selection
@@ -28,6 +28,7 @@ _CHOICES = {
     "splits": get_args(Splits),
     "route": (None, *FORCED_ROUTES),
 }
+_INTEGERS = {"batch_size": 1, "target_components": 1, "layer_sketch": 1, "pool": 0}  # and their least values
 _MANY, _MOSTLY = 20, 0.9  # classes, and share of samples of one
 
 
@@ -136,7 +137,7 @@ def resolve_device(given: str | torch.device | None, home: torch.device) -> torc
     """The device asked for, or ``home`` for None; ArgumentError where it cannot be used."""
     try:
         device = home if given is None else torch.device(given)
-        torch.empty(0, device=device)
+        torch.empty(0, dtype=torch.float64, device=device)  # which MPS lacks
     except (RuntimeError, AssertionError, TypeError) as error:
         raise ArgumentError(f"device {str(given)!r} cannot be used: {error}; give such as 'cpu' or 'cuda'") from error
     return device
@@ -198,8 +199,12 @@ def warn_of_classes(targets: TargetMatrix, options: Mapping[str, Any]) -> None:
         )
 
 
-def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse options that do not exist, values that cannot be, and what excludes each other: ArgumentError."""
+def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, NumPy's integers as Python's.
+
+    Raises:
+        ArgumentError: options that do not exist, values that cannot be, and what excludes each other.
+    """
     for name in options:
         if name not in ProbeOptions.__annotations__:
             near = difflib.get_close_matches(name, ProbeOptions.__annotations__, n=1)
@@ -212,10 +217,10 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise ArgumentError(
             "alphas and noise exclude each other: a relative and an absolute penalty cannot share a curve"
         )
-    for name in ("batch_size", "target_components", "layer_sketch"):
-        given = options.get(name)
-        if given is not None and (not isinstance(given, int) or isinstance(given, bool) or given < 1):
-            raise ArgumentError(f"{name}: expected a positive integer, got {given!r}")
+    whole = {name: options[name] for name in _INTEGERS if options.get(name) is not None}
+    for name, given in whole.items():
+        if not is_integer(given, _INTEGERS[name]):
+            raise ArgumentError(f"{name}: expected an integer >= {_INTEGERS[name]}, got {given!r}")
     approximations = [name for name in ("target_components", "layer_sketch") if options.get(name) is not None]
     if approximations and options.get("penalty_per") == "column":
         raise ArgumentError(f"{approximations[0]}: penalty_per='column' has no approximation; leave one of them out")
@@ -223,3 +228,4 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise ArgumentError(f"classifier={how!r} needs predictions of fit rows, which route='target-free' has none of")
     if len(approximations) > 1:
         raise ArgumentError("target_components and layer_sketch: each has an interval of its own; leave one out")
+    return {**options, **{name: operator.index(given) for name, given in whole.items()}}

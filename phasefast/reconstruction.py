@@ -27,7 +27,7 @@ from .stages.probe_set import ProbeSet
 from .target_types import Input
 
 _Decoded = dict[str, tuple[Tensor, float]]  # by layer
-_SAMPLES = 8
+_SAMPLES = 4
 _NOT_HERE = ("targets", "target_components", "layer_sketch", "splits")  # all of the input, from all features
 
 
@@ -104,7 +104,7 @@ def reconstruct(
     Args:
         model: left exactly as it was found. probe_set: decoders are solved on its fit rows.
         checkpoints: as for :func:`phasefast.sweep`; by default the model is taken as it is, and labelled ``step``.
-        samples: how many held-out samples, the first, or which; the first 8 by default.
+        samples: how many held-out samples, the first, or which; the first 4 by default.
         steps: of the checkpoints that are taken; all by default.
         weights_only, key, load: of checkpoints, as for :func:`phasefast.sweep`.
         **options: see :class:`phasefast.ProbeOptions`; but ``targets``, ``splits`` and approximations.

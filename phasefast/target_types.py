@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, get_args, runtime_checkable
@@ -10,7 +9,7 @@ from typing import Protocol, get_args, runtime_checkable
 import torch
 from torch import Tensor
 
-from .errors import ArgumentError, DataError
+from .errors import ArgumentError, DataError, is_integer
 from .notices import warn
 from .samples import as_numbers
 from .types import TargetKind
@@ -199,11 +198,7 @@ class Values(OwnTarget):
 def _check_kind(what: str, kind: str, num_classes: int | None) -> None:
     if kind not in get_args(TargetKind):
         raise ArgumentError(f"{what}: expected kind 'regression' or 'classes', got {kind!r}")
-    try:
-        fits = num_classes is None or (operator.index(num_classes) > 0 and not isinstance(num_classes, bool))
-    except TypeError:
-        fits = False
-    if not fits:
+    if num_classes is not None and not is_integer(num_classes, 1):
         raise ArgumentError(f"{what}: expected num_classes to be a positive integer or None, got {num_classes!r}")
 
 

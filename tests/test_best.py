@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import phasefast as pf
+from phasefast.best import _chance_of_signs
 from phasefast.errors import ArgumentError, DataError, LayerError
 from phasefast.scores import Scores
 
@@ -128,6 +129,56 @@ def test_it_is_one_of_what_was_measured(
     )
     assert pf.best_checkpoint(named, "t[1]").step == pf.best_checkpoint(scores, "power").step
     assert torch.isfinite(torch.tensor(best.value))
+
+
+@pytest.mark.parametrize("count", [3, 9, 10, 11, 14, 60, 400])
+def test_samples_that_do_not_count_alike_are_told_apart_by_their_signs(count: int) -> None:
+    rng = np.random.default_rng(count)
+    for _ in range(20):
+        more = rng.normal(rng.random(), 1, count) * rng.gamma(0.3, 1, count)
+        signs = rng.integers(0, 2, (40_000, count)) * 2.0 - 1
+        exact = float((np.abs(signs @ np.abs(more)) >= abs(more.sum()) * (1 - 1e-9)).mean())
+        assert _chance_of_signs(np.append(more, [0.0, 0.0])) == pytest.approx(exact, abs=0.012)
+
+
+@pytest.mark.parametrize(("count", "alike"), [(49, True), (51, True), (51, False), (300, True)])
+def test_many_samples_are_told_apart_as_few_are(count: int, alike: bool) -> None:
+    weights = np.ones(count) if alike else 1 + 1e-9 * np.arange(count)
+    for fewer in range(count // 3, count // 2):
+        more = np.where(np.arange(count) < fewer, -weights, weights)
+        assert _chance_of_signs(more) == pytest.approx(sign_test(more), abs=0.005 if alike else 0.1)
+    assert _chance_of_signs(np.zeros(3)) == 1
+
+
+@pytest.mark.parametrize(("metric", "constant"), [("accuracy", 0.5), ("balanced_accuracy", 0.5), ("fvu", None)])
+def test_the_best_of_much_noise_beats_no_constant(metric: str, constant: float | None) -> None:
+    rng, told = np.random.default_rng(0), 0
+    weights = np.where(np.arange(200) < 20, 5.0, 5 / 9)
+    for trial in range(40):
+        rows = []
+        for layer in range(6):
+            for step in range(10):
+                samples, unit = (rng.random(200) < 0.5).astype(float), np.ones(200)
+                if metric == "balanced_accuracy":
+                    samples, unit = samples * weights, weights
+                elif metric == "fvu":
+                    unit = rng.gamma(2.0, 0.5, 200) if not rows else rows[0]["baseline_samples"]
+                    samples = unit * rng.gamma(20.0, 0.05, 200)
+                of_constant = 1.0 if constant is None else constant
+                rows.append({**row(step, f"l{layer}", "t", metric, samples), "baseline": of_constant})
+                rows[-1]["baseline_samples"] = None if metric == "accuracy" else unit
+        told += pf.best_checkpoint(Scores.from_rows(rows), "t").beats_constant
+        better = [{**each, "samples": _better(each, metric)} for each in rows]
+        assert trial or pf.best_checkpoint(Scores.from_rows(better), "t").beats_constant
+    assert told <= 4
+
+
+def _better(of: dict[str, object], metric: str) -> np.ndarray:
+    samples = np.array(of["samples"])
+    if metric == "fvu":
+        return samples * 0.8
+    samples[::3] = 1.0 if metric == "accuracy" else np.array(of["baseline_samples"])[::3]
+    return samples
 
 
 @pytest.mark.parametrize(("count", "most"), [(2, 0.12), (5, 0.12), (20, 0.1)])

@@ -196,7 +196,7 @@ def test_options_that_cannot_be() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4))
     probe_set = pf.ProbeSet.from_tensors(torch.randn(20, 4), None, torch.randn(9, 4), None)
     for given in ({"target_components": 0}, {"target_components": 2.5}, {"target_components": True}):
-        with pytest.raises(ArgumentError, match="target_components: expected a positive integer"):
+        with pytest.raises(ArgumentError, match="target_components: expected an integer >= 1"):
             pf.probe(model, probe_set, **given)
     with pytest.raises(ArgumentError, match="target_components: penalty_per='column' has no approximation"):
         pf.probe(model, probe_set, target_components=3, penalty_per="column")

@@ -104,7 +104,7 @@ def test_probe_sketches_the_wide_layers_only() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"layer_sketch": 0}, "layer_sketch: expected a positive integer, got 0"),
+        ({"layer_sketch": 0}, "layer_sketch: expected an integer >= 1, got 0"),
         ({"layer_sketch": 10, "penalty_per": "column"}, "layer_sketch: penalty_per='column'"),
         ({"layer_sketch": 10, "target_components": 5}, "leave one out"),
     ],

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "phasefast"
 OPS = ("capture", "gram", "residual", "ridge_solve")
 LEVELS = (
     ("console", "errors", "types"),
-    ("fetching", "hooks", "timeline", "workspace"),
+    ("fetching", "hooks", "host_memory", "timeline", "workspace"),
     ("failures", "files", "globs", "listing", "notices", "phase_report", "progress"),
     ("batches", "samples", "sequences"),
     ("token_rows",),

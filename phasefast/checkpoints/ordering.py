@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import operator
 import os
 import re
 from collections import Counter
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, is_integer
 from ..failures import named
 from ..notices import shown, warn
 from .entries import NEEDED, find_entry, why_none
@@ -87,9 +88,9 @@ def order_checkpoints(
         given = [_as_source(source) for source in given]
         steps = (index if isinstance(each, Mapping) else _step_of(each) for index, each in enumerate(given))
         return _by_step(list(zip(steps, given, strict=True)))
-    if bad := [step for step in checkpoints if isinstance(step, bool) or not isinstance(step, int) or step < 0]:
+    if bad := [step for step in checkpoints if not is_integer(step, 0)]:
         raise CheckpointError(f"checkpoints: expected steps that are integers >= 0, got {bad[:5]}")
-    return _by_step([(step, _as_source(source)) for step, source in checkpoints.items()])
+    return _by_step([(operator.index(step), _as_source(source)) for step, source in checkpoints.items()])
 
 
 def _as_source(given: Source) -> Source:

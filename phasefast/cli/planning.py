@@ -11,6 +11,7 @@ from torch import nn
 
 from ..console import of_results
 from ..errors import ArgumentError
+from ..options import fastest_device
 from ..planning import forward_seconds, plan
 from ..stages.batchnorm import fresh_statistics
 from ..stages.layers import select_layers
@@ -19,8 +20,10 @@ from .app import (
     PROBE_SET,
     Alphas,
     BatchNorm,
+    BatchSize,
     Classifier,
     Components,
+    Device,
     Layers,
     LayerSketch,
     Memory,
@@ -81,7 +84,9 @@ def plan_command(
     padding: Padding = None,
     batchnorm: BatchNorm = "recompute",
     pool: Pool = 0,
+    batch_size: BatchSize = None,
     memory: Memory = None,
+    device: Device = None,
     precision: Precision = "exact",
     route: Route = None,
     splits: Splits = "both",
@@ -94,7 +99,7 @@ def plan_command(
     layer_sketch: LayerSketch = None,
 ) -> None:
     """Route, work and memory of each layer, and its expected time, from what small cells take on this machine."""
-    how = probe_options(locals())
+    how = probe_options(locals()) | {"device": device or fastest_device()}
     samples: ProbeSet | list[int] = _shape(sample)
     if probe_set is not None:
         samples = load_probe_set(probe_set)

@@ -24,11 +24,16 @@ from .app import (
     Model,
     Noise,
     Padding,
+    PenaltyPer,
     Pool,
+    Precision,
+    Route,
     Samples,
+    Selection,
     Tokens,
     Trust,
     app,
+    probe_options,
 )
 from .names import load_function, load_model, load_probe_set
 
@@ -43,13 +48,19 @@ def reconstruct_command(
     step: Annotated[
         list[int] | None, typer.Option("--step", help="Only this checkpoint; may be given again. All by default.")
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="How many held-out images, the first of them.")] = 4,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="How many held-out images, the first ones; 4 by default.")
+    ] = None,
     alpha: Alphas = None,
     noise: Noise = None,
     batchnorm: BatchNorm = "recompute",
     tokens: Tokens = "flatten",
     padding: Padding = None,
     pool: Pool = 0,
+    precision: Precision = "exact",
+    selection: Selection = None,
+    penalty_per: PenaltyPer = "target",
+    route: Route = None,
     batch_size: BatchSize = None,
     memory: Memory = None,
     device: Device = None,
@@ -60,25 +71,17 @@ def reconstruct_command(
     """Draw held-out images as the decoders of each layer give them back, checkpoint after checkpoint."""
     check_picture(out)
     need_matplotlib()
+    options = probe_options(locals()) | {"device": device or fastest_device()}
     found = reconstruct(
         load_model(model),
         load_probe_set(probe_set),
         checkpoints,
         samples=samples,
         steps=step,
-        layers=layer,
-        alphas=alpha,
-        noise=noise,
-        batchnorm=batchnorm,  # type: ignore[arg-type]
-        tokens=tokens,  # type: ignore[arg-type]
-        padding=padding,
-        pool=pool,
-        batch_size=batch_size,
-        memory=memory,
-        device=device or fastest_device(),
         key=key,
         load=load_function(load) if load else None,
         weights_only=not trust,
+        **options,
     )
     plot_reconstructions(found, out)
     of_results().print(f"wrote {out}", soft_wrap=True)

@@ -88,8 +88,7 @@ def sweep_command(
     trust: Trust = False,
 ) -> None:
     """Measure every checkpoint of a training, once; several jobs may share the work."""
-    options = probe_options(locals())
-    options["device"] = device or fastest_device()
+    options = probe_options(locals()) | {"device": device or fastest_device()}
     share = _shard(shard)
     if watch_every is not None and (share is not None or overwrite):
         raise ArgumentError("--watch goes on alone and from what is there: leave out --shard, torchrun and --overwrite")

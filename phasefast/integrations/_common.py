@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import ArgumentError
-from ..options import check_options
+from ..options import checked_options
 from ..stages.probe_set import ProbeSet
 from ..track import PhaseTracker
 
@@ -31,7 +31,7 @@ class LiveProbe:
     def __init__(
         self, probe_set: ProbeSet, *, wrap: Callable[[nn.Module], nn.Module] | None = None, **options: Any
     ) -> None:
-        check_options({name: value for name, value in options.items() if name not in _OF_TRACKERS})
+        checked_options({name: value for name, value in options.items() if name not in _OF_TRACKERS})
         self._probe_set, self._options, self._wrap = probe_set, options, wrap
         self._model: nn.Module | None = None
         self._tracker: PhaseTracker | None = None

@@ -32,7 +32,6 @@ from .names import shortened, spelled
 _COLOURS: dict[PhaseKind, str] = {"constant": "", "decrease": "green", "increase": "yellow"}
 _WIDE = 1000  # letters
 _VISIBLE = 10  # times the last decimal: what a curve changes by
-_SURE = 2.0  # standard errors
 _INPUT = "input"  # of which the first layers keep most
 MOST_STEPS = 60  # in tables of curves
 
@@ -74,13 +73,11 @@ def _print_best(scores: Scores, cells: Sequence[CellPhases], report: PhaseReport
     target = cells[0].target
     best = best_checkpoint(scores, target, layers=[glob.escape(cell.layer) for cell in cells])
     steps = scores.curve(best.layer, target, best.metric)[0].tolist()
-    baseline = scores.baseline(target, best.metric) if best.metric == "accuracy" else None
-    if baseline is not None and best.value - baseline < _SURE * math.sqrt(baseline * (1 - baseline) / best.samples):
-        console.print(
-            f"No layer is right more often than that class alone, {number(baseline)}, by more than chance: accuracy "
-            "names no best one; classifier='balanced' counts all classes alike",
-            soft_wrap=True,
-        )
+    if not best.beats_constant:
+        than = f"the most frequent class, {number(scores.baseline(target, best.metric) or 0.0)},"
+        text = f"No layer is better than {than if best.metric in ACCURACIES else 'the fit mean'} by more than chance"
+        mend = "; classifier='balanced' counts all classes alike" if best.metric == "accuracy" else ""
+        console.print(f"{text}: no best one is named{mend}", soft_wrap=True)
         return
     value = number(best.value, 4 if best.metric == "fvu" else 3)
     text = f"Best: {best.layer} at step {best.step}, {spelled(best.metric)} {value}"

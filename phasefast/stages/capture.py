@@ -44,8 +44,6 @@ class RowOptions:
     def __post_init__(self) -> None:
         if self.tokens not in TOKEN_MODES:
             raise ArgumentError(f"tokens: expected one of {TOKEN_MODES}, got {self.tokens!r}")
-        if not isinstance(self.pool, int) or self.pool < 0:
-            raise ArgumentError(f"pool: expected 0 (keep every position) or a positive size, got {self.pool!r}")
         if self.padding is not None and (isinstance(self.padding, bool) or not isinstance(self.padding, _NUMBERS)):
             raise ArgumentError(f"padding: expected a number that inputs have at padding, got {self.padding!r}")
         if self.padding is not None and self.tokens == "flatten":

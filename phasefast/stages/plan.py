@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import numbers
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ import torch
 
 from ..choosing import FEW, LEFT, LOOKED_AT, MANY, ONE_CORE, SIGNS, SMALL, paired
 from ..errors import ArgumentError, MemoryBudgetError
+from ..host_memory import free_memory
 from ..types import Layer, Route
 
 Selection = Literal["gcv", "folds", "loo"]
@@ -289,7 +289,7 @@ def memory_budget(memory: str | float | None, device: torch.device) -> int:
     """Bytes a measurement may take: ``"8GB"``, bytes, or by default most of what is free on the device.
 
     Raises:
-        ArgumentError: what is no size, or less than a byte.
+        ArgumentError: what is no size, or less than a byte; none where the system does not say what is free.
     """
     if memory is None:
         return int(_SHARE_OF_FREE_MEMORY * _free_memory(device))
@@ -309,8 +309,4 @@ def _free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # PyTorch's own to give
         return int(torch.cuda.mem_get_info(device)[0]) + unused
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return free_memory()
