@@ -8,6 +8,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 
 from .errors import DataError, LayerError
 from .notices import warn
@@ -29,6 +30,7 @@ _POSITIONS_LAST = (
     *(nn.CircularPad1d, nn.Dropout1d),
     *(_NormBase, nn.GroupNorm, nn.LocalResponseNorm),  # which read [b, f, t] of three dimensions
 )
+_FEATURES_LAST = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.MultiheadAttention)
 _ONE = {"cls": 0, "last": -1}  # position of the token that stands for all
 
 
@@ -45,8 +47,7 @@ def positions_last(module: nn.Module, shape: torch.Size) -> tuple[bool, bool]:
     Args:
         shape: of the output. Of a convolution with a ``forward`` of its own, which may turn it, it tells.
     """
-    while type(module).forward is nn.Sequential.forward and len(module):  # type: ignore[arg-type]
-        module = module[-1]  # type: ignore[index]
+    module = last_part(module)
     if not isinstance(module, _POSITIONS_LAST):
         kind = type(module).__module__.removeprefix("torch.nn.modules.")
         unclear = kind in ("activation", "dropout") or isinstance(module, nn.Identity)
@@ -56,6 +57,22 @@ def positions_last(module: nn.Module, shape: torch.Size) -> tuple[bool, bool]:
     widths = [getattr(module, name, None) for name in ("out_channels", "num_features", "num_channels")]
     places = [place for place in (1, 2) if shape[place] in widths]
     return places != [2], places != [1]
+
+
+def last_part(module: nn.Module) -> nn.Module:
+    """What gives a module's output, where that is the last one of a ``Sequential``."""
+    while type(module).forward is nn.Sequential.forward and len(module):  # type: ignore[arg-type]
+        module = module[-1]  # type: ignore[index]
+    return module
+
+
+def is_of_features(module: nn.Module) -> bool:
+    """Whether the last axis of what a module gives is of features, as far as all its parts tell."""
+    parts = [*module.modules()]
+    of_features = [part for part in parts if isinstance(part, _FEATURES_LAST)]
+    of_maps = any(len(getattr(part, "normalized_shape", ())) > 1 for part in of_features)
+    others = any(isinstance(part, (_ConvNd, *_POSITIONS_LAST)) for part in parts)
+    return bool(of_features) and not of_maps and not others
 
 
 def check_padding(padding: float, splits: Mapping[str, Tensor], rows: Mapping[str, Tensor | None]) -> None:

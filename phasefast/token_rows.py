@@ -11,10 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from .errors import DataError, LayerError
-from .sequences import positions_last, real_tokens
+from .sequences import is_of_features, last_part, positions_last, real_tokens
 
 _OWN = 16  # tokens that a model adds: of its class, registers
-_OF_MAPS = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Upsample)
+_OF_MAPS = (
+    *(nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.InstanceNorm2d, nn.GroupNorm, nn.LocalResponseNorm),
+    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool2d, nn.LPPool2d, nn.Dropout2d),
+    *(nn.Upsample, nn.PixelShuffle, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d),
+)
 IGNORED = -100  # the label of tokens that do not count, as torch.nn.functional.cross_entropy has it
 
 
@@ -118,18 +122,21 @@ class TokenRows:
         return (sums * (len(counts) / len(self))).to(samples.dtype)
 
 
-def as_tokens(name: str, module: nn.Module, output: Tensor, tokens: TokensOfBatch) -> Tensor:
+def as_tokens(name: str, module: nn.Module, output: Tensor, tokens: TokensOfBatch, own: bool = True) -> Tensor:
     """The rows [r, f] of a module's output [b, t, ...], or [b, f, t] of convolutions and the like.
 
     So are those of maps [b, f, h, w] or [b, h, w, f] of t = h w places, and of [b, k + t, f], of which the first k are
     the model's own, such as a class token.
 
+    Args:
+        own: whether there may be such.
+
     Raises:
-        LayerError: there is no row of numbers for each position.
+        LayerError: there is no row of numbers for each position, or more than one way to read them.
     """
     shape = tuple(output.shape)
     if output.dim() == 3:
-        output = output[:, own_tokens(module, output.shape, tokens.length) :]
+        output = output[:, own_tokens(module, output.shape, tokens.length) * own :]
         output = output.mT if positions_last(module, output.shape)[0] else output
     elif output.dim() == 4:
         output = _of_map(name, module, output, tokens.length)
@@ -147,21 +154,31 @@ def own_tokens(module: nn.Module, shape: torch.Size, length: int) -> int:
 
     None of [b, f, t], which padding may make longer.
     """
-    return more if 0 < (more := shape[1] - length) <= _OWN and not positions_last(module, shape)[0] else 0
+    more, last = shape[1] - length, shape[2]
+    if not 0 < more <= _OWN or positions_last(module, shape)[0]:
+        return 0
+    return more if last != length or is_of_features(module) else 0  # else it may be [b, f, t]
 
 
 def _of_map(name: str, module: nn.Module, output: Tensor, length: int) -> Tensor:
-    """The rows [b, t, f] of a map of so many places; the output as it is where it is none."""
+    """The rows [b, t, f] of a map of so many places, or of [b, t, h, d]; the output as it is where it is none.
+
+    Raises:
+        LayerError: there is more than one way to read it, such as a map of fewer places with many features.
+    """
     _, first, second, third = output.shape
-    is_map = second * third == length
-    if is_map and first == length and not isinstance(module, _OF_MAPS):
+    before, after = first * second == length, second * third == length
+    module = last_part(module)
+    if isinstance(module, _OF_MAPS) and type(module).forward.__module__.startswith("torch.nn."):
+        return output.flatten(2).mT if after else output[:, :0]
+    if is_of_features(module):
+        return output.flatten(1, 2) if before else output
+    if [before, after, first == length].count(True) > 1 or first == length or (before and first != second):
         raise LayerError(
-            f"layer {name!r}: its output {tuple(output.shape)} may be a map of {second} x {third} places or have "
-            f"{first} positions; leave this layer out"
+            f"layer {name!r}: its output {tuple(output.shape)} may be a map of the {length} positions, or something "
+            "else; probe a convolution, Linear or LayerNorm in it, or leave it out"
         )
-    if is_map:
-        return output.flatten(2).mT
-    return output.flatten(1, 2) if first * second == length != first else output
+    return output.flatten(2).mT if after else output.flatten(1, 2) if before else output
 
 
 @dataclass(frozen=True, eq=False)

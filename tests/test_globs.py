@@ -156,6 +156,10 @@ def test_by_default_blocks_are_probed_of_small_mixed_and_compiled_models_too() -
         names = [f"core.blocks.{i}" for i in range(len(parts))]
         assert select_layers(language_model(500, 8, parts)) == ["core.words", *names, "head"]
     assert select_layers(language_model(500, 8, [block(), other()])) == ["core", "head"]  # branches
+    translating = language_model(500, 8, [block(), block()])
+    translating.core.others = nn.Embedding(400, 8)
+    names = ["core.words", "core.blocks.0", "core.blocks.1", "core.others", "head"]
+    assert select_layers(translating) == names
 
 
 class Block(nn.Module):

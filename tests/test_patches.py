@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import phasefast as pf
 from phasefast.errors import LayerError
+from phasefast.token_rows import TokensOfBatch, as_tokens
 
 SIDE, PATCH, PLACES = 12, 4, 9
 
@@ -129,6 +130,76 @@ def test_as_many_features_as_places_are_told_apart_or_refused(probe_set: pf.Prob
     model.act = nn.ReLU()
     assert pf.probe(model, probe_set, tokens="each", layers="embed", targets="label").layers == ["embed"]
     with pytest.raises(
-        LayerError, match=r"layer 'act': its output \(7, 9, 3, 3\) may be a map of 3 x 3 places or have 9"
+        LayerError, match=r"layer 'act': its output \(7, 9, 3, 3\) may be a map of the 9 positions, or something else"
     ):
         pf.probe(model, probe_set, tokens="each", layers="act", targets="label")
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "order"),
+    [
+        (nn.Conv2d(3, 8, 1), (8, 4, 4), "first"),
+        (nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8)), (8, 4, 4), "first"),
+        (nn.ConvTranspose2d(3, 16, 1), (16, 4, 4), "first"),  # as many features as places
+        (nn.ReLU(), (8, 4, 4), "first"),
+        (nn.ReLU(), (4, 4, 8), "last"),
+        (nn.Linear(3, 8), (2, 8, 8), "last"),  # a wide map, which may as well have 2 features on 8 x 8 places
+        (nn.LayerNorm(2), (2, 8, 2), "last"),  # as many features as rows
+        (nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 4)), (4, 4, 4), "last"),
+        (nn.Linear(3, 5), (16, 2, 5), "positions"),
+        (nn.Conv2d(3, 8, 1), (4, 4, 3), None),  # f h' is the number of places, of a map of 12
+        (nn.Conv2d(3, 16, 1), (16, 2, 2), None),  # as many channels as places, of a map of 4
+        (nn.ReLU(), (8, 2, 2), None),  # f h' likewise
+        (nn.ReLU(), (16, 2, 2), None),
+        (nn.ReLU(), (4, 4, 4), None),
+        (nn.ReLU(), (2, 8, 2), None),
+        (nn.LayerNorm([8, 2, 2]), (8, 2, 2), None),
+        (nn.Identity(), (16, 3, 5), None),
+        (nn.ReLU(), (6, 5, 5), None),  # another number of places
+    ],
+    ids=str,
+)
+def test_maps_are_read_in_one_way_or_not_at_all(module: nn.Module, shape: tuple[int, ...], order: str | None) -> None:
+    output, tokens = torch.randn(2, *shape), TokensOfBatch(16)
+    ways = {"first": lambda: output.flatten(2).mT, "last": lambda: output.flatten(1, 2), "positions": lambda: output}
+    if order is None:
+        with pytest.raises(LayerError, match="layer 'a'"):
+            as_tokens("a", module, output, tokens)
+    else:
+        assert as_tokens("a", module, output, tokens).equal(ways[order]().reshape(2 * 16, -1))
+
+
+@pytest.mark.parametrize(
+    ("module", "more"),
+    [
+        (nn.Linear(3, 16), 2),
+        (nn.TransformerEncoderLayer(16, 2), 2),
+        (nn.ReLU(), None),  # after a convolution, 18 features of 16 positions
+        (nn.Sequential(nn.Conv1d(3, 18, 1), nn.ReLU()), None),
+        (nn.Conv1d(3, 18, 1), 0),
+    ],
+    ids=str,
+)
+def test_features_of_series_are_no_tokens_of_the_models_own(module: nn.Module, more: int | None) -> None:
+    output = torch.randn(2, 18, 16)
+    if more is None:
+        with pytest.raises(LayerError, match="expected an output for each of the 16 positions"):
+            as_tokens("a", module, output, TokensOfBatch(16))
+    else:
+        rows = output[:, more:] if more else output.mT
+        assert as_tokens("a", module, output, TokensOfBatch(16)).equal(rows.flatten(0, 1))
+
+
+def test_answers_for_more_tokens_than_there_are_have_no_rows(probe_set: pf.ProbeSet) -> None:
+    class Classified(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Linear(48, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.head(torch.nn.functional.pad(self.embed(x), (0, 0, 0, 1)))  # its own comes last
+            return logits
+
+    with pytest.warns(RuntimeWarning, match="no rows of layer 'model'"):
+        scores = pf.probe(Classified(), probe_set, tokens="each", layers="embed", targets="label")
+    assert not len(scores.filter(layer="model"))

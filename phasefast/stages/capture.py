@@ -26,6 +26,10 @@ from ..types import Activations, Layer, TokenMode
 
 OutputsTaken = Callable[[str, bool, int, Tensor], None]
 _NUMBERS = (int, float, np.integer, np.floating)
+_POOLED: dict[int, Callable[..., Tensor]] = {
+    4: nn.functional.adaptive_avg_pool2d,
+    5: nn.functional.adaptive_avg_pool3d,
+}  # by dimensions of an output
 _SHIFT_ROWS = 256  # of the first batch, whose mean is the shift
 
 
@@ -114,8 +118,8 @@ def discover_layers(
             f"layers: left out {silent}, whose forward hooks never fired on the first samples (unused, or called "
             "through a function)"
         )
-    if options.pool and not {4, 5} & {*map(len, shapes.values())}:
-        warn(f"pool={options.pool} changes nothing: no layer's output is [b, c, h, w] or [b, c, d, h, w]")
+    if options.pool and all(len(own) not in _POOLED or max(own[2:]) <= options.pool for own in shapes.values()):
+        warn(f"pool={options.pool} changes nothing: no layer's output is [b, c, h, w] or [b, c, d, h, w], and larger")
     if options.tokens not in ("flatten", "each"):
         _warn_of_tokens(options.tokens, shapes, batch)
     if options.tokens == "each":
@@ -351,7 +355,7 @@ def _logits(model: nn.Module, output: Any, of: _Batch, options: RowOptions) -> t
     of_tokens = found.dim() in (3, 4) and of.tokens is not None
     with contextlib.suppress(LayerError):
         if found.dim() in (3, 4) and of.tokens is not None:
-            found = as_tokens("model", model, found, of.tokens)
+            found = as_tokens("model", model, found, of.tokens, own=False)  # labels are of the input's tokens
         elif found.dim() == 3 and options.tokens in ("cls", "last"):
             found = as_one("model", model, found, options.tokens, of.real)[0]
     return (found.float(), of_tokens) if found.dim() == 2 else None
@@ -374,5 +378,10 @@ def _as_cell(name: str, module: nn.Module, output: Any, of: _Batch, options: Row
         return as_tokens(name, module, output, of.tokens), 0
     if output.dim() == 3 and options.tokens != "flatten":
         return as_one(name, module, output, options.tokens, of.real)
-    smaller = 4 <= output.dim() <= 5 and max(output.shape[2:]) > options.pool  # no map is made larger
-    return output, options.pool if smaller else 0
+    sides = output.shape[2:] if output.dim() in _POOLED else ()
+    if max(sides, default=0) <= options.pool:
+        return output, 0
+    if min(sides, default=0) >= options.pool:
+        return output, options.pool
+    # No side is made larger, of which the op knows nothing.
+    return _POOLED[output.dim()](output, [min(side, options.pool) for side in sides]), 0

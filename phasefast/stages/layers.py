@@ -127,10 +127,10 @@ def _has_stack(module: nn.Module, least: float) -> bool:
 
 def _least_stack(model: nn.Module) -> float:
     """How many parameters a model's blocks have at least."""
-    words = max((own.num_embeddings for own in model.modules() if isinstance(own, nn.Embedding)), default=0)
-    return _STACK * sum(
-        _size(own) for own in model.parameters() if is_lazy(own) or own.shape[:1].numel() != words
-    )  # an output layer has as many
+    embeddings = [own.weight for own in model.modules() if isinstance(own, nn.Embedding)]
+    words, known = max(map(len, embeddings), default=0), set(map(id, embeddings))
+    others = (own for own in model.parameters() if id(own) not in known)
+    return _STACK * sum(_size(own) for own in others if is_lazy(own) or own.shape[:1].numel() != words)  # as of logits
 
 
 def _size(tensor: Tensor) -> int:

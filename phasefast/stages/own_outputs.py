@@ -85,8 +85,8 @@ class OwnOutputs:
         """Why there are no scores, if the model's outputs are the reason; else empty."""
         if self._kind is None:
             return (
-                f"no rows of layer {MODEL_LAYER!r}: what the model returns has no row of numbers for each sample, such "
-                "as logits; its own accuracy is not known"
+                f"no rows of layer {MODEL_LAYER!r}: what the model returns has no row of numbers for each sample, or "
+                "token, such as logits; its own accuracy is not known"
             )
         of_tokens, width = self._kind
         if any(labels[of_tokens] is None for labels in self._labels.values()):
