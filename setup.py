@@ -8,6 +8,7 @@ otherwise the package runs on its PyTorch reference).
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -39,14 +40,25 @@ def wants_cuda() -> bool:
     nvcc = shutil.which("nvcc")
     if cuda == "1" and (nvcc is None or torch.version.cuda is None):
         sys.exit("PHASEFAST_CUDA=1: expected nvcc on the path and a CUDA build of torch; set PHASEFAST_CUDA=auto or 0")
-    return cuda == "1" or (cuda == "auto" and nvcc is not None and torch.cuda.is_available())
+    if cuda != "auto" or nvcc is None or not torch.cuda.is_available():
+        return cuda == "1"
+    known = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
+    release = re.search(r"release (\d+)\.", known)
+    if release is None or release[1] != str(torch.version.cuda).split(".")[0]:
+        print(
+            f"phasefast: built without CUDA kernels, as nvcc is of CUDA {release[1] if release else 'unknown'} and "
+            f"torch of CUDA {torch.version.cuda}; PHASEFAST_CUDA=1 builds them nevertheless.",
+            file=sys.stderr,
+        )
+        return False
+    return True
 
 
 def cuda_libraries() -> list[str]:
     """Where nvcc's own libraries lie; nvcc may be a wrapper on the path, so it is asked."""
     run = subprocess.run(["nvcc", "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True, check=True)
-    top = next(line.partition("TOP=")[2].strip() for line in run.stderr.splitlines() if "TOP=" in line)
-    return [str(path) for name in ("lib64", "lib") if (path := Path(top, name)).is_dir()]
+    tops = [line.partition("TOP=")[2].strip() for line in run.stderr.splitlines() if "TOP=" in line]
+    return [str(path) for top in tops[:1] for name in ("lib64", "lib") if (path := Path(top, name)).is_dir()]
 
 
 def extension() -> Extension:
@@ -109,8 +121,8 @@ class BuildOps(BuildExtension):
     def _note(self, reason: str) -> None:
         print(
             f"phasefast: the compiled ops were not built ({reason}). The package works without them, slower, on its "
-            "PyTorch reference. Mend: install a C++20 compiler and install again; PHASEFAST_REQUIRE_EXTENSION=1 makes "
-            "this an error.",
+            "PyTorch reference. Mend: a C++20 compiler is needed, and PHASEFAST_CUDA=0 leaves nvcc out; then install "
+            "again. PHASEFAST_REQUIRE_EXTENSION=1 makes this an error.",
             file=sys.stderr,
         )
 

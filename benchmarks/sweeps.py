@@ -26,7 +26,6 @@ from phasefast.systems import DEFAULT_ALPHAS
 from phasefast.types import Activations
 
 STAGES = [f"stage{i}" for i in range(1, 6)]
-WIDTHS = (8192, 4096, 2048, 1024, 512)
 SAMPLE = (3, 32, 32)
 ALPHA = 1e-3
 _WIDEST_ORACLE = 2048  # wider layers would take float64 minutes

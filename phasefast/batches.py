@@ -31,7 +31,7 @@ def first_rows(inputs: Tensor) -> list[tuple[int, int]]:
 
 
 def fast_size(inputs: Tensor, size: int, device: torch.device) -> int:
-    """How many samples a forward pass takes at once, where only speed and memory depend on it; ``size`` will do."""
+    """Samples of a forward pass where only speed and memory depend on it; ``size`` is what is else taken."""
     numbers = max(inputs.shape[1:].numel(), 1)
     if device.type == "cuda":
         size = max(size, min(_SAMPLES, _NUMBERS // numbers))

@@ -50,7 +50,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Certificate:
-    """Of a part's solution.
+    """How far rounding moved the solution of one part.
 
     Attributes:
         error_estimate: relative error of the squared errors, held-out and fit, the larger; or what rounded rows are

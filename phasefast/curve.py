@@ -19,8 +19,8 @@ class PhaseRules:
 
     change: float = 0.02  # a change is at least this fraction of the loss before it,
     absolute: float = 1e-4  # and at least this much,
-    constant: float = 0.10  # a curve in order that goes farther from its mean than this fraction of it is not constant
     noise: float = 3.0  # and at least this many standard deviations of the step noise
+    constant: float = 0.10  # a curve in order that goes farther from its mean than this fraction of it is not constant
     plateau: float = 0.20  # a plateau's losses differ from their mean by at most this fraction of the change after it,
     slope: float = 1 / 3  # and its slope is at most this fraction of the slope after it
     window: float = 0.25  # the stop window's losses exceed the minimum by this fraction of the decrease before a rise

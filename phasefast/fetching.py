@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def fetched(*tensors: Tensor) -> list[Tensor]:
-    """In float64 on the CPU, copied together: each copy from a GPU waits until all that was asked of it is done.
+    """The tensors as float64 on the CPU, in one transfer: every copy from a GPU waits for all queued work.
 
     Those that are float64 on the CPU already are given back as they are.
     """

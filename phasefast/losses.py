@@ -17,7 +17,7 @@ ACCURACIES = tuple(metric for metric, loss in LOSSES.items() if metric != loss) 
 
 @dataclass(frozen=True)
 class Losses:
-    """Of one layer and target.
+    """Held-out losses of single samples, of one layer and target.
 
     Attributes:
         steps: [K] int64. samples: [K, m]. baseline: [m] of the best constant, where it is known: its mean is the unit

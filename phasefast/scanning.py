@@ -155,7 +155,7 @@ class Scan:
         return torch.stack([tried.error for tried in self._tried.values()])
 
     def misled_at(self, chosen: Tensor) -> Tensor:
-        """How many times the error of each chosen penalty [u] that of some left out rows is [u]; Inf if not to tell."""
+        """``misled_by`` some rows of each unit's chosen penalty [u]; Inf where it cannot be told."""
         ratios = {index: self.misled_by(index, LOOKED_AT) for index in chosen.unique().tolist()}
         found = torch.ones_like(chosen, dtype=torch.float64)
         for index, own in zip(ratios, fetched(*ratios.values()), strict=True):
@@ -163,7 +163,7 @@ class Scan:
         return found
 
     def misled_by(self, index: int, most: int) -> Tensor:
-        """How many times the error of a penalty that of so many left out rows is [u]; 1 where that is not known."""
+        """Leave-one-out error of at most so many rows over that of cross-validation, [u]; 1 where it is not known."""
         system, tried = self.system, self._tried[index]
         if tried.weights is None:  # its factor serves the solution too
             solved, (factor,), info = factor_path(system, system.cross, self.path[index : index + 1])

@@ -43,7 +43,7 @@ def score_cells(cells: list[Activations], targets: TargetMatrix, method: Method)
 
 
 def classifier(cell: Activations, decoder: Decoder, targets: TargetMatrix, method: Method) -> Decoder:
-    """What the accuracies of classes are of."""
+    """The decoder whose largest prediction is scored as accuracy."""
     return decoder if method.classifier == "ridge" else discriminants(cell, decoder, targets, method.balanced)
 
 

@@ -125,6 +125,7 @@ def write_step(
             scores = stored.with_scores(scores)
         scores.write_shard(directory)
         known = {} if before is None or not before.partial else before.layers
+        # Those that are known keep their places and their reasons.
         _write_lost(directory, step, {**known, **reasons(lost), **known})
     return scores
 
@@ -172,7 +173,7 @@ def _write_failure(directory: str | Path, step: int, failure: Failure) -> None:
 
 
 def _write_lost(directory: str | Path, step: int, layers: Mapping[str, str]) -> None:
-    """What a stored step lacks for good."""
+    """Record the layers that a stored step will never have; remove the record where there are none."""
     if layers:
         failure = Failure(f"step {step}", "; ".join(filter(None, layers.values())), partial=True, layers=layers)
         _write_failure(directory, step, failure)

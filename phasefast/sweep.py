@@ -192,9 +192,7 @@ class Sweeper:
         scores = engine.measure(step, keep=not self._measured, only=lacking.get(step))  # the first tells what changes
         if source_hash is not None:
             scores = scores.with_column("source_hash", source_hash)
-        if step in self._stored:
-            scores = self._stored[step].with_scores(scores)
-        elif not self._told and step in list_shards(self._out):
+        if step not in self._stored and not self._told and step in list_shards(self._out):
             self._told = True
             warn(
                 f"{self._out}: another job has stored step {step} meanwhile: jobs that do the same work can share it, "

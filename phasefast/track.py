@@ -33,7 +33,7 @@ def _is_another_rank() -> bool:
 
 
 def _untraced(engine: Engine) -> Callable[[int], Scores]:
-    """``Engine.measure``, all of which a compiled step would trace, for a minute.
+    """``Engine.measure``, hidden from ``torch.compile``, which would spend a minute tracing it.
 
     What this imports the first optimizer imports anyway.
     """

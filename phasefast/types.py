@@ -77,7 +77,7 @@ class Check:
 
 @dataclass(frozen=True)
 class CheckColumns:
-    """Probes side by side, with the means [c] and squared deviations [c] of the fit rows.
+    """The columns of several checks side by side, with the means [c] and squared deviations [c] of the fit rows.
 
     Attributes:
         fit: [n, c]. heldout: [m, c], less the means.
@@ -184,7 +184,7 @@ class TargetMatrix:
 
     @cached_property
     def sample_weights(self) -> dict[str, torch.Tensor]:
-        """The same [m] of held-out rows, on the CPU, by target."""
+        """The held-out part of ``class_weights``, float32 [m] on the CPU, by target."""
         return {name: own.float().cpu() for (name, split), own in self.class_weights.items() if split == "heldout"}
 
     @cached_property

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from phasefast import build_info
 
@@ -53,6 +54,31 @@ def test_cuda_switch_is_understood(tmp_path):
         )
         assert run.returncode != 0
         assert message in run.stderr
+
+
+@pytest.mark.parametrize(("release", "built"), [("12.4", False), (None, False), ("own", True)])
+def test_an_nvcc_of_another_cuda_is_not_taken_by_itself(tmp_path, release, built):
+    if release == "own" and torch.version.cuda is None:
+        pytest.skip("torch knows no CUDA here")
+    text = f"release {torch.version.cuda if release == 'own' else release}, V0"
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, {text if release else 'none'}'\n")
+    nvcc.chmod(0o755)
+    as_with_a_gpu = (
+        "import runpy, sys, torch; torch.cuda.is_available = lambda: True; sys.argv = ['setup.py', '--version']; "
+        "print(runpy.run_path('setup.py')['wants_cuda']())"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", as_with_a_gpu],
+        cwd=ROOT,
+        env={**os.environ, "PHASEFAST_CUDA": "auto", "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[-1] == str(built)
+    assert ("built without CUDA kernels, as nvcc is of CUDA" in run.stderr) is not built
 
 
 @pytest.fixture(scope="module")

@@ -46,8 +46,11 @@ SOURCES = [
         "phasefast/**/*.py",
         "tests/**/*.py",
         "benchmarks/**/*.py",
+        "docs/*.py",
         "csrc/**/*.cpp",
         "csrc/**/*.h",
+        "csrc/**/*.cu",
+        "csrc/**/*.cuh",
         "setup.py",
     )
     for path in ROOT.glob(pattern)
@@ -136,7 +139,7 @@ def test_version_has_one_home() -> None:
 def test_only_the_pybind11_module_looks_beyond_the_stable_abi() -> None:
     allowed = ("torch/csrc/stable/", "torch/headeronly/", "torch/csrc/inductor/aoti_torch/")
     for path in ROOT.glob("csrc/**/*"):
-        if path.suffix in (".cpp", ".h"):
+        if path.suffix in (".cpp", ".h", ".cu", ".cuh"):
             for header in re.findall(r"#include\s*<((?:torch|ATen|c10)[^>]*)>", path.read_text()):
                 assert header.startswith(allowed), f"{path.name} includes {header}"
 

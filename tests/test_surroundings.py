@@ -175,7 +175,7 @@ def test_comparisons_are_printed_in_ascii_too(tmp_path: Path) -> None:
 
 def test_a_source_distribution_is_whole(tmp_path: Path) -> None:
     copied = tmp_path / "source"
-    folders = ("benchmarks", "csrc", "docs", "phasefast", "tests")
+    folders = (".ci", "benchmarks", "csrc", "docs", "phasefast", "tests")
     alone = (".clang-format", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "Makefile", "README.md")
     alone += ("constraints.txt", "pyproject.toml", "setup.py")
     found = [*(ROOT / name for name in alone), *(path for folder in folders for path in ROOT.glob(f"{folder}/**/*"))]

@@ -15,7 +15,7 @@ constexpr int kSwizzleRows = 8;      // rows whose 16-byte chunks are permuted t
 constexpr int kStep = 16;            // of what is summed over, in one product
 
 // How a tile is summed up: by `blocks` of threads in a cluster, each with its own 128 rows and all columns; `depth`
-// samples a stage, `slots` stages in shared memory, of up to `parts` bfloat16 parts.
+// samples a stage, `slots` stages in shared memory, of up to `parts` 16-bit parts.
 template <int width, int depth, int slots, int blocks, int parts>
 struct Shape {
   static constexpr TileSize kSize = {blocks * kBlockRows, width};

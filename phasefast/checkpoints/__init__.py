@@ -7,7 +7,6 @@ from .hub import SCHEME, Revision, as_revision
 from .loading import check_copies, load_into
 from .ordering import find_checkpoints, order_checkpoints
 from .reading import Reader, read_state_dict
-from .steps import parse_step
 
 __all__ = [
     "SCHEME",
@@ -20,7 +19,6 @@ __all__ = [
     "find_checkpoints",
     "load_into",
     "order_checkpoints",
-    "parse_step",
     "read_ahead",
     "read_state_dict",
     "state_hash",

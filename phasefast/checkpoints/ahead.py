@@ -37,7 +37,7 @@ def read_ahead(
                 return
             step, future = pending.pop(0)
             yield step, lambda future=future: _taken(future, device, reader)  # type: ignore[misc]
-    finally:  # where it is broken off, it does not wait for a download
+    finally:  # where it is broken off, only the interpreter's end waits for a download
         pool.shutdown(wait=False, cancel_futures=bool(pending))
 
 

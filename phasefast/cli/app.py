@@ -27,7 +27,7 @@ Model = Annotated[
 Layers = Annotated[
     list[str] | None, typer.Option("--layer", help="Glob of layers, or after ! of those left out; may be given again.")
 ]
-Padding = Annotated[float | None, typer.Option(help="What inputs hold where --tokens leaves them out, such as 0.")]
+Padding = Annotated[float | None, typer.Option(help="Value that marks padding in the inputs, such as 0.")]
 Tokens = Annotated[str, typer.Option(help="Of sequences: flatten, mean, cls, last or each.")]
 BatchNorm = Annotated[str, typer.Option(help="Statistics: recompute, batch or running.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Of the forward passes.")]
@@ -37,7 +37,7 @@ Route = Annotated[str | None, typer.Option(help="Force primal, dual, eigen or ta
 Splits = Annotated[str, typer.Option(help="both, or heldout: no scores on the fit rows.")]
 Selection = Annotated[
     str | None,
-    typer.Option(help="How penalties are chosen: gcv (default), folds (of single tokens default) or loo."),
+    typer.Option(help="How penalties are chosen: gcv (default), folds (default with --tokens each) or loo."),
 ]
 Alphas = Annotated[
     list[float] | None,
@@ -62,7 +62,9 @@ Precision = Annotated[str, typer.Option(help="exact, fast or double.")]
 LayerSketch = Annotated[
     int | None, typer.Option(min=1, help="Random combinations of a wider layer's features that are decoded.")
 ]
-Components = Annotated[int | None, typer.Option(min=1, help="Leading components of the input that are decoded.")]
+Components = Annotated[
+    int | None, typer.Option(min=1, help="Leading components of wide regression targets that are decoded.")
+]
 Checkpoints = Annotated[
     str,
     typer.Argument(

@@ -121,12 +121,13 @@ class ValueAxis:
 
 
 def accuracy_axis(curves: Sequence[Curve], baseline: float | None = None) -> ValueAxis:
-    """From a little below the lowest accuracy, or ``baseline`` if that is lower, to 1, or above the highest by far."""
+    """From a little below the lowest accuracy, or ``baseline`` if that is lower, to 1, or a little above low ones."""
     known = [value for curve in curves for value in (curve.finite.min(), curve.finite.max())]
     known += [] if baseline is None else [baseline]
     low, high = max(0.0, float(min(known))), float(max(known))
-    top = 1.01 if high > _HIGH else high + ROOM * max(high - low, _LEAST)
-    return _linear(low - ROOM * (top - low), top)
+    span = max(high - low, _LEAST)
+    top = 1.01 if high > _HIGH else (low + high + (1 + 2 * ROOM) * span) / 2
+    return _linear(top - max(top - low, span) * (1 + ROOM), top)
 
 
 def fvu_axis(curves: Sequence[Curve], inches: float) -> ValueAxis:

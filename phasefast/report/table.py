@@ -31,6 +31,7 @@ from .names import shortened, spelled
 
 _COLOURS: dict[PhaseKind, str] = {"constant": "", "decrease": "green", "increase": "yellow"}
 _WIDE = 1000  # letters
+_MOSTLY = 0.5  # of the samples are of one class, so that others hardly count
 _VISIBLE = 10  # times the last decimal: what a curve changes by
 _INPUT = "input"  # of which the first layers keep most
 MOST_STEPS = 60  # in tables of curves
@@ -76,7 +77,8 @@ def _print_best(scores: Scores, cells: Sequence[CellPhases], report: PhaseReport
     if not best.beats_constant:
         than = f"the most frequent class, {number(scores.baseline(target, best.metric) or 0.0)},"
         text = f"No layer is better than {than if best.metric in ACCURACIES else 'the fit mean'} by more than chance"
-        mend = "; classifier='balanced' counts all classes alike" if best.metric == "accuracy" else ""
+        rare = best.metric == "accuracy" and (scores.baseline(target, best.metric) or 0.0) >= _MOSTLY
+        mend = "; classifier='balanced' counts all classes alike" if rare else ""
         console.print(f"{text}: no best one is named{mend}", soft_wrap=True)
         return
     value = number(best.value, 4 if best.metric == "fvu" else 3)

@@ -96,11 +96,10 @@ def discover_layers(
         if first.dim() == 3 and positions_last(module, first.shape)[1]:
             unclear.append(name)
         if of.tokens is not None and first.dim() == 3:
-            own[name] = own_tokens(module, first.shape, of.tokens.length)
+            own[name] = max(own.get(name, 0), own_tokens(module, first.shape, of.tokens.length))
         found.append(Layer(name if call == 0 else f"{name}:{call}", name, call, _width(x, pool)))
 
-    with hooked(model, names, record) as reset:
-        reset()
+    with hooked(model, names, record):
         model(batch.clone())  # which it may change
     usable = [name for name in names if name not in unusable]
     silent = [name for name in usable if name not in {layer.module for layer in found}]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from phasefast.checkpoints import parse_step
+from phasefast.checkpoints.steps import parse_step
 from phasefast.errors import CheckpointError
 
 
