@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .phase_report import FEW_STEPS, PhaseKind
-from .valley import persistence, rarely_apart, rarely_gained
+from .valley import Valleys, noise_around, persistence, rarely_apart, rarely_gained, valleys
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,12 @@ class Curve:
     """A curve with all that its phases are read from.
 
     Attributes:
-        loss, fit: [K] the mean losses and their valley fit. minimum: index of the lowest step.
+        loss, fit: [K] the mean losses and their valley fit. minimum: index of the lowest step of the valley.
         gains: what a decrease and an increase explain, in squared errors.
         replicates: [R, K] bootstrapped curves. tails: the percentiles that bound an interval.
         noise, rough: standard deviation between neighbouring steps, without the curve's curvature and with it.
         order_p: None where there are too few steps.
+        other: index of the lowest step of a second valley that is not as deep; None where there is one valley.
     """
 
     loss: np.ndarray
@@ -67,6 +68,40 @@ class Curve:
     rough: float
     order_p: float | None
     rules: PhaseRules
+    other: int | None = None
+
+    def at_lowest(self, found: Valleys) -> Curve:
+        """The curve by the fit that falls up to its lowest step, if that is elsewhere, and not by chance.
+
+        Many steps of one part outvote few of another in the best fit, as where checkpoints are dense at first. The
+        lowest step counts where a neighbour lies below the minimum too, or where the curve rises in between by an
+        amount that counts, and not at one step only: then there are two valleys.
+
+        Args:
+            found: its valley fits.
+        """
+        low, best, size = self.minimum, int(self.loss.argmin()), len(self.loss)
+        first, last = sorted((best, low))
+        dip = min(self.loss[step] for step in (best - 1, best + 1) if 0 <= step < size)
+        if size < self.rules.order_steps or last - first < 2:
+            return self
+        noise, rough = noise_around(best, self.loss, self.fit, self.rules.noise_steps)
+        one = replace(self, fit=found.fit(0, best), gains=found.gains(0, best), minimum=best, noise=noise, rough=rough)
+        top = self._top(first, last)
+        # The scatter is what both valleys leave: a single one leaves all of the other.
+        parts = [valleys(part[None]).fit(0) for part in (self.loss[: top + 1], self.loss[top + 1 :])]
+        noise, rough = noise_around(best, self.loss, np.concatenate(parts), self.rules.noise_steps)
+        two = replace(one, noise=noise, rough=rough, other=low)
+        between = max(self.loss[top - 1], self.loss[top + 1]) - max(dip, self.loss[low])
+        asked = max(two._needed(float(self.loss[low])), two._low_by_chance)
+        rise = self.replicates[:, top] - self.replicates[:, low]
+        if between >= asked and np.percentile(rise, self.tails[0]) > 0:
+            return two
+        return one if dip < self.loss[low] else self
+
+    def _top(self, first: int, last: int) -> int:
+        """Index of the highest step between two others."""
+        return first + 1 + int(self.loss[first + 1 : last].argmax())
 
     def spans(self) -> tuple[list[Span], str | None]:
         """The phases, by index; and why neither a decrease nor an increase is among them, or no decrease, or None."""
@@ -111,8 +146,11 @@ class Curve:
         return Span("decrease", before.stop - 1, self.minimum, before)
 
     def _ascent(self) -> Span:
-        """What leads from the minimum to the last step."""
-        return Span("increase", self.minimum, len(self.loss) - 1, slice(self.minimum, self.minimum + 1))
+        """What leads from the minimum to the last step, or to the top before a second valley."""
+        low, last = self.minimum, len(self.loss) - 1
+        if self.other is not None and self.other > low:
+            last = self._top(low, self.other)
+        return Span("increase", low, last, slice(low, low + 1))
 
     def _fall(self, fall: Span) -> list[Span]:
         """The descent and the plateau before it; empty where it does not count."""
@@ -247,12 +285,13 @@ class Curve:
             return None
         # Read from the valley fit, so that one odd step does not close it.
         near = np.flatnonzero(self.fit <= self.fit.min() + self._margin(spans[kinds.index("decrease")]))
-        return int(near[0]), int(near[-1]) if "increase" in kinds else len(self.fit) - 1
+        closed = "increase" in kinds or self.other is not None
+        return int(near[0]), int(near[-1]) if closed else len(self.fit) - 1
 
     def doubt(self, spans: Sequence[Span]) -> str | None:
         """What speaks against the end of an open stop window, though it is not certain; None where nothing does."""
         kinds = [span.kind for span in spans]
-        if "decrease" not in kinds or "increase" in kinds:
+        if "decrease" not in kinds or "increase" in kinds or self.other is not None:
             return None
         rise = self._ascent()
         if self._size(rise) <= self._margin(spans[kinds.index("decrease")]):

@@ -32,14 +32,21 @@ class Valleys:
     _falling: _Pools
     _rising: _Pools
 
-    def gains(self, row: int) -> dict[str, float]:
-        """What the squared error of one curve is larger by without its decrease, and without its increase."""
-        without = {"decrease": self._rising, "increase": self._falling}
-        return {kind: float(pools.errors[row, -1] - self.residuals[row]) for kind, pools in without.items()}
+    def gains(self, row: int, split: int | None = None) -> dict[str, float]:
+        """What the squared error of one curve is larger by without its decrease, and without its increase.
 
-    def fit(self, row: int) -> np.ndarray:
-        """The fit [K] of one curve."""
-        split = int(self.splits[row])
+        Args:
+            split: the last step of the fall; that of the best fit by default.
+        """
+        split = int(self.splits[row]) if split is None else split
+        after = self._falling.errors.shape[1] - 2 - split
+        residual = self._falling.errors[row, split] + (self._rising.errors[row, after] if after >= 0 else 0.0)
+        without = {"decrease": self._rising, "increase": self._falling}
+        return {kind: float(pools.errors[row, -1] - residual) for kind, pools in without.items()}
+
+    def fit(self, row: int, split: int | None = None) -> np.ndarray:
+        """The fit [K] of one curve; ``split`` as for ``gains``."""
+        split = int(self.splits[row]) if split is None else split
         left, right = self._falling.fit(row, split), self._rising.fit(row, len(self._rising.errors[row]) - 2 - split)
         return np.asarray(np.concatenate([left, right[::-1]]) + self._means[row])
 

@@ -7,7 +7,8 @@ A curve is the mean held-out loss at each probed step. What is asked of it, in t
   checkpoint of a training that diverged and came back, is left out: where all falls, then rises, it has no place.
 * *Where is the valley?* The least-squares fit that first never rises and then never falls (two isotonic regressions,
   Barlow et al. 1972, over all places to split) says where the minimum is; a checkpoint that is too low by much less
-  than the valley's depth does not move it.
+  than the valley's depth does not move it. Where the lowest step and a neighbour lie below that minimum, or the curve
+  rises in between by what counts, which makes two valleys, the fit is the best one that falls up to the lowest step.
 * *Is there an order at all?* The residual of that fit and the von Neumann ratio (1941) are compared with those of the
   same values in random order (a permutation test): a curve that is neither a better valley nor smoother is noise, and
   constant only where all of it stays within what a change needs.
@@ -159,11 +160,12 @@ def detect_curve(
         rough=rough,
         order_p=order_test(loss, rules.permutations, rng) if len(loss) >= rules.order_steps else None,
         rules=rules,
-    )
+    ).at_lowest(found)
     spans, reason = curve.spans()
     window, early = curve.stop_window(spans), curve.early_rise(spans)
+    minima = valleys(curve.replicates).minima if curve.minimum == low else curve.replicates.argmin(axis=1)
     # A percentile that is a probed step, not a number between two of them.
-    low, high = np.percentile(kept[valleys(curve.replicates).minima], curve.tails, method="inverted_cdf")
+    low, high = np.percentile(kept[minima], curve.tails, method="inverted_cdf")
     return CellPhases(
         layer=layer,
         target=target,
@@ -177,6 +179,7 @@ def detect_curve(
             "reason": reason,
             "doubt": curve.doubt(spans),
             "early_rise": None if early is None else [int(kept[each]) for each in early],
+            "other_minimum": None if curve.other is None else int(kept[curve.other]),
             "steps": steps.tolist(),
             "left_out": steps[odd].tolist(),
             "samples": samples.shape[1],

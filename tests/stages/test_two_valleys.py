@@ -1,0 +1,51 @@
+"""Curves of two valleys, and lowest steps that lie outside the fit's bottom."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from phasefast.phase_report import phase_notes
+from phasefast.stages.phases import detect_curve
+
+
+def of_two(seed: int, later: float, top: float = 0.31) -> tuple[np.ndarray, np.ndarray]:
+    """Dense early, then regular steps: a fall to a dip at 64, a bump, and a slow fall to ``later``."""
+    steps = np.array([0, 1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, *range(128, 2401, 48)])
+    at, values = (
+        np.log2(np.array([0, 2, 64, 700, 1100, 2400]) + 1),
+        [0.325, 0.335, 0.279, top, (top + later) / 2, later],
+    )
+    rng = np.random.default_rng(seed)
+    curve = np.interp(np.log2(steps + 1), at, values) + rng.normal(0, 0.0015, len(steps))
+    share = rng.gamma(20.0, 0.05, 300)
+    return steps, curve[:, None] * share / share.mean() * (1 + 0.02 * rng.normal(size=(len(steps), 300)))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_of_two_valleys_the_deeper_one_counts_however_many_steps_the_other_has(seed: int) -> None:
+    steps, samples = of_two(seed, later=0.287)
+    loss = samples.mean(1)
+    cell = detect_curve(steps, samples)
+    assert cell.minimum_step == steps[loss.argmin()]
+    assert cell.minimum_ci[0] <= cell.minimum_step <= cell.minimum_ci[1] <= 200
+    assert cell.stop_window is not None
+    assert 12 <= cell.stop_window[0] <= cell.minimum_step <= cell.stop_window[1] <= 300
+    assert [phase.kind for phase in cell.phases][-2:] == ["decrease", "increase"]
+    assert 300 < cell.phases[-1].end_step < 1200
+    assert cell.evidence["other_minimum"] > 1500
+    assert any("Two valleys, of which the lower one counts" in note for note in phase_notes([cell]))
+    steps, samples = of_two(seed, later=0.26)
+    cell = detect_curve(steps, samples)
+    assert cell.minimum_step > 1500
+    assert cell.evidence["other_minimum"] is None
+
+
+def test_one_low_step_makes_no_valley_and_two_make_one_the_minimum() -> None:
+    steps, samples = of_two(0, later=0.2, top=0.25)  # a single valley
+    low = int(np.flatnonzero(steps == 24)[0])
+    samples[low] *= 0.19 / samples[low].mean()
+    assert detect_curve(steps, samples).minimum_step > 1500
+    samples[low + 1] *= 0.195 / samples[low + 1].mean()
+    cell = detect_curve(steps, samples)
+    assert cell.minimum_step == 24
