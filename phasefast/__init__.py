@@ -2,6 +2,7 @@
 
 from .best import BestCheckpoint, best_checkpoint
 from .comparing import Agreement, Comparison, compare_phases
+from .curve import PhaseRules
 from .engine import VERSION as __version__
 from .errors import PhasefastError
 from .linear_decoders import LinearDecoder, fit_decoders
@@ -31,6 +32,7 @@ __all__ = [
     "LayerPlan",
     "LinearDecoder",
     "PhaseReport",
+    "PhaseRules",
     "PhaseTracker",
     "PhasefastError",
     "ProbeOptions",

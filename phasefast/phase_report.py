@@ -83,10 +83,11 @@ class CellPhases:
         row: dict[str, Any] = {"layer": self.layer, "target": self.target, "metric": self.metric}
         for kind in KINDS:
             phase = self.phase(kind)
-            values = (phase.start_step, phase.end_step, phase.change) if phase else (math.nan,) * 3
-            row |= zip((f"{kind}_start", f"{kind}_end", f"{kind}_change"), values, strict=True)
+            values = (phase.start_step, phase.end_step, phase.change, *phase.ci) if phase else (math.nan,) * 5
+            row |= zip((f"{kind}_{what}" for what in ("start", "end", "change", "low", "high")), values, strict=True)
         start, end = self.stop_window or (math.nan, math.nan)
-        row |= {"minimum": self.minimum_step, "stop_start": start, "stop_end": end, "stop_open": self.stop_open}
+        row |= zip(("minimum", "minimum_low", "minimum_high"), (self.minimum_step, *self.minimum_ci), strict=True)
+        row |= {"stop_start": start, "stop_end": end, "stop_open": self.stop_open}
         return row | {"left_out": list(self.left_out), "why": self.why, "doubt": self.doubt}
 
     def __repr__(self) -> str:
@@ -216,7 +217,7 @@ class PhaseReport:
         return looked_up(self.cells, layer, target)
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row for each cell: the first and last step of each phase and its change, the minimum, the stop window.
+        """A row for each cell: first and last step of each phase, its change, minimum, their intervals, stop window.
 
         NaN where there is no such one; and the steps that are left out. For ``pandas.DataFrame``.
         """
