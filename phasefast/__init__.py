@@ -12,7 +12,8 @@ from .phase_report import CellPhases, PhaseReport
 from .planning import LayerPlan, plan
 from .probe import probe
 from .reconstruction import Reconstructions, reconstruct
-from .scores import Scores, read_scores
+from .scores import Scores
+from .shards import read_scores
 from .stages.phases import detect_phases
 from .stages.probe_set import ProbeSet
 from .store import read_failures

@@ -35,12 +35,11 @@ def losses_of(scores: Scores, layer: str, target: str, metric: str) -> Losses:
     Raises:
         DataError: no per-sample scores are stored.
     """
-    own = scores.filter(layer=layer, target=target, metric=metric, split="heldout")
     try:
-        steps, samples = own.samples(layer, target, metric)
+        steps, samples = scores.samples(layer, target, metric)
     except LookupError as error:
         raise DataError(f"{error}; probe these checkpoints again") from error
-    baseline = own.baseline_samples(layer, target, metric)
+    baseline = scores.baseline_samples(layer, target, metric)
     if metric in ACCURACIES:
         samples = (1 if baseline is None else baseline) - samples
     return Losses(steps, samples, baseline)

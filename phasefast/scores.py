@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-import operator
 import os
-import re
-import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +16,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .errors import ArgumentError, DataError, DependencyError, LayerError, PhasefastError, StoreError
-from .files import remove_partial, writing
+from .files import writing
 from .globs import chosen, idle
 from .listing import listing
+from .per_sample import LISTS, collected, joined, rows_of
 
 if TYPE_CHECKING:
     import pandas
@@ -51,23 +49,23 @@ SCHEMA = pa.schema(
         ("state_hash", pa.string()),
         ("source_hash", pa.string()),
         ("version", pa.string()),
-        ("samples", pa.list_(pa.float32())),
+        ("samples", LISTS),
         ("approximation", pa.string()),
         ("low", pa.float64()),
         ("high", pa.float64()),
         ("dropped", pa.float64()),
         ("baseline", pa.float64()),
-        ("baseline_samples", pa.list_(pa.float32())),
+        ("baseline_samples", LISTS),
         ("target_hash", pa.string()),
         ("place", pa.int64()),
     ]
 )
 _KEY = ["run", "step", "layer", "target", "split", "metric", "batchnorm", "config_hash"]  # what a row is known by
+_CURVE = ["layer", "target", "metric", "split"]  # what rows of several steps are known by
 PER_SAMPLE = ["samples", "baseline_samples"]
 # Null in tables of versions that did not have them.
 _LATER = ("approximation", "low", "high", "dropped", "baseline", "baseline_samples", "target_hash", "place")
 MODEL_LAYER = "model"
-_SHARD = re.compile(r"step-(\d+)\.parquet$")
 
 
 class Scores:
@@ -87,21 +85,43 @@ class Scores:
         for name in missing:
             table = table.append_column(SCHEMA.field(name), pa.nulls(len(table), SCHEMA.field(name).type))
         table = table.select(SCHEMA.names).cast(SCHEMA) if len(table) else SCHEMA.empty_table()
+        self._keep(table, {name: rows_of(table.column(name)) for name in PER_SAMPLE})
+
+    def _keep(self, table: pa.Table, lists: Mapping[str, Iterable[pa.ListArray | None]]) -> None:
+        """Take a table's rows in the order of their steps, and what they have of each sample: ``lists`` by column."""
+        self._lists = dict[str, list[pa.ListArray]]()
+        columns = []
+        for name in SCHEMA.names:
+            if name in lists:  # the table itself has but the place of a row's list, so that to cut it takes little
+                places, self._lists[name] = collected(lists[name], once=name == "baseline_samples")
+                columns.append(pa.chunked_array([places]))
+            else:
+                columns.append(table.column(name))
+        table = pa.table(columns, SCHEMA.names)
         steps = table.column("step")  # no NumPy: torch.compile looks into what a compiled function does with scores
         in_order = pc.all(pc.less_equal(steps.slice(0, max(len(steps) - 1, 0)), steps.slice(1))).as_py() is not False
         table = table if in_order else table.sort_by([("step", "ascending")])
         # Shards leave a chunk each, by which every later look at them takes so many times as long.
         self._table = table if table.column("step").num_chunks == 1 else table.combine_chunks()
 
+    def _cut(self, table: pa.Table) -> Scores:
+        """Scores of a table of these rows, in the order of their steps."""
+        found = Scores.__new__(type(self))
+        found._table, found._lists = table, self._lists
+        return found
+
+    def _lists_of(self, name: str) -> list[pa.ListArray | None]:
+        """What each row has of each sample, by the column's name."""
+        lists = self._lists[name]
+        return [None if place is None else lists[place] for place in self._table.column(name).to_pylist()]
+
     @cached_property
     def without_samples(self) -> Scores:
         """The same rows without what they have of each sample, which takes longest to copy."""
-        table = self._table.drop_columns(PER_SAMPLE)
+        table, nothing = self._table, pa.nulls(len(self), pa.int64())
         for name in PER_SAMPLE:
-            table = table.append_column(SCHEMA.field(name), pa.nulls(len(table), SCHEMA.field(name).type))
-        found = Scores(table)
-        found.__dict__["without_samples"] = found
-        return found
+            table = table.set_column(SCHEMA.get_field_index(name), name, nothing)
+        return self._cut(table)
 
     @classmethod
     def from_rows(cls, rows: Iterable[dict[str, Any]]) -> Scores:
@@ -115,7 +135,11 @@ class Scores:
         Raises:
             DataError: a run's step has different weights, or a target of a configuration different values.
         """
-        table = pa.concat_tables([SCHEMA.empty_table(), *(part.to_arrow() for part in parts)])
+        parts = [cls(SCHEMA.empty_table()), *parts]
+        both = cls.__new__(cls)
+        lists = {name: itertools.chain.from_iterable([part._lists_of(name) for part in parts]) for name in PER_SAMPLE}
+        both._keep(pa.concat_tables([part._table for part in parts]), lists)
+        table = both._table
         for column, of, known, what in (
             ("step", ["run"], "state_hash", "weights"),
             ("target", ["run", "config_hash"], "target_hash", "values"),
@@ -128,16 +152,17 @@ class Scores:
                 )
         places = pa.array(range(len(table)), pa.int64())
         firsts = table.append_column("row", places).group_by(_KEY).aggregate([("row", "min")]).column("row_min")
-        return cls(table if len(firsts) == len(table) else table.take(firsts.sort()))
+        return both if len(firsts) == len(table) else both._cut(table.take(firsts.combine_chunks().sort()))
 
     def to_arrow(self) -> pa.Table:
         """The table, as an Arrow table with all columns."""
-        return self._table
+        lists = {name: joined(self._lists_of(name)) for name in PER_SAMPLE}
+        return pa.Table.from_arrays([lists.get(name, self._table.column(name)) for name in SCHEMA.names], schema=SCHEMA)
 
     def to_pandas(self, samples: bool = False) -> pandas.DataFrame:
         """The table as a pandas DataFrame, without the per-sample columns unless ``samples``."""
         try:
-            return (self._table if samples else self._table.drop_columns(PER_SAMPLE)).to_pandas()
+            return (self.to_arrow() if samples else self._table.drop_columns(PER_SAMPLE)).to_pandas()
         except ImportError as error:
             raise DependencyError("to_pandas needs pandas: pip install 'phasefast[report]'") from error
 
@@ -162,7 +187,7 @@ class Scores:
 
     @cached_property
     def _layers(self) -> list[str]:
-        probed = self._table.filter(pc.field("layer") != MODEL_LAYER)
+        probed = self._probed
         steps, layers, places = (probed.column(name).to_pylist() for name in ("step", "layer", "place"))
         found = in_order(zip(steps, layers, strict=True))
         if None in places:
@@ -172,8 +197,17 @@ class Scores:
     @property
     def targets(self) -> list[str]:
         """Names of the targets; the model's own metrics are not among them."""
-        probed = self._table.filter(pc.field("layer") != MODEL_LAYER)
-        return list(probed.column("target").unique().to_pylist())
+        return list(self._targets)
+
+    @cached_property
+    def _targets(self) -> list[str]:
+        return list(self._probed.column("target").unique().to_pylist())
+
+    @property
+    def _probed(self) -> pa.Table:
+        """Which layers and targets rows are of that are not the model's own."""
+        table = self._table.select(["step", "layer", "place", "target"])
+        return table.filter(pc.field("layer") != MODEL_LAYER)
 
     @property
     def target_hashes(self) -> dict[str, str]:
@@ -187,15 +221,15 @@ class Scores:
 
     def approximations(self, target: str, metric: str) -> list[str]:
         """What held-out values of a target were estimated from, such as ``"sketch of 64 of 512 features"``."""
-        found = self.without_samples.filter(target=target, metric=metric, split="heldout").values_of("approximation")
+        found = self.filter(target=target, metric=metric, split="heldout").values_of("approximation")
         return [each for each in found if each != "none"]
 
     def filter(self, **equal: str | int | float) -> Scores:
         """Rows whose columns equal the given values: ``scores.filter(layer="fc", metric="fvu", split="heldout")``."""
         if unknown := [column for column in equal if column not in SCHEMA.names]:
             raise ArgumentError(f"scores have no column {unknown[0]!r}; they have {SCHEMA.names}")
-        wanted = [pc.field(column) == value for column, value in equal.items()]
-        return Scores(self._table.filter(functools.reduce(operator.and_, wanted))) if wanted else self
+        wanted = [pc.equal(self._table.column(column), value) for column, value in equal.items()]
+        return self._cut(self._table.filter(functools.reduce(pc.and_, wanted))) if wanted else self
 
     def select(self, layers: Sequence[str] | None = None, targets: Sequence[str] | None = None) -> Scores:
         """Rows of the layers and targets whose names match a glob, with the model's own of those targets; None for all.
@@ -208,76 +242,88 @@ class Scores:
         """
         own = [] if f"!{MODEL_LAYER}" in (layers or ()) else [MODEL_LAYER]
         wanted = [*own, *_matching(self.values_of("layer"), layers, "layer", LayerError)]
-        rows = pc.field("layer").isin(pa.array(wanted, pa.string()))
+        rows = pc.is_in(self._table.column("layer"), pa.array(wanted, pa.string()))
         if targets is not None:
-            rows &= pc.field("target").isin(_matching(self.values_of("target"), targets, "target", ArgumentError))
+            names = _matching(self.values_of("target"), targets, "target", ArgumentError)
+            rows = pc.and_(rows, pc.is_in(self._table.column("target"), pa.array(names, pa.string())))
         found = self._table.filter(rows)
         if len(self) and not len(found):  # the model itself knows but one target
             of_targets = "" if targets is None else f" have targets that match {targets}"
             raise ArgumentError(f"no scores of layers {layers}{of_targets}")
-        return Scores(found)
+        return self if len(found) == len(self) else self._cut(found)
 
     def value(self, **equal: str | int | float) -> float:
         """The one value that the given columns select; LookupError where there is none or more than one."""
-        values = self.without_samples.filter(**equal).to_arrow().column("value").to_pylist()
+        values = self.filter(**equal)._table.column("value").to_pylist()
         if len(values) != 1:
             raise LookupError(f"{equal} selects {len(values)} rows of the scores, expected one")
         return float(values[0])
 
     def curve(self, layer: str, target: str, metric: str, split: str = "heldout") -> tuple[np.ndarray, np.ndarray]:
         """Steps [K] int64 and values [K] float64 of one metric; LookupError names what there is instead."""
-        rows = self.without_samples._of(layer, target, metric, split)
+        rows = self._of(layer, target, metric, split)._table
         steps = rows.column("step").to_numpy()
-        if len(runs := self.values_of("run")) > 1 and len(np.unique(steps)) < len(steps):
+        if len(np.unique(steps)) < len(steps) and len(runs := self.values_of("run")) > 1:
             raise LookupError(f"expected the scores of one run, got those of {runs}: choose with filter(run=...)")
         return steps, rows.column("value").to_numpy()
 
     def has_curve(self, layer: str, target: str, metric: str, split: str = "heldout") -> bool:
         """Whether there is such a metric at any step."""
-        return len(self.without_samples.filter(layer=layer, target=target, metric=metric, split=split)) > 0
+        return (layer, target, metric, split) in self._rows
 
     def estimated(self, layer: str, target: str, metric: str) -> np.ndarray:
         """Whether each value [K] of the held-out curve is an estimate, bool."""
-        return np.asarray(self.without_samples._of(layer, target, metric).column("approximation").is_valid())
+        return np.asarray(self._of(layer, target, metric)._table.column("approximation").is_valid())
 
     def baseline(self, target: str, metric: str) -> float | None:
         """What the best constant prediction scores on the held-out rows; None where that is not known."""
-        rows = self.without_samples.filter(target=target, metric=metric, split="heldout").to_arrow()
+        rows = self.filter(target=target, metric=metric, split="heldout")._table
         known = rows.column("baseline").unique()
         return known[0].as_py() if len(known) == 1 else None
 
-    def _of(self, layer: str, target: str, metric: str, split: str = "heldout") -> pa.Table:
+    def _of(self, layer: str, target: str, metric: str, split: str = "heldout") -> Scores:
         """Rows of one metric, by step; LookupError names what there is instead."""
-        wanted, found = {"layer": layer, "target": target, "metric": metric, "split": split}, self.without_samples
+        wanted = dict(zip(_CURVE, (layer, target, metric, split), strict=True))
+        if (rows := self._rows.get(tuple(wanted.values()))) is not None:
+            return self._cut(self._table.take(rows))
+        found = self
         for column, value in wanted.items():
             there = found.values_of(column)
             if value not in there:
                 raise LookupError(f"no scores of {column} {value!r}: expected one of {there}")
             found = found.filter(**{column: value})
-        return (found if self is self.without_samples else self.filter(**wanted)).to_arrow()
+        return found
+
+    @cached_property
+    def _rows(self) -> dict[tuple[str, ...], pa.Array]:
+        """Places of the rows of each curve, in their order, by layer, target, metric and split: scans take longer."""
+        table = self._table.select(_CURVE).append_column("row", pa.array(range(len(self)), pa.int64()))
+        curves = table.group_by(_CURVE, use_threads=False).aggregate([("row", "list")])
+        keys = zip(*(curves.column(name).to_pylist() for name in _CURVE), strict=True)
+        return {key: rows.values for key, rows in zip(keys, curves.column("row_list"), strict=True)}
 
     def samples(self, layer: str, target: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps [K] int64 and per-sample held-out values [K, m] float32 of one metric."""
         rows = self._of(layer, target, metric)
-        lists = rows.column("samples")
+        lists = joined(rows._lists_of("samples"))
         if lists.null_count:
             raise LookupError(f"no per-sample {metric!r} is stored for layer {layer!r}, target {target!r}")
-        flat = pc.list_flatten(lists).to_numpy()
-        if len(flat) % len(rows) or len(set(pc.list_value_length(lists).to_pylist())) != 1:
+        flat = lists.flatten().to_numpy(zero_copy_only=False)
+        if len(flat) % len(rows) or len(pc.list_value_length(lists).unique()) != 1:
             raise StoreError(
                 f"layer {layer!r}, target {target!r}: steps were measured on held-out sets of different sizes"
             )
-        return rows.column("step").to_numpy(), flat.reshape(len(rows), -1)
+        return rows._table.column("step").to_numpy(), flat.reshape(len(rows), -1)
 
     def baseline_samples(self, layer: str, target: str, metric: str) -> np.ndarray | None:
         """What the best constant scores for each held-out sample, [m] float32; None where that is not known."""
-        known = self._of(layer, target, metric).column("baseline_samples").drop_null()
-        return None if len(known) == 0 else known[0].values.to_numpy()
+        lists = self._of(layer, target, metric)._lists_of("baseline_samples")
+        return next((own.flatten().to_numpy() for own in lists if own is not None), None)
 
     def with_column(self, column: str, value: str) -> Scores:
         """The same rows with one text column set."""
         filled = pa.array([value] * len(self), pa.string())
-        return Scores(self._table.set_column(SCHEMA.get_field_index(column), column, filled))
+        return self._cut(self._table.set_column(SCHEMA.get_field_index(column), SCHEMA.field(column), filled))
 
     def lacking(self, layers: Iterable[str], targets: Iterable[str]) -> list[str]:
         """Those of ``layers`` that have no scores of one of ``targets``."""
@@ -287,10 +333,10 @@ class Scores:
     def with_scores(self, others: Scores) -> Scores:
         """These rows, and others of layers and targets that have none here."""
         new = [cell not in self._pairs for cell in others._cells()]
-        both = Scores.concat([self, Scores(others._table.filter(pa.array(new, pa.bool_())))])
+        both = Scores.concat([self, others._cut(others._table.filter(pa.array(new, pa.bool_())))])
         order = {name: index for index, name in enumerate([MODEL_LAYER, *both.layers])}
         places = [order[layer] for layer, _ in both._cells()]
-        return Scores(both._table.take(pa.array(sorted(range(len(places)), key=places.__getitem__), pa.int64())))
+        return both._cut(both._table.take(pa.array(sorted(range(len(places)), key=places.__getitem__), pa.int64())))
 
     def _cells(self) -> Iterator[tuple[str, str]]:
         """Layer and target of each row."""
@@ -307,7 +353,7 @@ class Scores:
         path = store_folder(directory) / f"step-{self.steps[0]:012d}.parquet"
         what = f"the scores of step {self.steps[0]} to"
         with writing(path, what, parents=True) as partial, pa.OSFile(os.fsencode(partial), "wb") as file:
-            pq.write_table(self._table, file, compression="zstd", write_page_checksum=True)
+            pq.write_table(self.to_arrow(), file, compression="zstd", write_page_checksum=True)
         return path
 
 
@@ -331,69 +377,3 @@ def _matching(names: list[str], patterns: Sequence[str] | None, what: str, error
 def store_folder(directory: str | Path) -> Path:
     """Where the shards of a run directory lie: its ``scores/``."""
     return Path(directory) / "scores"
-
-
-def prepare_store(directory: str | Path) -> Path:
-    """Make a run directory's ``scores/`` and check that it can be written to; StoreError names the directory."""
-    folder = store_folder(directory)
-    probe = folder / f".writable-{secrets.token_hex(4)}"  # jobs of other machines may share the disk
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink(missing_ok=True)
-        remove_partial(folder)
-    except OSError as error:
-        raise StoreError(f"cannot write to the output directory {directory}: {error}; choose another one") from error
-    return folder
-
-
-def list_shards(directory: str | Path) -> dict[int, Path]:
-    """Finished shards of a run directory by step; partial files are not among them."""
-    found = (
-        (match, path) for path in store_folder(directory).glob("step-*.parquet") if (match := _SHARD.search(path.name))
-    )
-    return dict(sorted((int(match[1]), path) for match, path in found))
-
-
-def read_shard(path: Path) -> Scores:
-    """One shard; StoreError names a file that is not one."""
-    try:
-        # A file of pyarrow's, as it takes some names for URIs; a file of Python's is let go of by another thread, which
-        # ends the process where the interpreter has ended before (1 in 20 times, at once after it was read).
-        with pa.OSFile(os.fsencode(path)) as file:
-            options = {"pre_buffer": False, "use_threads": False}
-            scores = Scores(pq.read_table(file, page_checksum_verification=True, **options))
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise StoreError(f"cannot read the shard {path}: {error}; delete it and sweep again") from error
-    match = _SHARD.search(path.name)
-    if match is None or scores.steps != [int(match[1])]:
-        raise StoreError(f"{path}: expected the step in the file's name, it holds {scores.steps}; was it renamed?")
-    return scores
-
-
-def read_scores(directory: str | Path) -> Scores:
-    """All scores of a run directory, merged over its shards.
-
-    Raises:
-        StoreError: there are none. DataError: they are not of one training and the same targets.
-    """
-    shards = list_shards(directory)
-    if not shards and Path(directory).name == "scores":
-        raise StoreError(f"no scores in {directory}; give the run directory {Path(directory).parent}")
-    if others := [path.name for path in store_folder(directory).glob("*.parquet")] if not shards else []:
-        raise StoreError(f"no scores in {directory}: expected files named step-*.parquet, got {sorted(others)[:3]}")
-    if not shards and store_folder(directory).is_dir():
-        raise StoreError(
-            f"no scores in {directory}: measuring was begun there, but nothing stored: every checkpoint failed, or it "
-            "was stopped before the first was measured; sweep again to see what fails"
-        )
-    if runs := [] if shards else sorted(path.parent.name for path in Path(directory).glob("*/scores")):
-        raise StoreError(f"no scores in {directory}, but in its folders {', '.join(runs)}; give one, or compare them")
-    if not shards:
-        raise StoreError(
-            f"no scores in {directory}: expected {store_folder(directory)}/step-*.parquet; sweep or run the demo first"
-        )
-    try:
-        return Scores.concat([read_shard(path) for path in shards.values()])
-    except DataError as error:
-        raise DataError(f"{directory}: {error}, or measure again, each job with its own out=") from error

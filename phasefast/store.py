@@ -13,7 +13,8 @@ from .errors import NonFiniteError, StoreError
 from .failures import Failure
 from .files import alone, writing
 from .notices import warn
-from .scores import Scores, list_shards, prepare_store, read_shard, store_folder
+from .scores import Scores, store_folder
+from .shards import list_shards, prepare_store, read_shard
 
 # What the settings of a configuration, or their parts, are called where they are given; others have their own names.
 _NAMES = {

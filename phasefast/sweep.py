@@ -27,7 +27,8 @@ from .failures import listed, named
 from .in_turn import in_words, measure_each, name_of, restored
 from .notices import warn
 from .options import ProbeOptions
-from .scores import Scores, list_shards
+from .scores import Scores
+from .shards import list_shards
 from .stages.probe_set import ProbeSet
 from .store import (
     check_origin,

@@ -26,7 +26,8 @@ from phasefast.errors import (
 )
 from phasefast.failures import Failure
 from phasefast.report import read_phases
-from phasefast.scores import Scores, read_shard
+from phasefast.scores import Scores
+from phasefast.shards import read_shard
 from phasefast.store import keep_failures, lost_layers, read_failures, write_step
 
 from .conftest import SmallNet, images

@@ -13,7 +13,8 @@ import torch
 
 import phasefast as pf
 from phasefast.errors import DataError, StoreError
-from phasefast.scores import Scores, in_order, read_shard
+from phasefast.scores import Scores, in_order
+from phasefast.shards import read_shard
 
 from .conftest import SmallNet
 from .report.synthetic import make_scores

@@ -15,11 +15,11 @@ OPS = ("capture", "gram", "residual", "ridge_solve")
 LEVELS = (
     ("console", "errors", "types"),
     ("fetching", "hooks", "host_memory", "timeline", "workspace"),
-    ("failures", "files", "globs", "listing", "notices", "phase_report", "progress"),
+    ("failures", "files", "globs", "listing", "notices", "per_sample", "phase_report", "progress"),
     ("batches", "samples", "sequences"),
     ("token_rows",),
     ("scores",),
-    ("losses", "ops"),
+    ("losses", "ops", "shards"),
     ("best", "comparing", "curve", "dense", "isometry", "target_cache", "target_types", "valley"),
     ("components",),
     ("systems",),

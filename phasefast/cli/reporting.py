@@ -22,7 +22,8 @@ from ..engine import VERSION
 from ..errors import ArgumentError, StoreError
 from ..ops._extension import build_info
 from ..report import print_report, read_phases, read_runs, restrict, write_comparison, write_phases, write_report
-from ..scores import PER_SAMPLE, list_shards, read_scores, read_shard
+from ..scores import PER_SAMPLE
+from ..shards import list_shards, read_scores, read_shard
 from ..store import read_failures
 from .app import Directory, app
 
@@ -117,7 +118,7 @@ def scores_command(
     scores = read_shard(shards[step]) if step in shards else read_scores(directory)
     found = scores.select(layer, target)
     if csv:
-        _print_csv(found.to_arrow().drop_columns(PER_SAMPLE).to_pylist())
+        _print_csv(found.without_samples.to_arrow().drop_columns(PER_SAMPLE).to_pylist())
     else:
         typer.echo(str(found))
 

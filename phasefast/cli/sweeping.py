@@ -12,7 +12,7 @@ import typer
 from ..console import of_results
 from ..errors import ArgumentError
 from ..options import fastest_device
-from ..scores import list_shards
+from ..shards import list_shards
 from ..stages.phases import detect_phases
 from ..sweep import sweep
 from ..watch import watch

@@ -217,7 +217,7 @@ def _compare_decoders(
 def _write(folder: Path, results: dict[str, Any], measured: Sequence[Measured]) -> None:
     parts = [s for m in measured for s in (m.batch, m.recompute, m.wide, *m.tasks.values()) if s is not None]
     with writing(folder / "scores.parquet", "the scores to") as partial, partial.open("wb") as file:
-        pq.write_table(Scores.concat(parts).to_arrow().drop_columns(PER_SAMPLE), file)
+        pq.write_table(Scores.concat(parts).without_samples.to_arrow().drop_columns(PER_SAMPLE), file)
     _write_json(folder / "results.json", results)
 
 

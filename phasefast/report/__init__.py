@@ -16,7 +16,8 @@ from ..errors import ArgumentError, DataError, LayerError
 from ..failures import Failure
 from ..notices import shown, warn
 from ..phase_report import PhaseReport, failure_notes
-from ..scores import Scores, read_scores
+from ..scores import Scores
+from ..shards import read_scores
 from ..stages.phases import detect_phases
 from ..store import PHASES, PICTURES, SELECTED, differences, lost_layers, read_failures, read_origins
 from .compared import plot_comparison, print_comparison, run_names
@@ -195,7 +196,12 @@ def read_runs(
 def _same_weights(one: Scores, other: Scores) -> int:
     """At how many steps after 0, where seeds may agree, two runs have the same weights."""
     pairs = [
-        set(zip(*(own.to_arrow().column(name).to_pylist() for name in ("step", "state_hash")), strict=True))
+        set(
+            zip(
+                *(own.without_samples.to_arrow().column(name).to_pylist() for name in ("step", "state_hash")),
+                strict=True,
+            )
+        )
         for own in (one, other)
     ]
     return sum(step > 0 for step, known in pairs[0] & pairs[1] if known is not None)

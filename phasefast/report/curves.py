@@ -104,7 +104,7 @@ def telling_layers(scores: Scores) -> list[str]:
     Args:
         scores: of all targets.
     """
-    table = scores.to_arrow()
+    table = scores.without_samples.to_arrow()
     dims = dict(zip(table.column("layer").to_pylist(), table.column("dim").to_pylist(), strict=True))
     layers = scores.layers[::-1]
     before = next((i for i, layer in enumerate(layers) if dims[layer] != dims.get(MODEL_LAYER)), 0)
@@ -168,6 +168,6 @@ def _joined(group: Sequence[Look]) -> str:
 
 def _targets(scores: Scores, metric: str) -> list[str]:
     """The targets of which a layer, or else only the model itself, has a finite held-out value."""
-    rows = scores.filter(metric=metric, split="heldout").to_arrow()
+    rows = scores.filter(metric=metric, split="heldout").without_samples.to_arrow()
     finite = Scores(rows.filter(pc.is_finite(pc.field("value"))))
     return finite.targets or finite.values_of("target")

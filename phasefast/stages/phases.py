@@ -194,7 +194,7 @@ def _phases_of(losses: Losses, **options: Any) -> CellPhases:
 
 def _cells(scores: Scores) -> list[tuple[str, str, str]]:
     """Layer, target and the metric that counts; those of one step not where others have more, as one diverged."""
-    table = scores.filter(split="heldout").to_arrow()
+    table = scores.filter(split="heldout").without_samples.to_arrow()
     steps = Counter(zip(*(table.column(name).to_pylist() for name in ("layer", "target", "metric"))))
     found = []
     for layer, target in product(scores.layers, scores.targets):
