@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+COLUMNS = ["run", "step", "layer", "dim", "target", "split", "metric", "value", "alpha", "route", "approximation"]
 _METRICS = ("fvu", "accuracy", "balanced_accuracy", "loss")  # mse says what fvu does, in other units
 
 
@@ -12,7 +13,7 @@ def listing(rows: Iterable[Mapping[str, Any]]) -> str:
     """A line for each layer: held-out scores, the penalty of each target and the routes; of each run's last step.
 
     Args:
-        rows: of ``scores.SCHEMA``, in the order of their steps and layers.
+        rows: with ``COLUMNS`` of ``scores.SCHEMA``, in the order of their steps and layers.
     """
     runs: dict[str, dict[int, list[Mapping[str, Any]]]] = {}
     for row in rows:

@@ -11,17 +11,18 @@ _NONE = pa.nulls(1, LISTS)
 
 
 def rows_of(column: pa.ChunkedArray) -> Iterator[pa.ListArray | None]:
-    """The list of each row, as an array of length 1 that shares the column's memory; None where there is none."""
+    """The list of each row, as an array of length 1; None where there is none."""
     for lists in column.chunks:
         for row, there in enumerate(lists.is_valid().to_pylist()):
-            yield lists.slice(row, 1) if there else None
+            # A copy, as a view would keep the memory of the whole column.
+            yield pa.concat_arrays([lists.slice(row, 1)]) if there else None
 
 
 def collected(rows: Iterable[pa.ListArray | None], once: bool) -> tuple[pa.Array, list[pa.ListArray]]:
     """Places [n] of rows' lists among the lists that there are, null where a row has none.
 
     Args:
-        once: whether lists of the same bits are kept once, in memory of their own.
+        once: whether lists of the same bits are kept once.
     """
     found: dict[Hashable, int] = {}
     places, lists = list[int | None](), list[pa.ListArray]()
@@ -31,7 +32,7 @@ def collected(rows: Iterable[pa.ListArray | None], once: bool) -> tuple[pa.Array
             continue
         place = found.setdefault(_bits(own) if once else id(own), len(lists))
         if place == len(lists):
-            lists.append(pa.concat_arrays([own]) if once else own)
+            lists.append(own)
         places.append(place)
     return pa.array(places, pa.int64()), lists
 

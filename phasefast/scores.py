@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from .errors import ArgumentError, DataError, DependencyError, LayerError, PhasefastError, StoreError
 from .files import writing
 from .globs import chosen, idle
-from .listing import listing
+from .listing import COLUMNS, listing
 from .per_sample import LISTS, collected, joined, rows_of
 
 if TYPE_CHECKING:
@@ -90,14 +90,9 @@ class Scores:
     def _keep(self, table: pa.Table, lists: Mapping[str, Iterable[pa.ListArray | None]]) -> None:
         """Take a table's rows in the order of their steps, and what they have of each sample: ``lists`` by column."""
         self._lists = dict[str, list[pa.ListArray]]()
-        columns = []
-        for name in SCHEMA.names:
-            if name in lists:  # the table itself has but the place of a row's list, so that to cut it takes little
-                places, self._lists[name] = collected(lists[name], once=name == "baseline_samples")
-                columns.append(pa.chunked_array([places]))
-            else:
-                columns.append(table.column(name))
-        table = pa.table(columns, SCHEMA.names)
+        for name, rows in lists.items():  # the table itself has but their places, so that to cut it takes little
+            places, self._lists[name] = collected(rows, once=name == "baseline_samples")
+            table = table.set_column(SCHEMA.get_field_index(name), name, places)
         steps = table.column("step")  # no NumPy: torch.compile looks into what a compiled function does with scores
         in_order = pc.all(pc.less_equal(steps.slice(0, max(len(steps) - 1, 0)), steps.slice(1))).as_py() is not False
         table = table if in_order else table.sort_by([("step", "ascending")])
@@ -173,7 +168,7 @@ class Scores:
         return f"Scores({len(self)} rows, layers {self.layers}, targets {self.targets}, steps {self.steps})"
 
     def __str__(self) -> str:
-        return listing(self._table.drop_columns(PER_SAMPLE).to_pylist()) or repr(self)
+        return listing(self.filter(split="heldout")._table.select(COLUMNS).to_pylist()) or repr(self)
 
     @property
     def steps(self) -> list[int]:
@@ -226,9 +221,10 @@ class Scores:
 
     def filter(self, **equal: str | int | float) -> Scores:
         """Rows whose columns equal the given values: ``scores.filter(layer="fc", metric="fvu", split="heldout")``."""
-        if unknown := [column for column in equal if column not in SCHEMA.names]:
-            raise ArgumentError(f"scores have no column {unknown[0]!r}; they have {SCHEMA.names}")
-        wanted = [pc.equal(self._table.column(column), value) for column, value in equal.items()]
+        known = [column for column in SCHEMA.names if column not in PER_SAMPLE]
+        if unknown := [column for column in equal if column not in known]:
+            raise ArgumentError(f"scores have no column {unknown[0]!r} of one value each; they have {known}")
+        wanted = [pc.equal(self._table.column(column), pa.scalar(value)) for column, value in equal.items()]
         return self._cut(self._table.filter(functools.reduce(pc.and_, wanted))) if wanted else self
 
     def select(self, layers: Sequence[str] | None = None, targets: Sequence[str] | None = None) -> Scores:
@@ -318,11 +314,11 @@ class Scores:
     def baseline_samples(self, layer: str, target: str, metric: str) -> np.ndarray | None:
         """What the best constant scores for each held-out sample, [m] float32; None where that is not known."""
         lists = self._of(layer, target, metric)._lists_of("baseline_samples")
-        return next((own.flatten().to_numpy() for own in lists if own is not None), None)
+        return next((own.flatten().to_numpy(zero_copy_only=False) for own in lists if own is not None), None)
 
     def with_column(self, column: str, value: str) -> Scores:
         """The same rows with one text column set."""
-        filled = pa.array([value] * len(self), pa.string())
+        filled = pa.array([value] * len(self), pa.string()).cast(SCHEMA.field(column).type)
         return self._cut(self._table.set_column(SCHEMA.get_field_index(column), SCHEMA.field(column), filled))
 
     def lacking(self, layers: Iterable[str], targets: Iterable[str]) -> list[str]:
