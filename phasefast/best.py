@@ -76,9 +76,9 @@ def best_checkpoint(
     own = found[layer]
     alike = {name: curve.alike(own, metric in ACCURACIES, confidence) for name, curve in found.items()}
     loss, tried = float(own.least.mean()), sum(len(curve.steps) for curve in found.values())
-    constant: np.ndarray | float | None = scores.baseline(target, metric)
-    if constant is not None:
-        constant = 1 - constant if metric in ACCURACIES else own.unit
+    constant = scores.baseline(target, metric)
+    known = constant is not None
+    share = constant if known and metric in ACCURACIES else None
     return BestCheckpoint(
         target=target,
         metric=metric,
@@ -86,7 +86,7 @@ def best_checkpoint(
         step=int(own.steps[own.best]),
         value=1 - loss if metric in ACCURACIES else loss,
         samples=own.samples.shape[1],
-        beats_constant=constant is None or _is_above(constant - own.least, 1 - (1 - confidence) / tried),
+        beats_constant=not known or own.beats(share, 1 - (1 - confidence) / tried),
         steps=tuple(own.steps[alike[layer]].tolist()),
         others={
             name: int(curve.steps[places[curve.losses[places].argmin()]])
@@ -119,6 +119,17 @@ class _Curve:
     @property
     def least(self) -> np.ndarray:
         return np.asarray(self.samples[self.best], dtype=np.float64)
+
+    def beats(self, share: float | None, confidence: float) -> bool:
+        """Whether the least loss is below the constant's by more than chance; ``share``: what that is right of."""
+        if share is None:
+            return _is_above(self.unit - self.least, confidence)
+        # Which samples the constant is right of is not known. It scatters too: alone where all others are right.
+        of_constant = math.sqrt(share * (1 - share) * float(np.square(self.unit).mean()))
+        count = len(self.least)
+        spread = max(of_constant, float(self.least.std(ddof=1))) if count > 1 else math.inf
+        gain = 1 - share - float(self.least.mean())
+        return count > 1 and gain > _student((1 + confidence) / 2, count - 1) * spread / math.sqrt(count)
 
     def alike(self, other: _Curve, of_classes: bool, confidence: float) -> np.ndarray:
         """Places of the losses that are not told apart from the least of another curve."""

@@ -59,7 +59,8 @@ class Configuration:
         how |= {name: options[name] for name in given if name in options}
         method = Method(penalties, budget=memory_budget(options.get("memory"), device), **how)
         narrow = method.precision == "fast" and bfloat16_is_fast(device)
-        of_rows = {name: options[name] for name in ("tokens", "pool", "padding") if name in options}
+        of_rows: dict[str, Any] = {name: options[name] for name in ("tokens", "padding") if name in options}
+        of_rows["pool"] = options.get("pool") or 0
         rows = RowOptions(dtype=rows_dtype(model, narrow), **of_rows)
         layers = options.get("layers")
         names, named = select_layers(model, layers), given_names(model, layers)

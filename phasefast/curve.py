@@ -74,8 +74,8 @@ class Curve:
         """The curve by the fit that falls up to its lowest step, if that is elsewhere, and not by chance.
 
         Many steps of one part outvote few of another in the best fit, as where checkpoints are dense at first. The
-        lowest step counts where a neighbour lies below the minimum too, or where the curve rises in between by an
-        amount that counts, and not at one step only: then there are two valleys.
+        lowest step counts where a neighbour lies below the minimum too, by more than steps scatter, or where the curve
+        rises in between by an amount that counts, and not at one step only: then there are two valleys.
 
         Args:
             found: its valley fits.
@@ -97,7 +97,7 @@ class Curve:
         rise = self.replicates[:, top] - self.replicates[:, low]
         if between >= asked and np.percentile(rise, self.tails[0]) > 0:
             return two
-        return one if dip < self.loss[low] else self
+        return one if self.loss[low] - dip >= max(one._low_by_chance, self.rules.noise * one.noise) else self
 
     def _top(self, first: int, last: int) -> int:
         """Index of the highest step between two others."""
@@ -126,7 +126,7 @@ class Curve:
                 return [], self._unsure(fall, end) or self._small(fall, end)
             near = f"stays within {away:.2g} of its mean, no more than the {needed:.2g} that a change needs"
             return [start], self._unsure(fall, end) or near
-        if rises:
+        if rises and not self._falls_again:
             top = low + int(self.loss[low:].argmax())
             # The rise ends at its top where the curve comes down again by an amount that counts.
             end = replace(end, last=top if self.loss[top] - self.loss[last] >= self._needed(self.loss[low]) else last)
@@ -148,7 +148,7 @@ class Curve:
     def _ascent(self) -> Span:
         """What leads from the minimum to the last step, or to the top before a second valley."""
         low, last = self.minimum, len(self.loss) - 1
-        if self.other is not None and self.other > low:
+        if self.other is not None and self._falls_again:
             last = self._top(low, self.other)
         return Span("increase", low, last, slice(low, low + 1))
 
@@ -285,13 +285,25 @@ class Curve:
             return None
         # Read from the valley fit, so that one odd step does not close it.
         near = np.flatnonzero(self.fit <= self.fit.min() + self._margin(spans[kinds.index("decrease")]))
-        closed = "increase" in kinds or self.other is not None
-        return int(near[0]), int(near[-1]) if closed else len(self.fit) - 1
+        end = int(near[-1]) if "increase" in kinds or self._falls_again else len(self.fit) - 1
+        start = int(near[0])
+        if self.other is not None:  # on that side the fit lies below the top in between
+            near = self.loss <= self.loss[self.minimum] + self._margin(spans[kinds.index("decrease")])
+            while self._falls_again and not near[self.minimum : end + 1].all():
+                end -= 1
+            while not self._falls_again and not near[start : self.minimum].all():
+                start += 1
+        return start, end
+
+    @property
+    def _falls_again(self) -> bool:
+        """Whether a second valley lies after the minimum."""
+        return self.other is not None and self.other > self.minimum
 
     def doubt(self, spans: Sequence[Span]) -> str | None:
         """What speaks against the end of an open stop window, though it is not certain; None where nothing does."""
         kinds = [span.kind for span in spans]
-        if "decrease" not in kinds or "increase" in kinds or self.other is not None:
+        if "decrease" not in kinds or "increase" in kinds or self._falls_again:
             return None
         rise = self._ascent()
         if self._size(rise) <= self._margin(spans[kinds.index("decrease")]):

@@ -40,15 +40,17 @@ def _of_machine() -> Iterator[int]:
 def _of_groups() -> Iterator[int]:
     """What each limit leaves: of the process's own groups, and of those that these are in."""
     for line in _text(_GROUPS).splitlines():
-        _, controllers, path = line.split(":", 2)
-        for controller in _VERSIONS.keys() & set(controllers.split(",")):
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        for controller in _VERSIONS.keys() & set(controllers.split(",")) if rest else ():
             mount, limit, usage, inactive = _VERSIONS[controller]
             own = Path(mount, path.lstrip("/"))
             # A container may see its own group where others see all of them.
             for folder in (own, *(each for each in own.parents if each.is_relative_to(mount))):
                 most, used = _text(folder / limit).strip(), _text(folder / usage).strip()
                 if most.isdecimal() and used.isdecimal():  # "max" is none
-                    counts = dict(line.split() for line in _text(folder / "memory.stat").splitlines())
+                    pairs = (line.partition(" ") for line in _text(folder / "memory.stat").splitlines())
+                    counts = {name: count for name, _, count in pairs if count.isdecimal()}
                     yield int(most) - int(used) + int(counts.get(inactive, 0))
 
 

@@ -18,7 +18,8 @@ from .stages.predict import in_given_columns
 from .stages.probe_set import ProbeSet
 from .types import Activations, BlockFit, Decoder
 
-_NOT_HERE = ("splits", "target_components", "layer_sketch")  # weights are of whole targets, and of all features
+# Weights are of whole targets, and of all features.
+_FIXED = {"splits": "both", "target_components": None, "layer_sketch": None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +46,7 @@ class LinearDecoder:
 
     def __call__(self, activations: Tensor) -> Tensor:
         """Predictions [..., p] float64 of activations [..., d], on their device; ArgumentError for other shapes."""
-        if activations.shape[-1] != self.weight.shape[1]:
+        if activations.shape[-1:] != self.weight.shape[1:]:
             raise ArgumentError(
                 f"decoder of {self.target!r} from layer {self.layer!r}: expected activations [..., "
                 f"{self.weight.shape[1]}], got {tuple(activations.shape)}; outputs of more dimensions are flattened, "
@@ -77,7 +78,7 @@ def fit_decoders(
     Raises:
         PhasefastError: one of its subclasses, naming the option, layer or data that cannot be used.
     """
-    if given := [name for name in _NOT_HERE if name in options]:
+    if given := [name for name, value in _FIXED.items() if options.get(name, value) != value]:
         raise ArgumentError(f"{given[0]}: decoders are of whole targets, from all features; leave it out")
     engine = Engine(model, probe_set, **options)
     given_as = {block.name: _Given.of(engine, block.name) for block in engine.targets.blocks}

@@ -27,11 +27,12 @@ def warn(text: str) -> None:
 @contextlib.contextmanager
 def held() -> Iterator[list[str]]:
     """The warnings of this thread are kept, for the one that waits for it: there is no line of the user's in this."""
-    _HELD.texts = texts = list[str]()
+    before, texts = getattr(_HELD, "texts", None), list[str]()
+    _HELD.texts = texts
     try:
         yield texts
     finally:
-        _HELD.texts = None
+        _HELD.texts = before
 
 
 def shown(names: Iterable[str]) -> str:

@@ -169,10 +169,11 @@ def _of_map(name: str, module: nn.Module, output: Tensor, length: int) -> Tensor
     _, first, second, third = output.shape
     before, after = first * second == length, second * third == length
     module = last_part(module)
-    if isinstance(module, _OF_MAPS) and type(module).forward.__module__.startswith("torch.nn."):
-        return output.flatten(2).mT if after else output[:, :0]
-    if is_of_features(module):
-        return output.flatten(1, 2) if before else output
+    if type(module).forward.__module__.startswith("torch.nn."):  # others may turn what they give
+        if isinstance(module, _OF_MAPS):
+            return output.flatten(2).mT if after else output[:, :0]
+        if is_of_features(module):
+            return output.flatten(1, 2) if before else output
     if [before, after, first == length].count(True) > 1 or first == length or (before and first != second):
         raise LayerError(
             f"layer {name!r}: its output {tuple(output.shape)} may be a map of the {length} positions, or something "

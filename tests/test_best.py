@@ -173,6 +173,14 @@ def test_the_best_of_much_noise_beats_no_constant(metric: str, constant: float |
     assert told <= 4
 
 
+def test_one_rare_sample_more_beats_no_class() -> None:
+    right = np.ones(40, dtype=bool)
+    rows = [row(step, "a", "t", "accuracy", right if step else wrong_at(slice(1), 40)) for step in range(24)]
+    known = Scores.from_rows({**each, "baseline": 0.975} for each in rows)
+    assert not pf.best_checkpoint(known, "t").beats_constant
+    assert pf.best_checkpoint(Scores.from_rows({**each, "baseline": 0.5} for each in rows), "t").beats_constant
+
+
 def _better(of: dict[str, object], metric: str) -> np.ndarray:
     samples = np.array(of["samples"])
     if metric == "fvu":

@@ -137,6 +137,19 @@ def test_it_is_a_module_too_and_says_what_it_takes() -> None:
         decoder(torch.zeros(3, 2, 8))
 
 
+def test_labels_that_encode_otherwise_and_defaults_that_are_given() -> None:
+    class Halves(pf.Label):
+        def encoded(self, values: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+            return super().encoded(values // 2, held // 2)
+
+    probe_set, defaults = samples(200, 50, (12,)), {"splits": "both", "target_components": None}
+    found = pf.fit_decoders(network(12, 16), probe_set, layers="1", targets=Halves(2), **defaults)["1", "label"]  # type: ignore[arg-type]
+    assert found.classes is not None
+    assert probe_set.heldout_labels is not None
+    hits = found.classes[found.predictions.argmax(1)] == probe_set.heldout_labels // 2
+    assert float(hits.double().mean()) == pytest.approx(found.value)
+
+
 @pytest.mark.parametrize("option", [{"splits": "heldout"}, {"target_components": 4}, {"layer_sketch": 9}])
 def test_decoders_are_of_whole_targets_and_all_features(option: dict[str, Any]) -> None:
     with pytest.raises(ArgumentError, match=f"{next(iter(option))}: decoders are of whole targets"):

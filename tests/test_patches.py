@@ -203,3 +203,31 @@ def test_answers_for_more_tokens_than_there_are_have_no_rows(probe_set: pf.Probe
     with pytest.warns(RuntimeWarning, match="no rows of layer 'model'"):
         scores = pf.probe(Classified(), probe_set, tokens="each", layers="embed", targets="label")
     assert not len(scores.filter(layer="model"))
+
+
+class Turned(nn.LayerNorm):
+    """Of the features of maps [b, f, h, w], which it turns and turns back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, 3)).movedim(3, 1)
+
+
+class Unflattened(nn.Module):
+    """Tokens to maps [b, f, h, w]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps: Tensor = self.linear(x).mT.unflatten(2, (4, 4))
+        return maps
+
+
+@pytest.mark.parametrize("module", [Turned(4), Unflattened()], ids=["norm", "linear"])
+def test_modules_of_ones_own_may_turn_what_their_parts_give(module: nn.Module) -> None:
+    output = torch.randn(2, 8, 4, 4)
+    assert as_tokens("a", module, output, TokensOfBatch(16)).equal(output.flatten(2).mT.flatten(0, 1))
+    for shape in ((4, 4, 4), (16, 4, 4), (2, 8, 2)):
+        with pytest.raises(LayerError, match="may be a map of the 16 positions, or something else"):
+            as_tokens("a", module, torch.randn(2, *shape), TokensOfBatch(16))

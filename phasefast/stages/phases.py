@@ -7,8 +7,9 @@ A curve is the mean held-out loss at each probed step. What is asked of it, in t
   checkpoint of a training that diverged and came back, is left out: where all falls, then rises, it has no place.
 * *Where is the valley?* The least-squares fit that first never rises and then never falls (two isotonic regressions,
   Barlow et al. 1972, over all places to split) says where the minimum is; a checkpoint that is too low by much less
-  than the valley's depth does not move it. Where the lowest step and a neighbour lie below that minimum, or the curve
-  rises in between by what counts, which makes two valleys, the fit is the best one that falls up to the lowest step.
+  than the valley's depth does not move it. Where the lowest step and a neighbour lie below that minimum by more
+  than steps scatter, or the curve rises in between by what counts, which makes two valleys, the fit is the best one
+  that falls up to the lowest step.
 * *Is there an order at all?* The residual of that fit and the von Neumann ratio (1941) are compared with those of the
   same values in random order (a permutation test): a curve that is neither a better valley nor smoother is noise, and
   constant only where all of it stays within what a change needs.

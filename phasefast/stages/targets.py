@@ -19,7 +19,7 @@ from ..isometry import coordinates
 from ..notices import warn
 from ..systems import fold_sums
 from ..target_cache import TargetCache
-from ..target_types import Function, Input, OwnTarget, Split, Target
+from ..target_types import Function, Input, Label, OwnTarget, Split, Target, Values
 from ..timeline import stage
 from ..token_rows import TokenRows
 from ..types import Check, TargetBlock, TargetMatrix, TargetSketch
@@ -190,9 +190,11 @@ def given_columns(target: Target, fit: Split, heldout: Split, tokens: Mapping[st
     Args:
         fit, heldout, tokens: as for ``build_targets``.
     """
-    values, _ = target.given(fit, heldout) if _is_plain(target) else target.columns(fit, heldout)
+    whole = (Input, Label, Function, Values)  # what is made from them may encode otherwise
+    plain = target if isinstance(target, whole) and type(target) in whole else None
+    values, _ = target.columns(fit, heldout) if plain is None else plain.given(fit, heldout)
     if tokens is not None:
-        of_tokens = _is_plain(target) or values.dim() == 3
+        of_tokens = plain is not None or values.dim() == 3
         values = tokens["fit"].rows(values) if of_tokens else tokens["fit"].repeated(values)
     return values.reshape(len(values), -1)
 

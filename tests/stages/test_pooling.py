@@ -27,5 +27,9 @@ def test_pooling_makes_no_side_larger(shape: tuple[int, ...], pool: int, sizes: 
     (cell,) = engine.activations()
     pooled = (nn.functional.adaptive_avg_pool2d if len(shape) == 2 else nn.functional.adaptive_avg_pool3d)(x, sizes)
     torch.testing.assert_close(cell.heldout + cell.shift, pooled[40:].flatten(1))
+    assert (
+        Engine(engine.model, given, layers="0", pool=None).config_hash
+        == Engine(engine.model, given, layers="0").config_hash
+    )
     with pytest.warns(RuntimeWarning, match="pool=9 changes nothing"):
         pf.probe(engine.model, given, layers="0", pool=9)

@@ -49,3 +49,33 @@ def test_one_low_step_makes_no_valley_and_two_make_one_the_minimum() -> None:
     samples[low + 1] *= 0.195 / samples[low + 1].mean()
     cell = detect_curve(steps, samples)
     assert cell.minimum_step == 24
+
+
+@pytest.mark.parametrize(
+    ("curve", "other", "window"),
+    [
+        ([1, 0.9, 0.7, *[0.6] * 30, 0.75, 0.78, 0.75, 0.55, 0.551, 0.552], 4, (36, 38)),
+        ([1, 0.8, 0.5, 0.52, 0.7, 0.7, *[0.55] * 25, 0.6, 0.7, 0.8, 0.9], 29, (2, 3)),
+    ],
+)
+def test_a_stop_window_does_not_hold_the_top_between_two_valleys(
+    curve: list[float], other: int, window: tuple[int, int]
+) -> None:
+    scatter = np.random.default_rng(0).normal(0, 0.0005, len(curve))
+    samples = (np.array(curve) + scatter)[:, None] * np.random.default_rng(1).gamma(50.0, 0.02, 200)
+    cell = detect_curve(np.arange(len(curve)), samples)
+    assert cell.evidence["other_minimum"] is not None
+    assert abs(cell.evidence["other_minimum"] - other) < 30
+    assert cell.stop_window is not None
+    assert window[0] <= cell.stop_window[0] <= cell.minimum_step <= cell.stop_window[1] <= window[1]
+    assert all(phase.end_step <= 6 for phase in cell.phases if phase.kind == "increase")
+
+
+def test_early_scatter_does_not_move_the_minimum() -> None:
+    steps, moved = np.arange(120), 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        noise = rng.normal(size=120) * np.geomspace(0.025, 0.002, 120)
+        curve = 0.6 + 0.4 * np.exp(-1.5 * steps) - 0.02 * steps / 120 + noise
+        moved += detect_curve(steps, curve[:, None] * rng.gamma(50.0, 0.02, 60)).minimum_step < 40
+    assert moved <= 2
