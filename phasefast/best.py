@@ -77,8 +77,7 @@ def best_checkpoint(
     alike = {name: curve.alike(own, metric in ACCURACIES, confidence) for name, curve in found.items()}
     loss, tried = float(own.least.mean()), sum(len(curve.steps) for curve in found.values())
     constant = scores.baseline(target, metric)
-    known = constant is not None
-    share = constant if known and metric in ACCURACIES else None
+    share = constant if metric in ACCURACIES else None
     return BestCheckpoint(
         target=target,
         metric=metric,
@@ -86,7 +85,7 @@ def best_checkpoint(
         step=int(own.steps[own.best]),
         value=1 - loss if metric in ACCURACIES else loss,
         samples=own.samples.shape[1],
-        beats_constant=not known or own.beats(share, 1 - (1 - confidence) / tried),
+        beats_constant=constant is None or own.beats(share, 1 - (1 - confidence) / tried),
         steps=tuple(own.steps[alike[layer]].tolist()),
         others={
             name: int(curve.steps[places[curve.losses[places].argmin()]])
@@ -126,10 +125,7 @@ class _Curve:
             return _is_above(self.unit - self.least, confidence)
         # Which samples the constant is right of is not known. It scatters too: alone where all others are right.
         of_constant = math.sqrt(share * (1 - share) * float(np.square(self.unit).mean()))
-        count = len(self.least)
-        spread = max(of_constant, float(self.least.std(ddof=1))) if count > 1 else math.inf
-        gain = 1 - share - float(self.least.mean())
-        return count > 1 and gain > _student((1 + confidence) / 2, count - 1) * spread / math.sqrt(count)
+        return _is_above(1 - share - self.least, confidence, scatter=of_constant)
 
     def alike(self, other: _Curve, of_classes: bool, confidence: float) -> np.ndarray:
         """Places of the losses that are not told apart from the least of another curve."""
@@ -149,13 +145,17 @@ def _curve(scores: Scores, layer: str, target: str, metric: str) -> _Curve:
     return _Curve(losses.steps[finite], samples if finite.all() else samples[finite], unit)
 
 
-def _is_above(more: np.ndarray, confidence: float, unit: np.ndarray | float = 1.0) -> bool:
-    """Whether the mean of numbers [m] in units [m], or of one size, is above 0 by more than chance."""
+def _is_above(more: np.ndarray, confidence: float, unit: np.ndarray | float = 1.0, scatter: float = 0.0) -> bool:
+    """Whether the mean of numbers [m] in units [m], or of one size, is above 0 by more than chance.
+
+    Args:
+        scatter: their standard deviation at least.
+    """
     count, mean = len(more), float(more.mean())
     if count < 2:
         return False
-    error = float((more - mean * (unit / np.mean(unit))).std(ddof=1)) / math.sqrt(count)
-    return mean > _student((1 + confidence) / 2, count - 1) * error
+    spread = max(float((more - mean * (unit / np.mean(unit))).std(ddof=1)), scatter)
+    return mean > _student((1 + confidence) / 2, count - 1) * spread / math.sqrt(count)
 
 
 def _chance_of_signs(more: np.ndarray) -> float:

@@ -28,6 +28,7 @@ class Configuration:
         model: without what DDP and the like wrap it in. device: where it is measured.
         method: with the whole memory budget. rows: what becomes of outputs.
         names: of the modules that are probed. given: those of them that the user named.
+        options: as they were checked.
     """
 
     model: nn.Module
@@ -37,6 +38,7 @@ class Configuration:
     batchnorm: BatchNormMode
     names: list[str]
     given: set[str]
+    options: Mapping[str, Any]
 
     @classmethod
     def of(cls, model: nn.Module, options: Mapping[str, Any]) -> Configuration:
@@ -64,4 +66,4 @@ class Configuration:
         rows = RowOptions(dtype=rows_dtype(model, narrow), **of_rows)
         layers = options.get("layers")
         names, named = select_layers(model, layers), given_names(model, layers)
-        return cls(model, device, method, rows, options.get("batchnorm", "recompute"), names, named)
+        return cls(model, device, method, rows, options.get("batchnorm", "recompute"), names, named, options)

@@ -284,15 +284,15 @@ class Curve:
         if "decrease" not in kinds:
             return None
         # Read from the valley fit, so that one odd step does not close it.
-        near = np.flatnonzero(self.fit <= self.fit.min() + self._margin(spans[kinds.index("decrease")]))
-        end = int(near[-1]) if "increase" in kinds or self._falls_again else len(self.fit) - 1
-        start = int(near[0])
+        margin = self._margin(spans[kinds.index("decrease")])
+        near = np.flatnonzero(self.fit <= self.fit.min() + margin)
+        start, end = int(near[0]), int(near[-1]) if "increase" in kinds or self._falls_again else len(self.fit) - 1
         if self.other is not None:  # on that side the fit lies below the top in between
-            near = self.loss <= self.loss[self.minimum] + self._margin(spans[kinds.index("decrease")])
-            while self._falls_again and not near[self.minimum : end + 1].all():
-                end -= 1
-            while not self._falls_again and not near[start : self.minimum].all():
-                start += 1
+            far = np.flatnonzero(self.loss > self.loss[self.minimum] + margin)
+            if self._falls_again:
+                end = int(min([end, *(far[far > self.minimum] - 1)]))
+            else:
+                start = int(max([start, *(far[far < self.minimum] + 1)]))
         return start, end
 
     @property

@@ -24,7 +24,7 @@ from .configuration import Configuration
 from .decoding import decode
 from .errors import ArgumentError, PhasefastError
 from .notices import shown, warn
-from .options import as_tuple, by_name, checked_options, default_targets, warn_of_classes
+from .options import as_tuple, by_name, default_targets, warn_of_classes
 from .scores import Scores
 from .scoring import score_cells
 from .sequences import check_padding, looks_padded
@@ -75,8 +75,8 @@ class Engine:
         for name, value, kind in (("probe_set", probe_set, ProbeSet), ("run", run, str)):
             if not isinstance(value, kind):
                 raise ArgumentError(f"{name}: expected a {kind.__name__}, got {type(value).__name__}")
-        options = checked_options(options)
         given = Configuration.of(model, options)
+        options = dict(given.options)
         self.model, self.device, self.rows, self.batchnorm = given.model, given.device, given.rows, given.batchnorm
         self.names, self.given, self.probe_set, self.run = given.names, given.given, probe_set, run
         budget = given.method.budget

@@ -174,7 +174,7 @@ def _of_map(name: str, module: nn.Module, output: Tensor, length: int) -> Tensor
             return output.flatten(2).mT if after else output[:, :0]
         if is_of_features(module):
             return output.flatten(1, 2) if before else output
-    if [before, after, first == length].count(True) > 1 or first == length or (before and first != second):
+    if first == length or (before and (after or first != second)):
         raise LayerError(
             f"layer {name!r}: its output {tuple(output.shape)} may be a map of the {length} positions, or something "
             "else; probe a convolution, Linear or LayerNorm in it, or leave it out"

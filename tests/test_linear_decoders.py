@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import phasefast as pf
 from phasefast.errors import ArgumentError
-from tests.test_reconstruction import network
+from tests.test_reconstruction import ROUTES, network
 
 LAYERS = ["1", "2", "3"]
 
@@ -50,13 +50,7 @@ def kept(model: nn.Module, layers: list[str]) -> Iterator[dict[str, Tensor]]:
 @pytest.mark.parametrize(
     ("n", "shape", "width", "options"),
     [
-        (300, (1, 8, 8), 32, {}),
-        (100, (1, 8, 8), 300, {}),  # dual
-        (80, (3, 16, 16), 32, {}),  # row space
-        (80, (3, 16, 16), 400, {}),
-        (300, (1, 8, 8), 32, {"route": "eigen"}),
-        (300, (1, 8, 8), 32, {"penalty_per": "column", "selection": "loo"}),
-        (300, (12,), 32, {"alphas": [1e-6], "precision": "double"}),
+        *ROUTES,
         (100, (12,), 300, {"classifier": "lda", "memory": "100MB"}),
         (100, (12,), 16, {"classifier": "balanced"}),
     ],

@@ -37,17 +37,22 @@ def network(features: int, width: int) -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), nn.Linear(features, width), nn.ReLU(), nn.Linear(width, 5))
 
 
+ROUTES: list[tuple[int, tuple[int, ...], int, dict[str, Any]]] = [
+    (300, (1, 8, 8), 32, {}),
+    (100, (1, 8, 8), 300, {}),  # dual
+    (80, (3, 16, 16), 32, {}),  # row space
+    (80, (3, 16, 16), 400, {}),
+    (300, (1, 8, 8), 32, {"route": "eigen"}),
+    (300, (1, 8, 8), 32, {"penalty_per": "column", "selection": "loo"}),
+    (300, (12,), 32, {"alphas": [1e-6], "precision": "double"}),
+]
+
+
 @pytest.mark.parametrize(
     ("n", "shape", "width", "options"),
     [
-        (300, (1, 8, 8), 32, {}),
-        (100, (1, 8, 8), 300, {}),  # dual
-        (80, (3, 16, 16), 32, {}),  # row space
-        (80, (3, 16, 16), 400, {}),
+        *ROUTES,
         (80, (3, 16, 16), 400, {"route": "target-free"}),
-        (300, (1, 8, 8), 32, {"route": "eigen"}),
-        (300, (1, 8, 8), 32, {"penalty_per": "column", "selection": "loo"}),
-        (300, (12,), 32, {"alphas": [1e-6], "precision": "double"}),
         (80, (40, 9), 32, {"precision": "fast"}),
     ],
 )

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from ..console import of_work
 from ..engine import VERSION
 from ..errors import PhasefastError
-from ..options import ProbeOptions
+from ..options import ProbeOptions, fastest_device
 
 PROBE_SET = "File of ProbeSet.save, or package.module:callable that makes a ProbeSet"
 _PLURALS = {"layer": "layers", "alpha": "alphas"}  # what the command line names once for each
@@ -110,9 +110,10 @@ app = typer.Typer(
 
 
 def probe_options(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a command's parameters that are :class:`phasefast.ProbeOptions` and were given."""
+    """Those of a command's parameters that are :class:`phasefast.ProbeOptions` and were given, and its device."""
     named = {_PLURALS.get(name, name): value for name, value in parameters.items()}
-    return {name: value for name, value in named.items() if name in ProbeOptions.__annotations__ and value is not None}
+    given = {name: value for name, value in named.items() if name in ProbeOptions.__annotations__ and value is not None}
+    return {**given, "device": given.get("device") or fastest_device()}
 
 
 def _show_version(wanted: bool) -> None:

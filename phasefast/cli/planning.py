@@ -11,7 +11,6 @@ from torch import nn
 
 from ..console import of_results
 from ..errors import ArgumentError
-from ..options import fastest_device
 from ..planning import forward_seconds, plan
 from ..stages.batchnorm import fresh_statistics
 from ..stages.layers import select_layers
@@ -99,7 +98,7 @@ def plan_command(
     layer_sketch: LayerSketch = None,
 ) -> None:
     """Route, work and memory of each layer, and its expected time, from what small cells take on this machine."""
-    how = probe_options(locals()) | {"device": device or fastest_device()}
+    how = probe_options(locals())
     samples: ProbeSet | list[int] = _shape(sample)
     if probe_set is not None:
         samples = load_probe_set(probe_set)

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from ..console import of_results
-from ..options import fastest_device
 from ..reconstruction import reconstruct
 from ..report import check_picture, need_matplotlib, plot_reconstructions
 from .app import (
@@ -71,7 +70,7 @@ def reconstruct_command(
     """Draw held-out images as the decoders of each layer give them back, checkpoint after checkpoint."""
     check_picture(out)
     need_matplotlib()
-    options = probe_options(locals()) | {"device": device or fastest_device()}
+    options = probe_options(locals())
     found = reconstruct(
         load_model(model),
         load_probe_set(probe_set),

@@ -11,7 +11,6 @@ import typer
 
 from ..console import of_results
 from ..errors import ArgumentError
-from ..options import fastest_device
 from ..shards import list_shards
 from ..stages.phases import detect_phases
 from ..sweep import sweep
@@ -88,7 +87,7 @@ def sweep_command(
     trust: Trust = False,
 ) -> None:
     """Measure every checkpoint of a training, once; several jobs may share the work."""
-    options = probe_options(locals()) | {"device": device or fastest_device()}
+    options = probe_options(locals())
     share = _shard(shard)
     if watch_every is not None and (share is not None or overwrite):
         raise ArgumentError("--watch goes on alone and from what is there: leave out --shard, torchrun and --overwrite")

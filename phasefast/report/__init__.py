@@ -195,14 +195,9 @@ def read_runs(
 
 def _same_weights(one: Scores, other: Scores) -> int:
     """At how many steps after 0, where seeds may agree, two runs have the same weights."""
+    tables = [own.without_samples.to_arrow() for own in (one, other)]
     pairs = [
-        set(
-            zip(
-                *(own.without_samples.to_arrow().column(name).to_pylist() for name in ("step", "state_hash")),
-                strict=True,
-            )
-        )
-        for own in (one, other)
+        set(zip(*(table.column(name).to_pylist() for name in ("step", "state_hash")), strict=True)) for table in tables
     ]
     return sum(step > 0 for step, known in pairs[0] & pairs[1] if known is not None)
 

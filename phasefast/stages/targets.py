@@ -6,7 +6,6 @@ import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -185,7 +184,7 @@ def build_targets(
 
 
 def given_columns(target: Target, fit: Split, heldout: Split, tokens: Mapping[str, TokenRows] | None) -> Tensor:
-    """Columns [n, p] of a regression target on the fit rows as they were given: with their means, and all of them.
+    """Columns [n, p] of a target on the fit rows as they were given: with their means, and all, of classes the numbers.
 
     Args:
         fit, heldout, tokens: as for ``build_targets``.
@@ -199,15 +198,10 @@ def given_columns(target: Target, fit: Split, heldout: Split, tokens: Mapping[st
     return values.reshape(len(values), -1)
 
 
-def _is_plain(target: Target) -> TypeGuard[OwnTarget]:
-    """Whether its columns are made of what is given of each row alone."""
-    return isinstance(target, OwnTarget) and type(target).columns is OwnTarget.columns
-
-
 def _of_tokens(target: Target, fit: Split, heldout: Split, tokens: Mapping[str, TokenRows]) -> tuple[Tensor, Tensor]:
     """Columns of each row, which has those of its sequence where tokens have none of their own."""
     of_fit, of_heldout = tokens["fit"], tokens["heldout"]
-    if _is_plain(target):
+    if isinstance(target, OwnTarget) and type(target).columns is OwnTarget.columns:
         values, held = target.given(fit, heldout)
         return target.encoded(of_fit.rows(values), of_heldout.rows(held))
     columns, held = target.columns(fit, heldout)
