@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 import phasefast as pf
+from phasefast.algebra.systems import DEFAULT_ALPHAS
 from phasefast.experiments.checkpointing import log2_steps
 from phasefast.experiments.datasets import digits
 from phasefast.experiments.models import digits_net
 from phasefast.experiments.training import train
 from phasefast.stages import gcv
-from phasefast.systems import DEFAULT_ALPHAS
 
 FIT, STEPS, LR, MUCH = 600, 1024, 0.02, 0.1
 WAYS = {"gcv": {}, "without": {}, "loo": {"selection": "loo"}}

@@ -12,15 +12,15 @@ from opponents import CLASSES, Data
 from torch import Tensor
 
 from phasefast import decoding, ops
+from phasefast.algebra.dense import empty
+from phasefast.algebra.systems import Penalties
+from phasefast.algebra.workspace import Workspace
+from phasefast.data.target_types import Input, Label
 from phasefast.decoding import Method
-from phasefast.dense import empty
 from phasefast.scoring import score_cells
 from phasefast.stages.plan import Cost, routes
 from phasefast.stages.targets import build_targets
-from phasefast.systems import Penalties
-from phasefast.target_types import Input, Label
 from phasefast.types import Activations, Layer, Score
-from phasefast.workspace import Workspace
 
 _BATCH = 256
 

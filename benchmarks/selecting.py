@@ -8,7 +8,7 @@ from opponents import CLASSES, synthetic
 from ours import Cell
 from timing import OURS, Side, Size, in_turn
 
-from phasefast.systems import DEFAULT_ALPHAS
+from phasefast.algebra.systems import DEFAULT_ALPHAS
 
 # Fit rows, held-out rows, features, columns of the input: of digits, with more and more features, and of CIFAR-10.
 SIZES = (

@@ -12,7 +12,7 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
 import phasefast as pf
-from phasefast.timeline import PREFIX
+from phasefast.common.timeline import PREFIX
 
 
 def stage_seconds(run: Callable[[], Any], device: str = "cpu") -> dict[str, dict[str, float]]:

@@ -16,13 +16,13 @@ from timing import OURS, Side, Size, floor, in_turn, products, seconds
 from torch import Tensor, nn
 
 import phasefast as pf
+from phasefast.algebra.systems import DEFAULT_ALPHAS
 from phasefast.checkpoints import order_checkpoints, read_state_dict
 from phasefast.engine import Engine
 from phasefast.experiments.datasets import load
 from phasefast.experiments.models import make_model
 from phasefast.planning import plan
 from phasefast.scoring import score_cells
-from phasefast.systems import DEFAULT_ALPHAS
 from phasefast.types import Activations
 
 STAGES = [f"stage{i}" for i in range(1, 6)]

@@ -79,7 +79,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("use_products", &use_products,
         "From now on multiply by blas, avx2, avx512 or amx: for tests, while no op is running.");
   m.def("pools", &pools,
-        "Isotonic regressions of curves [R, K] into errors, starts and levels, see phasefast/valley.py.",
+        "Isotonic regressions of curves [R, K] into errors, starts and levels, see phasefast/phases/valley.py.",
         py::arg("curves").noconvert(), py::arg("slack").noconvert(), py::arg("errors").noconvert(),
         py::arg("starts").noconvert(), py::arg("levels").noconvert());
 }

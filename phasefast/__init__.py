@@ -1,24 +1,24 @@
 """See, for every layer at every checkpoint, what can still be decoded linearly and which learning phase it is in."""
 
-from .best import BestCheckpoint, best_checkpoint
-from .comparing import Agreement, Comparison, compare_phases
-from .curve import PhaseRules
+from .data.target_types import Function, Input, Label, Target
 from .engine import VERSION as __version__
 from .errors import PhasefastError
 from .linear_decoders import LinearDecoder, fit_decoders
 from .ops._extension import build_info
 from .options import ProbeOptions
-from .phase_report import CellPhases, PhaseReport
+from .phases.best import BestCheckpoint, best_checkpoint
+from .phases.comparing import Agreement, Comparison, compare_phases
+from .phases.curve import PhaseRules
+from .phases.phase_report import CellPhases, PhaseReport
 from .planning import LayerPlan, plan
 from .probe import probe
 from .reconstruction import Reconstructions, reconstruct
-from .scores import Scores
-from .shards import read_scores
+from .results.scores import Scores
+from .results.shards import read_scores
+from .results.store import read_failures
 from .stages.phases import detect_phases
 from .stages.probe_set import ProbeSet
-from .store import read_failures
 from .sweep import sweep
-from .target_types import Function, Input, Label, Target
 from .track import PhaseTracker
 from .watch import watch
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .algebra.systems import DEFAULT_ALPHAS, Penalties
 from .decoding import Method
 from .errors import ArgumentError
 from .ops import bfloat16_is_fast
@@ -16,7 +17,6 @@ from .options import as_tuple, checked_options, resolve_device
 from .stages.capture import RowOptions, rows_dtype
 from .stages.layers import check_usable, given_names, select_layers, unwrap
 from .stages.plan import memory_budget
-from .systems import DEFAULT_ALPHAS, Penalties
 from .types import BatchNormMode
 
 

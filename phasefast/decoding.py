@@ -11,15 +11,15 @@ from typing import Literal
 
 import torch
 
-from .fetching import fetched
+from .algebra.systems import Penalties, PenaltyChoice, System
+from .common.fetching import fetched
+from .common.timeline import stage, staged
 from .stages.gcv import select_by_gcv
 from .stages.plan import Cost, ForcedRoute, Problem, Selection, fitting_cost
 from .stages.reduce import reduce_features, subset
 from .stages.select import select_by_folds, select_by_leave_one_out
 from .stages.solve import solve, solve_target_free
 from .stages.statistics import accumulate
-from .systems import Penalties, PenaltyChoice, System
-from .timeline import stage, staged
 from .types import Activations, Decoder, Statistics, TargetMatrix
 
 ERROR_TOLERANCE = 1e-5  # relative, of the squared errors: above it, float32 is not enough

@@ -17,17 +17,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .batches import chunk_bounds, fast_size, first_rows, model_inputs
+from .algebra.components import RANDOM_COLUMNS
+from .algebra.workspace import Workspace
 from .checkpoints import state_hash
-from .components import RANDOM_COLUMNS
+from .common.notices import shown, warn
 from .configuration import Configuration
+from .data.batches import chunk_bounds, fast_size, first_rows, model_inputs
+from .data.sequences import check_padding, looks_padded
+from .data.target_cache import TargetCache
+from .data.target_types import Label
+from .data.token_rows import TokenRows, Units
 from .decoding import decode
 from .errors import ArgumentError, PhasefastError
-from .notices import shown, warn
 from .options import as_tuple, by_name, default_targets, warn_of_classes
-from .scores import Scores
+from .results.scores import Scores
 from .scoring import score_cells
-from .sequences import check_padding, looks_padded
 from .stages.batchnorm import batchnorm_mode, fresh_statistics, frozen_norms, several_rows
 from .stages.capture import capture, discover_layers
 from .stages.own_outputs import OwnOutputs
@@ -35,11 +39,7 @@ from .stages.plan import Problem, group_layers
 from .stages.preserve import fix_random_state, full_float32, preserved
 from .stages.probe_set import ProbeSet
 from .stages.targets import FunctionValues, build_targets, given_columns
-from .target_cache import TargetCache
-from .target_types import Label
-from .token_rows import TokenRows, Units
 from .types import Activations, Decoder, Layer, Score
-from .workspace import Workspace
 
 _AUTHORS_BATCH = 128  # arXiv 2312.06887 measures with the batch statistics of 128 images
 _BATCH = 256

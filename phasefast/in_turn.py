@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from .checkpoints import Reader, load_into, read_ahead
 from .checkpoints.ahead import Read
 from .checkpoints.sources import Source
+from .common.progress import progress
 from .engine import Engine
 from .errors import PASSING, CheckpointError, PhasefastError, StoreError, may_pass, with_notes, without_frames
-from .failures import Failure, alike
-from .progress import progress
+from .results.failures import Failure, alike
 from .stages.preserve import on_device
 
 _ENOUGH = 5  # first checkpoints that fail alike: if the last one does too, so do the others, such as by a wrong key

@@ -8,7 +8,7 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from .dense import left_product, product
+from .algebra.dense import left_product, product
 from .engine import Engine
 from .errors import ArgumentError
 from .options import ProbeOptions

@@ -10,13 +10,13 @@ from typing import Any, TypedDict, get_args
 
 import torch
 
+from .common.notices import warn
+from .data.target_types import Input, Label, Target
 from .decoding import Classifier, PenaltyPer, Precision, Splits
 from .errors import ArgumentError, is_integer
-from .notices import warn
 from .stages.layers import Layers
 from .stages.plan import FORCED_ROUTES, ForcedRoute, Selection
 from .stages.probe_set import ProbeSet
-from .target_types import Input, Label, Target
 from .types import BatchNormMode, TargetMatrix, TokenMode
 
 _CHOICES = {

@@ -13,9 +13,11 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from .batches import first_rows, model_inputs
-from .components import columns_with_components
+from .algebra.components import columns_with_components
+from .algebra.systems import fold_sums
 from .configuration import Configuration
+from .data.batches import first_rows, model_inputs
+from .data.target_types import Input
 from .decoding import Method
 from .engine import Engine
 from .errors import ArgumentError, PhasefastError
@@ -26,8 +28,6 @@ from .stages.plan import Cost, Problem, fitting_cost, group_layers
 from .stages.preserve import preserved
 from .stages.probe_set import ProbeSet
 from .stages.targets import CHECK_COLUMNS, SKETCH_COLUMNS, build_targets
-from .systems import fold_sums
-from .target_types import Input
 from .types import Activations, Layer
 
 _SIZE = 2048

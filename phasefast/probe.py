@@ -8,7 +8,7 @@ from torch import nn
 
 from .engine import Engine
 from .options import ProbeOptions, checked_step
-from .scores import Scores
+from .results.scores import Scores
 from .stages.probe_set import ProbeSet
 
 

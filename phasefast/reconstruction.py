@@ -15,16 +15,16 @@ from torch import Tensor, nn
 
 from .checkpoints import Reader, check_copies, order_checkpoints
 from .checkpoints.sources import Source
+from .common.notices import shown, warn
+from .data.target_types import Input
 from .engine import Engine
 from .errors import ArgumentError, with_notes
 from .in_turn import measure_each, restored
-from .notices import shown, warn
 from .options import ProbeOptions, checked_step
-from .scores import in_order
+from .results.scores import in_order
 from .stages.evaluate import evaluate
 from .stages.predict import predict
 from .stages.probe_set import ProbeSet
-from .target_types import Input
 
 _Decoded = dict[str, tuple[Tensor, float]]  # by layer
 _SAMPLES = 4

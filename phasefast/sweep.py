@@ -15,22 +15,15 @@ from torch import nn
 
 from .checkpoints import SCHEME, Reader, Revision, check_copies, load_into, order_checkpoints, state_hash
 from .checkpoints.sources import Source
+from .common.notices import warn
 from .engine import Engine
-from .errors import (
-    PASSING,
-    ArgumentError,
-    CheckpointError,
-    SweepError,
-    UnreadableError,
-)
-from .failures import listed, named
+from .errors import PASSING, ArgumentError, CheckpointError, SweepError, UnreadableError
 from .in_turn import in_words, measure_each, name_of, restored
-from .notices import warn
 from .options import ProbeOptions
-from .scores import Scores
-from .shards import list_shards
-from .stages.probe_set import ProbeSet
-from .store import (
+from .results.failures import listed, named
+from .results.scores import Scores
+from .results.shards import list_shards
+from .results.store import (
     check_origin,
     check_weights,
     keep_failures,
@@ -40,6 +33,7 @@ from .store import (
     settle_failures,
     write_step,
 )
+from .stages.probe_set import ProbeSet
 
 
 def sweep(

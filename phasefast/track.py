@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from .checkpoints import state_hash
+from .common.notices import warn
 from .engine import Engine
 from .errors import ArgumentError, StoreError, may_pass
-from .failures import Failure
-from .notices import warn
 from .options import ProbeOptions, checked_step
-from .scores import Scores
+from .results.failures import Failure
+from .results.scores import Scores
+from .results.store import Training, check_weights, keep_failures, open_store, write_step
 from .stages.probe_set import ProbeSet
-from .store import Training, check_weights, keep_failures, open_store, write_step
 
 
 def is_log2_step(step: int) -> bool:

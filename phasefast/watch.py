@@ -14,10 +14,10 @@ from typing import Any, Unpack
 from torch import nn
 
 from .checkpoints import Reader, as_revision, by_only_file, find_checkpoints, weights_files
+from .common.notices import warn
 from .errors import ArgumentError, CheckpointError, with_notes
-from .notices import warn
 from .options import ProbeOptions
-from .scores import Scores
+from .results.scores import Scores
 from .stages.probe_set import ProbeSet
 from .sweep import Sweeper
 

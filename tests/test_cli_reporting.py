@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import phasefast as pf
-from phasefast.scores import Scores
+from phasefast.results.scores import Scores
 
 from .report.synthetic import log2_steps, make_scores, write_run
 from .test_cli import fails, invoke

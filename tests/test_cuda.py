@@ -11,8 +11,8 @@ import torch
 
 import phasefast as pf
 from phasefast import ops
+from phasefast.algebra.dense import Factor, multiplies_fast
 from phasefast.checkpoints import state_hash
-from phasefast.dense import Factor, multiplies_fast
 from phasefast.engine import Engine
 from phasefast.ops import reference
 from phasefast.stages.statistics import accumulate

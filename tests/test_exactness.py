@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import phasefast as pf
-from phasefast.isometry import coordinates
+from phasefast.algebra.isometry import coordinates
 from tests.conftest import SmallNet
 from tests.oracle import ridge_heldout_error
 

@@ -24,11 +24,11 @@ from phasefast.errors import (
     StoreError,
     SweepError,
 )
-from phasefast.failures import Failure
 from phasefast.report import read_phases
-from phasefast.scores import Scores
-from phasefast.shards import read_shard
-from phasefast.store import keep_failures, lost_layers, read_failures, write_step
+from phasefast.results.failures import Failure
+from phasefast.results.scores import Scores
+from phasefast.results.shards import read_shard
+from phasefast.results.store import keep_failures, lost_layers, read_failures, write_step
 
 from .conftest import SmallNet, images
 

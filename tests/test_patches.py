@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import phasefast as pf
+from phasefast.data.token_rows import TokensOfBatch, as_tokens
 from phasefast.errors import LayerError
-from phasefast.token_rows import TokensOfBatch, as_tokens
 
 SIDE, PATCH, PLACES = 12, 4, 9
 

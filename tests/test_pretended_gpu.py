@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 import phasefast as pf
-from phasefast import dense, ops
+from phasefast import ops
+from phasefast.algebra import dense
 from phasefast.engine import Engine
 from phasefast.scoring import score_cells
 from phasefast.stages.statistics import accumulate

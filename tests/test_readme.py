@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import phasefast as pf
 from phasefast.cli import app
-from phasefast.scores import SCHEMA
+from phasefast.results.scores import SCHEMA
 from tests.conftest import images
 
 ROOT = Path(__file__).parents[1]

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 import phasefast as pf
+from phasefast.algebra.systems import Penalties
+from phasefast.data.target_types import Input, Label
 from phasefast.decoding import Method
 from phasefast.errors import ArgumentError
 from phasefast.scoring import score_cells
 from phasefast.stages.targets import build_targets
-from phasefast.systems import Penalties
-from phasefast.target_types import Input, Label
 from phasefast.types import Activations, Score, TargetMatrix
 from tests.oracle import captured
 

@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 
 import phasefast as pf
 from phasefast.cli.app import app
-from phasefast.console import of_work
+from phasefast.common.console import of_work
+from phasefast.common.progress import progress
 from phasefast.errors import ArgumentError
-from phasefast.progress import progress
 from phasefast.report import plot_phases, plot_reconstructions
 from tests.conftest import SmallNet, images
 from tests.report.synthetic import log2_steps, make_scores, write_run

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 import phasefast as pf
 from phasefast.errors import ArgumentError, CheckpointError, DependencyError, LayerError, StoreError, SweepError
 from phasefast.report import read_phases, write_phases
-from phasefast.scores import Scores
-from phasefast.shards import list_shards
+from phasefast.results.scores import Scores
+from phasefast.results.shards import list_shards
 from tests.conftest import SmallNet
 
 STEPS = (0, 1, 2, 4)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import phasefast as pf
-from phasefast.batches import first_rows
+from phasefast.data.batches import first_rows
 from phasefast.errors import DataError, LayerError
 
 VOCABULARY, LENGTH = 9, 6

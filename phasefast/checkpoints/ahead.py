@@ -9,8 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from ..common.notices import held, warn
 from ..errors import UnreadableError
-from ..notices import held, warn
 from .reading import Reader
 from .sources import Source
 

@@ -7,8 +7,8 @@ import os
 import re
 from pathlib import Path
 
+from ..common.notices import shown
 from ..errors import UnreadableError
-from ..notices import shown
 from .index import INDEX, read_index
 from .sources import DISTRIBUTED, ENTRIES, SUFFIXES, may_be_weights
 from .steps import has_step, named_after_step, named_by, parse_step

@@ -13,8 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..common.notices import shown, warn
 from ..errors import CheckpointError, DependencyError, PhasefastError, UnreadableError
-from ..notices import shown, warn
 from .index import INDEX, read_index
 from .sources import DISTRIBUTED, ENTRIES, SUFFIXES, may_be_weights
 from .steps import has_step, names_step, parse_step

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from ..common.notices import shown, warn
 from ..errors import CheckpointError, is_integer
-from ..failures import named
-from ..notices import shown, warn
+from ..results.failures import named
 from .entries import NEEDED, find_entry, why_none
 from .hub import Revision, as_revision, revisions
 from .messages import damage_named

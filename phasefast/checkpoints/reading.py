@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..common.notices import shown, warn
 from ..errors import ArgumentError, CheckpointError, PhasefastError, UnreadableError
-from ..notices import shown, warn
 from .entries import entry_of, is_there
 from .fingerprint import file_hash, salted
 from .hub import Revision
@@ -211,7 +211,7 @@ def _under(loaded: Any, key: str, depth: int) -> Any:
 
 def _read(entry: Path, weights_only: bool) -> Any:
     if entry.name == DISTRIBUTED:
-        from .distributed import read_distributed  # half a second, for these folders only
+        from .distributed import read_distributed
 
         return read_distributed(entry.parent, weights_only=weights_only)
     if entry.name.endswith(INDEX):

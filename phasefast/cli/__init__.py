@@ -1,6 +1,6 @@
 """The command ``phasefast``: its parts are commands such as ``demo``, ``sweep``, ``report``."""
 
-from . import experiments, planning, reconstructing, reporting, sweeping  # their commands register themselves
+from . import experiments, planning, reconstructing, reporting, sweeping
 from .app import app
 
 __all__ = ["app", "experiments", "main", "planning", "reconstructing", "reporting", "sweeping"]

@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 from typer.core import TyperGroup
 
-from ..console import of_work
+from ..common.console import of_work
 from ..engine import VERSION
 from ..errors import PhasefastError
 from ..options import ProbeOptions, fastest_device

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from ..console import of_results
+from ..common.console import of_results
+from ..data.target_types import Function, Target
 from ..experiments.demo import run_demo
 from ..experiments.figures import plot_theory
 from ..experiments.reproduce import reproduce as run_reproduce
 from ..experiments.theory import run_theory
-from ..target_types import Function, Target
 from .app import Device, app
 from .names import load_function
 

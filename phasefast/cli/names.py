@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from ..data.target_types import Target
 from ..errors import ArgumentError
 from ..experiments.models import torchvision_model
 from ..options import by_name, named_target
 from ..stages.probe_set import ProbeSet
-from ..target_types import Target
 
 Made = TypeVar("Made")
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from ..console import of_results
+from ..common.console import of_results
 from ..errors import ArgumentError
 from ..planning import forward_seconds, plan
 from ..stages.batchnorm import fresh_statistics

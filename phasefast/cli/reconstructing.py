@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..console import of_results
+from ..common.console import of_results
 from ..reconstruction import reconstruct
 from ..report import check_picture, need_matplotlib, plot_reconstructions
 from .app import (

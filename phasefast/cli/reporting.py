@@ -17,14 +17,14 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from ..console import of_results
+from ..common.console import of_results
 from ..engine import VERSION
 from ..errors import ArgumentError, StoreError
 from ..ops._extension import build_info
 from ..report import print_report, read_phases, read_runs, restrict, write_comparison, write_phases, write_report
-from ..scores import PER_SAMPLE
-from ..shards import list_shards, read_scores, read_shard
-from ..store import read_failures
+from ..results.scores import PER_SAMPLE
+from ..results.shards import list_shards, read_scores, read_shard
+from ..results.store import read_failures
 from .app import Directory, app
 
 ShownLayers = Annotated[

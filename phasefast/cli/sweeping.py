@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from ..console import of_results
+from ..common.console import of_results
 from ..errors import ArgumentError
-from ..shards import list_shards
+from ..results.shards import list_shards
 from ..stages.phases import detect_phases
 from ..sweep import sweep
 from ..watch import watch

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints import load_into
+from ..common.files import save
 from ..errors import ArgumentError, CheckpointError, StoreError
-from ..files import save
 from .training import sgd, train
 
 _RESUME = "resume.state"  # not a suffix that a sweep over the folder reads

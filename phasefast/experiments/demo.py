@@ -7,15 +7,15 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from ..console import of_results
+from ..common.console import of_results
+from ..data.target_types import Input, Label
 from ..errors import ArgumentError
 from ..options import fastest_device, resolve_device
-from ..phase_report import PhaseReport
+from ..phases.phase_report import PhaseReport
 from ..reconstruction import Reconstructions, reconstruct
 from ..report import plot_reconstructions, write_report
+from ..results.store import RECONSTRUCTIONS
 from ..stages.probe_set import ProbeSet
-from ..store import RECONSTRUCTIONS
-from ..target_types import Input, Label
 from ..track import PhaseTracker
 from .checkpointing import log2_steps
 from .datasets import digits

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..files import writing
+from ..common.files import writing
 from ..report.page import picture
 
 _OURS, _THEIRS, _CONV = "#0072B2", "#D55E00", "#009E73"

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..data.target_types import Label, Target
 from ..engine import Engine
-from ..phase_report import PhaseReport
-from ..scores import Scores
+from ..phases.phase_report import PhaseReport
+from ..results.scores import Scores
 from ..stages.layers import select_layers
 from ..stages.phases import detect_phases
 from ..stages.probe_set import ProbeSet
 from ..sweep import sweep
-from ..target_types import Label, Target
 from ..types import Activations
 from .datasets import Splits
 from .settings import Setting

@@ -14,15 +14,15 @@ from rich.console import Console
 from torch import nn
 
 from ..checkpoints import file_hash, load_into, read_state_dict
-from ..console import of_results
+from ..common.console import of_results
+from ..common.files import writing
+from ..data.target_types import Input, Target
 from ..engine import VERSION, Engine
 from ..errors import ArgumentError, DependencyError
-from ..files import writing
 from ..options import fastest_device, resolve_device
-from ..phase_report import CellPhases
+from ..phases.phase_report import CellPhases
 from ..report import plot_phases
-from ..scores import MODEL_LAYER, PER_SAMPLE, Scores
-from ..target_types import Input, Target
+from ..results.scores import MODEL_LAYER, PER_SAMPLE, Scores
 from .checkpointing import checkpoint_path
 from .claims import check_claims
 from .datasets import Splits

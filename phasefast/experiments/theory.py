@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from ..common.files import writing
 from ..errors import ArgumentError
-from ..files import writing
 
 CHANGE = 0.02  # a change counts from this fraction of the loss on; less is "nearly constant"
 _LEARNING_RATE, _SCALE = 0.05, 0.01

@@ -11,9 +11,9 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from ..console import of_work
+from ..common.console import of_work
+from ..common.progress import progress
 from ..errors import ArgumentError, NonFiniteError
-from ..progress import progress
 
 _LINES = 10
 _BAR_UPDATES = 200

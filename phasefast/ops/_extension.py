@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..notices import warn
+from ..common.notices import warn
 from . import _cuda
 
 OPS = ("capture", "gram", "ridge_solve", "residual")

@@ -10,16 +10,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ..comparing import Comparison, compare_phases
-from ..console import of_results
+from ..common.console import of_results
+from ..common.notices import shown, warn
 from ..errors import ArgumentError, DataError, LayerError
-from ..failures import Failure
-from ..notices import shown, warn
-from ..phase_report import PhaseReport, failure_notes
-from ..scores import Scores
-from ..shards import read_scores
+from ..phases.comparing import Comparison, compare_phases
+from ..phases.phase_report import PhaseReport, failure_notes
+from ..results.failures import Failure
+from ..results.scores import Scores
+from ..results.shards import read_scores
+from ..results.store import PHASES, PICTURES, SELECTED, differences, lost_layers, read_failures, read_origins
 from ..stages.phases import detect_phases
-from ..store import PHASES, PICTURES, SELECTED, differences, lost_layers, read_failures, read_origins
 from .compared import plot_comparison, print_comparison, run_names
 from .curves import accuracy_target, fvu_target, telling_layers
 from .gallery import plot_reconstructions

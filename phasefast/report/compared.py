@@ -10,11 +10,11 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from ..comparing import Agreement, Comparison
 from ..errors import ArgumentError
-from ..losses import METRICS
-from ..phase_report import KINDS, CellPhases, PhaseReport, span_text
-from ..scores import MODEL_LAYER, Scores
+from ..phases.comparing import Agreement, Comparison
+from ..phases.phase_report import KINDS, CellPhases, PhaseReport, span_text
+from ..results.losses import METRICS
+from ..results.scores import MODEL_LAYER, Scores
 from .curves import headline
 from .names import shortened, spelled
 from .plot import plot_phases

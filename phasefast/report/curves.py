@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.compute as pc
 
-from ..losses import ACCURACIES
-from ..phase_report import CellPhases
-from ..scores import MODEL_LAYER, Scores
+from ..phases.phase_report import CellPhases
+from ..results.losses import ACCURACIES
+from ..results.scores import MODEL_LAYER, Scores
 from .names import LONGEST, shortened
 
 INK, _MARKERS = "#222222", "osD^vPX<>h"

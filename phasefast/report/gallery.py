@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ..common.files import writing
 from ..errors import ArgumentError, DataError
-from ..files import writing
 from ..reconstruction import Reconstructions
 from .curves import INK, evenly
 from .names import shortened

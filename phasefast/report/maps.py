@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from ..common.files import writing
 from ..errors import DataError
-from ..files import writing
-from ..losses import ACCURACIES, LOSSES
-from ..scores import MODEL_LAYER, Scores
+from ..results.losses import ACCURACIES, LOSSES
+from ..results.scores import MODEL_LAYER, Scores
 from .curves import INK, evenly
 from .names import LONGEST, cut, shortened, spelled
 from .page import EDGE, LINE, MUTED, blank, picture, picture_format, widest

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..phase_report import CellPhases
+from ..phases.phase_report import CellPhases
 from .curves import INK, Curve, Label
 from .page import LEADER, LINE, MUTED, NAME, PHASES, STOP, Page, fit
 from .scales import NARROW, ROOM, ValueAxis

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..phase_report import CellPhases
+from ..phases.phase_report import CellPhases
 from .curves import INK, Look, evenly
 from .names import cut
 from .page import LEADER, LINE, MUTED, NAME, PHASES, STOP, Page, tint

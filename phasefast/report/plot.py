@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..common.files import writing
 from ..errors import DataError
-from ..files import writing
-from ..phase_report import CellPhases, PhaseReport
-from ..scores import Scores
+from ..phases.phase_report import CellPhases, PhaseReport
+from ..results.scores import Scores
 from .curves import (
     Curve,
     accuracy_metric,

@@ -12,9 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..best import best_checkpoint
-from ..losses import ACCURACIES, LOSSES, METRICS
-from ..phase_report import (
+from ..phases.best import best_checkpoint
+from ..phases.phase_report import (
     KINDS,
     NOT_THERE,
     CellPhases,
@@ -25,7 +24,8 @@ from ..phase_report import (
     phase_notes,
     span_text,
 )
-from ..scores import MODEL_LAYER, Scores
+from ..results.losses import ACCURACIES, LOSSES, METRICS
+from ..results.scores import MODEL_LAYER, Scores
 from .curves import evenly
 from .names import shortened, spelled
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..common.notices import shown, warn
 from ..errors import ArgumentError
-from ..notices import shown, warn
 from ..types import BatchNormMode
 
 

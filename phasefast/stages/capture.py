@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..batches import chunk_bounds, model_inputs
-from ..dense import empty
+from ..algebra.dense import empty
+from ..common.hooks import hooked, places_of_calls
+from ..common.notices import shown, warn
+from ..common.timeline import stage
+from ..data.batches import chunk_bounds, model_inputs
+from ..data.sequences import TOKEN_MODES, as_one, positions_last, real_tokens
+from ..data.token_rows import TokenRows, TokensOfBatch, as_tokens, own_tokens
 from ..errors import ArgumentError, LayerError, NonFiniteError, PhasefastError
-from ..hooks import hooked, places_of_calls
-from ..notices import shown, warn
-from ..sequences import TOKEN_MODES, as_one, positions_last, real_tokens
-from ..timeline import stage
-from ..token_rows import TokenRows, TokensOfBatch, as_tokens, own_tokens
 from ..types import Activations, Layer, TokenMode
 
 OutputsTaken = Callable[[str, bool, int, Tensor], None]

@@ -21,8 +21,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..dense import wide_rows
-from ..timeline import stage
+from ..algebra.dense import wide_rows
+from ..common.timeline import stage
 from ..types import Activations, Decoder, TargetMatrix
 
 # Share of a variate's variance within classes, where it is less: rounding decides what it is.

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..components import interval
-from ..fetching import later
-from ..timeline import stage, staged
+from ..algebra.components import interval
+from ..common.fetching import later
+from ..common.timeline import stage, staged
 from ..types import Activations, BlockFit, Bounds, Decoder, Score, TargetBlock, TargetMatrix
 
 _BALANCED = "balanced_accuracy"

@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..choosing import DOUBTFUL, FLOAT32_ALPHA, LEFT_OUT, LOOKED_AT, MISLED, checked, least_error
-from ..fetching import fetched
-from ..scanning import Scan
-from ..systems import Penalties, PenaltyChoice
+from ..algebra.choosing import DOUBTFUL, FLOAT32_ALPHA, LEFT_OUT, LOOKED_AT, MISLED, checked, least_error
+from ..algebra.scanning import Scan
+from ..algebra.systems import Penalties, PenaltyChoice
+from ..common.fetching import fetched
 from ..types import Activations, Statistics, TargetMatrix
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ..common.globs import chosen, idle
 from ..errors import ArgumentError, LayerError
-from ..globs import chosen, idle
-from ..scores import MODEL_LAYER
+from ..results.scores import MODEL_LAYER
 
 Layers = Sequence[str | nn.Module] | str | nn.Module
 _STACK = 0.25  # of a model's parameters, beside its embeddings, that its blocks have at least

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..fetching import fetched
-from ..scores import MODEL_LAYER
+from ..common.fetching import fetched
+from ..results.scores import MODEL_LAYER
 from ..types import Score, balanced_weights
 
 _AT_ONCE = 1 << 26  # logits, of which a copy is made

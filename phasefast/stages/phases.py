@@ -48,12 +48,12 @@ from typing import Any
 
 import numpy as np
 
-from ..curve import DEFAULT_RULES, Curve, PhaseRules
 from ..errors import ArgumentError, DataError
-from ..losses import LOSSES, Losses, losses_of
-from ..phase_report import CellPhases, Phase, PhaseReport
-from ..scores import Scores
-from ..valley import bootstrap, noise_around, odd_steps, order_test, valleys
+from ..phases.curve import DEFAULT_RULES, Curve, PhaseRules
+from ..phases.phase_report import CellPhases, Phase, PhaseReport
+from ..phases.valley import bootstrap, noise_around, odd_steps, order_test, valleys
+from ..results.losses import LOSSES, Losses, losses_of
+from ..results.scores import Scores
 
 
 def detect_phases(

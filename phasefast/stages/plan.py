@@ -12,9 +12,9 @@ from typing import Literal, get_args
 
 import torch
 
-from ..choosing import FEW, LEFT, LOOKED_AT, MANY, ONE_CORE, SIGNS, SMALL, paired
+from ..algebra.choosing import FEW, LEFT, LOOKED_AT, MANY, ONE_CORE, SIGNS, SMALL, paired
+from ..common.host_memory import free_memory
 from ..errors import ArgumentError, MemoryBudgetError
-from ..host_memory import free_memory
 from ..types import Layer, Route
 
 Selection = Literal["gcv", "folds", "loo"]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..dense import left_product, product
+from ..algebra.dense import left_product, product
 from ..types import Activations, Decoder, TargetBlock, TargetMatrix
 
 

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..common.files import save
+from ..common.notices import warn
+from ..data.samples import as_numbers, draw
+from ..data.target_types import Values
 from ..errors import ArgumentError, DataError
-from ..files import save
-from ..notices import warn
-from ..samples import as_numbers, draw
-from ..target_types import Values
 from ..types import TargetKind
 
 Numbers = Tensor | np.ndarray | Sequence[Any]

@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..choosing import sketch_of
-from ..isometry import coordinates
-from ..systems import fold_sums
-from ..timeline import stage
+from ..algebra.choosing import sketch_of
+from ..algebra.isometry import coordinates
+from ..algebra.systems import fold_sums
+from ..common.timeline import stage
 from ..types import Activations, TargetMatrix
 
 _PLACES = 5

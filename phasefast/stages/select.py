@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..choosing import column_errors, least_error, offsets_of, per_unit
-from ..dense import product, wide_rows
-from ..systems import Penalties, PenaltyChoice, System, eigen_path, ridge_paths, solve_eigen
+from ..algebra.choosing import column_errors, least_error, offsets_of, per_unit
+from ..algebra.dense import product, wide_rows
+from ..algebra.systems import Penalties, PenaltyChoice, System, eigen_path, ridge_paths, solve_eigen
 from ..types import Activations, Moments, Statistics, TargetMatrix
 
 _FOLDS_BYTES = 1 << 30

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from .. import ops
-from ..dense import centred_left_product, centred_product, cholesky, converted_rows, inner
-from ..systems import fold_sums
+from ..algebra.dense import centred_left_product, centred_product, cholesky, converted_rows, inner
+from ..algebra.systems import fold_sums
 from ..types import Activations, BlockFit, TargetMatrix
 
 _SEGMENTS = 8  # nonzeros for each feature

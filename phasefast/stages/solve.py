@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..certificates import Certificate, Part, certify, certify_target_free, check_of, exact_combinations
-from ..dense import aligned_empty, converted_rows, empty, left_product
-from ..systems import Penalties, PenaltyChoice, Solution, System, solve_cholesky, solve_eigen
-from ..timeline import stage
+from ..algebra.certificates import Certificate, Part, certify, certify_target_free, check_of, exact_combinations
+from ..algebra.dense import aligned_empty, converted_rows, empty, left_product
+from ..algebra.systems import Penalties, PenaltyChoice, Solution, System, solve_cholesky, solve_eigen
+from ..common.timeline import stage
 from ..types import Activations, BlockFit, Decoder, Statistics, TargetBlock, TargetMatrix
 
 _REFINE_ABOVE = 1e-8  # error estimate of a float64 solution that a step of refinement still mends

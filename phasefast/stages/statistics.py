@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..dense import aligned_empty, converted_rows
-from ..timeline import stage
+from ..algebra.dense import aligned_empty, converted_rows
+from ..common.timeline import stage
 from ..types import Activations, Moments, Statistics, TargetMatrix, rounding_of
 
 

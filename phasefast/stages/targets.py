@@ -10,17 +10,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..choosing import sketch_of
-from ..components import RANDOM_COLUMNS, columns_with_components, project
-from ..dense import aligned_empty, product, wide_rows
+from ..algebra.choosing import sketch_of
+from ..algebra.components import RANDOM_COLUMNS, columns_with_components, project
+from ..algebra.dense import aligned_empty, product, wide_rows
+from ..algebra.isometry import coordinates
+from ..algebra.systems import fold_sums
+from ..common.notices import warn
+from ..common.timeline import stage
+from ..data.target_cache import TargetCache
+from ..data.target_types import Function, Input, Label, OwnTarget, Split, Target, Values
+from ..data.token_rows import TokenRows
 from ..errors import ArgumentError, DataError
-from ..isometry import coordinates
-from ..notices import warn
-from ..systems import fold_sums
-from ..target_cache import TargetCache
-from ..target_types import Function, Input, Label, OwnTarget, Split, Target, Values
-from ..timeline import stage
-from ..token_rows import TokenRows
 from ..types import Check, TargetBlock, TargetMatrix, TargetSketch
 
 SKETCH_COLUMNS = 64

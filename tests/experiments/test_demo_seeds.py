@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from phasefast.experiments.demo import run_demo
-from phasefast.phase_report import CellPhases
+from phasefast.phases.phase_report import CellPhases
 
 SEEDS = range(10)
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from phasefast.phase_report import PhaseReport
+from phasefast.phases.phase_report import PhaseReport
 from phasefast.report import plot_phases
-from phasefast.scores import Scores
+from phasefast.results.scores import Scores
 
 SAMPLES = 200
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from phasefast.errors import ArgumentError, LayerError
 from phasefast.report import read_runs, write_comparison
 from phasefast.report.compared import run_names
-from phasefast.scores import Scores
+from phasefast.results.scores import Scores
 
 from .synthetic import log2_steps, make_scores, write_run
 

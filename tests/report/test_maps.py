@@ -10,7 +10,7 @@ import pytest
 from phasefast.errors import ArgumentError, DataError, StoreError
 from phasefast.report import plot_maps
 from phasefast.report.maps import _maps
-from phasefast.scores import Scores
+from phasefast.results.scores import Scores
 
 from .synthetic import log2_steps, make_scores, row, targets_apart
 

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 
-from phasefast.phase_report import CellPhases, Phase, PhaseReport
+from phasefast.phases.phase_report import CellPhases, Phase, PhaseReport
 from phasefast.report.curves import Look
 from phasefast.report.phase_map import Row, map_height
 from phasefast.report.scales import StepAxis

@@ -13,13 +13,13 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from phasefast.errors import DataError, DependencyError, StoreError
-from phasefast.failures import Failure
-from phasefast.phase_report import PhaseReport
+from phasefast.phases.phase_report import PhaseReport
 from phasefast.report import plot_phases
 from phasefast.report.curves import telling_layers
 from phasefast.report.panel import _marked
 from phasefast.report.scales import StepAxis
-from phasefast.scores import Scores
+from phasefast.results.failures import Failure
+from phasefast.results.scores import Scores
 from phasefast.stages.phases import detect_phases
 
 from .synthetic import figure_of, log2_steps, make_scores, of_widths, row, targets_apart

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from phasefast.errors import ArgumentError, DataError, DependencyError, StoreError
 from phasefast.report import read_phases, restrict, write_report
-from phasefast.scores import Scores
+from phasefast.results.scores import Scores
 from phasefast.stages.phases import detect_phases
 
 from .synthetic import log2_steps, make_scores, of_widths, targets_apart, write_run

@@ -6,10 +6,10 @@ import math
 import pytest
 from rich.console import Console
 
-from phasefast.phase_report import CellPhases, Phase, PhaseReport
+from phasefast.phases.phase_report import CellPhases, Phase, PhaseReport
 from phasefast.report.names import shortened
 from phasefast.report.table import curve_tables, number, numbers, phase_table, print_report
-from phasefast.scores import Scores
+from phasefast.results.scores import Scores
 from phasefast.stages.phases import detect_phases
 
 from .synthetic import log2_steps, make_scores

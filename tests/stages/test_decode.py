@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from phasefast.algebra.systems import Penalties
+from phasefast.data.target_types import Input, Label
 from phasefast.decoding import Method, decode
 from phasefast.stages.evaluate import evaluate
 from phasefast.stages.statistics import accumulate
 from phasefast.stages.targets import build_targets
-from phasefast.systems import Penalties
-from phasefast.target_types import Input, Label
 from phasefast.types import Activations, Layer
 from tests.oracle import captured, ridge_heldout_error
 

@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 import phasefast as pf
-from phasefast import scanning
+from phasefast.algebra import scanning
+from phasefast.algebra.dense import Factor
+from phasefast.algebra.systems import DEFAULT_ALPHAS, Penalties, PenaltyChoice
+from phasefast.data.target_types import Input, Label
 from phasefast.decoding import Method, decode
-from phasefast.dense import Factor
 from phasefast.stages import gcv
 from phasefast.stages.gcv import select_by_gcv
 from phasefast.stages.reduce import reduce_features
@@ -21,8 +23,6 @@ from phasefast.stages.select import select_by_leave_one_out
 from phasefast.stages.solve import solve
 from phasefast.stages.statistics import accumulate
 from phasefast.stages.targets import build_targets
-from phasefast.systems import DEFAULT_ALPHAS, Penalties, PenaltyChoice
-from phasefast.target_types import Input, Label
 from phasefast.types import Activations, TargetMatrix
 from tests.oracle import captured, mean_diagonal, rows64
 

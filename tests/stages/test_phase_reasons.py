@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from phasefast.phase_report import PhaseReport
+from phasefast.phases.phase_report import PhaseReport
 from phasefast.stages.phases import detect_curve
 from tests.curves import find, kinds, log_steps
 

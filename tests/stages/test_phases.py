@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from phasefast.errors import ArgumentError, DataError, LayerError
-from phasefast.phase_report import PhaseReport
-from phasefast.scores import Scores
+from phasefast.phases.phase_report import PhaseReport
+from phasefast.results.scores import Scores
 from phasefast.stages.phases import detect_curve, detect_phases
 from tests.curves import QUICK, draw, find, kinds, log_steps
 

@@ -7,15 +7,15 @@ import itertools
 import pytest
 import torch
 
+from phasefast.algebra.isometry import coordinates
+from phasefast.algebra.systems import Penalties
+from phasefast.data.target_types import Input, Label
 from phasefast.decoding import Method, decode
 from phasefast.errors import ArgumentError
-from phasefast.isometry import coordinates
 from phasefast.stages import targets as target_stage
 from phasefast.stages.evaluate import evaluate
 from phasefast.stages.plan import ForcedRoute, Problem, fitting_cost, routes
 from phasefast.stages.targets import build_targets
-from phasefast.systems import Penalties
-from phasefast.target_types import Input, Label
 from phasefast.types import Activations, TargetMatrix
 from tests.oracle import captured
 

@@ -9,6 +9,8 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
+from phasefast.algebra.systems import Penalties
+from phasefast.data.target_types import Input, Label
 from phasefast.decoding import Method, decode
 from phasefast.stages import select
 from phasefast.stages.evaluate import evaluate
@@ -16,8 +18,6 @@ from phasefast.stages.reduce import subset
 from phasefast.stages.select import select_by_folds, select_by_leave_one_out
 from phasefast.stages.statistics import accumulate
 from phasefast.stages.targets import build_targets
-from phasefast.systems import Penalties
-from phasefast.target_types import Input, Label
 from phasefast.types import Activations, TargetMatrix
 from tests.oracle import captured, mean_diagonal, ridge_heldout_error
 

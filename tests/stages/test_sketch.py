@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from phasefast.algebra.systems import Penalties, PenaltyChoice
+from phasefast.data.target_types import Function, Input
 from phasefast.stages.reduce import reduce_features
 from phasefast.stages.sketch import Measured, measure, sketch_features
 from phasefast.stages.solve import solve
 from phasefast.stages.statistics import accumulate
 from phasefast.stages.targets import build_targets
-from phasefast.systems import Penalties, PenaltyChoice
-from phasefast.target_types import Function, Input
 from phasefast.types import Activations, Decoder, TargetMatrix
 from tests.oracle import captured
 

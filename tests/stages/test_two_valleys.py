@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from phasefast.phase_report import phase_notes
+from phasefast.phases.phase_report import phase_notes
 from phasefast.stages.phases import detect_curve
 
 

@@ -1,0 +1,1 @@
+"""Normal equations, their solutions and certificates, and the choice of penalties."""

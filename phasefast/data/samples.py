@@ -1,0 +1,139 @@
+"""Samples of a data set: inputs, labels and what else is to be decoded, as tensors."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sized
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..common.notices import warn
+from ..errors import DataError
+
+
+def draw(
+    split: str, dataset: Sized, count: int | None, seed: int
+) -> tuple[Tensor, Tensor | None, dict[str, Tensor], Tensor]:
+    """Inputs [count, ...], labels [count] or of tokens [count, t] or None, values by name of random samples, and which.
+
+    Args:
+        split: what it is for, in messages. count: all by default.
+
+    Raises:
+        DataError: too few samples, or some that are of another form or shape.
+    """
+    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        raise DataError(f"{split}: expected a data set with len() and [i], got {type(dataset).__name__}")
+    size = len(dataset)
+    count = size if count is None else count
+    if not isinstance(count, (int, np.integer)) or not 0 < count <= size:
+        raise DataError(f"n_{split}: expected between 1 and the {size} samples of the dataset, got {count!r}")
+    rows = torch.randperm(size, generator=torch.Generator().manual_seed(seed), device="cpu")[:count]
+    chosen = rows.tolist()
+    parts = (_parts(f"{split}: sample {i}", dataset[i]) for i in chosen)  # type: ignore[index]
+    inputs, labels, values = zip(*parts, strict=True)
+    for i, each in zip(chosen, inputs, strict=True):
+        if each.shape != inputs[0].shape:
+            got = f"{tuple(inputs[0].shape)}, and {tuple(each.shape)} of sample {i}"
+            raise DataError(f"{split}: expected inputs of one shape, got {got}; crop, resize or pad them")
+        if each.is_floating_point() and not bool(each.isfinite().all()):
+            raise DataError(f"{split}: expected finite values, got NaN or Inf in sample {i}")
+    if len({label is None for label in labels}) > 1 or any(each.keys() != values[0].keys() for each in values):
+        raise DataError(f"{split}: expected the same for every sample: some have labels or values that others have not")
+    named = {}
+    for name in values[0]:
+        own = [each[name] for each in values]
+        if isinstance(own[0], str):
+            warn(f"{split}: values {name!r} are left out: they are text")
+        else:
+            named[name] = as_numbers(f"values {name!r}", own)
+    return torch.stack(inputs), None if labels[0] is None else as_numbers(f"{split}_labels", labels), named, rows
+
+
+def _parts(where: str, sample: Any) -> tuple[Tensor, int | Tensor | None, Mapping[str, Any]]:
+    """Input, label or those of its tokens [t], and values of one sample of a data set: ``where`` in messages."""
+    if isinstance(sample, Mapping):
+        raise DataError(f"{where}: expected (input, label), got a dict of {list(sample)}; wrap the data set")
+    given = tuple(sample) if isinstance(sample, (tuple, list)) else (sample,)
+    tensor, label, *others = given if len(given) > 1 else (*given, None) if given else (given, None)
+    if isinstance(tensor, np.ndarray):
+        tensor = as_numbers(where, tensor)
+    if not isinstance(tensor, Tensor):
+        kind = type(tensor).__name__
+        raise DataError(
+            f"{where}: expected inputs that are tensors, got {kind}; add a transform such as ToTensor(), and wrap a "
+            "model of several inputs in a module that makes them from one tensor"
+        )
+    if len(others) > 1 or not all(isinstance(each, Mapping) for each in others):
+        kinds = ", ".join(type(each).__name__ for each in given)
+        raise DataError(
+            f"{where}: expected (input, label) or (input, label, {{name: value}}), got ({kinds}); wrap the data set"
+        )
+    return tensor, None if label is None else _label(where, label), others[0] if others else {}
+
+
+def _label(where: str, label: Any) -> int | Tensor:
+    try:
+        return int(label) if isinstance(label, np.bool_) else operator.index(label)  # NumPy's booleans are no indices
+    except TypeError as error:
+        array = isinstance(label, (Tensor, np.ndarray))
+        several = array or isinstance(label, (list, tuple))
+        numbers = as_numbers(f"{where}: labels", label) if several else torch.empty(())
+        if numbers.dim() == 1 and not numbers.is_floating_point():
+            return numbers
+        got = f"{tuple(label.shape)} {label.dtype}" if array else repr(label)
+        raise DataError(
+            f"{where}: expected labels that are integers or None, got {got}; other things to "
+            "decode are given as (input, None, {name: value})"
+        ) from error
+
+
+def as_numbers(what: str, given: Any) -> Tensor:
+    """A tensor of real numbers, made of a tensor, an array or nested sequences, also of tensors.
+
+    As NumPy has it, a float is one of 64 bits, and integers are of 64 at most.
+
+    Args:
+        what: they are, in messages.
+
+    Raises:
+        DataError: text, complex numbers, rows of different lengths and the like.
+    """
+    try:
+        if isinstance(given, (list, tuple)) and given and isinstance(given[0], Tensor):
+            numbers = torch.stack(
+                [each if isinstance(each, Tensor) else torch.as_tensor(each, device="cpu") for each in given]
+            )
+        else:
+            numbers = given if isinstance(given, Tensor) else _from_numpy(np.asarray(given))
+    except (TypeError, ValueError, RuntimeError) as error:
+        got = f"as many for every sample, got {_odd(given)}; {error}"
+        if any(kind in str(error) for kind in ("numpy.str_", "numpy.bytes_")):
+            got = "got text; numpy.unique(text, return_inverse=True) numbers it"
+        raise DataError(f"{what}: expected numbers, {got}") from error
+    if numbers.is_complex() or numbers.layout != torch.strided:
+        raise DataError(f"{what}: expected real numbers in a dense tensor, got {numbers.dtype}, {numbers.layout}")
+    if numbers.dtype == torch.uint64 and bool((numbers.view(torch.int64) < 0).any()):
+        raise DataError(f"{what}: expected integers below 2^63, got larger ones; give floats")
+    numbers = numbers.detach()
+    return (
+        numbers.float() if numbers.is_floating_point() and numbers.element_size() < 2 else numbers
+    )  # few ops take these
+
+
+def _from_numpy(given: np.ndarray) -> Tensor:
+    """A tensor of an array's copy, also of one of negative strides or of the other order of bytes."""
+    return torch.as_tensor(np.array(given, dtype=given.dtype.newbyteorder("="), order="C"), device="cpu")
+
+
+def _odd(given: Any) -> str:
+    """What is given, or the first of it that is of another kind than the first."""
+    kinds = [type(given).__name__]
+    if isinstance(given, (list, tuple)) and given:
+        kinds = [f"{type(each).__name__} {getattr(each, 'shape', '')}".strip() for each in given]
+    return next(
+        (f"{kinds[0]} and, at {place}, {kind}" for place, kind in enumerate(kinds) if kind != kinds[0]), kinds[0]
+    )

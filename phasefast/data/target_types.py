@@ -1,0 +1,257 @@
+"""What can be decoded from the activations: the input, the label, values of each sample, any function of the input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol, get_args, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from ..common.notices import warn
+from ..errors import ArgumentError, DataError, is_integer
+from ..types import TargetKind
+from .samples import as_numbers
+
+_CHUNK = 1024
+_MOST_CLASSES = 1_000_000  # vocabularies have a quarter of that
+_MOST_COLUMNS = 20_000  # integers may be numbers
+_WHOLE = 256  # classes of which each has a column, whether a fit row is of it or not
+_EACH = "give tokens='each', inputs [n, t, ...] and one integer for each token"
+_LACKING = "leave samples that have none out of the probe set; only labels of tokens may be -100"
+Split = tuple[Tensor, Tensor | None]
+
+
+@runtime_checkable
+class Target(Protocol):
+    """Anything with a name, a kind and columns for the two splits."""
+
+    @property
+    def name(self) -> str:
+        """Name in the scores, unique in a run."""
+
+    @property
+    def kind(self) -> TargetKind:
+        """Regression, or classes as one-hot columns scored by accuracy."""
+
+    def columns(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
+        """Target columns [n, p] and [m, p] for (inputs, labels) of the fit and the held-out split.
+
+        With ``tokens="each"`` columns [n, t, p] and [m, t, p] are of the tokens.
+        """
+
+
+class OwnTarget:
+    """What the package's targets have in common: the columns are ``encoded`` from what is ``given`` of each sample."""
+
+    name: str
+    kind: TargetKind
+
+    def columns(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
+        """Columns [n, p] and [m, p]; DataError for what cannot be decoded."""
+        return self.encoded(*self.given(fit, heldout))
+
+    def given(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
+        """What there is of both splits, [n, ...] and [m, ...], or of tokens [n, t, ...]; DataError where it is not."""
+        raise NotImplementedError
+
+    def encoded(self, values: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+        """Columns of given values: numbers float32, or one-hot; DataError for those of the wrong shape or kind."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Input(OwnTarget):
+    """The network's own input, flattened: its error is the reconstruction loss (arXiv 2312.06887, section 3)."""
+
+    name: str = "input"
+    kind: TargetKind = field(default="regression", init=False)
+
+    def given(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
+        """The inputs; DataError for such as are not floating point."""
+        if not fit[0].is_floating_point():
+            mend = "give images as numbers such as x.float() / 255, or leave this target out"
+            if fit[0].dim() == 2:
+                mend = (
+                    "leave this target out, and decode a phasefast.Function of ids, such as their one-hot columns, or "
+                    "with tokens='each' phasefast.Function(lambda ids: ids, kind='classes', name='token')"
+                )
+            raise DataError(
+                f"target {self.name!r}: expected floating-point inputs to reconstruct, got {fit[0].dtype}; {mend}"
+            )
+        return fit[0], heldout[0]
+
+    def encoded(self, values: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+        """Flattened, float32."""
+        return _as_float(values.reshape(len(values), -1), held.reshape(len(held), -1))
+
+
+@dataclass(frozen=True)
+class Label(OwnTarget):
+    """The labels of the probe set, one-hot over ``num_classes`` columns, scored by accuracy."""
+
+    num_classes: int
+    name: str = "label"
+    kind: TargetKind = field(default="classes", init=False)
+
+    def __post_init__(self) -> None:
+        if self.num_classes is None:
+            raise ArgumentError("Label: expected the number of classes, got None")
+        _check_kind(f"Label {self.name!r}", self.kind, self.num_classes)
+
+    def given(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
+        """The labels; DataError where there are none."""
+        if fit[1] is None or heldout[1] is None:
+            raise DataError(f"target {self.name!r}: the probe set has no labels; give labels or leave this target out")
+        return fit[1], heldout[1]
+
+    def encoded(self, values: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+        """One-hot columns [n, k] and [m, k]; DataError where they are out of range, or those of tokens."""
+        if values.dim() != 1:
+            raise DataError(f"target {self.name!r}: labels {tuple(values.shape)} are those of tokens: {_EACH}")
+        return _one_hot(self.name, values, held, self.num_classes)
+
+
+@dataclass(frozen=True)
+class Function(OwnTarget):
+    """Any function of a batch of inputs, such as a transfer task; it is called without autocast, its
+    matrix products without TF32.
+
+    Args:
+        fn: takes inputs [b, ...]; gives [b] or [b, q] numbers (``regression``) or [b] integers (``classes``). With
+            ``tokens="each"`` and inputs [b, t, ...] what it gives as [b, t] or [b, t, q] is of the tokens.
+        kind: ``"regression"`` or ``"classes"``.
+        name: name in the scores; the function's own by default.
+        num_classes: for ``classes``; one more than the largest value by default.
+    """
+
+    fn: Callable[[Tensor], Tensor]
+    kind: TargetKind = "regression"
+    name: str = ""
+    num_classes: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_kind(f"Function {self.name or self.fn!r}", self.kind, self.num_classes)
+        if not self.name:
+            object.__setattr__(self, "name", getattr(self.fn, "__name__", "function").strip("<>"))
+
+    def given(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
+        """Its values of both splits."""
+        return self.values(fit[0]), self.values(heldout[0])
+
+    def encoded(self, values: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+        """Values [n, q] and [m, q], or one-hot columns; DataError for values of the wrong shape or kind."""
+        if self.kind == "regression" and not values.is_floating_point():
+            warn(f"target {self.name!r}: integers are decoded as numbers; give kind='classes', or floats for numbers")
+        return _columns(self, values, held)
+
+    def values(self, inputs: Tensor) -> Tensor:
+        """What it gives for inputs [b, ...], as [b, ...]; DataError for what is not one row for each."""
+        parts = []
+        for batch in inputs.split(_CHUNK):
+            given = self.fn(batch.clone())
+            value = as_numbers(f"target {self.name!r}", given)
+            if value.dim() == 0 or len(value) != len(batch):
+                raise DataError(
+                    f"target {self.name!r}: expected one row per input of {len(batch)}, got {tuple(value.shape)}"
+                )
+            parts.append(value)
+        return torch.cat(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Values(OwnTarget):
+    """What a probe set holds of each sample beside input and label; see :meth:`phasefast.ProbeSet.target`.
+
+    Args:
+        fit: [n] or [n, q] numbers (``regression``) or [n] integers (``classes``), of tokens [n, t] or [n, t, q].
+        heldout: likewise.
+        of: the fit and held-out inputs whose rows they belong to.
+        num_classes: for ``classes``; one more than the largest value by default.
+    """
+
+    name: str
+    kind: TargetKind
+    fit: Tensor = field(repr=False)
+    heldout: Tensor = field(repr=False)
+    of: tuple[Tensor, Tensor] = field(repr=False)
+    num_classes: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_kind(f"target {self.name!r}", self.kind, self.num_classes)
+
+    def given(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
+        """The values; DataError for those of another probe set."""
+        if not all(
+            here is own or torch.equal(here, own.to(here.device))
+            for here, own in zip((fit[0], heldout[0]), self.of, strict=True)
+        ):
+            raise DataError(f"target {self.name!r}: expected one of the probe set that is probed, got one of another")
+        return self.fit, self.heldout
+
+    def encoded(self, values: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+        """Values [n, q] and [m, q], or one-hot columns."""
+        return _columns(self, values, held)
+
+
+def _check_kind(what: str, kind: str, num_classes: int | None) -> None:
+    if kind not in get_args(TargetKind):
+        raise ArgumentError(f"{what}: expected kind 'regression' or 'classes', got {kind!r}")
+    if num_classes is not None and not is_integer(num_classes, 1):
+        raise ArgumentError(f"{what}: expected num_classes to be a positive integer or None, got {num_classes!r}")
+
+
+def _as_float(values: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+    """Values [n, q] and [m, q] in float32; wider types without their mean, beside which what varies would be lost."""
+    wide = values.dtype == torch.float64 or not values.is_floating_point()
+    if wide and values.shape[1:] == held.shape[1:]:
+        mean = values.double().mean(0)
+        values, held = values.double() - mean, held.double() - mean.to(held.device)
+    return values.float(), held.float()
+
+
+def _columns(target: Values | Function, values: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+    """The columns of values [n, ...] and [m, ...]: themselves, or one-hot."""
+    values, held = (own.reshape(len(own), -1) for own in (values, held))
+    if target.kind == "regression":
+        return _as_float(values, held)
+    for own in (values, held):
+        if own.shape[1] != 1 or own.is_floating_point():
+            shape = (len(own),) if own.shape[1] == 1 else tuple(own.shape)
+            mend = "" if own.is_floating_point() else f"; for classes of tokens: {_EACH}"
+            raise DataError(f"target {target.name!r}: expected [b] integers for classes, got {own.dtype} {shape}{mend}")
+    labels, held_labels = values[:, 0].long(), held[:, 0].long()
+    low, high = min(int(labels.min()), int(held_labels.min())), max(int(labels.max()), int(held_labels.max()))
+    count = target.num_classes or high + 1
+    if target.num_classes is None and (low < 0 or count > _MOST_CLASSES):
+        mend = f"; {_LACKING}" if low < 0 else ""
+        raise DataError(
+            f"target {target.name!r}: expected classes from 0 to {_MOST_CLASSES - 1} at most, got integers {low} to "
+            f"{high}; for numbers give floats, or kind='regression'{mend}"
+        )
+    return _one_hot(target.name, labels, held_labels, count)
+
+
+def _one_hot(name: str, labels: Tensor, held: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Columns [n, k] and [m, k]: of many classes only of those that fit rows have, and one for all others."""
+    if count > _MOST_CLASSES:
+        raise DataError(f"target {name!r}: expected {_MOST_CLASSES} classes at most, numbered from 0, got {count}")
+    for own in (labels, held):
+        low, high = int(own.min()), int(own.max())
+        if low < 0 or high >= count:
+            mend = f"; {_LACKING}" if low < 0 else ""
+            raise DataError(f"target {name!r}: expected labels from 0 to {count - 1}, got {low} to {high}{mend}")
+    if count > _WHOLE and len(there := labels.unique()) < count - 1:
+        if len(there) >= _MOST_COLUMNS:
+            raise DataError(
+                f"target {name!r}: expected fewer than {_MOST_COLUMNS} classes among the fit samples, got "
+                f"{len(there)}; for numbers give floats, or kind='regression'"
+            )
+        place = torch.full((count,), len(there), device=labels.device)
+        place[there] = torch.arange(len(there), device=labels.device)
+        labels, held, count = place[labels], place.to(held.device)[held], len(there) + 1
+    columns, held_columns = (
+        torch.zeros(len(own), count, dtype=torch.float32, device=own.device) for own in (labels, held)
+    )
+    return columns.scatter_(1, labels[:, None], 1), held_columns.scatter_(1, held[:, None], 1)

@@ -1,0 +1,197 @@
+"""Which layer of which checkpoint a target is decoded best from, and what is not told apart from that."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from statistics import NormalDist
+
+import numpy as np
+
+from ..errors import ArgumentError, DataError
+from ..results.losses import ACCURACIES, LOSSES, losses_of
+from ..results.scores import Scores
+
+_FEW = 50  # samples that are right in one of two cases only, up to which their chance is counted
+_HEAVY = 10  # of samples that do not count alike, all of whose signs are tried
+
+
+@dataclass(frozen=True)
+class BestCheckpoint:
+    """Where a target is decoded best.
+
+    Attributes:
+        layer, step: where. value: the held-out ``metric`` there, ``accuracy``, ``balanced_accuracy`` or ``fvu``.
+        samples: how many are held out.
+        beats_constant: whether it is better than the best constant, the most frequent class or the fit mean, by more
+            than the choice of samples explains in the best of so many; True where that constant is not known.
+        steps: of that layer, whose values are not told apart from the best, which is among them.
+        others: of each other layer that has such steps, the best of them.
+    """
+
+    target: str
+    metric: str
+    layer: str
+    step: int
+    value: float
+    samples: int
+    beats_constant: bool
+    steps: tuple[int, ...]
+    others: Mapping[str, int]
+
+
+def best_checkpoint(
+    scores: Scores, target: str = "label", *, layers: Sequence[str] | None = None, confidence: float = 0.95
+) -> BestCheckpoint:
+    """The layer and step of the best held-out score of a target, such as of the task you mean to transfer to.
+
+    Others are told apart where the difference of the same samples excludes 0: of classes by the sign test (McNemar
+    1947), where samples do not count alike by all their signs (Fisher 1935), of numbers by the standard error of the
+    ratio and Student's t. Of many the best seems a little better than it is, and of a few numbers (below 20) up to
+    twice as many are told apart as should be.
+
+    Args:
+        scores: of one run, with per-sample held-out values. layers: names or globs; None for all.
+        confidence: of each comparison.
+
+    Raises:
+        ArgumentError, LayerError: no such target or layer. DataError: no per-sample scores that are finite.
+    """
+    if not 0 < confidence < 1:
+        raise ArgumentError(f"confidence: expected a number between 0 and 1, got {confidence}")
+    if target not in scores.targets:
+        raise ArgumentError(f"target {target!r}: expected one of {scores.targets}")
+    if len(runs := scores.values_of("run")) > 1:
+        raise DataError(f"expected the scores of one run, got those of {runs}: choose with filter(run=...)")
+    wanted = scores.select(layers).filter(target=target)
+    metric = next((name for name in LOSSES if any(_layers(wanted, target, name))), "")
+    curves = {layer: _curve(wanted, layer, target, metric) for layer in _layers(wanted, target, metric)}
+    if not (found := {layer: curve for layer, curve in curves.items() if len(curve.steps)}):
+        raise DataError(f"target {target!r}: expected finite held-out accuracy or fvu, got {wanted!r}")
+    if len({curve.samples.shape[1] for curve in found.values()}) > 1:
+        raise DataError(f"target {target!r}: layers were measured on held-out sets of different sizes")
+    layer = min(found, key=lambda name: float(found[name].least.mean()))
+    own = found[layer]
+    alike = {name: curve.alike(own, metric in ACCURACIES, confidence) for name, curve in found.items()}
+    loss, tried = float(own.least.mean()), sum(len(curve.steps) for curve in found.values())
+    constant = scores.baseline(target, metric)
+    share = constant if metric in ACCURACIES else None
+    return BestCheckpoint(
+        target=target,
+        metric=metric,
+        layer=layer,
+        step=int(own.steps[own.best]),
+        value=1 - loss if metric in ACCURACIES else loss,
+        samples=own.samples.shape[1],
+        beats_constant=constant is None or own.beats(share, 1 - (1 - confidence) / tried),
+        steps=tuple(own.steps[alike[layer]].tolist()),
+        others={
+            name: int(curve.steps[places[curve.losses[places].argmin()]])
+            for name, curve in found.items()
+            if name != layer and len(places := alike[name])
+        },
+    )
+
+
+def _layers(scores: Scores, target: str, metric: str) -> Iterator[str]:
+    return (layer for layer in scores.layers if scores.has_curve(layer, target, metric))
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """The finite losses of one layer: ``samples`` [K, m] at ``steps`` [K], in units whose samples are [m]."""
+
+    steps: np.ndarray
+    samples: np.ndarray
+    unit: np.ndarray
+
+    @cached_property
+    def losses(self) -> np.ndarray:
+        return np.asarray(self.samples.mean(1, dtype=np.float64))
+
+    @property
+    def best(self) -> int:
+        return int(self.losses.argmin())
+
+    @property
+    def least(self) -> np.ndarray:
+        return np.asarray(self.samples[self.best], dtype=np.float64)
+
+    def beats(self, share: float | None, confidence: float) -> bool:
+        """Whether the least loss is below the constant's by more than chance; ``share``: what that is right of."""
+        if share is None:
+            return _is_above(self.unit - self.least, confidence)
+        # Which samples the constant is right of is not known. It scatters too: alone where all others are right.
+        of_constant = math.sqrt(share * (1 - share) * float(np.square(self.unit).mean()))
+        return _is_above(1 - share - self.least, confidence, scatter=of_constant)
+
+    def alike(self, other: _Curve, of_classes: bool, confidence: float) -> np.ndarray:
+        """Places of the losses that are not told apart from the least of another curve."""
+        least = other.least
+        if of_classes:
+            apart = [_chance_of_signs(own - least) < 1 - confidence for own in self.samples]
+        else:
+            apart = [_is_above(own - least, confidence, other.unit) for own in self.samples]
+        return np.flatnonzero(~np.array(apart))
+
+
+def _curve(scores: Scores, layer: str, target: str, metric: str) -> _Curve:
+    losses = losses_of(scores, layer, target, metric)
+    samples = losses.samples
+    finite = np.isfinite(samples).all(1)
+    unit = np.ones(samples.shape[1]) if losses.baseline is None else losses.baseline.astype(np.float64)
+    return _Curve(losses.steps[finite], samples if finite.all() else samples[finite], unit)
+
+
+def _is_above(more: np.ndarray, confidence: float, unit: np.ndarray | float = 1.0, scatter: float = 0.0) -> bool:
+    """Whether the mean of numbers [m] in units [m], or of one size, is above 0 by more than chance.
+
+    Args:
+        scatter: their standard deviation at least.
+    """
+    count, mean = len(more), float(more.mean())
+    if count < 2:
+        return False
+    spread = max(float((more - mean * (unit / np.mean(unit))).std(ddof=1)), scatter)
+    return mean > _student((1 + confidence) / 2, count - 1) * spread / math.sqrt(count)
+
+
+def _chance_of_signs(more: np.ndarray) -> float:
+    """How often numbers [m] add up to as much, of either sign, if each may as well have had the other one."""
+    apart, total = -np.sort(-np.abs(more[more != 0])), abs(float(more.sum()))
+    count = len(apart)
+    if not count:
+        return 1.0
+    alike = bool(apart[0] == apart[-1])
+    if alike and count <= _FEW:
+        fewer = round((count - total / float(apart[0])) / 2)
+        return min(1.0, 2 * sum(math.comb(count, k) for k in range(fewer + 1)) / float(2**count))
+    # All signs of those that count most; the sum of the others is nearly normal.
+    heavy, spread = _signs(min(count, _HEAVY)) @ apart[:_HEAVY], math.sqrt(2 * float(np.square(apart[_HEAVY:]).sum()))
+    if spread == 0:
+        return float((np.abs(heavy) >= total * (1 - 1e-9)).mean())
+    least = total - float(apart[0]) * alike  # half a step, where sums have steps (Yates 1934)
+    return float(np.mean([math.erfc((least - own) / spread) for own in heavy.tolist()]))
+
+
+@cache
+def _signs(count: int) -> np.ndarray:
+    """All signs of so many numbers, [2^count, count]."""
+    return 1.0 - 2.0 * (np.arange(2**count)[:, None] >> np.arange(count) & 1)
+
+
+def _student(share: float, freedom: int) -> float:
+    """Quantile of Student's t, exact for one and two degrees of freedom; Abramowitz & Stegun (1964), 26.7.5."""
+    if freedom == 1:
+        return math.tan(math.pi * (share - 0.5))
+    if freedom == 2:
+        return (2 * share - 1) / math.sqrt(2 * share * (1 - share))
+    z = NormalDist().inv_cdf(share)
+    return (
+        z
+        + (z**3 + z) / (4 * freedom)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
+    )

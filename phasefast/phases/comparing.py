@@ -1,0 +1,152 @@
+"""What several runs, such as seeds of one training, say together: which phases they share, and when all may stop."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import DataError
+from .phase_report import KINDS, CellPhases, PhaseKind, PhaseReport, looked_up, span_text, window_text
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """One layer and target in several runs.
+
+    Attributes:
+        cells: its phases in each run, by name.
+    """
+
+    layer: str
+    target: str
+    metric: str
+    cells: Mapping[str, CellPhases] = field(hash=False)
+
+    def count(self, kind: PhaseKind) -> int:
+        """In how many runs there is such a phase."""
+        return sum(cell.phase(kind) is not None for cell in self.cells.values())
+
+    @property
+    def minimum_steps(self) -> tuple[int, int, int]:
+        """The earliest, the median and the latest step of the runs' minima; of two in the middle the earlier."""
+        steps = sorted(cell.minimum_step for cell in self.cells.values())
+        return steps[0], statistics.median_low(steps), steps[-1]
+
+    @property
+    def stop_window(self) -> tuple[int, int] | None:
+        """The steps that are in the stop windows of all runs; None where a run has none, or they do not meet."""
+        shared, without = self._shared
+        return None if without else shared
+
+    @property
+    def _shared(self) -> tuple[tuple[int, int] | None, list[str]]:
+        """The steps that all stop windows there are have in common, and the runs without one."""
+        windows = [cell.stop_window for cell in self.cells.values() if cell.stop_window is not None]
+        start, end = max((w[0] for w in windows), default=1), min((w[1] for w in windows), default=0)
+        without = [run for run, cell in self.cells.items() if cell.stop_window is None]
+        return ((start, end) if start <= end else None), without
+
+    @property
+    def stop_open(self) -> bool:
+        """Whether no run says that the window should end before its last measured step."""
+        return self.stop_window is not None and all(cell.stop_open for cell in self.cells.values())
+
+    @property
+    def window_text(self) -> str:
+        """The stop window as tables have it."""
+        return window_text(self.stop_window, self.stop_open)
+
+    @property
+    def why(self) -> str:
+        """Why there is no stop window in common; empty where there is one."""
+        if self.stop_window is not None:
+            return ""
+        shared, without = self._shared
+        if len(without) == len(self.cells):
+            return "no run has a stop window"
+        if without:
+            others = "the other has" if len(self.cells) - len(without) == 1 else "the others share"
+            others = f"; {others} {span_text(*shared)}" if shared else ""
+            return f"none in {', '.join(without)}{others}"
+        return "; ".join(f"{run} {cell.window_text}" for run, cell in self.cells.items()) + " do not meet"
+
+    def __repr__(self) -> str:
+        phases = Counter(", ".join(phase.kind for phase in cell.phases) or "none" for cell in self.cells.values())
+        named = "; ".join(f"{count} x {kinds}" for kinds, count in phases.most_common())
+        return f"Agreement({self.layer!r}, {self.target!r}: {named}; stop window {self.window_text})"
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison:
+    """The agreement of runs on each layer and target that all of them have; iterable, printed as a list."""
+
+    runs: tuple[str, ...]
+    agreements: tuple[Agreement, ...]
+
+    def __iter__(self) -> Iterator[Agreement]:
+        return iter(self.agreements)
+
+    def __len__(self) -> int:
+        return len(self.agreements)
+
+    def __repr__(self) -> str:
+        return "\n".join([f"Comparison of {', '.join(self.runs)}", *(f"  {each!r}" for each in self)])
+
+    def agreement(self, layer: str, target: str = "input") -> Agreement:
+        """That on one layer and target; KeyError names what there is."""
+        return looked_up(self.agreements, layer, target)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each run, layer and target, as :meth:`PhaseReport.rows` has them; for ``pandas.DataFrame``."""
+        return [{"run": run, **cell.row()} for each in self for run, cell in each.cells.items()]
+
+    def to_json(self) -> str:
+        """``{"runs", "cells": [...]}`` of :attr:`runs` and, for each layer and target, what :class:`Agreement` has."""
+        cells = [
+            {
+                "layer": each.layer,
+                "target": each.target,
+                "metric": each.metric,
+                "phases": {kind: each.count(kind) for kind in KINDS},
+                "minimum_steps": {run: cell.minimum_step for run, cell in each.cells.items()},
+                "stop_windows": {run: cell.stop_window for run, cell in each.cells.items()},
+                "stop_window": each.stop_window,
+                "stop_open": each.stop_open,
+            }
+            for each in self
+        ]
+        return json.dumps({"runs": self.runs, "cells": cells}, indent=2)
+
+
+def compare_phases(reports: Mapping[str, PhaseReport]) -> Comparison:
+    """What the phases of several runs have in common, layer by layer.
+
+    Args:
+        reports: of each run by name, such as ``{"seed 0": pf.detect_phases(scores), ...}``; two or more.
+
+    Raises:
+        DataError: fewer than two runs, or no layer and target that all have.
+    """
+    given = [type(each).__name__ for each in (reports.values() if isinstance(reports, Mapping) else [reports])]
+    if set(given) != {"PhaseReport"} or len(given) < 2:
+        got = list(reports) if set(given) == {"PhaseReport"} else given
+        raise DataError(f"expected the phases of two runs or more by name, {{name: PhaseReport}}, got {got}")
+    names = [str(run) for run in reports]
+    if len(set(names)) < len(names):
+        raise DataError(f"expected a name of its own for each run, got {names}")
+    reports = dict(zip(names, reports.values(), strict=True))
+    cells = {run: {(cell.layer, cell.target, cell.metric): cell for cell in report} for run, report in reports.items()}
+    first, *others = cells.values()
+    shared = [key for key in first if all(key in other for other in others)]
+    if not shared:
+        raise DataError(f"no layer and target in common: {_listed(cells)}")
+    agreements = (Agreement(*key, {run: own[key] for run, own in cells.items()}) for key in shared)
+    return Comparison(tuple(reports), tuple(agreements))
+
+
+def _listed(cells: Mapping[str, Mapping[tuple[str, str, str], CellPhases]]) -> str:
+    return "; ".join(f"{run} has {[f'{layer}/{target}' for layer, target, _ in own]}" for run, own in cells.items())

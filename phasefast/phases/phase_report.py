@@ -1,0 +1,235 @@
+"""What is said of a run: the phases of its layers, and when to stop."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar, get_args
+
+from ..common.files import writing
+from ..results.failures import Failure, listed
+
+PhaseKind = Literal["constant", "decrease", "increase"]
+KINDS: tuple[PhaseKind, ...] = get_args(PhaseKind)
+NOT_THERE = "-"
+FEW_SAMPLES = 30  # of which percentiles of bootstrap means cover less than they say
+_REASONS = 4  # that are said below a table
+FEW_STEPS = 8  # fewer have too few orders to test: of 7, even a perfect valley has p = .025 to .07
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One learning phase of a curve: kind, probed steps it spans, change of the loss over it and its 95 % interval."""
+
+    kind: PhaseKind
+    start_step: int
+    end_step: int
+    change: float
+    ci: tuple[float, float]
+
+
+@dataclass(frozen=True, repr=False)
+class CellPhases:
+    """The phases of one layer and target; ``stop_window`` is None where the curve gives no advice."""
+
+    layer: str
+    target: str
+    metric: str
+    phases: tuple[Phase, ...]
+    minimum_step: int
+    minimum_ci: tuple[int, int]
+    stop_window: tuple[int, int] | None
+    evidence: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    def phase(self, kind: PhaseKind) -> Phase | None:
+        """The phase of that kind, or None where it is not there."""
+        return next((phase for phase in self.phases if phase.kind == kind), None)
+
+    @property
+    def stop_open(self) -> bool:
+        """Whether the stop window ends at the last measured step, so that more steps might have lengthened it."""
+        return self.stop_window is not None and self.stop_window[1] == max(self.evidence.get("steps", ()), default=None)
+
+    @property
+    def window_text(self) -> str:
+        """The stop window as :func:`window_text` has it."""
+        return window_text(self.stop_window, self.stop_open)
+
+    @property
+    def why(self) -> str:
+        """Why neither a decrease nor an increase is named, or only an increase; empty where a decrease is."""
+        return self.evidence.get("reason") or ""
+
+    @property
+    def doubt(self) -> str:
+        """What speaks against the end of an open stop window, though it is not certain; empty where nothing does."""
+        return self.evidence.get("doubt") or ""
+
+    @property
+    def left_out(self) -> tuple[int, ...]:
+        """Steps whose loss lies far above that of their neighbours; phases, minimum and stop window leave them out."""
+        return tuple(self.evidence.get("left_out", ()))
+
+    def phases_text(self) -> str:
+        """The phases with their steps: ``constant 0-8, decrease 8-32``, or ``none``."""
+        named = (f"{phase.kind} {span_text(phase.start_step, phase.end_step)}" for phase in self.phases)
+        return ", ".join(named) or "none"
+
+    def row(self) -> dict[str, Any]:
+        """One of :meth:`PhaseReport.rows`."""
+        row: dict[str, Any] = {"layer": self.layer, "target": self.target, "metric": self.metric}
+        for kind in KINDS:
+            phase = self.phase(kind)
+            values = (phase.start_step, phase.end_step, phase.change, *phase.ci) if phase else (math.nan,) * 5
+            row |= zip((f"{kind}_{what}" for what in ("start", "end", "change", "low", "high")), values, strict=True)
+        start, end = self.stop_window or (math.nan, math.nan)
+        row |= zip(("minimum", "minimum_low", "minimum_high"), (self.minimum_step, *self.minimum_ci), strict=True)
+        row |= {"stop_start": start, "stop_end": end, "stop_open": self.stop_open}
+        return row | {"left_out": list(self.left_out), "why": self.why, "doubt": self.doubt}
+
+    def __repr__(self) -> str:
+        return f"CellPhases({self.layer!r}, {self.target!r}: {self.phases_text()}; stop window {self.window_text})"
+
+
+def span_text(start: int, end: int) -> str:
+    """Steps from one to another: ``16-64``, or ``16`` where both are the same."""
+    return f"{start}-{end}" if start < end else str(start)
+
+
+def window_text(window: tuple[int, int] | None, is_open: bool) -> str:
+    """A stop window in few letters: ``16-64``, ``64-4096+`` where it is open, ``-`` where there is none."""
+    return span_text(*window) + "+" * is_open if window else NOT_THERE
+
+
+class _Cell(Protocol):
+    @property
+    def layer(self) -> str: ...
+    @property
+    def target(self) -> str: ...
+
+
+_Found = TypeVar("_Found", bound=_Cell)
+
+
+def looked_up(cells: Iterable[_Found], layer: str, target: str) -> _Found:
+    """What there is of a layer and target; KeyError names what there is instead."""
+    there = {(cell.layer, cell.target): cell for cell in cells}
+    if (layer, target) not in there:
+        raise KeyError(f"no phases of layer {layer!r}, target {target!r}; there are {list(there)}")
+    return there[layer, target]
+
+
+def failure_notes(failed: Mapping[int, Failure]) -> list[str]:
+    """What is to be said of checkpoints that are not in the scores, at most so many lines."""
+    lines = []
+    for partial, text in ((False, "Not measured"), (True, "Measured in part")):
+        lines += [
+            f"{text}: {line}" for line in listed({k: each for k, each in failed.items() if each.partial == partial})
+        ]
+    if (left := len(lines) - _REASONS) > 0:
+        lines[_REASONS:] = [f"and {left} more for other reasons, which phases.json has"]
+    return lines
+
+
+def phase_notes(cells: Sequence[CellPhases]) -> list[str]:
+    """What is to be said below a table of cells: what ``+`` means, and why layers show no change, at most so many.
+
+    Those without any phase come first; targets are named where there is more than one.
+    """
+    notes = []
+    if any(cell.stop_open for cell in cells):
+        notes.append("+ open: no certain rise, of a quarter of the decrease or more, up to the last step")
+    if any(cell.phases and cell.evidence.get("samples", FEW_SAMPLES) < FEW_SAMPLES for cell in cells):
+        notes.append(f"Fewer than {FEW_SAMPLES} held-out samples: intervals are narrower than what they should cover.")
+    if any(cell.phases and cell.evidence.get("order_p", 0) is None for cell in cells):
+        notes.append(f"Fewer than {FEW_STEPS} steps: a trend cannot be told from noise between them.")
+    several = len({cell.target for cell in cells}) > 1
+    if single := [_named(cell, several) for cell in cells if cell.stop_window and len({*cell.stop_window}) == 1]:
+        notes.append(f"Stop windows of one step, which noise may have made the lowest: {_few(single)}.")
+    rises = [(cell, steps) for cell in cells if (steps := cell.evidence.get("early_rise"))]
+    if rising := [f"{_named(cell, several)} {span_text(*steps)}" for cell, steps in rises]:
+        notes.append(f"Rises before the decrease, which no phase names: {_few(rising)}.")
+    others = [(cell, step) for cell in cells if (step := cell.evidence.get("other_minimum")) is not None]
+    if again := [f"{_named(cell, several)} at {step}" for cell, step in others]:
+        notes.append(f"Two valleys, of which the lower one counts; the other is lowest here: {_few(again)}.")
+    if of := [cell for cell in cells if cell.left_out]:
+        named = [f"{_named(cell, several)} at {', '.join(map(str, cell.left_out))}" for cell in of[:_REASONS]]
+        more = f"; and of {len(of) - _REASONS} more curves" if len(of) > _REASONS else ""
+        notes.append(f"Steps that are left out, as far above their neighbours: {'; '.join(named)}{more}.")
+    ends = {cell: max(steps) for cell in cells if (steps := cell.evidence.get("steps"))}
+    if early := [f"{_named(cell, several)} to {end}" for cell, end in ends.items() if end < max(ends.values())]:
+        notes.append(
+            f"Measured to an earlier step only: {', '.join(early[:_REASONS])}{', ...' * (len(early) > _REASONS)}."
+        )
+    if len(cells) > 1 and cells[0].why and all(cell.why == cells[0].why for cell in cells):
+        return [*notes, cells[0].why]
+    told = [(cell, cell.why or cell.doubt) for cell in sorted(cells, key=lambda cell: bool(cell.phases))]
+    reasons = [f"{_named(cell, several)}: {text}" for cell, text in told if text]
+    if (left := len(reasons) - _REASONS) > 0:
+        reasons[_REASONS:] = [f"and {left} more: cell.why, cell.doubt, or phases.json, tell of them"]
+    return notes + reasons
+
+
+def _few(texts: Sequence[str]) -> str:
+    """The first of some texts, and how many more there are."""
+    more = f" and {len(texts) - _REASONS} more" if len(texts) > _REASONS else ""
+    return "; ".join(texts[:_REASONS]) + more
+
+
+def _named(cell: CellPhases, with_target: bool) -> str:
+    return f"{cell.layer}, {cell.target}" if with_target else cell.layer
+
+
+@dataclass(frozen=True, repr=False)
+class PhaseReport:
+    """The phases of all cells of a run; iterable, printed as a table, and written as ``phases.json``.
+
+    Attributes:
+        failed: checkpoints of the run that could not be measured, or some of whose layers could not, by step, where it
+            was read from a directory.
+    """
+
+    cells: tuple[CellPhases, ...]
+    failed: Mapping[int, Failure] = field(default_factory=dict, hash=False)
+
+    def __iter__(self) -> Iterator[CellPhases]:
+        return iter(self.cells)
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def __repr__(self) -> str:
+        layers, targets = (list(dict.fromkeys(names)) for names in ([c.layer for c in self], [c.target for c in self]))
+        return f"PhaseReport({len(self)} cells, layers {layers}, targets {targets})"
+
+    def __str__(self) -> str:
+        rows = [(cell.layer, cell.target, cell.phases_text(), cell.window_text) for cell in self]
+        table = [("layer", "target", "phases", "stop window"), *rows]
+        widths = [max(map(len, column)) for column in zip(*table)]
+        lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in table]
+        return "\n".join([*lines, *phase_notes(self.cells), *failure_notes(self.failed)])
+
+    def cell(self, layer: str, target: str = "input") -> CellPhases:
+        """The phases of one layer and target; KeyError names what there is."""
+        return looked_up(self.cells, layer, target)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each cell: first and last step of each phase, its change, minimum, their intervals, stop window.
+
+        NaN where there is no such one; and the steps that are left out. For ``pandas.DataFrame``.
+        """
+        return [cell.row() for cell in self]
+
+    def to_json(self) -> str:
+        """``{"cells": [...], "failed": [...]}`` as documented in docs/numbers.md."""
+        failed = [{"step": step, **asdict(failure)} for step, failure in self.failed.items()]
+        cells = [asdict(cell) | {"stop_open": cell.stop_open} for cell in self.cells]
+        return json.dumps({"cells": cells, "failed": failed}, indent=2)
+
+    def write(self, path: str | Path) -> None:
+        """Write ``to_json()`` to ``path``; StoreError where that cannot be."""
+        with writing(path, "the phases to") as partial:
+            partial.write_text(self.to_json() + "\n", encoding="utf-8")

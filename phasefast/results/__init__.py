@@ -1,0 +1,1 @@
+"""What was measured: scores in memory and on disk, what failed, and a run directory that holds both."""

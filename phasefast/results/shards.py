@@ -1,0 +1,83 @@
+"""Shards of scores in a run directory: where they lie, and reading them."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..common.files import remove_partial
+from ..errors import DataError, StoreError
+from .scores import Scores, store_folder
+
+_SHARD = re.compile(r"step-(\d+)\.parquet$")
+
+
+def prepare_store(directory: str | Path) -> Path:
+    """Make a run directory's ``scores/`` and check that it can be written to; StoreError names the directory."""
+    folder = store_folder(directory)
+    probe = folder / f".writable-{secrets.token_hex(4)}"  # jobs of other machines may share the disk
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink(missing_ok=True)
+        remove_partial(folder)
+    except OSError as error:
+        raise StoreError(f"cannot write to the output directory {directory}: {error}; choose another one") from error
+    return folder
+
+
+def list_shards(directory: str | Path) -> dict[int, Path]:
+    """Finished shards of a run directory by step; partial files are not among them."""
+    found = (
+        (match, path) for path in store_folder(directory).glob("step-*.parquet") if (match := _SHARD.search(path.name))
+    )
+    return dict(sorted((int(match[1]), path) for match, path in found))
+
+
+def read_shard(path: Path) -> Scores:
+    """One shard; StoreError names a file that is not one."""
+    try:
+        # A file of pyarrow's, as it takes some names for URIs; a file of Python's is let go of by another thread, which
+        # ends the process where the interpreter has ended before (1 in 20 times, at once after it was read).
+        with pa.OSFile(os.fsencode(path)) as file:
+            options = {"pre_buffer": False, "use_threads": False}
+            scores = Scores(pq.read_table(file, page_checksum_verification=True, **options))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise StoreError(f"cannot read the shard {path}: {error}; delete it and sweep again") from error
+    match = _SHARD.search(path.name)
+    if match is None or scores.steps != [int(match[1])]:
+        raise StoreError(f"{path}: expected the step in the file's name, it holds {scores.steps}; was it renamed?")
+    return scores
+
+
+def read_scores(directory: str | Path) -> Scores:
+    """All scores of a run directory, merged over its shards.
+
+    Raises:
+        StoreError: there are none. DataError: they are not of one training and the same targets.
+    """
+    shards = list_shards(directory)
+    if not shards and Path(directory).name == "scores":
+        raise StoreError(f"no scores in {directory}; give the run directory {Path(directory).parent}")
+    if others := [path.name for path in store_folder(directory).glob("*.parquet")] if not shards else []:
+        raise StoreError(f"no scores in {directory}: expected files named step-*.parquet, got {sorted(others)[:3]}")
+    if not shards and store_folder(directory).is_dir():
+        raise StoreError(
+            f"no scores in {directory}: measuring was begun there, but nothing stored: every checkpoint failed, or it "
+            "was stopped before the first was measured; sweep again to see what fails"
+        )
+    if runs := [] if shards else sorted(path.parent.name for path in Path(directory).glob("*/scores")):
+        raise StoreError(f"no scores in {directory}, but in its folders {', '.join(runs)}; give one, or compare them")
+    if not shards:
+        raise StoreError(
+            f"no scores in {directory}: expected {store_folder(directory)}/step-*.parquet; sweep or run the demo first"
+        )
+    try:
+        return Scores.concat([read_shard(path) for path in shards.values()])
+    except DataError as error:
+        raise DataError(f"{directory}: {error}, or measure again, each job with its own out=") from error

@@ -1,0 +1,393 @@
+"""Which steps of a run directory are done already, and by the same configuration; and which failed."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from ..common.files import alone, writing
+from ..common.notices import warn
+from ..errors import NonFiniteError, StoreError
+from .failures import Failure
+from .scores import Scores, store_folder
+from .shards import list_shards, prepare_store, read_shard
+
+# What the settings of a configuration, or their parts, are called where they are given; others have their own names.
+_NAMES = {
+    "model": ("the model's parameters",),
+    "modules": ("the model's modules",),
+    "data": ("the probe set's inputs",),
+    "penalties": ("alphas", "noise"),
+    "choice": ("selection", "penalty_per='column'"),
+    "batchnorm": ("batchnorm", "batch_size"),
+    "rows": ("tokens", "pool", "type of rows (precision='fast': bfloat16 where the device is fast at it)"),
+    "sketch": ("layer_sketch",),
+    "token_rows": ("which tokens count (padding=, or labels of -100)",),
+}
+_ELSEWHERE = "give another out= (--out), or overwrite=True (--overwrite) to start over"
+# What reports write beside the scores that they are of: pictures of all, and of some layers or targets.
+PHASES, RECONSTRUCTIONS = "phases.json", "reconstructions.png"
+PICTURES, SELECTED = ("phases.png", "maps.png"), ("phases-selected.png", "maps-selected.png")
+_ORIGIN, _TRAINING, _FAILED, _LOCK = "origin.json", "training.json", "failed-{}.json", ".lock"
+_OTHER_VERSION = "by another version of phasefast"
+_WORDS = "stored", "now"  # of the two values of a setting
+_LONGEST = 60  # characters of a setting that is shown
+
+
+def open_store(
+    directory: str | Path,
+    config_hash: str,
+    settings: Mapping[str, Any],
+    targets: Mapping[str, str],
+    overwrite: bool = False,
+) -> dict[int, Scores]:
+    """Make a run directory's ``scores/``; the steps that are there, whatever layers and targets they have.
+
+    Args:
+        config_hash: of ``settings``, which are kept beside the shards. targets: their hashes, by name.
+        overwrite: start over: remove the shards, and the phases and the pictures that were made of them.
+
+    Raises:
+        StoreError: the directory cannot be written, or a shard was measured with other options, data, run or
+            architecture, or has other values of one of these targets.
+    """
+    folder = prepare_store(directory)
+    beside = "settings-*.json", _ORIGIN, _TRAINING, _FAILED.format("*")
+    for path in (path for pattern in beside for path in folder.glob(pattern)) if overwrite else ():
+        remove_file(path)
+    done: dict[int, Scores] = {}
+    shards = list_shards(directory)
+    reports = (PHASES, *PICTURES, *SELECTED, RECONSTRUCTIONS) if overwrite and shards else ()
+    for name in reports:  # before the shards: a kill leaves none behind
+        if (path := Path(directory) / name).is_file():
+            remove_file(path)
+    for step, path in shards.items():
+        if overwrite:
+            remove_file(path)
+            continue
+        scores = read_shard(path)
+        found = scores.values_of("config_hash")
+        if found != [config_hash]:
+            raise StoreError(
+                f"{path}: measured with another configuration{_difference(folder, found[0], settings)}; "
+                f"give the same model, run, options and data, or {_ELSEWHERE}"
+            )
+        _check_targets(path, scores, targets)
+        done[step] = scores
+    return done
+
+
+def write_step(
+    directory: str | Path,
+    scores: Scores,
+    config_hash: str,
+    settings: Mapping[str, Any],
+    lost: Mapping[str, Exception],
+) -> Scores:
+    """Write the scores of one step, with those of other layers and targets that are there; beside them the settings.
+
+    Args:
+        lost: why layers were left out; of those that are not finite it stays known.
+
+    Returns:
+        All scores of the step.
+
+    Raises:
+        StoreError: it cannot be written; or another job writes into the directory too, of another configuration or, if
+            that has stored the step already, of other weights.
+    """
+    folder, shards = store_folder(directory), list_shards(directory)
+    kept = _settings_file(folder, config_hash)
+    others = [path for path in folder.glob("settings-*.json") if path != kept]
+    for path in shards.values() if others else ():
+        (found,) = read_shard(path).values_of("config_hash")
+        if found != config_hash:
+            raise StoreError(
+                f"{directory}: another job stores scores there{_difference(folder, found, settings)}; give each its "
+                "own out= (--out)"
+            )
+    for path in others:  # of jobs that stored nothing
+        remove_file(path)
+    if not kept.exists():
+        with writing(kept, "the settings to", parents=True) as partial:
+            partial.write_text(json.dumps(settings), encoding="utf-8")
+    (step,) = scores.steps
+    with alone(folder / _LOCK):  # another job may add other layers to the same step
+        before = None
+        if (shard := list_shards(directory).get(step)) is not None:
+            before = dict(_failures(directory)).get(step)
+            stored = read_shard(shard)
+            check_weights(stored, scores.values_of("state_hash")[0])
+            _check_targets(shard, stored, scores.target_hashes)
+            scores = stored.with_scores(scores)
+        scores.write_shard(directory)
+        known = {} if before is None or not before.partial else before.layers
+        # Those that are known keep their places and their reasons.
+        _write_lost(directory, step, {**known, **reasons(lost), **known})
+    return scores
+
+
+def keep_failures(directory: str | Path, failures: Mapping[int, Failure]) -> None:
+    """Write why checkpoints were not measured, each until it is; a warning where that cannot be written.
+
+    Of one that is stored only what is ``partial``: else another job has measured it.
+    """
+    with alone(store_folder(directory) / _LOCK):
+        _keep_failures(directory, failures)
+
+
+def _keep_failures(directory: str | Path, failures: Mapping[int, Failure]) -> None:
+    try:
+        stored = list_shards(directory) if failures else {}
+        known = dict(_failures(directory)) if any(step in stored for step in failures) else {}
+    except StoreError as unread:  # the failures themselves are yet to be told
+        warn(str(unread))
+        return
+    for step, failure in failures.items():
+        if step not in stored:
+            _write_failure(directory, step, failure)
+        elif failure.partial:
+            layers = known[step].layers if step in known else {}
+            error = "; ".join(filter(None, (*layers.values(), failure.error)))
+            _write_failure(directory, step, replace(failure, error=error, layers=layers))
+
+
+def settle_failures(directory: str | Path, steps: Collection[int]) -> None:
+    """Of stored steps that lack nothing that is asked for, only what layers cannot be measured stays."""
+    with alone(store_folder(directory) / _LOCK):
+        for step, failure in list(_failures(directory)):
+            if step in steps and failure.partial:
+                _write_lost(directory, step, failure.layers)
+
+
+def _write_failure(directory: str | Path, step: int, failure: Failure) -> None:
+    """A warning where it cannot be: the scores are written, or the failure is yet to be told."""
+    try:
+        with writing(_failure_file(directory, step), "what failed to", parents=True) as partial:
+            partial.write_text(json.dumps(asdict(failure)), encoding="utf-8")
+    except StoreError as error:
+        warn(str(error))
+
+
+def _write_lost(directory: str | Path, step: int, layers: Mapping[str, str]) -> None:
+    """Record the layers that a stored step will never have; remove the record where there are none."""
+    if layers:
+        failure = Failure(f"step {step}", "; ".join(filter(None, layers.values())), partial=True, layers=layers)
+        _write_failure(directory, step, failure)
+    else:
+        remove_file(_failure_file(directory, step))
+
+
+def reasons(lost: Mapping[str, Exception]) -> dict[str, str]:
+    """Why layers were left out, where it is to be told: such as are not called by all batches are so at every step."""
+    return {layer: str(error) if isinstance(error, NonFiniteError) else "" for layer, error in lost.items()}
+
+
+def read_failures(directory: str | Path) -> dict[int, Failure]:
+    """The checkpoints of a run directory that could not be measured, or some of whose layers are not finite, by step.
+
+    Raises:
+        StoreError: such a file cannot be read.
+    """
+    return {step: failure for step, failure in _failures(directory) if failure.error}
+
+
+def lost_layers(directory: str | Path) -> dict[int, dict[str, str]]:
+    """Layers that steps of a run directory were measured without, as they cannot be; the reason where it is to be told.
+
+    Raises:
+        StoreError: as ``read_failures``.
+    """
+    return {step: dict(failure.layers) for step, failure in _failures(directory)}
+
+
+def _failures(directory: str | Path) -> Iterator[tuple[int, Failure]]:
+    stored = list_shards(directory)
+    for path in sorted(store_folder(directory).glob(_FAILED.format("*"))):
+        try:
+            known, step = json.loads(path.read_text(encoding="utf-8")), int(path.stem.rpartition("-")[2])
+            failure = Failure(**known)
+            if not isinstance(failure.layers, dict):
+                raise TypeError(f"layers: expected reasons by name, got {failure.layers!r}")
+        except FileNotFoundError:  # another job has measured it by now
+            continue
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise StoreError(f"cannot read {path}, which tells what failed: {error}; delete it") from error
+        if failure.partial or step not in stored:  # another job may have measured it before this was written
+            yield step, failure
+
+
+def _failure_file(directory: str | Path, step: int) -> Path:
+    return store_folder(directory) / _FAILED.format(f"{step:012d}")
+
+
+def check_origin(directory: str | Path, origin: str, confirmed: bool, of_all: bool) -> None:
+    """Warn where the scores that are there are of checkpoints elsewhere, which may be another training's.
+
+    Args:
+        origin: folder or repository that all checkpoints are in; kept beside the scores, each that was warned of too.
+        confirmed: whether some of these checkpoints are measured already, so that they are the same training's.
+        of_all: whether they are all that are measured.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    known = read_origins(directory)
+    if confirmed and len(known) > 1 and (of_all or all(Path(each).is_relative_to(origin) for each in known)):
+        known = []  # the checkpoints of all of them
+    elif any(Path(each).is_relative_to(origin) or Path(origin).is_relative_to(each) for each in known):
+        return
+    new = confirmed or not list_shards(directory)
+    if not new and known:
+        warn(
+            f"{directory}: holds scores of checkpoints in {known[0]}, these are in {origin}: if that is another "
+            "training, give another out= (--out)"
+        )
+    if new or known:
+        with writing(store_folder(directory) / _ORIGIN, "where checkpoints are to", parents=True) as partial:
+            # One that is confirmed is another place of one of them.
+            partial.write_text(json.dumps([origin] if new and len(known) < 2 else [*known, origin]), encoding="utf-8")
+
+
+def read_origins(directory: str | Path) -> list[str]:
+    """The folders or repositories that a run directory has scores of checkpoints from, as far as they are known."""
+    try:
+        known = json.loads((store_folder(directory) / _ORIGIN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [str(each) for each in known] if isinstance(known, list) else [str(known)]
+
+
+class Training:
+    """One that stores scores in a run directory, where no other may while it does."""
+
+    def __init__(self, directory: str | Path) -> None:
+        self._directory, self._file = directory, store_folder(directory) / _TRAINING
+        self._own, self._before = secrets.token_hex(8), self._known()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy is another training."""
+        Training.__init__(self, state["_directory"])
+
+    def claim(self) -> None:
+        """Make the directory this training's.
+
+        Raises:
+            StoreError: another one has stored scores there since this one was begun; or it cannot be written.
+        """
+        known = self._known()
+        if known not in (None, self._own, self._before):
+            raise StoreError(
+                f"{self._directory}: another training stores scores there, or another tracker of this one, begun later "
+                "or at once; give each its own out="
+            )
+        if known != self._own:
+            with writing(self._file, "whose scores these are to", parents=True) as partial:
+                partial.write_text(json.dumps(self._own), encoding="utf-8")
+
+    def _known(self) -> str | None:
+        try:
+            return str(json.loads(self._file.read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return None
+
+
+def differences(first: str | Path, second: str | Path, names: tuple[str, str]) -> str:
+    """How the settings of two run directories differ, in words, but in ``run``, layers and targets.
+
+    Empty where that is not known.
+    """
+    there, here = _kept(first), _kept(second)
+    if there and here and there.get("layout") != here.get("layout"):
+        return _OTHER_VERSION
+    return _listed(there, here, words=names) if there and here else ""
+
+
+def _kept(directory: str | Path) -> dict[str, Any]:
+    """The settings of a run directory that another's may be compared with; empty where it has none, or several."""
+    files = list(store_folder(directory).glob("settings-*.json"))
+    try:
+        settings: dict[str, Any] = json.loads(files[0].read_text(encoding="utf-8")) if len(files) == 1 else {}
+    except (OSError, ValueError):
+        return {}
+    return {name: value for name, value in settings.items() if name != "run"}
+
+
+def _settings_file(folder: Path, config_hash: str) -> Path:
+    return folder / f"settings-{config_hash}.json"
+
+
+def _difference(folder: Path, config_hash: str, settings: Mapping[str, Any]) -> str:
+    """Which settings another configuration has otherwise, or that it left no word, as part of a sentence."""
+    try:
+        others = json.loads(_settings_file(folder, config_hash).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ", of which no settings are kept"
+    if others.get("layout") != settings.get("layout"):
+        return f", {_OTHER_VERSION}"
+    return ": " + _listed(others, json.loads(json.dumps(settings)))
+
+
+def _listed(stored: Mapping[str, Any], now: Mapping[str, Any], words: tuple[str, str] = _WORDS) -> str:
+    """What differs between settings; ``words`` stand before a value of the ones and the others."""
+    keys = [key for key in {**now, **stored} if now.get(key) != stored.get(key)]
+    return "; ".join(text for key in keys for text in _changes(key, stored.get(key), now.get(key), words))
+
+
+def _changes(key: str, stored: Any, now: Any, words: tuple[str, str] = _WORDS) -> Iterator[str]:
+    """What differs in a setting: in words what is long or a hash."""
+    names = _NAMES.get(key, (key,))
+    parts = [(", ".join(names), stored, now)]
+    if len(names) > 1 and all(isinstance(each, list) and len(each) == len(names) for each in (stored, now)):
+        parts = list(zip(names, stored, now, strict=True))
+    for name, *both in parts:
+        before, after = map(json.dumps, both)
+        if before == after:
+            continue
+        if key in ("model", "modules", "data") or max(len(before), len(after)) > _LONGEST:
+            yield f"{name} differ" if name.endswith("s") else f"{name} differs"
+        else:
+            yield f"{name} {words[0]} {before}, {words[1]} {after}"
+
+
+def check_weights(stored: Scores, expected: str) -> None:
+    """Compare the weights that a stored step was measured on with those at hand.
+
+    Args:
+        expected: their ``state_hash``.
+
+    Raises:
+        StoreError: they differ.
+    """
+    if stored.values_of("state_hash") != [expected]:
+        raise StoreError(
+            f"step {stored.steps[0]} is stored already, but was measured on other weights: another training, rank, key "
+            "or function? Of a training that went on from an older checkpoint delete the files of later steps in "
+            f"scores/, else {_ELSEWHERE}"
+        )
+
+
+def _check_targets(path: Path, stored: Scores, targets: Mapping[str, str]) -> None:
+    """Compare the targets that a shard has scores of with those of the same names.
+
+    Raises:
+        StoreError: one has other values.
+    """
+    for name, known in stored.target_hashes.items():
+        if targets.get(name, known) != known:
+            raise StoreError(
+                f"{path}: measured with another configuration: target {name!r} had other values, another kind, or "
+                f"another target_components=; give the new one another name, or {_ELSEWHERE}"
+            )
+
+
+def remove_file(path: Path) -> None:
+    """Delete a file that an earlier run left; StoreError names it where that fails."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot remove {path} of earlier work: {error}; choose another directory") from error

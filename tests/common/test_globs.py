@@ -1,0 +1,185 @@
+"""Globs: what is chosen, what is left out, what matches nothing."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import phasefast as pf
+from phasefast.common.globs import chosen, idle
+from phasefast.errors import LayerError
+from phasefast.stages.layers import select_layers
+
+NAMES = ["conv1", "conv2", "drop", "fc"]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "expected"),
+    [
+        (["fc", "conv?"], ["conv1", "conv2", "fc"]),
+        (["*", "!conv*"], ["drop", "fc"]),
+        (["!conv*", "*"], ["drop", "fc"]),
+        (["!drop"], ["conv1", "conv2", "fc"]),
+        (["conv*", "!conv1", "!drop"], ["conv2"]),
+        (["conv[!1]"], ["conv2"]),
+        (["fc", "!*"], []),
+    ],
+)
+def test_names_are_chosen_in_their_own_order(patterns: list[str], expected: list[str]) -> None:
+    assert chosen(NAMES, patterns) == expected
+    assert idle(NAMES, patterns) is None
+
+
+def test_without_any_that_chooses_the_default_is_what_others_are_left_out_of() -> None:
+    assert chosen(NAMES, ["!drop"], ["drop", "fc"]) == ["fc"]
+    assert chosen(NAMES, ["conv1", "!drop"], ["drop", "fc"]) == ["conv1"]
+
+
+def test_the_first_pattern_that_matches_nothing_is_told() -> None:
+    assert idle(NAMES, ["fc", "!bn*", "pool"]) == "!bn*"
+
+
+class Odd(nn.Module):
+    """Children of which one gives integers, one no rows, and one several tensors of which the first is usable."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(6, 5)
+        self.pair, self.index, self.total = Pair(), Index(), Total()
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.body(x)
+        self.index(hidden), self.total(hidden)
+        return self.head(self.pair(hidden)[0])
+
+
+class Pair(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.relu(), x
+
+
+class Index(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.argmax(1)
+
+
+class Total(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum()
+
+
+def test_layers_are_left_out_of_a_model() -> None:
+    assert select_layers(Odd(), "!head") == ["body", "pair", "index", "total"]
+    assert select_layers(nn.Sequential(Odd()), ["0.*", "!*.[it]*"]) == ["0.body", "0.pair", "0.head"]
+    with pytest.raises(LayerError, match=r"no layer matches '!heed' among 5 module names; closest: \['head'\]"):
+        select_layers(Odd(), ["*", "!heed"])
+    with pytest.raises(LayerError, match=r"\['head', '!head'\] leave no layer of 5"):
+        select_layers(Odd(), ["head", "!head"])
+
+
+def test_children_whose_outputs_are_no_rows_are_left_out_and_named() -> None:
+    probe_set = pf.ProbeSet.from_tensors(torch.randn(40, 6), None, torch.randn(20, 6), None)
+    for layers in (None, "*", ["body", "[!b]*"]):
+        with pytest.warns(
+            RuntimeWarning, match="left out 2: layer 'index': .*got torch.int64; layer 'total': .* shape"
+        ):
+            assert pf.probe(Odd(), probe_set, layers=layers).layers == ["body", "pair", "head"]
+    assert pf.probe(Odd(), probe_set, layers="!?[no]*").layers == ["pair", "head"]
+    for layers in (["index", "*"], "in*"):
+        with pytest.raises(LayerError, match="layer 'index': expected a floating-point tensor"):
+            pf.probe(Odd(), probe_set, layers=layers)
+
+
+def test_by_default_the_inside_of_a_wrapper_is_probed() -> None:
+    inner = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Sequential(nn.Linear(4, 2)))
+    assert select_layers(nn.Sequential(inner)) == ["0.0", "0.1", "0.2"]
+    assert select_layers(nn.Sequential(nn.Sequential(inner))) == ["0.0.0", "0.0.1", "0.0.2"]
+    assert select_layers(torch.optim.swa_utils.AveragedModel(inner)) == ["module.0", "module.1", "module.2"]
+    assert select_layers(nn.Sequential(nn.Linear(3, 4))) == ["0"]
+    assert select_layers(inner) == ["0", "1", "2"]
+
+
+class Blocks(nn.Module):
+    """As language models have them."""
+
+    def __init__(self, count: int = 2) -> None:
+        super().__init__()
+        blocks = (nn.Sequential(nn.Linear(3, 3)) for _ in range(count))
+        self.embed, self.h = nn.Linear(3, 3), nn.ModuleList(blocks)
+
+
+def test_by_default_the_blocks_of_the_only_part_that_has_some_are_probed() -> None:
+    blocks = ["a.embed", "a.h.0", "a.h.1"]
+    assert select_layers(nn.Sequential(OrderedDict(a=Blocks(), head=nn.Linear(3, 3)))) == [*blocks, "head"]
+    deeper = nn.Sequential(OrderedDict(in_=nn.Linear(3, 3), a=Blocks()))
+    assert select_layers(nn.Sequential(OrderedDict(all=deeper, head=nn.Linear(3, 3)))) == [
+        "all.in_",
+        *(f"all.{name}" for name in blocks),
+        "head",
+    ]
+    assert select_layers(nn.Sequential(OrderedDict(a=Blocks(), b=Blocks()))) == ["a", "b"]
+    assert select_layers(nn.Sequential(OrderedDict(a=Blocks(1), head=nn.Linear(3, 3)))) == ["a", "head"]
+    whole = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2), 2)
+    assert select_layers(nn.Sequential(OrderedDict(a=whole, head=nn.Linear(3, 3)))) == ["a", "head"]
+    few = nn.Sequential(OrderedDict(a=Blocks(), head=nn.Linear(3, 99)))
+    assert select_layers(few) == ["a", "head"]
+    branches = Blocks()
+    branches.h = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])
+    assert select_layers(nn.Sequential(OrderedDict(a=branches, head=nn.Linear(3, 3)))) == ["a", "head"]
+    listed = nn.ModuleList([Blocks(), nn.Linear(3, 3)])
+    assert select_layers(nn.Sequential(OrderedDict(a=listed, head=nn.Linear(3, 3)))) == ["a.0", "a.1", "head"]
+
+
+class Core(nn.Module):
+    """Of a language model."""
+
+
+def language_model(words: int, width: int, blocks: Iterable[nn.Module]) -> nn.Module:
+    core = Core()
+    core.words, core.blocks = nn.Embedding(words, width), nn.ModuleList(blocks)
+    return nn.Sequential(OrderedDict(core=core, head=nn.Linear(width, words, bias=False)))
+
+
+def test_by_default_blocks_are_probed_of_small_mixed_and_compiled_models_too() -> None:
+    block, other = (lambda: Block(nn.Linear(8, 8))), (lambda: nn.Sequential(nn.Linear(8, 8)))
+    for parts in (
+        [block(), block(), block()],  # a head of many more parameters
+        [block(), other(), block(), other()],
+        [block(), nn.Identity(), block()],
+        [torch.compile(block()), block(), block()],
+    ):
+        names = [f"core.blocks.{i}" for i in range(len(parts))]
+        assert select_layers(language_model(500, 8, parts)) == ["core.words", *names, "head"]
+    assert select_layers(language_model(500, 8, [block(), other()])) == ["core", "head"]  # branches
+    translating = language_model(500, 8, [block(), block()])
+    translating.core.others = nn.Embedding(400, 8)
+    names = ["core.words", "core.blocks.0", "core.blocks.1", "core.others", "head"]
+    assert select_layers(translating) == names
+
+
+class Block(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+
+def test_a_lazy_model_has_names() -> None:
+    assert select_layers(nn.Sequential(nn.LazyLinear(3), nn.ReLU())) == ["0", "1"]
+
+
+def test_by_default_parts_that_their_module_does_not_call_are_not_probed() -> None:
+    class Only(nn.Module):
+        def __init__(self, child: nn.Module) -> None:
+            super().__init__()
+            self.child = child
+
+    assert select_layers(Only(nn.MultiheadAttention(4, 2))) == ["child"]
+    assert select_layers(Only(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)))) == ["child"]
+    block = nn.TransformerEncoderLayer(4, 2, batch_first=True)
+    assert select_layers(Only(block)) == ["child"]
+    assert select_layers(Only(nn.TransformerEncoder(block, 2))) == ["child.layers.0", "child.layers.1"]

@@ -1,0 +1,219 @@
+"""What is asked of scores."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import phasefast as pf
+from phasefast.errors import DataError, StoreError
+from phasefast.results.scores import PER_SAMPLE, SCHEMA, Scores, in_order
+from phasefast.results.shards import read_shard
+
+from ..conftest import SmallNet
+from ..report.synthetic import make_scores
+
+
+def test_curves_that_are_not_there_are_named(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    scores = pf.probe(net, probe_set, layers="conv", step=3)
+    value = scores.value(layer="conv", target="input", metric="fvu", split="heldout")
+    assert [part.tolist() for part in scores.curve("conv", "input", "fvu")] == [[3], [value]]
+    assert scores.has_curve("conv", "input", "mse", "fit")
+    assert not scores.has_curve("conv", "input", "accuracy")
+    for given, message in (
+        (("cov", "input", "fvu"), r"no scores of layer 'cov': expected one of \['model', 'conv'\]"),
+        (("conv", "inputs", "fvu"), r"no scores of target 'inputs': expected one of \['input', 'label'\]"),
+        (("conv", "input", "accuracy"), r"no scores of metric 'accuracy': expected one of \["),
+        (("conv", "input", "fvu", "test"), r"no scores of split 'test': expected one of \['heldout', 'fit'\]"),
+    ):
+        with pytest.raises(LookupError, match=message):
+            scores.curve(*given)
+    both = pf.Scores.concat([scores, scores.with_column("run", "other")])
+    with pytest.raises(LookupError, match=r"expected the scores of one run, got those of \['run', 'other'\]"):
+        both.curve("conv", "input", "fvu")
+    assert both.filter(run="other").curve("conv", "input", "fvu")[1].tolist() == [value]
+
+
+def test_layers_are_in_the_order_of_a_step_that_lost_none() -> None:
+    assert in_order([(0, "b"), (0, "c"), (1, "a"), (1, "b"), (1, "c"), (2, "d")]) == ["a", "b", "c", "d"]
+    assert in_order([]) == []
+    assert make_scores(["a"], [0]).select(["a", "!model"]).layers == ["a"]
+    for layers in (["!model", "!a"], ["model", "!model"]):
+        with pytest.raises(pf.PhasefastError, match=r"^no scores of layers \[[^]]*\]$"):
+            make_scores(["a"], [0]).select(layers)
+    lost = make_scores(["a", "b", "c"], [0, 1]).to_arrow().to_pylist()
+    scores = Scores.from_rows([row for row in lost if row["step"] == 1 or row["layer"] != "a"])
+    assert scores.layers == ["a", "b", "c"]
+
+
+def test_scores_of_one_training_are_put_together_once(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    one, other = (pf.probe(net, probe_set, layers=layer, step=3) for layer in ("conv", "hidden"))
+    both = pf.Scores.concat([one, other, one])
+    assert both.layers == ["conv", "hidden"]
+    assert len(both) == len(one) + len(other.filter(layer="hidden"))
+    assert len(both.curve("model", "label", "accuracy")[0]) == 1
+    alphas = pf.Scores.concat([one, pf.probe(net, probe_set, layers="conv", step=3, alphas=[0.1])])
+    assert len(alphas) == 2 * len(one)
+    with pytest.raises(DataError, match=r"run 'run', target '(input|label)': expected .* of different values"):
+        pf.Scores.concat([one, one.with_column("target_hash", "other")])
+    fewer = one.with_column("target_hash", "other").with_column("config_hash", "of fewer rows")  # as experiments draw
+    assert len(pf.Scores.concat([one, fewer])) == 2 * len(one)
+    older = pf.Scores(one.to_arrow().drop_columns(["target_hash", "place"]))
+    assert len(pf.Scores.concat([one, older])) == len(one)
+    with torch.no_grad():
+        net.hidden.weight.add_(1)
+    changed = pf.probe(net, probe_set, layers="hidden", step=3)
+    with pytest.raises(DataError, match="run 'run', step 3: expected those of one training"):
+        pf.Scores.concat([one, changed])
+    assert len(pf.Scores.concat([one, changed.with_column("run", "b")])) == len(one) + len(changed)
+
+
+def test_no_file_of_pythons_is_given_to_other_threads(
+    net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that lets go of such a file after the interpreter's end ends the process."""
+    path = pf.probe(net, probe_set, layers="hidden", step=3).write_shard(tmp_path / os.fsdecode(b"caf\xe9:\xff"))
+    read, files = pq.read_table, []
+    monkeypatch.setattr(
+        pq, "read_table", lambda file, **options: files.append((type(file), options)) or read(file, **options)
+    )
+    assert read_shard(path).steps == [3]
+    ((kind, options),) = files
+    assert kind is pa.OSFile
+    assert not options["pre_buffer"]
+    assert not options["use_threads"]
+
+
+def test_a_damaged_shard_is_named_or_read_as_it_was(net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path) -> None:
+    """Whatever bit of a page is flipped; what lies beside the pages may be of no consequence."""
+    path = pf.probe(net, probe_set, layers="hidden", step=3).write_shard(tmp_path)
+    whole, scores = path.read_bytes(), read_shard(path)
+    rng, refused, read = np.random.default_rng(0), 0, 0
+    for place in rng.integers(4, len(whole) - 4, 150):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(flipped)
+        try:
+            found = read_shard(path)
+        except StoreError as error:
+            refused += str(path) in str(error)
+        else:
+            same = ["value", "samples", "baseline_samples", "step", "layer"]
+            assert found.to_arrow().select(same).equals(scores.to_arrow().select(same))
+            read += 1
+    assert refused + read == 150
+    assert refused > 75
+
+
+def random_rows(rng: np.random.Generator, count: int) -> list[dict[str, Any]]:
+    """Rows of few names each, so that some are there twice, with lists of some, and steps in no order."""
+    columns = {
+        "run": ("a", "b"),
+        "layer": ("model", "x", "y"),
+        "target": ("input", "label"),
+        "split": ("heldout", "fit"),
+        "metric": ("fvu", "mse"),
+        "step": range(4),
+        "approximation": (None, "sketch"),
+        "samples": ([1.0, -0.0], [math.inf, 2.0], [1.0, 3.0], [], [None, 1.0], None),
+        "baseline_samples": ([0.0, 1.0], [-0.0, 1.0], [1.0], [], [None], None),
+    }
+    drawn = {name: rng.integers(len(values), size=count) for name, values in columns.items()}
+    rows = [{name: values[drawn[name][row]] for name, values in columns.items()} for row in range(count)]
+    return [{**row, "value": float(place)} for place, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 300])
+def test_rows_are_those_of_a_plain_scan(count: int) -> None:
+    rows = random_rows(np.random.default_rng(count), count)
+    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    steps = sorted(rows, key=lambda row: row["step"])
+    plain = pa.Table.from_pylist(steps, schema=SCHEMA)
+    given = pa.concat_tables([table.slice(0, count // 3), table.slice(count // 3)])  # two chunks, the second at a place
+    scores = Scores(given)
+    assert scores.to_arrow().equals(plain)
+    assert scores.without_samples.to_arrow().drop_columns(PER_SAMPLE).equals(plain.drop_columns(PER_SAMPLE))
+    assert scores.without_samples.to_arrow().column("samples").null_count == count
+    assert scores.targets == list(dict.fromkeys(row["target"] for row in steps if row["layer"] != "model"))
+    assert scores.select().to_arrow().equals(plain)
+    for equal in (
+        {"run": "a"},
+        {"step": 2, "layer": "x"},
+        {"value": 3.0},
+        {"approximation": "sketch"},
+        {"layer": "z"},
+        {"layer": "model", "target": "label", "split": "fit", "metric": "mse", "run": "b"},
+    ):
+        wanted = [row for row in steps if all(row[name] == value for name, value in equal.items())]
+        found = scores.filter(**equal)
+        assert found.to_arrow().equals(pa.Table.from_pylist(wanted, schema=SCHEMA))
+        _check_curves(found, wanted)
+        _check_curves(found.without_samples, [{**row, **dict.fromkeys(PER_SAMPLE)} for row in wanted])
+        _check_curves(found.with_column("layer", "x"), [{**row, "layer": "x"} for row in wanted])
+    _check_curves(scores, steps)
+
+
+def _check_curves(scores: Scores, rows: list[dict[str, Any]]) -> None:
+    """What is asked of each curve is what a plain scan of the rows finds."""
+    for layer, target, metric, split in itertools.product(
+        ("model", "x", "z"), ("input", "label"), ("fvu", "mse"), ("heldout", "fit")
+    ):
+        own = [row for row in rows if (row["layer"], row["target"]) == (layer, target)]
+        own = [row for row in own if (row["metric"], row["split"]) == (metric, split)]
+        assert scores.has_curve(layer, target, metric, split) == bool(own)
+        if not own:
+            with pytest.raises(LookupError, match="no scores of"):
+                scores.curve(layer, target, metric, split)
+            continue
+        once = len({row["step"] for row in own}) == len(own) or len({row["run"] for row in rows}) == 1
+        with nullcontext() if once else pytest.raises(LookupError, match="expected the scores of one run"):
+            found = [part.tolist() for part in scores.curve(layer, target, metric, split)]
+            assert found == [[row[name] for row in own] for name in ("step", "value")]
+        if split == "fit":
+            continue
+        assert scores.estimated(layer, target, metric).tolist() == [row["approximation"] is not None for row in own]
+        first = next((row["baseline_samples"] for row in own if row["baseline_samples"] is not None), None)
+        baseline = scores.baseline_samples(layer, target, metric)
+        assert _bits(baseline) == _bits(None if first is None else np.array(first, np.float32))
+        lists = [row["samples"] for row in own]
+        wrong = LookupError if None in lists else StoreError if len({len(each) for each in lists}) > 1 else None
+        with pytest.raises(wrong) if wrong else nullcontext():
+            found_steps, samples = scores.samples(layer, target, metric)
+            assert found_steps.tolist() == [row["step"] for row in own]
+            assert [_bits(each) for each in samples] == [_bits(np.array(each, np.float32)) for each in lists]
+
+
+def _bits(numbers: np.ndarray | None) -> bytes | None:
+    """NaN stands for null."""
+    return None if numbers is None else numbers.tobytes()
+
+
+def test_parts_of_scores_are_put_together_as_they_were() -> None:
+    rows = list(
+        {tuple(map(str, list(row.values())[:6])): row for row in random_rows(np.random.default_rng(1), 200)}.values()
+    )
+    whole = Scores.from_rows(rows)
+    parts = [whole.filter(step=step) for step in reversed(whole.steps)]
+    assert Scores.concat([*parts, parts[0], whole.filter(layer="z")]).to_arrow().equals(whole.to_arrow())
+    assert len(Scores.concat([])) == 0
+    shared = Scores.concat([Scores.from_rows([row]) for row in rows])
+    assert shared.to_arrow().equals(whole.to_arrow())
+    kept = [bytes(each.flatten().buffers()[1])[:8] for each in shared._lists["baseline_samples"] if len(each[0]) == 2]
+    assert len(kept) == len(set(kept)) == 2  # that differ in a sign
+
+
+def test_shards_are_read_as_they_were_written(tmp_path: Path) -> None:
+    whole = make_scores(["a", "b"], [0, 1, 2])
+    for step in whole.steps:
+        whole.filter(step=step).write_shard(tmp_path)
+    assert pf.read_scores(tmp_path).to_arrow().equals(whole.to_arrow())
