@@ -103,6 +103,30 @@ def test_the_models_own_scores_are_shown_by_name(run: Path) -> None:
     assert "layer pattern 'fc' matches nothing in the scores; they have" in fails("scores", run, "--layer", "fc")
 
 
+def test_the_stop_window_is_as_wide_as_asked(run: Path) -> None:
+    def windows(*options: object) -> list[list[int]]:
+        cells = json.loads(invoke("phases", run, "--json", "--target", "input", *options).stdout)["cells"]
+        return [cell["stop_window"] for cell in cells if cell["stop_window"]]
+
+    usual, wide = windows(), windows("--window", 0.9)
+    assert usual == windows("--window", 0.25)
+    assert all(out[0] <= part[0] <= part[1] <= out[1] for out, part in zip(wide, usual, strict=True))
+    assert wide != usual
+    invoke("report", run, "--window", 0.9)
+    kept = json.loads((run / "phases.json").read_text())["cells"]
+    assert [cell["stop_window"] for cell in kept if cell["stop_window"] and cell["target"] == "input"] == wide
+    assert {cell["evidence"]["window"] for cell in kept} == {0.9}
+    other = shutil.copytree(run, run.parent / "other")
+    (cell,) = json.loads(
+        invoke("compare", run, other, "--json", "--target", "input", "--layer", "features", "--window", 0.9).stdout
+    )["cells"]
+    assert cell["stop_windows"] == dict.fromkeys(("run", "other"), wide[0])
+    for bad in ("nan", "inf"):
+        assert f"window: expected a number that is not below 0, got {bad}" in fails("phases", run, "--window", bad)
+    with pytest.raises(pf.ArgumentError, match=r"fewest: expected a number that is not below 0, got '4'"):
+        pf.PhaseRules(fewest="4")  # type: ignore[arg-type]
+
+
 def test_a_report_of_some_layers_keeps_the_picture_of_all(run: Path) -> None:
     invoke("report", run)
     picture, selected, maps = (run / f"{name}.png" for name in ("phases", "phases-selected", "maps-selected"))

@@ -21,6 +21,7 @@ from ..common.console import of_results
 from ..engine import VERSION
 from ..errors import ArgumentError, StoreError
 from ..ops._extension import build_info
+from ..phases.curve import DEFAULT_RULES, PhaseRules
 from ..report import print_report, read_phases, read_runs, restrict, write_comparison, write_phases, write_report
 from ..results.scores import PER_SAMPLE
 from ..results.shards import list_shards, read_scores, read_shard
@@ -34,6 +35,10 @@ ShownTargets = Annotated[
     list[str] | None, typer.Option("--target", help="Show only targets that match this glob; may be given again.")
 ]
 Csv = Annotated[bool, typer.Option("--csv", help="Print comma-separated values instead, for a spreadsheet.")]
+Window = Annotated[
+    float,
+    typer.Option(min=0, help="How far above the minimum the stop window goes, as a share of the decrease before it."),
+]
 _EXTRAS = {
     "torchvision": "vision",
     "huggingface-hub": "hub",
@@ -51,10 +56,11 @@ def phases(
     target: ShownTargets = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, as in phases.json, instead of tables.")] = False,
     csv: Csv = False,
+    window: Window = DEFAULT_RULES.window,
 ) -> None:
     """Detect the phases of a run: write phases.json, with all cells, into its directory and print the tables."""
     _check_one_form(json, csv)
-    scores, report = read_phases(directory)
+    scores, report = read_phases(directory, PhaseRules(window=window))
     part, found = restrict(scores, report, layer, target)
     try:
         if json:
@@ -68,12 +74,17 @@ def phases(
 
 
 @app.command()
-def report(directory: Directory, layer: ShownLayers = None, target: ShownTargets = None) -> None:
+def report(
+    directory: Directory,
+    layer: ShownLayers = None,
+    target: ShownTargets = None,
+    window: Window = DEFAULT_RULES.window,
+) -> None:
     """Like phases, and draw phases.png and maps.png, or phases-selected.png and maps-selected.png of some.
 
     The last layer's before the model's output shade the upper curves, its stop window marks all.
     """
-    write_report(directory, layers=layer, targets=target)
+    write_report(directory, layers=layer, targets=target, rules=PhaseRules(window=window))
 
 
 @app.command()
@@ -87,15 +98,19 @@ def compare(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     csv: Csv = False,
+    window: Window = DEFAULT_RULES.window,
 ) -> None:
     """What the phases of several runs have in common, the stop window of all, and mean curves, or those of two."""
     _check_one_form(json, csv)
+    rules = PhaseRules(window=window)
+    if not json and not csv:
+        write_comparison(directories, layers=layer, targets=target, picture=picture, rules=rules)
+        return
+    comparison, *_ = read_runs(directories, layer, target, rules)
     if json:
-        typer.echo(read_runs(directories, layer, target)[0].to_json())
-    elif csv:
-        _print_csv(read_runs(directories, layer, target)[0].rows())
+        typer.echo(comparison.to_json())
     else:
-        write_comparison(directories, layers=layer, targets=target, picture=picture)
+        _print_csv(comparison.rows())
 
 
 @app.command("scores")

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from ..errors import ArgumentError
 from .phase_report import FEW_STEPS, PhaseKind
 from .valley import Valleys, noise_around, persistence, rarely_apart, rarely_gained, valleys
 
 
 @dataclass(frozen=True)
 class PhaseRules:
-    """When a change counts, what near-constant means, and how wide the stop window is."""
+    """When a change counts, what near-constant means, and how wide the stop window is.
+
+    Raises:
+        ArgumentError: one is not a number, or below 0.
+    """
 
     change: float = 0.02  # a change is at least this fraction of the loss before it,
     absolute: float = 1e-4  # and at least this much,
@@ -23,6 +28,7 @@ class PhaseRules:
     constant: float = 0.10  # a curve in order that goes farther from its mean than this fraction of it is not constant
     plateau: float = 0.20  # a plateau's losses differ from their mean by at most this fraction of the change after it,
     slope: float = 1 / 3  # and its slope is at most this fraction of the slope after it
+    bump: float = 0.25  # a rise between a plateau and its decrease is left out from this fraction of the latter on
     window: float = 0.25  # the stop window's losses exceed the minimum by this fraction of the decrease before a rise
     fewest: int = 4  # steps that phases take: a plateau of three and a change after it
     odd: float = 6.0  # a step this many standard deviations of the step noise above both neighbours is left out
@@ -30,6 +36,11 @@ class PhaseRules:
     noise_steps: int = 7  # fewer steps than this have too few differences to tell the step noise
     order_steps: int = FEW_STEPS  # fewer have too few orders to test
     permutations: int = 2_000  # random orders that the test draws
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < np.inf:
+                raise ArgumentError(f"{name}: expected a number that is not below 0, got {value!r}")
 
 
 DEFAULT_RULES = PhaseRules()
@@ -159,7 +170,7 @@ class Curve:
         before = [Span("constant", 0, fall.first, slice(0, 1))] if fall.first > 0 else []
         top, level = fall.first + int(self.loss[fall.first : self.minimum].argmax()), self.loss[fall.before].mean()
         # After a plateau the highest step is high by chance too.
-        least = self.rules.window * self._size(fall) if before else 0.0
+        least = self.rules.bump * self._size(fall) if before else 0.0
         if self.loss[top] - level >= max(self._needed(level), least):  # it first rises: that part has no name
             return [*before, replace(fall, first=top, before=slice(top, top + 1))]
         return [*before, fall]
@@ -329,6 +340,7 @@ class Curve:
         return {
             "order_p": self.order_p,
             "step_noise": self.noise,
+            "window": self.rules.window,
             "needed": {"decrease": self._asked(self._descent()), "increase": self._asked(self._ascent())},
             "loss": {name: float(self.loss[place]) for name, place in places.items()},
         }

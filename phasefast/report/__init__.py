@@ -14,6 +14,7 @@ from ..common.console import of_results
 from ..common.notices import shown, warn
 from ..errors import ArgumentError, DataError, LayerError
 from ..phases.comparing import Comparison, compare_phases
+from ..phases.curve import DEFAULT_RULES, PhaseRules
 from ..phases.phase_report import PhaseReport, failure_notes
 from ..results.failures import Failure
 from ..results.scores import Scores
@@ -47,8 +48,8 @@ __all__ = [
 _UNNAMED = "run"  # the label of those that were not given one
 
 
-def read_phases(directory: str | Path) -> tuple[Scores, PhaseReport]:
-    """A run's scores and its phases.
+def read_phases(directory: str | Path, rules: PhaseRules = DEFAULT_RULES) -> tuple[Scores, PhaseReport]:
+    """A run's scores and its phases, by the thresholds ``rules``.
 
     Raises:
         StoreError: there are no scores.
@@ -58,9 +59,8 @@ def read_phases(directory: str | Path) -> tuple[Scores, PhaseReport]:
     if len(origins := read_origins(directory)) > 1:
         warn(f"{directory}: holds scores of checkpoints in {', '.join(origins)}: are they of one training?")
     failed = read_failures(directory)
-    return scores, replace(
-        detect_phases(scores), failed=dict(sorted((failed | _gaps(scores, failed, lost_layers(directory))).items()))
-    )
+    failed |= _gaps(scores, failed, lost_layers(directory))
+    return scores, replace(detect_phases(scores, rules=rules), failed=dict(sorted(failed.items())))
 
 
 def _gaps(scores: Scores, failed: Mapping[int, Failure], lost: Mapping[int, Collection[str]]) -> dict[int, Failure]:
@@ -114,6 +114,7 @@ def write_report(
     *,
     layers: Sequence[str] | None = None,
     targets: Sequence[str] | None = None,
+    rules: PhaseRules = DEFAULT_RULES,
 ) -> PhaseReport:
     """The tables of a run's phases on ``console``, then ``phases.json`` and two pictures in its directory.
 
@@ -121,7 +122,7 @@ def write_report(
 
     Args:
         layers, targets: names or globs of what is shown, in ``phases-selected.png`` and ``maps-selected.png`` then;
-            ``phases.json``, and what is returned, have all.
+            ``phases.json``, and what is returned, have all. rules: thresholds of the phases.
 
     Raises:
         DependencyError: matplotlib is missing; all else is written and printed by then.
@@ -129,7 +130,7 @@ def write_report(
         StoreError, DataError, LayerError, ArgumentError: as for ``read_phases`` and ``restrict``.
     """
     console = console or of_results()
-    scores, report = read_phases(directory)
+    scores, report = read_phases(directory, rules)
     part = restrict(scores, report, layers, targets)
     print_report(*part, console)
     write_phases(directory, report)
@@ -146,14 +147,17 @@ def write_report(
 
 
 def read_runs(
-    directories: Sequence[str | Path], layers: Sequence[str] | None = None, targets: Sequence[str] | None = None
+    directories: Sequence[str | Path],
+    layers: Sequence[str] | None = None,
+    targets: Sequence[str] | None = None,
+    rules: PhaseRules = DEFAULT_RULES,
 ) -> tuple[Comparison, dict[str, Scores], list[str]]:
     """The phases that runs in several directories have in common, and their scores by name: the ends of the paths.
 
     And the layers that all are judged by, as ``telling_layers`` has them. Warns where they were measured differently.
 
     Args:
-        layers, targets: names or globs; None for all.
+        layers, targets: names or globs; None for all. rules: thresholds of the phases.
 
     Raises:
         As ``detect_phases``, ``compare_phases`` and ``read_phases`` do.
@@ -185,7 +189,7 @@ def read_runs(
     for one, other in itertools.combinations(names, 2):
         if same := _same_weights(scores[one], scores[other]):
             warn(f"{one} and {other} have the same weights at {same} steps after 0: are they one training?")
-    comparison = compare_phases({name: detect_phases(own) for name, own in scores.items()})
+    comparison = compare_phases({name: detect_phases(own, rules=rules) for name, own in scores.items()})
     common = {(each.layer, each.target) for each in comparison}
     left = {(layer, target) for own in scores.values() for layer in own.layers for target in own.targets} - common
     if left:
@@ -209,6 +213,7 @@ def write_comparison(
     layers: Sequence[str] | None = None,
     targets: Sequence[str] | None = None,
     picture: str | Path | None = None,
+    rules: PhaseRules = DEFAULT_RULES,
 ) -> Comparison:
     """``read_runs``, its tables on ``console``, and ``plot_comparison`` in ``picture``, a file, if given.
 
@@ -218,7 +223,7 @@ def write_comparison(
     console = console or of_results()
     if picture is not None:
         check_picture(picture)
-    comparison, scores, telling = read_runs(directories, layers, targets)
+    comparison, scores, telling = read_runs(directories, layers, targets, rules)
     last = next(layer for layer in telling if layer in {each.layer for each in comparison})
     print_comparison(comparison, scores, telling, console)
     if picture is not None:

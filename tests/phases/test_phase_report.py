@@ -72,7 +72,7 @@ def test_a_report_prints_as_a_table() -> None:
         "layer     target  phases                       stop window",
         "stage1    input   none                         -",
         "features  input   constant 0-8, decrease 8-64  64-4096+",
-        "+ open: no certain rise, of a quarter of the decrease or more, up to the last step",
+        "+ open: no certain rise, of 0.25 of the decrease or more, up to the last step",
         "stage1: it changes by amounts that come back",
     ]
     assert repr(report) == "PhaseReport(2 cells, layers ['stage1', 'features'], targets ['input'])"
