@@ -121,7 +121,7 @@ def test_the_stop_window_is_as_wide_as_asked(run: Path) -> None:
         invoke("compare", run, other, "--json", "--target", "input", "--layer", "features", "--window", 0.9).stdout
     )["cells"]
     assert cell["stop_windows"] == dict.fromkeys(("run", "other"), wide[0])
-    for bad in ("nan", "inf"):
+    for bad in ("nan", "inf", "-0.1"):
         assert f"window: expected a number that is not below 0, got {bad}" in fails("phases", run, "--window", bad)
     with pytest.raises(pf.ArgumentError, match=r"fewest: expected a number that is not below 0, got '4'"):
         pf.PhaseRules(fewest="4")  # type: ignore[arg-type]

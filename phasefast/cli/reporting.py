@@ -37,7 +37,7 @@ ShownTargets = Annotated[
 Csv = Annotated[bool, typer.Option("--csv", help="Print comma-separated values instead, for a spreadsheet.")]
 Window = Annotated[
     float,
-    typer.Option(min=0, help="How far above the minimum the stop window goes, as a share of the decrease before it."),
+    typer.Option(help="How far above the minimum the stop window goes, as a share of the decrease before it."),
 ]
 _EXTRAS = {
     "torchvision": "vision",
