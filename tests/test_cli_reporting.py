@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import phasefast as pf
+from phasefast.errors import ArgumentError
 from phasefast.results.scores import Scores
 
 from .report.synthetic import log2_steps, make_scores, write_run
@@ -123,7 +124,7 @@ def test_the_stop_window_is_as_wide_as_asked(run: Path) -> None:
     assert cell["stop_windows"] == dict.fromkeys(("run", "other"), wide[0])
     for bad in ("nan", "inf", "-0.1"):
         assert f"window: expected a number that is not below 0, got {bad}" in fails("phases", run, "--window", bad)
-    with pytest.raises(pf.ArgumentError, match=r"fewest: expected a number that is not below 0, got '4'"):
+    with pytest.raises(ArgumentError, match=r"fewest: expected a number that is not below 0, got '4'"):
         pf.PhaseRules(fewest="4")  # type: ignore[arg-type]
 
 
