@@ -165,6 +165,22 @@ def test_rows_of_many_classes_name_theirs() -> None:
     assert found["1", "side"].classes.tolist() == [0, -1, 2]
 
 
+def test_named_variants_of_targets_are_in_the_units_that_are_given() -> None:
+    class Sum(pf.Function):
+        pass
+
+    class Word(pf.Label):
+        pass
+
+    probe_set = samples(300, 60, (12,), classes=5000)
+    targets = [Sum(lambda x: x.double().sum(1) + 1000, name="sum"), Word(5000)]
+    found = pf.fit_decoders(network(12, 16), probe_set, layers="1", targets=targets)
+    truth = probe_set.heldout_inputs.double().sum(1, keepdim=True) + 1000
+    assert (found["1", "sum"].predictions - truth).abs().mean() < 0.1 * (truth - truth.mean()).abs().mean()
+    assert found["1", "label"].classes is not None
+    assert found["1", "label"].classes.tolist() == [0, 1, 2, 4999, -1]
+
+
 def test_targets_of_the_users_own_are_as_they_give_them() -> None:
     class Sums:
         name, kind = "sums", "regression"

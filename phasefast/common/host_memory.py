@@ -57,6 +57,6 @@ def _of_groups() -> Iterator[int]:
 def _text(path: str | Path) -> str:
     """What is in a file; nothing where it cannot be read."""
     try:
-        return Path(path).read_text(encoding="ascii")
-    except (OSError, ValueError):
+        return os.fsdecode(Path(path).read_bytes())  # names of groups are names of folders
+    except OSError:
         return ""

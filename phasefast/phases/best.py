@@ -63,8 +63,7 @@ def best_checkpoint(
         raise ArgumentError(f"confidence: expected a number between 0 and 1, got {confidence}")
     if target not in scores.targets:
         raise ArgumentError(f"target {target!r}: expected one of {scores.targets}")
-    if len(runs := scores.values_of("run")) > 1:
-        raise DataError(f"expected the scores of one run, got those of {runs}: choose with filter(run=...)")
+    scores.check_one_run()
     wanted = scores.select(layers).filter(target=target)
     metric = next((name for name in LOSSES if any(_layers(wanted, target, name))), "")
     curves = {layer: _curve(wanted, layer, target, metric) for layer in _layers(wanted, target, metric)}
@@ -76,7 +75,7 @@ def best_checkpoint(
     own = found[layer]
     alike = {name: curve.alike(own, metric in ACCURACIES, confidence) for name, curve in found.items()}
     loss, tried = float(own.least.mean()), sum(len(curve.steps) for curve in found.values())
-    constant = scores.baseline(target, metric)
+    constant = wanted.filter(layer=layer).baseline(target, metric)
     share = constant if metric in ACCURACIES else None
     return BestCheckpoint(
         target=target,
@@ -123,9 +122,12 @@ class _Curve:
         """Whether the least loss is below the constant's by more than chance; ``share``: what that is right of."""
         if share is None:
             return _is_above(self.unit - self.least, confidence)
-        # Which samples the constant is right of is not known. It scatters too: alone where all others are right.
-        of_constant = math.sqrt(share * (1 - share) * float(np.square(self.unit).mean()))
-        return _is_above(1 - share - self.least, confidence, scatter=of_constant)
+        # Which samples the constant is right of is not known. Its share scatters too, as if by itself: but where classes
+        # count alike, of which it has one. Their errors scatter as its own would at least: all may be right of a few.
+        scatter = math.sqrt(share * (1 - share) * float(np.square(self.unit).mean()))
+        if (self.unit == self.unit[0]).all():
+            scatter = math.hypot(scatter, self.least.std(ddof=min(1, len(self.least) - 1)))
+        return _is_above(1 - share - self.least, confidence, scatter=scatter)
 
     def alike(self, other: _Curve, of_classes: bool, confidence: float) -> np.ndarray:
         """Places of the losses that are not told apart from the least of another curve."""

@@ -82,7 +82,7 @@ class Curve:
     other: int | None = None
 
     def at_lowest(self, found: Valleys) -> Curve:
-        """The curve by the fit that falls up to its lowest step, if that is elsewhere, and not by chance.
+        """The curve by the fit that falls up to its lowest step, if that is elsewhere, and not by chance; two valleys.
 
         Many steps of one part outvote few of another in the best fit, as where checkpoints are dense at first. The
         lowest step counts where a neighbour lies below the minimum too, by more than steps scatter, or where the curve
@@ -92,23 +92,48 @@ class Curve:
             found: its valley fits.
         """
         low, best, size = self.minimum, int(self.loss.argmin()), len(self.loss)
-        first, last = sorted((best, low))
-        dip = min(self.loss[step] for step in (best - 1, best + 1) if 0 <= step < size)
-        if size < self.rules.order_steps or last - first < 2:
+        if size < self.rules.order_steps:
             return self
-        noise, rough = noise_around(best, self.loss, self.fit, self.rules.noise_steps)
+        if abs(best - low) < 2:
+            return self._beside_another()
+        noise, rough = noise_around(best, self.loss, found.fit(0, best), self.rules.noise_steps)
         one = replace(self, fit=found.fit(0, best), gains=found.gains(0, best), minimum=best, noise=noise, rough=rough)
+        if two := one._beside(low):
+            return two
+        moved = self.loss[low] - self._beside_it(best) >= max(one._low_by_chance, self.rules.noise * one.noise)
+        return (one if moved else self)._beside_another()
+
+    def _beside_another(self) -> Curve:
+        """The curve with its second valley, where it has one whose steps have an order."""
+        if self.order_p is None or self.order_p > self.rules.order_level:
+            return self
+        drops = list[tuple[float, int]]()
+        for loss, place in ((self.loss[self.minimum + 1 :], 1), (self.loss[: self.minimum][::-1], -1)):
+            if len(loss) > 1:
+                drop = np.maximum.accumulate(loss)[:-1] - loss[1:]
+                drops.append((float(drop.max()), self.minimum + place * (2 + int(drop.argmax()))))
+        return next((two for _, other in sorted(drops, reverse=True) if (two := self._beside(other))), self)
+
+    def _beside(self, other: int) -> Curve | None:
+        """The curve with a second valley, lowest at ``other``; None where it is scatter, or nothing falls to it."""
+        first, last = sorted((self.minimum, other))
         top = self._top(first, last)
         # The scatter is what both valleys leave: a single one leaves all of the other.
-        parts = [valleys(part[None]).fit(0) for part in (self.loss[: top + 1], self.loss[top + 1 :])]
-        noise, rough = noise_around(best, self.loss, np.concatenate(parts), self.rules.noise_steps)
-        two = replace(one, noise=noise, rough=rough, other=low)
-        between = max(self.loss[top - 1], self.loss[top + 1]) - max(dip, self.loss[low])
-        asked = max(two._needed(float(self.loss[low])), two._low_by_chance)
-        rise = self.replicates[:, top] - self.replicates[:, low]
-        if between >= asked and np.percentile(rise, self.tails[0]) > 0:
-            return two
-        return one if self.loss[low] - dip >= max(one._low_by_chance, self.rules.noise * one.noise) else self
+        splits = [self.minimum, None] if other > self.minimum else [None, self.minimum - top - 1]
+        parts = zip((self.loss[: top + 1], self.loss[top + 1 :]), splits)
+        fit = np.concatenate([valleys(part[None]).fit(0, split) for part, split in parts])
+        noise, rough = noise_around(self.minimum, self.loss, fit, self.rules.noise_steps)
+        two = replace(self, fit=fit, noise=noise, rough=rough, other=other)
+        level = max(self._beside_it(self.minimum), self._beside_it(other))
+        asked = max(two._needed(level), two._low_by_chance)
+        # What only rises from the first step on is no valley.
+        high = min(max(self.loss[top - 1], self.loss[top + 1]), self.loss[:first].max(initial=-np.inf))
+        rise = self.replicates[:, top] - self.replicates[:, other]
+        return two if high - level >= asked and np.percentile(rise, self.tails[0]) > 0 else None
+
+    def _beside_it(self, step: int) -> float:
+        """The lower one of a step's neighbours, which is not low by the choice of the step."""
+        return float(min(self.loss[each] for each in (step - 1, step + 1) if 0 <= each < len(self.loss)))
 
     def _top(self, first: int, last: int) -> int:
         """Index of the highest step between two others."""
@@ -296,15 +321,10 @@ class Curve:
             return None
         # Read from the valley fit, so that one odd step does not close it.
         margin = self._margin(spans[kinds.index("decrease")])
-        near = np.flatnonzero(self.fit <= self.fit.min() + margin)
-        start, end = int(near[0]), int(near[-1]) if "increase" in kinds or self._falls_again else len(self.fit) - 1
-        if self.other is not None:  # on that side the fit lies below the top in between
-            far = np.flatnonzero(self.loss > self.loss[self.minimum] + margin)
-            if self._falls_again:
-                end = int(min([end, *(far[far > self.minimum] - 1)]))
-            else:
-                start = int(max([start, *(far[far < self.minimum] + 1)]))
-        return start, end
+        far = np.flatnonzero(self.fit > self.fit[self.minimum] + margin)
+        start = int(max([-1, *far[far < self.minimum]])) + 1
+        end = int(min([len(self.fit), *far[far > self.minimum]])) - 1
+        return start, end if "increase" in kinds or self._falls_again else len(self.fit) - 1
 
     @property
     def _falls_again(self) -> bool:

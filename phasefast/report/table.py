@@ -92,7 +92,8 @@ def _print_best(scores: Scores, cells: Sequence[CellPhases], report: PhaseReport
         if not any(first <= step <= last for step in best.steps):
             text += f". The input's stop window there, {window.window_text}, holds none of these steps"
     if len(steps) > 1 and best.steps[0] == steps[0]:
-        text += f". Step {steps[0]}, the first, is among these: here these samples tell of no gain by training"
+        gain = f"training after step {steps[0]}" if steps[0] else "training"
+        text += f". Step {steps[0]}, the first, is among these: here these samples tell of no gain by {gain}"
     console.print(Text(text))
 
 

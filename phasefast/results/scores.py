@@ -62,6 +62,7 @@ SCHEMA = pa.schema(
 )
 _KEY = ["run", "step", "layer", "target", "split", "metric", "batchnorm", "config_hash"]  # what a row is known by
 _CURVE = ["layer", "target", "metric", "split"]  # what rows of several steps are known by
+_ROUNDING = 1e-6  # of a baseline, by which its rows may differ
 PER_SAMPLE = ["samples", "baseline_samples"]
 # Null in tables of versions that did not have them.
 _LATER = ("approximation", "low", "high", "dropped", "baseline", "baseline_samples", "target_hash", "place")
@@ -272,10 +273,15 @@ class Scores:
         return np.asarray(self._of(layer, target, metric)._table.column("approximation").is_valid())
 
     def baseline(self, target: str, metric: str) -> float | None:
-        """What the best constant prediction scores on the held-out rows; None where that is not known."""
+        """What the best constant prediction scores on the held-out rows; None where that is not known, or several."""
         rows = self.filter(target=target, metric=metric, split="heldout")._table
-        known = rows.column("baseline").unique()
-        return known[0].as_py() if len(known) == 1 else None
+        known = rows.column("baseline").drop_null().to_pylist()
+        return known[0] if known and max(known) - min(known) <= _ROUNDING * max(map(abs, known)) else None
+
+    def check_one_run(self) -> None:
+        """DataError where these are of several runs, whose curves would be one."""
+        if len(runs := self.values_of("run")) > 1:
+            raise DataError(f"expected the scores of one run, got those of {runs}: choose with filter(run=...)")
 
     def _of(self, layer: str, target: str, metric: str, split: str = "heldout") -> Scores:
         """Rows of one metric, by step; LookupError names what there is instead."""

@@ -8,8 +8,8 @@ A curve is the mean held-out loss at each probed step. What is asked of it, in t
 * *Where is the valley?* The least-squares fit that first never rises and then never falls (two isotonic regressions,
   Barlow et al. 1972, over all places to split) says where the minimum is; a checkpoint that is too low by much less
   than the valley's depth does not move it. Where the lowest step and a neighbour lie below that minimum by more
-  than steps scatter, or the curve rises in between by what counts, which makes two valleys, the fit is the best one
-  that falls up to the lowest step.
+  than steps scatter, the fit is the best one that falls up to the lowest step. Where the curve falls, rises and falls
+  again by what counts, there are two valleys, with a fit each, and the lower one is taken.
 * *Is there an order at all?* The residual of that fit and the von Neumann ratio (1941) are compared with those of the
   same values in random order (a permutation test): a curve that is neither a better valley nor smoother is noise, and
   constant only where all of it stays within what a change needs.
@@ -76,13 +76,14 @@ def detect_phases(
         rules: thresholds.
 
     Raises:
-        DataError: there is nothing to analyse, fewer than two steps, a step twice, or a loss that is not finite.
+        DataError: there is nothing to analyse, of several runs, of fewer than two steps, or a loss is not finite.
         LayerError, ArgumentError: a pattern matches no layer or no target.
     """
     if not isinstance(scores, Scores):
         raise ArgumentError(
             f"scores: expected those of one run, got {type(scores).__name__}; see compare_phases for more"
         )
+    scores.check_one_run()
     wanted = scores.select(layers, targets)
     options: dict[str, Any] = {"seed": seed, "confidence": confidence, "replicates": replicates, "rules": rules}
     cells = tuple(
@@ -180,7 +181,7 @@ def detect_curve(
             "reason": reason,
             "doubt": curve.doubt(spans),
             "early_rise": None if early is None else [int(kept[each]) for each in early],
-            "other_minimum": None if curve.other is None else int(kept[curve.other]),
+            "other_minimum": int(kept[curve.other]) if spans and curve.other is not None else None,
             "steps": steps.tolist(),
             "left_out": steps[odd].tolist(),
             "samples": samples.shape[1],

@@ -6,6 +6,7 @@ import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -189,8 +190,7 @@ def given_columns(target: Target, fit: Split, heldout: Split, tokens: Mapping[st
     Args:
         fit, heldout, tokens: as for ``build_targets``.
     """
-    whole = (Input, Label, Function, Values)  # what is made from them may encode otherwise
-    plain = target if isinstance(target, whole) and type(target) in whole else None
+    plain = target if _encodes_as_usual(target) else None
     values, _ = target.columns(fit, heldout) if plain is None else plain.given(fit, heldout)
     if tokens is not None:
         of_tokens = plain is not None or values.dim() == 3
@@ -198,10 +198,20 @@ def given_columns(target: Target, fit: Split, heldout: Split, tokens: Mapping[st
     return values.reshape(len(values), -1)
 
 
+def _encodes_as_usual(target: Target) -> TypeGuard[OwnTarget]:
+    """Whether its columns are those that the package makes of what is given; of another's, only itself can tell."""
+    usual = [kind.encoded for kind in (Input, Label, Function, Values)]
+    return _encodes_what_is_given(target) and type(target).encoded in usual
+
+
+def _encodes_what_is_given(target: Target) -> TypeGuard[OwnTarget]:
+    return isinstance(target, OwnTarget) and type(target).columns is OwnTarget.columns
+
+
 def _of_tokens(target: Target, fit: Split, heldout: Split, tokens: Mapping[str, TokenRows]) -> tuple[Tensor, Tensor]:
     """Columns of each row, which has those of its sequence where tokens have none of their own."""
     of_fit, of_heldout = tokens["fit"], tokens["heldout"]
-    if isinstance(target, OwnTarget) and type(target).columns is OwnTarget.columns:
+    if _encodes_what_is_given(target):
         values, held = target.given(fit, heldout)
         return target.encoded(of_fit.rows(values), of_heldout.rows(held))
     columns, held = target.columns(fit, heldout)

@@ -173,6 +173,25 @@ def test_the_best_of_much_noise_beats_no_constant(metric: str, constant: float |
     assert told <= 4
 
 
+def test_random_predictions_seldom_beat_a_constant_that_is_drawn_too() -> None:
+    rng, told = np.random.default_rng(0), 0
+    for _ in range(200):
+        labels = rng.random(400) < 0.5
+        rows = [row(0, "a", "t", "accuracy", (rng.random(400) < 0.5) == labels)]
+        told += pf.best_checkpoint(Scores.from_rows([{**rows[0], "baseline": labels.mean()}]), "t").beats_constant
+    assert told <= 9  # of 5 expected
+
+
+@pytest.mark.parametrize("baselines", [(0.5, 0.5, 0.5), (None, 0.5, 0.5), (0.5, 0.5, 0.5 + 1e-9)])
+def test_a_constant_that_some_rows_do_not_tell_is_known(baselines: tuple[float | None, ...]) -> None:
+    hits = np.random.default_rng(0).random((3, 200)) < 0.5
+    rows = [
+        {**row(step, "a", "t", "accuracy", own), "baseline": known}
+        for step, (own, known) in enumerate(zip(hits, baselines, strict=True))
+    ]
+    assert not pf.best_checkpoint(Scores.from_rows(rows), "t").beats_constant
+
+
 def test_one_rare_sample_more_beats_no_class() -> None:
     right = np.ones(40, dtype=bool)
     rows = [row(step, "a", "t", "accuracy", right if step else wrong_at(slice(1), 40)) for step in range(24)]

@@ -334,6 +334,8 @@ def test_scores_that_cannot_be_analysed(scores: Scores) -> None:
         detect_phases(Scores.from_rows([]))
     with pytest.raises(DataError, match=r"layer 'conv1'.*at least 2 steps"):
         detect_phases(scores.filter(step=0))
+    with pytest.raises(DataError, match=r"of one run, got those of \['a', 'other'\]"):
+        detect_phases(Scores.concat([scores, scores.with_column("run", "other")]))
     with pytest.raises(DataError, match=r"layer 'conv1'.*step 0 is there more than once"):
         detect_phases(Scores.concat([scores, scores.with_column("config_hash", "other")]))
     bare = [rows(step, np.ones(2), layer="a", target="input", metric="fvu", samples=None) for step in (0, 1)]

@@ -38,7 +38,9 @@ def test_of_two_valleys_the_deeper_one_counts_however_many_steps_the_other_has(s
     steps, samples = of_two(seed, later=0.26)
     cell = detect_curve(steps, samples)
     assert cell.minimum_step > 1500
-    assert cell.evidence["other_minimum"] is None
+    assert 32 <= cell.evidence["other_minimum"] <= 128
+    assert cell.stop_window is not None
+    assert cell.stop_window[0] > 600
 
 
 def test_one_low_step_makes_no_valley_and_two_make_one_the_minimum() -> None:
@@ -69,6 +71,38 @@ def test_a_stop_window_does_not_hold_the_top_between_two_valleys(
     assert cell.stop_window is not None
     assert window[0] <= cell.stop_window[0] <= cell.minimum_step <= cell.stop_window[1] <= window[1]
     assert all(phase.end_step <= 6 for phase in cell.phases if phase.kind == "increase")
+
+
+@pytest.mark.parametrize("scatter", [0, 0.0005, 0.002])
+@pytest.mark.parametrize(
+    ("places", "values", "steps"),
+    [
+        ([0, 0.3, 0.6, 1], [0.6, 0.4, 0.5, 0.42], 21),
+        ([0, 0.3, 0.45, 0.9, 1], [0.6, 0.41, 0.465, 0.4, 0.4], 36),
+        ([0, 0.15, 0.5, 0.7, 1], [0.6, 0.4, 0.47, 0.42, 0.42], 36),
+        ([0, 0.2, 0.3, 0.4, 0.5, 1], [0.6, 0.4, 0.5, 0.5, 0.405, 0.405], 40),
+    ],
+)
+def test_a_second_valley_is_told_though_the_fit_has_its_minimum_in_the_lower_one(
+    places: list[float], values: list[float], steps: int, scatter: float
+) -> None:
+    rng = np.random.default_rng(0)
+    curve = np.interp(np.linspace(0, 1, steps), places, values) + rng.normal(0, scatter, steps)
+    cell = detect_curve(np.arange(steps), curve[:, None] * rng.lognormal(0, 0.5, 200))
+    assert cell.evidence["other_minimum"] is not None
+    assert cell.stop_window is not None
+    low, high = cell.stop_window
+    top, fall = sorted((cell.minimum_step, cell.evidence["other_minimum"])), cell.phases[0].change
+    assert not low <= top[0] + curve[top[0] : top[1]].argmax() <= high
+    loss = curve / curve[0] * cell.evidence["loss"]["first"]
+    assert (loss[low : high + 1] > cell.evidence["loss"]["minimum"] - 0.25 * fall).mean() <= (0.2 if scatter else 0)
+
+
+def test_a_hump_and_what_rises_before_it_falls_are_no_valleys() -> None:
+    steps = np.arange(30)
+    for values in ([0.4, 0.5, 0.41], [0.45, 0.6, 0.3], [0.4, 0.4, 0.5, 0.41]):
+        curve = np.interp(steps, np.linspace(0, 29, len(values)), values)
+        assert detect_curve(steps, curve[:, None] * np.linspace(0.5, 1.5, 100)).evidence["other_minimum"] is None
 
 
 def test_early_scatter_does_not_move_the_minimum() -> None:
