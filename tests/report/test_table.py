@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import math
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -12,7 +13,7 @@ from phasefast.report.table import curve_tables, number, numbers, phase_table, p
 from phasefast.results.scores import Scores
 from phasefast.stages.phases import detect_phases
 
-from .synthetic import log2_steps, make_scores
+from .synthetic import log2_steps, make_scores, row
 
 LONG = [f"module.encoder.blocks.{i}.feed_forward.down_projection" for i in range(4)]
 
@@ -146,3 +147,24 @@ def test_estimates_are_called_so() -> None:
     text = printed(scores.with_column("approximation", "sketch of 8 of 64 features"), 100)
     assert text.count("~ estimates: sketch of 8 of 64 features. Intervals: columns low and high.") == 2
     assert text.count("~") == 2 + 2 * 9  # of both targets at each step
+
+
+@pytest.mark.parametrize(
+    ("steps", "shares", "texts"),
+    [
+        ((0, 1, 2), (0.5, 0.6, 0.9), ["Best: a at step 2, accuracy ", "told apart from all"]),
+        ((0, 1, 2), (0.9, 0.6, 0.9), ["not told apart from it: its steps 0, 2", "Step 0", "no gain by training"]),
+        ((500, 600, 700), (0.9, 0.6, 0.9), ["its steps 500, 700", "no gain by training after step 500"]),
+        ((0, 1, 2), (0.3, 0.5, 0.48), ["No layer is better than the most frequent class, .500, by more than chance"]),
+    ],
+)
+def test_the_best_layer_and_step_are_told(steps: tuple[int, ...], shares: tuple[float, ...], texts: list[str]) -> None:
+    luck = np.random.default_rng(0).random(300)
+    rows = [
+        {**row(step, "a", "label", "accuracy", luck < share), "baseline": 0.5}
+        for step, share in zip(steps, shares, strict=True)
+    ]
+    shown = " ".join(printed(Scores.from_rows(rows), 100).split())
+    for text in texts:
+        assert text in shown
+    assert shown.endswith("by training") == (steps[0] == 0 and shares[0] == 0.9)
