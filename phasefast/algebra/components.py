@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..common.distributions import chi_square
 from .dense import inner, product
 
 RANDOM_COLUMNS = 64  # combinations that stand for the rest
 _MORE, _ITERATIONS = 8, 3  # Halko, Martinsson & Tropp 2011, section 4.5: a little more than is asked for, and again
 _SEED = 0  # the same columns for all cells of a sweep, and for its later parts
-_Z = 1.959964  # of the normal distribution, two-sided 95 %
 _CAUTION = 1.25  # a variance that so few squares are found to have is often too small
 
 
@@ -72,12 +72,12 @@ def interval(losses: np.ndarray) -> tuple[float, float]:
     """95 % interval for the squared error of what the components leave out, from that of its random combinations [c].
 
     Each is a weighted sum of squares of normal numbers, told by its mean and variance as a multiple of chi-square
-    (Satterthwaite 1946), whose quantiles are those of Wilson & Hilferty 1931. One weight alone spreads most.
+    (Satterthwaite 1946). One weight alone spreads most.
     """
     total, count = float(losses.sum()), len(losses)
     if not total > 0:
         return total, total
     variance = _CAUTION * count * float(losses.var(ddof=1))
     freedom = max(2 * total**2 / max(variance, math.ulp(0.0)), count)
-    low, high = (freedom * (1 - 2 / (9 * freedom) + z * math.sqrt(2 / (9 * freedom))) ** 3 for z in (-_Z, _Z))
+    low, high = (chi_square(share, freedom) for share in (0.025, 0.975))
     return total * freedom / high, total * freedom / low

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from statistics import NormalDist
 
 import numpy as np
 
+from ..common.distributions import student
 from ..errors import ArgumentError, DataError
 from ..results.losses import ACCURACIES, LOSSES, losses_of
 from ..results.scores import Scores
@@ -122,8 +122,8 @@ class _Curve:
         """Whether the least loss is below the constant's by more than chance; ``share``: what that is right of."""
         if share is None:
             return _is_above(self.unit - self.least, confidence)
-        # Which samples the constant is right of is not known. Its share scatters too, as if by itself: but where classes
-        # count alike, of which it has one. Their errors scatter as its own would at least: all may be right of a few.
+        # Which samples the constant is right of is not known. Its share scatters too, as if by itself: but where
+        # classes count alike, of which it has one. Errors scatter as its own at least: of a few all may be right.
         scatter = math.sqrt(share * (1 - share) * float(np.square(self.unit).mean()))
         if (self.unit == self.unit[0]).all():
             scatter = math.hypot(scatter, self.least.std(ddof=min(1, len(self.least) - 1)))
@@ -157,7 +157,7 @@ def _is_above(more: np.ndarray, confidence: float, unit: np.ndarray | float = 1.
     if count < 2:
         return False
     spread = max(float((more - mean * (unit / np.mean(unit))).std(ddof=1)), scatter)
-    return mean > _student((1 + confidence) / 2, count - 1) * spread / math.sqrt(count)
+    return mean > student((1 + confidence) / 2, count - 1) * spread / math.sqrt(count)
 
 
 def _chance_of_signs(more: np.ndarray) -> float:
@@ -182,18 +182,3 @@ def _chance_of_signs(more: np.ndarray) -> float:
 def _signs(count: int) -> np.ndarray:
     """All signs of so many numbers, [2^count, count]."""
     return 1.0 - 2.0 * (np.arange(2**count)[:, None] >> np.arange(count) & 1)
-
-
-def _student(share: float, freedom: int) -> float:
-    """Quantile of Student's t, exact for one and two degrees of freedom; Abramowitz & Stegun (1964), 26.7.5."""
-    if freedom == 1:
-        return math.tan(math.pi * (share - 0.5))
-    if freedom == 2:
-        return (2 * share - 1) / math.sqrt(2 * share * (1 - share))
-    z = NormalDist().inv_cdf(share)
-    return (
-        z
-        + (z**3 + z) / (4 * freedom)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
-    )

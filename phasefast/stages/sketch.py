@@ -13,6 +13,7 @@ from torch.nn.functional import embedding_bag
 from .. import ops
 from ..algebra.dense import centred_left_product, centred_product, cholesky, converted_rows, inner
 from ..algebra.systems import fold_sums
+from ..common.distributions import chi_square, normal, student
 from ..types import Activations, BlockFit, TargetMatrix
 
 _SEGMENTS = 8  # nonzeros for each feature
@@ -20,7 +21,7 @@ _CACHED = 256  # rows
 _STEPS, _HALFWAY, _HOPELESS = 30, 15, 300.0  # at half the steps, so many times the allowed slack are too much
 _SLACK = 0.01  # of the sketched error: what the iteration may leave open
 _ROUNDING = 1e-5  # of the sketched error: what float32 may have added to it
-_QUANTILE = 2.326  # of the normal distribution: 99 % to either side, since so few columns tell little of their spread
+_SHARE = 0.99  # of an interval to either side, since so few columns tell little of their spread
 _DEPENDENT = 1e-7  # a direction that is new by less than this, of its length, is not followed
 _TINY = 1e-300
 _Inverse = Callable[[Tensor], Tensor]
@@ -188,11 +189,9 @@ def _interval(total: float, missed: Tensor, left: Tensor, known: int) -> tuple[f
     cubes = float((off @ off @ off).trace()) / (count * (count - 1) * (count - 2))
     # A gamma distribution of the same moments; one of a single direction, chi-square, is as skew as there are.
     skew = min(max(cubes / max(squares**1.5, _TINY), -1.0), 1.0)
-    dof, z, v = count / max(skew**2, 1e-3), _QUANTILE, count - 1
-    student = 1 + (z**2 + 1) / (4 * v) + (5 * z**4 + 16 * z**2 + 3) / (96 * v**2)  # times z: its quantile
-    scale = student * (squares * dof / count) ** 0.5
-    # The sum of squares over a quantile of chi-square over its mean, by Wilson & Hilferty.
-    low, high = (scale * ((1 - 2 / (9 * dof) + q * (2 / (9 * dof)) ** 0.5) ** -3 - 1) for q in (z, -z))
+    dof = count / max(skew**2, 1e-3)
+    scale = student(_SHARE, count - 1) / normal(_SHARE) * (squares * dof / count) ** 0.5
+    low, high = (scale * (dof / chi_square(share, dof) - 1) for share in (_SHARE, 1 - _SHARE))
     return (center + low, center + high) if skew >= 0 else (center - high, center - low)
 
 
