@@ -6,7 +6,7 @@ from .errors import PhasefastError
 from .linear_decoders import LinearDecoder, fit_decoders
 from .ops._extension import build_info
 from .options import ProbeOptions
-from .phases.best import BestCheckpoint, best_checkpoint
+from .phases.best import BestCheckpoint, CommonBest, best_checkpoint, best_of_runs
 from .phases.comparing import Agreement, Comparison, compare_phases
 from .phases.curve import PhaseRules
 from .phases.phase_report import CellPhases, PhaseReport
@@ -26,6 +26,7 @@ __all__ = [
     "Agreement",
     "BestCheckpoint",
     "CellPhases",
+    "CommonBest",
     "Comparison",
     "Function",
     "Input",
@@ -43,6 +44,7 @@ __all__ = [
     "Target",
     "__version__",
     "best_checkpoint",
+    "best_of_runs",
     "build_info",
     "compare_phases",
     "detect_phases",

@@ -165,4 +165,11 @@ def test_runs_are_compared(run: Path, tmp_path: Path) -> None:
         ("features", "input"),
         ("features", "label"),
     ]
+    (best,) = found["best"]
+    (alone,) = json.loads(invoke("phases", run, "--layer", "features", "--json").stdout)["best"]
+    assert (best["target"], best["layer"], best["step"]) == ("label", "features", alone["step"])
+    assert best["values"] == {"run": pytest.approx(alone["value"]), "other": pytest.approx(alone["value"])}
+    assert best["deviation"] == 0
+    text = " ".join(invoke("compare", run, other).stdout.split())
+    assert f"All runs, target label: best is stage1 at step {alone['step']}, accuracy " in text
     assert "expected the directories of two runs or more" in fails("compare", run)

@@ -201,7 +201,7 @@ def test_bad_checkpoints_are_named_and_the_others_stored(
         pf.sweep(net, tmp_path, probe_set, out=tmp_path / "out", layers="hidden")
     message = str(caught.value)
     for words in (
-        "7 of 8 checkpoints failed, the other 1 are stored in",
+        "7 of 8 checkpoints failed, the other 1 is stored in",
         "; sweep again to retry step 1:\n",
         "step 1: " + str(truncated),
         "truncated",

@@ -94,4 +94,7 @@ def _import(name: str, what: str) -> object:
     try:
         return getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ArgumentError(f"{what} {name!r}: expected package.module:callable; {error}") from error
+        # Not where a module that it imports is missing.
+        absent = isinstance(error, ModuleNotFoundError) and error.name == module_name.partition(".")[0]
+        mend = f", looked for in {here} and on PYTHONPATH" if absent else ""
+        raise ArgumentError(f"{what} {name!r}: expected package.module:callable; {error}{mend}") from error

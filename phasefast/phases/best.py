@@ -42,6 +42,33 @@ class BestCheckpoint:
     others: Mapping[str, int]
 
 
+@dataclass(frozen=True)
+class CommonBest:
+    """Where several runs decode a target best, in the mean.
+
+    Attributes:
+        layer, step: where, among the layers and steps that all runs have.
+        values: the held-out ``metric`` there, by run. own: each run's own best.
+    """
+
+    target: str
+    metric: str
+    layer: str
+    step: int
+    values: Mapping[str, float]
+    own: Mapping[str, BestCheckpoint]
+
+    @property
+    def mean(self) -> float:
+        """Mean of the values."""
+        return float(np.mean(list(self.values.values())))
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation (n - 1) of the values: training again gives others."""
+        return float(np.std(list(self.values.values()), ddof=1))
+
+
 def best_checkpoint(
     scores: Scores, target: str = "label", *, layers: Sequence[str] | None = None, confidence: float = 0.95
 ) -> BestCheckpoint:
@@ -92,6 +119,40 @@ def best_checkpoint(
             if name != layer and len(places := alike[name])
         },
     )
+
+
+def best_of_runs(
+    scores: Mapping[str, Scores], target: str = "label", *, layers: Sequence[str] | None = None
+) -> CommonBest:
+    """The layer and step at which several runs, such as seeds, decode a target best in the mean.
+
+    Args:
+        scores: of each run by name; two or more. layers: as for :func:`best_checkpoint`.
+
+    Raises:
+        As :func:`best_checkpoint` does; DataError also where the runs have no layer and step in common.
+    """
+    if len(scores) < 2:
+        raise DataError(f"expected the scores of two runs or more by name, got {list(scores)}")
+    own = {run: best_checkpoint(each, target, layers=layers) for run, each in scores.items()}
+    metrics = {each.metric for each in own.values()}
+    metric = metrics.pop()
+    tables = [_values(each.select(layers), target, metric) for each in scores.values()]
+    if metrics or not (shared := [place for place in tables[0] if all(place in table for table in tables)]):
+        raise DataError(f"target {target!r}: the runs {list(scores)} have no metric, layer and step in common")
+    sign = -1 if metric in ACCURACIES else 1
+    layer, step = min(shared, key=lambda place: sign * sum(table[place] for table in tables))
+    values = {run: table[layer, step] for run, table in zip(scores, tables, strict=True)}
+    return CommonBest(target, metric, layer, step, values, own)
+
+
+def _values(scores: Scores, target: str, metric: str) -> dict[tuple[str, int], float]:
+    """The finite held-out values of each layer and step."""
+    found = dict[tuple[str, int], float]()
+    for layer in _layers(scores, target, metric):
+        steps, values = (own.tolist() for own in scores.curve(layer, target, metric))
+        found |= {(layer, step): value for step, value in zip(steps, values, strict=True) if math.isfinite(value)}
+    return found
 
 
 def _layers(scores: Scores, target: str, metric: str) -> Iterator[str]:

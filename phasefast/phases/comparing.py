@@ -6,10 +6,11 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..errors import DataError
+from .best import CommonBest
 from .phase_report import KINDS, CellPhases, PhaseKind, PhaseReport, looked_up, span_text, window_text
 
 
@@ -82,10 +83,15 @@ class Agreement:
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """The agreement of runs on each layer and target that all of them have; iterable, printed as a list."""
+    """The agreement of runs on each layer and target that all of them have; iterable, printed as a list.
+
+    Attributes:
+        best: where each target but the input is decoded best, where the scores were read from directories.
+    """
 
     runs: tuple[str, ...]
     agreements: tuple[Agreement, ...]
+    best: tuple[CommonBest, ...] = ()
 
     def __iter__(self) -> Iterator[Agreement]:
         return iter(self.agreements)
@@ -105,7 +111,7 @@ class Comparison:
         return [{"run": run, **cell.row()} for each in self for run, cell in each.cells.items()]
 
     def to_json(self) -> str:
-        """``{"runs", "cells": [...]}`` of :attr:`runs` and, for each layer and target, what :class:`Agreement` has."""
+        """``{"runs", "cells": [...], "best": [...]}``: for each layer and target what :class:`Agreement` has."""
         cells = [
             {
                 "layer": each.layer,
@@ -119,7 +125,8 @@ class Comparison:
             }
             for each in self
         ]
-        return json.dumps({"runs": self.runs, "cells": cells}, indent=2)
+        best = [asdict(each) | {"mean": each.mean, "deviation": each.deviation} for each in self.best]
+        return json.dumps({"runs": self.runs, "cells": cells, "best": best}, indent=2)
 
 
 def compare_phases(reports: Mapping[str, PhaseReport]) -> Comparison:

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol, TypeVar, get_args
 
 from ..common.files import writing
 from ..results.failures import Failure, listed
+from .best import BestCheckpoint
 
 PhaseKind = Literal["constant", "decrease", "increase"]
 KINDS: tuple[PhaseKind, ...] = get_args(PhaseKind)
@@ -190,10 +191,12 @@ class PhaseReport:
     Attributes:
         failed: checkpoints of the run that could not be measured, or some of whose layers could not, by step, where it
             was read from a directory.
+        best: where each target but the input is decoded best, likewise.
     """
 
     cells: tuple[CellPhases, ...]
     failed: Mapping[int, Failure] = field(default_factory=dict, hash=False)
+    best: tuple[BestCheckpoint, ...] = ()
 
     def __iter__(self) -> Iterator[CellPhases]:
         return iter(self.cells)
@@ -224,10 +227,10 @@ class PhaseReport:
         return [cell.row() for cell in self]
 
     def to_json(self) -> str:
-        """``{"cells": [...], "failed": [...]}`` as documented in docs/numbers.md."""
+        """``{"cells": [...], "best": [...], "failed": [...]}`` as documented in docs/numbers.md."""
         failed = [{"step": step, **asdict(failure)} for step, failure in self.failed.items()]
         cells = [asdict(cell) | {"stop_open": cell.stop_open} for cell in self.cells]
-        return json.dumps({"cells": cells, "failed": failed}, indent=2)
+        return json.dumps({"cells": cells, "best": [asdict(each) for each in self.best], "failed": failed}, indent=2)
 
     def write(self, path: str | Path) -> None:
         """Write ``to_json()`` to ``path``; StoreError where that cannot be."""

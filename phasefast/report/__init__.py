@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import itertools
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from rich.console import Console
 from ..common.console import of_results
 from ..common.notices import shown, warn
 from ..errors import ArgumentError, DataError, LayerError
+from ..phases.best import CommonBest, best_checkpoint, best_of_runs
 from ..phases.comparing import Comparison, compare_phases
 from ..phases.curve import DEFAULT_RULES, PhaseRules
 from ..phases.phase_report import PhaseReport, failure_notes
@@ -27,7 +30,7 @@ from .gallery import plot_reconstructions
 from .maps import plot_maps
 from .page import need_matplotlib, picture_format
 from .plot import plot_phases
-from .table import print_report
+from .table import INPUT, print_report
 
 __all__ = [
     "check_picture",
@@ -39,6 +42,7 @@ __all__ = [
     "read_phases",
     "read_runs",
     "restrict",
+    "with_best",
     "write_comparison",
     "write_phases",
     "write_report",
@@ -60,7 +64,16 @@ def read_phases(directory: str | Path, rules: PhaseRules = DEFAULT_RULES) -> tup
         warn(f"{directory}: holds scores of checkpoints in {', '.join(origins)}: are they of one training?")
     failed = read_failures(directory)
     failed |= _gaps(scores, failed, lost_layers(directory))
-    return scores, replace(detect_phases(scores, rules=rules), failed=dict(sorted(failed.items())))
+    return scores, with_best(scores, replace(detect_phases(scores, rules=rules), failed=dict(sorted(failed.items()))))
+
+
+def with_best(scores: Scores, report: PhaseReport) -> PhaseReport:
+    """The report with the best of its layers for each target of its own but the input, which first layers keep."""
+    layers: dict[str, list[str]] = {}
+    for cell in report:
+        layers.setdefault(cell.target, []).append(glob.escape(cell.layer))
+    of = {target: own for target, own in layers.items() if target != INPUT}
+    return replace(report, best=tuple(best_checkpoint(scores, target, layers=own) for target, own in of.items()))
 
 
 def _gaps(scores: Scores, failed: Mapping[int, Failure], lost: Mapping[int, Collection[str]]) -> dict[int, Failure]:
@@ -105,7 +118,7 @@ def restrict(
     part = scores.select(layers, targets)
     there = {(layer, target) for layer in part.layers for target in part.targets}
     cells = (cell for cell in report if (cell.layer, cell.target) in there)
-    return part, replace(report, cells=tuple(cells))
+    return part, with_best(part, replace(report, cells=tuple(cells)))
 
 
 def write_report(
@@ -190,11 +203,19 @@ def read_runs(
         if same := _same_weights(scores[one], scores[other]):
             warn(f"{one} and {other} have the same weights at {same} steps after 0: are they one training?")
     comparison = compare_phases({name: detect_phases(own, rules=rules) for name, own in scores.items()})
+    comparison = replace(comparison, best=tuple(_bests(comparison, scores)))
     common = {(each.layer, each.target) for each in comparison}
     left = {(layer, target) for own in scores.values() for layer in own.layers for target in own.targets} - common
     if left:
-        warn(f"not compared, as not all have their phases: {shown(f'{layer}/{target}' for layer, target in left)}")
+        warn(f"not compared, as not measured in every run: {shown(f'{layer}/{target}' for layer, target in left)}")
     return comparison, scores, telling
+
+
+def _bests(comparison: Comparison, scores: Mapping[str, Scores]) -> Iterator[CommonBest]:
+    """Of each target but the input."""
+    for target in dict.fromkeys(each.target for each in comparison if each.target != INPUT):
+        with contextlib.suppress(DataError):  # no step in common, which tables tell
+            yield best_of_runs(scores, target)
 
 
 def _same_weights(one: Scores, other: Scores) -> int:

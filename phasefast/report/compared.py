@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ..errors import ArgumentError
+from ..phases.best import CommonBest
 from ..phases.comparing import Agreement, Comparison
 from ..phases.phase_report import KINDS, CellPhases, PhaseReport, span_text
 from ..results.losses import METRICS
@@ -18,7 +19,7 @@ from ..results.scores import MODEL_LAYER, Scores
 from .curves import headline
 from .names import shortened, spelled
 from .plot import plot_phases
-from .table import curve_tables, heading, numbers, say_thinned, simple_table
+from .table import INPUT, curve_tables, heading, numbers, say_thinned, simple_table
 
 _ALL = "all runs"
 _FEW = 2  # runs whose curves stand beside each other
@@ -57,6 +58,30 @@ def print_comparison(
     last = min(of_target, key=lambda each: telling.index(each.layer))
     stop = f"stop at {last.window_text}" if last.stop_window else f"no common stop window: {last.why}"
     console.print(Text(f"\nAll runs, by {last.layer} and target {last.target}: {stop}", style="bold"))
+    for best in comparison.best:
+        console.print(Text(_best_text(best, comparison, _sign(console)), style="bold"))
+
+
+def _best_text(best: CommonBest, comparison: Comparison, sign: str) -> str:
+    """Where the runs decode a target best, and whether that lies in the input's stop window."""
+    value, deviation = numbers([best.mean, best.deviation])
+    text = f"{best.layer} at step {best.step}, {spelled(best.metric)} {value} {sign} {deviation}"
+    if elsewhere := [
+        f"{run} {each.layer} at {each.step}"
+        for run, each in best.own.items()
+        if (each.layer, each.step) != (best.layer, best.step)
+    ]:
+        text += f"; by itself {', '.join(elsewhere)}"
+    windows = (each for each in comparison if (each.layer, each.target) == (best.layer, INPUT) and each.stop_window)
+    if (window := next(windows, None)) and window.stop_window:
+        first, last = window.stop_window
+        outside = not first <= best.step <= last
+        text += f". The input's stop window there, {window.window_text}, does not hold that step" if outside else ""
+    return f"All runs, target {best.target}: best is {text}"
+
+
+def _sign(console: Console) -> str:
+    return "±" if console.encoding.startswith("utf") else "+-"
 
 
 def _print_phases(agreements: Sequence[Agreement], console: Console) -> None:
@@ -82,7 +107,7 @@ def _print_phases(agreements: Sequence[Agreement], console: Console) -> None:
 
 
 def _print_curves(agreements: Sequence[Agreement], scores: Mapping[str, Scores], console: Console) -> None:
-    sign = "±" if console.encoding.startswith("utf") else "+-"
+    sign = _sign(console)
     target, metric = agreements[0].target, agreements[0].metric
     shown = METRICS[metric]
     what = ", ".join(scores) if len(scores) == _FEW else f"mean of {len(scores)} runs, {sign} standard deviation"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..phases.best import best_checkpoint
+from ..phases.best import BestCheckpoint
 from ..phases.phase_report import (
     KINDS,
     NOT_THERE,
@@ -33,7 +32,7 @@ _COLOURS: dict[PhaseKind, str] = {"constant": "", "decrease": "green", "increase
 _WIDE = 1000  # letters
 _MOSTLY = 0.5  # of the samples are of one class, so that others hardly count
 _VISIBLE = 10  # times the last decimal: what a curve changes by
-_INPUT = "input"  # of which the first layers keep most
+INPUT = "input"  # of which the first layers keep most
 MOST_STEPS = 60  # in tables of curves
 
 
@@ -61,18 +60,18 @@ def print_report(scores: Scores, report: PhaseReport, console: Console) -> None:
             console.print(Text(f"The class that most fit samples have, alone: {number(baseline)}", style="dim"))
         if estimates := scores.approximations(target, shown):
             console.print(f"~ estimates: {'; '.join(estimates)}. Intervals: columns low and high.", style="dim")
-        if target != _INPUT and cells:
-            _print_best(scores, cells, report, console)
+        for best in report.best:
+            if best.target == target and cells:
+                _print_best(scores, best, report, console)
     if report.failed:
         console.print()
     for note in failure_notes(report.failed):
         console.print(Text(note, style="yellow"))
 
 
-def _print_best(scores: Scores, cells: Sequence[CellPhases], report: PhaseReport, console: Console) -> None:
+def _print_best(scores: Scores, best: BestCheckpoint, report: PhaseReport, console: Console) -> None:
     """The layer and step that a target is decoded best from, and what held-out samples do not tell apart from that."""
-    target = cells[0].target
-    best = best_checkpoint(scores, target, layers=[glob.escape(cell.layer) for cell in cells])
+    target = best.target
     steps = scores.curve(best.layer, target, best.metric)[0].tolist()
     if not best.beats_constant:
         than = f"the most frequent class, {number(scores.baseline(target, best.metric) or 0.0)},"
@@ -86,7 +85,7 @@ def _print_best(scores: Scores, cells: Sequence[CellPhases], report: PhaseReport
     alike = [f"its steps {', '.join(_spans(best.steps, steps))}"] if len(best.steps) > 1 else []
     alike += [f"{layer} at {step}" for layer, step in best.others.items()]
     text = f"{text}; not told apart from it: {'; '.join(alike)}" if alike else f"{text}, told apart from all"
-    window = next((own for own in report if (own.layer, own.target) == (best.layer, _INPUT) and own.stop_window), None)
+    window = next((own for own in report if (own.layer, own.target) == (best.layer, INPUT) and own.stop_window), None)
     if window is not None and window.stop_window is not None:
         first, last = window.stop_window
         if not any(first <= step <= last for step in best.steps):

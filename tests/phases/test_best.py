@@ -227,3 +227,31 @@ def test_a_layer_whose_best_step_is_told_apart_may_have_others_that_are_not() ->
     rare = {0: wrong_at(slice(11), 400), 1: wrong_at(slice(30, 42), 400)}  # 7 more of the same; 12 others for 4
     found = pf.best_checkpoint(of_classes({"a": {0: wrong_at(slice(4), 400)}, "b": rare}))
     assert (found.layer, found.others) == ("a", {"b": 1})
+
+
+def test_runs_have_a_best_in_common_where_their_mean_is_best() -> None:
+    shares = {
+        "one": {"a": [0.5, 0.9, 0.7], "b": [0.6, 0.7, 0.95]},
+        "two": {"a": [0.5, 0.85, 0.8], "b": [0.4, 0.6, 0.65]},
+    }
+    runs = {
+        run: Scores.from_rows(
+            row(step, layer, "label", "accuracy", np.arange(200) < share * 200)
+            for layer, own in layers.items()
+            for step, share in enumerate(own)
+        )
+        for run, layers in shares.items()
+    }
+    found = pf.best_of_runs(runs)
+    assert (found.layer, found.step, found.metric) == ("a", 1, "accuracy")
+    assert found.values == {"one": pytest.approx(0.9), "two": pytest.approx(0.85)}
+    assert (found.mean, found.deviation) == (pytest.approx(0.875), pytest.approx(0.05 / 2**0.5))
+    assert {run: (own.layer, own.step) for run, own in found.own.items()} == {"one": ("b", 2), "two": ("a", 1)}
+    part = {"one": runs["one"], "two": runs["two"].select(["b"])}
+    assert (pf.best_of_runs(part).layer, pf.best_of_runs(part).step) == ("b", 2)
+    errors = {run: Scores.from_rows(row(s, "a", "t", "fvu", np.full(9, 1 - s / 9)) for s in (0, 4)) for run in shares}
+    assert pf.best_of_runs(errors, "t").step == 4
+    with pytest.raises(DataError, match="no metric, layer and step in common"):
+        pf.best_of_runs({"one": runs["one"].select(["a"]), "two": runs["two"].select(["b"])})
+    with pytest.raises(DataError, match="two runs or more"):
+        pf.best_of_runs({"one": runs["one"]})

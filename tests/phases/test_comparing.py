@@ -95,4 +95,5 @@ def test_json_has_each_run_and_all() -> None:
                 "stop_open": False,
             }
         ],
+        "best": [],
     }

@@ -127,7 +127,7 @@ def test_what_is_not_in_all_runs_is_told(runs: list[Path], tmp_path: Path) -> No
     other = write_run(tmp_path / "short", short)
     with pytest.warns(
         RuntimeWarning,
-        match="not compared, as not all have their phases: .'features/label', 'stage1/input', 'stage1/lab",
+        match="not compared, as not measured in every run: .'features/label', 'stage1/input', 'stage1/lab",
     ):
         text = printed([runs[0], other])
     assert "at the 8 of 12 steps that all runs have" in text

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from phasefast.phases.phase_report import CellPhases, Phase, PhaseReport
+from phasefast.report import with_best
 from phasefast.report.names import shortened
 from phasefast.report.table import curve_tables, number, numbers, phase_table, print_report
 from phasefast.results.scores import Scores
@@ -24,7 +25,7 @@ def cell(layer: str, *phases: Phase, window: tuple[int, int] | None = None) -> C
 
 def printed(scores: Scores, width: int) -> str:
     console = Console(width=width, file=io.StringIO())
-    print_report(scores, detect_phases(scores), console)
+    print_report(scores, with_best(scores, detect_phases(scores)), console)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 

@@ -298,7 +298,7 @@ def test_every_probed_cell_is_reported(scores: Scores) -> None:
 
 def test_written_form(scores: Scores) -> None:
     written = json.loads(detect_phases(scores).to_json())
-    assert list(written) == ["cells", "failed"]
+    assert list(written) == ["cells", "best", "failed"]
     for cell in written["cells"]:
         assert list(cell) == [
             *(
