@@ -92,7 +92,8 @@ def sweep(
         failed = in_words(failures, ordered)
         lines = "\n".join(f"  {line}" for line in listed(failed))
         stored = set(scores.steps) - failures.keys()
-        kept = f"the other {len(stored)} {'is' if len(stored) == 1 else 'are'} stored in {out}" if stored else "none was measured"
+        are = "is" if len(stored) == 1 else "are"
+        kept = f"the other {len(stored)} {are} stored in {out}" if stored else "none was measured"
         if before := sorted(set(scores.steps) & failures.keys()):
             kept += f"; {out} keeps what it had of step{'s' * (len(before) > 1)} {named(before)}"
         passing = [step for step, error in failures.items() if isinstance(error, (*PASSING, RuntimeError, MemoryError))]

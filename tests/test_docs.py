@@ -100,6 +100,46 @@ def test_the_training_document_runs_as_written(tmp_path: Path, monkeypatch: pyte
     assert Path(f"checkpoints/step_{last}.pt").is_file()
 
 
+def test_the_document_on_transfer_runs_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With averaged weights of an encoder inside a wrapped model, in which a rectifier tells the classes."""
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/transfer.md").read_text(encoding="utf-8"), re.DOTALL)
+
+    def make_encoder() -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 12), torch.nn.ReLU(), torch.nn.Linear(12, 6))
+
+    monkeypatch.chdir(tmp_path)
+    images = torch.randn(400, 3, 4, 4)
+    labels = (images[:, 0].mean((1, 2)).abs() > 0.17).long()
+    for seed in range(2):
+        torch.manual_seed(seed)
+        whole = torch.nn.ModuleDict({"encoder": make_encoder(), "head": torch.nn.Linear(6, 4)})
+        folder = tmp_path / "pretraining" / f"seed{seed}"
+        folder.mkdir(parents=True)
+        for step in range(4):
+            with torch.no_grad():
+                linear = whole["encoder"][1]  # type: ignore[index]
+                linear.weight[:2] = torch.tensor([[1.0], [-1.0]]) * step * (torch.arange(48) < 16)
+            average = {f"module.{name}": value.clone() for name, value in whole.state_dict().items()}
+            state = {name: torch.randn_like(value) for name, value in average.items()}
+            torch.save({"model": state, "ema": average, "optimizer": {"lr": 0.1}}, folder / f"step_{step}.pt")
+    names = {
+        "pf": pf,
+        "make_encoder": make_encoder,
+        **dict(zip(("fit_images", "heldout_images"), images.split([300, 100]), strict=True)),
+        **dict(zip(("fit_labels", "heldout_labels"), labels.split([300, 100]), strict=True)),
+    }
+    with pytest.warns(RuntimeWarning, match="no rows of layer 'model'"):
+        exec(example, names)
+    assert names["best"].layer == "2"
+    assert names["best"].step > 0
+    assert names["best"].mean > 0.8
+    assert "BestCheckpoint(target='label'" in capsys.readouterr().out
+    compared = CliRunner().invoke(app, ["compare", "runs/seed0", "runs/seed1"])
+    assert f"All runs, target label: best is {names['best'].layer} at step {names['best'].step}, " in compared.output
+
+
 def test_the_document_on_sequences_runs_as_written(capsys: pytest.CaptureFixture[str]) -> None:
     tokens, patches, wrapper = re.findall(
         r"```python\n(.*?)```", (ROOT / "docs/sequences.md").read_text("utf-8"), re.DOTALL
