@@ -17,6 +17,7 @@ from ..reconstruction import Reconstructions
 from .curves import INK, evenly
 from .names import shortened
 from .page import EDGE, MUTED, blank, picture, picture_format, widest
+from .table import number
 
 _WIDTH, _TITLE, _HEAD, _FOOT, _APART = 9.0, 0.45, 0.22, 0.2, 0.14  # inches
 _SMALL, _LARGE = 9, 13  # points
@@ -126,7 +127,7 @@ def plot_reconstructions(
         for x, place in zip(columns, strip.places, strict=True):
             if place in found.decoded:
                 draw(x, top, found[place])
-                write(x + middle, below, f"{found.fvu[place]:.2g}", ha="center", color=MUTED)
+                write(x + middle, below, number(found.fvu[place]), ha="center", color=MUTED)
         top += layout.tall + _FOOT + _APART
     with writing(path, "the picture") as partial:
         figure.savefig(partial, format=picture_format(path))

@@ -16,7 +16,7 @@ from ..results.losses import ACCURACIES, LOSSES
 from ..results.scores import MODEL_LAYER, Scores
 from .curves import INK, evenly
 from .names import LONGEST, cut, shortened, spelled
-from .page import EDGE, LINE, MUTED, blank, picture, picture_format, widest
+from .page import BEST, EDGE, LINE, MUTED, blank, picture, picture_format, widest
 from .scales import LETTER
 from .table import number, numbers
 
@@ -26,7 +26,7 @@ _KEY, _BAR = 0.8, 0.13  # inches right of a map, and of its colours
 _LAYERS, _STEPS, _MAPS = 45, 60, 12  # shown, at most
 _MAX_FVU = 1.25  # which colours tell apart, where the best is below: decoders that fail can have any
 _SMALL, _DARK = 9, 0.5  # points; share of the colours, on which numbers are white
-_EMPTY, _BEST = "#eeeeee", "#D55E00"
+_EMPTY = "#eeeeee"
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def _draw(figure: Any, own: _Map, names: Mapping[str, str], box: tuple[float, ..
             elif x == least:
                 axes.plot(x, y, ".", color=ink, markersize=4)
     y, x = divmod(int(own.layer_losses.argmin()), len(own.steps))
-    axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor=_BEST, linewidth=2, clip_on=False))
+    axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor=BEST, linewidth=2, clip_on=False))
     bar = figure.add_axes((1 - (_KEY - 0.1) / _WIDTH, box[1], _BAR / _WIDTH, box[3]))
     bar.imshow(np.linspace(1, 0, 64)[:, None], cmap=colours, aspect="auto", vmin=0, vmax=1)
     bar.yaxis.tick_right()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FORMATS = (".png", ".pdf", ".svg")
 PIXELS_PER_INCH = 180
-MUTED, STOP = "#666666", "#0072B2"
+MUTED, STOP, BEST = "#666666", "#0072B2", "#D55E00"
 # Okabe and Ito's colours, which all kinds of colour vision tell apart; in grey the written numbers do.
 PHASES = {"constant": ("#8c8c8c", "i"), "decrease": ("#009E73", "ii"), "increase": ("#D55E00", "iii")}
 _TINT = 0.3

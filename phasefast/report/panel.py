@@ -10,7 +10,7 @@ import numpy as np
 
 from ..phases.phase_report import CellPhases
 from .curves import INK, Curve, Label
-from .page import LEADER, LINE, MUTED, NAME, PHASES, STOP, Page, fit
+from .page import BEST, LEADER, LINE, MUTED, NAME, PHASES, STOP, Page, fit
 from .scales import NARROW, ROOM, ValueAxis
 
 if TYPE_CHECKING:
@@ -21,6 +21,16 @@ _BEYOND = 0.2  # inches by which the text beside an axis may be longer than it
 _CROSS: dict[str, Any] = {"markeredgewidth": 1.8}
 _HOLLOW: dict[str, Any] = {"markerfacecolor": "white", "markeredgewidth": 1.1}
 _BASELINE: dict[str, Any] = {"color": MUTED, "linewidth": 0.9, "linestyle": (0, (6, 3)), "zorder": 1}
+_BEST: dict[str, Any] = {
+    "marker": "o",
+    "markersize": 10,
+    "markerfacecolor": "none",
+    "markeredgecolor": BEST,
+    "markeredgewidth": 1.5,
+    "linestyle": "none",
+    "clip_on": False,
+    "zorder": 4,
+}
 _FAILED: dict[str, Any] = {"color": INK, "linewidth": 0.9, "linestyle": (0, (1, 2.5)), "zorder": 1}
 
 
@@ -31,6 +41,7 @@ class Panel:
     Attributes:
         title: what stands beside the axis, with ``{}`` for the target.
         baseline: accuracy of the most frequent class, if that is known.
+        best: what the best point is called, its step and its value.
     """
 
     curves: Sequence[Curve]
@@ -40,6 +51,7 @@ class Panel:
     title: str
     target: str
     baseline: float | None = None
+    best: tuple[str, int, float] | None = None
 
 
 def draw_panel(
@@ -65,7 +77,11 @@ def draw_panel(
     for curve in panel.curves:
         _curve(page, axes, curve, panel.axis)
     lines = {"most frequent class": _BASELINE} if panel.baseline is not None else {}
-    _legend(axes, panel.curves, lines | ({"not measured": _FAILED} if failed else {}))
+    if panel.best is not None:
+        name, step, value = panel.best
+        axes.plot(page.axis.at(step), value, **_BEST)
+        lines = {f"best: {name} at {step}": _BEST, **lines}
+    _legend(axes, panel.curves, lines | ({"not measured": _FAILED} if failed and last else {}))
     _names(page, axes, panel)
     ticks = page.axis.ticks(page.width)
     axes.set_xticks([page.axis.at(step) for step in ticks], [str(step) if last else "" for step in ticks])

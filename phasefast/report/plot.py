@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from ..phases.phase_report import CellPhases, PhaseReport
 from ..results.scores import Scores
 from .curves import (
     Curve,
+    Look,
     accuracy_metric,
     accuracy_target,
     curves_of,
@@ -44,8 +46,9 @@ def plot_phases(
 
     On top, a row per layer, of more than 45 of some, shows its phases and its stop window. The upper panel shows the
     held-out FVU of the input, on a log axis where the layers' differ much, the lower one the held-out accuracy of
-    linear decoders of the label and the network's own; dark curves are late layers. The phases of the last analysed
-    layer before the model's own output shade the upper panel, and its stop window is marked in both.
+    linear decoders of the label, with a ring at the report's best where training gained by it, and the network's own;
+    dark curves are late layers. The phases of the last analysed layer before the model's own output shade the upper
+    panel, and its stop window is marked in both.
 
     Args:
         scores: of one run.
@@ -77,7 +80,8 @@ def plot_phases(
             scores.baseline(accuracy_name, metric),
         )
         axis, text = accuracy_axis(accuracy, baseline), f"held-out {spelled(metric)}, {{}}"
-        panels.append(_panel(accuracy, axis, _ACCURACY, text, accuracy_name, baseline))
+        panel = _panel(accuracy, axis, _ACCURACY, text, accuracy_name, baseline)
+        panels.append(replace(panel, best=_best_of(report, accuracy_name, scores, styles)))
     rows = [Row(styles[layer], cells.get(layer)) for layer in scores.layers] if cells else []
     shown = sampled(rows)
     name = (styles[cell.layer].name if cell.layer in styles else cell.layer) if cell else ""
@@ -98,6 +102,17 @@ def plot_phases(
     with writing(path, "the picture") as partial:
         page.figure.savefig(partial, format=picture_format(path))
     return Path(path)
+
+
+def _best_of(
+    report: PhaseReport, target: str, scores: Scores, styles: Mapping[str, Look]
+) -> tuple[str, int, float] | None:
+    """A target's best point, as panels have it, where training gained anything: curves may end beside each other."""
+    for best in report.best:
+        gained = best.beats_constant and best.steps[0] > scores.steps[0]
+        if best.target == target and best.layer in styles and gained:
+            return styles[best.layer].name, best.step, best.value
+    return None
 
 
 def _fvu_panel(curves: Sequence[Curve], target: str) -> Panel:

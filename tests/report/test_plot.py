@@ -14,7 +14,7 @@ from matplotlib.transforms import Bbox
 
 from phasefast.errors import DataError, DependencyError, StoreError
 from phasefast.phases.phase_report import PhaseReport
-from phasefast.report import plot_phases
+from phasefast.report import plot_phases, with_best
 from phasefast.report.curves import telling_layers
 from phasefast.report.panel import _marked
 from phasefast.report.scales import StepAxis
@@ -135,14 +135,33 @@ def test_a_run_is_judged_by_its_features_not_by_its_output() -> None:
 def test_steps_that_failed_are_dotted_lines_and_on_the_axis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = make_scores(["a", "b"], [0, 1, 2, 4])
     failed = replace(NOTHING, failed={step: Failure(f"step {step}", "damaged") for step in (3, 8)})
-    axis = StepAxis(np.array([0, 1, 2, 3, 4, 8]))
+    axis, legends = StepAxis(np.array([0, 1, 2, 3, 4, 8])), []
     for panel in drawn(scores, tmp_path, monkeypatch, failed):
-        legend = panel.get_legend()
-        assert legend is not None
-        assert [text.get_text() for text in legend.get_texts()] == ["not measured"]
+        legends.append(panel.get_legend())
         dashed = [line for line in panel.lines if line.is_dashed() and len(line.get_xdata())]
         assert {float(line.get_xdata()[0]) for line in dashed} >= {axis.at(3), axis.at(8)}
         assert panel.get_xlim()[1] > axis.at(8)
+    assert legends[:-1] == [None] * (len(legends) - 1)
+    assert legends[-1] is not None
+    assert [text.get_text() for text in legends[-1].get_texts()] == ["not measured"]
+
+
+@pytest.mark.parametrize(("first", "shown"), [(0.6, True), (0.9, False)])
+def test_the_best_point_has_a_ring_where_training_gained_by_it(
+    first: float, shown: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    luck = np.random.default_rng(0).random(300)
+    shares = {0: first, 1: 0.7, 2: 0.9, 4: 0.8}
+    scores = Scores.from_rows(row(step, "a", "label", "accuracy", luck < share) for step, share in shares.items())
+    panel = drawn(scores, tmp_path, monkeypatch, with_best(scores, detect_phases(scores)))[-1]
+    (value,) = (value for step, value in zip(*scores.curve("a", "label", "accuracy")) if step == 2)
+    rings = [
+        line.get_xydata().tolist() for line in panel.lines if line.get_markersize() == 10 and len(line.get_xdata())
+    ]
+    at = StepAxis(np.array([0, 1, 2, 4])).at(2)
+    assert rings == ([[pytest.approx([at, value], rel=1e-6)]] if shown else [])
+    texts = [text.get_text() for text in panel.get_legend().get_texts()] if panel.get_legend() else []
+    assert texts == (["best: a at 2"] if shown else [])
 
 
 def texts(panel: Axes) -> list[str]:
