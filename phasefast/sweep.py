@@ -21,8 +21,7 @@ from .errors import PASSING, ArgumentError, CheckpointError, SweepError, Unreada
 from .in_turn import in_words, measure_each, name_of, restored
 from .options import ProbeOptions
 from .results.failures import listed, named
-from .results.scores import Scores
-from .results.shards import list_shards
+from .results.scores import Scores, shard_file
 from .results.store import (
     check_origin,
     check_weights,
@@ -190,7 +189,7 @@ class Sweeper:
         scores = engine.measure(step, keep=not self._measured, only=lacking.get(step))  # the first tells what changes
         if source_hash is not None:
             scores = scores.with_column("source_hash", source_hash)
-        if step not in self._stored and not self._told and step in list_shards(self._out):
+        if step not in self._stored and not self._told and shard_file(self._out, step).exists():
             self._told = True
             warn(
                 f"{self._out}: another job has stored step {step} meanwhile: jobs that do the same work can share it, "

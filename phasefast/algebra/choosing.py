@@ -131,6 +131,7 @@ class LeftOut:
             fit, columns, self._weights = fit[chosen], columns[chosen], self._weights[: len(chosen)]
             self._weights[len(first) :] = len(rest) / len(some)
         self.rows = fit.to(dtype) - train.row_mean.to(dtype)
+        self.squares: Tensor | None = None  # [n, r] of their products with the Gram matrix's eigenvectors, once made
         self._fit = columns.to(dtype) - train.target_mean.to(dtype)
 
     def ratios(self, weights: Tensor, leverages: Tensor, share: float, unknown: float) -> Tensor:

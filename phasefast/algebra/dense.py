@@ -210,7 +210,8 @@ class Factor:
     def solve(self, rhs: Tensor) -> Tensor:
         """The matrix's inverse times rhs [d, c], in the factor's dtype."""
         fast = multiplies_fast(self._matrix)
-        if not fast and not self._inverted and not rhs.is_cuda:  # there products take less than substitutions
+        # There products take less than substitutions.
+        if not fast and not self._inverted and not rhs.is_cuda and not self._is_block(rhs):
             return substitute(self._matrix, rhs)
         root, between = self.inverse_root, self.halve(rhs)
         if not fast:
@@ -229,12 +230,18 @@ class Factor:
             if rhs.is_cuda:  # where one launch takes no longer than any of the many
                 solved: Tensor = torch.linalg.solve_triangular(self._matrix, rhs, upper=False)
                 return solved
+            if self._is_block(rhs):
+                return self.inverse_root @ rhs
             return substitute(self._matrix, rhs, back=False)
         root, rhs = self.inverse_root, rhs.contiguous()
         out = torch.zeros_like(rhs)
         for start, stop in strips(0, len(root), _BLOCK):
             ops.gram([root[start:stop, :stop].mT.contiguous()], rhs[:stop], [], [out[start:stop]])
         return out
+
+    def _is_block(self, rhs: Tensor) -> bool:
+        """Whether ``substitute`` would invert the whole factor too, and copy more."""
+        return rhs.shape[1] > _PANEL >= len(self._matrix)
 
     def halve_back(self, rhs: Tensor) -> Tensor:
         """The transposed factor's inverse times few columns rhs [d, c], in the factor's dtype."""

@@ -165,9 +165,24 @@ class Scan:
             random = signs(rank, system.dtype, self.path.device) / SIGNS**0.5
             self._left_out = {most: LeftOut(self.cell, system, self.targets, most, back(random))}
         some = self._left_out[most]
-        leverages = halve(some.rows.mT).square_().sum(0, dtype=torch.float64)
+        if (found := self._leverages_by_directions(some, index)) is None:
+            found = halve(some.rows.mT).square_().sum(0, dtype=torch.float64)
         unknown = float(self._unknown(self._sizes[0][index]))
-        return some.ratios(tried.weights, leverages, tried.left / self.rows, unknown)
+        return some.ratios(tried.weights, found, tried.left / self.rows, unknown)
+
+    def _leverages_by_directions(self, some: LeftOut, index: int) -> Tensor | None:
+        """Leverages of rows by the Gram matrix's eigenvectors, where these take less than a product for each penalty.
+
+        None where they do not, or the penalty is not far above what eigenvalues may be off.
+        """
+        if not self.all_made or len(self.path) <= FEW or len(some.rows) <= LOOKED_AT or some.rows.is_cuda:
+            return None
+        values, vectors = self.system.eigenvectors
+        if not self.path[index] > _PENALTY * torch.finfo(values.dtype).eps * values[-1]:
+            return None
+        if some.squares is None:
+            some.squares = (some.rows @ vectors).square_()
+        return (some.squares @ (values + self.path[index]).reciprocal().to(some.squares)).double()
 
     def _root_of(self, index: int) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], int]:
         """Products with a root of (G + penalty I)^-1, with its transpose, and the number of its rows."""

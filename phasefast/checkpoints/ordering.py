@@ -145,7 +145,8 @@ def _of_matches(pattern: Path, found: Sequence[Path]) -> dict[int, Path]:
 
 def _tell_others(where: Path, found: Sequence[Path], with_step: Sequence[Path]) -> None:
     """Warn of what has no step in its name, beside what has."""
-    if with_step and (left := [path.name for path in found if path not in with_step]):
+    known = set(with_step)
+    if with_step and (left := [path.name for path in found if path not in known]):
         warn(f"{where}: left out {left}, with no step in their names")
 
 

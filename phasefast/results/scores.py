@@ -80,12 +80,14 @@ class Scores:
     """
 
     def __init__(self, table: pa.Table) -> None:
-        missing = [name for name in SCHEMA.names if name not in table.column_names]
+        there = set(table.column_names)  # made anew each time
+        missing = [name for name in SCHEMA.names if name not in there]
         if not set(missing) <= set(_LATER):
             raise StoreError(f"table of scores lacks the columns {missing}; it has {table.column_names}")
         for name in missing:
             table = table.append_column(SCHEMA.field(name), pa.nulls(len(table), SCHEMA.field(name).type))
-        table = table.select(SCHEMA.names).cast(SCHEMA) if len(table) else SCHEMA.empty_table()
+        if not table.schema.equals(SCHEMA) or not len(table):
+            table = table.select(SCHEMA.names).cast(SCHEMA) if len(table) else SCHEMA.empty_table()
         self._keep(table, {name: rows_of(table.column(name)) for name in PER_SAMPLE})
 
     def _keep(self, table: pa.Table, lists: Mapping[str, Iterable[pa.ListArray | None]]) -> None:
@@ -352,7 +354,7 @@ class Scores:
         """Write these rows (of one step) as ``directory/scores/step-*.parquet``, atomically: whole or not at all."""
         if len(self.steps) != 1:
             raise ArgumentError(f"a shard holds one step, these scores hold {self.steps}")
-        path = store_folder(directory) / f"step-{self.steps[0]:012d}.parquet"
+        path = shard_file(directory, self.steps[0])
         what = f"the scores of step {self.steps[0]} to"
         with writing(path, what, parents=True) as partial, pa.OSFile(os.fsencode(partial), "wb") as file:
             pq.write_table(self.to_arrow(), file, compression="zstd", write_page_checksum=True)
@@ -379,3 +381,8 @@ def _matching(names: list[str], patterns: Sequence[str] | None, what: str, error
 def store_folder(directory: str | Path) -> Path:
     """Where the shards of a run directory lie: its ``scores/``."""
     return Path(directory) / "scores"
+
+
+def shard_file(directory: str | Path, step: int) -> Path:
+    """The file of a step's scores in a run directory."""
+    return store_folder(directory) / f"step-{step:012d}.parquet"

@@ -13,7 +13,7 @@ from ..common.files import alone, writing
 from ..common.notices import warn
 from ..errors import NonFiniteError, StoreError
 from .failures import Failure
-from .scores import Scores, store_folder
+from .scores import Scores, shard_file, store_folder
 from .shards import list_shards, prepare_store, read_shard
 
 # What the settings of a configuration, or their parts, are called where they are given; others have their own names.
@@ -100,10 +100,10 @@ def write_step(
         StoreError: it cannot be written; or another job writes into the directory too, of another configuration or, if
             that has stored the step already, of other weights.
     """
-    folder, shards = store_folder(directory), list_shards(directory)
+    folder = store_folder(directory)
     kept = _settings_file(folder, config_hash)
     others = [path for path in folder.glob("settings-*.json") if path != kept]
-    for path in shards.values() if others else ():
+    for path in list_shards(directory).values() if others else ():
         (found,) = read_shard(path).values_of("config_hash")
         if found != config_hash:
             raise StoreError(
@@ -118,7 +118,7 @@ def write_step(
     (step,) = scores.steps
     with alone(folder / _LOCK):  # another job may add other layers to the same step
         before = None
-        if (shard := list_shards(directory).get(step)) is not None:
+        if (shard := shard_file(directory, step)).exists():
             before = dict(_failures(directory)).get(step)
             stored = read_shard(shard)
             check_weights(stored, scores.values_of("state_hash")[0])
