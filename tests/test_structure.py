@@ -128,6 +128,15 @@ def test_version_has_one_home() -> None:
     assert homes == []
 
 
+def test_the_readme_has_all_environment_variables() -> None:
+    read = re.compile(r"""(?:environ(?:\.get\(|\[)|getenv\(|is_set\()"(PHASEFAST_\w+)""")
+    places = [path for path in SOURCES if path.is_relative_to(PACKAGE) or path.is_relative_to(ROOT / "csrc")]
+    found = {name for path in [*places, ROOT / "setup.py"] for name in read.findall(path.read_text(encoding="utf-8"))}
+    assert len(found) >= 8
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Environment variables")[2]
+    assert found == {*re.findall(r"PHASEFAST_\w+", table)}
+
+
 def test_only_the_pybind11_module_looks_beyond_the_stable_abi() -> None:
     allowed = ("torch/csrc/stable/", "torch/headeronly/", "torch/csrc/inductor/aoti_torch/")
     for path in ROOT.glob("csrc/**/*"):
