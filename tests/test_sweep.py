@@ -257,7 +257,7 @@ def test_after_five_that_cannot_be_used_alike_the_others_are_not_tried(
     assert "expected weights under the key 'ema'" in lines[1]
     assert lines[2].startswith("  step 5: not tried, as the first 5 and the last one failed alike; likewise 5 more: 6,")
     torch.save({"net": checkpoints[0], "ema": checkpoints[0]}, tmp_path / "step_11.pt")
-    with pytest.raises(SweepError, match=r"11 of 12 checkpoints failed, the other 1 are stored"):
+    with pytest.raises(SweepError, match=r"11 of 12 checkpoints failed, the other 1 is stored"):
         pf.sweep(net, tmp_path, probe_set, key="ema", **{**options, "out": tmp_path / "late"})
     assert pf.sweep(net, tmp_path, probe_set, key="net", **options).steps == list(range(12))
 
