@@ -303,7 +303,8 @@ def test_python_dash_m_in_a_fresh_process() -> None:
     command = [sys.executable, "-m", "phasefast", "layers", "nonsense:net"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1
-    assert done.stderr == "error: model 'nonsense:net': expected package.module:callable; No module named 'nonsense'\n"
+    why = f"No module named 'nonsense', looked for in {ROOT} and on PYTHONPATH"
+    assert done.stderr == f"error: model 'nonsense:net': expected package.module:callable; {why}\n"
 
 
 def test_the_command_line_loads_no_optional_package() -> None:
