@@ -34,6 +34,15 @@ def test_phases_as_json_prints_nothing_else(run: Path) -> None:
     assert json.loads(result.stdout) == json.loads((run / "phases.json").read_text())
 
 
+@pytest.mark.parametrize("command", ["phases", "report"])
+def test_a_single_step_has_scores_and_no_phases(command: str, tmp_path: Path) -> None:
+    directory = write_run(tmp_path / "one", make_scores(["stage1"], [8]))
+    assert f"expected at least 2 steps, got [8]: phases are of a training; phasefast scores {directory}" in fails(
+        command, directory
+    )
+    assert "step 8" in invoke("scores", directory).stdout
+
+
 def test_report_draws_the_picture(run: Path) -> None:
     result = invoke("report", run)
     assert result.exit_code == 0

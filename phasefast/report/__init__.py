@@ -62,6 +62,11 @@ def read_phases(directory: str | Path, rules: PhaseRules = DEFAULT_RULES) -> tup
     scores = _one_run(directory)
     if len(origins := read_origins(directory)) > 1:
         warn(f"{directory}: holds scores of checkpoints in {', '.join(origins)}: are they of one training?")
+    if len(scores.steps) < 2:
+        raise DataError(
+            f"{directory}: expected at least 2 steps, got {scores.steps}: phases are of a training; phasefast scores "
+            f"{directory} prints a single one"
+        )
     failed = read_failures(directory)
     failed |= _gaps(scores, failed, lost_layers(directory))
     return scores, with_best(scores, replace(detect_phases(scores, rules=rules), failed=dict(sorted(failed.items()))))
