@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import phasefast as pf
@@ -133,8 +134,14 @@ def test_the_stop_window_is_as_wide_as_asked(run: Path) -> None:
     assert cell["stop_windows"] == dict.fromkeys(("run", "other"), wide[0])
     for bad in ("nan", "inf", "-0.1"):
         assert f"window: expected a number that is not below 0, got {bad}" in fails("phases", run, "--window", bad)
-    with pytest.raises(ArgumentError, match=r"fewest: expected a number that is not below 0, got '4'"):
-        pf.PhaseRules(fewest="4")  # type: ignore[arg-type]
+    for name, value in (("fewest", "4"), ("permutations", 2000.5), ("permutations", 0)):
+        with pytest.raises(ArgumentError, match=f"{name}: expected a positive integer, got {value!r}"):
+            pf.PhaseRules(**{name: value})  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="change: expected a number that is not below 0, got True"):
+        pf.PhaseRules(change=True)
+    assert pf.PhaseRules(fewest=np.int64(7), change=np.float32(0.02)).fewest == 7  # type: ignore[arg-type]
+    open_to_the_end = invoke("phases", run, "--target", "input", "--window", 0).stdout
+    assert ("+ open: no certain rise, of 0 of the decrease" in open_to_the_end) == ("+\n" in open_to_the_end)
 
 
 def test_a_report_of_some_layers_keeps_the_picture_of_all(run: Path) -> None:

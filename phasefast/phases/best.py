@@ -132,8 +132,9 @@ def best_of_runs(
     Raises:
         As :func:`best_checkpoint` does; DataError also where the runs have no layer and step in common.
     """
-    if len(scores) < 2:
-        raise DataError(f"expected the scores of two runs or more by name, got {list(scores)}")
+    given = [type(each).__name__ for each in (scores.values() if isinstance(scores, Mapping) else [scores])]
+    if set(given) != {"Scores"} or len(given) < 2:
+        raise DataError(f"expected the scores of two runs or more by name, {{name: Scores}}, got {given}")
     own = {run: best_checkpoint(each, target, layers=layers) for run, each in scores.items()}
     metrics = {each.metric for each in own.values()}
     metric = metrics.pop()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, is_integer
 from .phase_report import FEW_STEPS, PhaseKind
 from .valley import Valleys, noise_around, persistence, rarely_apart, rarely_gained, valleys
 
@@ -38,9 +39,12 @@ class PhaseRules:
     permutations: int = 2_000  # random orders that the test draws
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < np.inf:
-                raise ArgumentError(f"{name}: expected a number that is not below 0, got {value!r}")
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(each.default, int) and not is_integer(value, 1):
+                raise ArgumentError(f"{each.name}: expected a positive integer, got {value!r}")
+            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < np.inf:
+                raise ArgumentError(f"{each.name}: expected a number that is not below 0, got {value!r}")
 
 
 DEFAULT_RULES = PhaseRules()
@@ -107,12 +111,18 @@ class Curve:
         """The curve with its second valley, where it has one whose steps have an order."""
         if self.order_p is None or self.order_p > self.rules.order_level:
             return self
-        drops = list[tuple[float, int]]()
+        found = list[tuple[float, Curve]]()
         for loss, place in ((self.loss[self.minimum + 1 :], 1), (self.loss[: self.minimum][::-1], -1)):
-            if len(loss) > 1:
-                drop = np.maximum.accumulate(loss)[:-1] - loss[1:]
-                drops.append((float(drop.max()), self.minimum + place * (2 + int(drop.argmax()))))
-        return next((two for _, other in sorted(drops, reverse=True) if (two := self._beside(other))), self)
+            nearest, size = None, len(loss)
+            while size > 1:  # up to the top before the one that was found there may be another
+                drop = np.maximum.accumulate(loss[:size])[:-1] - loss[1:size]
+                low = 1 + int(drop.argmax())
+                two = self._beside(self.minimum + place * (1 + low))
+                if two is None or self._beside_it(two.other or 0) < self.loss[self.minimum]:
+                    break
+                nearest, size = (float(drop.max()), two), int(loss[:low].argmax())
+            found += [nearest] if nearest else []
+        return max(found, key=lambda each: each[0])[1] if found else self
 
     def _beside(self, other: int) -> Curve | None:
         """The curve with a second valley, lowest at ``other``; None where it is scatter, or nothing falls to it."""
@@ -156,6 +166,7 @@ class Curve:
             return ([], f"varies by {np.ptp(self.loss):.2g}, but {why}") if away > needed else ([start], why)
         fall = self._descent()
         falls, rises = self._fall(fall), self._counts(end)
+        rises |= bool(falls) and self._comes_down(end)
         if not falls and not rises:
             shaped = self.order_p is not None and away > max(self.rules.constant * level, self.rules.absolute)
             if away > needed or shaped:  # by what is no valley, and was taken for noise
@@ -187,6 +198,16 @@ class Curve:
         if self.other is not None and self._falls_again:
             last = self._top(low, self.other)
         return Span("increase", low, last, slice(low, low + 1))
+
+    def _comes_down(self, rise: Span) -> bool:
+        """Whether a rise would count up to its top, from which the last step alone may have come down."""
+        low, last = self.minimum, len(self.loss) - 1
+        top = low + int(self.loss[low:].argmax())
+        if self.other is not None or last < self.rules.order_steps or not low < top < last:
+            return False
+        part = replace(rise, last=top)
+        alone = max(self.loss[top - 1], self.loss[top + 1]) - self._beside_it(low)  # tops are high by chance
+        return bool(alone >= self._asked(part)) and self._counts(part)
 
     def _fall(self, fall: Span) -> list[Span]:
         """The descent and the plateau before it; empty where it does not count."""

@@ -141,7 +141,7 @@ def phase_notes(cells: Sequence[CellPhases]) -> list[str]:
     Those without any phase come first; targets are named where there is more than one.
     """
     notes = []
-    if share := next((cell.evidence.get("window", 0.25) for cell in cells if cell.stop_open), None):
+    if (share := next((cell.evidence.get("window", 0.25) for cell in cells if cell.stop_open), None)) is not None:
         notes.append(f"+ open: no certain rise, of {share:g} of the decrease or more, up to the last step")
     if any(cell.phases and cell.evidence.get("samples", FEW_SAMPLES) < FEW_SAMPLES for cell in cells):
         notes.append(f"Fewer than {FEW_SAMPLES} held-out samples: intervals are narrower than what they should cover.")

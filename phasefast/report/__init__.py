@@ -6,7 +6,7 @@ import contextlib
 import glob
 import itertools
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +16,9 @@ from ..common.console import of_results
 from ..common.notices import shown, warn
 from ..errors import ArgumentError, DataError, LayerError
 from ..phases.best import CommonBest, best_checkpoint, best_of_runs
-from ..phases.comparing import Comparison, compare_phases
+from ..phases.comparing import Agreement, Comparison, compare_phases
 from ..phases.curve import DEFAULT_RULES, PhaseRules
-from ..phases.phase_report import PhaseReport, failure_notes
+from ..phases.phase_report import CellPhases, PhaseReport, failure_notes
 from ..results.failures import Failure
 from ..results.scores import Scores
 from ..results.shards import read_scores
@@ -74,11 +74,17 @@ def read_phases(directory: str | Path, rules: PhaseRules = DEFAULT_RULES) -> tup
 
 def with_best(scores: Scores, report: PhaseReport) -> PhaseReport:
     """The report with the best of its layers for each target of its own but the input, which first layers keep."""
+    best = (best_checkpoint(scores, target, layers=layers) for target, layers in _layers_of(report).items())
+    return replace(report, best=tuple(best))
+
+
+def _layers_of(cells: Iterable[CellPhases | Agreement]) -> dict[str, list[str]]:
+    """The layers of each target but the input, as globs."""
     layers: dict[str, list[str]] = {}
-    for cell in report:
-        layers.setdefault(cell.target, []).append(glob.escape(cell.layer))
-    of = {target: own for target, own in layers.items() if target != INPUT}
-    return replace(report, best=tuple(best_checkpoint(scores, target, layers=own) for target, own in of.items()))
+    for cell in cells:
+        if cell.target != INPUT:
+            layers.setdefault(cell.target, []).append(glob.escape(cell.layer))
+    return layers
 
 
 def _gaps(scores: Scores, failed: Mapping[int, Failure], lost: Mapping[int, Collection[str]]) -> dict[int, Failure]:
@@ -210,17 +216,19 @@ def read_runs(
     comparison = compare_phases({name: detect_phases(own, rules=rules) for name, own in scores.items()})
     comparison = replace(comparison, best=tuple(_bests(comparison, scores)))
     common = {(each.layer, each.target) for each in comparison}
-    left = {(layer, target) for own in scores.values() for layer in own.layers for target in own.targets} - common
+    there = (itertools.product([own], own.layers, own.targets) for own in scores.values())
+    cells = itertools.chain.from_iterable(there)
+    left = {(layer, target) for own, layer, target in cells if not own.lacking([layer], [target])} - common
     if left:
-        warn(f"not compared, as not measured in every run: {shown(f'{layer}/{target}' for layer, target in left)}")
+        warn(f"not compared, as not all runs have their phases: {shown(f'{layer}/{target}' for layer, target in left)}")
     return comparison, scores, telling
 
 
 def _bests(comparison: Comparison, scores: Mapping[str, Scores]) -> Iterator[CommonBest]:
     """Of each target but the input."""
-    for target in dict.fromkeys(each.target for each in comparison if each.target != INPUT):
+    for target, layers in _layers_of(comparison).items():
         with contextlib.suppress(DataError):  # no step in common, which tables tell
-            yield best_of_runs(scores, target)
+            yield best_of_runs(scores, target, layers=layers)
 
 
 def _same_weights(one: Scores, other: Scores) -> int:

@@ -19,7 +19,8 @@ A curve is the mean held-out loss at each probed step. What is asked of it, in t
   a single one is, or for all steps of the fall or the rise to explain so much of the curve, as far as its scatter is
   not correlated from step to step. With eight steps or more a change must be that large without the lowest step too,
   from or to the lower of its neighbours: noise dwindles as a training converges, and early steps are low by chance. A
-  rise must be that large without the last step too, which may have diverged.
+  rise must be that large without the last step too, which may have diverged; where the last step alone comes down, as
+  after annealing, a rise after a decrease counts that is that large from and to neighbours of its ends.
 * *What is the step noise?* What neighbouring steps scatter, by the median absolute second difference (Gasser et al.
   1986), or by the larger of the third one and the residual of the valley fit, if that is less; at least that residual
   where it changes its sign often; with fewer than seven steps, that residual. Where the six steps to both sides of the

@@ -255,3 +255,5 @@ def test_runs_have_a_best_in_common_where_their_mean_is_best() -> None:
         pf.best_of_runs({"one": runs["one"].select(["a"]), "two": runs["two"].select(["b"])})
     with pytest.raises(DataError, match="two runs or more"):
         pf.best_of_runs({"one": runs["one"]})
+    with pytest.raises(DataError, match=r"two runs or more by name, .* got .'list'"):
+        pf.best_of_runs(list(runs.values()))  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from phasefast.report import read_runs, write_comparison
 from phasefast.report.compared import run_names
 from phasefast.results.scores import Scores
 
-from .synthetic import log2_steps, make_scores, write_run
+from .synthetic import log2_steps, make_scores, row, write_run
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_what_is_not_in_all_runs_is_told(runs: list[Path], tmp_path: Path) -> No
     other = write_run(tmp_path / "short", short)
     with pytest.warns(
         RuntimeWarning,
-        match="not compared, as not measured in every run: .'features/label', 'stage1/input', 'stage1/lab",
+        match="not compared, as not all runs have their phases: .'features/label', 'stage1/input', 'stage1/lab",
     ):
         text = printed([runs[0], other])
     assert "at the 8 of 12 steps that all runs have" in text
@@ -159,3 +159,13 @@ def test_the_last_line_is_of_the_target_that_is_drawn(tmp_path: Path) -> None:
     assert turned.targets == ["label", "input"]
     text = printed([write_run(tmp_path / name, turned) for name in "xy"])
     assert "All runs, by features and target input: stop at " in text
+
+
+def test_the_best_of_runs_is_among_what_is_compared(tmp_path: Path) -> None:
+    scores = make_scores(["features"], log2_steps(12))
+    perfect = row(4, "once", "label", "accuracy", np.ones(200))
+    both = Scores.concat([scores, Scores.from_rows([perfect])])
+    directories = [write_run(tmp_path / name, both) for name in "xy"]
+    with pytest.warns(RuntimeWarning, match=r"not all runs have their phases: \['once/label'\]"):
+        comparison, _, _ = read_runs(directories)
+    assert [each.layer for each in comparison.best] == ["features"]

@@ -113,3 +113,41 @@ def test_early_scatter_does_not_move_the_minimum() -> None:
         curve = 0.6 + 0.4 * np.exp(-1.5 * steps) - 0.02 * steps / 120 + noise
         moved += detect_curve(steps, curve[:, None] * rng.gamma(50.0, 0.02, 60)).minimum_step < 40
     assert moved <= 2
+
+
+def scattered(curve: list[float], scatter: float = 0.0, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return (np.array(curve) + rng.normal(0, scatter, len(curve)))[:, None] * rng.gamma(50.0, 0.02, 200)
+
+
+@pytest.mark.parametrize(
+    ("curve", "end", "increase"),
+    [
+        ([1, 0.8, 0.6, 0.4, 0.2, 0.2, 0.2, 0.6, 0.6, 0.6, 0.6, 0.2], 6, (4, 7)),
+        ([1, 0.5, 0.1, *[0.1] * 4, *[0.4] * 22, 0.1], 6, (2, 7)),
+        ([1, 0.8, 0.6, 0.3, 0.31, 0.4, 0.5, 0.6, 0.65, 0.7, 0.3], 5, (3, 9)),
+    ],
+)
+@pytest.mark.parametrize("scatter", [0, 0.001])
+def test_a_last_step_that_comes_back_down_does_not_open_the_window(
+    curve: list[float], end: int, increase: tuple[int, int], scatter: float
+) -> None:
+    cell = detect_curve(np.arange(len(curve)), scattered(curve, scatter))
+    assert not cell.stop_open
+    assert cell.stop_window is not None
+    assert cell.stop_window[1] == end
+    phase = cell.phase("increase")
+    assert phase is not None
+    if not scatter:
+        assert (phase.start_step, phase.end_step) == increase
+
+
+def test_of_three_valleys_the_nearest_bounds_the_window() -> None:
+    places, values = [0, 7, 19, 28, 40, 50], [1, 0.1, 0.35, 0.13, 0.92, 0.58]
+    curve = np.interp(np.arange(51), places, values).tolist()
+    for count in (30, 51):
+        cell = detect_curve(np.arange(count), scattered(curve[:count], 0.002))
+        assert cell.minimum_step == 7
+        assert cell.evidence["other_minimum"] in (27, 28, 29)
+        assert cell.stop_window is not None
+        assert cell.stop_window[1] <= 19
