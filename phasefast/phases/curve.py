@@ -206,8 +206,8 @@ class Curve:
         if self.other is not None or last < self.rules.order_steps or not low < top < last:
             return False
         part = replace(rise, last=top)
-        alone = max(self.loss[top - 1], self.loss[top + 1]) - self._beside_it(low)  # tops are high by chance
-        return bool(alone >= self._asked(part)) and self._counts(part)
+        high = min(self.loss[-2], max(self.loss[top - 1], self.loss[top + 1]))  # tops are high by chance
+        return bool(high - self._beside_it(low) >= self._asked(part)) and self._counts(part)
 
     def _fall(self, fall: Span) -> list[Span]:
         """The descent and the plateau before it; empty where it does not count."""
