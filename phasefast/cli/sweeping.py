@@ -106,11 +106,8 @@ def sweep_command(
         part = f"share {share[0]} of {share[1]}: " if share else ""
         stored = len(list_shards(out))
         more = stored - len(found.steps)  # of another share, or whose files are gone
-        others = (
-            f", beside {more} more that {'was' if more == 1 else 'were'} measured before or by others"
-            if more > 0
-            else ""
-        )
+        were = "was" if more == 1 else "were"
+        others = f", beside {more} more that {were} measured before or by others" if more > 0 else ""
         these = "1 checkpoint is" if len(found.steps) == 1 else f"{len(found.steps)} checkpoints are"
         text = f"{part}{these} in {out}{others}; see phasefast report {out}"
         console.print(text, soft_wrap=True)

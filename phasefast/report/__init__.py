@@ -128,8 +128,10 @@ def restrict(
     """
     part = scores.select(layers, targets)
     there = {(layer, target) for layer in part.layers for target in part.targets}
-    cells = (cell for cell in report if (cell.layer, cell.target) in there)
-    return part, with_best(part, replace(report, cells=tuple(cells)))
+    found = replace(report, cells=tuple(cell for cell in report if (cell.layer, cell.target) in there))
+    if layers is None:  # then the best are those of the report
+        return part, replace(found, best=tuple(best for best in report.best if best.target in part.targets))
+    return part, with_best(part, found)
 
 
 def write_report(

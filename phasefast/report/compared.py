@@ -19,7 +19,7 @@ from ..results.scores import MODEL_LAYER, Scores
 from .curves import headline
 from .names import shortened, spelled
 from .plot import plot_phases
-from .table import INPUT, curve_tables, heading, numbers, say_thinned, simple_table
+from .table import curve_tables, heading, numbers, say_thinned, simple_table, window_without
 
 _ALL = "all runs"
 _FEW = 2  # runs whose curves stand beside each other
@@ -72,11 +72,8 @@ def _best_text(best: CommonBest, comparison: Comparison, sign: str) -> str:
         if (each.layer, each.step) != (best.layer, best.step)
     ]:
         text += f"; by itself {', '.join(elsewhere)}"
-    windows = (each for each in comparison if (each.layer, each.target) == (best.layer, INPUT) and each.stop_window)
-    if (window := next(windows, None)) and window.stop_window:
-        first, last = window.stop_window
-        outside = not first <= best.step <= last
-        text += f". The input's stop window there, {window.window_text}, does not hold that step" if outside else ""
+    if window := window_without(comparison, best.layer, [best.step]):
+        text += f". The input's stop window there, {window}, does not hold that step"
     return f"All runs, target {best.target}: best is {text}"
 
 

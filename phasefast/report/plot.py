@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,8 +79,8 @@ def plot_phases(
             scores.baseline(accuracy_name, metric),
         )
         axis, text = accuracy_axis(accuracy, baseline), f"held-out {spelled(metric)}, {{}}"
-        panel = _panel(accuracy, axis, _ACCURACY, text, accuracy_name, baseline)
-        panels.append(replace(panel, best=_best_of(report, accuracy_name, scores, styles)))
+        best = _best_of(report, accuracy_name, scores, styles)
+        panels.append(_panel(accuracy, axis, _ACCURACY, text, accuracy_name, baseline, best))
     rows = [Row(styles[layer], cells.get(layer)) for layer in scores.layers] if cells else []
     shown = sampled(rows)
     name = (styles[cell.layer].name if cell.layer in styles else cell.layer) if cell else ""
@@ -123,9 +122,16 @@ def _fvu_panel(curves: Sequence[Curve], target: str) -> Panel:
 
 
 def _panel(
-    curves: Sequence[Curve], axis: ValueAxis, height: float, title: str, target: str, baseline: float | None = None
+    curves: Sequence[Curve],
+    axis: ValueAxis,
+    height: float,
+    title: str,
+    target: str,
+    baseline: float | None = None,
+    best: tuple[str, int, float] | None = None,
 ) -> Panel:
-    return Panel(curves, end_labels(curves, int(height / LINE + 1e-6) + 1), axis, height, title, target, baseline)
+    labels = end_labels(curves, int(height / LINE + 1e-6) + 1)
+    return Panel(curves, labels, axis, height, title, target, baseline, best)
 
 
 def _note(cell: CellPhases | None, name: str, rows: int, layers: int) -> str:

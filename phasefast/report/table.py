@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from rich import box
 from rich.console import Console
@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..phases.best import BestCheckpoint
+from ..phases.comparing import Agreement
 from ..phases.phase_report import (
     KINDS,
     NOT_THERE,
@@ -85,15 +86,21 @@ def _print_best(scores: Scores, best: BestCheckpoint, report: PhaseReport, conso
     alike = [f"its steps {', '.join(_spans(best.steps, steps))}"] if len(best.steps) > 1 else []
     alike += [f"{layer} at {step}" for layer, step in best.others.items()]
     text = f"{text}; not told apart from it: {'; '.join(alike)}" if alike else f"{text}, told apart from all"
-    window = next((own for own in report if (own.layer, own.target) == (best.layer, INPUT) and own.stop_window), None)
-    if window is not None and window.stop_window is not None:
-        first, last = window.stop_window
-        if not any(first <= step <= last for step in best.steps):
-            text += f". The input's stop window there, {window.window_text}, holds none of these steps"
+    if window := window_without(report, best.layer, best.steps):
+        text += f". The input's stop window there, {window}, holds none of these steps"
     if len(steps) > 1 and best.steps[0] == steps[0]:
         gain = f"training after step {steps[0]}" if steps[0] else "training"
         text += f". Step {steps[0]}, the first, is among these: here these samples tell of no gain by {gain}"
     console.print(Text(text))
+
+
+def window_without(cells: Iterable[CellPhases | Agreement], layer: str, steps: Iterable[int]) -> str:
+    """A layer's stop window of the input, if none of these steps lies in it; else nothing."""
+    for cell in cells:
+        if (cell.layer, cell.target) == (layer, INPUT) and cell.stop_window is not None:
+            first, last = cell.stop_window
+            return "" if any(first <= step <= last for step in steps) else cell.window_text
+    return ""
 
 
 def _spans(some: Sequence[int], steps: Sequence[int]) -> Iterator[str]:
