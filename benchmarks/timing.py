@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import itertools
 import resource
 import sys
 import time
@@ -48,12 +49,14 @@ def best_of(run: Callable[[], Any], repeats: int = 5) -> float:
     return min(seconds(run) for _ in range(repeats))
 
 
-def synchronised(side: Callable[[], Any], device: str) -> Callable[[], Any]:
-    """The call with its work on the device done."""
+def synchronised(side: Callable[[], Any], device: str, every: int = 1) -> Callable[[], Any]:
+    """The call with its work on the device done; ``every``: that of so many calls, at the last of them."""
+    calls = itertools.count(1)
 
     def run() -> Any:
         returned = side()
-        torch.cuda.synchronize()
+        if next(calls) % every == 0:
+            torch.cuda.synchronize()
         return returned
 
     return run if device == "cuda" else side
