@@ -58,7 +58,7 @@ def select_layers(model: nn.Module, patterns: Layers | None = None) -> list[str]
     Args:
         patterns: fnmatch globs over ``named_modules()``, or modules themselves; by default the model's direct children,
             with the members of a ModuleList, a ModuleDict, an only child (but of PyTorch's own) or the only child with
-            a ModuleList in it, such as a language model's blocks, in its place. What
+            a list of blocks in it, such as a transformer's or a MobileNet's, in its place. What
             matches a glob that begins with ``!`` is left out of what the others match, or of the default. ``"model"``
             is the name of the model's own metrics: its parts stand in for a module of that name.
 
@@ -110,19 +110,38 @@ def _is_whole(module: nn.Module) -> bool:
     return own or nn.utils.parametrize.is_parametrized(module)
 
 
-def _has_stack(module: nn.Module, least: float) -> bool:
-    """Whether it has a ModuleList of blocks in it, with so many parameters; not in PyTorch's own.
-
-    Its blocks are most of its members, of one kind or of two that both occur again: branches are one of each kind.
-    """
+def _stack(module: nn.Module, least: float) -> nn.Module | None:
+    """The list of blocks in it with so many parameters, if there is one; not in PyTorch's own modules."""
+    if _kinds(module) and sum(map(_size, module.parameters())) >= least:
+        return module
     if isinstance(module, nn.ModuleList):
-        kinds = Counter(type(unwrap(part)) for part in module if any(True for _ in part.children()))
-        again = [count for count in kinds.values() if count > 1]
-        blocks = 2 * sum(again) > len(module) and len(again) <= 2
-        return blocks and sum(map(_size, module.parameters())) >= least
+        return None
     if type(module).__module__.startswith("torch.nn.") and not isinstance(module, nn.Sequential):
-        return False
-    return any(_has_stack(part, least) for part in module.children())
+        return None
+    return next((stack for part in module.children() if (stack := _stack(part, least)) is not None), None)
+
+
+def _kinds(module: nn.Module) -> set[type[nn.Module]]:
+    """Of a list's blocks: most members, of one kind or of two that both occur again, as branches do not; or none."""
+    if not isinstance(module, (nn.ModuleList, nn.Sequential)):
+        return set()
+    kinds = Counter(type(unwrap(part)) for part in module if any(True for _ in part.children()))
+    again = {kind: count for kind, count in kinds.items() if count > 1}
+    return set(again) if 2 * sum(again.values()) > len(module) and len(again) <= 2 else set()
+
+
+def _only_stack(children: Sequence[nn.Module], least: float) -> nn.Module | None:
+    """The only child with blocks in it, if there is one; not a stage of several, as ResNets have in Sequentials."""
+    stacks = [(child, stack) for child in children if (stack := _stack(child, least)) is not None]
+    if len(stacks) != 1:
+        return None
+    child, stack = stacks[0]
+    if isinstance(stack, nn.Sequential):
+        kinds = tuple(_kinds(stack) - {nn.Sequential})
+        others = (part for other in children if other is not child for part in other.modules())
+        if any(isinstance(part, kinds) or _kinds(part) for part in others):
+            return None
+    return child
 
 
 def _least_stack(model: nn.Module) -> float:
@@ -138,14 +157,14 @@ def _size(tensor: Tensor) -> int:
 
 
 def _default_names(model: nn.Module, prefix: str = "", alone: bool = True, least: float | None = None) -> list[str]:
-    """Args: alone: whether the module is the whole model, but for what wraps it. least: as for ``_has_stack``."""
+    """Args: alone: whether the module is the whole model, but for what wraps it. least: as for ``_stack``."""
     names: list[str] = []
-    children = list(model.named_children())
+    children, lists = list(model.named_children()), (nn.ModuleList, nn.ModuleDict)
     least = _least_stack(model) if least is None else least
-    stacks = [child for _, child in children if _has_stack(child, least)]
+    only = None if isinstance(model, lists) else _only_stack([child for _, child in children], least)
     for name, child in children:
-        inside = isinstance(child, (nn.ModuleList, nn.ModuleDict)) or f"{prefix}{name}" == MODEL_LAYER
-        inside |= len(stacks) == 1 and child is stacks[0] and not isinstance(model, (nn.ModuleList, nn.ModuleDict))
+        member = isinstance(model, nn.Sequential) and type(child).forward is not nn.Module.forward  # is called itself
+        inside = (isinstance(child, lists) and not member) or child is only or f"{prefix}{name}" == MODEL_LAYER
         wrapped = alone and len(children) == 1 and any(True for _ in child.children()) and not _is_whole(child)
         names += _default_names(child, f"{prefix}{name}.", wrapped, least) if inside or wrapped else [f"{prefix}{name}"]
     return names

@@ -183,3 +183,69 @@ def test_by_default_parts_that_their_module_does_not_call_are_not_probed() -> No
     block = nn.TransformerEncoderLayer(4, 2, batch_first=True)
     assert select_layers(Only(block)) == ["child"]
     assert select_layers(Only(nn.TransformerEncoder(block, 2))) == ["child.layers.0", "child.layers.1"]
+
+
+def parts(**named: nn.Module) -> nn.Module:
+    """A model with these parts."""
+    model = Core()
+    for name, part in named.items():
+        model.add_module(name, part)
+    return model
+
+
+def sequence(*blocks: nn.Module) -> nn.Sequential:
+    return nn.Sequential(*blocks)
+
+
+class Wide(Block):
+    """Another kind."""
+
+
+def test_by_default_blocks_are_probed_of_the_only_sequence_of_them() -> None:
+    block, wide = (lambda: Block(nn.Linear(8, 8))), (lambda: Wide(nn.Linear(8, 8)))
+    head = nn.Linear(8, 2)
+    whole = parts(stem=nn.Linear(3, 8), blocks=sequence(block(), block()), head=head)
+    assert select_layers(whole) == ["stem", "blocks.0", "blocks.1", "head"]
+    inside = parts(encoder=parts(layers=sequence(block(), block()), norm=nn.LayerNorm(8)), head=head)
+    assert select_layers(inside) == ["encoder.layers.0", "encoder.layers.1", "encoder.norm", "head"]
+    stages = sequence(nn.Linear(8, 8), sequence(block(), block()), wide(), sequence(block(), block(), block()))
+    assert select_layers(parts(features=stages, head=head)) == [*(f"features.{i}" for i in range(4)), "head"]
+    for others in (
+        {"first": sequence(block(), block()), "second": sequence(block(), block(), block(), block())},
+        {"first": sequence(block()), "second": sequence(block(), block(), block())},  # stages
+        {"first": sequence(wide(), wide()), "second": sequence(*(block() for _ in range(9)))},
+        {"layers": sequence(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU())},  # no blocks
+        {"branches": sequence(block(), wide())},
+    ):
+        assert select_layers(parts(**others, head=head)) == [*others, "head"]
+    assert select_layers(parts(blocks=nn.ModuleList([block(), wide()]), head=head)) == ["blocks.0", "blocks.1", "head"]
+
+
+def test_by_default_a_dictionary_of_modules_that_a_sequence_calls_is_a_block() -> None:
+    class Dense(nn.ModuleDict):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for part in self.values():
+                x = part(x)
+            return x
+
+    def dense() -> nn.Module:
+        return Dense({"a": nn.Linear(8, 8), "b": nn.Linear(8, 8)})
+
+    features = sequence(nn.Linear(8, 8), dense(), dense())
+    assert select_layers(parts(features=features, head=nn.Linear(8, 2))) == [
+        *(f"features.{i}" for i in range(3)),
+        "head",
+    ]
+    assert select_layers(parts(body=dense(), head=nn.Linear(8, 2))) == ["body.a", "body.b", "head"]
+
+
+def test_by_default_known_networks_are_probed_block_by_block() -> None:
+    models = pytest.importorskip("torchvision").models
+    transformer = models.VisionTransformer(32, 8, 3, 2, 16, 32, num_classes=10)
+    blocks = [f"encoder.layers.encoder_layer_{i}" for i in range(3)]
+    assert select_layers(transformer) == ["conv_proj", "encoder.dropout", *blocks, "encoder.ln", "heads"]
+    swin = models.swin_transformer.SwinTransformer([4, 4], 8, [1, 2], [1, 2], [4, 4])
+    assert select_layers(swin)[:5] == ["features.0", "features.1", "features.2", "features.3", "norm"]
+    mobile = select_layers(models.mobilenet_v3_small())
+    assert mobile == [*(f"features.{i}" for i in range(13)), "avgpool", "classifier"]
+    assert select_layers(models.resnet18())[4:8] == ["layer1", "layer2", "layer3", "layer4"]
