@@ -8,6 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -134,13 +136,54 @@ def test_machine_code_for_hopper_is_what_was_meant(machine_code):
     assert max(waits) <= 3, waits
 
 
+PARTS = (".ci", "benchmarks", "csrc", "docs", "phasefast", "tests")
+NOT_SOURCES = shutil.ignore_patterns("_C*", "__pycache__", "*.egg-info")
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_wheel_made_of_the_source_distribution_is_whole(tmp_path):
+    source, unpacked, absent = tmp_path / "source", tmp_path / "unpacked", str(tmp_path / "no-such-compiler")
+    for name in PARTS:
+        shutil.copytree(ROOT / name, source / name, ignore=NOT_SOURCES)
+    for path in ROOT.iterdir():
+        if path.is_file() and not path.name.startswith(".git"):
+            shutil.copy(path, source)
+    before = files(source)
+
+    def build(kind: str, folder: Path) -> Path:
+        run = subprocess.run(
+            [sys.executable, "setup.py", "--quiet", kind, "--dist-dir", str(tmp_path / kind)],
+            cwd=folder,
+            env={**os.environ, "CC": absent, "CXX": absent, "PHASEFAST_REQUIRE_EXTENSION": "0", "PHASEFAST_CUDA": "0"},
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert run.returncode == 0, run.stderr[-2000:]
+        return next((tmp_path / kind).iterdir())
+
+    with tarfile.open(build("sdist", source)) as archive:
+        archive.extractall(unpacked, filter="data")
+    distribution = next(unpacked.iterdir())
+    assert before - files(distribution) == set()
+    with zipfile.ZipFile(build("bdist_wheel", distribution)) as wheel:
+        installed = set(wheel.namelist())
+        points = next(name for name in installed if name.endswith("entry_points.txt"))
+        assert "phasefast = phasefast.cli:main" in wheel.read(points).decode()
+    assert {name for name in before if name.startswith("phasefast/")} - installed == set()
+    assert {name.split("/")[0].split("-")[0] for name in installed} == {"phasefast"}
+
+
 @pytest.mark.parametrize(("required", "fails"), [("0", False), ("1", True)])
 def test_installation_survives_a_missing_compiler(tmp_path, required, fails):
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         if (ROOT / name).exists():
             shutil.copy(ROOT / name, tmp_path)
     for name in ("csrc", "phasefast"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("_C*", "__pycache__"))
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=NOT_SOURCES)
     absent = str(tmp_path / "no-such-compiler")
     run = subprocess.run(
         [sys.executable, "setup.py", "build_ext", "--inplace"],
