@@ -71,7 +71,7 @@ class ProbeOptions(TypedDict, total=False):
             may be taken wrongly.
         padding: what inputs [b, t] or [b, t, c] hold where there is none: these tokens are not among them.
         pool: average the spatial dimensions of [b, c, h, w] and [b, c, d, h, w] to this size, where they are larger; 0
-            (default) keeps all.
+            (default) keeps all. [b, h, w, c] of modules with parts that tell so, such as a LayerNorm of c, likewise.
         batch_size: of the forward passes, and of the BatchNorm statistics that need batches; 256, or 128 for
             ``batchnorm="batch"``, by default. Wherever the numbers stay the same a GPU takes larger ones by
             default, and long sequences of tokens are taken fewer at a time, for their logits' sake.

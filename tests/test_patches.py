@@ -224,6 +224,26 @@ class Unflattened(nn.Module):
         return maps
 
 
+class Block(nn.Module):
+    """Of maps [b, h, w, f]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed: Tensor = self.norm(x)
+        return x + normed
+
+
+def test_maps_of_blocks_that_have_features_last_need_not_be_square() -> None:
+    for rows, columns in ((2, 8), (4, 4)):
+        output = torch.randn(3, rows, columns, 6)
+        assert as_tokens("a", Block(), output, TokensOfBatch(16)).equal(output.flatten(0, 2))
+    with pytest.raises(LayerError, match="may be a map of the 16 positions, or something else"):
+        as_tokens("a", Block(), torch.randn(3, 2, 8, 5), TokensOfBatch(16))
+
+
 @pytest.mark.parametrize("module", [Turned(4), Unflattened()], ids=["norm", "linear"])
 def test_modules_of_ones_own_may_turn_what_their_parts_give(module: nn.Module) -> None:
     output = torch.randn(2, 8, 4, 4)

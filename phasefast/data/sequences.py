@@ -30,7 +30,9 @@ _POSITIONS_LAST = (
     *(nn.CircularPad1d, nn.Dropout1d),
     *(_NormBase, nn.GroupNorm, nn.LocalResponseNorm),  # which read [b, f, t] of three dimensions
 )
-_FEATURES_LAST = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.MultiheadAttention)
+_NORMS = (nn.LayerNorm, nn.RMSNorm)
+_FEATURES_LAST = (nn.Linear, *_NORMS, nn.Embedding, nn.MultiheadAttention)
+_WIDTHS = ("out_channels", "num_features", "num_channels", "out_features")
 _ONE = {"cls": 0, "last": -1}  # position of the token that stands for all
 
 
@@ -54,7 +56,7 @@ def positions_last(module: nn.Module, shape: torch.Size) -> tuple[bool, bool]:
         return False, unclear and not isinstance(module, nn.MultiheadAttention)
     if type(module).forward.__module__.startswith("torch.nn."):
         return True, False
-    widths = [getattr(module, name, None) for name in ("out_channels", "num_features", "num_channels")]
+    widths = [getattr(module, name, None) for name in _WIDTHS]
     places = [place for place in (1, 2) if shape[place] in widths]
     return places != [2], places != [1]
 
@@ -73,6 +75,25 @@ def is_of_features(module: nn.Module) -> bool:
     of_maps = any(len(getattr(part, "normalized_shape", ())) > 1 for part in of_features)
     others = any(isinstance(part, (_ConvNd, *_POSITIONS_LAST)) for part in parts)
     return bool(of_features) and not of_maps and not others
+
+
+def features_last(module: nn.Module, shape: torch.Size) -> bool:
+    """Whether maps that a module gives are [b, h, w, f], as Swin transformers have them, not [b, f, h, w].
+
+    Its last axis alone has as many places as some part of the module has features. Channels before square maps are
+    never taken for a side.
+    """
+    if shape[-1] == shape[-2] != shape[1]:
+        return False
+    widths = _widths(last_part(module)) or _widths(module)
+    return shape[-1] in widths and shape[1] not in widths
+
+
+def _widths(module: nn.Module) -> set[int]:
+    """How many features the parts of PyTorch's in it give."""
+    parts = [part for part in module.modules() if type(part).__module__.startswith("torch.nn.")]
+    widths = {getattr(part, name) for part in parts for name in _WIDTHS if hasattr(part, name)}
+    return widths | {part.normalized_shape[0] for part in parts if isinstance(part, _NORMS)}
 
 
 def check_padding(padding: float, splits: Mapping[str, Tensor], rows: Mapping[str, Tensor | None]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DataError, LayerError
-from .sequences import is_of_features, last_part, positions_last, real_tokens
+from .sequences import features_last, is_of_features, last_part, positions_last, real_tokens
 
 _OWN = 16  # tokens that a model adds: of its class, registers
 _OF_MAPS = (
@@ -53,9 +53,8 @@ class TokenRows:
             DataError: inputs of another shape, or a sequence without any row.
         """
         if inputs.dim() not in (2, 3):
-            raise DataError(
-                f"{split}_inputs: expected sequences [n, t] or [n, t, c] for tokens='each', got {tuple(inputs.shape)}"
-            )
+            got = f"{tuple(inputs.shape)}{'; cut images into patches: docs/sequences.md' if inputs.dim() > 3 else ''}"
+            raise DataError(f"{split}_inputs: expected sequences [n, t] or [n, t, c] for tokens='each', got {got}")
         real = torch.ones(inputs.shape[:2], dtype=torch.bool, device="cpu")
         if padding is not None:
             real &= real_tokens(inputs, padding).cpu()
@@ -174,6 +173,8 @@ def _of_map(name: str, module: nn.Module, output: Tensor, length: int) -> Tensor
             return output.flatten(2).mT if after else output[:, :0]
         if is_of_features(module):
             return output.flatten(1, 2) if before else output
+    elif before and features_last(module, output.shape):
+        return output.flatten(1, 2)
     if first == length or (before and (after or first != second)):
         raise LayerError(
             f"layer {name!r}: its output {tuple(output.shape)} may be a map of the {length} positions, or something "

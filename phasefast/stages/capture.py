@@ -19,7 +19,7 @@ from ..common.hooks import hooked, places_of_calls
 from ..common.notices import shown, warn
 from ..common.timeline import stage
 from ..data.batches import chunk_bounds, model_inputs
-from ..data.sequences import TOKEN_MODES, as_one, positions_last, real_tokens
+from ..data.sequences import TOKEN_MODES, as_one, features_last, positions_last, real_tokens
 from ..data.token_rows import TokenRows, TokensOfBatch, as_tokens, own_tokens
 from ..errors import ArgumentError, LayerError, NonFiniteError, PhasefastError
 from ..types import Activations, Layer, TokenMode
@@ -92,7 +92,7 @@ def discover_layers(
             unusable.setdefault(name, error)
             return
         first = _first(output)
-        shapes[name] = first.shape
+        shapes[name] = (_features_first(module, first) if options.pool else first).shape
         if first.dim() == 3 and positions_last(module, first.shape)[1]:
             unclear.append(name)
         if of.tokens is not None and first.dim() == 3:
@@ -377,6 +377,7 @@ def _as_cell(name: str, module: nn.Module, output: Any, of: _Batch, options: Row
         return as_tokens(name, module, output, of.tokens), 0
     if output.dim() == 3 and options.tokens != "flatten":
         return as_one(name, module, output, options.tokens, of.real)
+    output = _features_first(module, output) if options.pool else output
     sides = output.shape[2:] if output.dim() in _POOLED else ()
     if max(sides, default=0) <= options.pool:
         return output, 0
@@ -384,3 +385,8 @@ def _as_cell(name: str, module: nn.Module, output: Any, of: _Batch, options: Row
         return output, options.pool
     # No side is made larger, of which the op knows nothing.
     return _POOLED[output.dim()](output, [min(side, options.pool) for side in sides]), 0
+
+
+def _features_first(module: nn.Module, output: Tensor) -> Tensor:
+    """Maps [b, h, w, f], and volumes, as [b, f, h, w]; any other output as it is."""
+    return output.movedim(-1, 1) if output.dim() in _POOLED and features_last(module, output.shape) else output

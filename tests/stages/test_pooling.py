@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import phasefast as pf
+from phasefast.data.sequences import features_last
 from phasefast.engine import Engine
 
 
@@ -33,3 +34,52 @@ def test_pooling_makes_no_side_larger(shape: tuple[int, ...], pool: int, sizes: 
     )
     with pytest.warns(RuntimeWarning, match="pool=9 changes nothing"):
         pf.probe(engine.model, given, layers="0", pool=9)
+
+
+class Window(nn.Module):
+    """A block of maps [b, h, w, f], as of a Swin transformer."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.mix = nn.LayerNorm(width), nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.relu(self.mix(self.norm(x)))
+
+
+class Turn(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.movedim(1, -1)
+
+
+@pytest.mark.parametrize("volume", [False, True])
+def test_sides_are_pooled_where_features_come_last_too(volume: bool) -> None:
+    torch.manual_seed(0)
+    sides, convolution = ((2, 8, 6), nn.Conv3d(1, 5, 1)) if volume else ((8, 6), nn.Conv2d(1, 5, 1))
+    pooling = nn.functional.adaptive_avg_pool3d if volume else nn.functional.adaptive_avg_pool2d
+    x = torch.randn(60, 1, *sides)
+    blocks = [nn.Sequential(convolution, Turn(), nn.LayerNorm(5)), Window(5), nn.Sequential(nn.Linear(5, 7), nn.ReLU())]
+    engine = Engine(nn.Sequential(*blocks), pf.ProbeSet(x[:40], None, x[40:], None), layers=["?"], pool=2)
+    out = x
+    for block, cell in zip(blocks, engine.activations(), strict=True):
+        out = block(out)
+        pooled = pooling(out.movedim(-1, 1), 2)
+        torch.testing.assert_close(cell.heldout + cell.shift, pooled[40:].flatten(1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "last"),
+    [
+        (nn.LayerNorm(16), (2, 8, 12, 16), True),
+        (Window(16), (2, 8, 8, 16), True),
+        (nn.Sequential(Window(16), nn.Dropout()), (2, 8, 8, 16), True),
+        (Window(8), (2, 8, 6, 8), False),  # as many features as rows
+        (Window(16), (2, 3, 16, 16), False),  # made an image
+        (nn.Conv2d(3, 16, 1), (2, 16, 8, 8), False),
+        (nn.Conv2d(3, 16, 1), (2, 16, 16, 12), False),
+        (nn.ReLU(), (2, 8, 8, 16), False),
+    ],
+    ids=str,
+)
+def test_where_features_are_is_told_by_widths(module: nn.Module, shape: tuple[int, ...], last: bool) -> None:
+    assert features_last(module, torch.Size(shape)) is last
