@@ -8,8 +8,8 @@ from .ops._extension import build_info
 from .options import ProbeOptions
 from .phases.best import BestCheckpoint, CommonBest, best_checkpoint, best_of_runs
 from .phases.comparing import Agreement, Comparison, compare_phases
-from .phases.curve import PhaseRules
 from .phases.phase_report import CellPhases, PhaseReport
+from .phases.rules import PhaseRules
 from .planning import LayerPlan, plan
 from .probe import probe
 from .reconstruction import Reconstructions, reconstruct

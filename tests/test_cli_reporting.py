@@ -42,6 +42,8 @@ def test_a_single_step_has_scores_and_no_phases(command: str, tmp_path: Path) ->
         command, directory
     )
     assert "step 8" in invoke("scores", directory).stdout
+    other = write_run(tmp_path / "other", make_scores(["stage1"], [0, 8]))
+    assert f"{directory}: expected at least 2 steps, got [8]" in fails("compare", other, directory)
 
 
 def test_report_draws_the_picture(run: Path) -> None:
@@ -139,7 +141,9 @@ def test_the_stop_window_is_as_wide_as_asked(run: Path) -> None:
             pf.PhaseRules(**{name: value})  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="change: expected a number that is not below 0, got True"):
         pf.PhaseRules(change=True)
-    assert pf.PhaseRules(fewest=np.int64(7), change=np.float32(0.02)).fewest == 7  # type: ignore[arg-type]
+    rules = pf.PhaseRules(fewest=np.int64(7), window=np.float32(0.5))  # type: ignore[arg-type]
+    assert json.loads(pf.detect_phases(pf.read_scores(run), rules=rules).to_json())["cells"]
+    assert (type(rules.fewest), type(rules.window)) == (int, float)
     open_to_the_end = invoke("phases", run, "--target", "input", "--window", 0).stdout
     assert ("+ open: no certain rise, of 0 of the decrease" in open_to_the_end) == ("+\n" in open_to_the_end)
 

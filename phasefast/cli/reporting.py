@@ -21,7 +21,7 @@ from ..common.console import of_results
 from ..engine import VERSION
 from ..errors import ArgumentError, StoreError
 from ..ops._extension import build_info
-from ..phases.curve import DEFAULT_RULES, PhaseRules
+from ..phases.rules import DEFAULT_RULES, PhaseRules
 from ..report import print_report, read_phases, read_runs, restrict, write_comparison, write_phases, write_report
 from ..results.scores import PER_SAMPLE
 from ..results.shards import list_shards, read_scores, read_shard
@@ -46,6 +46,9 @@ _EXTRAS = {
     "matplotlib": "report",
     "pandas": "report",
     "scikit-learn": "demo",
+    "lightning": "lightning",
+    "transformers": "hf",
+    "accelerate": "hf",
 }
 
 
@@ -168,7 +171,7 @@ def _facts() -> list[tuple[str, str]]:
     """What ``info`` shows: (name, value)."""
     build = build_info()
     facts = [("phasefast", VERSION), ("Python", platform.python_version()), ("torch", torch.__version__)]
-    facts += [(package, version(package)) for package in ("numpy", "pyarrow")]
+    facts += [(package, version(package)) for package in ("numpy", "pyarrow", "typer", "rich")]
     facts.append(("extension", "compiled" if build["compiled"] else f"not used: {build['problem']}"))
     for key, value in build.items():
         if key not in ("compiled", "problem"):

@@ -3,51 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from numbers import Real
 from typing import Any
 
 import numpy as np
 
-from ..errors import ArgumentError, is_integer
-from .phase_report import FEW_STEPS, PhaseKind
+from .phase_report import PhaseKind
+from .rules import PhaseRules
 from .valley import Valleys, noise_around, persistence, rarely_apart, rarely_gained, valleys
-
-
-@dataclass(frozen=True)
-class PhaseRules:
-    """When a change counts, what near-constant means, and how wide the stop window is.
-
-    Raises:
-        ArgumentError: one is not a number, or below 0.
-    """
-
-    change: float = 0.02  # a change is at least this fraction of the loss before it,
-    absolute: float = 1e-4  # and at least this much,
-    noise: float = 3.0  # and at least this many standard deviations of the step noise
-    constant: float = 0.10  # a curve in order that goes farther from its mean than this fraction of it is not constant
-    plateau: float = 0.20  # a plateau's losses differ from their mean by at most this fraction of the change after it,
-    slope: float = 1 / 3  # and its slope is at most this fraction of the slope after it
-    bump: float = 0.25  # a rise between a plateau and its decrease is left out from this fraction of the latter on
-    window: float = 0.25  # the stop window's losses exceed the minimum by this fraction of the decrease before a rise
-    fewest: int = 4  # steps that phases take: a plateau of three and a change after it
-    odd: float = 6.0  # a step this many standard deviations of the step noise above both neighbours is left out
-    order_level: float = 0.03  # p-value above which the order of the steps explains nothing
-    noise_steps: int = 7  # fewer steps than this have too few differences to tell the step noise
-    order_steps: int = FEW_STEPS  # fewer have too few orders to test
-    permutations: int = 2_000  # random orders that the test draws
-
-    def __post_init__(self) -> None:
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if isinstance(each.default, int) and not is_integer(value, 1):
-                raise ArgumentError(f"{each.name}: expected a positive integer, got {value!r}")
-            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < np.inf:
-                raise ArgumentError(f"{each.name}: expected a number that is not below 0, got {value!r}")
-
-
-DEFAULT_RULES = PhaseRules()
 
 
 @dataclass(frozen=True)
@@ -122,7 +86,8 @@ class Curve:
                     break
                 nearest, size = (float(drop.max()), two), int(loss[:low].argmax())
             found += [nearest] if nearest else []
-        return max(found, key=lambda each: each[0])[1] if found else self
+        after = [two for _, two in found if two._falls_again]  # which bounds the stop window
+        return after[0] if after else max(found, key=lambda each: each[0])[1] if found else self
 
     def _beside(self, other: int) -> Curve | None:
         """The curve with a second valley, lowest at ``other``; None where it is scatter, or nothing falls to it."""
@@ -203,7 +168,7 @@ class Curve:
         """Whether a rise would count up to its top, from which the last step alone may have come down."""
         low, last = self.minimum, len(self.loss) - 1
         top = low + int(self.loss[low:].argmax())
-        if self.other is not None or last < self.rules.order_steps or not low < top < last:
+        if self._falls_again or last < self.rules.order_steps or not low < top < last:
             return False
         part = replace(rise, last=top)
         high = min(self.loss[-2], max(self.loss[top - 1], self.loss[top + 1]))  # tops are high by chance
@@ -341,11 +306,14 @@ class Curve:
         if "decrease" not in kinds:
             return None
         # Read from the valley fit, so that one odd step does not close it.
-        margin = self._margin(spans[kinds.index("decrease")])
-        far = np.flatnonzero(self.fit > self.fit[self.minimum] + margin)
-        start = int(max([-1, *far[far < self.minimum]])) + 1
-        end = int(min([len(self.fit), *far[far > self.minimum]])) - 1
-        return start, end if "increase" in kinds or self._falls_again else len(self.fit) - 1
+        fit, low, last = self.fit, self.minimum, spans[-1].last
+        if "increase" in kinds and not self._falls_again:  # what comes down after its top would pull that down too
+            rise = valleys(self.loss[low : last + 1][None]).fit(0, 0)[1:]
+            fit = np.concatenate([fit[: low + 1], rise, np.full(len(fit) - 1 - last, rise[-1])])
+        far = np.flatnonzero(fit > fit[low] + self._margin(spans[kinds.index("decrease")]))
+        start = int(max([-1, *far[far < low]])) + 1
+        end = int(min([len(fit), *far[far > low]])) - 1
+        return start, end if "increase" in kinds or self._falls_again else len(fit) - 1
 
     @property
     def _falls_again(self) -> bool:
@@ -353,10 +321,14 @@ class Curve:
         return self.other is not None and self.other > self.minimum
 
     def doubt(self, spans: Sequence[Span]) -> str | None:
-        """What speaks against the end of an open stop window, though it is not certain; None where nothing does."""
+        """What speaks against the end of a stop window, though it is not certain; None where nothing does."""
         kinds = [span.kind for span in spans]
-        if "decrease" not in kinds or "increase" in kinds or self._falls_again:
+        if "decrease" not in kinds or self._falls_again:
             return None
+        below = float(self.loss[self.minimum] - self.loss[-1])
+        if "increase" in kinds:
+            text = f"the last step lies {below:.2g} below the minimum, but it alone: later ones would tell"
+            return text if below >= self._needed(self.loss[-1]) else None
         rise = self._ascent()
         if self._size(rise) <= self._margin(spans[kinds.index("decrease")]):
             return None

@@ -155,7 +155,9 @@ def phase_notes(cells: Sequence[CellPhases]) -> list[str]:
         notes.append(f"Rises before the decrease, which no phase names: {_few(rising)}.")
     others = [(cell, step) for cell in cells if (step := cell.evidence.get("other_minimum")) is not None]
     if again := [f"{_named(cell, several)} at {step}" for cell, step in others]:
-        notes.append(f"Two valleys, of which the lower one counts; the other is lowest here: {_few(again)}.")
+        notes.append(
+            f"Two valleys, of which the lower one counts, single steps aside; the other is lowest here: {_few(again)}."
+        )
     if of := [cell for cell in cells if cell.left_out]:
         named = [f"{_named(cell, several)} at {', '.join(map(str, cell.left_out))}" for cell in of[:_REASONS]]
         more = f"; and of {len(of) - _REASONS} more curves" if len(of) > _REASONS else ""

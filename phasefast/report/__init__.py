@@ -17,8 +17,8 @@ from ..common.notices import shown, warn
 from ..errors import ArgumentError, DataError, LayerError
 from ..phases.best import CommonBest, best_checkpoint, best_of_runs
 from ..phases.comparing import Agreement, Comparison, compare_phases
-from ..phases.curve import DEFAULT_RULES, PhaseRules
 from ..phases.phase_report import CellPhases, PhaseReport, failure_notes
+from ..phases.rules import DEFAULT_RULES, PhaseRules
 from ..results.failures import Failure
 from ..results.scores import Scores
 from ..results.shards import read_scores
@@ -62,11 +62,6 @@ def read_phases(directory: str | Path, rules: PhaseRules = DEFAULT_RULES) -> tup
     scores = _one_run(directory)
     if len(origins := read_origins(directory)) > 1:
         warn(f"{directory}: holds scores of checkpoints in {', '.join(origins)}: are they of one training?")
-    if len(scores.steps) < 2:
-        raise DataError(
-            f"{directory}: expected at least 2 steps, got {scores.steps}: phases are of a training; phasefast scores "
-            f"{directory} prints a single one"
-        )
     failed = read_failures(directory)
     failed |= _gaps(scores, failed, lost_layers(directory))
     return scores, with_best(scores, replace(detect_phases(scores, rules=rules), failed=dict(sorted(failed.items()))))
@@ -278,7 +273,7 @@ def check_picture(path: str | Path) -> None:
 
 
 def _one_run(directory: str | Path) -> Scores:
-    """The scores of a directory, which must be of one run and one configuration."""
+    """The scores of a directory, which must be of one run, one configuration and several steps."""
     scores = read_scores(directory)
     for column, what in (("run", "runs"), ("config_hash", "configurations")):
         if len(found := scores.values_of(column)) > 1:
@@ -286,4 +281,9 @@ def _one_run(directory: str | Path) -> Scores:
                 f"{directory}: expected the scores of one run, got those of {len(found)} {what} ({column} "
                 f"{', '.join(found)}), as of jobs that ran together; measure again, each with its own out="
             )
+    if len(scores.steps) < 2:
+        raise DataError(
+            f"{directory}: expected at least 2 steps, got {scores.steps}: phases are of a training; phasefast scores "
+            f"{directory} prints a single one"
+        )
     return scores

@@ -108,8 +108,9 @@ def _best_of(
 ) -> tuple[str, int, float] | None:
     """A target's best point, as panels have it, where training gained anything: curves may end beside each other."""
     for best in report.best:
-        gained = best.beats_constant and best.steps[0] > scores.curve(best.layer, target, best.metric)[0].min()
-        if best.target == target and best.layer in styles and gained:
+        if best.target != target or best.layer not in styles or not best.beats_constant:
+            continue
+        if best.steps[0] > scores.curve(best.layer, target, best.metric)[0].min():
             return styles[best.layer].name, best.step, best.value
     return None
 

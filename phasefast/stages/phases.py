@@ -50,8 +50,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArgumentError, DataError
-from ..phases.curve import DEFAULT_RULES, Curve, PhaseRules
+from ..phases.curve import Curve
 from ..phases.phase_report import CellPhases, Phase, PhaseReport
+from ..phases.rules import DEFAULT_RULES, PhaseRules
 from ..phases.valley import bootstrap, noise_around, odd_steps, order_test, valleys
 from ..results.losses import LOSSES, Losses, losses_of
 from ..results.scores import Scores
@@ -113,9 +114,9 @@ def detect_curve(
 
     At most one phase of each kind is named, in the order constant, decrease, increase. A decrease ends at the minimum,
     below the loss of the first step; an increase starts there, or at the end of a plateau, and the last step still lies
-    above it. Phases share their boundary steps, but where a curve rises before it falls, which has no name. Single
-    steps far above both their neighbours are left out. There may be no phase at all, where the curve changes but
-    neither falls below its start nor ends above its minimum.
+    above it, or alone does not. Phases share their boundary steps, but where a curve rises before it falls, which has
+    no name. Single steps far above both their neighbours are left out. There may be no phase at all, where the curve
+    changes but neither falls below its start nor ends above its minimum.
 
     Args:
         steps: [K] training steps, in any order.

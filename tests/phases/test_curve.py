@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from phasefast.phases.curve import DEFAULT_RULES
 from phasefast.phases.phase_report import CellPhases, PhaseReport, phase_notes
+from phasefast.phases.rules import DEFAULT_RULES
 from phasefast.phases.valley import odd_steps, persistence, rarely_apart, rarely_gained, valleys
 from phasefast.stages.phases import detect_curve
 from tests import curves

@@ -164,6 +164,17 @@ def test_the_best_point_has_a_ring_where_training_gained_by_it(
     assert texts == (["best: a at 2"] if shown else [])
 
 
+def test_a_panel_has_the_best_of_its_own_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    luck, errors = np.random.default_rng(0).random((2, 300))
+    rows = [row(step, "b", "angle", "fvu", errors * value) for step, value in {0: 1.2, 1: 0.4, 2: 0.2}.items()]
+    rows += [row(step, "a", "label", "accuracy", luck < value) for step, value in {0: 0.6, 1: 0.7, 2: 0.9}.items()]
+    scores = Scores.from_rows(rows)
+    report = with_best(scores, detect_phases(scores))
+    assert {best.target: best.layer for best in report.best} == {"angle": "b", "label": "a"}
+    legends = [panel.get_legend() for panel in drawn(scores, tmp_path, monkeypatch, report)]
+    assert ["best: a at 2"] in [[text.get_text() for text in legend.get_texts()] for legend in legends if legend]
+
+
 def texts(panel: Axes) -> list[str]:
     return [text.get_text() for text in panel.texts]
 

@@ -126,6 +126,8 @@ def scattered(curve: list[float], scatter: float = 0.0, seed: int = 0) -> np.nda
         ([1, 0.8, 0.6, 0.4, 0.2, 0.2, 0.2, 0.6, 0.6, 0.6, 0.6, 0.2], 6, (4, 7)),
         ([1, 0.5, 0.1, *[0.1] * 4, *[0.4] * 22, 0.1], 6, (2, 7)),
         ([1, 0.8, 0.6, 0.3, 0.31, 0.4, 0.5, 0.6, 0.65, 0.7, 0.3], 5, (3, 9)),
+        ([1, 0.6, 0.3, 0.1, 0.14, 0.18, 0.22, 0.26, 0.3, 0.34, 0.38, 0.1], 8, (3, 10)),  # a slow one
+        ([1, 0.7, 0.3, 0.1, 0.13, 0.16, 0.19, 0.22, 0.25, 0.28, 0.31, 0.34, 0.37, 0.1], 10, (3, 12)),
     ],
 )
 @pytest.mark.parametrize("scatter", [0, 0.001])
@@ -151,3 +153,31 @@ def test_of_three_valleys_the_nearest_bounds_the_window() -> None:
         assert cell.evidence["other_minimum"] in (27, 28, 29)
         assert cell.stop_window is not None
         assert cell.stop_window[1] <= 19
+
+
+@pytest.mark.parametrize(
+    ("places", "values", "other"),
+    [
+        ([0, 7, 15, 22, 30, 38], [1, 0.2, 0.9, 0.1, 0.7, 0.15], 38),
+        ([0, 7, 15, 22, 30, 38], [1, 0.2, 0.9, 0.1, 0.7, 0.1005], 38),
+        ([0, 7, 15, 22, 34, 35], [1, 0.2, 0.9, 0.1, 0.7, 0.1], 7),  # whose last step alone comes down
+    ],
+)
+def test_an_earlier_valley_does_not_hide_a_rise_after_the_minimum(
+    places: list[int], values: list[float], other: int
+) -> None:
+    curve = np.interp(np.arange(places[-1] + 1), places, values).tolist()
+    cell = detect_curve(np.arange(len(curve)), scattered(curve))
+    assert (cell.minimum_step, cell.evidence["other_minimum"]) == (22, other)
+    assert cell.stop_window is not None
+    assert max(curve[cell.stop_window[0] : cell.stop_window[1] + 1]) <= 0.1 + 0.25 * 0.9
+    assert cell.phase("increase") is not None
+
+
+def test_a_last_step_that_is_the_lowest_of_all_is_told() -> None:
+    curve = [*np.linspace(1, 0.16, 9).tolist(), *np.linspace(0.2, 0.61, 7).tolist(), 0.06]
+    cell = detect_curve(np.arange(len(curve)), scattered(curve))
+    assert (cell.minimum_step, cell.stop_open) == (8, False)
+    (note,) = phase_notes([cell])
+    assert note == "curve: the last step lies 0.1 below the minimum, but it alone: later ones would tell"
+    assert not detect_curve(np.arange(len(curve)), scattered([*curve[:-1], 0.159])).doubt
