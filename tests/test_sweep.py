@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -195,7 +196,7 @@ def test_bad_checkpoints_are_named_and_the_others_stored(
     torch.save({k: v for k, v in checkpoints[0].items() if k != "head.bias"}, tmp_path / "step_3.pt")
     torch.save({**checkpoints[0], "extra.weight": torch.zeros(1)}, tmp_path / "step_4.pt")
     torch.save({**checkpoints[0], "head.bias": torch.zeros(9)}, tmp_path / "step_5.pt")
-    torch.save(net, tmp_path / "step_6.pt")
+    torch.save(SimpleNamespace(weights=1), tmp_path / "step_6.pt")
     torch.save({**checkpoints[0], "hidden.weight": torch.full((20, 54), torch.nan)}, tmp_path / "step_7.pt")
     with pytest.raises(SweepError) as caught:
         pf.sweep(net, tmp_path, probe_set, out=tmp_path / "out", layers="hidden")

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from .inert import Inert, read_inert
 from .messages import damage_named, not_plain
 
 # What torch says of classes and functions that it does not unpickle, or not before their modules are imported.
@@ -18,14 +19,19 @@ _NOT_PLAIN = re.compile(r"\bGLOBAL \S+ (was not an allowed global|whose module)|
 def read_torch_file(path: Path, *, weights_only: bool) -> Any:
     """What a file holds, on the CPU.
 
+    Args:
+        weights_only: do not unpickle objects, which can run code: what is no tensor, nor plain, is a placeholder.
+
     Raises:
-        CheckpointError: missing, damaged or untrusted; names the file.
+        CheckpointError: missing or damaged; names the file.
     """
     with damage_named(path):
         try:
             return torch.load(path, map_location="cpu", weights_only=weights_only, mmap=None)
         except pickle.UnpicklingError as error:
             if _NOT_PLAIN.search(str(error)):
-                raise not_plain(path) from error
+                if isinstance(found := read_inert(path), Inert) and not found:
+                    raise not_plain(path) from error
+                return found
             # Not torch's own words: these advise weights_only=False for whatever is no pickle.
             raise ValueError("not what torch.save writes, such as a web page or a pointer of git-lfs") from error

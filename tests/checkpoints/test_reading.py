@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import io
 import json
 import os
 import sys
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -16,6 +22,7 @@ from torch import Tensor, nn
 
 from phasefast.checkpoints import read_state_dict, weights_files
 from phasefast.checkpoints.entries import is_there
+from phasefast.checkpoints.inert import Inert, _load
 from phasefast.errors import CheckpointError, DependencyError
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2).half(), "b.count": torch.tensor(3)}
@@ -204,12 +211,55 @@ def test_what_is_no_file_of_torch_is_not_called_untrusted(tmp_path: Path, conten
         read_state_dict(tmp_path / "step_1.bin", weights_only=weights_only)
 
 
-@pytest.mark.parametrize("content", [argparse.Namespace(a=1), nn.Linear(2, 2), os.system])
-def test_more_than_plain_tensors_is_called_so(tmp_path: Path, content: object) -> None:
-    torch.save({"model": STATE, "beside": content}, tmp_path / "step_1.pt")
+class Runs:
+    """What runs something when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (os.fspath(self.path),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_of_what_lies_beside_the_weights_nothing_is_made(tmp_path: Path, zipped: bool) -> None:
+    made = tmp_path / "made"
+    beside = {"args": argparse.Namespace(a=[1], path=Path("a")), "best": np.float64(0.5), "time": datetime.now()}
+    beside |= {"function": os.system, "partial": functools.partial(max, 1), "runs": Runs(made), "all": {1, 2}}
+    source = tmp_path / "step_1.pt"
+    for state in (STATE, defaultdict(int, STATE), OrderedDict(STATE)):
+        torch.save({"model": state, **beside}, source, _use_new_zipfile_serialization=zipped)
+        assert equal(read_state_dict(source), STATE)
+    assert not made.exists()
+    assert equal(read_state_dict(source, weights_only=False), STATE)
+    assert made.exists()
+
+
+def test_whole_modules_are_read_without_their_classes(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Sequential(nn.Linear(3, 1, bias=False)))
+    net.register_buffer("passing", torch.ones(2), persistent=False)
+    source = tmp_path / "step_1.pt"
+    for whole in (net, {"model": net, "epoch": 3}, nn.Sequential(OrderedDict(module=net))):
+        torch.save(whole, source)
+        found = {name.removeprefix("module."): value for name, value in read_state_dict(source).items()}
+        assert equal(found, dict(net.state_dict()))
+        assert not any(value.requires_grad for value in found.values())
+
+
+def test_what_makes_no_tensors_is_called_so(tmp_path: Path) -> None:
+    torch.save(argparse.Namespace(a=1), source := tmp_path / "step_1.pt")
     with pytest.raises(CheckpointError, match=r"step_1.pt: holds more than plain tensors; .* weights_only=False"):
-        read_state_dict(tmp_path / "step_1.pt")
-    assert equal(read_state_dict(tmp_path / "step_1.pt", weights_only=False), STATE)
+        read_state_dict(source)
+    torch.save({"a": torch.ones(1), "b": argparse.Namespace(a=1)}, source)
+    with pytest.raises(CheckpointError, match=r"\['b'\] are not tensors; .*if you trust .* weights_only=False"):
+        read_state_dict(source)
+
+
+def test_placeholders_change_nothing_that_is_shared() -> None:
+    for pickled in (b"ccollections\nOrderedDict\n(dS'evil'\nI1\nsb.", b"ctorch\nSize\n(dS'evil'\nI1\nsb."):
+        assert not hasattr(_load(io.BytesIO(pickled)), "evil")
+    for name in (b"builtins\ngetattr", b"builtins\neval", b"os\nsystem", b"torch\nload", b"torch\nTensor"):
+        assert _load(io.BytesIO(b"c" + name + b"\n.")) is Inert
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError(12, "Cannot allocate memory"), None])
