@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -77,23 +78,37 @@ def is_of_features(module: nn.Module) -> bool:
     return bool(of_features) and not of_maps and not others
 
 
-def features_last(module: nn.Module, shape: torch.Size) -> bool:
+def features_last(module: nn.Module, shape: torch.Size, elsewhere: Widths | None = None) -> bool:
     """Whether maps that a module gives are [b, h, w, f], as Swin transformers have them, not [b, f, h, w].
 
-    Its last axis alone has as many places as some part of the module has features. Channels before square maps are
-    never taken for a side.
+    More of its parts have as many features as the last axis has places than have as many as the second, and of
+    convolutions none has these. Where no part tells, such as of an activation, those ``elsewhere`` may, if none has as
+    many as the second. Channels before square maps are never taken for a side.
     """
     if shape[-1] == shape[-2] != shape[1]:
         return False
-    widths = _widths(last_part(module)) or _widths(module)
-    return shape[-1] in widths and shape[1] not in widths
+    own = Widths.of(last_part(module)) or Widths.of(module)
+    if (known := own or elsewhere) is None or shape[1] in known.first or (own is None and shape[1] in known.last):
+        return False
+    return known.first[shape[-1]] + known.last[shape[-1]] > known.last[shape[1]]
 
 
-def _widths(module: nn.Module) -> set[int]:
-    """How many features the parts of PyTorch's in it give."""
-    parts = [part for part in module.modules() if type(part).__module__.startswith("torch.nn.")]
-    widths = {getattr(part, name) for part in parts for name in _WIDTHS if hasattr(part, name)}
-    return widths | {part.normalized_shape[0] for part in parts if isinstance(part, _NORMS)}
+class Widths(NamedTuple):
+    """How many parts give how many features: those whose features come first, as convolutions', and last."""
+
+    first: Counter[int]
+    last: Counter[int]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Widths | None:
+        """Of the parts of PyTorch's in a module; None where it has none with features."""
+        first, last = Counter[int](), Counter[int]()
+        for part in module.modules():
+            if type(part).__module__.startswith("torch.nn."):
+                own = [getattr(part, name) for name in _WIDTHS if hasattr(part, name)]
+                own += [part.normalized_shape[0]] if isinstance(part, _NORMS) else []
+                (last if isinstance(part, _FEATURES_LAST) else first).update(own)
+        return cls(first, last) if first or last else None
 
 
 def check_padding(padding: float, splits: Mapping[str, Tensor], rows: Mapping[str, Tensor | None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -48,7 +49,7 @@ def torchvision_model(name: str, expected: str, others: Sequence[str] = (), **op
         ArgumentError: no such network; names what is near. DependencyError: torchvision is missing.
     """
     try:
-        from torchvision.models import get_model, list_models
+        from torchvision.models import get_model, get_model_builder, list_models
     except ImportError as error:
         raise DependencyError(
             f"model {name!r}: expected {expected}; names of torchvision models need torchvision: "
@@ -59,6 +60,9 @@ def torchvision_model(name: str, expected: str, others: Sequence[str] = (), **op
         near = difflib.get_close_matches(name, [*others, *known], n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "no torchvision model has such a name"
         raise ArgumentError(f"model {name!r}: expected {expected} or a torchvision name; {hint}")
+    # Such as segment or detect would fetch those of their backbone.
+    if "weights_backbone" in inspect.signature(get_model_builder(name)).parameters:
+        options = {"weights_backbone": None, **options}
     model: nn.Module = get_model(name, weights=None, **options)
     return model
 

@@ -19,7 +19,7 @@ from ..common.hooks import hooked, places_of_calls
 from ..common.notices import shown, warn
 from ..common.timeline import stage
 from ..data.batches import chunk_bounds, model_inputs
-from ..data.sequences import TOKEN_MODES, as_one, features_last, positions_last, real_tokens
+from ..data.sequences import TOKEN_MODES, Widths, as_one, features_last, positions_last, real_tokens
 from ..data.token_rows import TokenRows, TokensOfBatch, as_tokens, own_tokens
 from ..errors import ArgumentError, LayerError, NonFiniteError, PhasefastError
 from ..types import Activations, Layer, TokenMode
@@ -83,7 +83,8 @@ def discover_layers(
     shapes: dict[str, torch.Size] = {}
     unclear: list[str] = []
     own: dict[str, int] = {}
-    of = _Batch(len(batch), options.real(batch), TokensOfBatch(batch.shape[1]) if options.tokens == "each" else None)
+    tokens = TokensOfBatch(batch.shape[1]) if options.tokens == "each" else None
+    of = _Batch(len(batch), options.real(batch), tokens, Widths.of(model))
 
     def record(name: str, call: int, module: nn.Module, output: Any) -> None:
         try:
@@ -92,7 +93,7 @@ def discover_layers(
             unusable.setdefault(name, error)
             return
         first = _first(output)
-        shapes[name] = (_features_first(module, first) if options.pool else first).shape
+        shapes[name] = (_features_first(module, first, of) if options.pool else first).shape
         if first.dim() == 3 and positions_last(module, first.shape)[1]:
             unclear.append(name)
         if of.tokens is not None and first.dim() == 3:
@@ -114,8 +115,8 @@ def discover_layers(
         )
     if silent:
         warn(
-            f"layers: left out {silent}, whose forward hooks never fired on the first samples (unused, or called "
-            "through a function)"
+            f"layers: left out {silent}, whose forward hooks never fired on the first samples (unused, called "
+            "through a function, or only what is inside them runs, as of torch.fx's models: probe that)"
         )
     if options.pool and all(len(own) not in _POOLED or max(own[2:]) <= options.pool for own in shapes.values()):
         warn(f"pool={options.pool} changes nothing: no layer's output is [b, c, h, w] or [b, c, d, h, w], and larger")
@@ -167,7 +168,7 @@ def capture(
     n, m = (len(inputs if tokens is None else tokens[split]) for split, inputs in samples.items())
     spools = {(layer.module, layer.call): _Spool(layer, n, m, folds, device, options.dtype) for layer in layers}
     current: dict[str, Any] = {}
-    of = _Batch(0, None, None)
+    of = _Batch(0, None, None, Widths.of(model))
 
     def record(name: str, call: int, module: nn.Module, output: Any) -> None:
         if (spool := spools.get((name, call))) is not None:
@@ -177,7 +178,7 @@ def capture(
         for split, inputs in samples.items():
             bounds, split_rows = chunk_bounds(0, len(inputs), batch_size), None if tokens is None else tokens[split]
             for (start, stop), batch in zip(bounds, model_inputs(inputs, bounds, model, device), strict=True):
-                of, first, last = _Batch(stop - start, options.real(batch), None), start, stop
+                of, first, last = replace(of, size=stop - start, real=options.real(batch)), start, stop
                 if split_rows is not None:
                     of = replace(of, tokens=split_rows.tokens(start, stop, device))
                     first, last = split_rows.edges[start], split_rows.edges[stop]
@@ -280,7 +281,8 @@ def _warn_of_tokens(mode: TokenMode, shapes: Mapping[str, torch.Size], batch: Te
     """Warn of layers whose outputs have an axis as long as a sequence, but are kept whole."""
     counts = {shape[1] for shape in shapes.values() if len(shape) == 3}
     if not counts:
-        warn(f"tokens={mode!r} changes nothing: no layer's output is [b, t, f]")
+        hint = "; pool=1 takes the mean of maps" if any(len(shape) in _POOLED for shape in shapes.values()) else ""
+        warn(f"tokens={mode!r} changes nothing: no layer's output is [b, t, f]{hint}")
         return
     counts |= {batch.shape[1]} if batch.dim() < 4 else set()
     whole = [name for name, shape in shapes.items() if len(shape) != 3 and counts & {*shape[1:]}]
@@ -336,11 +338,15 @@ def _entries(output: Any) -> dict[Any, Any]:
 
 @dataclass(frozen=True)
 class _Batch:
-    """So many samples: which of their tokens are no padding, bool [b, t], and which are rows, where each is one."""
+    """So many samples: which of their tokens are no padding, bool [b, t], and which are rows, where each is one.
+
+    And the model's widths.
+    """
 
     size: int
     real: Tensor | None
     tokens: TokensOfBatch | None
+    widths: Widths | None
 
 
 def _logits(model: nn.Module, output: Any, of: _Batch, options: RowOptions) -> tuple[Tensor, bool] | None:
@@ -377,7 +383,7 @@ def _as_cell(name: str, module: nn.Module, output: Any, of: _Batch, options: Row
         return as_tokens(name, module, output, of.tokens), 0
     if output.dim() == 3 and options.tokens != "flatten":
         return as_one(name, module, output, options.tokens, of.real)
-    output = _features_first(module, output) if options.pool else output
+    output = _features_first(module, output, of) if options.pool else output
     sides = output.shape[2:] if output.dim() in _POOLED else ()
     if max(sides, default=0) <= options.pool:
         return output, 0
@@ -387,6 +393,7 @@ def _as_cell(name: str, module: nn.Module, output: Any, of: _Batch, options: Row
     return _POOLED[output.dim()](output, [min(side, options.pool) for side in sides]), 0
 
 
-def _features_first(module: nn.Module, output: Tensor) -> Tensor:
+def _features_first(module: nn.Module, output: Tensor, of: _Batch) -> Tensor:
     """Maps [b, h, w, f], and volumes, as [b, f, h, w]; any other output as it is."""
-    return output.movedim(-1, 1) if output.dim() in _POOLED and features_last(module, output.shape) else output
+    turned = output.dim() in _POOLED and features_last(module, output.shape, of.widths)
+    return output.movedim(-1, 1) if turned else output

@@ -25,6 +25,7 @@ Numbers = Tensor | np.ndarray | Sequence[Any]
 _FEWEST = 10  # samples of each class on average, or else they may be numbers
 _COPIES = 10  # one of so many fit samples that are copies is worth a warning
 _COMPARED = 256  # numbers of each sample, by which those that are in both splits are found
+_OF_PIXELS = "those of pixels are decoded by patches: docs/sequences.md"
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,8 +298,8 @@ def _check_split(split: str, inputs: Tensor, labels: Tensor | None, minimum: int
         return None
     labels = as_numbers(f"{split}_labels", labels)
     if labels.shape != (len(inputs),) and not (inputs.dim() < 4 and labels.shape == inputs.shape[:2]):
-        several = "; several of each sample are given as values=" if labels.shape[:1] == inputs.shape[:1] else ""
-        got = f"{tuple(labels.shape)}{several}"
+        several = "several of each sample are given as values=" if labels.dim() < 3 else _OF_PIXELS
+        got = f"{tuple(labels.shape)}; {several}" if len(labels) == len(inputs) else f"{tuple(labels.shape)}"
         raise DataError(f"{split}_labels: expected shape ({len(inputs)},) like the inputs, got {got}")
     if labels.is_floating_point():
         raise DataError(f"{split}_labels: expected integers, got {labels.dtype}; other numbers are given as values=")
@@ -327,7 +328,7 @@ def _checked(name: str, values: Tensor, shape: torch.Size) -> Tensor:
     values, rows = as_numbers(f"values {name!r}", values), shape[0]
     of_tokens = values.dim() == 3 and values.shape[:2] == shape[:2]
     if (values.dim() not in (1, 2) and not of_tokens) or len(values) != rows or values.numel() == 0:
-        got = f"{values.dtype} {tuple(values.shape)}"
+        got = f"{values.dtype} {tuple(values.shape)}" + f"; {_OF_PIXELS}" * (values.dim() > 2)
         raise DataError(f"values {name!r}: expected numbers [{rows}] or [{rows}, q] like the inputs, got {got}")
     if len(bad := (~values.isfinite()).nonzero()):
         raise DataError(

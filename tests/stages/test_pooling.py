@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import phasefast as pf
-from phasefast.data.sequences import features_last
+from phasefast.data.sequences import Widths, features_last
 from phasefast.engine import Engine
 
 
@@ -67,6 +67,34 @@ def test_sides_are_pooled_where_features_come_last_too(volume: bool) -> None:
         torch.testing.assert_close(cell.heldout + cell.shift, pooled[40:].flatten(1), rtol=1e-4, atol=1e-5)
 
 
+class Heads(Window):
+    """With another part, of as many features as it has heads, as Swin transformers' second version."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width)
+        self.bias = nn.Linear(2, heads, bias=False)
+
+
+class Narrow(nn.Module):
+    """A bottleneck, as of a ResNet."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.down, self.mix, self.up = (
+            nn.Conv2d(width, inner, 1),
+            nn.Conv2d(inner, inner, 1),
+            nn.Conv2d(inner, width, 1),
+        )
+
+
+def test_where_parts_without_features_have_them_is_told_by_others() -> None:
+    swin, convolutions = Widths.of(Window(16)), Widths.of(nn.Sequential(nn.Conv2d(3, 64, 1), nn.Conv2d(64, 128, 1)))
+    assert features_last(nn.GELU(), torch.Size((2, 8, 12, 16)), swin)
+    assert not features_last(nn.GELU(), torch.Size((2, 16, 12, 16)), swin)
+    assert not features_last(nn.Dropout(), torch.Size((2, 16, 8, 12)), swin)
+    assert not features_last(nn.ReLU(), torch.Size((2, 64, 20, 128)), convolutions)
+
+
 @pytest.mark.parametrize(
     ("module", "shape", "last"),
     [
@@ -78,6 +106,8 @@ def test_sides_are_pooled_where_features_come_last_too(volume: bool) -> None:
         (nn.Conv2d(3, 16, 1), (2, 16, 8, 8), False),
         (nn.Conv2d(3, 16, 1), (2, 16, 16, 12), False),
         (nn.ReLU(), (2, 8, 8, 16), False),
+        (Heads(16, 8), (2, 8, 8, 16), True),  # as many heads as rows
+        (Narrow(256, 64), (2, 256, 32, 64), False),  # as many columns as most of its parts have features
     ],
     ids=str,
 )
