@@ -43,7 +43,10 @@ class Inert(dict[Any, Any]):
 
 
 def read_inert(path: Path) -> Any:
-    """What a file of ``torch.save`` holds, on the CPU; modules in it as their state dicts."""
+    """What a file of ``torch.save`` holds, on the CPU; modules in it as their state dicts.
+
+    Of those that torch reads with ``weights_only=True`` up to something that is not plain: no TorchScript, no tar.
+    """
     loaded = torch.load(path, map_location="cpu", weights_only=False, mmap=None, pickle_module=_PICKLE)
     if isinstance(loaded, dict) and not isinstance(loaded, Inert):
         return {key: _as_state_dict(value) for key, value in loaded.items()}
@@ -58,15 +61,17 @@ def _is_module(value: Any) -> bool:
     return isinstance(value, Inert) and isinstance(value.state, dict) and value.state.keys() >= _MODULE
 
 
-def _entries(module: Inert, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    """The names and tensors that ``state_dict`` of such a module gives."""
+def _entries(module: Inert, prefix: str) -> Iterator[tuple[str, Any]]:
+    """The names and tensors that ``state_dict`` of such a module gives, and placeholders of what is none."""
     passing = module.state.get("_non_persistent_buffers_set", ())
     for name, value in (*module.state["_parameters"].items(), *module.state["_buffers"].items()):
-        if isinstance(value, Tensor) and name not in passing:
-            yield f"{prefix}{name}", value.detach()
+        if value is not None and name not in passing:
+            yield f"{prefix}{name}", value.detach() if isinstance(value, Tensor) else value
     for name, part in module.state["_modules"].items():
         if _is_module(part):
             yield from _entries(part, f"{prefix}{name}.")
+        elif part is not None:
+            yield f"{prefix}{name}", part
 
 
 def _parameter(data: Tensor, *_: Any) -> Tensor:
@@ -96,9 +101,13 @@ class _Unpickler(pickle._Unpickler):  # that in C sets states of whatever it fin
 
     def find_class(self, module: str, name: str) -> Any:
         """The class or function of that name, where it makes tensors; else what stands for it."""
-        if module == "torch" and isinstance(own := getattr(torch, name, None), torch.dtype):
+        if module == "torch" and isinstance(own := vars(torch).get(name), torch.dtype):
             return own
         return _KNOWN.get((module.replace("__builtin__", "builtins"), name), Inert)
+
+    def get_extension(self, code: int) -> None:
+        """Refused: what a process has registered is found without ``find_class``."""
+        raise pickle.UnpicklingError(f"expected no registered extension, got {code}")
 
     def _build(self) -> None:
         state = self.stack.pop()

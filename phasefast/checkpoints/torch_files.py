@@ -30,7 +30,11 @@ def read_torch_file(path: Path, *, weights_only: bool) -> Any:
             return torch.load(path, map_location="cpu", weights_only=weights_only, mmap=None)
         except pickle.UnpicklingError as error:
             if _NOT_PLAIN.search(str(error)):
-                if isinstance(found := read_inert(path), Inert) and not found:
+                try:
+                    found = read_inert(path)
+                except (AttributeError, TypeError, ValueError, RecursionError, pickle.UnpicklingError) as misfit:
+                    raise not_plain(path) from misfit
+                if isinstance(found, Inert) and not found:
                     raise not_plain(path) from error
                 return found
             # Not torch's own words: these advise weights_only=False for whatever is no pickle.

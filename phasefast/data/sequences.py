@@ -31,9 +31,15 @@ _POSITIONS_LAST = (
     *(nn.CircularPad1d, nn.Dropout1d),
     *(_NormBase, nn.GroupNorm, nn.LocalResponseNorm),  # which read [b, f, t] of three dimensions
 )
+OF_MAPS = (
+    *(nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.InstanceNorm2d, nn.GroupNorm, nn.LocalResponseNorm),
+    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool2d, nn.LPPool2d, nn.Dropout2d),
+    *(nn.Upsample, nn.PixelShuffle, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d),
+)
 _NORMS = (nn.LayerNorm, nn.RMSNorm)
 _FEATURES_LAST = (nn.Linear, *_NORMS, nn.Embedding, nn.MultiheadAttention)
 _WIDTHS = ("out_channels", "num_features", "num_channels", "out_features")
+_MAPPING = (_ConvNd, _NormBase, *OF_MAPS, nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveMaxPool3d, nn.AdaptiveAvgPool3d)
 _ONE = {"cls": 0, "last": -1}  # position of the token that stands for all
 
 
@@ -81,34 +87,46 @@ def is_of_features(module: nn.Module) -> bool:
 def features_last(module: nn.Module, shape: torch.Size, elsewhere: Widths | None = None) -> bool:
     """Whether maps that a module gives are [b, h, w, f], as Swin transformers have them, not [b, f, h, w].
 
-    More of its parts have as many features as the last axis has places than have as many as the second, and of
-    convolutions none has these. Where no part tells, such as of an activation, those ``elsewhere`` may, if none has as
-    many as the second. Channels before square maps are never taken for a side.
+    More of its parts of which features come last have as many as the last axis has places than have as many as the
+    second, and none of the others has these. Where no part tells, such as of an activation, norms ``elsewhere`` may.
+    Channels before square maps are never taken for a side, nor is the last part one of maps, such as a convolution.
     """
-    if shape[-1] == shape[-2] != shape[1]:
+    part, first, last = last_part(module), shape[1], shape[-1]
+    if last == shape[-2] != first or isinstance(part, _MAPPING):
         return False
-    own = Widths.of(last_part(module)) or Widths.of(module)
-    if (known := own or elsewhere) is None or shape[1] in known.first or (own is None and shape[1] in known.last):
-        return False
-    return known.first[shape[-1]] + known.last[shape[-1]] > known.last[shape[1]]
+    if (own := Widths.of(part) or Widths.of(module)) is None:
+        return elsewhere is not None and last in elsewhere.norms and not {first} & {*elsewhere.first, *elsewhere.last}
+    if first == last:
+        return last in own.last and is_of_features(part) and not any(map(_is_turned, part.modules()))
+    return first not in own.first and own.last[last] > own.last[first]
+
+
+def _is_turned(module: nn.Module) -> bool:
+    """Whether it is a norm that may turn what it is given, such as ConvNeXt's of maps [b, f, h, w]."""
+    return isinstance(module, _NORMS) and not type(module).forward.__module__.startswith("torch.nn.")
 
 
 class Widths(NamedTuple):
-    """How many parts give how many features: those whose features come first, as convolutions', and last."""
+    """How many parts give how many features: those whose features come first, as convolutions', last, and norms."""
 
     first: Counter[int]
     last: Counter[int]
+    norms: Counter[int]
 
     @classmethod
     def of(cls, module: nn.Module) -> Widths | None:
-        """Of the parts of PyTorch's in a module; None where it has none with features."""
-        first, last = Counter[int](), Counter[int]()
+        """Of the parts of PyTorch's kinds in a module; None where it has none with features."""
+        found = cls(Counter(), Counter(), Counter())
         for part in module.modules():
-            if type(part).__module__.startswith("torch.nn."):
-                own = [getattr(part, name) for name in _WIDTHS if hasattr(part, name)]
-                own += [part.normalized_shape[0]] if isinstance(part, _NORMS) else []
-                (last if isinstance(part, _FEATURES_LAST) else first).update(own)
-        return cls(first, last) if first or last else None
+            own = [getattr(part, name) for name in _WIDTHS if hasattr(part, name)]
+            if isinstance(part, _NORMS):
+                found.last[part.normalized_shape[-1]] += 1
+                found.norms[part.normalized_shape[-1]] += 1
+            elif isinstance(part, _FEATURES_LAST):
+                found.last.update(own)
+            elif isinstance(part, (_ConvNd, _NormBase, nn.GroupNorm)):
+                found.first.update(own)
+        return found if found.first or found.last else None
 
 
 def check_padding(padding: float, splits: Mapping[str, Tensor], rows: Mapping[str, Tensor | None]) -> None:

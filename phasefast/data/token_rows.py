@@ -11,14 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DataError, LayerError
-from .sequences import features_last, is_of_features, last_part, positions_last, real_tokens
+from .sequences import OF_MAPS, features_last, is_of_features, last_part, positions_last, real_tokens
 
 _OWN = 16  # tokens that a model adds: of its class, registers
-_OF_MAPS = (
-    *(nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.InstanceNorm2d, nn.GroupNorm, nn.LocalResponseNorm),
-    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool2d, nn.LPPool2d, nn.Dropout2d),
-    *(nn.Upsample, nn.PixelShuffle, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d),
-)
 IGNORED = -100  # the label of tokens that do not count, as torch.nn.functional.cross_entropy has it
 
 
@@ -169,11 +164,11 @@ def _of_map(name: str, module: nn.Module, output: Tensor, length: int) -> Tensor
     before, after = first * second == length, second * third == length
     module = last_part(module)
     if type(module).forward.__module__.startswith("torch.nn."):  # others may turn what they give
-        if isinstance(module, _OF_MAPS):
+        if isinstance(module, OF_MAPS):
             return output.flatten(2).mT if after else output[:, :0]
         if is_of_features(module):
             return output.flatten(1, 2) if before else output
-    elif before and features_last(module, output.shape):
+    elif before and first != third and features_last(module, output.shape):
         return output.flatten(1, 2)
     if first == length or (before and (after or first != second)):
         raise LayerError(

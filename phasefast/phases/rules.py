@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass, fields
 from numbers import Real
 
@@ -40,8 +41,8 @@ class PhaseRules:
                 raise ArgumentError(f"{each.name}: expected a positive integer, got {value!r}")
             if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < math.inf:
                 raise ArgumentError(f"{each.name}: expected a number that is not below 0, got {value!r}")
-            number = float(value)
-            object.__setattr__(self, each.name, int(number) if whole else number)  # as JSON has them
+            plain = operator.index(getattr(self, each.name)) if whole else float(value)
+            object.__setattr__(self, each.name, plain)  # as JSON has them
 
 
 DEFAULT_RULES = PhaseRules()

@@ -110,15 +110,15 @@ def _is_whole(module: nn.Module) -> bool:
     return own or nn.utils.parametrize.is_parametrized(module)
 
 
-def _stack(module: nn.Module, least: float) -> nn.Module | None:
-    """The list of blocks in it with so many parameters, if there is one; not in PyTorch's own modules."""
-    if _kinds(module) and sum(map(_size, module.parameters())) >= least:
+def _stack(module: nn.Module, least: float, of: type[nn.Module]) -> nn.Module | None:
+    """The list of blocks of that class in it with so many parameters, if there is one; not in PyTorch's own modules."""
+    if isinstance(module, of) and _kinds(module) and sum(map(_size, module.parameters())) >= least:
         return module
     if isinstance(module, nn.ModuleList):
         return None
     if type(module).__module__.startswith("torch.nn.") and not isinstance(module, nn.Sequential):
         return None
-    return next((stack for part in module.children() if (stack := _stack(part, least)) is not None), None)
+    return next((stack for part in module.children() if (stack := _stack(part, least, of)) is not None), None)
 
 
 def _kinds(module: nn.Module) -> set[type[nn.Module]]:
@@ -132,7 +132,10 @@ def _kinds(module: nn.Module) -> set[type[nn.Module]]:
 
 def _only_stack(children: Sequence[nn.Module], least: float) -> nn.Module | None:
     """The only child with blocks in it, if there is one; not a stage of several, as ResNets have in Sequentials."""
-    stacks = [(child, stack) for child in children if (stack := _stack(child, least)) is not None]
+    for of in (nn.ModuleList, nn.Sequential):
+        stacks = [(child, stack) for child in children if (stack := _stack(child, least, of)) is not None]
+        if stacks:
+            break
     if len(stacks) != 1:
         return None
     child, stack = stacks[0]

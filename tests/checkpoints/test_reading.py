@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import copyreg
 import functools
 import io
 import json
 import os
+import pickle
 import sys
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
@@ -246,6 +248,24 @@ def test_whole_modules_are_read_without_their_classes(tmp_path: Path) -> None:
         assert not any(value.requires_grad for value in found.values())
 
 
+class Closed(nn.Linear):
+    """With a state of its own kind."""
+
+    def __getstate__(self) -> Any:
+        return (1, 2)
+
+
+def test_parts_of_modules_that_are_no_tensors_are_named(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(2, 3), Closed(3, 1))
+    net[0].register_buffer("adjacent", torch.eye(3).to_sparse())
+    torch.save(net, source := tmp_path / "step_1.pt")
+    with pytest.raises(CheckpointError, match=r"\['0.adjacent', '1'\] are not tensors; .*weights_only=False"):
+        read_state_dict(source)
+    torch.save({"model": {"a": torch.ones(2).to(torch.float8_e4m3fn)}, "args": argparse.Namespace()}, source)
+    with pytest.raises(CheckpointError, match="holds more than plain tensors"):
+        read_state_dict(source)
+
+
 def test_what_makes_no_tensors_is_called_so(tmp_path: Path) -> None:
     torch.save(argparse.Namespace(a=1), source := tmp_path / "step_1.pt")
     with pytest.raises(CheckpointError, match=r"step_1.pt: holds more than plain tensors; .* weights_only=False"):
@@ -255,11 +275,14 @@ def test_what_makes_no_tensors_is_called_so(tmp_path: Path) -> None:
         read_state_dict(source)
 
 
-def test_placeholders_change_nothing_that_is_shared() -> None:
+def test_placeholders_change_nothing_that_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     for pickled in (b"ccollections\nOrderedDict\n(dS'evil'\nI1\nsb.", b"ctorch\nSize\n(dS'evil'\nI1\nsb."):
         assert not hasattr(_load(io.BytesIO(pickled)), "evil")
     for name in (b"builtins\ngetattr", b"builtins\neval", b"os\nsystem", b"torch\nload", b"torch\nTensor"):
         assert _load(io.BytesIO(b"c" + name + b"\n.")) is Inert
+    monkeypatch.setitem(copyreg._inverted_registry, 77, ("os", "getcwd"))  # type: ignore[attr-defined]
+    with pytest.raises(pickle.UnpicklingError, match="registered extension"):
+        _load(io.BytesIO(b"\x80\x02\x82\x4d."))
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError(12, "Cannot allocate memory"), None])

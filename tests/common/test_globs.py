@@ -221,6 +221,13 @@ def test_by_default_blocks_are_probed_of_the_only_sequence_of_them() -> None:
     assert select_layers(parts(blocks=nn.ModuleList([block(), wide()]), head=head)) == ["blocks.0", "blocks.1", "head"]
 
 
+def test_by_default_blocks_of_a_list_are_probed_beside_a_sequence_of_others() -> None:
+    layers = nn.ModuleList(Block(nn.Linear(8, 8)) for _ in range(4))
+    head = sequence(sequence(nn.Linear(8, 16), nn.ReLU()), sequence(nn.Linear(16, 8), nn.ReLU()), nn.Linear(8, 2))
+    names = select_layers(parts(encoder=parts(layers=layers, norm=nn.LayerNorm(8)), head=head))
+    assert names == [*(f"encoder.layers.{i}" for i in range(4)), "encoder.norm", "head"]
+
+
 def test_by_default_a_dictionary_of_modules_that_a_sequence_calls_is_a_block() -> None:
     class Dense(nn.ModuleDict):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -75,6 +75,25 @@ class Heads(Window):
         self.bias = nn.Linear(2, heads, bias=False)
 
 
+class Turned(nn.LayerNorm):
+    """Of maps [b, f, h, w]."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class Own(nn.Conv2d):
+    """A convolution of one's own."""
+
+
+class Joined(nn.Module):
+    """Maps side by side, of which no part has all channels, as of GoogLeNet, DenseNet or ShuffleNet."""
+
+    def __init__(self, *widths: int) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Conv2d(3, width, 1) for width in widths)
+
+
 class Narrow(nn.Module):
     """A bottleneck, as of a ResNet."""
 
@@ -93,6 +112,9 @@ def test_where_parts_without_features_have_them_is_told_by_others() -> None:
     assert not features_last(nn.GELU(), torch.Size((2, 16, 12, 16)), swin)
     assert not features_last(nn.Dropout(), torch.Size((2, 16, 8, 12)), swin)
     assert not features_last(nn.ReLU(), torch.Size((2, 64, 20, 128)), convolutions)
+    headed = Widths.of(nn.Sequential(Own(3, 64, 1), nn.Linear(64, 32)))
+    assert not features_last(nn.ReLU(), torch.Size((2, 64, 8, 32)), headed)
+    assert not features_last(nn.ReLU(), torch.Size((2, 48, 8, 32)), headed)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +123,14 @@ def test_where_parts_without_features_have_them_is_told_by_others() -> None:
         (nn.LayerNorm(16), (2, 8, 12, 16), True),
         (Window(16), (2, 8, 8, 16), True),
         (nn.Sequential(Window(16), nn.Dropout()), (2, 8, 8, 16), True),
-        (Window(8), (2, 8, 6, 8), False),  # as many features as rows
+        (Window(8), (2, 8, 6, 8), True),  # as many features as rows
+        (nn.Sequential(nn.Conv2d(3, 8, 1), Turn(), nn.LayerNorm(8)), (2, 8, 8, 8), True),
+        (Turned(8), (2, 8, 6, 8), False),
+        (Turned(8), (2, 8, 6, 12), False),
+        (Joined(16, 16), (2, 32, 8, 16), False),  # as many columns as each of its parts has features
+        (nn.Sequential(Joined(16, 16), nn.Linear(8, 16)), (2, 32, 8, 16), True),
+        (nn.MaxPool2d(2), (2, 48, 8, 16), False),
+        (Own(3, 64, 1), (2, 64, 8, 32), False),
         (Window(16), (2, 3, 16, 16), False),  # made an image
         (nn.Conv2d(3, 16, 1), (2, 16, 8, 8), False),
         (nn.Conv2d(3, 16, 1), (2, 16, 16, 12), False),
