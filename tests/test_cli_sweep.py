@@ -123,6 +123,7 @@ def test_checkpoints_with_more_than_tensors_are_read_only_where_they_are_trusted
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = torch.load(place / "checkpoints/step_10.pt")
+    state["hidden.weight"] = state["hidden.weight"].to(torch.float8_e4m3fn)  # made by a function of torch's own
     torch.save({"state_dict": state, "args": argparse.Namespace(lr=0.1)}, place / "checkpoints/step_10.pt")
     given = [NET, place / "checkpoints", place / "probe_set.pt", "--layer", "hidden", "--out"]
     refused = invoke("sweep", *given, place / "out")
