@@ -26,9 +26,12 @@ def damage_named(path: str | os.PathLike[str]) -> Iterator[None]:
         raise UnreadableError(f"{name}: cannot be read, perhaps truncated or still being written ({detail})") from error
 
 
+IF_TRUSTED = "pass weights_only=False (--trust)"
+
+
 def not_plain(path: str | os.PathLike[str]) -> CheckpointError:
     """The error of a checkpoint that only unpickling arbitrary objects would read."""
     return CheckpointError(
         f"{os.fspath(path)}: holds more than plain tensors; save model.state_dict(), or, if you trust it and there is "
-        "a state dict in it, pass weights_only=False (--trust)"
+        f"a state dict in it, {IF_TRUSTED}"
     )

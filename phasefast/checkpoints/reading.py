@@ -19,6 +19,7 @@ from .fingerprint import file_hash, salted
 from .hub import Revision
 from .index import INDEX, read_index
 from .inert import Inert
+from .messages import IF_TRUSTED
 from .safetensors_files import read_safetensors
 from .sources import BESIDE, DISTRIBUTED, NESTED, SAFETENSORS, Source
 from .torch_files import read_torch_file
@@ -139,7 +140,7 @@ def read_state_dict(source: Source, *, weights_only: bool = True, key: str | Non
         under = f"give key= (--key), one of {shown(found)}" if found else "save model.state_dict()"
         under += ", or load= for the tensors beside" if found and not several else ""
         inert = any(isinstance(loaded[entry], Inert) for entry in bad)
-        under += ", or, if you trust the file, pass weights_only=False (--trust)" if inert else ""
+        under += f", or, if you trust the file, {IF_TRUSTED}" if inert else ""
         raise CheckpointError(
             f"{name}: expected a state dict (names to tensors), but {shown(bad)} are not tensors; {under}"
         )

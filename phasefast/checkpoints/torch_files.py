@@ -23,7 +23,7 @@ def read_torch_file(path: Path, *, weights_only: bool) -> Any:
         weights_only: do not unpickle objects, which can run code: what is no tensor, nor plain, is a placeholder.
 
     Raises:
-        CheckpointError: missing or damaged; names the file.
+        CheckpointError: missing, damaged, or without plain tensors; names the file.
     """
     with damage_named(path):
         try:

@@ -61,11 +61,16 @@ def positions_last(module: nn.Module, shape: torch.Size) -> tuple[bool, bool]:
         kind = type(module).__module__.removeprefix("torch.nn.modules.")
         unclear = kind in ("activation", "dropout") or isinstance(module, nn.Identity)
         return False, unclear and not isinstance(module, nn.MultiheadAttention)
-    if type(module).forward.__module__.startswith("torch.nn."):
+    if runs_as_in_torch(module):
         return True, False
     widths = [getattr(module, name, None) for name in _WIDTHS]
     places = [place for place in (1, 2) if shape[place] in widths]
     return places != [2], places != [1]
+
+
+def runs_as_in_torch(module: nn.Module) -> bool:
+    """Whether a module has the ``forward`` of a class of PyTorch: one of its own may turn what it gives."""
+    return type(module).forward.__module__.startswith("torch.nn.")
 
 
 def last_part(module: nn.Module) -> nn.Module:
@@ -103,7 +108,7 @@ def features_last(module: nn.Module, shape: torch.Size, elsewhere: Widths | None
 
 def _is_turned(module: nn.Module) -> bool:
     """Whether it is a norm that may turn what it is given, such as ConvNeXt's of maps [b, f, h, w]."""
-    return isinstance(module, _NORMS) and not type(module).forward.__module__.startswith("torch.nn.")
+    return isinstance(module, _NORMS) and not runs_as_in_torch(module)
 
 
 class Widths(NamedTuple):

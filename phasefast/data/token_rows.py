@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DataError, LayerError
-from .sequences import OF_MAPS, features_last, is_of_features, last_part, positions_last, real_tokens
+from .sequences import (
+    OF_MAPS,
+    features_last,
+    is_of_features,
+    last_part,
+    positions_last,
+    real_tokens,
+    runs_as_in_torch,
+)
 
 _OWN = 16  # tokens that a model adds: of its class, registers
 IGNORED = -100  # the label of tokens that do not count, as torch.nn.functional.cross_entropy has it
@@ -163,7 +171,7 @@ def _of_map(name: str, module: nn.Module, output: Tensor, length: int) -> Tensor
     _, first, second, third = output.shape
     before, after = first * second == length, second * third == length
     module = last_part(module)
-    if type(module).forward.__module__.startswith("torch.nn."):  # others may turn what they give
+    if runs_as_in_torch(module):
         if isinstance(module, OF_MAPS):
             return output.flatten(2).mT if after else output[:, :0]
         if is_of_features(module):

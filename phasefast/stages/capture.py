@@ -84,7 +84,7 @@ def discover_layers(
     unclear: list[str] = []
     own: dict[str, int] = {}
     tokens = TokensOfBatch(batch.shape[1]) if options.tokens == "each" else None
-    of = _Batch(len(batch), options.real(batch), tokens, Widths.of(model))
+    of = _Batch(len(batch), options.real(batch), tokens, Widths.of(model) if options.pool else None)
 
     def record(name: str, call: int, module: nn.Module, output: Any) -> None:
         try:
@@ -168,7 +168,7 @@ def capture(
     n, m = (len(inputs if tokens is None else tokens[split]) for split, inputs in samples.items())
     spools = {(layer.module, layer.call): _Spool(layer, n, m, folds, device, options.dtype) for layer in layers}
     current: dict[str, Any] = {}
-    of = _Batch(0, None, None, Widths.of(model))
+    of = _Batch(0, None, None, Widths.of(model) if options.pool else None)
 
     def record(name: str, call: int, module: nn.Module, output: Any) -> None:
         if (spool := spools.get((name, call))) is not None:
@@ -340,7 +340,7 @@ def _entries(output: Any) -> dict[Any, Any]:
 class _Batch:
     """So many samples: which of their tokens are no padding, bool [b, t], and which are rows, where each is one.
 
-    And the model's widths.
+    And the model's widths, where maps are pooled.
     """
 
     size: int
