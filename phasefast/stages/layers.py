@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.loss import _Loss
 from torch.nn.parameter import is_lazy
 
 from ..common.globs import chosen, idle
@@ -16,6 +17,7 @@ from ..results.scores import MODEL_LAYER
 
 Layers = Sequence[str | nn.Module] | str | nn.Module
 _STACK = 0.25  # of a model's parameters, beside its embeddings, that its blocks have at least
+_SAME = (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd)  # give the numbers that they are given
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -56,11 +58,13 @@ def select_layers(model: nn.Module, patterns: Layers | None = None) -> list[str]
     """Names of the modules to probe, in the order of ``named_modules()``: usually that of depth.
 
     Args:
-        patterns: fnmatch globs over ``named_modules()``, or modules themselves; by default the model's direct children,
-            with the members of a ModuleList, a ModuleDict, an only child (but of PyTorch's own) or the only child with
-            a list of blocks in it, such as a transformer's or a MobileNet's, in its place. What
-            matches a glob that begins with ``!`` is left out of what the others match, or of the default. ``"model"``
-            is the name of the model's own metrics: its parts stand in for a module of that name.
+        patterns: fnmatch globs over ``named_modules()``, or modules themselves; by default the model's direct children
+            but losses, with the members of a ModuleList, a ModuleDict, an only child (but of PyTorch's own) or the only
+            child with a list of blocks in it, such as a transformer's or a MobileNet's, in its place. So are those of
+            one Sequential of plain layers or two, such as a VGG's, or an encoder and a decoder; of a Sequential in a
+            model what comes last before the next weights. What matches a glob that begins with ``!`` is left
+            out of what the others match, or of the default. ``"model"`` is the name of the model's own metrics: its
+            parts stand in for a module of that name.
 
     Raises:
         LayerError: a pattern matches nothing, or nothing is left; the message lists near misses.
@@ -159,15 +163,55 @@ def _size(tensor: Tensor) -> int:
     return 0 if is_lazy(tensor) else tensor.numel()
 
 
+def _flat(children: Sequence[nn.Module]) -> list[nn.Module]:
+    """The Sequentials of layers that are written one by one, and of blocks between them; more than two are blocks."""
+
+    def is_flat(child: nn.Module) -> bool:
+        if type(child).forward is not nn.Sequential.forward:
+            return False
+        weighted = [part for part in child.children() if _has_weights(part)]
+        return len(weighted) > 1 and any(not any(True for _ in part.children()) for part in weighted)
+
+    found = [child for child in children if is_flat(child)]
+    return found if len(found) <= 2 else []
+
+
+def _has_weights(module: nn.Module) -> bool:
+    """Whether it has other parameters than scales and shifts, as norms have."""
+    return any(is_lazy(own) or own.dim() > 1 for own in module.parameters())
+
+
+def _ends(members: Sequence[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
+    """Of a Sequential's members each with weights, or what comes last before the next, such as an activation."""
+    ends: list[tuple[str, nn.Module]] = []
+    for name, member in members:
+        if _has_weights(member):
+            ends.append((name, member))
+        elif ends and not isinstance(member, _SAME):
+            ends[-1] = (name, member)
+    return ends
+
+
+def _is_beside(module: nn.Module) -> bool:
+    """Whether it is no layer, but says how well the model does."""
+    return isinstance(module, _Loss) or type(module).__module__.startswith("torchmetrics.")
+
+
 def _default_names(model: nn.Module, prefix: str = "", alone: bool = True, least: float | None = None) -> list[str]:
     """Args: alone: whether the module is the whole model, but for what wraps it. least: as for ``_stack``."""
     names: list[str] = []
     children, lists = list(model.named_children()), (nn.ModuleList, nn.ModuleDict)
+    if alone:
+        children = [each for each in children if not _is_beside(each[1])] or children
+    elif isinstance(model, nn.Sequential):
+        children = _ends(children)
     least = _least_stack(model) if least is None else least
-    only = None if isinstance(model, lists) else _only_stack([child for _, child in children], least)
+    parts = [] if isinstance(model, lists) else [child for _, child in children]
+    entered = [_only_stack(parts, least), *_flat([] if isinstance(model, nn.Sequential) else parts)]
     for name, child in children:
         member = isinstance(model, nn.Sequential) and type(child).forward is not nn.Module.forward  # is called itself
-        inside = (isinstance(child, lists) and not member) or child is only or f"{prefix}{name}" == MODEL_LAYER
+        listed = isinstance(child, lists) and not member
+        inside = listed or any(child is own for own in entered) or f"{prefix}{name}" == MODEL_LAYER
         wrapped = alone and len(children) == 1 and any(True for _ in child.children()) and not _is_whole(child)
         names += _default_names(child, f"{prefix}{name}.", wrapped, least) if inside or wrapped else [f"{prefix}{name}"]
     return names

@@ -214,7 +214,6 @@ def test_by_default_blocks_are_probed_of_the_only_sequence_of_them() -> None:
         {"first": sequence(block(), block()), "second": sequence(block(), block(), block(), block())},
         {"first": sequence(block()), "second": sequence(block(), block(), block())},  # stages
         {"first": sequence(wide(), wide()), "second": sequence(*(block() for _ in range(9)))},
-        {"layers": sequence(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU())},  # no blocks
         {"branches": sequence(block(), wide())},
     ):
         assert select_layers(parts(**others, head=head)) == [*others, "head"]
@@ -225,7 +224,36 @@ def test_by_default_blocks_of_a_list_are_probed_beside_a_sequence_of_others() ->
     layers = nn.ModuleList(Block(nn.Linear(8, 8)) for _ in range(4))
     head = sequence(sequence(nn.Linear(8, 16), nn.ReLU()), sequence(nn.Linear(16, 8), nn.ReLU()), nn.Linear(8, 2))
     names = select_layers(parts(encoder=parts(layers=layers, norm=nn.LayerNorm(8)), head=head))
-    assert names == [*(f"encoder.layers.{i}" for i in range(4)), "encoder.norm", "head"]
+    assert names == [*(f"encoder.layers.{i}" for i in range(4)), "encoder.norm", "head.0", "head.1", "head.2"]
+
+
+def plain(count: int = 2) -> nn.Sequential:
+    """As layers are written one by one."""
+    layers = [(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout()) for _ in range(count)]
+    return sequence(nn.Flatten(), *(each for layer in layers for each in layer))
+
+
+def test_by_default_of_layers_in_a_sequence_what_comes_last_before_the_next_is_probed() -> None:
+    names = ["a.3", "a.7"]
+    assert select_layers(parts(a=plain(), head=nn.Linear(8, 2))) == [*names, "head"]
+    assert select_layers(parts(a=plain(), b=sequence(nn.Linear(8, 8), nn.LazyLinear(2)))) == [*names, "b.0", "b.1"]
+    lazy = sequence(nn.LazyConv2d(4, 3), nn.ReLU(), nn.Flatten(), nn.Dropout(), nn.LazyLinear(3))
+    assert select_layers(parts(a=lazy, head=nn.Linear(3, 2))) == ["a.1", "a.4", "head"]
+    mixed = sequence(nn.Linear(8, 8), nn.ReLU(), Block(nn.Linear(8, 8)), nn.ReLU(), sequence(nn.Linear(8, 8)))
+    assert select_layers(parts(a=mixed, head=nn.Linear(8, 2))) == ["a.1", "a.3", "a.4", "head"]
+    called_itself = parts(a=plain(), b=nn.ReLU())
+    assert select_layers(parts(net=called_itself, head=nn.Linear(8, 2))) == ["net", "head"]
+    assert select_layers(parts(net=called_itself)) == ["net.a.3", "net.a.7", "net.b"]
+    for blocks in ({"a": plain(1)}, {"a": plain(), "b": plain(), "c": plain()}, {"a": Wide(plain())}):
+        assert select_layers(parts(**blocks, head=nn.Linear(8, 2))) == [*blocks, "head"]
+    assert len(select_layers(plain())) == 9  # the model itself
+
+
+def test_by_default_losses_are_no_layers() -> None:
+    trained = parts(net=parts(a=plain(), head=nn.Linear(8, 2)), loss=nn.CrossEntropyLoss())
+    assert select_layers(trained) == ["net.a.3", "net.a.7", "net.head"]
+    assert select_layers(trained, ["loss"]) == ["loss"]
+    assert select_layers(parts(loss=nn.MSELoss())) == ["loss"]
 
 
 def test_by_default_a_dictionary_of_modules_that_a_sequence_calls_is_a_block() -> None:
@@ -254,5 +282,9 @@ def test_by_default_known_networks_are_probed_block_by_block() -> None:
     swin = models.swin_transformer.SwinTransformer([4, 4], 8, [1, 2], [1, 2], [4, 4])
     assert select_layers(swin)[:5] == ["features.0", "features.1", "features.2", "features.3", "norm"]
     mobile = select_layers(models.mobilenet_v3_small())
-    assert mobile == [*(f"features.{i}" for i in range(13)), "avgpool", "classifier"]
+    assert mobile == [*(f"features.{i}" for i in range(13)), "avgpool", "classifier.1", "classifier.3"]
+    ends = [f"features.{i}" for i in (3, 7, 10, 14, 17, 21, 24, 28)]
+    assert select_layers(models.vgg11_bn())[:9] == [*ends, "avgpool"]
+    small = [f"features.{name}" for name in ("pool0", "denseblock1", "transition1", "norm5")]
+    assert select_layers(models.DenseNet(8, (1, 1), 16)) == [*small, "classifier"]
     assert select_layers(models.resnet18())[4:8] == ["layer1", "layer2", "layer3", "layer4"]
