@@ -312,3 +312,13 @@ def test_a_listing_has_the_columns_of_each_target_together(net: SmallNet) -> Non
     assert titles == ["layer", "features", *label, "input fvu", "input penalty", "age fvu", "age penalty", "route"]
     routes = lines[3].rpartition("  ")[2].split(", ")
     assert len(set(routes)) == len(routes)
+
+
+def test_a_listing_names_layers_that_do_worse_than_a_constant() -> None:
+    x = torch.randn(90, 8, generator=torch.Generator().manual_seed(3))
+    noise = torch.randn(90, generator=torch.Generator().manual_seed(4))
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    few = pf.ProbeSet.from_tensors(x[:10], None, x[10:], None, values={"age": (noise[:10], noise[10:])})
+    told = str(pf.probe(net, few, layers=["0", "2"], targets="age", alphas=[1e-6])).splitlines()[-1]
+    assert told.startswith("age fvu above 1, worse than a constant, of ['0', '2']: as where fit rows are few")
+    assert "worse" not in str(pf.probe(net, few, layers="0"))

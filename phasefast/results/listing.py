@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ..common.notices import shown
+
 COLUMNS = ["run", "step", "layer", "dim", "target", "split", "metric", "value", "alpha", "route", "approximation"]
 _METRICS = ("fvu", "accuracy", "balanced_accuracy", "loss")  # mse says what fvu does, in other units
+_WORSE = 1.01  # fvu, by rather more than the constant's own, whose mean is that of the fit rows
 
 
 def listing(rows: Iterable[Mapping[str, Any]]) -> str:
     """A line for each layer: held-out scores, the penalty of each target and the routes; of each run's last step.
+
+    Below, which layers do worse than a constant.
 
     Args:
         rows: with ``COLUMNS`` of ``scores.SCHEMA``, in the order of their steps and layers.
@@ -46,7 +51,19 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     titles = [*sorted(named, key=lambda title: order.get(title, 0)), "route"]
     table = [titles, *([cells.get(title, "") for title in titles] for cells in layers.values())]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return ["  ".join(_aligned(line, widths)).rstrip() for line in table]
+    return [*("  ".join(_aligned(line, widths)).rstrip() for line in table), *_remarks(rows)]
+
+
+def _remarks(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    worse: dict[str, list[str]] = {}
+    for row in rows:
+        if row["metric"] == "fvu" and row["value"] > _WORSE:
+            worse.setdefault(row["target"], []).append(row["layer"])
+    for target, layers in worse.items():
+        yield (
+            f"{target} fvu above 1, worse than a constant, of {shown(layers)}: "
+            "as where fit rows are few, or held-out rows of another kind"
+        )
 
 
 def _aligned(line: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
