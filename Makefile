@@ -18,7 +18,7 @@ help:
 	@echo "make gpu     build, test and benchmark on this machine's GPU with the Python at hand; no network needed"
 	@echo "make docs-tables  write docs/*.md anew from docs/results/*.json and benchmarks/results/*.json"
 	@echo "make lint    check style and types;  make format  mend style"
-	@echo "make test-abi  run the op tests of this build under torch $(ABI_TORCH);  make test-reference  without compiled ops"
+	@echo "make test-abi  run tests of this build under torch $(ABI_TORCH) and the oldest other packages;  make test-reference  without compiled ops"
 
 $(VENV)/created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
@@ -54,15 +54,17 @@ bench: $(VENV)/dev
 	$(BIN)/python -m pytest benchmarks --benchmark-only -k 'not cuda'
 	$(BIN)/python benchmarks/compare.py $(BENCH)
 
-# One build serves every torch from 2.11 on: the binary that .venv has built, under another torch.
-$(VENV)-abi/$(ABI_TORCH): $(VENV)/created
+# One build serves every torch from 2.11 on: the binary that .venv has built, under another torch; and the lowest
+# versions of everything else that pyproject.toml allows.
+$(VENV)-abi/$(ABI_TORCH): $(VENV)/created pyproject.toml
 	$(PYTHON) -m venv $(VENV)-abi
-	$(VENV)-abi/bin/python -m pip install --quiet --disable-pip-version-check torch==$(ABI_TORCH) numpy pyarrow typer rich \
-	    scikit-learn pytest pytest-benchmark pytest-timeout
+	$(VENV)-abi/bin/python -m pip install --quiet --disable-pip-version-check torch==$(ABI_TORCH) \
+	    $$($(PYTHON) tests/floors.py) pytest pytest-benchmark pytest-timeout
 	@touch $@
 
 test-abi: $(VENV)/dev $(VENV)-abi/$(ABI_TORCH)
 	PYTHONPATH=. $(VENV)-abi/bin/python -m pytest tests/ops tests/stages/test_decode.py
+	PYTHONPATH=. $(VENV)-abi/bin/python -m pytest tests/checkpoints tests/results tests/report tests/test_cli*.py
 
 # What a GPU machine without a network may lack: wheels for its Python, fetched beforehand where there is a network.
 carry:

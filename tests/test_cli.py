@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from .conftest import SmallNet, images
 from .report.synthetic import log2_steps, make_scores, write_run
 
 ROOT = Path(pf.__file__).parents[1]
+NEEDS_TORCHVISION = pytest.mark.skipif(find_spec("torchvision") is None, reason="needs torchvision")
 DIGITS_NET = "phasefast.experiments.models:digits_net"
 
 
@@ -266,8 +268,8 @@ def test_layers_of_a_module_in_the_current_directory(tmp_path: Path, monkeypatch
         ("json:dumps", "without required arguments"),
         ("json:JSONDecoder", "expected a Module, got JSONDecoder"),
         (":net", "expected package.module:callable"),
-        ("resnet19", "did you mean resnet1"),
-        ("???", "no torchvision model has such a name"),
+        pytest.param("resnet19", "did you mean resnet1", marks=NEEDS_TORCHVISION),
+        pytest.param("???", "no torchvision model has such a name", marks=NEEDS_TORCHVISION),
     ],
 )
 def test_bad_model_names(model: str, message: str) -> None:

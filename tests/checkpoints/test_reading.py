@@ -161,7 +161,10 @@ def test_damaged_safetensors_are_named(tmp_path: Path, kept: int) -> None:
 
 def test_types_that_safetensors_reads_from_files_alone_are_read(tmp_path: Path) -> None:
     state = {"a": torch.ones(3), "scale": torch.tensor([1, 2], dtype=torch.uint8).view(torch.float8_e8m0fnu)}
-    save_file(state, tmp_path / "step_1.safetensors")
+    try:
+        save_file(state, tmp_path / "step_1.safetensors")
+    except KeyError as error:
+        pytest.skip(f"this safetensors does not write {error}")
     found = read_state_dict(tmp_path / "step_1.safetensors")
     assert found["scale"].dtype == torch.float8_e8m0fnu
     assert torch.equal(found["scale"].view(torch.uint8), state["scale"].view(torch.uint8))
