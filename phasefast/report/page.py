@@ -90,7 +90,7 @@ def length(text: Text) -> float:
 def widest(texts: Iterable[str], weight: str = "normal") -> float:
     """Inches that the widest of these texts takes in 9 points."""
     page = blank(1, 1)
-    return max(length(page.text(0, 0, text, fontsize=9, weight=weight, parse_math=False)) for text in texts)
+    return max(length(page.text(0, 0, text, fontsize=9, weight=weight, parse_math=False)) for text in {*texts})
 
 
 def fit(text: Text, words: str, room: float, around: str = "{}") -> None:

@@ -45,8 +45,7 @@ def read_shard(path: Path) -> Scores:
         # A file of pyarrow's, as it takes some names for URIs; a file of Python's is let go of by another thread, which
         # ends the process where the interpreter has ended before (1 in 20 times, at once after it was read).
         with pa.OSFile(os.fsencode(path)) as file:
-            options = {"pre_buffer": False, "use_threads": False}
-            scores = Scores(pq.read_table(file, page_checksum_verification=True, **options))
+            scores = Scores(pq.ParquetFile(file, page_checksum_verification=True).read(use_threads=False))
     except (OSError, ValueError, pa.ArrowException) as error:
         raise StoreError(f"cannot read the shard {path}: {error}; delete it and sweep again") from error
     match = _SHARD.search(path.name)

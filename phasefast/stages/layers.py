@@ -72,7 +72,7 @@ def select_layers(model: nn.Module, patterns: Layers | None = None) -> list[str]
     default = _default_names(unwrap(model))
     if patterns is None:
         if not default:
-            raise LayerError(f"{type(model).__name__} has no submodules to probe")
+            raise LayerError(f"{type(model).__name__} has no submodules to probe; wrap it: torch.nn.Sequential(model)")
         return default
     patterns = _as_names(unwrap(model), patterns)
     if not patterns:

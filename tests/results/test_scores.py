@@ -83,15 +83,24 @@ def test_no_file_of_pythons_is_given_to_other_threads(
 ) -> None:
     """One that lets go of such a file after the interpreter's end ends the process."""
     path = pf.probe(net, probe_set, layers="hidden", step=3).write_shard(tmp_path / os.fsdecode(b"caf\xe9:\xff"))
-    read, files = pq.read_table, []
-    monkeypatch.setattr(
-        pq, "read_table", lambda file, **options: files.append((type(file), options)) or read(file, **options)
-    )
+    opened: list[tuple[type, dict[str, Any]]] = []
+    read: list[dict[str, Any]] = []
+
+    class Seen(pq.ParquetFile):
+        def __init__(self, file: Any, **options: Any) -> None:
+            opened.append((type(file), options))
+            super().__init__(file, **options)
+
+        def read(self, **options: Any) -> pa.Table:
+            read.append(options)
+            return super().read(**options)
+
+    monkeypatch.setattr(pq, "ParquetFile", Seen)
     assert read_shard(path).steps == [3]
-    ((kind, options),) = files
+    ((kind, options),) = opened
     assert kind is pa.OSFile
-    assert not options["pre_buffer"]
-    assert not options["use_threads"]
+    assert not options.get("pre_buffer")  # by which threads would read
+    assert read == [{"use_threads": False}]
 
 
 def test_a_damaged_shard_is_named_or_read_as_it_was(net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path) -> None:
