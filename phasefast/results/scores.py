@@ -128,7 +128,7 @@ class Scores:
 
     @classmethod
     def concat(cls, parts: Sequence[Scores]) -> Scores:
-        """All rows of ``parts``, in the order of their steps, those that several have once.
+        """All rows of ``parts``, in the order of their steps; what several have once, with samples if one has them.
 
         Raises:
             DataError: a run's step has different weights, or a target of a configuration different values.
@@ -149,8 +149,12 @@ class Scores:
                     f'training, got those of different {what}; tell runs apart with with_column("run", ...)'
                 )
         places = pa.array(range(len(table)), pa.int64())
-        firsts = table.append_column("row", places).group_by(_KEY).aggregate([("row", "min")]).column("row_min")
-        return both if len(firsts) == len(table) else both._cut(table.take(firsts.combine_chunks().sort()))
+        bare = pc.multiply(pc.is_null(table.column("samples")).cast(pa.int64()), len(table))
+        orders = table.append_column("first", places).append_column("best", pc.add(places, bare))
+        kept = orders.group_by(_KEY).aggregate([("first", "min"), ("best", "min")]).sort_by("first_min")
+        if len(kept) == len(table):
+            return both
+        return both._cut(table.take(pa.array([row % len(table) for row in kept.column("best_min").to_pylist()])))
 
     def to_arrow(self) -> pa.Table:
         """The table, as an Arrow table with all columns."""

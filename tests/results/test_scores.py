@@ -78,6 +78,16 @@ def test_scores_of_one_training_are_put_together_once(net: SmallNet, probe_set: 
     assert len(pf.Scores.concat([one, changed.with_column("run", "b")])) == len(one) + len(changed)
 
 
+def test_of_equal_rows_those_with_samples_are_kept(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    whole, later = (pf.probe(net, probe_set, layers="hidden", step=step) for step in (3, 4))
+    for parts in (
+        [whole.without_samples, whole],
+        [whole, whole.without_samples],
+        [whole.without_samples, later, whole],
+    ):
+        assert pf.Scores.concat(parts).filter(step=3).to_arrow().equals(whole.to_arrow())
+
+
 def test_no_file_of_pythons_is_given_to_other_threads(
     net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
