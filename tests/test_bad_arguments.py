@@ -95,10 +95,43 @@ def test_errors_of_a_factory_are_its_own() -> None:
         load_model("torch.nn:Linear")
 
 
+def made_with(width: int, bias: bool = True) -> nn.Module:
+    return nn.Sequential(nn.Linear(3, width, bias))
+
+
+THING = nn.Sequential(nn.Linear(3, 3))
+
+
+def test_names_may_be_given_arguments() -> None:
+    found = load_model(f"{__name__}:made_with(width=4, bias=False)")
+    assert [tuple(own.shape) for own in found.parameters()] == [(4, 3)]
+    assert load_model(f"{__name__}:THING") is THING
+    for name, words in {
+        "made_with": r"or \S+:made_with\(name=value\); missing a required argument: 'width'",
+        "made_with(size=4)": "expected arguments that it takes; missing a required argument: 'width'",
+        "made_with(4)": "expected plain values by name",
+        "made_with(width=open)": "expected plain values by name",
+        "made_with(width=4": "expected plain values by name",
+        "made_with(**{'width': 4})": "expected plain values by name",
+        "made_with(width=4).half()": "expected plain values by name",
+        "THING(width=4)": "expected something that takes arguments, got Sequential",
+    }.items():
+        with pytest.raises(ArgumentError, match=words):
+            load_model(f"{__name__}:{name}")
+
+
+def test_torchvision_names_may_be_given_arguments() -> None:
+    pytest.importorskip("torchvision")
+    assert load_model("resnet18(num_classes=7)").fc.out_features == 7  # type: ignore[union-attr]
+    with pytest.raises(ArgumentError, match=r"model 'resnet18\(num_clases=7\)': expected arguments that it takes; "):
+        load_model("resnet18(num_clases=7)")
+
+
 def test_a_class_of_targets_is_made_one(probe_set: pf.ProbeSet) -> None:
     assert load_targets(["phasefast:Input"], probe_set) == [pf.Input()]
     with pytest.raises(ArgumentError, match="without required arguments"):
         load_targets(["phasefast:Label"], probe_set)
+    assert load_targets(["phasefast:Label(num_classes=10)"], probe_set) == [pf.Label(10)]
 
 
 def test_probe_sets_are_themselves_alone(probe_set: pf.ProbeSet) -> None:

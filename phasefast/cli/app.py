@@ -22,7 +22,11 @@ _PLURALS = {"layer": "layers", "alpha": "alphas"}  # what the command line names
 Directory = Annotated[Path, typer.Argument(help="Run directory: the one that holds scores/.", show_default=False)]
 Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:0; CUDA if there is any.")]
 Model = Annotated[
-    str, typer.Argument(help="package.module:callable that makes a model, or a torchvision name.", show_default=False)
+    str,
+    typer.Argument(
+        help="package.module:callable that makes a model, or a torchvision name; or 'name(num_classes=10)'.",
+        show_default=False,
+    ),
 ]
 Layers = Annotated[
     list[str] | None, typer.Option("--layer", help="Glob of layers, or after ! of those left out; may be given again.")

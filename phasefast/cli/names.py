@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import importlib
 import inspect
 import os
@@ -22,8 +24,17 @@ Made = TypeVar("Made")
 
 
 def load_model(name: str) -> nn.Module:
-    """The model that ``package.module:callable`` or a torchvision name stands for; ArgumentError if there is none."""
-    return _made(name, "model", nn.Module) if ":" in name else torchvision_model(name, "package.module:callable")
+    """The model that ``package.module:callable`` or a torchvision name stands for; ArgumentError if there is none.
+
+    Both may be given arguments: ``resnet18(num_classes=10)``.
+    """
+    plain, given = _parted(name, "model")
+    if ":" in plain:
+        return _made(name, "model", nn.Module)
+    try:
+        return torchvision_model(plain, "package.module:callable", **given)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"model {name!r}: expected arguments that it takes; {error}") from error
 
 
 def load_probe_set(name: str) -> ProbeSet:
@@ -44,7 +55,7 @@ def load_targets(names: Sequence[str], probe_set: ProbeSet, each: bool = False) 
     for name in names:
         if ":" not in name or name in probe_set.fit_values:
             found.append(named_target(name, probe_set, each, "package.module:target"))
-        elif isinstance(several := _import(name, "target"), (list, tuple)):
+        elif "(" not in name and isinstance(several := _import(name, "target"), (list, tuple)):
             found += by_name(several, probe_set, each)
         else:
             found.append(_made(name, "target", Target))  # type: ignore[type-abstract]
@@ -60,29 +71,49 @@ def load_function(name: str) -> Callable[..., Any]:
 
 
 def _made(name: str, what: str, kind: type[Made]) -> Made:
-    """What ``package.module:name`` is, or makes where it has to be called."""
-    made = _import(name, what)
-    asks = callable(made) and _asks(made)
-    if kind is Target and inspect.isfunction(made) and asks:
+    """What ``package.module:name`` is, or makes where it has to be called, such as with the arguments after it."""
+    plain, given = _parted(name, what)
+    made = _import(plain, what)
+    asks = _misfit(made, given) if callable(made) else ""
+    if kind is Target and inspect.isfunction(made) and asks and not given:
         raise ArgumentError(f"{what} {name!r}: expected a target, got a function; take pf.Function({made.__name__})")
     if callable(made) and (isinstance(made, type) or not isinstance(made, kind)):  # a class has what its instances have
         if asks:
-            raise ArgumentError(f"{what} {name!r}: expected a callable without required arguments")
-        made = made()
+            named = (
+                "arguments that it takes" if given else f"a callable without required arguments, or {plain}(name=value)"
+            )
+            raise ArgumentError(f"{what} {name!r}: expected {named}; {asks}")
+        made = made(**given)
+    elif given:
+        raise ArgumentError(f"{what} {name!r}: expected something that takes arguments, got {type(made).__name__}")
     if not isinstance(made, kind):
         raise ArgumentError(f"{what} {name!r}: expected a {kind.__name__}, got {type(made).__name__}")
     return made
 
 
-def _asks(function: Callable[..., Any]) -> bool:
-    """Whether a function cannot be called without arguments."""
+def _parted(name: str, what: str) -> tuple[str, dict[str, Any]]:
+    """A name without, and the arguments after it, of plain values: ``package.module:callable(width=64)``."""
+    plain, bracket, arguments = name.partition("(")
+    if not bracket:
+        return name, {}
+    with contextlib.suppress(SyntaxError, ValueError):
+        call = ast.parse(f"f({arguments}", mode="eval").body
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args:
+            given = {own.arg: ast.literal_eval(own.value) for own in call.keywords if own.arg is not None}
+            if len(given) == len(call.keywords):
+                return plain, given
+    raise ArgumentError(f"{what} {name!r}: expected plain values by name, such as {plain}(num_classes=10)")
+
+
+def _misfit(function: Callable[..., Any], given: dict[str, Any]) -> str:
+    """Why a function cannot be called with these arguments; empty if it can."""
     try:
-        inspect.signature(function).bind()
-    except TypeError:
-        return True
+        inspect.signature(function).bind(**given)
+    except TypeError as error:
+        return str(error)
     except ValueError:  # of a builtin without a signature
-        return False
-    return False
+        return ""
+    return ""
 
 
 def _import(name: str, what: str) -> object:
