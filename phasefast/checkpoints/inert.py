@@ -99,6 +99,12 @@ _BUILD = pickle.BUILD[0]
 class _Unpickler(pickle._Unpickler):  # that in C sets states of whatever it finds, classes too
     stack: list[Any]
 
+    def load(self) -> Any:
+        """What the file holds; of its classes torch's old format has the source code, which torch would compare."""
+        read = self.persistent_load
+        self.persistent_load = lambda saved: saved[1] if saved[0] == "module" else read(saved)  # type: ignore[assignment]
+        return super().load()
+
     def find_class(self, module: str, name: str) -> Any:
         """The class or function of that name, where it makes tensors; else what stands for it."""
         if module == "torch" and isinstance(own := vars(torch).get(name), torch.dtype):

@@ -240,12 +240,14 @@ def test_of_what_lies_beside_the_weights_nothing_is_made(tmp_path: Path, zipped:
     assert made.exists()
 
 
-def test_whole_modules_are_read_without_their_classes(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("error")  # of other source code, as torch's old format has that of classes
+@pytest.mark.parametrize("zipped", [True, False])
+def test_whole_modules_are_read_without_their_classes(zipped: bool, tmp_path: Path) -> None:
     net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Sequential(nn.Linear(3, 1, bias=False)))
     net.register_buffer("passing", torch.ones(2), persistent=False)
     source = tmp_path / "step_1.pt"
     for whole in (net, {"model": net, "epoch": 3}, nn.Sequential(OrderedDict(module=net))):
-        torch.save(whole, source)
+        torch.save(whole, source, _use_new_zipfile_serialization=zipped)
         found = {name.removeprefix("module."): value for name, value in read_state_dict(source).items()}
         assert equal(found, dict(net.state_dict()))
         assert not any(value.requires_grad for value in found.values())
