@@ -53,6 +53,16 @@ def test_report_draws_the_picture(run: Path) -> None:
     assert (run / "phases.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_pictures_of_a_report_may_be_drawn_for_a_paper(run: Path) -> None:
+    pytest.importorskip("matplotlib")
+    found = invoke("report", run, "--format", "pdf")
+    assert found.exit_code == 0, found.output
+    assert "maps.pdf" in found.stdout
+    assert (run / "phases.pdf").read_bytes()[:5] == (run / "maps.pdf").read_bytes()[:5] == b"%PDF-"
+    assert not (run / "phases.png").exists()
+    assert "form (--format): expected png, pdf or svg, got 'gif'" in fails("report", run, "--format", "gif")
+
+
 @pytest.mark.parametrize("command", ["phases", "report"])
 def test_only_some_layers_and_targets_are_shown_and_all_are_written(command: str, run: Path) -> None:
     result = invoke(command, run, "--layer", "feat*", "--target", "input")

@@ -287,7 +287,7 @@ def test_overwriting_removes_the_report_of_the_removed_scores_and_nothing_else(
     net: SmallNet, probe_set: pf.ProbeSet, checkpoints: dict, tmp_path: Path
 ) -> None:
     kept = [tmp_path / name for name in ("notes.txt", "results.png", "phases.json.bak", "cache/mine.pt", "scores/mine")]
-    reports = [tmp_path / name for name in ("phases.json", "phases.png", "maps.png", "maps-selected.png")]
+    reports = [tmp_path / name for name in ("phases.json", "phases.png", "maps.pdf", "maps-selected.png")]
     options = {"out": tmp_path, "layers": "hidden", "alphas": [0.1]}
     for path in (*kept, *reports):
         path.parent.mkdir(exist_ok=True)

@@ -81,13 +81,14 @@ def report(
     directory: Directory,
     layer: ShownLayers = None,
     target: ShownTargets = None,
+    form: Annotated[str, typer.Option("--format", help="Of the pictures: png, pdf or svg.")] = "png",
     window: Window = DEFAULT_RULES.window,
 ) -> None:
     """Like phases, and draw phases.png and maps.png, or phases-selected.png and maps-selected.png of some.
 
     The last layer's before the model's output shade the upper curves, its stop window marks all.
     """
-    write_report(directory, layers=layer, targets=target, rules=PhaseRules(window=window))
+    write_report(directory, layers=layer, targets=target, rules=PhaseRules(window=window), form=form)
 
 
 @app.command()

@@ -22,7 +22,7 @@ from ..phases.rules import DEFAULT_RULES, PhaseRules
 from ..results.failures import Failure
 from ..results.scores import Scores
 from ..results.shards import read_scores
-from ..results.store import PHASES, PICTURES, SELECTED, differences, lost_layers, read_failures, read_origins
+from ..results.store import FORMATS, PHASES, PICTURES, SELECTED, differences, lost_layers, read_failures, read_origins
 from ..stages.phases import detect_phases
 from .compared import plot_comparison, print_comparison, run_names
 from .curves import accuracy_target, fvu_target, telling_layers
@@ -136,6 +136,7 @@ def write_report(
     layers: Sequence[str] | None = None,
     targets: Sequence[str] | None = None,
     rules: PhaseRules = DEFAULT_RULES,
+    form: str = "png",
 ) -> PhaseReport:
     """The tables of a run's phases on ``console``, then ``phases.json`` and two pictures in its directory.
 
@@ -143,14 +144,18 @@ def write_report(
 
     Args:
         layers, targets: names or globs of what is shown, in ``phases-selected.png`` and ``maps-selected.png`` then;
-            ``phases.json``, and what is returned, have all. rules: thresholds of the phases.
+            ``phases.json``, and what is returned, have all. rules: thresholds of the phases. form: of the pictures,
+            and the end of their names: png, pdf or svg.
 
     Raises:
         DependencyError: matplotlib is missing; all else is written and printed by then.
         StoreError: the directory cannot be written; all is printed by then.
+        ArgumentError: the pictures' form is none of these.
         StoreError, DataError, LayerError, ArgumentError: as for ``read_phases`` and ``restrict``.
     """
     console = console or of_results()
+    if f".{form}" not in FORMATS:
+        raise ArgumentError(f"form (--format): expected png, pdf or svg, got {form!r}")
     scores, report = read_phases(directory, rules)
     part = restrict(scores, report, layers, targets)
     print_report(*part, console)
@@ -158,7 +163,7 @@ def write_report(
     (name,) = scores.values_of("run")
     name = Path(directory).resolve().name if name == _UNNAMED else name
     pictures = PICTURES if layers is None and targets is None else SELECTED
-    picture, maps = (Path(directory) / each for each in pictures)
+    picture, maps = (Path(directory) / f"{each}.{form}" for each in pictures)
     plot_phases(*part, picture, title=f"Learning phases: {name}", layers=telling_layers(scores))
     plot_maps(part[0], maps, title=f"What each layer gives back: {name}")
     console.print(f"wrote {Path(directory) / PHASES}, {picture} and {maps}", soft_wrap=True)

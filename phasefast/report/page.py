@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from ..errors import ArgumentError, DependencyError
+from ..results.store import FORMATS
 from .curves import INK
 from .names import cut
 from .scales import StepAxis
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
-FORMATS = (".png", ".pdf", ".svg")
 PIXELS_PER_INCH = 180
 MUTED, STOP, BEST = "#666666", "#0072B2", "#D55E00"
 # Okabe and Ito's colours, which all kinds of colour vision tell apart; in grey the written numbers do.

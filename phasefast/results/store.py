@@ -31,7 +31,7 @@ _NAMES = {
 _ELSEWHERE = "give another out= (--out), or overwrite=True (--overwrite) to start over"
 # What reports write beside the scores that they are of: pictures of all, and of some layers or targets.
 PHASES, RECONSTRUCTIONS = "phases.json", "reconstructions.png"
-PICTURES, SELECTED = ("phases.png", "maps.png"), ("phases-selected.png", "maps-selected.png")
+PICTURES, SELECTED, FORMATS = ("phases", "maps"), ("phases-selected", "maps-selected"), (".png", ".pdf", ".svg")
 _ORIGIN, _TRAINING, _FAILED, _LOCK = "origin.json", "training.json", "failed-{}.json", ".lock"
 _OTHER_VERSION = "by another version of phasefast"
 _WORDS = "stored", "now"  # of the two values of a setting
@@ -61,8 +61,8 @@ def open_store(
         remove_file(path)
     done: dict[int, Scores] = {}
     shards = list_shards(directory)
-    reports = (PHASES, *PICTURES, *SELECTED, RECONSTRUCTIONS) if overwrite and shards else ()
-    for name in reports:  # before the shards: a kill leaves none behind
+    pictures = (f"{picture}{end}" for picture in (*PICTURES, *SELECTED) for end in FORMATS)
+    for name in (PHASES, RECONSTRUCTIONS, *pictures) if overwrite and shards else ():  # a kill leaves none behind
         if (path := Path(directory) / name).is_file():
             remove_file(path)
     for step, path in shards.items():
