@@ -48,7 +48,7 @@ def read_inert(path: Path) -> Any:
     Of those that torch reads with ``weights_only=True`` up to something that is not plain: no TorchScript, no tar.
     """
     loaded = torch.load(path, map_location="cpu", weights_only=False, mmap=None, pickle_module=_PICKLE)
-    if isinstance(loaded, dict) and not isinstance(loaded, Inert):
+    if isinstance(loaded, dict) and loaded and not _is_module(loaded):
         return {key: _as_state_dict(value) for key, value in loaded.items()}
     return _as_state_dict(loaded)
 
@@ -62,7 +62,10 @@ def _is_module(value: Any) -> bool:
 
 
 def _entries(module: Inert, prefix: str) -> Iterator[tuple[str, Any]]:
-    """The names and tensors that ``state_dict`` of such a module gives, and placeholders of what is none."""
+    """The names and tensors that ``state_dict`` gives of modules without one of their own, or an extra state.
+
+    And placeholders of what is no tensor.
+    """
     passing = module.state.get("_non_persistent_buffers_set", ())
     for name, value in (*module.state["_parameters"].items(), *module.state["_buffers"].items()):
         if value is not None and name not in passing:
@@ -79,8 +82,9 @@ def _parameter(data: Tensor, *_: Any) -> Tensor:
 
 
 def _of_subclass(rebuild: Callable[..., Any], kind: Any, arguments: tuple[Any, ...], *_: Any) -> Any:
-    """A tensor of a class of its own, as a plain one."""
-    return rebuild(*arguments)
+    """A tensor of a class of its own, as a plain one; not of integers, which mean something else than weights there."""
+    made = rebuild(*arguments)
+    return made if isinstance(made, Tensor) and made.is_floating_point() else Inert()
 
 
 _KNOWN: dict[tuple[str, str], Any] = {

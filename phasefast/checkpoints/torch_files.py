@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from .messages import damage_named, not_plain
 
 # What torch says of classes and functions that it does not unpickle, or not before their modules are imported.
 _NOT_PLAIN = re.compile(r"\bGLOBAL \S+ (was not an allowed global|whose module)|must be imported to load")
+_PROTOCOL = "Unsupported operand"  # of torch, of what later protocols of pickle have, too
 
 
 def read_torch_file(path: Path, *, weights_only: bool) -> Any:
@@ -29,12 +31,16 @@ def read_torch_file(path: Path, *, weights_only: bool) -> Any:
         try:
             return torch.load(path, map_location="cpu", weights_only=weights_only, mmap=None)
         except pickle.UnpicklingError as error:
-            if _NOT_PLAIN.search(str(error)):
+            if _NOT_PLAIN.search(str(error)) or (_PROTOCOL in str(error) and zipfile.is_zipfile(path)):
                 try:
                     found = read_inert(path)
                 except (AttributeError, TypeError, ValueError, RecursionError, pickle.UnpicklingError) as misfit:
                     raise not_plain(path) from misfit
-                if isinstance(found, Inert) and not found:
+                except RuntimeError as misfit:
+                    if "pickle_module" in str(misfit):  # TORCH_FORCE_WEIGHTS_ONLY_LOAD
+                        raise not_plain(path) from misfit
+                    raise
+                if found is Inert or (isinstance(found, Inert) and not found):
                     raise not_plain(path) from error
                 return found
             # Not torch's own words: these advise weights_only=False for whatever is no pickle.

@@ -85,25 +85,36 @@ def is_of_features(module: nn.Module) -> bool:
     parts = [*module.modules()]
     of_features = [part for part in parts if isinstance(part, _FEATURES_LAST)]
     of_maps = any(len(getattr(part, "normalized_shape", ())) > 1 for part in of_features)
-    others = any(isinstance(part, (_ConvNd, *_POSITIONS_LAST)) for part in parts)
+    others = any(isinstance(part, (_ConvNd, *_POSITIONS_LAST, *OF_MAPS)) for part in parts)
     return bool(of_features) and not of_maps and not others
 
 
 def features_last(module: nn.Module, shape: torch.Size, elsewhere: Widths | None = None) -> bool:
     """Whether maps that a module gives are [b, h, w, f], as Swin transformers have them, not [b, f, h, w].
 
-    More of its parts of which features come last have as many as the last axis has places than have as many as the
-    second, and none of the others has these. Where no part tells, such as of an activation, norms ``elsewhere`` may.
-    Channels before square maps are never taken for a side, nor is the last part one of maps, such as a convolution.
+    Of a Linear or a norm of features they are, of a convolution or a norm of maps they are not. Else more of its parts
+    of which features come last have as many as the last axis has places than have as many as the second, and no other
+    part has as many as the second. Where no part tells, such as of an activation, norms ``elsewhere`` may. Square maps
+    behind an axis of another size are of channels that come first: blocks, too, may make images.
     """
     part, first, last = last_part(module), shape[1], shape[-1]
-    if last == shape[-2] != first or isinstance(part, _MAPPING):
+    if runs_as_in_torch(part) and (isinstance(part, nn.Linear) or _is_norm(part)):
+        return True
+    of_map = isinstance(part, _MAPPING) or (isinstance(part, _NORMS) and not _is_norm(part))
+    if of_map or last == shape[-2] != first:
         return False
-    if (own := Widths.of(part) or Widths.of(module)) is None:
-        return elsewhere is not None and last in elsewhere.norms and not {first} & {*elsewhere.first, *elsewhere.last}
+    evidence = part if Widths.of(part) else module
+    if (own := Widths.of(evidence)) is None:
+        return elsewhere is not None and last in elsewhere.inner and not {first} & {*elsewhere.first, *elsewhere.last}
+    alone = is_of_features(evidence) and not any(map(_is_turned, evidence.modules()))
     if first == last:
-        return last in own.last and is_of_features(part) and not any(map(_is_turned, part.modules()))
-    return first not in own.first and own.last[last] > own.last[first]
+        return alone and last in own.last
+    return first not in own.first and own.last[last] + (alone and last in own.last) > own.last[first]
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Whether it is a norm of features, as those of maps have several sides."""
+    return isinstance(module, _NORMS) and len(module.normalized_shape) == 1
 
 
 def _is_turned(module: nn.Module) -> bool:
@@ -112,25 +123,33 @@ def _is_turned(module: nn.Module) -> bool:
 
 
 class Widths(NamedTuple):
-    """How many parts give how many features: those whose features come first, as convolutions', last, and norms."""
+    """How many parts give how many features: those whose features come first, as convolutions', and last.
+
+    ``inner`` are norms' alone, and what a Linear makes of these, as within blocks of transformers.
+    """
 
     first: Counter[int]
     last: Counter[int]
-    norms: Counter[int]
+    inner: set[int]
 
     @classmethod
     def of(cls, module: nn.Module) -> Widths | None:
         """Of the parts of PyTorch's kinds in a module; None where it has none with features."""
-        found = cls(Counter(), Counter(), Counter())
-        for part in module.modules():
+        found = cls(Counter(), Counter(), set())
+        parts = [*module.modules()]
+        for part in parts:
             own = [getattr(part, name) for name in _WIDTHS if hasattr(part, name)]
             if isinstance(part, _NORMS):
-                found.last[part.normalized_shape[-1]] += 1
-                found.norms[part.normalized_shape[-1]] += 1
+                own = [*part.normalized_shape] if _is_norm(part) else []
+                found.last.update(own)
+                found.inner.update(own)
             elif isinstance(part, _FEATURES_LAST):
                 found.last.update(own)
             elif isinstance(part, (_ConvNd, _NormBase, nn.GroupNorm)):
                 found.first.update(own)
+        found.inner.update(
+            [part.out_features for part in parts if isinstance(part, nn.Linear) and part.in_features in found.inner]
+        )
         return found if found.first or found.last else None
 
 

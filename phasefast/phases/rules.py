@@ -39,9 +39,13 @@ class PhaseRules:
             value, whole = getattr(self, each.name), isinstance(each.default, int)
             if whole and not is_integer(value, 1):
                 raise ArgumentError(f"{each.name}: expected a positive integer, got {value!r}")
-            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < math.inf:
+            try:
+                known = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+            except OverflowError:
+                known = math.inf
+            if not 0 <= known < math.inf:
                 raise ArgumentError(f"{each.name}: expected a number that is not below 0, got {value!r}")
-            plain = operator.index(getattr(self, each.name)) if whole else float(value)
+            plain = operator.index(getattr(self, each.name)) if whole else known
             object.__setattr__(self, each.name, plain)  # as JSON has them
 
 

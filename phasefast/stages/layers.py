@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -114,15 +114,16 @@ def _is_whole(module: nn.Module) -> bool:
     return own or nn.utils.parametrize.is_parametrized(module)
 
 
-def _stack(module: nn.Module, least: float, of: type[nn.Module]) -> nn.Module | None:
-    """The list of blocks of that class in it with so many parameters, if there is one; not in PyTorch's own modules."""
-    if isinstance(module, of) and _kinds(module) and sum(map(_size, module.parameters())) >= least:
-        return module
-    if isinstance(module, nn.ModuleList):
-        return None
-    if type(module).__module__.startswith("torch.nn.") and not isinstance(module, nn.Sequential):
-        return None
-    return next((stack for part in module.children() if (stack := _stack(part, least, of)) is not None), None)
+def _stacks(module: nn.Module, of: type[nn.Module]) -> Iterator[nn.Module]:
+    """The lists of blocks of that class in it; none in PyTorch's own modules, nor in the blocks of another list."""
+    if _kinds(module):
+        if isinstance(module, of):
+            yield module
+    elif isinstance(module, nn.Sequential) or not (
+        isinstance(module, nn.ModuleList) or type(module).__module__.startswith("torch.nn.")
+    ):
+        for part in module.children():
+            yield from _stacks(part, of)
 
 
 def _kinds(module: nn.Module) -> set[type[nn.Module]]:
@@ -135,16 +136,19 @@ def _kinds(module: nn.Module) -> set[type[nn.Module]]:
 
 
 def _only_stack(children: Sequence[nn.Module], least: float) -> nn.Module | None:
-    """The only child with blocks in it, if there is one; not a stage of several, as ResNets have in Sequentials."""
-    for of in (nn.ModuleList, nn.Sequential):
-        stacks = [(child, stack) for child in children if (stack := _stack(child, least, of)) is not None]
-        if stacks:
-            break
-    if len(stacks) != 1:
+    """The only child with blocks of so many parameters in it; not a stage of several, as ResNets have in Sequentials.
+
+    Where one has them in ModuleLists and another one in Sequentials, as heads may, that of more parameters counts.
+    """
+    found = [(of, child, list(_stacks(child, of))) for child in children for of in (nn.ModuleList, nn.Sequential)]
+    large = [own for own in found if any(_parameters(stack) >= least for stack in own[2])]
+    if not large:
         return None
-    child, stack = stacks[0]
-    if isinstance(stack, nn.Sequential):
-        kinds = tuple(_kinds(stack) - {nn.Sequential})
+    of, child, stacks = max(large, key=lambda own: sum(map(_parameters, own[2])))
+    if any(own[0] is of and own[1] is not child for own in large):
+        return None
+    if of is nn.Sequential:
+        kinds = tuple(set().union(*map(_kinds, stacks)) - {nn.Sequential})
         others = (part for other in children if other is not child for part in other.modules())
         if any(isinstance(part, kinds) or _kinds(part) for part in others):
             return None
@@ -161,6 +165,10 @@ def _least_stack(model: nn.Module) -> float:
 
 def _size(tensor: Tensor) -> int:
     return 0 if is_lazy(tensor) else tensor.numel()
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(map(_size, module.parameters()))
 
 
 def _flat(children: Sequence[nn.Module]) -> list[nn.Module]:
@@ -198,7 +206,7 @@ def _is_beside(module: nn.Module) -> bool:
 
 
 def _default_names(model: nn.Module, prefix: str = "", alone: bool = True, least: float | None = None) -> list[str]:
-    """Args: alone: whether the module is the whole model, but for what wraps it. least: as for ``_stack``."""
+    """Args: alone: whether the module is the whole model, but for what wraps it. least: as for ``_only_stack``."""
     names: list[str] = []
     children, lists = list(model.named_children()), (nn.ModuleList, nn.ModuleDict)
     if alone:
@@ -207,11 +215,16 @@ def _default_names(model: nn.Module, prefix: str = "", alone: bool = True, least
         children = _ends(children)
     least = _least_stack(model) if least is None else least
     parts = [] if isinstance(model, lists) else [child for _, child in children]
-    entered = [_only_stack(parts, least), *_flat([] if isinstance(model, nn.Sequential) else parts)]
+    only, flat = _only_stack(parts, least), [] if isinstance(model, nn.Sequential) else _flat(parts)
     for name, child in children:
         member = isinstance(model, nn.Sequential) and type(child).forward is not nn.Module.forward  # is called itself
         listed = isinstance(child, lists) and not member
-        inside = listed or any(child is own for own in entered) or f"{prefix}{name}" == MODEL_LAYER
+        inside = listed or child is only or f"{prefix}{name}" == MODEL_LAYER
         wrapped = alone and len(children) == 1 and any(True for _ in child.children()) and not _is_whole(child)
-        names += _default_names(child, f"{prefix}{name}.", wrapped, least) if inside or wrapped else [f"{prefix}{name}"]
+        if inside or wrapped:
+            names += _default_names(child, f"{prefix}{name}.", wrapped, least)
+        elif any(child is own for own in flat):
+            names += [f"{prefix}{name}.{end}" for end, _ in _ends([*child.named_children()])]
+        else:
+            names.append(f"{prefix}{name}")
     return names

@@ -253,6 +253,42 @@ def test_whole_modules_are_read_without_their_classes(zipped: bool, tmp_path: Pa
         assert not any(value.requires_grad for value in found.values())
 
 
+def test_files_of_later_protocols_of_pickle_are_read(tmp_path: Path) -> None:
+    for state in (STATE, {"model": STATE, "args": argparse.Namespace()}):
+        torch.save(state, tmp_path / "step_1.pt", pickle_protocol=4)
+        with pytest.warns(UserWarning, match="pickle protocol 4"):  # torch's own
+            assert equal(read_state_dict(tmp_path / "step_1.pt"), STATE)
+
+
+def test_where_nothing_may_be_unpickled_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({"model": STATE, "args": argparse.Namespace()}, tmp_path / "step_1.pt")
+    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
+    with pytest.raises(CheckpointError, match="holds more than plain tensors"):
+        read_state_dict(tmp_path / "step_1.pt")
+
+
+class Scaled(torch.Tensor):
+    """Integers times a number."""
+
+
+def test_tensors_whose_integers_mean_something_else_are_no_weights(tmp_path: Path) -> None:
+    weight = torch.ones(3, 2, dtype=torch.int8).as_subclass(Scaled)
+    weight.scale = torch.tensor(0.01)  # type: ignore[attr-defined]
+    torch.save({"model": {"weight": weight}, "args": argparse.Namespace()}, tmp_path / "step_1.pt")
+    with pytest.raises(CheckpointError, match="are not tensors"):
+        read_state_dict(tmp_path / "step_1.pt")
+
+
+def test_a_module_in_a_dictionary_of_its_own_kind_is_read(tmp_path: Path) -> None:
+    net = nn.Linear(2, 3)
+    torch.save(Entries(model=net, epoch=3), tmp_path / "step_1.pt")
+    assert equal(read_state_dict(tmp_path / "step_1.pt"), dict(net.state_dict()))
+
+
+class Entries(dict[str, Any]):
+    """As some trainers save them."""
+
+
 class Closed(nn.Linear):
     """With a state of its own kind."""
 

@@ -221,10 +221,10 @@ def test_by_default_blocks_are_probed_of_the_only_sequence_of_them() -> None:
 
 
 def test_by_default_blocks_of_a_list_are_probed_beside_a_sequence_of_others() -> None:
-    layers = nn.ModuleList(Block(nn.Linear(8, 8)) for _ in range(4))
+    layers = nn.ModuleList(Block(nn.Linear(8, 8)) for _ in range(6))
     head = sequence(sequence(nn.Linear(8, 16), nn.ReLU()), sequence(nn.Linear(16, 8), nn.ReLU()), nn.Linear(8, 2))
     names = select_layers(parts(encoder=parts(layers=layers, norm=nn.LayerNorm(8)), head=head))
-    assert names == [*(f"encoder.layers.{i}" for i in range(4)), "encoder.norm", "head.0", "head.1", "head.2"]
+    assert names == [*(f"encoder.layers.{i}" for i in range(6)), "encoder.norm", "head.0", "head.1", "head.2"]
 
 
 def plain(count: int = 2) -> nn.Sequential:
@@ -247,6 +247,23 @@ def test_by_default_of_layers_in_a_sequence_what_comes_last_before_the_next_is_p
     for blocks in ({"a": plain(1)}, {"a": plain(), "b": plain(), "c": plain()}, {"a": Wide(plain())}):
         assert select_layers(parts(**blocks, head=nn.Linear(8, 2))) == [*blocks, "head"]
     assert len(select_layers(plain())) == 9  # the model itself
+
+
+class Branched(nn.Module):
+    """Of a ResNet with parallel branches."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(sequence(nn.Linear(width, width), nn.ReLU()) for _ in range(2))
+
+
+def test_by_default_lists_of_branches_and_heads_are_no_blocks() -> None:
+    stages = {f"layer{i}": sequence(Branched(width), Branched(width)) for i, width in enumerate((8, 16, 32))}
+    assert select_layers(parts(stem=nn.Linear(3, 8), **stages, head=nn.Linear(32, 2))) == ["stem", *stages, "head"]
+    features, heads = sequence(*(sequence(nn.Linear(8, 8), nn.ReLU()) for _ in range(6))), nn.ModuleList()
+    heads.extend(sequence(nn.Linear(8, 12)) for _ in range(3))
+    whole = parts(features=features, head=parts(conv=nn.Linear(8, 8), heads=heads))
+    assert select_layers(whole) == ["features", "head"]
 
 
 def test_by_default_losses_are_no_layers() -> None:
@@ -285,6 +302,11 @@ def test_by_default_known_networks_are_probed_block_by_block() -> None:
     assert mobile == [*(f"features.{i}" for i in range(13)), "avgpool", "classifier.1", "classifier.3"]
     ends = [f"features.{i}" for i in (3, 7, 10, 14, 17, 21, 24, 28)]
     assert select_layers(models.vgg11_bn())[:9] == [*ends, "avgpool"]
+    with torch.device("meta"):
+        segmenting = models.get_model("deeplabv3_resnet50", weights_backbone=None)
+        detecting = models.get_model("ssdlite320_mobilenet_v3_large", weights_backbone=None)
+    assert select_layers(segmenting)[-4:] == ["backbone.layer4", "classifier.0", "classifier.3", "classifier.4"]
+    assert select_layers(detecting) == ["backbone", "anchor_generator", "head", "transform"]
     small = [f"features.{name}" for name in ("pool0", "denseblock1", "transition1", "norm5")]
     assert select_layers(models.DenseNet(8, (1, 1), 16)) == [*small, "classifier"]
     assert select_layers(models.resnet18())[4:8] == ["layer1", "layer2", "layer3", "layer4"]

@@ -106,10 +106,20 @@ class Narrow(nn.Module):
         )
 
 
+class Excited(nn.Module):
+    """Channels of maps [b, f, h, w] times what Linear layers make of their means."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mean, self.fc = nn.AdaptiveAvgPool2d(1), nn.Sequential(nn.Linear(width, width), nn.Sigmoid())
+
+
 def test_where_parts_without_features_have_them_is_told_by_others() -> None:
     swin, convolutions = Widths.of(Window(16)), Widths.of(nn.Sequential(nn.Conv2d(3, 64, 1), nn.Conv2d(64, 128, 1)))
     assert features_last(nn.GELU(), torch.Size((2, 8, 12, 16)), swin)
     assert not features_last(nn.GELU(), torch.Size((2, 16, 12, 16)), swin)
+    inside = Widths.of(nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 16)))
+    assert features_last(nn.GELU(), torch.Size((2, 8, 12, 64)), inside)
     assert not features_last(nn.Dropout(), torch.Size((2, 16, 8, 12)), swin)
     assert not features_last(nn.ReLU(), torch.Size((2, 64, 20, 128)), convolutions)
     headed = Widths.of(nn.Sequential(Own(3, 64, 1), nn.Linear(64, 32)))
@@ -136,6 +146,14 @@ def test_where_parts_without_features_have_them_is_told_by_others() -> None:
         (nn.Conv2d(3, 16, 1), (2, 16, 16, 12), False),
         (nn.ReLU(), (2, 8, 8, 16), False),
         (Heads(16, 8), (2, 8, 8, 16), True),  # as many heads as rows
+        (nn.LayerNorm(16), (2, 8, 16, 16), True),  # whatever sides are
+        (nn.Linear(4, 16), (2, 8, 16, 16), True),
+        (nn.LayerNorm([64, 8, 16]), (2, 64, 8, 16), False),
+        (nn.LayerNorm([8, 16]), (2, 64, 8, 16), False),
+        (nn.Sequential(nn.Conv2d(3, 64, 1), nn.LayerNorm([64, 8, 16])), (2, 64, 8, 16), False),
+        (nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 16), nn.Dropout()), (2, 16, 8, 16), True),
+        (nn.Sequential(Window(16), nn.Linear(4, 8), nn.Dropout()), (2, 8, 12, 16), True),  # as many heads as rows
+        (Excited(16), (2, 16, 16, 16), False),
         (Narrow(256, 64), (2, 256, 32, 64), False),  # as many columns as most of its parts have features
     ],
     ids=str,
