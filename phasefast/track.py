@@ -103,6 +103,8 @@ class PhaseTracker:
         self.seconds = 0.0
         self._start: int | None = None
         self._before: int | None = None  # the step of the last call
+        self._farthest = -1  # the latest step of a call
+        self._backwards = False  # whether it was told that a call was for a step before it
         self.scores = Scores.from_rows([])
         if out is not None:
             engine = self._engine
@@ -128,14 +130,27 @@ class PhaseTracker:
             return place > 0 and (self._steps[place - 1] > before or self._steps[place - 1] == step)
         return is_log2_step(step) or (0 <= before < step and before.bit_length() < step.bit_length())
 
+    def _tell_backwards(self, farthest: int, step: int) -> None:
+        """Such as where steps are counted anew in each epoch: no later epoch would be measured."""
+        text = (
+            f"step: {step} came after {farthest}, and is measured on other weights; expected the number of updates "
+            "since the training began, which goes on through all epochs"
+        )
+        if self._on_error == "raise":
+            raise ArgumentError(text)
+        if not self._backwards:
+            warn(f"{text}; only later steps are measured from here on")
+        self._backwards = True
+
     def step(self, step: int, force: bool = False) -> Scores | None:
         """Measure if ``step`` is one to measure at and not measured yet; the new scores, or None.
 
         Args:
-            step: updates done so far. force: measure at any step, such as the last one.
+            step: updates done so far, in all epochs. force: measure at any step, such as the last one.
 
         Raises:
-            ArgumentError: a step that is negative or no integer.
+            ArgumentError: a step that is negative or no integer, or, with ``on_error="raise"``, one that comes after a
+                later one and was measured on other weights; else that is a warning.
             StoreError: the step is stored, but of other weights: ``out`` belongs to another training. That is a warning
                 in a training that is resumed, which need not repeat what it lost bit by bit: one whose first call is
                 for a step above 1, but for that call itself and for ``on_error="raise"``.
@@ -144,6 +159,7 @@ class PhaseTracker:
         first, repeated = self._start is None, step == self._before
         start = self._start = step if self._start is None else self._start
         before, self._before = step - 1 if self._before is None else self._before, step
+        farthest, self._farthest = self._farthest, max(self._farthest, step)
         if not (force or self._is_due(before, step)):
             return None
         if step in self.scores.steps:
@@ -152,9 +168,12 @@ class PhaseTracker:
             try:
                 check_weights(self.scores.filter(step=step), state_hash(self._engine.model.state_dict()))
             except StoreError as error:
-                if self._on_error == "raise" or first or start <= 1:
+                if step <= farthest:
+                    self._tell_backwards(farthest, step)
+                elif self._on_error == "raise" or first or start <= 1:
                     raise
-                warn(str(error))
+                else:
+                    warn(str(error))
             return None
         try:
             engine = self._engine

@@ -86,7 +86,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_python_example(workplace: Path) -> None:
     scores = pf.read_scores(workplace / "runs/mine")
-    assert scores.steps == [0, 1, 2, 4, 8]
+    assert scores.steps == [0, *(2**power for power in range(8))]
     assert scores.layers == ["layer1", "layer2", "fc"]
 
 

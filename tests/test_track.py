@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import shutil
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -179,8 +180,8 @@ def test_a_step_that_is_given_again_while_gradients_accumulate_is_measured_once(
     assert tracker.step(2) is not None
     with torch.no_grad():
         net.hidden.weight.add_(1)
-    with pytest.raises(StoreError, match="step 1 is stored already, but was measured on other weights"):
-        tracker.step(1)  # of another training
+    with pytest.warns(RuntimeWarning, match="step: 1 came after 2, and is measured on other weights"):
+        assert tracker.step(1) is None
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyError, MemoryError])
@@ -308,3 +309,21 @@ def test_a_copy_measures_its_own_model(net: SmallNet, probe_set: pf.ProbeSet, co
     assert same is not None
     assert changed is not None
     assert same.value(**value) == first.value(**value) != changed.value(**value)
+
+
+def test_steps_that_are_counted_anew_in_each_epoch_are_told_once(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    tracker = pf.PhaseTracker(net, probe_set, layers="head", out=None)
+    strict = pf.PhaseTracker(net, probe_set, layers="head", out=None, on_error="raise")
+    for step in range(3):
+        tracker.step(step), strict.step(step)
+    with torch.no_grad():
+        net.head.weight.add_(1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert [tracker.step(step) for _ in range(2) for step in range(3)] == [None] * 6
+    (told,) = (str(each.message) for each in caught)
+    assert told.startswith("step: 0 came after 2")
+    assert "goes on through all epochs" in told
+    with pytest.raises(ArgumentError, match="step: 1 came after 2"):
+        strict.step(1)
+    assert tracker.step(4) is not None

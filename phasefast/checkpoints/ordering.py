@@ -18,7 +18,7 @@ from .entries import NEEDED, find_entry, why_none
 from .hub import Revision, as_revision, revisions
 from .messages import damage_named
 from .sources import ENTRIES, SUFFIXES, TEMPORARY, Source, may_be_weights
-from .steps import has_step, named_after_step, named_by, names_step, parse_step, stem_of
+from .steps import has_step, named_after_step, named_by, names_step, parse_step, stem_of, unit_of
 
 _UNFINISHED = f"have temporary names or do not hold {NEEDED}"
 _DIGITS = r"[\d.]+(?:e-?\d+)?"  # 2000, 0.53, 1e-05
@@ -46,6 +46,7 @@ def find_checkpoints(folder: str | os.PathLike[str]) -> dict[int, Path]:
     with damage_named(folder):
         _check_alike(folder, with_step)
     _tell_others(folder, found, with_step)
+    _tell_units(folder, with_step)
     return _by_step([(parse_step(path), path) for path in with_step])
 
 
@@ -140,6 +141,7 @@ def _of_matches(pattern: Path, found: Sequence[Path]) -> dict[int, Path]:
     names = {path: named_by(path) if count[path.parent] == 1 else _named(path) for path in found}
     with_step = [path for path in found if has_step(names[path])]
     _tell_others(pattern, found, with_step)
+    _tell_units(pattern, [names[path] for path in with_step])
     return _by_step([(parse_step(names[path]), path) for path in with_step])
 
 
@@ -148,6 +150,16 @@ def _tell_others(where: Path, found: Sequence[Path], with_step: Sequence[Path]) 
     known = set(with_step)
     if with_step and (left := [path.name for path in found if path not in known]):
         warn(f"{where}: left out {left}, with no step in their names")
+
+
+def _tell_units(where: Path, names: Sequence[Path]) -> None:
+    """Warn where names count different things, such as epochs and updates."""
+    units: dict[str, str] = {}
+    for name in names:
+        units.setdefault(unit_of(name), name.name)
+    if len(units) > 1:
+        kinds = ", ".join(f"{unit} as in {name}" for unit, name in units.items())
+        warn(f"{where}: names have {kinds}; all count as steps of one training: give {{step: path}}, or a glob of some")
 
 
 def _is_one(folder: Path, entry: Path, inside: Sequence[Path]) -> bool:
@@ -169,7 +181,7 @@ def _by_step(pairs: Sequence[tuple[int, _Some]]) -> dict[int, _Some]:
         others = f", likewise {named(twice[1:])}" if len(twice) > 1 else ""
         raise CheckpointError(
             f"step {twice[0]}: given twice, as {first} and {second}{others}; give {{step: path}}, or a glob that "
-            "matches one of them, such as '*.pt'"
+            "matches only one of them, or put the others elsewhere"
         )
     return {step: source for step, (source,) in ordered.items()}
 

@@ -58,6 +58,14 @@ def names_step(name: str | os.PathLike[str]) -> bool:
     return _NAMED.search(_undated(name)) is not None
 
 
+def unit_of(name: str | os.PathLike[str]) -> str:
+    """What a number in a name counts, as far as it says so: updates, epochs, or the best so far."""
+    stem = _undated(name)
+    if re.search("best", stem, re.IGNORECASE):
+        return "the best"
+    return "steps" if _NAMED.search(stem) else "epochs" if _EPOCH.search(stem) else "numbers"
+
+
 def named_after_step(path: Path) -> bool:
     """Whether a name has a word for steps or epochs before a number, or is nothing but a number."""
     return has_step(path) and (_has_word(path) or stem_of(path).isdecimal())

@@ -338,10 +338,7 @@ def _entries(output: Any) -> dict[Any, Any]:
 
 @dataclass(frozen=True)
 class _Batch:
-    """So many samples: which of their tokens are no padding, bool [b, t], and which are rows, where each is one.
-
-    And the model's widths, where maps are pooled.
-    """
+    """So many samples: which of their tokens are no padding, bool [b, t], which are rows; widths, to pool by."""
 
     size: int
     real: Tensor | None
@@ -375,9 +372,12 @@ def _as_cell(name: str, module: nn.Module, output: Any, of: _Batch, options: Row
     if output.is_nested:
         raise LayerError(f"layer {name!r}: its output is a nested tensor, of no shape; give enable_nested_tensor=False")
     if output.dim() < 2 or len(output) != of.size or output.numel() == 0:
+        second = output.dim() == 3 and output.shape[1] == of.size
+        mend = "they come second: give batch_first=True, or " if second else ""
         raise LayerError(
             f"layer {name!r}: expected an output with a row of numbers for each sample, got shape "
-            f"{tuple(output.shape)} for {of.size} samples; probe a module whose output has the samples first"
+            f"{tuple(output.shape)} for {of.size} samples; {mend}probe a module whose output has the samples first, "
+            "no packed sequence"
         )
     if of.tokens is not None:
         return as_tokens(name, module, output, of.tokens), 0

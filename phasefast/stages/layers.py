@@ -17,6 +17,7 @@ from ..results.scores import MODEL_LAYER
 
 Layers = Sequence[str | nn.Module] | str | nn.Module
 _STACK = 0.25  # of a model's parameters, beside its embeddings, that its blocks have at least
+_MOST = 0.9  # of a model's parameters, but of embeddings, that the network has which it holds beside other things
 _SAME = (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd)  # give the numbers that they are given
 
 
@@ -163,6 +164,21 @@ def _least_stack(model: nn.Module) -> float:
     return _STACK * sum(_size(own) for own in others if is_lazy(own) or own.shape[:1].numel() != words)  # as of logits
 
 
+def _nearly_all(children: Sequence[nn.Module]) -> nn.Module | None:
+    """The network that is a model but for what is beside it, such as a normalisation, a head or a loss with weights.
+
+    One of the user's own with most parameters, but of embeddings, and more than one module that has any.
+    """
+    embeddings = {id(own.weight) for child in children for own in child.modules() if isinstance(own, nn.Embedding)}
+    sizes = [sum(_size(own) for own in child.parameters() if id(own) not in embeddings) for child in children]
+    for child, size in zip(children, sizes, strict=True):
+        several = sum(map(_has_weights, child.children())) > 1
+        own = not isinstance(child, nn.Sequential) and not type(child).__module__.startswith("torch.nn.")
+        if own and several and size >= _MOST * sum(sizes) > 0:
+            return child
+    return None
+
+
 def _size(tensor: Tensor) -> int:
     return 0 if is_lazy(tensor) else tensor.numel()
 
@@ -215,12 +231,14 @@ def _default_names(model: nn.Module, prefix: str = "", alone: bool = True, least
         children = _ends(children)
     least = _least_stack(model) if least is None else least
     parts = [] if isinstance(model, lists) else [child for _, child in children]
-    only, flat = _only_stack(parts, least), [] if isinstance(model, nn.Sequential) else _flat(parts)
+    only, flat = _only_stack(parts, least), [] if isinstance(model, nn.Sequential) and not alone else _flat(parts)
+    net = _nearly_all(parts) if alone and only is None and len(parts) > 1 else None
     for name, child in children:
         member = isinstance(model, nn.Sequential) and type(child).forward is not nn.Module.forward  # is called itself
         listed = isinstance(child, lists) and not member
         inside = listed or child is only or f"{prefix}{name}" == MODEL_LAYER
         wrapped = alone and len(children) == 1 and any(True for _ in child.children()) and not _is_whole(child)
+        wrapped = wrapped or child is net
         if inside or wrapped:
             names += _default_names(child, f"{prefix}{name}.", wrapped, least)
         elif any(child is own for own in flat):

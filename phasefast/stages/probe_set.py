@@ -366,8 +366,8 @@ def _repeated(fit: Tensor, heldout: Tensor, most: int) -> tuple[int, int]:
 def _keys(inputs: Tensor, most: int) -> list[bytes]:
     """A hash of some numbers of each sample, evenly spaced."""
     flat = inputs.detach().flatten(1)
-    some = flat[:, :: -(-flat.shape[1] // most)].contiguous().cpu().view(torch.uint8).numpy()
-    return [hashlib.blake2b(row, digest_size=16).digest() for row in some]
+    some = flat[:, :: -(-flat.shape[1] // most)].cpu()
+    return [hashlib.blake2b(row, digest_size=16).digest() for row in _bytes(some).reshape(len(some), -1).numpy()]
 
 
 def _compact(given: Any) -> Any:
@@ -384,5 +384,10 @@ def _hash_of(*tensors: Tensor | None) -> hashlib.blake2b:
     for tensor in tensors:
         if tensor is not None:
             digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            digest.update(_bytes(tensor.detach().cpu()).numpy().data)
     return digest
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """Of its numbers in their order, in one dimension: others of one place may have strides that no view takes."""
+    return tensor.reshape(-1).contiguous().view(torch.uint8)

@@ -242,11 +242,29 @@ def test_by_default_of_layers_in_a_sequence_what_comes_last_before_the_next_is_p
     mixed = sequence(nn.Linear(8, 8), nn.ReLU(), Block(nn.Linear(8, 8)), nn.ReLU(), sequence(nn.Linear(8, 8)))
     assert select_layers(parts(a=mixed, head=nn.Linear(8, 2))) == ["a.1", "a.3", "a.4", "head"]
     called_itself = parts(a=plain(), b=nn.ReLU())
-    assert select_layers(parts(net=called_itself, head=nn.Linear(8, 2))) == ["net", "head"]
+    assert select_layers(parts(net=called_itself, head=nn.Linear(8, 20))) == ["net", "head"]
     assert select_layers(parts(net=called_itself)) == ["net.a.3", "net.a.7", "net.b"]
+    assert select_layers(sequence(plain(), nn.ReLU(), plain())) == ["0.3", "0.7", "1", "2.3", "2.7"]
+    assert select_layers(parts(body=sequence(plain(), nn.ReLU(), plain()), head=nn.Linear(8, 200)))[0] == "body"
     for blocks in ({"a": plain(1)}, {"a": plain(), "b": plain(), "c": plain()}, {"a": Wide(plain())}):
         assert select_layers(parts(**blocks, head=nn.Linear(8, 2))) == [*blocks, "head"]
     assert len(select_layers(plain())) == 9  # the model itself
+
+
+def test_by_default_the_inside_of_a_network_is_probed_beside_what_it_is_used_with() -> None:
+    net = parts(a=plain(), b=parts(c=nn.Linear(8, 8)), head=nn.Linear(8, 3))
+    inside = ["a.3", "a.7", "b", "head"]
+    for beside in (
+        nn.Dropout(),
+        nn.BatchNorm1d(8, affine=False),
+        nn.Linear(3, 3),
+        nn.Sequential(nn.Linear(3, 3), nn.ReLU()),
+        nn.Embedding(900, 3),
+    ):
+        assert select_layers(parts(net=net, beside=beside)) == [*(f"net.{name}" for name in inside), "beside"]
+    assert select_layers(sequence(nn.Identity(), net)) == ["0", *(f"1.{name}" for name in inside)]
+    assert select_layers(parts(net=net, other=parts(a=plain()))) == ["net", "other"]
+    assert select_layers(parts(stage=Block(nn.Linear(90, 90)), head=nn.Linear(8, 3))) == ["stage", "head"]
 
 
 class Branched(nn.Module):

@@ -131,6 +131,17 @@ def test_saved_samples_come_back_bit_for_bit(tmp_path: Path, dtype: torch.dtype,
     assert [file.name for file in path.parent.iterdir()] == ["probe_set.pt"]
 
 
+@pytest.mark.parametrize("shape", [(1, 16), (16, 1), (1, 4, 1), (1, 1)])
+def test_the_hash_is_of_numbers_whatever_their_strides(shape: tuple[int, ...]) -> None:
+    x, labels = torch.rand(60, *shape), torch.arange(60) % 3
+    turned = x.transpose(1, -1)
+    hashes = {
+        pf.ProbeSet.from_tensors(own[:40], labels[:40], own[40:], labels[40:]).digest
+        for own in (turned, turned.clone(memory_format=torch.contiguous_format), torch.tensor(turned.tolist()))
+    }
+    assert len(hashes) == 1
+
+
 def test_a_part_of_a_large_tensor_takes_its_own_room_only(tmp_path: Path) -> None:
     large = torch.randn(1000, 1000, requires_grad=True)
     given = pf.ProbeSet(large[:4, ::50], None, large[4:6, ::50], None)
