@@ -25,7 +25,9 @@ Numbers = Tensor | np.ndarray | Sequence[Any]
 _FEWEST = 10  # samples of each class on average, or else they may be numbers
 _COPIES = 10  # one of so many fit samples that are copies is worth a warning
 _COMPARED = 256  # numbers of each sample, by which those that are in both splits are found
-_OF_PIXELS = "those of pixels are decoded by patches: docs/sequences.md"
+_OF_PIXELS = (
+    "those of pixels are decoded by patches (docs/sequences.md), or as numbers: masks.flatten(1).float() as values="
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -298,7 +300,8 @@ def _check_split(split: str, inputs: Tensor, labels: Tensor | None, minimum: int
         return None
     labels = as_numbers(f"{split}_labels", labels)
     if labels.shape != (len(inputs),) and not (inputs.dim() < 4 and labels.shape == inputs.shape[:2]):
-        several = "several of each sample are given as values=" if labels.dim() < 3 else _OF_PIXELS
+        several = "of one-hot ones give labels.argmax(1), several of each sample as values="
+        several = _OF_PIXELS if labels.dim() > 2 else "give labels.squeeze(1)" if labels.shape[1:] == (1,) else several
         got = f"{tuple(labels.shape)}; {several}" if len(labels) == len(inputs) else f"{tuple(labels.shape)}"
         raise DataError(f"{split}_labels: expected shape ({len(inputs)},) like the inputs, got {got}")
     if labels.is_floating_point():
