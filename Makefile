@@ -3,12 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-ABI_TORCH ?= 2.13.0
+NEWER_TORCH ?= 2.13.0
 CARRY_PYTHON ?= 3.12
 CARRIED := typer rich pytest-timeout
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help demo test test-abi test-reference bench carry gpu docs-tables lint format clean
+.PHONY: help demo test test-versions test-reference bench carry gpu docs-tables lint format clean
 
 help:
 	@echo "make demo    train on 8x8 digits, probe every layer, show the learning phases (runs/demo)"
@@ -18,7 +18,7 @@ help:
 	@echo "make gpu     build, test and benchmark on this machine's GPU with the Python at hand; no network needed"
 	@echo "make docs-tables  write docs/*.md anew from docs/results/*.json and benchmarks/results/*.json"
 	@echo "make lint    check style and types;  make format  mend style"
-	@echo "make test-abi  run tests of this build under torch $(ABI_TORCH) and the oldest other packages;  make test-reference  without compiled ops"
+	@echo "make test-versions  run tests of this build under torch $(NEWER_TORCH) and the oldest other packages;  make test-reference  without compiled ops"
 
 $(VENV)/created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
@@ -56,15 +56,15 @@ bench: $(VENV)/dev
 
 # One build serves every torch from 2.11 on: the binary that .venv has built, under another torch; and the lowest
 # versions of everything else that pyproject.toml allows.
-$(VENV)-abi/$(ABI_TORCH): $(VENV)/created pyproject.toml
-	$(PYTHON) -m venv $(VENV)-abi
-	$(VENV)-abi/bin/python -m pip install --quiet --disable-pip-version-check torch==$(ABI_TORCH) \
+$(VENV)-versions/$(NEWER_TORCH): $(VENV)/created pyproject.toml
+	$(PYTHON) -m venv $(VENV)-versions
+	$(VENV)-versions/bin/python -m pip install --quiet --disable-pip-version-check torch==$(NEWER_TORCH) \
 	    $$($(PYTHON) tests/floors.py) pytest pytest-benchmark pytest-timeout
 	@touch $@
 
-test-abi: $(VENV)/dev $(VENV)-abi/$(ABI_TORCH)
-	PYTHONPATH=. $(VENV)-abi/bin/python -m pytest tests/ops tests/stages/test_decode.py
-	PYTHONPATH=. $(VENV)-abi/bin/python -m pytest tests/checkpoints tests/results tests/report tests/test_cli*.py
+test-versions: $(VENV)/dev $(VENV)-versions/$(NEWER_TORCH)
+	PYTHONPATH=. $(VENV)-versions/bin/python -m pytest tests/ops tests/stages/test_decode.py
+	PYTHONPATH=. $(VENV)-versions/bin/python -m pytest tests/checkpoints tests/results tests/report tests/test_cli*.py
 
 # What a GPU machine without a network may lack: wheels for its Python, fetched beforehand where there is a network.
 carry:
@@ -102,4 +102,4 @@ format: $(VENV)/dev
 	$(BIN)/clang-format -i $(SOURCES)
 
 clean:
-	rm -rf $(VENV) $(VENV)-abi build *.egg-info phasefast/*.so
+	rm -rf $(VENV) $(VENV)-versions build *.egg-info phasefast/*.so

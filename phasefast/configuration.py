@@ -12,10 +12,11 @@ from torch import nn
 from .algebra.systems import DEFAULT_ALPHAS, Penalties
 from .decoding import Method
 from .errors import ArgumentError
+from .layers.models import check_usable, unwrap
+from .layers.selection import given_names, select_layers
 from .ops import bfloat16_is_fast
 from .options import as_tuple, checked_options, resolve_device
 from .stages.capture import RowOptions, rows_dtype
-from .stages.layers import check_usable, given_names, select_layers, unwrap
 from .stages.plan import memory_budget
 from .types import BatchNormMode
 

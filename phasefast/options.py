@@ -14,7 +14,7 @@ from .common.notices import warn
 from .data.target_types import Input, Label, Target
 from .decoding import Classifier, PenaltyPer, Precision, Splits
 from .errors import ArgumentError, is_integer
-from .stages.layers import Layers
+from .layers.selection import Layers
 from .stages.plan import FORCED_ROUTES, ForcedRoute, Selection
 from .stages.probe_set import ProbeSet
 from .types import BatchNormMode, TargetMatrix, TokenMode

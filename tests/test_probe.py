@@ -13,7 +13,7 @@ from torch import nn
 import phasefast as pf
 from phasefast.engine import Engine
 from phasefast.errors import ArgumentError, DataError, LayerError, MemoryBudgetError, NonFiniteError, PhasefastError
-from phasefast.stages.layers import select_layers
+from phasefast.layers.selection import select_layers
 from tests.conftest import SmallNet, images
 from tests.oracle import mean_diagonal, ridge_heldout_error, rows64
 

@@ -16,7 +16,7 @@ LEVELS = (
     ("errors", "types"),
     ("common",),
     ("data", "ops", "results"),
-    ("algebra", "phases"),
+    ("algebra", "layers", "phases"),
     ("stages",),
     ("decoding",),
     ("options", "scoring"),

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 from ..errors import CheckpointError, PhasefastError, UnreadableError
 
+IF_TRUSTED = "pass weights_only=False (--trust)"
+
 
 @contextlib.contextmanager
 def damage_named(path: str | os.PathLike[str]) -> Iterator[None]:
@@ -24,9 +26,6 @@ def damage_named(path: str | os.PathLike[str]) -> Iterator[None]:
         if isinstance(error, MemoryError) or "allocate memory" in detail:  # of torch a RuntimeError, of maps an OSError
             raise UnreadableError(f"{name}: out of memory while it was read ({detail})") from error
         raise UnreadableError(f"{name}: cannot be read, perhaps truncated or still being written ({detail})") from error
-
-
-IF_TRUSTED = "pass weights_only=False (--trust)"
 
 
 def not_plain(path: str | os.PathLike[str]) -> CheckpointError:

@@ -45,8 +45,7 @@ def find_checkpoints(folder: str | os.PathLike[str]) -> dict[int, Path]:
         warn(f"{folder}: left out {unfinished}, which {_UNFINISHED}: {_why_left_out(folder, unfinished)}")
     with damage_named(folder):
         _check_alike(folder, with_step)
-    _tell_others(folder, found, with_step)
-    _tell_units(folder, with_step)
+    _tell_doubtful(folder, found, {path: path for path in with_step})
     return _by_step([(parse_step(path), path) for path in with_step])
 
 
@@ -139,23 +138,20 @@ def _of_matches(pattern: Path, found: Sequence[Path]) -> dict[int, Path]:
     """What matches a glob, by step: of one match in each folder the folder may say it."""
     count = Counter(path.parent for path in found)
     names = {path: named_by(path) if count[path.parent] == 1 else _named(path) for path in found}
-    with_step = [path for path in found if has_step(names[path])]
-    _tell_others(pattern, found, with_step)
-    _tell_units(pattern, [names[path] for path in with_step])
-    return _by_step([(parse_step(names[path]), path) for path in with_step])
+    with_step = {path: name for path, name in names.items() if has_step(name)}
+    _tell_doubtful(pattern, found, with_step)
+    return _by_step([(parse_step(name), path) for path, name in with_step.items()])
 
 
-def _tell_others(where: Path, found: Sequence[Path], with_step: Sequence[Path]) -> None:
-    """Warn of what has no step in its name, beside what has."""
-    known = set(with_step)
-    if with_step and (left := [path.name for path in found if path not in known]):
+def _tell_doubtful(where: Path, found: Sequence[Path], with_step: Mapping[Path, Path]) -> None:
+    """Warn of what has no step in its name, beside what has, and where names count epochs here and updates there.
+
+    Args: with_step: by path the name that says its step.
+    """
+    if with_step and (left := [path.name for path in found if path not in with_step]):
         warn(f"{where}: left out {left}, with no step in their names")
-
-
-def _tell_units(where: Path, names: Sequence[Path]) -> None:
-    """Warn where names count different things, such as epochs and updates."""
     units: dict[str, str] = {}
-    for name in names:
+    for name in with_step.values():
         units.setdefault(unit_of(name), name.name)
     if len(units) > 1:
         kinds = ", ".join(f"{unit} as in {name}" for unit, name in units.items())

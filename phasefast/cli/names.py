@@ -30,7 +30,7 @@ def load_model(name: str) -> nn.Module:
     """
     plain, given = _parted(name, "model")
     if ":" in plain:
-        return _made(name, "model", nn.Module)
+        return _made(plain, given, "model", nn.Module)
     try:
         return torchvision_model(plain, "package.module:callable", **given)
     except (TypeError, ValueError) as error:
@@ -43,7 +43,7 @@ def load_probe_set(name: str) -> ProbeSet:
         return ProbeSet.load(name)
     if ":" not in name:
         raise ArgumentError(f"probe set {name!r}: expected a file of ProbeSet.save or package.module:callable")
-    return _made(name, "probe set", ProbeSet)
+    return _made(*_parted(name, "probe set"), "probe set", ProbeSet)
 
 
 def load_targets(names: Sequence[str], probe_set: ProbeSet, each: bool = False) -> list[Target]:
@@ -58,7 +58,7 @@ def load_targets(names: Sequence[str], probe_set: ProbeSet, each: bool = False) 
         elif "(" not in name and isinstance(several := _import(name, "target"), (list, tuple)):
             found += by_name(several, probe_set, each)
         else:
-            found.append(_made(name, "target", Target))  # type: ignore[type-abstract]
+            found.append(_made(*_parted(name, "target"), "target", Target))  # type: ignore[type-abstract]
     return found
 
 
@@ -70,17 +70,16 @@ def load_function(name: str) -> Callable[..., Any]:
     return found
 
 
-def _made(name: str, what: str, kind: type[Made]) -> Made:
-    """What ``package.module:name`` is, or makes where it has to be called, such as with the arguments after it."""
-    plain, given = _parted(name, what)
-    made = _import(plain, what)
+def _made(name: str, given: dict[str, Any], what: str, kind: type[Made]) -> Made:
+    """What ``package.module:name`` is, or makes where it has to be called, such as with given arguments."""
+    made = _import(name, what)
     asks = _misfit(made, given) if callable(made) else ""
     if kind is Target and inspect.isfunction(made) and asks and not given:
         raise ArgumentError(f"{what} {name!r}: expected a target, got a function; take pf.Function({made.__name__})")
     if callable(made) and (isinstance(made, type) or not isinstance(made, kind)):  # a class has what its instances have
         if asks:
             named = (
-                "arguments that it takes" if given else f"a callable without required arguments, or {plain}(name=value)"
+                "arguments that it takes" if given else f"a callable without required arguments, or {name}(name=value)"
             )
             raise ArgumentError(f"{what} {name!r}: expected {named}; {asks}")
         made = made(**given)

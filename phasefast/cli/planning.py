@@ -11,9 +11,9 @@ from torch import nn
 
 from ..common.console import of_results
 from ..errors import ArgumentError
+from ..layers.selection import select_layers
 from ..planning import forward_seconds, plan
 from ..stages.batchnorm import fresh_statistics
-from ..stages.layers import select_layers
 from ..stages.probe_set import ProbeSet
 from .app import (
     PROBE_SET,

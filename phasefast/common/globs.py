@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 
 _NOT = "!"
 
 
-def chosen(names: Sequence[str], patterns: Sequence[str], default: Sequence[str] | None = None) -> list[str]:
+def chosen(
+    names: Sequence[str], patterns: Sequence[str], default: Callable[[], Sequence[str]] | None = None
+) -> list[str]:
     """Those of ``names`` that match a pattern, but none that begins with ``!``, in their own order.
 
     Args:
-        default: what is chosen from where every pattern begins with ``!``; all names by default.
+        default: gives what is chosen from where every pattern begins with ``!``; all names by default.
     """
     wanted = [pattern for pattern in patterns if not pattern.startswith(_NOT)]
     without = [pattern[len(_NOT) :] for pattern in patterns if pattern.startswith(_NOT)]
-    start = [name for name in names if _matches(name, wanted)] if wanted else names if default is None else default
+    if wanted:
+        start: Sequence[str] = [name for name in names if _matches(name, wanted)]
+    else:
+        start = names if default is None else default()
     return [name for name in start if not _matches(name, without)]
 
 

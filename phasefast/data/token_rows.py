@@ -11,15 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DataError, LayerError
-from .sequences import (
-    OF_MAPS,
-    features_last,
-    is_of_features,
-    last_part,
-    positions_last,
-    real_tokens,
-    runs_as_in_torch,
-)
+from .axes import OF_MAPS, features_last, is_of_features, last_part, positions_last, runs_as_in_torch
+from .sequences import real_tokens
 
 _OWN = 16  # tokens that a model adds: of its class, registers
 IGNORED = -100  # the label of tokens that do not count, as torch.nn.functional.cross_entropy has it

@@ -13,9 +13,9 @@ from torch import nn
 
 from ..data.target_types import Label, Target
 from ..engine import Engine
+from ..layers.selection import select_layers
 from ..phases.phase_report import PhaseReport
 from ..results.scores import Scores
-from ..stages.layers import select_layers
 from ..stages.phases import detect_phases
 from ..stages.probe_set import ProbeSet
 from ..sweep import sweep

@@ -18,8 +18,9 @@ from ..algebra.dense import empty
 from ..common.hooks import hooked, places_of_calls
 from ..common.notices import shown, warn
 from ..common.timeline import stage
+from ..data.axes import Widths, features_last, positions_last
 from ..data.batches import chunk_bounds, model_inputs
-from ..data.sequences import TOKEN_MODES, Widths, as_one, features_last, positions_last, real_tokens
+from ..data.sequences import TOKEN_MODES, as_one, real_tokens
 from ..data.token_rows import TokenRows, TokensOfBatch, as_tokens, own_tokens
 from ..errors import ArgumentError, LayerError, NonFiniteError, PhasefastError
 from ..types import Activations, Layer, TokenMode

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import phasefast as pf
-from phasefast.data.sequences import Widths, features_last
+from phasefast.data.axes import Widths, features_last
 from phasefast.engine import Engine
 
 

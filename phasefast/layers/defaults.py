@@ -1,0 +1,177 @@
+"""Which modules are probed where none are asked for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
+from torch import Tensor, nn
+from torch.nn.modules.loss import _Loss
+from torch.nn.parameter import is_lazy
+
+from ..results.scores import MODEL_LAYER
+from .models import unwrap
+
+_LISTS = (nn.ModuleList, nn.ModuleDict)
+_STACK = 0.25  # of a model's parameters, beside its embeddings, that its blocks have at least
+_MOST = 0.9  # of a model's parameters, but of embeddings, that the network has which it holds beside other things
+_SAME = (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd)  # give the numbers that they are given
+
+
+def default_names(model: nn.Module) -> list[str]:
+    """Names of the layers that ``select_layers`` takes by default, which says what they are; there may be none."""
+    return _names(model, "", True, _least_stack(model))
+
+
+def _names(model: nn.Module, prefix: str, alone: bool, least: float) -> list[str]:
+    """Args: alone: whether the module is the whole model, but for what wraps it. least: as for ``_only_stack``."""
+    children = _candidates(model, alone)
+    parts = [] if isinstance(model, _LISTS) else [child for _, child in children]
+    stack = _only_stack(parts, least)
+    network = _network(children, parts if stack is None else []) if alone else None
+    flat = _flat(parts) if alone or not isinstance(model, nn.Sequential) else []
+    names: list[str] = []
+    for name, child in children:
+        whole = f"{prefix}{name}"
+        # A list that a Sequential calls has a forward of its own.
+        called = isinstance(model, nn.Sequential) and type(child).forward is not nn.Module.forward
+        if child is network or child is stack or whole == MODEL_LAYER or (isinstance(child, _LISTS) and not called):
+            names += _names(child, f"{whole}.", child is network, least)
+        elif any(child is own for own in flat):
+            names += [f"{whole}.{end}" for end, _ in _ends([*child.named_children()])]
+        else:
+            names.append(whole)
+    return names
+
+
+def _candidates(model: nn.Module, alone: bool) -> list[tuple[str, nn.Module]]:
+    """The children that may be layers: of a Sequential within a model the ends, of a model all but losses."""
+    children = list(model.named_children())
+    if alone:
+        return [each for each in children if not _is_beside(each[1])] or children
+    return _ends(children) if isinstance(model, nn.Sequential) else children
+
+
+def _network(children: Sequence[tuple[str, nn.Module]], parts: Sequence[nn.Module]) -> nn.Module | None:
+    """What is the model but for what wraps it: an only child with parts that it calls, or nearly all of ``parts``."""
+    if len(children) > 1:
+        return _nearly_all(parts)
+    return next((child for _, child in children if any(True for _ in child.children()) and not _is_whole(child)), None)
+
+
+def _is_whole(module: nn.Module) -> bool:
+    """Whether a module of PyTorch may not call its parts, such as attention's, or those of a parametrized one."""
+    holds = isinstance(module, (nn.Sequential, *_LISTS)) or any(isinstance(part, _LISTS) for part in module.children())
+    own = type(module).__module__.startswith("torch.nn.") and not holds
+    return own or nn.utils.parametrize.is_parametrized(module)
+
+
+def _stacks(module: nn.Module, of: type[nn.Module]) -> Iterator[nn.Module]:
+    """The lists of blocks of that class in it; none in PyTorch's own modules, nor in the blocks of another list."""
+    if _kinds(module):
+        if isinstance(module, of):
+            yield module
+    elif isinstance(module, nn.Sequential) or not (
+        isinstance(module, nn.ModuleList) or type(module).__module__.startswith("torch.nn.")
+    ):
+        for part in module.children():
+            yield from _stacks(part, of)
+
+
+def _kinds(module: nn.Module) -> set[type[nn.Module]]:
+    """Of a list's blocks: most members, of one kind or of two that both occur again, as branches do not; or none."""
+    if not isinstance(module, (nn.ModuleList, nn.Sequential)):
+        return set()
+    kinds = Counter(type(unwrap(part)) for part in module if any(True for _ in part.children()))
+    again = {kind: count for kind, count in kinds.items() if count > 1}
+    return set(again) if 2 * sum(again.values()) > len(module) and len(again) <= 2 else set()
+
+
+def _only_stack(children: Sequence[nn.Module], least: float) -> nn.Module | None:
+    """The only child with blocks of so many parameters in it; not a stage of several, as ResNets have in Sequentials.
+
+    Where one has them in ModuleLists and another one in Sequentials, as heads may, that of more parameters counts.
+    """
+    found = [(of, child, list(_stacks(child, of))) for child in children for of in (nn.ModuleList, nn.Sequential)]
+    large = [own for own in found if any(_parameters(stack) >= least for stack in own[2])]
+    if not large:
+        return None
+    of, child, stacks = max(large, key=lambda own: sum(map(_parameters, own[2])))
+    if any(own[0] is of and own[1] is not child for own in large):
+        return None
+    if of is nn.Sequential:
+        kinds = tuple(set().union(*map(_kinds, stacks)) - {nn.Sequential})
+        others = (part for other in children if other is not child for part in other.modules())
+        if any(isinstance(part, kinds) or _kinds(part) for part in others):
+            return None
+    return child
+
+
+def _least_stack(model: nn.Module) -> float:
+    """How many parameters a model's blocks have at least."""
+    embeddings = _embeddings([model])
+    words = max(map(len, embeddings), default=0)
+    logits = (own for own in model.parameters() if not is_lazy(own) and own.shape[:1].numel() == words)
+    return _STACK * _parameters(model, {*map(id, embeddings), *map(id, logits)})
+
+
+def _nearly_all(children: Sequence[nn.Module]) -> nn.Module | None:
+    """The network that is a model but for what is beside it, such as a normalisation, a head or a loss with weights.
+
+    One of the user's own with most parameters, but of embeddings, and more than one module that has any.
+    """
+    embeddings = {*map(id, _embeddings(children))}
+    sizes = [_parameters(child, embeddings) for child in children]
+    for child, size in zip(children, sizes, strict=True):
+        several = sum(map(_has_weights, child.children())) > 1
+        own = not isinstance(child, nn.Sequential) and not type(child).__module__.startswith("torch.nn.")
+        if own and several and size >= _MOST * sum(sizes) > 0:
+            return child
+    return None
+
+
+def _embeddings(modules: Iterable[nn.Module]) -> list[Tensor]:
+    return [part.weight for module in modules for part in module.modules() if isinstance(part, nn.Embedding)]
+
+
+def _size(tensor: Tensor) -> int:
+    return 0 if is_lazy(tensor) else tensor.numel()
+
+
+def _parameters(module: nn.Module, but: Collection[int] = ()) -> int:
+    """How many numbers its parameters hold. Args: but: the ``id`` of those that do not count."""
+    return sum(_size(own) for own in module.parameters() if id(own) not in but)
+
+
+def _flat(children: Sequence[nn.Module]) -> list[nn.Module]:
+    """The Sequentials of layers that are written one by one, and of blocks between them; more than two are blocks."""
+
+    def is_flat(child: nn.Module) -> bool:
+        if type(child).forward is not nn.Sequential.forward:
+            return False
+        weighted = [part for part in child.children() if _has_weights(part)]
+        return len(weighted) > 1 and any(not any(True for _ in part.children()) for part in weighted)
+
+    found = [child for child in children if is_flat(child)]
+    return found if len(found) <= 2 else []
+
+
+def _has_weights(module: nn.Module) -> bool:
+    """Whether it has other parameters than scales and shifts, as norms have."""
+    return any(is_lazy(own) or own.dim() > 1 for own in module.parameters())
+
+
+def _ends(members: Sequence[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
+    """Of a Sequential's members each with weights, or what comes last before the next, such as an activation."""
+    ends: list[tuple[str, nn.Module]] = []
+    for name, member in members:
+        if _has_weights(member):
+            ends.append((name, member))
+        elif ends and not isinstance(member, _SAME):
+            ends[-1] = (name, member)
+    return ends
+
+
+def _is_beside(module: nn.Module) -> bool:
+    """Whether it is no layer, but says how well the model does."""
+    return isinstance(module, _Loss) or type(module).__module__.startswith("torchmetrics.")

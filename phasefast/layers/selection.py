@@ -1,0 +1,68 @@
+"""Which modules are probed: names of ``named_modules()``, by glob, in the order of the model."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from torch import nn
+
+from ..common.globs import chosen, idle
+from ..errors import LayerError
+from ..results.scores import MODEL_LAYER
+from .defaults import default_names
+from .models import unwrap
+
+Layers = Sequence[str | nn.Module] | str | nn.Module
+
+
+def select_layers(model: nn.Module, patterns: Layers | None = None) -> list[str]:
+    """Names of the modules to probe, in the order of ``named_modules()``: usually that of depth.
+
+    Args:
+        patterns: fnmatch globs over ``named_modules()``, or modules themselves; by default the model's direct children
+            but losses, with the members of a ModuleList, a ModuleDict, an only child (but of PyTorch's own) or the only
+            child with a list of blocks in it, such as a transformer's or a MobileNet's, in its place. So are those of
+            one Sequential of plain layers or two, such as a VGG's, or an encoder and a decoder; of a Sequential in a
+            model what comes last before the next weights. What matches a glob that begins with ``!`` is left
+            out of what the others match, or of the default. ``"model"`` is the name of the model's own metrics: its
+            parts stand in for a module of that name.
+
+    Raises:
+        LayerError: a pattern matches nothing, or nothing is left; the message lists near misses.
+    """
+    model = unwrap(model)
+    if patterns is None:
+        if not (default := default_names(model)):
+            raise LayerError(f"{type(model).__name__} has no submodules to probe; wrap it: torch.nn.Sequential(model)")
+        return default
+    patterns = _as_names(model, patterns)
+    if not patterns:
+        raise LayerError("layers: expected at least one pattern, got none")
+    if MODEL_LAYER in patterns:
+        raise LayerError(f"layer {MODEL_LAYER!r}: the name of the model's own metrics; probe its parts: 'model.*'")
+    available = [name for name, _ in model.named_modules() if name not in ("", MODEL_LAYER)]
+    if (pattern := idle(available, patterns)) is not None:
+        near = difflib.get_close_matches(pattern.lstrip("!"), available, n=5, cutoff=0.5)
+        named = f"closest: {near}" if near else f"the first of them: {available[:20]}"
+        raise LayerError(f"no layer matches {pattern!r} among {len(available)} module names; {named}")
+    names = chosen(available, patterns, lambda: default_names(model))
+    if not names:
+        raise LayerError(f"layers: {list(patterns)} leave no layer of {len(available)}")
+    return names
+
+
+def given_names(model: nn.Module, patterns: Layers | None) -> set[str]:
+    """The names that are asked for as such, if they are any; what only a glob matches may turn out not to be used."""
+    return set() if patterns is None else set(_as_names(unwrap(model), patterns))
+
+
+def _as_names(model: nn.Module, given: Layers) -> list[str]:
+    """Patterns as they are, modules by their names."""
+    names = {id(module): name for name, module in model.named_modules() if name}
+    several = [given] if isinstance(given, (str, nn.Module)) else list(given)
+    for each in several:
+        if not isinstance(each, str) and id(each) not in names:
+            what = "is not in the model" if isinstance(each, nn.Module) else "is none of these"
+            raise LayerError(f"layers: expected names, globs or modules of the model, {type(each).__name__} {what}")
+    return [each if isinstance(each, str) else names[id(each)] for each in several]
