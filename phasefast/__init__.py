@@ -13,9 +13,9 @@ from .phases.rules import PhaseRules
 from .planning import LayerPlan, plan
 from .probe import probe
 from .reconstruction import Reconstructions, reconstruct
+from .results.failures import read_failures
 from .results.scores import Scores
 from .results.shards import read_scores
-from .results.store import read_failures
 from .stages.phases import detect_phases
 from .stages.probe_set import ProbeSet
 from .sweep import sweep

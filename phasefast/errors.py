@@ -47,6 +47,10 @@ class StoreError(PhasefastError, OSError):
     """Scores or a probe set cannot be written, or scores cannot be read or belong to another configuration."""
 
 
+class DamagedError(StoreError):
+    """A file of scores is there and can be opened, but is not what was written."""
+
+
 class SweepError(PhasefastError, RuntimeError):
     """Some checkpoints of a sweep failed; the others are stored.
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -20,18 +20,9 @@ from .engine import Engine
 from .errors import PASSING, ArgumentError, CheckpointError, SweepError, UnreadableError
 from .in_turn import in_words, measure_each, name_of, restored
 from .options import ProbeOptions
-from .results.failures import listed, named
+from .results.failures import keep_failures, listed, lost_layers, named, reasons, settle_failures
 from .results.scores import Scores, shard_file
-from .results.store import (
-    check_origin,
-    check_weights,
-    keep_failures,
-    lost_layers,
-    open_store,
-    reasons,
-    settle_failures,
-    write_step,
-)
+from .results.store import check_origin, check_weights, open_store, write_step
 from .stages.probe_set import ProbeSet
 
 
@@ -171,15 +162,28 @@ class Sweeper:
             settle_failures(self._out, ordered.keys() - todo.keys() - failures.keys())
             if not self._measured and (origin := _origin(ordered.values())) is not None:
                 check_origin(self._out, origin, self._known, self._stored.keys() <= same)
-            begun, measure = not all(lacking.values()), partial(self._measure, lacking)
+            kept = set[int]()
+
+            def measure(step: int, source_hash: str | None) -> None:
+                self._measure(lacking, step, source_hash)
+                self._keep(new, todo, kept)
+
             try:
+                begun = not all(lacking.values())
                 measure_each(self._engine, todo, self._reader, "sweeping", measure, new, begun, all_of_them)
             finally:
-                # Such as do not fit may be another model's, where none fits.
-                sure = {step: error for step, error in new.items() if self._known or not _is_misfit(error)}
-                failed = in_words(sure, todo)
-                keep_failures(self._out, {k: replace(each, partial=k in self._stored) for k, each in failed.items()})
+                self._keep(new, todo, kept)
         return failures | new
+
+    def _keep(self, failures: Mapping[int, Exception], sources: Mapping[int, Source], kept: set[int]) -> None:
+        """Write down what failed, unless it is ``kept``, to which it is added."""
+        new = {step: error for step, error in failures.items() if step not in kept}
+        # Such as do not fit may be another model's, where none fits.
+        sure = {step: error for step, error in new.items() if self._known or not _is_misfit(error)}
+        if sure:
+            failed = in_words(sure, sources)
+            keep_failures(self._out, {k: replace(each, partial=k in self._stored) for k, each in failed.items()})
+            kept |= sure.keys()
 
     def _measure(self, lacking: Mapping[int, list[str]], step: int, source_hash: str | None) -> None:
         """Measure and store the checkpoint that is loaded, of a stored step what it lacks."""

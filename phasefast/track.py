@@ -15,9 +15,9 @@ from .common.notices import warn
 from .engine import Engine
 from .errors import ArgumentError, StoreError, may_pass
 from .options import ProbeOptions, checked_step
-from .results.failures import Failure
+from .results.failures import Failure, keep_failures
 from .results.scores import Scores
-from .results.store import Training, check_weights, keep_failures, open_store, write_step
+from .results.store import Training, check_weights, open_store, write_step
 from .stages.probe_set import ProbeSet
 
 

@@ -25,10 +25,10 @@ from phasefast.errors import (
     SweepError,
 )
 from phasefast.report import read_phases
-from phasefast.results.failures import Failure
+from phasefast.results.failures import Failure, keep_failures, lost_layers, read_failures
 from phasefast.results.scores import Scores
 from phasefast.results.shards import read_shard
-from phasefast.results.store import keep_failures, lost_layers, read_failures, write_step
+from phasefast.results.store import write_step
 
 from .conftest import SmallNet, images
 

@@ -23,9 +23,9 @@ from ..errors import ArgumentError, StoreError
 from ..ops._extension import build_info
 from ..phases.rules import DEFAULT_RULES, PhaseRules
 from ..report import print_report, read_phases, read_runs, restrict, write_comparison, write_phases, write_report
+from ..results.failures import read_failures
 from ..results.scores import PER_SAMPLE
 from ..results.shards import list_shards, read_scores, read_shard
-from ..results.store import read_failures
 from .app import Directory, app
 
 ShownLayers = Annotated[

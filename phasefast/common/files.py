@@ -82,3 +82,11 @@ def save(data: Any, path: str | os.PathLike[str], what: str, parents: bool = Fal
             torch.save(data, partial)
         except RuntimeError as error:  # such as of a full disk
             raise OSError(str(error)) from error
+
+
+def remove_file(path: Path) -> None:
+    """Delete a file that an earlier run left; StoreError names it where that fails."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot remove {path} of earlier work: {error}; choose another directory") from error

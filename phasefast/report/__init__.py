@@ -19,10 +19,10 @@ from ..phases.best import CommonBest, best_checkpoint, best_of_runs
 from ..phases.comparing import Agreement, Comparison, compare_phases
 from ..phases.phase_report import CellPhases, PhaseReport, failure_notes
 from ..phases.rules import DEFAULT_RULES, PhaseRules
-from ..results.failures import Failure
+from ..results.failures import Failure, lost_layers, read_failures
 from ..results.scores import Scores
 from ..results.shards import read_scores
-from ..results.store import FORMATS, PHASES, PICTURES, SELECTED, differences, lost_layers, read_failures, read_origins
+from ..results.store import FORMATS, PHASES, PICTURES, SELECTED, differences, read_origins
 from ..stages.phases import detect_phases
 from .compared import plot_comparison, print_comparison, run_names
 from .curves import accuracy_target, fvu_target, telling_layers

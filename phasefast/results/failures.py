@@ -1,12 +1,19 @@
-"""Checkpoints that could not be measured, and why, in words."""
+"""Checkpoints that could not be measured, and why: in words, and in a run directory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
-from ..errors import with_notes
+from ..common.files import remove_file, writing
+from ..common.notices import warn
+from ..errors import NonFiniteError, StoreError, with_notes
+from .scores import store_folder
+from .shards import list_shards, writing_alone
 
+FAILED = "failed-{}.json"  # in ``scores/``, with the step
 _NAMED = 12  # steps of failures that are alike
 
 
@@ -47,3 +54,98 @@ def listed(failures: Mapping[int, Failure]) -> Iterator[str]:
 def named(steps: Sequence[int]) -> str:
     """The first of some steps."""
     return ", ".join(map(str, steps[:_NAMED])) + (", ..." if len(steps) > _NAMED else "")
+
+
+def keep_failures(directory: str | Path, failures: Mapping[int, Failure]) -> None:
+    """Write why checkpoints were not measured, each until it is; a warning where that cannot be written.
+
+    Of one that is stored only what is ``partial``: else another job has measured it.
+    """
+    with writing_alone(directory):
+        _keep_failures(directory, failures)
+
+
+def _keep_failures(directory: str | Path, failures: Mapping[int, Failure]) -> None:
+    try:
+        stored = list_shards(directory) if failures else {}
+        known = dict(stored_failures(directory)) if any(step in stored for step in failures) else {}
+    except StoreError as unread:  # the failures themselves are yet to be told
+        warn(str(unread))
+        return
+    for step, failure in failures.items():
+        if step not in stored:
+            _write_failure(directory, step, failure)
+        elif failure.partial:
+            layers = known[step].layers if step in known else {}
+            error = "; ".join(filter(None, (*layers.values(), failure.error)))
+            _write_failure(directory, step, replace(failure, error=error, layers=layers))
+
+
+def settle_failures(directory: str | Path, steps: Collection[int]) -> None:
+    """Of stored steps that lack nothing that is asked for, only what layers cannot be measured stays."""
+    with writing_alone(directory):
+        for step, failure in list(stored_failures(directory)):
+            if step in steps and failure.partial:
+                write_lost(directory, step, failure.layers)
+
+
+def _write_failure(directory: str | Path, step: int, failure: Failure) -> None:
+    """A warning where it cannot be: the scores are written, or the failure is yet to be told."""
+    try:
+        with writing(_failure_file(directory, step), "what failed to", parents=True) as partial:
+            partial.write_text(json.dumps(asdict(failure)), encoding="utf-8")
+    except StoreError as error:
+        warn(str(error))
+
+
+def write_lost(directory: str | Path, step: int, layers: Mapping[str, str]) -> None:
+    """Record the layers that a stored step will never have; remove the record where there are none."""
+    if layers:
+        failure = Failure(f"step {step}", "; ".join(filter(None, layers.values())), partial=True, layers=layers)
+        _write_failure(directory, step, failure)
+    else:
+        remove_file(_failure_file(directory, step))
+
+
+def reasons(lost: Mapping[str, Exception]) -> dict[str, str]:
+    """Why layers were left out, where it is to be told: such as are not called by all batches are so at every step."""
+    return {layer: str(error) if isinstance(error, NonFiniteError) else "" for layer, error in lost.items()}
+
+
+def read_failures(directory: str | Path) -> dict[int, Failure]:
+    """The checkpoints of a run directory that could not be measured, or some of whose layers are not finite, by step.
+
+    Raises:
+        StoreError: such a file cannot be read.
+    """
+    return {step: failure for step, failure in stored_failures(directory) if failure.error}
+
+
+def lost_layers(directory: str | Path) -> dict[int, dict[str, str]]:
+    """Layers that steps of a run directory were measured without, as they cannot be; the reason where it is to be told.
+
+    Raises:
+        StoreError: as ``read_failures``.
+    """
+    return {step: dict(failure.layers) for step, failure in stored_failures(directory)}
+
+
+def stored_failures(directory: str | Path) -> Iterator[tuple[int, Failure]]:
+    """All that a run directory tells of, by step: of stored ones only what is partial; StoreError as above."""
+    stored = list_shards(directory)
+    for path in sorted(store_folder(directory).glob(FAILED.format("*"))):
+        try:
+            known, step = json.loads(path.read_text(encoding="utf-8")), int(path.stem.rpartition("-")[2])
+            failure = Failure(**known)
+            if not isinstance(failure.layers, dict):
+                raise TypeError(f"layers: expected reasons by name, got {failure.layers!r}")
+        except FileNotFoundError:  # another job has measured it by now
+            continue
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise StoreError(f"cannot read {path}, which tells what failed: {error}; delete it") from error
+        if failure.partial or step not in stored:  # another job may have measured it before this was written
+            yield step, failure
+
+
+def _failure_file(directory: str | Path, step: int) -> Path:
+    return store_folder(directory) / FAILED.format(f"{step:012d}")

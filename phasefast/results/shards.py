@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..common.files import remove_partial
-from ..errors import DataError, StoreError
+from ..common.files import alone, remove_partial
+from ..common.notices import warn
+from ..errors import DamagedError, DataError, StoreError
 from .scores import Scores, store_folder
 
+_DAMAGED = ".damaged"
 _SHARD = re.compile(r"step-(\d+)\.parquet$")
 
 
@@ -40,13 +44,28 @@ def list_shards(directory: str | Path) -> dict[int, Path]:
 
 
 def read_shard(path: Path) -> Scores:
-    """One shard; StoreError names a file that is not one."""
+    """One shard.
+
+    Raises:
+        DamagedError: the file is not one. StoreError: it cannot be opened, or has another step in its name.
+    """
+    # A file of pyarrow's, as it takes some names for URIs; a file of Python's is let go of by another thread, which
+    # ends the process where the interpreter has ended before (1 in 20 times, at once after it was read).
     try:
-        # A file of pyarrow's, as it takes some names for URIs; a file of Python's is let go of by another thread, which
-        # ends the process where the interpreter has ended before (1 in 20 times, at once after it was read).
-        with pa.OSFile(os.fsencode(path)) as file:
-            scores = Scores(pq.ParquetFile(file, page_checksum_verification=True).read(use_threads=False))
-    except (OSError, ValueError, pa.ArrowException) as error:
+        opened = pa.OSFile(os.fsencode(path))
+    except OSError as error:
+        raise StoreError(f"cannot open the shard {path}: {error}") from error
+    with opened as file:
+        try:
+            table = pq.ParquetFile(file, page_checksum_verification=True).read(use_threads=False)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            # The file may be whole where the system says so.
+            if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+                raise StoreError(f"cannot read the shard {path}: {error}") from error
+            raise DamagedError(f"the shard {path} is damaged: {error}") from error
+    try:
+        scores = Scores(table)
+    except (ValueError, StoreError) as error:
         raise StoreError(f"cannot read the shard {path}: {error}; delete it and sweep again") from error
     match = _SHARD.search(path.name)
     if match is None or scores.steps != [int(match[1])]:
@@ -54,11 +73,31 @@ def read_shard(path: Path) -> Scores:
     return scores
 
 
+def set_aside(damaged: Mapping[Path, DamagedError]) -> None:
+    """Rename damaged shards, with a warning, so that others can take their places."""
+    for path, error in damaged.items():
+        try:
+            path.replace(path.with_name(f"{path.name}{_DAMAGED}"))
+        except FileNotFoundError:  # another job has done so
+            pass
+        except OSError as refused:
+            raise StoreError(f"{error}; it cannot be renamed ({refused}): delete it and sweep again") from error
+    if damaged:
+        error, *others = damaged.values()
+        likewise = f"; likewise {len(others)} more" if others else ""
+        warn(f"{error}{likewise}: renamed to *{_DAMAGED}, and measured again where it can be")
+
+
+def writing_alone(directory: str | Path) -> contextlib.AbstractContextManager[None]:
+    """That no other job writes what a run directory holds of a step."""
+    return alone(store_folder(directory) / ".lock")
+
+
 def read_scores(directory: str | Path) -> Scores:
     """All scores of a run directory, merged over its shards.
 
     Raises:
-        StoreError: there are none. DataError: they are not of one training and the same targets.
+        StoreError: there are none, or some cannot be read. DataError: they are not of one training and the same targets.
     """
     shards = list_shards(directory)
     if not shards and Path(directory).name == "scores":
@@ -76,7 +115,19 @@ def read_scores(directory: str | Path) -> Scores:
         raise StoreError(
             f"no scores in {directory}: expected {store_folder(directory)}/step-*.parquet; sweep or run the demo first"
         )
+    found, damaged = [], dict[Path, DamagedError]()
+    for path in shards.values():
+        try:
+            found.append(read_shard(path))
+        except DamagedError as error:
+            damaged[path] = error
+    if damaged:
+        names = ", ".join(path.name for path in damaged)
+        raise DamagedError(
+            f"{next(iter(damaged.values()))}; of {len(shards)} shards {len(damaged)} are so: {names}; a sweep measures "
+            "their steps again, or delete them"
+        )
     try:
-        return Scores.concat([read_shard(path) for path in shards.values()])
+        return Scores.concat(found)
     except DataError as error:
         raise DataError(f"{directory}: {error}, or measure again, each job with its own out=") from error

@@ -1,20 +1,19 @@
-"""Which steps of a run directory are done already, and by the same configuration; and which failed."""
+"""Which steps of a run directory are done already, and by the same configuration."""
 
 from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..common.files import alone, writing
+from ..common.files import remove_file, writing
 from ..common.notices import warn
-from ..errors import NonFiniteError, StoreError
-from .failures import Failure
+from ..errors import DamagedError, StoreError
+from .failures import FAILED, reasons, stored_failures, write_lost
 from .scores import Scores, shard_file, store_folder
-from .shards import list_shards, prepare_store, read_shard
+from .shards import list_shards, prepare_store, read_shard, set_aside, writing_alone
 
 # What the settings of a configuration, or their parts, are called where they are given; others have their own names.
 _NAMES = {
@@ -32,7 +31,7 @@ _ELSEWHERE = "give another out= (--out), or overwrite=True (--overwrite) to star
 # What reports write beside the scores that they are of: pictures of all, and of some layers or targets.
 PHASES, RECONSTRUCTIONS = "phases.json", "reconstructions.png"
 PICTURES, SELECTED, FORMATS = ("phases", "maps"), ("phases-selected", "maps-selected"), (".png", ".pdf", ".svg")
-_ORIGIN, _TRAINING, _FAILED, _LOCK = "origin.json", "training.json", "failed-{}.json", ".lock"
+_ORIGIN, _TRAINING = "origin.json", "training.json"
 _OTHER_VERSION = "by another version of phasefast"
 _WORDS = "stored", "now"  # of the two values of a setting
 _LONGEST = 60  # characters of a setting that is shown
@@ -47,6 +46,8 @@ def open_store(
 ) -> dict[int, Scores]:
     """Make a run directory's ``scores/``; the steps that are there, whatever layers and targets they have.
 
+    Damaged shards get another name, with a warning, so that their steps can be measured again.
+
     Args:
         config_hash: of ``settings``, which are kept beside the shards. targets: their hashes, by name.
         overwrite: start over: remove the shards, and the phases and the pictures that were made of them.
@@ -56,10 +57,10 @@ def open_store(
             architecture, or has other values of one of these targets.
     """
     folder = prepare_store(directory)
-    beside = "settings-*.json", _ORIGIN, _TRAINING, _FAILED.format("*")
+    beside = "settings-*.json", _ORIGIN, _TRAINING, FAILED.format("*")
     for path in (path for pattern in beside for path in folder.glob(pattern)) if overwrite else ():
         remove_file(path)
-    done: dict[int, Scores] = {}
+    done, damaged = dict[int, Scores](), dict[Path, DamagedError]()
     shards = list_shards(directory)
     pictures = (f"{picture}{end}" for picture in (*PICTURES, *SELECTED) for end in FORMATS)
     for name in (PHASES, RECONSTRUCTIONS, *pictures) if overwrite and shards else ():  # a kill leaves none behind
@@ -69,7 +70,11 @@ def open_store(
         if overwrite:
             remove_file(path)
             continue
-        scores = read_shard(path)
+        try:
+            scores = read_shard(path)
+        except DamagedError as error:
+            damaged[path] = error
+            continue
         found = scores.values_of("config_hash")
         if found != [config_hash]:
             raise StoreError(
@@ -78,6 +83,7 @@ def open_store(
             )
         _check_targets(path, scores, targets)
         done[step] = scores
+    set_aside(damaged)
     return done
 
 
@@ -116,10 +122,10 @@ def write_step(
         with writing(kept, "the settings to", parents=True) as partial:
             partial.write_text(json.dumps(settings), encoding="utf-8")
     (step,) = scores.steps
-    with alone(folder / _LOCK):  # another job may add other layers to the same step
+    with writing_alone(directory):  # another job may add other layers to the same step
         before = None
         if (shard := shard_file(directory, step)).exists():
-            before = dict(_failures(directory)).get(step)
+            before = dict(stored_failures(directory)).get(step)
             stored = read_shard(shard)
             check_weights(stored, scores.values_of("state_hash")[0])
             _check_targets(shard, stored, scores.target_hashes)
@@ -127,102 +133,8 @@ def write_step(
         scores.write_shard(directory)
         known = {} if before is None or not before.partial else before.layers
         # Those that are known keep their places and their reasons.
-        _write_lost(directory, step, {**known, **reasons(lost), **known})
+        write_lost(directory, step, {**known, **reasons(lost), **known})
     return scores
-
-
-def keep_failures(directory: str | Path, failures: Mapping[int, Failure]) -> None:
-    """Write why checkpoints were not measured, each until it is; a warning where that cannot be written.
-
-    Of one that is stored only what is ``partial``: else another job has measured it.
-    """
-    with alone(store_folder(directory) / _LOCK):
-        _keep_failures(directory, failures)
-
-
-def _keep_failures(directory: str | Path, failures: Mapping[int, Failure]) -> None:
-    try:
-        stored = list_shards(directory) if failures else {}
-        known = dict(_failures(directory)) if any(step in stored for step in failures) else {}
-    except StoreError as unread:  # the failures themselves are yet to be told
-        warn(str(unread))
-        return
-    for step, failure in failures.items():
-        if step not in stored:
-            _write_failure(directory, step, failure)
-        elif failure.partial:
-            layers = known[step].layers if step in known else {}
-            error = "; ".join(filter(None, (*layers.values(), failure.error)))
-            _write_failure(directory, step, replace(failure, error=error, layers=layers))
-
-
-def settle_failures(directory: str | Path, steps: Collection[int]) -> None:
-    """Of stored steps that lack nothing that is asked for, only what layers cannot be measured stays."""
-    with alone(store_folder(directory) / _LOCK):
-        for step, failure in list(_failures(directory)):
-            if step in steps and failure.partial:
-                _write_lost(directory, step, failure.layers)
-
-
-def _write_failure(directory: str | Path, step: int, failure: Failure) -> None:
-    """A warning where it cannot be: the scores are written, or the failure is yet to be told."""
-    try:
-        with writing(_failure_file(directory, step), "what failed to", parents=True) as partial:
-            partial.write_text(json.dumps(asdict(failure)), encoding="utf-8")
-    except StoreError as error:
-        warn(str(error))
-
-
-def _write_lost(directory: str | Path, step: int, layers: Mapping[str, str]) -> None:
-    """Record the layers that a stored step will never have; remove the record where there are none."""
-    if layers:
-        failure = Failure(f"step {step}", "; ".join(filter(None, layers.values())), partial=True, layers=layers)
-        _write_failure(directory, step, failure)
-    else:
-        remove_file(_failure_file(directory, step))
-
-
-def reasons(lost: Mapping[str, Exception]) -> dict[str, str]:
-    """Why layers were left out, where it is to be told: such as are not called by all batches are so at every step."""
-    return {layer: str(error) if isinstance(error, NonFiniteError) else "" for layer, error in lost.items()}
-
-
-def read_failures(directory: str | Path) -> dict[int, Failure]:
-    """The checkpoints of a run directory that could not be measured, or some of whose layers are not finite, by step.
-
-    Raises:
-        StoreError: such a file cannot be read.
-    """
-    return {step: failure for step, failure in _failures(directory) if failure.error}
-
-
-def lost_layers(directory: str | Path) -> dict[int, dict[str, str]]:
-    """Layers that steps of a run directory were measured without, as they cannot be; the reason where it is to be told.
-
-    Raises:
-        StoreError: as ``read_failures``.
-    """
-    return {step: dict(failure.layers) for step, failure in _failures(directory)}
-
-
-def _failures(directory: str | Path) -> Iterator[tuple[int, Failure]]:
-    stored = list_shards(directory)
-    for path in sorted(store_folder(directory).glob(_FAILED.format("*"))):
-        try:
-            known, step = json.loads(path.read_text(encoding="utf-8")), int(path.stem.rpartition("-")[2])
-            failure = Failure(**known)
-            if not isinstance(failure.layers, dict):
-                raise TypeError(f"layers: expected reasons by name, got {failure.layers!r}")
-        except FileNotFoundError:  # another job has measured it by now
-            continue
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise StoreError(f"cannot read {path}, which tells what failed: {error}; delete it") from error
-        if failure.partial or step not in stored:  # another job may have measured it before this was written
-            yield step, failure
-
-
-def _failure_file(directory: str | Path, step: int) -> Path:
-    return store_folder(directory) / _FAILED.format(f"{step:012d}")
 
 
 def check_origin(directory: str | Path, origin: str, confirmed: bool, of_all: bool) -> None:
@@ -383,11 +295,3 @@ def _check_targets(path: Path, stored: Scores, targets: Mapping[str, str]) -> No
                 f"{path}: measured with another configuration: target {name!r} had other values, another kind, or "
                 f"another target_components=; give the new one another name, or {_ELSEWHERE}"
             )
-
-
-def remove_file(path: Path) -> None:
-    """Delete a file that an earlier run left; StoreError names it where that fails."""
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise StoreError(f"cannot remove {path} of earlier work: {error}; choose another directory") from error

@@ -25,9 +25,9 @@ from phasefast.common.files import alone
 from phasefast.errors import DataError, SolveError, StoreError, SweepError, without_frames
 from phasefast.phases.phase_report import PhaseReport
 from phasefast.report import read_phases, read_runs
-from phasefast.results.failures import Failure, listed
+from phasefast.results.failures import Failure, keep_failures, listed, read_failures, settle_failures
 from phasefast.results.scores import Scores
-from phasefast.results.store import keep_failures, read_failures, settle_failures, write_step
+from phasefast.results.store import write_step
 
 from ..test_cli import fails, invoke
 
@@ -188,6 +188,23 @@ def test_a_sweep_that_is_stopped_keeps_what_failed(
     with pytest.raises(KeyboardInterrupt):
         pf.sweep(net, broken, probe_set, out=tmp_path, layers=["hidden"])
     assert list(read_failures(tmp_path)) == [2]
+
+
+def test_a_sweep_that_is_killed_has_kept_what_failed_before_the_last_measurement(
+    net: nn.Module, probe_set: pf.ProbeSet, states: States, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[int]] = []
+
+    def watched(*args: object) -> Scores:
+        seen.append(list(read_failures(tmp_path)))
+        return write_step(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(sys.modules["phasefast.sweep"], "write_step", watched)
+    broken = {**states, 1: {"w": torch.ones(1)}, 4: {"w": torch.ones(1)}}
+    with pytest.raises(SweepError):
+        pf.sweep(net, broken, probe_set, out=tmp_path, layers=["hidden"])
+    assert seen == [[], [], [1]]
+    assert list(read_failures(tmp_path)) == [1, 4]
 
 
 def test_a_damaged_file_is_named(swept: Path) -> None:

@@ -113,27 +113,6 @@ def test_no_file_of_pythons_is_given_to_other_threads(
     assert read == [{"use_threads": False}]
 
 
-def test_a_damaged_shard_is_named_or_read_as_it_was(net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path) -> None:
-    """Whatever bit of a page is flipped; what lies beside the pages may be of no consequence."""
-    path = pf.probe(net, probe_set, layers="hidden", step=3).write_shard(tmp_path)
-    whole, scores = path.read_bytes(), read_shard(path)
-    rng, refused, read = np.random.default_rng(0), 0, 0
-    for place in rng.integers(4, len(whole) - 4, 150):
-        flipped = bytearray(whole)
-        flipped[place] ^= 1 << int(rng.integers(8))
-        path.write_bytes(flipped)
-        try:
-            found = read_shard(path)
-        except StoreError as error:
-            refused += str(path) in str(error)
-        else:
-            same = ["value", "samples", "baseline_samples", "step", "layer"]
-            assert found.to_arrow().select(same).equals(scores.to_arrow().select(same))
-            read += 1
-    assert refused + read == 150
-    assert refused > 75
-
-
 def random_rows(rng: np.random.Generator, count: int) -> list[dict[str, Any]]:
     """Rows of few names each, so that some are there twice, with lists of some, and steps in no order."""
     columns = {

@@ -16,8 +16,9 @@ import phasefast as pf
 from phasefast.engine import Engine
 from phasefast.errors import StoreError, SweepError
 from phasefast.report import read_phases
+from phasefast.results.failures import read_failures
 from phasefast.results.scores import Scores
-from phasefast.results.store import _changes, read_failures, write_step
+from phasefast.results.store import _changes, write_step
 
 from ..conftest import SmallNet, images
 

@@ -1,0 +1,77 @@
+"""Shards of scores that are damaged, or cannot be opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import phasefast as pf
+from phasefast.errors import DamagedError, StoreError
+from phasefast.results.shards import read_shard
+
+from ..conftest import SmallNet
+
+
+@pytest.fixture
+def states(net: SmallNet) -> list[dict[str, torch.Tensor]]:
+    return [{name: tensor * scale for name, tensor in net.state_dict().items()} for scale in (0.5, 1, 2, 3)]
+
+
+def test_a_damaged_shard_is_named_or_read_as_it_was(net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path) -> None:
+    """Whatever bit of a page is flipped; what lies beside the pages may be of no consequence."""
+    path = pf.probe(net, probe_set, layers="hidden", step=3).write_shard(tmp_path)
+    whole, scores = path.read_bytes(), read_shard(path)
+    rng, refused, read = np.random.default_rng(0), 0, 0
+    for place in rng.integers(4, len(whole) - 4, 150):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(flipped)
+        try:
+            found = read_shard(path)
+        except StoreError as error:
+            refused += str(path) in str(error)
+        else:
+            same = ["value", "samples", "baseline_samples", "step", "layer"]
+            assert found.to_arrow().select(same).equals(scores.to_arrow().select(same))
+            read += 1
+    assert refused + read == 150
+    assert refused > 75
+
+
+def test_damaged_shards_are_named_and_measured_again(
+    net: SmallNet, probe_set: pf.ProbeSet, states: list, tmp_path: Path
+) -> None:
+    whole = pf.sweep(net, states, probe_set, out=tmp_path, layers="hidden")
+    first, second, *_ = sorted((tmp_path / "scores").glob("step-*.parquet"))
+    first.write_bytes(b"PAR1 not really")
+    second.write_bytes(second.read_bytes()[:-9])
+    named = f"of {len(states)} shards 2 are so: {first.name}, {second.name}; a sweep measures their steps again"
+    with pytest.raises(DamagedError, match=f"{first} is damaged: .*; {named}"):
+        pf.read_scores(tmp_path)
+    with pytest.warns(RuntimeWarning, match="likewise 1 more: renamed to [*].damaged, and measured again"):
+        again = pf.sweep(net, states, probe_set, out=tmp_path, layers="hidden")
+    same = [name for name in whole.to_arrow().column_names if name != "seconds"]
+    assert again.to_arrow().select(same).equals(whole.to_arrow().select(same))
+    assert pf.read_scores(tmp_path).steps == whole.steps
+    assert first.with_name(f"{first.name}.damaged").read_bytes() == b"PAR1 not really"
+
+
+def test_shards_that_the_system_does_not_give_are_left_as_they_are(
+    net: SmallNet, probe_set: pf.ProbeSet, states: list, tmp_path: Path
+) -> None:
+    pf.sweep(net, states, probe_set, out=tmp_path, layers="hidden")
+    shard = max((tmp_path / "scores").glob("step-*.parquet"))
+    shard.unlink()
+    shard.mkdir()
+    for call in (pf.read_scores, lambda out: pf.sweep(net, states, probe_set, out=out, layers="hidden")):
+        with pytest.raises(StoreError, match=f"cannot open the shard {shard}"):
+            call(tmp_path)
+    shard.rmdir()
+    for file in (tmp_path / "scores").glob("step-*.parquet"):
+        file.write_bytes(b"")
+        file.with_name(f"{file.name}.damaged").mkdir()
+    with pytest.raises(StoreError, match=r"is damaged: .*; it cannot be renamed \(.*delete it and sweep again"):
+        pf.sweep(net, states, probe_set, out=tmp_path, layers="hidden")
