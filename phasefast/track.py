@@ -133,8 +133,8 @@ class PhaseTracker:
     def _tell_backwards(self, farthest: int, step: int) -> None:
         """Such as where steps are counted anew in each epoch: no later epoch would be measured."""
         text = (
-            f"step: {step} came after {farthest}, and is measured on other weights; expected the number of updates "
-            "since the training began, which goes on through all epochs"
+            f"step: {step} came after {farthest}; expected the number of updates since the training began, which goes "
+            "on through all epochs"
         )
         if self._on_error == "raise":
             raise ArgumentError(text)
@@ -150,7 +150,7 @@ class PhaseTracker:
 
         Raises:
             ArgumentError: a step that is negative or no integer, or, with ``on_error="raise"``, one that comes after a
-                later one and was measured on other weights; else that is a warning.
+                later one, unless it was measured on these weights or is forced; else that is a warning.
             StoreError: the step is stored, but of other weights: ``out`` belongs to another training. That is a warning
                 in a training that is resumed, which need not repeat what it lost bit by bit: one whose first call is
                 for a step above 1, but for that call itself and for ``on_error="raise"``.
@@ -161,6 +161,9 @@ class PhaseTracker:
         before, self._before = step - 1 if self._before is None else self._before, step
         farthest, self._farthest = self._farthest, max(self._farthest, step)
         if not (force or self._is_due(before, step)):
+            return None
+        if step < farthest and not force and step not in self.scores.steps:
+            self._tell_backwards(farthest, step)
             return None
         if step in self.scores.steps:
             if repeated:  # such as while gradients accumulate, when BatchNorm's statistics may move

@@ -180,7 +180,7 @@ def test_a_step_that_is_given_again_while_gradients_accumulate_is_measured_once(
     assert tracker.step(2) is not None
     with torch.no_grad():
         net.hidden.weight.add_(1)
-    with pytest.warns(RuntimeWarning, match="step: 1 came after 2, and is measured on other weights"):
+    with pytest.warns(RuntimeWarning, match="step: 1 came after 2; expected the number of updates"):
         assert tracker.step(1) is None
 
 
@@ -327,3 +327,17 @@ def test_steps_that_are_counted_anew_in_each_epoch_are_told_once(net: SmallNet, 
     with pytest.raises(ArgumentError, match="step: 1 came after 2"):
         strict.step(1)
     assert tracker.step(4) is not None
+
+
+def test_steps_before_the_last_are_not_measured_on_later_weights(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    tracker = pf.PhaseTracker(net, probe_set, layers="head", out=None)
+    strict = pf.PhaseTracker(net, probe_set, layers="head", out=None, on_error="raise")
+    assert tracker.step(1000, force=True) is not None
+    assert strict.step(1000, force=True) is not None
+    with pytest.warns(RuntimeWarning, match="step: 0 came after 1000"):
+        assert tracker.step(0) is None
+    with pytest.raises(ArgumentError, match="step: 0 came after 1000"):
+        strict.step(0)
+    assert tracker.step(3) is None
+    assert tracker.step(0, force=True) is not None
+    assert tracker.scores.steps == [0, 1000]

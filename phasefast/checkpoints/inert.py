@@ -42,6 +42,10 @@ class Inert(dict[Any, Any]):
     __hash__ = object.__hash__  # type: ignore[assignment]
 
 
+class _Plain(Inert):
+    """In place of torch's own class of tensors."""
+
+
 def read_inert(path: Path) -> Any:
     """What a file of ``torch.save`` holds, on the CPU; modules in it as their state dicts.
 
@@ -82,15 +86,19 @@ def _parameter(data: Tensor, *_: Any) -> Tensor:
 
 
 def _of_subclass(rebuild: Callable[..., Any], kind: Any, arguments: tuple[Any, ...], *_: Any) -> Any:
-    """A tensor of a class of its own, as a plain one; not of integers, which mean something else than weights there."""
+    """A tensor of a class of its own, as a plain one; not of integers, which mean something else than weights there.
+
+    Tensors with attributes are written so too.
+    """
     made = rebuild(*arguments)
-    return made if isinstance(made, Tensor) and made.is_floating_point() else Inert()
+    return made if kind is _Plain or (isinstance(made, Tensor) and made.is_floating_point()) else Inert()
 
 
 _KNOWN: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("builtins", "set"): set,
     ("torch", "Size"): torch.Size,
+    ("torch", "Tensor"): _Plain,
     ("torch._utils", "_rebuild_tensor"): torch._utils._rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
     ("torch._utils", "_rebuild_parameter"): _parameter,

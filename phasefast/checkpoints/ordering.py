@@ -86,6 +86,10 @@ def order_checkpoints(
         raise CheckpointError("checkpoints: expected at least one, got none")
     if not isinstance(checkpoints, Mapping):
         given = [_as_source(source) for source in given]
+        paths = (
+            Path(each) for each in given if isinstance(each, (str, os.PathLike)) and not isinstance(each, Revision)
+        )
+        _tell_units("checkpoints", [name for path in paths if has_step(name := _named(path))])
         steps = (index if isinstance(each, Mapping) else _step_of(each) for index, each in enumerate(given))
         return _by_step(list(zip(steps, given, strict=True)))
     if bad := [step for step in checkpoints if not is_integer(step, 0)]:
@@ -144,15 +148,21 @@ def _of_matches(pattern: Path, found: Sequence[Path]) -> dict[int, Path]:
 
 
 def _tell_doubtful(where: Path, found: Sequence[Path], with_step: Mapping[Path, Path]) -> None:
-    """Warn of what has no step in its name, beside what has, and where names count epochs here and updates there.
+    """Warn of what has no step in its name, beside what has, and of what ``_tell_units`` does.
 
     Args: with_step: by path the name that says its step.
     """
     if with_step and (left := [path.name for path in found if path not in with_step]):
         warn(f"{where}: left out {left}, with no step in their names")
+    _tell_units(where, with_step.values())
+
+
+def _tell_units(where: str | Path, names: Iterable[Path]) -> None:
+    """Warn where names count epochs here and updates there; 0 is the beginning in any."""
     units: dict[str, str] = {}
-    for name in with_step.values():
-        units.setdefault(unit_of(name), name.name)
+    for name in names:
+        if parse_step(name) > 0:
+            units.setdefault(unit_of(name), name.name)
     if len(units) > 1:
         kinds = ", ".join(f"{unit} as in {name}" for unit, name in units.items())
         warn(f"{where}: names have {kinds}; all count as steps of one training: give {{step: path}}, or a glob of some")

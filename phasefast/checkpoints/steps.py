@@ -61,9 +61,11 @@ def names_step(name: str | os.PathLike[str]) -> bool:
 def unit_of(name: str | os.PathLike[str]) -> str:
     """What a number in a name counts, as far as it says so: updates, epochs, or the best so far."""
     stem = _undated(name)
-    if re.search("best", stem, re.IGNORECASE):
-        return "the best"
-    return "steps" if _NAMED.search(stem) else "epochs" if _EPOCH.search(stem) else "numbers"
+    if _NAMED.search(stem):
+        return "steps"
+    if _EPOCH.search(stem):
+        return "epochs"
+    return "the best" if re.search("best", stem, re.IGNORECASE) else "numbers"
 
 
 def named_after_step(path: Path) -> bool:

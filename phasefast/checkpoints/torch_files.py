@@ -10,12 +10,20 @@ from typing import Any
 
 import torch
 
+from ..errors import CheckpointError
 from .inert import Inert, read_inert
 from .messages import damage_named, not_plain
 
 # What torch says of classes and functions that it does not unpickle, or not before their modules are imported.
 _NOT_PLAIN = re.compile(r"\bGLOBAL \S+ (was not an allowed global|whose module)|must be imported to load")
 _PROTOCOL = "Unsupported operand"  # of torch, of what later protocols of pickle have, too
+_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # of torch's old format
+
+
+def _is_torch(path: Path) -> bool:
+    """Whether a file begins as those of ``torch.save`` do, whatever the protocol of pickle."""
+    with path.open("rb") as file:
+        return _MAGIC in file.read(64) or zipfile.is_zipfile(path)
 
 
 def read_torch_file(path: Path, *, weights_only: bool) -> Any:
@@ -31,14 +39,17 @@ def read_torch_file(path: Path, *, weights_only: bool) -> Any:
         try:
             return torch.load(path, map_location="cpu", weights_only=weights_only, mmap=None)
         except pickle.UnpicklingError as error:
-            if _NOT_PLAIN.search(str(error)) or (_PROTOCOL in str(error) and zipfile.is_zipfile(path)):
+            if _NOT_PLAIN.search(str(error)) or (_PROTOCOL in str(error) and _is_torch(path)):
                 try:
                     found = read_inert(path)
                 except (AttributeError, TypeError, ValueError, RecursionError, pickle.UnpicklingError) as misfit:
                     raise not_plain(path) from misfit
                 except RuntimeError as misfit:
-                    if "pickle_module" in str(misfit):  # TORCH_FORCE_WEIGHTS_ONLY_LOAD
-                        raise not_plain(path) from misfit
+                    if "pickle_module" in str(misfit):
+                        raise CheckpointError(
+                            f"{path}: holds more than plain tensors as torch.save writes them by default, and "
+                            "TORCH_FORCE_WEIGHTS_ONLY_LOAD is set, by which torch reads nothing else: unset it"
+                        ) from misfit
                     raise
                 if found is Inert or (isinstance(found, Inert) and not found):
                     raise not_plain(path) from error

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from ..data.target_types import Target
-from ..errors import ArgumentError
+from ..errors import ArgumentError, PhasefastError
 from ..experiments.models import torchvision_model
 from ..options import by_name, named_target
 from ..stages.probe_set import ProbeSet
@@ -33,7 +33,11 @@ def load_model(name: str) -> nn.Module:
         return _made(plain, given, "model", nn.Module)
     try:
         return torchvision_model(plain, "package.module:callable", **given)
-    except (TypeError, ValueError) as error:
+    except PhasefastError:
+        raise
+    except Exception as error:  # of whatever kind networks have for them
+        if not given:
+            raise
         raise ArgumentError(f"model {name!r}: expected arguments that it takes; {error}") from error
 
 
@@ -92,9 +96,10 @@ def _made(name: str, given: dict[str, Any], what: str, kind: type[Made]) -> Made
 
 def _parted(name: str, what: str) -> tuple[str, dict[str, Any]]:
     """A name without, and the arguments after it, of plain values: ``package.module:callable(width=64)``."""
-    plain, bracket, arguments = name.partition("(")
-    if not bracket:
+    plain, bracket, arguments = name.strip().partition("(")
+    if not bracket or not arguments.endswith(")"):
         return name, {}
+    plain = plain.rstrip()
     with contextlib.suppress(SyntaxError, ValueError):
         call = ast.parse(f"f({arguments}", mode="eval").body
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args:

@@ -96,7 +96,7 @@ def features_last(module: nn.Module, shape: torch.Size, elsewhere: Widths | None
     alone = is_of_features(evidence) and not any(map(_is_turned, evidence.modules()))
     if first == last:
         return alone and last in own.last
-    return first not in own.first and own.last[last] + (alone and last in own.last) > own.last[first]
+    return first not in own.first and own.last[last] + (alone and last in own.inner) > own.last[first]
 
 
 def _is_norm(module: nn.Module) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
@@ -13,21 +14,36 @@ from ..results.scores import MODEL_LAYER
 from .models import unwrap
 
 _LISTS = (nn.ModuleList, nn.ModuleDict)
+_NORMS = tuple(f"torch.nn.modules.{name}" for name in ("batchnorm", "instancenorm", "normalization"))
+_FINISHING = (*_NORMS, "torch.nn.modules.activation", "torch.nn.modules.pooling")
+_OF_ALL = (nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd)  # pool whole maps
 _STACK = 0.25  # of a model's parameters, beside its embeddings, that its blocks have at least
 _MOST = 0.9  # of a model's parameters, but of embeddings, that the network has which it holds beside other things
-_SAME = (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd)  # give the numbers that they are given
+
+
+class _Model(NamedTuple):
+    """What its parts need to know. least: how many parameters blocks have. shared: modules that are there twice."""
+
+    least: float
+    shared: frozenset[int]
 
 
 def default_names(model: nn.Module) -> list[str]:
     """Names of the layers that ``select_layers`` takes by default, which says what they are; there may be none."""
-    return _names(model, "", True, _least_stack(model))
+    count = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    whole = _Model(_least_stack(model), frozenset(own for own, times in count.items() if times > 1))
+    names = _names(model, "", True, whole)
+    if not whole.shared:
+        return names
+    known = {name for name, _ in model.named_modules()}  # under its first name alone
+    return [name for name in names if name in known]
 
 
-def _names(model: nn.Module, prefix: str, alone: bool, least: float) -> list[str]:
-    """Args: alone: whether the module is the whole model, but for what wraps it. least: as for ``_only_stack``."""
-    children = _candidates(model, alone)
+def _names(model: nn.Module, prefix: str, alone: bool, of: _Model) -> list[str]:
+    """Args: alone: whether the module is the whole model, but for what wraps it."""
+    children = _candidates(model, alone, of)
     parts = [] if isinstance(model, _LISTS) else [child for _, child in children]
-    stack = _only_stack(parts, least)
+    stack = _only_stack(parts, of.least)
     network = _network(children, parts if stack is None else []) if alone else None
     flat = _flat(parts) if alone or not isinstance(model, nn.Sequential) else []
     names: list[str] = []
@@ -36,20 +52,20 @@ def _names(model: nn.Module, prefix: str, alone: bool, least: float) -> list[str
         # A list that a Sequential calls has a forward of its own.
         called = isinstance(model, nn.Sequential) and type(child).forward is not nn.Module.forward
         if child is network or child is stack or whole == MODEL_LAYER or (isinstance(child, _LISTS) and not called):
-            names += _names(child, f"{whole}.", child is network, least)
+            names += _names(child, f"{whole}.", child is network, of)
         elif any(child is own for own in flat):
-            names += [f"{whole}.{end}" for end, _ in _ends([*child.named_children()])]
+            names += [f"{whole}.{end}" for end, _ in _ends(child, of)]
         else:
             names.append(whole)
     return names
 
 
-def _candidates(model: nn.Module, alone: bool) -> list[tuple[str, nn.Module]]:
+def _candidates(model: nn.Module, alone: bool, of: _Model) -> list[tuple[str, nn.Module]]:
     """The children that may be layers: of a Sequential within a model the ends, of a model all but losses."""
     children = list(model.named_children())
     if alone:
         return [each for each in children if not _is_beside(each[1])] or children
-    return _ends(children) if isinstance(model, nn.Sequential) else children
+    return _ends(model, of) if isinstance(model, nn.Sequential) else children
 
 
 def _network(children: Sequence[tuple[str, nn.Module]], parts: Sequence[nn.Module]) -> nn.Module | None:
@@ -118,15 +134,17 @@ def _least_stack(model: nn.Module) -> float:
 def _nearly_all(children: Sequence[nn.Module]) -> nn.Module | None:
     """The network that is a model but for what is beside it, such as a normalisation, a head or a loss with weights.
 
-    One of the user's own with most parameters, but of embeddings, and more than one module that has any.
+    One of the user's own with most parameters, but of embeddings, and more than one module that has any; beside it are
+    layers and plain sequences of them.
     """
     embeddings = {*map(id, _embeddings(children))}
     sizes = [_parameters(child, embeddings) for child in children]
     for child, size in zip(children, sizes, strict=True):
-        several = sum(map(_has_weights, child.children())) > 1
-        own = not isinstance(child, nn.Sequential) and not type(child).__module__.startswith("torch.nn.")
-        if own and several and size >= _MOST * sum(sizes) > 0:
-            return child
+        inner = getattr(child, "_orig_mod", child)  # of torch.compile
+        own = not isinstance(inner, nn.Sequential) and not type(inner).__module__.startswith("torch.nn.")
+        if own and size >= _MOST * sum(sizes) > 0 and sum(map(_has_weights, inner.children())) > 1:
+            others = _several(other for other in children if other is not child)
+            return child if all(map(_is_plain, others)) else None
     return None
 
 
@@ -144,32 +162,74 @@ def _parameters(module: nn.Module, but: Collection[int] = ()) -> int:
 
 
 def _flat(children: Sequence[nn.Module]) -> list[nn.Module]:
-    """The Sequentials of layers that are written one by one, and of blocks between them; more than two are blocks."""
+    """The Sequentials of layers that are written one by one, which have half of all layers.
 
-    def is_flat(child: nn.Module) -> bool:
-        if type(child).forward is not nn.Sequential.forward:
-            return False
-        weighted = [part for part in child.children() if _has_weights(part)]
-        return len(weighted) > 1 and any(not any(True for _ in part.children()) for part in weighted)
+    Where more than two children hold several layers they are blocks. Of one alone that does, members may be blocks.
+    """
+    several = _several(children)
+    only = len(several) == 1 and type(several[0]).forward is nn.Sequential.forward
+    found = [child for child in several if only or _is_plain(child)] if len(several) <= 2 else []
+    return found if 2 * sum(map(_layers, found)) >= sum(map(_layers, children)) else []
 
-    found = [child for child in children if is_flat(child)]
-    return found if len(found) <= 2 else []
+
+def _several(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """Those with more than one layer, of lists each member."""
+    single = (each for own in modules for each in (own.children() if isinstance(own, _LISTS) else [own]))
+    return [each for each in single if _layers(each) > 1]
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether it is a Sequential most of whose members have one layer."""
+    layers = [*map(_layers, module.children())] if type(module).forward is nn.Sequential.forward else []
+    return 2 * layers.count(1) > sum(own > 0 for own in layers)
+
+
+def _layers(module: nn.Module) -> int:
+    """How many modules with weights it has, which are its layers; one of PyTorch's own is one."""
+    if _is_whole(module):
+        return int(_has_weights(module))
+    return int(_has_own_weights(module)) + sum(map(_layers, module.children()))
 
 
 def _has_weights(module: nn.Module) -> bool:
     """Whether it has other parameters than scales and shifts, as norms have."""
-    return any(is_lazy(own) or own.dim() > 1 for own in module.parameters())
+    return any(map(_has_own_weights, module.modules()))
 
 
-def _ends(members: Sequence[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
-    """Of a Sequential's members each with weights, or what comes last before the next, such as an activation."""
+def _has_own_weights(module: nn.Module) -> bool:
+    """``_has_weights`` of a module without its parts. One of the user's may have scales of shape [1, f, 1, 1]."""
+    least = 0 if type(module).__module__.startswith("torch.nn.") else 1
+    own = module.parameters(recurse=False)
+    return not _is_of(module, _NORMS) and any(
+        is_lazy(each) or (each.dim() > 1 and sum(side > 1 for side in each.shape) > least) for each in own
+    )
+
+
+def _is_of(module: nn.Module, places: Collection[str]) -> bool:
+    """Whether it is of a class of these modules of PyTorch, or of one made of such."""
+    return any(base.__module__ in places for base in type(module).__mro__)
+
+
+def _ends(sequence: nn.Module, of: _Model) -> list[tuple[str, nn.Module]]:
+    """Of a Sequential's members each with weights; of one layer what comes last before the next, as an activation.
+
+    Not what pools whole maps, nor what the model uses elsewhere too.
+    """
     ends: list[tuple[str, nn.Module]] = []
-    for name, member in members:
-        if _has_weights(member):
+    alone = False
+    for name, member in sequence.named_children():
+        if layers := _layers(member):
             ends.append((name, member))
-        elif ends and not isinstance(member, _SAME):
+            alone = layers == 1
+        elif alone and id(member) not in of.shared and _finishes(member):
             ends[-1] = (name, member)
     return ends
+
+
+def _finishes(module: nn.Module) -> bool:
+    """Whether it belongs to the layer before it: an activation, a norm, a pooling, or what has scales."""
+    known = _is_of(module, _FINISHING) and not isinstance(module, _OF_ALL)
+    return not any(True for _ in module.children()) and (known or any(True for _ in module.parameters()))
 
 
 def _is_beside(module: nn.Module) -> bool:

@@ -21,12 +21,13 @@ def select_layers(model: nn.Module, patterns: Layers | None = None) -> list[str]
 
     Args:
         patterns: fnmatch globs over ``named_modules()``, or modules themselves; by default the model's direct children
-            but losses, with the members of a ModuleList, a ModuleDict, an only child (but of PyTorch's own) or the only
-            child with a list of blocks in it, such as a transformer's or a MobileNet's, in its place. So are those of
-            one Sequential of plain layers or two, such as a VGG's, or an encoder and a decoder; of a Sequential in a
-            model what comes last before the next weights. What matches a glob that begins with ``!`` is left
-            out of what the others match, or of the default. ``"model"`` is the name of the model's own metrics: its
-            parts stand in for a module of that name.
+            but losses. In the place of one of them are: of a ModuleList or a ModuleDict the members; of an only child
+            (but of PyTorch's own), of the only one with a list of blocks in it, such as a transformer's or a
+            MobileNet's, and of a network of nine tenths of the parameters, beside layers and plain sequences of them,
+            its children; of one Sequential of layers or two, with half of all layers, such as a VGG's, or an encoder
+            and a decoder, each layer with what follows it, such as its activation. What matches a glob that begins
+            with ``!`` is left out of what the others match, or of the default. ``"model"`` is the name of the model's
+            own metrics: its parts stand in for a module of that name.
 
     Raises:
         LayerError: a pattern matches nothing, or nothing is left; the message lists near misses.

@@ -97,7 +97,7 @@ def read_scores(directory: str | Path) -> Scores:
     """All scores of a run directory, merged over its shards.
 
     Raises:
-        StoreError: there are none, or some cannot be read. DataError: they are not of one training and the same targets.
+        StoreError: there are none, or some cannot be read. DataError: they are not of one training and targets.
     """
     shards = list_shards(directory)
     if not shards and Path(directory).name == "scores":

@@ -387,12 +387,16 @@ def test_what_is_no_checkpoint_is_named(given: Any) -> None:
         (["epoch=1-step=10", "epoch=2-step=20"], ""),
         (["step_1", "step64k", "checkpoint-100"], ""),
         (["net_1", "net_2"], ""),
+        (["init_0", "step_100", "step_200"], ""),
+        (["0", "epoch_1"], ""),
+        (["epoch=1-step=10", "best-epoch=2-step=20"], ""),
+        (["epoch_1_best", "epoch_2"], ""),
     ],
 )
 def test_names_that_count_different_things_are_told(names: list[str], told: str, tmp_path: Path) -> None:
     for name in names:
         torch.save({"a": torch.ones(1)}, tmp_path / f"{name}.pt")
-    for given in (tmp_path, tmp_path / "*.pt"):
+    for given in (tmp_path, tmp_path / "*.pt", sorted(tmp_path.iterdir())):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             assert len(order_checkpoints(given)) == len(names)

@@ -261,10 +261,17 @@ def test_files_of_later_protocols_of_pickle_are_read(tmp_path: Path) -> None:
 
 
 def test_where_nothing_may_be_unpickled_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.save({"model": STATE, "args": argparse.Namespace()}, tmp_path / "step_1.pt")
+    path = tmp_path / "step_1.pt"
     monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
-    with pytest.raises(CheckpointError, match="holds more than plain tensors"):
-        read_state_dict(tmp_path / "step_1.pt")
+    for saved, protocol in (({"model": STATE, "args": argparse.Namespace()}, 2), (STATE, 4)):
+        torch.save(saved, path, pickle_protocol=protocol)
+        for weights_only in (True, False):
+            with pytest.raises(
+                CheckpointError, match=r"more than plain tensors as .* TORCH_FORCE_WEIGHTS_ONLY_LOAD is set, by"
+            ):
+                read_state_dict(path, weights_only=weights_only)
+    torch.save(STATE, path)
+    assert equal(read_state_dict(path), STATE)
 
 
 class Scaled(torch.Tensor):
@@ -277,6 +284,26 @@ def test_tensors_whose_integers_mean_something_else_are_no_weights(tmp_path: Pat
     torch.save({"model": {"weight": weight}, "args": argparse.Namespace()}, tmp_path / "step_1.pt")
     with pytest.raises(CheckpointError, match="are not tensors"):
         read_state_dict(tmp_path / "step_1.pt")
+
+
+def test_tensors_with_attributes_are_read_whatever_is_beside_them(tmp_path: Path) -> None:
+    state = {"weight": torch.ones(3, 2), "count": torch.tensor(3)}
+    for tensor in state.values():
+        tensor.note = "of the user"  # type: ignore[attr-defined]
+    for beside in ({}, {"args": argparse.Namespace()}):
+        torch.save({"model": state, **beside}, tmp_path / "step_1.pt")
+        assert equal(read_state_dict(tmp_path / "step_1.pt"), state)
+
+
+@pytest.mark.parametrize("saved", [STATE, {"model": STATE}, {}, argparse.Namespace()], ids=repr)
+def test_the_old_format_in_a_later_protocol_is_read(tmp_path: Path, saved: Any) -> None:
+    path = tmp_path / "step_1.pt"
+    torch.save(saved, path, pickle_protocol=4, _use_new_zipfile_serialization=False)
+    if saved in ({}, argparse.Namespace()):
+        with pytest.raises(CheckpointError, match=r"holds more than plain tensors; save|no tensors|empty"):
+            read_state_dict(path)
+    else:
+        assert equal(read_state_dict(path), STATE)
 
 
 def test_a_module_in_a_dictionary_of_its_own_kind_is_read(tmp_path: Path) -> None:
@@ -319,8 +346,9 @@ def test_what_makes_no_tensors_is_called_so(tmp_path: Path) -> None:
 def test_placeholders_change_nothing_that_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     for pickled in (b"ccollections\nOrderedDict\n(dS'evil'\nI1\nsb.", b"ctorch\nSize\n(dS'evil'\nI1\nsb."):
         assert not hasattr(_load(io.BytesIO(pickled)), "evil")
-    for name in (b"builtins\ngetattr", b"builtins\neval", b"os\nsystem", b"torch\nload", b"torch\nTensor"):
+    for name in (b"builtins\ngetattr", b"builtins\neval", b"os\nsystem", b"torch\nload"):
         assert _load(io.BytesIO(b"c" + name + b"\n.")) is Inert
+    assert issubclass(_load(io.BytesIO(b"ctorch\nTensor\n.")), Inert)
     monkeypatch.setitem(copyreg._inverted_registry, 77, ("os", "getcwd"))  # type: ignore[attr-defined]
     with pytest.raises(pickle.UnpicklingError, match="registered extension"):
         _load(io.BytesIO(b"\x80\x02\x82\x4d."))

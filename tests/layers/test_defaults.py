@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import phasefast as pf
 from phasefast.layers.selection import select_layers
 
 
@@ -118,8 +119,12 @@ class Wide(Block):
     """Another kind."""
 
 
+def two() -> nn.Sequential:
+    return sequence(nn.Linear(8, 8), nn.Linear(8, 8))
+
+
 def test_by_default_blocks_are_probed_of_the_only_sequence_of_them() -> None:
-    block, wide = (lambda: Block(nn.Linear(8, 8))), (lambda: Wide(nn.Linear(8, 8)))
+    block, wide = (lambda: Block(two())), (lambda: Wide(two()))
     head = nn.Linear(8, 2)
     whole = parts(stem=nn.Linear(3, 8), blocks=sequence(block(), block()), head=head)
     assert select_layers(whole) == ["stem", "blocks.0", "blocks.1", "head"]
@@ -131,7 +136,6 @@ def test_by_default_blocks_are_probed_of_the_only_sequence_of_them() -> None:
         {"first": sequence(block(), block()), "second": sequence(block(), block(), block(), block())},
         {"first": sequence(block()), "second": sequence(block(), block(), block())},  # stages
         {"first": sequence(wide(), wide()), "second": sequence(*(block() for _ in range(9)))},
-        {"branches": sequence(block(), wide())},
     ):
         assert select_layers(parts(**others, head=head)) == [*others, "head"]
     assert select_layers(parts(blocks=nn.ModuleList([block(), wide()]), head=head)) == ["blocks.0", "blocks.1", "head"]
@@ -141,7 +145,7 @@ def test_by_default_blocks_of_a_list_are_probed_beside_a_sequence_of_others() ->
     layers = nn.ModuleList(Block(nn.Linear(8, 8)) for _ in range(6))
     head = sequence(sequence(nn.Linear(8, 16), nn.ReLU()), sequence(nn.Linear(16, 8), nn.ReLU()), nn.Linear(8, 2))
     names = select_layers(parts(encoder=parts(layers=layers, norm=nn.LayerNorm(8)), head=head))
-    assert names == [*(f"encoder.layers.{i}" for i in range(6)), "encoder.norm", "head.0", "head.1", "head.2"]
+    assert names == [*(f"encoder.layers.{i}" for i in range(6)), "encoder.norm", "head"]
 
 
 def plain(count: int = 2) -> nn.Sequential:
@@ -156,14 +160,15 @@ def test_by_default_of_layers_in_a_sequence_what_comes_last_before_the_next_is_p
     assert select_layers(parts(a=plain(), b=sequence(nn.Linear(8, 8), nn.LazyLinear(2)))) == [*names, "b.0", "b.1"]
     lazy = sequence(nn.LazyConv2d(4, 3), nn.ReLU(), nn.Flatten(), nn.Dropout(), nn.LazyLinear(3))
     assert select_layers(parts(a=lazy, head=nn.Linear(3, 2))) == ["a.1", "a.4", "head"]
-    mixed = sequence(nn.Linear(8, 8), nn.ReLU(), Block(nn.Linear(8, 8)), nn.ReLU(), sequence(nn.Linear(8, 8)))
-    assert select_layers(parts(a=mixed, head=nn.Linear(8, 2))) == ["a.1", "a.3", "a.4", "head"]
+    mixed = sequence(nn.Linear(8, 8), nn.ReLU(), Block(two()), nn.ReLU(), sequence(nn.Linear(8, 8)), nn.ReLU())
+    assert select_layers(parts(a=mixed, head=nn.Linear(8, 2))) == ["a.1", "a.2", "a.5", "head"]
     called_itself = parts(a=plain(), b=nn.ReLU())
     assert select_layers(parts(net=called_itself, head=nn.Linear(8, 20))) == ["net", "head"]
     assert select_layers(parts(net=called_itself)) == ["net.a.3", "net.a.7", "net.b"]
     assert select_layers(sequence(plain(), nn.ReLU(), plain())) == ["0.3", "0.7", "1", "2.3", "2.7"]
-    assert select_layers(parts(body=sequence(plain(), nn.ReLU(), plain()), head=nn.Linear(8, 200)))[0] == "body"
-    for blocks in ({"a": plain(1)}, {"a": plain(), "b": plain(), "c": plain()}, {"a": Wide(plain())}):
+    assert select_layers(parts(body=sequence(plain(), nn.ReLU(), Wide(two())), head=nn.Linear(8, 2)))[0] == "body.0"
+    few = {"a": nn.Linear(8, 8), "b": nn.Linear(8, 8), "c": nn.Linear(8, 8), "d": plain()}
+    for blocks in ({"a": plain(1)}, {"a": plain(), "b": plain(), "c": plain()}, {"a": Wide(plain())}, few):
         assert select_layers(parts(**blocks, head=nn.Linear(8, 2))) == [*blocks, "head"]
     assert len(select_layers(plain())) == 9  # the model itself
 
@@ -181,7 +186,73 @@ def test_by_default_the_inside_of_a_network_is_probed_beside_what_it_is_used_wit
         assert select_layers(parts(net=net, beside=beside)) == [*(f"net.{name}" for name in inside), "beside"]
     assert select_layers(sequence(nn.Identity(), net)) == ["0", *(f"1.{name}" for name in inside)]
     assert select_layers(parts(net=net, other=parts(a=plain()))) == ["net", "other"]
+    compiled = [f"net._orig_mod.{name}" for name in inside]
+    assert select_layers(parts(net=torch.compile(net), head=nn.Linear(3, 3))) == [*compiled, "head"]
+
+
+def test_by_default_of_large_heads_blocks_and_teachers_the_inside_is_not_probed() -> None:
+    small, large = parts(c=nn.Linear(2, 2), d=nn.Linear(2, 2)), parts(c=nn.Linear(90, 90), d=nn.Linear(90, 90))
+    assert select_layers(parts(features=small, classifier=large)) == ["features", "classifier"]
+    assert select_layers(parts(heads=nn.ModuleList([small]), classifier=large)) == ["heads.0", "classifier"]
+
+
+def test_by_default_of_several_lists_the_one_with_most_parameters_counts() -> None:
+    heads = sequence(*(Wide(two()) for _ in range(3)))
+    layers = nn.ModuleList(Block(two()) for _ in range(6))
+    encoder = parts(layers=layers, norm=nn.LayerNorm(8))
+    names = [*(f"encoder.layers.{i}" for i in range(6)), "encoder.norm"]
+    assert select_layers(parts(heads=heads, encoder=encoder)) == ["heads", *names]
+    assert select_layers(parts(encoder=encoder, heads=heads)) == [*names, "heads"]
+
+
+def test_by_default_a_sequence_with_a_forward_of_its_own_is_one_layer() -> None:
+    class Own(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + super().forward(x)
+
+    assert select_layers(parts(a=Own(*plain()), head=nn.Linear(8, 2))) == ["a", "head"]
+    assert select_layers(parts(a=plain(3), b=Own(*plain()), head=nn.Linear(8, 2)))[-3:] == ["a.11", "b", "head"]
     assert select_layers(parts(stage=Block(nn.Linear(90, 90)), head=nn.Linear(8, 3))) == ["stage", "head"]
+
+
+def test_by_default_blocks_are_probed_themselves_and_not_what_follows_them() -> None:
+    follow = (nn.ReLU(), nn.MaxPool2d(2), nn.LayerNorm(8), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    blocks = sequence(*(Block(two()) for _ in range(3)), *follow)
+    names = [f"blocks.{i}" for i in range(3)]
+    assert select_layers(parts(blocks=blocks, head=nn.Linear(8, 2))) == [*names, "head"]
+    stages = sequence(nn.Conv2d(3, 8, 3), nn.ReLU(), Block(two()), nn.MaxPool2d(2), Wide(two()), *follow)
+    assert select_layers(parts(a=stages, head=nn.Linear(8, 2))) == ["a.1", "a.2", "a.4", "head"]
+    whole = sequence(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1))
+    assert select_layers(parts(a=whole, head=nn.Linear(8, 2))) == ["a.1", "a.3", "head"]
+
+
+def test_by_default_what_the_model_uses_in_several_places_stands_for_none_of_them() -> None:
+    relu = nn.ReLU()
+    first, second = (sequence(nn.Linear(8, 8), relu, nn.Linear(8, 8), relu) for _ in range(2))
+    model = sequence(OrderedDict(first=first, second=second))  # type: ignore[arg-type]
+    names = ["first.0", "first.2", "second.0", "second.2"]
+    assert select_layers(model) == names
+    probe_set = pf.ProbeSet.from_tensors(torch.randn(40, 8), None, torch.randn(20, 8), None)
+    assert pf.probe(model, probe_set).layers == names
+    assert pf.probe(model, probe_set, layers="!first*").layers == names[2:]
+    twice = parts(a=nn.ModuleList([relu, nn.Linear(8, 8)]), b=nn.ModuleList([nn.Linear(8, 8), relu]))
+    assert select_layers(twice) == ["a.0", "a.1", "b.0"]
+
+
+def test_by_default_norms_of_maps_scales_and_parametrized_layers_are_what_they_are() -> None:
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1, 8, 1, 1))
+
+    normed = nn.utils.parametrizations.spectral_norm
+    for layer in (
+        lambda: (nn.Conv2d(8, 8, 3), nn.LayerNorm([8, 6, 6]), nn.ReLU()),
+        lambda: (nn.Conv2d(8, 8, 3), Scale(), nn.ReLU()),
+        lambda: (normed(nn.Conv2d(8, 8, 3)), nn.Dropout(), nn.LeakyReLU()),
+        lambda: (nn.Conv2d(1, 8, 1), nn.InstanceNorm2d(8), nn.PReLU()),
+    ):
+        assert select_layers(parts(a=sequence(*layer(), *layer()), head=nn.Linear(8, 2))) == ["a.2", "a.5", "head"]
 
 
 class Branched(nn.Module):
@@ -198,7 +269,7 @@ def test_by_default_lists_of_branches_and_heads_are_no_blocks() -> None:
     features, heads = sequence(*(sequence(nn.Linear(8, 8), nn.ReLU()) for _ in range(6))), nn.ModuleList()
     heads.extend(sequence(nn.Linear(8, 12)) for _ in range(3))
     whole = parts(features=features, head=parts(conv=nn.Linear(8, 8), heads=heads))
-    assert select_layers(whole) == ["features", "head"]
+    assert select_layers(whole) == [*(f"features.{i}" for i in range(6)), "head"]
 
 
 def test_by_default_losses_are_no_layers() -> None:
@@ -206,6 +277,8 @@ def test_by_default_losses_are_no_layers() -> None:
     assert select_layers(trained) == ["net.a.3", "net.a.7", "net.head"]
     assert select_layers(trained, ["loss"]) == ["loss"]
     assert select_layers(parts(loss=nn.MSELoss())) == ["loss"]
+    metric = type("Accuracy", (nn.Module,), {"__module__": "torchmetrics.classification"})()
+    assert select_layers(parts(head=nn.Linear(8, 2), accuracy=metric)) == ["head"]
 
 
 def test_by_default_a_dictionary_of_modules_that_a_sequence_calls_is_a_block() -> None:
@@ -234,14 +307,14 @@ def test_by_default_known_networks_are_probed_block_by_block() -> None:
     swin = models.swin_transformer.SwinTransformer([4, 4], 8, [1, 2], [1, 2], [4, 4])
     assert select_layers(swin)[:5] == ["features.0", "features.1", "features.2", "features.3", "norm"]
     mobile = select_layers(models.mobilenet_v3_small())
-    assert mobile == [*(f"features.{i}" for i in range(13)), "avgpool", "classifier.1", "classifier.3"]
+    assert mobile == [*(f"features.{i}" for i in range(13)), "avgpool", "classifier"]
     ends = [f"features.{i}" for i in (3, 7, 10, 14, 17, 21, 24, 28)]
     assert select_layers(models.vgg11_bn())[:9] == [*ends, "avgpool"]
     with torch.device("meta"):
         segmenting = models.get_model("deeplabv3_resnet50", weights_backbone=None)
         detecting = models.get_model("ssdlite320_mobilenet_v3_large", weights_backbone=None)
-    assert select_layers(segmenting)[-4:] == ["backbone.layer4", "classifier.0", "classifier.3", "classifier.4"]
+    assert select_layers(segmenting)[-2:] == ["backbone.layer4", "classifier"]
     assert select_layers(detecting) == ["backbone", "anchor_generator", "head", "transform"]
-    small = [f"features.{name}" for name in ("pool0", "denseblock1", "transition1", "norm5")]
+    small = [f"features.{name}" for name in ("pool0", "denseblock1", "transition1", "denseblock2")]
     assert select_layers(models.DenseNet(8, (1, 1), 16)) == [*small, "classifier"]
     assert select_layers(models.resnet18())[4:8] == ["layer1", "layer2", "layer3", "layer4"]

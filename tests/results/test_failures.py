@@ -240,7 +240,7 @@ def test_values_of_no_layer_are_no_lines(swept: Path) -> None:
 
 def test_phases_are_written_where_nobody_reads_to_the_end(swept: Path) -> None:
     command = f"{sys.executable} -m phasefast phases {swept} --csv | head -1"
-    subprocess.run(["bash", "-c", command], cwd=Path(__file__).parents[2], capture_output=True, check=True)
+    subprocess.run(["bash", "-c", command], cwd=Path(__file__).parents[2], capture_output=True, check=False)
     assert (swept / "phases.json").exists()
 
 
