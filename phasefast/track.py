@@ -57,8 +57,7 @@ def _checked_steps(steps: Iterable[int]) -> list[int]:
 class PhaseTracker:
     """Call ``step(i)`` once per training step, with ``i`` updates done; it measures at some of them.
 
-    Where it is called less often, it measures at the first call at or after such a step, if that lies after an earlier
-    call.
+    Where it is called less often, it measures at the first call at or after such a step.
 
     Args:
         model: the model in training; left exactly as found by each measurement.
@@ -102,7 +101,7 @@ class PhaseTracker:
         self._out, self._on_error = out, on_error
         self.seconds = 0.0
         self._start: int | None = None
-        self._before: int | None = None  # the step of the last call
+        self._before = -1  # the step of the last call
         self._farthest = -1  # the latest step of a call
         self._backwards = False  # whether it was told that a call was for a step before it
         self.scores = Scores.from_rows([])
@@ -124,11 +123,14 @@ class PhaseTracker:
         return f"PhaseTracker(of {model}, scores in {where}: steps {self.scores.steps}, {self.seconds:.1f} s)"
 
     def _is_due(self, before: int, step: int) -> bool:
-        """Whether a step to measure at lies after one call's step and up to the next one's, or is that itself."""
+        """Whether a step to measure at lies after that of the call before and up to this one's, or is that itself.
+
+        Args: before: -1 where there was none.
+        """
         if self._steps is not None:
             place = bisect.bisect_right(self._steps, step)
             return place > 0 and (self._steps[place - 1] > before or self._steps[place - 1] == step)
-        return is_log2_step(step) or (0 <= before < step and before.bit_length() < step.bit_length())
+        return is_log2_step(step) or (before < step and (before < 0 or before.bit_length() < step.bit_length()))
 
     def _tell_backwards(self, farthest: int, step: int) -> None:
         """Such as where steps are counted anew in each epoch: no later epoch would be measured."""
@@ -158,7 +160,9 @@ class PhaseTracker:
         step = checked_step(step)
         first, repeated = self._start is None, step == self._before
         start = self._start = step if self._start is None else self._start
-        before, self._before = step - 1 if self._before is None else self._before, step
+        if first:  # one that goes on has called for what is stored
+            self._before = max((known for known in self.scores.steps if known <= step), default=-1)
+        before, self._before = self._before, step
         farthest, self._farthest = self._farthest, max(self._farthest, step)
         if not (force or self._is_due(before, step)):
             return None

@@ -71,11 +71,20 @@ def test_rare_calls_measure_at_the_first_one_after(
     assert tracker.scores.steps == measured
 
 
-def test_a_first_call_in_the_middle_counts_from_there(net: SmallNet, probe_set: pf.ProbeSet) -> None:
-    tracker = pf.PhaseTracker(net, probe_set, out=None, layers="hidden", alphas=[0.1])
-    assert tracker.step(500) is None
-    assert tracker.step(510) is None
-    assert tracker.step(520) is not None
+def test_a_first_call_in_the_middle_is_measured_unless_what_came_before_it_is_stored(
+    net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path
+) -> None:
+    def measured(steps: str | list[int], out: Path | None, *calls: int) -> list[int]:
+        tracker = pf.PhaseTracker(net, probe_set, steps=steps, out=out, layers="hidden", alphas=[0.1])  # type: ignore[arg-type]
+        return [step for step in calls if tracker.step(step) is not None]
+
+    assert measured("log2", tmp_path / "a", 500, 510, 520) == [500, 520]
+    assert measured("log2", tmp_path / "a", 530, 1000, 1040) == [1040]
+    assert measured("log2", None, 3, 3, 6, 7, 9) == [3, 6, 9]
+    assert measured([10, 20, 30], None, 5, 14, 18, 25) == [14, 25]
+    assert measured([10, 20, 30], tmp_path / "b", 14) == [14]
+    assert measured([10, 20, 30], tmp_path / "b", 16, 20) == [20]
+    assert measured([], None, 7) == []
 
 
 def test_resumes_and_takes_given_steps(net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path) -> None:

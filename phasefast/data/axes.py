@@ -35,17 +35,25 @@ _WIDTHS = ("out_channels", "num_features", "num_channels", "out_features")
 _MAPPING = (_ConvNd, _NormBase, *OF_MAPS, nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveMaxPool3d, nn.AdaptiveAvgPool3d)
 
 
-def positions_last(module: nn.Module, shape: torch.Size) -> tuple[bool, bool]:
+def positions_last(module: nn.Module, shape: torch.Size, elsewhere: Widths | None = None) -> tuple[bool, bool]:
     """Whether what a module gives for sequences is [b, f, t], not [b, t, f], and whether that is a guess.
 
     Args:
         shape: of the output. Of a convolution with a ``forward`` of its own, which may turn it, it tells.
+        elsewhere: of the model: of an activation, which takes any shape, only one axis may be as long as these.
     """
     module = last_part(module)
     if not isinstance(module, _POSITIONS_LAST):
         kind = type(module).__module__.removeprefix("torch.nn.modules.")
         unclear = kind in ("activation", "dropout") or isinstance(module, nn.Identity)
-        return False, unclear and not isinstance(module, nn.MultiheadAttention)
+        if not unclear or isinstance(module, nn.MultiheadAttention):
+            return False, False
+        if elsewhere is not None:
+            if shape[1] in elsewhere.first and shape[2] not in {*elsewhere.first, *elsewhere.last}:
+                return True, False
+            if shape[2] in elsewhere.last and shape[1] not in elsewhere.first:
+                return False, False
+        return False, True
     if runs_as_in_torch(module):
         return True, False
     widths = [getattr(module, name, None) for name in _WIDTHS]
@@ -130,6 +138,8 @@ class Widths(NamedTuple):
                 own = [*part.normalized_shape] if _is_norm(part) else []
                 found.last.update(own)
                 found.inner.update(own)
+            elif isinstance(part, nn.RNNBase):
+                found.last.update([(part.proj_size or part.hidden_size) * (1 + part.bidirectional)])
             elif isinstance(part, _FEATURES_LAST):
                 found.last.update(own)
             elif isinstance(part, (_ConvNd, _NormBase, nn.GroupNorm)):

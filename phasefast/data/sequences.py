@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..common.notices import warn
 from ..errors import DataError, LayerError
 from ..types import TokenMode
-from .axes import positions_last
+from .axes import Widths, positions_last
 
 TOKEN_MODES: tuple[TokenMode, ...] = get_args(TokenMode)
 _RUN, _OFTEN = 3, 0.3  # tokens alike at the end of a sequence, and the share of sequences, that look like padding
@@ -64,18 +64,25 @@ def looks_padded(inputs: Tensor) -> int | None:
     return None
 
 
-def as_one(name: str, module: nn.Module, output: Tensor, mode: TokenMode, real: Tensor | None) -> tuple[Tensor, int]:
+def as_one(
+    name: str,
+    module: nn.Module,
+    output: Tensor,
+    mode: TokenMode,
+    real: Tensor | None,
+    widths: Widths | None = None,
+) -> tuple[Tensor, int]:
     """One row for each sequence of a module's output: a tensor [b, f], or what the pool size beside it makes such.
 
     Args:
         name: of the layer, in messages. output: [b, t, f], or [b, f, t] of convolutions and the like.
-        real: bool [b, t]: of which tokens; all by default. Each sequence has one.
+        real: bool [b, t]: of which tokens; all by default. Each sequence has one. widths: of the model.
 
     Raises:
         LayerError: there are not as many positions as ``real`` has.
     """
     shape = tuple(output.shape)
-    output = output.mT if positions_last(module, output.shape)[0] else output
+    output = output.mT if positions_last(module, output.shape, widths)[0] else output
     if real is None:
         return (output.transpose(1, 2), 1) if mode == "mean" else (output[:, _ONE[mode]], 0)
     if real.shape != output.shape[:2]:

@@ -6,12 +6,13 @@ import contextlib
 import itertools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from .. import ops
 from ..algebra.dense import empty
@@ -20,6 +21,7 @@ from ..common.notices import shown, warn
 from ..common.timeline import stage
 from ..data.axes import Widths, features_last, positions_last
 from ..data.batches import chunk_bounds, model_inputs
+from ..data.outputs import rows_in, unpacked
 from ..data.sequences import TOKEN_MODES, as_one, real_tokens
 from ..data.token_rows import TokenRows, TokensOfBatch, as_tokens, own_tokens
 from ..errors import ArgumentError, LayerError, NonFiniteError, PhasefastError
@@ -54,6 +56,10 @@ class RowOptions:
         if self.padding is not None and self.tokens == "flatten":
             raise ArgumentError("padding: expected with tokens='mean', 'cls', 'last' or 'each', got tokens='flatten'")
 
+    def widths(self, model: nn.Module) -> Widths | None:
+        """What tells where outputs have their features, where that is asked."""
+        return Widths.of(model) if self.pool or self.tokens not in ("flatten", "each") else None
+
     def real(self, inputs: Tensor) -> Tensor | None:
         """Which positions of inputs [b, t, ...] are no padding: bool [b, t]; None where that is not asked."""
         each = self.tokens == "each"
@@ -85,7 +91,7 @@ def discover_layers(
     unclear: list[str] = []
     own: dict[str, int] = {}
     tokens = TokensOfBatch(batch.shape[1]) if options.tokens == "each" else None
-    of = _Batch(len(batch), options.real(batch), tokens, Widths.of(model) if options.pool else None)
+    of = _Batch(len(batch), options.real(batch), tokens, options.widths(model))
 
     def record(name: str, call: int, module: nn.Module, output: Any) -> None:
         try:
@@ -93,9 +99,10 @@ def discover_layers(
         except LayerError as error:
             unusable.setdefault(name, error)
             return
-        first = _first(output)
+        if isinstance(first := rows_in(output), PackedSequence):
+            first = unpacked(name, first)[0]
         shapes[name] = (_features_first(module, first, of) if options.pool else first).shape
-        if first.dim() == 3 and positions_last(module, first.shape)[1]:
+        if first.dim() == 3 and positions_last(module, first.shape, of.widths)[1]:
             unclear.append(name)
         if of.tokens is not None and first.dim() == 3:
             own[name] = max(own.get(name, 0), own_tokens(module, first.shape, of.tokens.length))
@@ -128,7 +135,7 @@ def discover_layers(
     if options.tokens != "flatten" and unclear and any(isinstance(m, nn.Conv1d) for m in model.modules()):
         warn(
             f"tokens={options.tokens!r}: whether the second or the last axis of outputs of {shown(unclear)} has the "
-            "positions is a guess; probe convolutions of torch.nn instead"
+            "positions is a guess: the second is taken; probe convolutions of torch.nn instead"
         )
     places = places_of_calls(model, batch)
     found = [replace(layer, place=places.get((layer.module, layer.call))) for layer in found]
@@ -169,7 +176,7 @@ def capture(
     n, m = (len(inputs if tokens is None else tokens[split]) for split, inputs in samples.items())
     spools = {(layer.module, layer.call): _Spool(layer, n, m, folds, device, options.dtype) for layer in layers}
     current: dict[str, Any] = {}
-    of = _Batch(0, None, None, Widths.of(model) if options.pool else None)
+    of = _Batch(0, None, None, options.widths(model))
 
     def record(name: str, call: int, module: nn.Module, output: Any) -> None:
         if (spool := spools.get((name, call))) is not None:
@@ -304,39 +311,6 @@ def _warn_of_own_tokens(more: Mapping[str, int], length: int) -> None:
         )
 
 
-def _first(output: Any, preferred: str = "") -> Any:
-    """What a module gives; of several the first that may be rows of numbers, those called ``preferred`` before others.
-
-    The first of all where none may.
-    """
-    if (found := _rows_in(output, preferred)) is not None:
-        return found
-    while entries := _entries(output):
-        output = next(iter(entries.values()))
-    return output
-
-
-def _rows_in(output: Any, preferred: str) -> Tensor | None:
-    if isinstance(output, Tensor):
-        return output if output.is_floating_point() and (output.is_nested or output.dim() > 1) else None
-    entries = _entries(output)
-    ordered = [entries[preferred]] if preferred in entries else []
-    ordered += [value for name, value in entries.items() if name != preferred]
-    return next((found for each in ordered if (found := _rows_in(each, preferred)) is not None), None)
-
-
-def _entries(output: Any) -> dict[Any, Any]:
-    """What a container holds, by name or place; nothing of anything else."""
-    if isinstance(output, Mapping):
-        return dict(output)
-    if is_dataclass(output) and not isinstance(output, type):
-        return {field.name: getattr(output, field.name) for field in fields(output)}
-    if not isinstance(output, (tuple, list)):
-        return {}
-    names = getattr(output, "_fields", range(len(output)))
-    return dict(zip(names, output, strict=True))
-
-
 @dataclass(frozen=True)
 class _Batch:
     """So many samples: which of their tokens are no padding, bool [b, t], which are rows; widths, to pool by."""
@@ -352,7 +326,7 @@ def _logits(model: nn.Module, output: Any, of: _Batch, options: RowOptions) -> t
 
     Of [batch, t, c] those of the token that stands for all, or of each that is a row: whether it is so.
     """
-    found = _first(output, "logits")
+    found = rows_in(output, "logits")
     if not isinstance(found, Tensor) or found.is_nested or len(found) != of.size or not found.is_floating_point():
         return None
     of_tokens = found.dim() in (3, 4) and of.tokens is not None
@@ -366,10 +340,14 @@ def _logits(model: nn.Module, output: Any, of: _Batch, options: RowOptions) -> t
 
 def _as_cell(name: str, module: nn.Module, output: Any, of: _Batch, options: RowOptions) -> tuple[Tensor, int]:
     """The tensor [b, ...] that the capture op flattens, and the pool size it applies."""
-    output = _first(output)
+    output = rows_in(output)
+    if isinstance(output, PackedSequence) and options.tokens not in ("flatten", "each"):
+        rows, real = unpacked(name, output)
+        return as_one(name, nn.Identity(), rows, options.tokens, real)
     if not isinstance(output, Tensor) or not output.is_floating_point():
         kind = output.dtype if isinstance(output, Tensor) else type(output).__name__
-        raise LayerError(f"layer {name!r}: expected a floating-point tensor as output, got {kind}")
+        mend = "; give tokens='mean', 'cls' or 'last'" if isinstance(output, PackedSequence) else ""
+        raise LayerError(f"layer {name!r}: expected a floating-point tensor as output, got {kind}{mend}")
     if output.is_nested:
         raise LayerError(f"layer {name!r}: its output is a nested tensor, of no shape; give enable_nested_tensor=False")
     if output.dim() < 2 or len(output) != of.size or output.numel() == 0:
@@ -377,13 +355,12 @@ def _as_cell(name: str, module: nn.Module, output: Any, of: _Batch, options: Row
         mend = "they come second: give batch_first=True, or " if second else ""
         raise LayerError(
             f"layer {name!r}: expected an output with a row of numbers for each sample, got shape "
-            f"{tuple(output.shape)} for {of.size} samples; {mend}probe a module whose output has the samples first, "
-            "no packed sequence"
+            f"{tuple(output.shape)} for {of.size} samples; {mend}probe a module whose output has the samples first"
         )
     if of.tokens is not None:
         return as_tokens(name, module, output, of.tokens), 0
     if output.dim() == 3 and options.tokens != "flatten":
-        return as_one(name, module, output, options.tokens, of.real)
+        return as_one(name, module, output, options.tokens, of.real, of.widths)
     output = _features_first(module, output, of) if options.pool else output
     sides = output.shape[2:] if output.dim() in _POOLED else ()
     if max(sides, default=0) <= options.pool:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from phasefast.checkpoints import find_checkpoints, order_checkpoints, weights_files
 from phasefast.checkpoints.entries import entry_of
@@ -377,27 +376,3 @@ def test_what_is_no_checkpoint_is_named(given: Any) -> None:
         CheckpointError, match=r"expected paths or state dicts, .*, got (builtin_function|tuple|NoneType)"
     ):
         order_checkpoints(given)
-
-
-@pytest.mark.parametrize(
-    ("names", "told"),
-    [
-        (["epoch_1", "epoch_2", "step_1200"], "epochs as in epoch_1.pt, steps as in step_1200.pt"),
-        (["epoch_1", "epoch_2", "model_best_12"], "epochs as in epoch_1.pt, the best as in model_best_12.pt"),
-        (["epoch=1-step=10", "epoch=2-step=20"], ""),
-        (["step_1", "step64k", "checkpoint-100"], ""),
-        (["net_1", "net_2"], ""),
-        (["init_0", "step_100", "step_200"], ""),
-        (["0", "epoch_1"], ""),
-        (["epoch=1-step=10", "best-epoch=2-step=20"], ""),
-        (["epoch_1_best", "epoch_2"], ""),
-    ],
-)
-def test_names_that_count_different_things_are_told(names: list[str], told: str, tmp_path: Path) -> None:
-    for name in names:
-        torch.save({"a": torch.ones(1)}, tmp_path / f"{name}.pt")
-    for given in (tmp_path, tmp_path / "*.pt", sorted(tmp_path.iterdir())):
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            assert len(order_checkpoints(given)) == len(names)
-        assert [told in str(each.message) for each in caught] == [True] * bool(told)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import warnings
+from pathlib import Path
 
+import pytest
+import torch
+
+from phasefast.checkpoints import order_checkpoints
 from phasefast.checkpoints.steps import parse_step
 from phasefast.errors import CheckpointError
 
@@ -83,3 +88,27 @@ def test_a_step_is_read_as_it_is_meant(name: str, step: int) -> None:
 def test_what_may_mean_something_else_is_refused(name: str) -> None:
     with pytest.raises(CheckpointError, match="no step in its name"):
         parse_step(name)
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["epoch_1", "epoch_2", "step_1200"], "epochs as in epoch_1.pt, steps as in step_1200.pt"),
+        (["epoch_1", "epoch_2", "model_best_12"], "epochs as in epoch_1.pt, the best as in model_best_12.pt"),
+        (["epoch=1-step=10", "epoch=2-step=20"], ""),
+        (["step_1", "step64k", "checkpoint-100"], ""),
+        (["net_1", "net_2"], ""),
+        (["init_0", "step_100", "step_200"], ""),
+        (["0", "epoch_1"], ""),
+        (["epoch=1-step=10", "best-epoch=2-step=20"], ""),
+        (["epoch_1_best", "epoch_2"], ""),
+    ],
+)
+def test_names_that_count_different_things_are_told(names: list[str], told: str, tmp_path: Path) -> None:
+    for name in names:
+        torch.save({"a": torch.ones(1)}, tmp_path / f"{name}.pt")
+    for given in (tmp_path, tmp_path / "*.pt", sorted(tmp_path.iterdir())):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert len(order_checkpoints(given)) == len(names)
+        assert [told in str(each.message) for each in caught] == [True] * bool(told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from fractions import Fraction
 from typing import Any
@@ -284,24 +285,21 @@ def test_ids_of_few_bits_are_compared_as_they_are(dtype: torch.dtype) -> None:
 def test_convolutions_have_their_positions_last(channels: int, padding: int | None) -> None:
     torch.manual_seed(0)
     model = Convolving(channels).eval()
-    if padding is not None and channels != 8:  # what is not known to have positions last has 5 of them
-        with pytest.raises(LayerError, match=r"'act': expected an output for each of the 8 positions"):
-            Engine(model, GIVEN, layers=["act"], tokens="mean", padding=padding).activations()
-        return
     names = ["conv", "block", "act"]
-    with pytest.warns(
-        RuntimeWarning, match=r"second or the last axis of outputs of \['act'\] has the positions is a guess"
-    ):
-        activations = Engine(
-            model, GIVEN, layers=names, tokens="mean", padding=padding, batchnorm="running"
-        ).activations()
+    guesses = [r"of \['act'\] has the positions is a guess: the second"] * (channels == 8)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        engine = Engine(model, GIVEN, layers=names, tokens="mean", padding=padding, batchnorm="running")
+        activations = engine.activations()
+    told = [str(each.message) for each in caught if "guess" in str(each.message)]
+    assert [bool(re.search(guess, each)) for guess, each in zip(guesses, told, strict=True)] == [True] * len(guesses)
     cells = {cell.layer.name: cell.fit + cell.shift for cell in activations}
     ids = GIVEN.fit_inputs
     with torch.no_grad():
         conv = model.conv(model.embed(ids).mT)
-        outputs = {"conv": conv, "block": model.block(conv)}
+        outputs = {"conv": conv, "block": model.block(conv), "act": model.block(conv).relu()}
     real = torch.ones_like(ids, dtype=torch.bool) if padding is None else ids != padding
-    for name in names[:2]:
+    for name in names[: 3 - len(guesses)]:
         torch.testing.assert_close(cells[name].double(), expected(outputs[name].mT, real, "mean"), rtol=1e-5, atol=1e-6)
 
 
@@ -325,3 +323,41 @@ def test_batches_that_a_model_cuts_are_told_without_padding() -> None:
         pytest.raises(LayerError, match="'embed': 48 features of each sample in the first batch, 96 in another"),
     ):
         pf.probe(Cutting(), probe_set, layers="embed", batch_size=50)
+
+
+class Packing(nn.Module):
+    """Packs sequences of ids as long as they are without the padding behind them."""
+
+    def __init__(self, ordered: bool = False) -> None:
+        super().__init__()
+        self.embed, self.rnn, self.ordered = nn.Embedding(10, 6), nn.GRU(6, 5, batch_first=True), ordered
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        lengths = (ids != 0).sum(1)
+        if self.ordered:
+            lengths, order = lengths.sort(descending=True)
+            ids = ids[order]
+        packed = nn.utils.rnn.pack_padded_sequence(self.embed(ids), lengths, True, enforce_sorted=self.ordered)
+        hidden = self.rnn(packed)[1][0]
+        return self.head(hidden[order.argsort()] if self.ordered else hidden)
+
+
+@pytest.mark.parametrize("padding", [None, 0])
+@pytest.mark.parametrize("mode", MODES)
+def test_packed_sequences_have_the_tokens_that_they_hold(mode: TokenMode, padding: int | None) -> None:
+    torch.manual_seed(0)
+    model = Packing().eval()
+    (cell,) = Engine(model, GIVEN, layers=["rnn"], tokens=mode, padding=padding, batch_size=7).activations()
+    ids = GIVEN.fit_inputs
+    with torch.no_grad():
+        rows = [model.rnn(model.embed(each[each != 0])[None])[0][0] for each in ids]
+    one = {"mean": lambda own: own.mean(0), "cls": lambda own: own[0], "last": lambda own: own[-1]}[mode]
+    torch.testing.assert_close(cell.fit + cell.shift, torch.stack([one(own) for own in rows]), rtol=1e-5, atol=1e-6)
+
+
+def test_packed_sequences_whose_samples_are_not_known_are_refused() -> None:
+    with pytest.raises(LayerError, match=r"layer 'rnn': .* PackedSequence; give tokens='mean', 'cls' or 'last'"):
+        pf.probe(Packing(), GIVEN, layers="rnn")
+    with pytest.raises(LayerError, match=r"layer 'rnn': .* sorted itself, .* enforce_sorted=False"):
+        pf.probe(Packing(ordered=True), GIVEN, layers="rnn", tokens="last")

@@ -1,0 +1,63 @@
+"""What modules give: of several tensors, or of packed sequences, the rows of numbers in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+
+from ..errors import LayerError
+
+
+def rows_in(output: Any, preferred: str = "") -> Any:
+    """What a module gives; of several the first that may be rows of numbers, those called ``preferred`` before others.
+
+    The first of all where none may. A packed sequence is one of them.
+    """
+    if (found := _found(output, preferred)) is not None:
+        return found
+    while entries := _entries(output):
+        output = next(iter(entries.values()))
+    return output
+
+
+def _found(output: Any, preferred: str) -> Tensor | PackedSequence | None:
+    if isinstance(output, PackedSequence):
+        return output
+    if isinstance(output, Tensor):
+        return output if output.is_floating_point() and (output.is_nested or output.dim() > 1) else None
+    entries = _entries(output)
+    ordered = [entries[preferred]] if preferred in entries else []
+    ordered += [value for name, value in entries.items() if name != preferred]
+    return next((found for each in ordered if (found := _found(each, preferred)) is not None), None)
+
+
+def _entries(output: Any) -> dict[Any, Any]:
+    """What a container holds, by name or place; nothing of anything else."""
+    if isinstance(output, Mapping):
+        return dict(output)
+    if is_dataclass(output) and not isinstance(output, type):
+        return {field.name: getattr(output, field.name) for field in fields(output)}
+    if not isinstance(output, (tuple, list)):
+        return {}
+    names = getattr(output, "_fields", range(len(output)))
+    return dict(zip(names, output, strict=True))
+
+
+def unpacked(name: str, packed: PackedSequence) -> tuple[Tensor, Tensor]:
+    """A packed sequence as [b, t, f], and which of its positions it has: bool [b, t].
+
+    Raises:
+        LayerError: which sample is which is not known.
+    """
+    rows, lengths = pad_packed_sequence(packed, batch_first=True)
+    if packed.unsorted_indices is None and lengths[0] != lengths[-1]:
+        raise LayerError(
+            f"layer {name!r}: gives packed sequences that the model has sorted itself, so that which sample is which "
+            "is not known; pack them with enforce_sorted=False"
+        )
+    return rows, torch.arange(rows.shape[1], device=rows.device) < lengths[:, None].to(rows.device)
