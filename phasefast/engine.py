@@ -29,7 +29,7 @@ from .data.target_types import Label
 from .data.token_rows import TokenRows, Units
 from .decoding import decode
 from .errors import ArgumentError, PhasefastError
-from .options import as_tuple, by_name, default_targets, warn_of_classes
+from .options import as_tuple, by_name, default_targets, warn_of_classes, warn_of_scales
 from .results.scores import Scores
 from .scoring import score_cells
 from .stages.batchnorm import batchnorm_mode, fresh_statistics, frozen_norms, several_rows
@@ -126,6 +126,7 @@ class Engine:
             self.targets = build_targets(self.chosen, self._splits["fit"], self._splits["heldout"], folds, *how)
             self._functions = FunctionValues(self.chosen, probe_set.fit_inputs)
         warn_of_classes(self.targets, options)
+        warn_of_scales(self.chosen, probe_set.fit_inputs)
         random = {block.name: block.stop - block.start for block in self.targets.blocks if block.random}
         self.target_hashes = {
             block.name: digest if block.name not in random else f"{digest}-{random[block.name]}"

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict, get_args
 
 import torch
+from torch import Tensor
 
 from .common.notices import warn
 from .data.target_types import Input, Label, Target
@@ -30,6 +31,7 @@ _CHOICES = {
 }
 _INTEGERS = {"batch_size": 1, "target_components": 1, "layer_sketch": 1, "pool": 0}  # and their least values
 _MANY, _MOSTLY = 20, 0.9  # classes, and share of samples of one
+_WIDER = 100  # times the median deviation of columns
 
 
 class ProbeOptions(TypedDict, total=False):
@@ -115,13 +117,9 @@ def as_tuple(name: str, value: Any, default: Sequence[Any]) -> tuple[Any, ...]:
 
 def checked_step(step: Any) -> int:
     """The number of updates done that labels a measurement; ArgumentError where it is none."""
-    try:
-        found = operator.index(step)
-    except TypeError as error:
-        raise ArgumentError(f"step: expected the number of updates done, an integer, got {step!r}") from error
-    if found < 0:
-        raise ArgumentError(f"step: expected the number of updates done, >= 0, got {step}")
-    return found
+    if not is_integer(step, 0):
+        raise ArgumentError(f"step: expected the number of updates done, an integer >= 0, got {step!r}")
+    return operator.index(step)
 
 
 def fastest_device() -> torch.device:
@@ -139,7 +137,8 @@ def resolve_device(given: str | torch.device | None, home: torch.device) -> torc
         device = home if given is None else torch.device(given)
         torch.empty(0, dtype=torch.float64, device=device)  # which MPS lacks
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise ArgumentError(f"device {str(given)!r} cannot be used: {error}; give such as 'cpu' or 'cuda'") from error
+        known = "'cpu' or 'cuda'" if torch.cuda.is_available() else "'cpu'"
+        raise ArgumentError(f"device {str(given)!r} cannot be used: {error}; give such as {known}") from error
     return device
 
 
@@ -196,6 +195,21 @@ def warn_of_classes(targets: TargetMatrix, options: Mapping[str, Any]) -> None:
             f"targets {many}: of more than {_MANY} classes the largest one-hot prediction misses those that lie "
             "between others, the more the fewer features there are; classifier='lda' does not, 'ridge' says that you "
             "know"
+        )
+
+
+def warn_of_scales(chosen: Sequence[Target], inputs: Tensor) -> None:
+    """Warn where samples [n, f] that are decoded have columns of quite another scale than most."""
+    decoded = next((target.name for target in chosen if isinstance(target, Input)), None)
+    if decoded is None or inputs.dim() != 2 or not inputs.is_floating_point():
+        return
+    deviations = inputs.double().std(0, correction=0)
+    usual = deviations[deviations > 0].median() if bool((deviations > 0).any()) else deviations.new_tensor(0.0)
+    if wide := (deviations > _WIDER * usual).nonzero().flatten().tolist():
+        shown = f"{wide[:5]}{' ...' if len(wide) > 5 else ''}"
+        warn(
+            f"target {decoded!r}: columns {shown} of the samples scatter more than {_WIDER} times as much as most, so "
+            "that its fvu, and its phases, are theirs alone: standardise the samples or decode a function that does"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import phasefast as pf
-from phasefast.cli.names import load_model, load_targets
+from phasefast.cli.names import load_model, load_probe_set, load_targets
+from phasefast.engine import Engine
 from phasefast.errors import ArgumentError, DataError, SweepError
 from phasefast.options import fastest_device
 from phasefast.stages.plan import memory_budget
@@ -23,7 +25,7 @@ from tests.conftest import SmallNet
     ("options", "match"),
     [
         ({"run": 3}, "run: expected a str, got int"),
-        ({"step": "last"}, "step: expected the number of updates done, an integer, got 'last'"),
+        ({"step": "last"}, "step: expected the number of updates done, an integer >= 0, got 'last'"),
         ({"step": 1.5}, "got 1.5"),
         ({"step": -3}, ">= 0, got -3"),
         ({"memory": -1}, "memory: expected bytes"),
@@ -125,6 +127,38 @@ def test_torchvision_names_may_be_given_arguments() -> None:
     assert load_model("resnet18(num_classes=7)").fc.out_features == 7  # type: ignore[union-attr]
     with pytest.raises(ArgumentError, match=r"model 'resnet18\(num_clases=7\)': expected arguments that it takes; "):
         load_model("resnet18(num_clases=7)")
+    with pytest.raises(ArgumentError, match=r"model 'resnet18\(num_classes=-1\)': expected arguments that it takes; "):
+        load_model("resnet18(num_classes=-1)")
+    with pytest.raises(
+        ArgumentError, match=r"^model 'resnet19': expected package.module:callable or a torchvision name"
+    ):
+        load_model("resnet19")
+    assert load_model(" resnet18 (num_classes=7)").fc.out_features == 7  # type: ignore[union-attr]
+
+
+def test_files_with_brackets_in_their_names_are_no_calls() -> None:
+    with pytest.raises(ArgumentError, match=r"'C:/data .1..pt': expected package.module:callable; No module named 'C'"):
+        load_probe_set("C:/data (1).pt")
+
+
+def test_labels_of_regressions_are_given_as_values() -> None:
+    inputs = torch.randn(8, 3)
+    for labels, classes in (
+        (torch.randn(8, 1), ""),
+        (torch.arange(8.0) % 2, r"; if they are classes, give labels\.long"),
+    ):
+        match = rf"fit_labels: expected integers, got torch.float32; .* values=\{{name: .*samples\)\}}{classes}"
+        with pytest.raises(DataError, match=match):
+            pf.ProbeSet.from_tensors(inputs, labels, inputs, labels)
+
+
+def test_a_held_out_class_that_fit_samples_lack_is_told(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    assert probe_set.heldout_labels is not None
+    odd = probe_set.heldout_labels.clone()
+    odd[3] = 7
+    given = pf.ProbeSet.from_tensors(probe_set.fit_inputs, probe_set.fit_labels, probe_set.heldout_inputs, odd)
+    with pytest.warns(RuntimeWarning, match=r"target 'label' 8 classes \(up to 2 in fit and 7 in heldout samples\)"):
+        pf.probe(net, given, layers="hidden", targets="label")
 
 
 def test_a_class_of_targets_is_made_one(probe_set: pf.ProbeSet) -> None:
@@ -202,3 +236,16 @@ def test_a_single_name_is_a_pattern_too(net: SmallNet, probe_set: pf.ProbeSet, t
     (cell,) = pf.detect_phases(scores, layers="hidden", targets="input")
     assert (cell.layer, cell.target) == ("hidden", "input")
     assert scores.select("conv", "label").layers[:1] == ["conv"]
+
+
+def test_columns_of_other_units_are_told() -> None:
+    torch.manual_seed(0)
+    inputs, model = torch.randn(90, 6), nn.Sequential(nn.Linear(6, 4))
+    inputs[:, 1], inputs[:, 4] = 3.0, 500 * inputs[:, 4]
+    for given in (inputs, inputs.clamp(-3, 3), inputs[:, [1, 4]], inputs[:, None]):
+        probe_set = pf.ProbeSet.from_tensors(given[:60], None, given[60:], None)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            Engine(model, probe_set)
+        told = ["columns [4] of the samples scatter more than 100 times" in str(each.message) for each in caught]
+        assert told == [True] * (given is inputs)

@@ -172,7 +172,7 @@ def test_bad_arguments(net: SmallNet, probe_set: pf.ProbeSet) -> None:
         pf.PhaseTracker(net, probe_set, out=None, layers="hidden").step(-1)
     with pytest.raises(ArgumentError, match="got '1'"):
         pf.PhaseTracker(net, probe_set, out=None, layers="hidden").step("1")  # type: ignore[arg-type]
-    with pytest.raises(ArgumentError, match=r"an integer, got tensor\(1.5"):
+    with pytest.raises(ArgumentError, match=r"an integer >= 0, got tensor\(1.5"):
         pf.PhaseTracker(net, probe_set, out=None, layers="hidden").step(torch.tensor(1.5))  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="on_error"):
         pf.PhaseTracker(net, probe_set, on_error="ignore", out=None)  # type: ignore[arg-type]

@@ -109,7 +109,7 @@ def read_state_dict(source: Source, *, weights_only: bool = True, key: str | Non
 
     Args:
         source: a state dict, or the path of a file or folder of one, alone, under ``state_dict``, ``model_state_dict``
-            or ``model``, or as the only mapping from names to tensors beside other things.
+            or ``model``, or as the only mapping from names to tensors beside other things, which may be in others.
         weights_only: False also unpickles arbitrary objects, which can run code: only for files you trust.
         key: under which of several the weights are, such as ``"ema"`` or ``"ema.module"``; a prefix of names too.
 
@@ -119,11 +119,11 @@ def read_state_dict(source: Source, *, weights_only: bool = True, key: str | Non
     """
     name = "the given mapping" if isinstance(source, Mapping) else os.fspath(source)
     loaded: Any = source if isinstance(source, Mapping) else _read(entry_of(source), weights_only)
-    if key is not None:
-        whole = loaded
-        if (loaded := _under(whole, key.rstrip("."), _DEPTH)) is None:
-            there = shown(map(str, whole)) if isinstance(whole, Mapping) else type(whole).__name__
-            raise CheckpointError(f"{name}: expected weights under the key {key!r} (key=, --key), got {there}")
+    if key is not None and (found := _under(loaded, key.rstrip("."), _DEPTH)) is not None:
+        loaded = found
+    elif key is not None and not (key in NESTED and _is_state(loaded)):  # which alone is what such keys have
+        there = shown(map(str, loaded)) if isinstance(loaded, Mapping) else type(loaded).__name__
+        raise CheckpointError(f"{name}: expected weights under the key {key!r} (key=, --key), got {there}")
     for _ in range(_DEPTH):
         if nested := _nested(loaded):
             if key is None and (others := _twins(loaded, nested)):
@@ -152,7 +152,16 @@ def _nested(loaded: Any) -> str | None:
     if not isinstance(loaded, Mapping):
         return None
     known, states = [key for key in NESTED if _holds_tensors(loaded.get(key), _DEPTH)], _states(loaded)
-    return known[0] if known else states[0] if len(states) == 1 else None
+    found = known[:1] or states or _ways(loaded, _DEPTH)
+    return found[0] if len(found) == 1 else None
+
+
+def _ways(loaded: Any, depth: int) -> list[str]:
+    """The keys under which mappings lead to a state dict, in a mapping without tensors of its own."""
+    if not isinstance(loaded, Mapping) or not depth or any(isinstance(value, Tensor) for value in loaded.values()):
+        return []
+    keys = [key for key in loaded if isinstance(key, str) and not _BESIDE.fullmatch(key)]
+    return [key for key in keys if _is_state(loaded[key]) or _ways(loaded[key], depth - 1)]
 
 
 def _twins(loaded: Mapping[Any, Any], nested: str) -> list[str]:
@@ -191,12 +200,19 @@ def _candidates(loaded: Mapping[Any, Any]) -> dict[str, Mapping[str, Tensor]]:
         key: value
         for key, value in loaded.items()
         if isinstance(key, str)
-        and isinstance(value, Mapping)
-        and value
-        and all(isinstance(name, str) and isinstance(each, Tensor) for name, each in value.items())
+        and _is_state(value)
         and not _BESIDE.fullmatch(key)
         and not key.endswith("_extra_state")  # of a module, as torch.nn.Module.get_extra_state names it
     }
+
+
+def _is_state(value: Any) -> bool:
+    """Whether it is a mapping from names to tensors."""
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(isinstance(name, str) and isinstance(each, Tensor) for name, each in value.items())
+    )
 
 
 def _under(loaded: Any, key: str, depth: int) -> Any:

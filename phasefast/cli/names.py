@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -97,9 +98,9 @@ def _made(name: str, given: dict[str, Any], what: str, kind: type[Made]) -> Made
 def _parted(name: str, what: str) -> tuple[str, dict[str, Any]]:
     """A name without, and the arguments after it, of plain values: ``package.module:callable(width=64)``."""
     plain, bracket, arguments = name.strip().partition("(")
-    if not bracket or not arguments.endswith(")"):
-        return name, {}
     plain = plain.rstrip()
+    if not bracket or not re.fullmatch(r"[\w.:]*", plain):  # of a file
+        return name, {}
     with contextlib.suppress(SyntaxError, ValueError):
         call = ast.parse(f"f({arguments}", mode="eval").body
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args:

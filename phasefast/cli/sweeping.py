@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from ..common.console import of_results
 from ..errors import ArgumentError
@@ -98,11 +101,8 @@ def sweep_command(
     console = of_results()
     if watch_every is None:
         options |= {"overwrite": overwrite, "weights_only": not trust, "shard": share}
-        try:
+        with _told_when_stopped(out, console):
             found = sweep(*inputs, out=out, run=run, **options)
-        except KeyboardInterrupt:
-            console.print(f"stopped; {out} has {len(list_shards(out))} checkpoints, run again to go on", soft_wrap=True)
-            raise
         part = f"share {share[0]} of {share[1]}: " if share else ""
         stored = len(list_shards(out))
         more = stored - len(found.steps)  # of another share, or whose files are gone
@@ -112,10 +112,21 @@ def sweep_command(
         text = f"{part}{these} in {out}{others}; see phasefast report {out}"
         console.print(text, soft_wrap=True)
         return
-    for scores in watch(*inputs, out=out, every=watch_every, run=run, weights_only=not trust, **options):
-        console.print(f"{len(scores.steps)} checkpoints to step {scores.steps[-1]}")
-        if len(scores.steps) > 1:
-            console.print(str(detect_phases(scores)), soft_wrap=True)
+    with _told_when_stopped(out, console):
+        for scores in watch(*inputs, out=out, every=watch_every, run=run, weights_only=not trust, **options):
+            console.print(f"{len(scores.steps)} checkpoints to step {scores.steps[-1]}")
+            if len(scores.steps) > 1:
+                console.print(str(detect_phases(scores)), soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _told_when_stopped(out: Path, console: Console) -> Iterator[None]:
+    """Say what is there where the user stops the work."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print(f"stopped; {out} has {len(list_shards(out))} checkpoints, run again to go on", soft_wrap=True)
+        raise
 
 
 def _shard(given: str | None) -> tuple[int, int] | None:

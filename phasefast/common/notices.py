@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
 
-_INSIDE = (__name__.partition(".")[0], "contextlib")
+_INSIDE = re.compile(rf"({__name__.partition('.')[0]}|contextlib|torch\._dynamo)\b")
 _MOST = 5  # names that are shown
 _HELD = threading.local()
 
@@ -19,7 +20,7 @@ def warn(text: str) -> None:
         texts.append(text)
         return
     frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _INSIDE:
+    while frame.f_back is not None and _INSIDE.match(frame.f_globals.get("__name__", "")):
         frame, level = frame.f_back, level + 1
     warnings.warn(text, RuntimeWarning, stacklevel=level)
 

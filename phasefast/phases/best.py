@@ -11,7 +11,7 @@ import numpy as np
 
 from ..common.distributions import student
 from ..errors import ArgumentError, DataError
-from ..results.losses import ACCURACIES, LOSSES, losses_of
+from ..results.losses import ACCURACIES, LEAST_CHANGE, LOSSES, losses_of
 from ..results.scores import Scores
 
 _FEW = 50  # samples that are right in one of two cases only, up to which their chance is counted
@@ -76,8 +76,8 @@ def best_checkpoint(
 
     Others are told apart where the difference of the same samples excludes 0: of classes by the sign test (McNemar
     1947), where samples do not count alike by all their signs (Fisher 1935), of numbers by the standard error of the
-    ratio and Student's t. Of many the best seems a little better than it is, and of a few numbers (below 20) up to
-    twice as many are told apart as should be.
+    ratio and Student's t, where FVUs differ by more than 0.0001, as phases have it. Of many the best seems a little
+    better than it is, and of a few numbers (below 20) up to twice as many are told apart as should be.
 
     Args:
         scores: of one run, with per-sample held-out values. layers: names or globs; None for all.
@@ -197,7 +197,12 @@ class _Curve:
         if of_classes:
             apart = [_chance_of_signs(own - least) < 1 - confidence for own in self.samples]
         else:
-            apart = [_is_above(own - least, confidence, other.unit) for own in self.samples]
+            some = LEAST_CHANGE * float(other.unit.mean())
+            more = self.losses - float(least.mean()) > some
+            apart = [
+                real and _is_above(own - least, confidence, other.unit)
+                for real, own in zip(more.tolist(), self.samples, strict=True)
+            ]
         return np.flatnonzero(~np.array(apart))
 
 

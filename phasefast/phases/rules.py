@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from numbers import Real
 
 from ..errors import ArgumentError, is_integer
+from ..results.losses import LEAST_CHANGE
 from .phase_report import FEW_STEPS
 
 
@@ -20,7 +21,7 @@ class PhaseRules:
     """
 
     change: float = 0.02  # a change is at least this fraction of the loss before it,
-    absolute: float = 1e-4  # and at least this much,
+    absolute: float = LEAST_CHANGE  # and at least this much,
     noise: float = 3.0  # and at least this many standard deviations of the step noise
     constant: float = 0.10  # a curve in order that goes farther from its mean than this fraction of it is not constant
     plateau: float = 0.20  # a plateau's losses differ from their mean by at most this fraction of the change after it,
@@ -45,6 +46,8 @@ class PhaseRules:
                 known = math.inf
             if not 0 <= known < math.inf:
                 raise ArgumentError(f"{each.name}: expected a number that is not below 0, got {value!r}")
+            if each.name == "window" and known >= 1:
+                raise ArgumentError(f"window: expected a fraction below 1, got {value!r}")
             plain = operator.index(getattr(self, each.name)) if whole else known
             object.__setattr__(self, each.name, plain)  # as JSON has them
 

@@ -168,7 +168,7 @@ def write_report(
     plot_maps(part[0], maps, title=f"What each layer gives back: {name}")
     console.print(f"wrote {Path(directory) / PHASES}, {picture} and {maps}", soft_wrap=True)
     if left := [target for target in part[0].targets if target not in (fvu_target(part[0]), accuracy_target(part[0]))]:
-        console.print(f"{picture.name} leaves out {shown(left)}: --target draws one", soft_wrap=True)
+        console.print(f"{picture.name} leaves out {shown(left)}: --target {left[0]} alone draws it", soft_wrap=True)
     return report
 
 

@@ -91,8 +91,9 @@ def accuracy_metric(scores: Scores, target: str) -> str:
 
 
 def headline(scores: Scores) -> str | None:
-    """The target that a run is judged by where one must do: of the largest panel of its picture."""
-    return fvu_target(scores) or accuracy_target(scores)
+    """The target that a run is judged by where one must do: the input, the label, or else another of the picture."""
+    numbers, classes = fvu_target(scores), accuracy_target(scores)
+    return classes if numbers is None or (numbers != "input" and classes == "label") else numbers
 
 
 def telling_layers(scores: Scores) -> list[str]:

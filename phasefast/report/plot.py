@@ -46,8 +46,9 @@ def plot_phases(
     On top, a row per layer, of more than 45 of some, shows its phases and its stop window. The upper panel shows the
     held-out FVU of the input, on a log axis where the layers' differ much, the lower one the held-out accuracy of
     linear decoders of the label, with a ring at the report's best where training gained by it, and the network's own;
-    dark curves are late layers. The phases of the last analysed layer before the model's own output shade the upper
-    panel, and its stop window is marked in both.
+    dark curves are late layers. The phases of the last analysed layer before the model's own output, as far as labels
+    tell which that is, shade the upper panel, or, without the input's, that of the label; its stop window is marked in
+    both.
 
     Args:
         scores: of one run.
@@ -97,7 +98,7 @@ def plot_phases(
     for panel in panels:
         page.skip(_GAP)
         # The phases of one target would mislead about the curves of another.
-        draw_panel(page, panel, cell, shaded=panel is panels[0], last=panel is panels[-1], failed=failed)
+        draw_panel(page, panel, cell, shaded=panel.target == target, last=panel is panels[-1], failed=failed)
     with writing(path, "the picture") as partial:
         page.figure.savefig(partial, format=picture_format(path))
     return Path(path)

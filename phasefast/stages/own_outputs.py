@@ -96,10 +96,17 @@ class OwnOutputs:
             )
         if width == self._classes:
             return ""
+        tops = {
+            split: int(found.max())
+            for split, labels in self._labels.items()
+            if (found := labels[of_tokens]) is not None
+        }
+        to = " and ".join(f"{top} in {split}" for split, top in tops.items())
+        up = f" (up to {to} samples)" if len(set(tops.values())) > 1 else ""
         return (
             f"no rows of layer {MODEL_LAYER!r}: the model has {width} outputs, target {self._name!r} "
-            f"{self._classes} classes, as where it is an encoder; if it was trained on such labels, give them as they "
-            "were, from 0, or Label(classes)"
+            f"{self._classes} classes{up}, as where it is an encoder; if it was trained on such labels, give them as "
+            "they were, from 0, or Label(classes)"
         )
 
     @property

@@ -299,13 +299,17 @@ def _check_split(split: str, inputs: Tensor, labels: Tensor | None, minimum: int
     if labels is None:
         return None
     labels = as_numbers(f"{split}_labels", labels)
+    if labels.is_floating_point():
+        whole = "; if they are classes, give labels.long()" if bool((labels == labels.round()).all()) else ""
+        raise DataError(
+            f"{split}_labels: expected integers, got {labels.dtype}; other numbers are given as "
+            f"values={{name: (of fit, of held-out samples)}}{whole}"
+        )
     if labels.shape != (len(inputs),) and not (inputs.dim() < 4 and labels.shape == inputs.shape[:2]):
         several = "of one-hot ones give labels.argmax(1), several of each sample as values="
         several = _OF_PIXELS if labels.dim() > 2 else "give labels.squeeze(1)" if labels.shape[1:] == (1,) else several
         got = f"{tuple(labels.shape)}; {several}" if len(labels) == len(inputs) else f"{tuple(labels.shape)}"
         raise DataError(f"{split}_labels: expected shape ({len(inputs)},) like the inputs, got {got}")
-    if labels.is_floating_point():
-        raise DataError(f"{split}_labels: expected integers, got {labels.dtype}; other numbers are given as values=")
     return labels.long()
 
 

@@ -22,6 +22,15 @@ OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0
 BOTH = {"net": OWN, "ema": {"module": AVERAGE, "decay": 0.99}, "optimizer": OPTIMIZER, "epoch": 3}
 
 
+def test_a_state_dict_alone_is_what_the_usual_keys_have(tmp_path: Path) -> None:
+    torch.save(OWN, tmp_path / "step_1.pt")
+    torch.save({"model": OWN, "ema": AVERAGE}, tmp_path / "step_2.pt")
+    for step in (1, 2):
+        assert read_state_dict(tmp_path / f"step_{step}.pt", key="model").keys() == OWN.keys()
+    with pytest.raises(CheckpointError, match="expected weights under the key 'ema'"):
+        read_state_dict(tmp_path / "step_1.pt", key="ema")
+
+
 def under(prefix: str) -> dict[str, Tensor]:
     return {f"{prefix}{name}": value for name, value in AVERAGE.items()}
 
@@ -34,6 +43,10 @@ def under(prefix: str) -> dict[str, Tensor]:
         {"backbone": {"net": OWN, "width": 4}, "model": {"net": OWN}},
         {"net": OWN, "rng_state": torch.zeros(8, dtype=torch.uint8), "epoch": 3},
         BOTH,
+        {"state": {"model": OWN, "optimizers": {"Adam": OPTIMIZER}, "timestamp": {"epoch": 1}}, "rng": [{"cuda": 1}]},
+        {"ema": {"module": OWN}},
+        {"epoch": 1, "nets": {"encoder": OWN}, "optim": {"adam": OPTIMIZER}},
+        {"model": {"language_model": {"encoder": OWN}}, "args": None},
     ],
 )
 def test_the_only_state_dict_needs_no_key(tmp_path: Path, saved: dict[str, object]) -> None:

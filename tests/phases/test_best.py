@@ -32,6 +32,19 @@ def wrong_at(places: slice, count: int = 200) -> np.ndarray:
     return right
 
 
+def test_what_rounding_leaves_is_not_told_apart() -> None:
+    rng, ones = np.random.default_rng(0), np.ones(60)
+
+    def of_numbers(*values: float) -> Scores:
+        rows = [value * rng.uniform(0.99, 1.01, 60) for value in values]
+        return Scores.from_rows(
+            {**row(step, "a", "input", "fvu", own), "baseline_samples": ones} for step, own in enumerate(rows)
+        )
+
+    assert pf.best_checkpoint(of_numbers(4e-13, 3e-13, 9e-13), "input").steps == (0, 1, 2)
+    assert pf.best_checkpoint(of_numbers(4e-4, 1e-4, 9e-5, 1.95e-4), "input").steps == (1, 2)
+
+
 def sign_test(more: np.ndarray) -> float:
     """Two-sided, by adding up all outcomes that are as rare."""
     worse, better = int((more > 0).sum()), int((more < 0).sum())
