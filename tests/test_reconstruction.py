@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -210,9 +211,9 @@ def test_colours_go_from_the_least_to_the_largest_value() -> None:
     assert _pixels(torch.tensor([[[0.0, 9.0]]]), torch.tensor([[0.0], [4.0]])).tolist() == [[[[0] * 3, [1] * 3]]]
 
 
-@pytest.mark.parametrize("shape", [(12,), (1, 12), (2, 3, 2)])
+@pytest.mark.parametrize("shape", [(12,), (1, 12), (2, 3, 2), (40, 3)])
 def test_what_is_no_image_is_not_drawn(shape: tuple[int, ...], tmp_path: Path) -> None:
-    found = pf.reconstruct(network(12, 6), samples(60, 10, shape))
+    found = pf.reconstruct(network(math.prod(shape), 6), samples(60, 10, shape))
     with pytest.raises(DataError, match=rf"expected images .* got {re.escape(str(shape))}"):
         plot_reconstructions(found, tmp_path / "known.png")
     with pytest.raises(ArgumentError, match="expected Reconstructions, got NoneType"):

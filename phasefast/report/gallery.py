@@ -24,6 +24,7 @@ _SMALL, _LARGE = 9, 13  # points
 _MOST, _STRIPS, _LARGEST = 15, 8, 1.0  # columns beside the inputs, strips, and inches that a column is wide at most
 _BESIDE, _GAP = 0.25, 0.06  # of a column: beside that of the inputs, and between two images
 _SLANT = math.radians(45)  # of long names above columns
+_LONG = 8  # sides of images, not of series [t, c]
 _FINE = 64  # pixels of a side that an image has at least, so that gaps are thinner than one of its own
 
 
@@ -87,15 +88,19 @@ def plot_reconstructions(
     Colours go from the least to the largest value that a channel has on the fit samples.
 
     Raises:
-        DataError: the inputs are no images [c, h, w] of one or three channels, nor [h, w].
+        DataError: the inputs are no images [c, h, w] of one or three channels, nor [h, w], such as series.
         ArgumentError: these are no reconstructions. DependencyError: matplotlib is missing.
         StoreError: the file cannot be written.
     """
     if not isinstance(found, Reconstructions):
         raise ArgumentError(f"expected Reconstructions, got {type(found).__name__}")
     shape = tuple(found.inputs.shape[1:])
-    if not (len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))) or min(shape[-2:]) == 1:
-        raise DataError(f"nothing to draw: expected images [c, h, w] of 1 or 3 channels, or [h, w], got {shape}")
+    short, long = sorted(shape[-2:]) if len(shape) > 1 else (1, 1)
+    if not (len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))) or short == 1 or long > _LONG * short:
+        raise DataError(
+            f"nothing to draw: expected images [c, h, w] of 1 or 3 channels, or [h, w], no side more than {_LONG} "
+            f"times as long as the other, got {shape}; pf.reconstruct gives the numbers"
+        )
     table = _arranged(found)
     layout = _Layout.of(table, len(found.samples), shape, title)
     figure = blank(layout.width, layout.height)

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..common.files import writing
 from ..errors import DataError
-from ..results.losses import ACCURACIES, LOSSES
+from ..results.losses import ACCURACIES, LEAST_CHANGE, LOSSES
 from ..results.scores import MODEL_LAYER, Scores
 from .curves import INK, evenly
 from .names import LONGEST, cut, shortened, spelled
@@ -170,7 +170,8 @@ def _draw(figure: Any, own: _Map, names: Mapping[str, str], box: tuple[float, ..
     axes.set_xticks(places, [str(own.steps[i]) for i in places], fontsize=_SMALL)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    texts = [[text.replace("nan", "") for text in numbers(line)] for line in own.values.tolist()]
+    rounded = np.where(np.abs(own.values) < LEAST_CHANGE, 0, own.values).tolist()  # long numbers that say no more
+    texts = [[text.replace("nan", "") for text in numbers(line)] for line in rounded]
     written = row >= LINE and widest(text for line in texts for text in line) < 0.95 * column
     for y, losses in enumerate(own.losses):
         least = int(losses.argmin()) if np.isfinite(losses).any() else -1
