@@ -165,8 +165,8 @@ class Sweeper:
             kept = set[int]()
 
             def measure(step: int, source_hash: str | None) -> None:
+                self._keep(new, todo, kept)  # a kill would lose it
                 self._measure(lacking, step, source_hash)
-                self._keep(new, todo, kept)
 
             try:
                 begun = not all(lacking.values())
@@ -183,7 +183,7 @@ class Sweeper:
         if sure:
             failed = in_words(sure, sources)
             keep_failures(self._out, {k: replace(each, partial=k in self._stored) for k, each in failed.items()})
-            kept |= sure.keys()
+            kept.update(sure)
 
     def _measure(self, lacking: Mapping[int, list[str]], step: int, source_hash: str | None) -> None:
         """Measure and store the checkpoint that is loaded, of a stored step what it lacks."""

@@ -102,7 +102,7 @@ class PhaseTracker:
         self.seconds = 0.0
         self._start: int | None = None
         self._before = -1  # the step of the last call
-        self._farthest = -1  # the latest step of a call
+        self._farthest = -1  # the latest step that was measured, or is known to be of these weights
         self._backwards = False  # whether it was told that a call was for a step before it
         self.scores = Scores.from_rows([])
         if out is not None:
@@ -132,11 +132,11 @@ class PhaseTracker:
             return place > 0 and (self._steps[place - 1] > before or self._steps[place - 1] == step)
         return is_log2_step(step) or (before < step and (before < 0 or before.bit_length() < step.bit_length()))
 
-    def _tell_backwards(self, farthest: int, step: int) -> None:
+    def _tell_backwards(self, step: int) -> None:
         """Such as where steps are counted anew in each epoch: no later epoch would be measured."""
         text = (
-            f"step: {step} came after {farthest}; expected the number of updates since the training began, which goes "
-            "on through all epochs"
+            f"step: {step} came after {self._farthest}; expected the number of updates since the training began, which "
+            "goes on through all epochs"
         )
         if self._on_error == "raise":
             raise ArgumentError(text)
@@ -163,20 +163,20 @@ class PhaseTracker:
         if first:  # one that goes on has called for what is stored
             self._before = max((known for known in self.scores.steps if known <= step), default=-1)
         before, self._before = self._before, step
-        farthest, self._farthest = self._farthest, max(self._farthest, step)
         if not (force or self._is_due(before, step)):
             return None
-        if step < farthest and not force and step not in self.scores.steps:
-            self._tell_backwards(farthest, step)
+        if step < self._farthest and not force and step not in self.scores.steps:
+            self._tell_backwards(step)
             return None
         if step in self.scores.steps:
             if repeated:  # such as while gradients accumulate, when BatchNorm's statistics may move
                 return None
             try:
                 check_weights(self.scores.filter(step=step), state_hash(self._engine.model.state_dict()))
+                self._farthest = max(self._farthest, step)
             except StoreError as error:
-                if step <= farthest:
-                    self._tell_backwards(farthest, step)
+                if step <= self._farthest:
+                    self._tell_backwards(step)
                 elif self._on_error == "raise" or first or start <= 1:
                     raise
                 else:
@@ -185,6 +185,7 @@ class PhaseTracker:
         try:
             engine = self._engine
             scores = self._measure(step)
+            self._farthest = max(self._farthest, step)
             self.seconds += float(scores.to_arrow().column("seconds")[0].as_py())
             self.scores = Scores.concat([self.scores, scores])
             if self._out is not None:

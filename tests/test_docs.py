@@ -142,7 +142,7 @@ def test_the_document_on_transfer_runs_as_written(
 
 
 def test_the_document_on_sequences_runs_as_written(capsys: pytest.CaptureFixture[str]) -> None:
-    tokens, patches, wrapper = re.findall(
+    tokens, patches, wrapper, both = re.findall(
         r"```python\n(.*?)```", (ROOT / "docs/sequences.md").read_text("utf-8"), re.DOTALL
     )
     torch.manual_seed(0)
@@ -187,3 +187,17 @@ def test_the_document_on_sequences_runs_as_written(capsys: pytest.CaptureFixture
 
     exec(wrapper, names)
     assert names["OfIds"](Masked())(torch.tensor([[3, 0]])).tolist() == [[3, 0]]
+
+    class Towers(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.of_image, self.of_text = torch.nn.Linear(192, 6), torch.nn.Embedding(12, 6)
+
+        def forward(self, images: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+            return self.of_image(images.flatten(1)) + self.of_text(ids).mean(1)
+
+    names |= {"two_towers": Towers(), "captions": torch.as_tensor(ids), "labels": torch.arange(400) % 3}
+    exec(both, names)
+    printed = capsys.readouterr().out
+    assert "model.of_image" in printed
+    assert "image fvu" in printed

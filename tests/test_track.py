@@ -350,3 +350,18 @@ def test_steps_before_the_last_are_not_measured_on_later_weights(net: SmallNet, 
     assert tracker.step(3) is None
     assert tracker.step(0, force=True) is not None
     assert tracker.scores.steps == [0, 1000]
+
+
+def test_steps_after_a_roll_back_are_measured(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    tracker = pf.PhaseTracker(net, probe_set, steps=[0, 100, 200, 300], layers="head", out=None)
+    good = net.head.weight.detach().clone()
+    assert tracker.step(0) is not None
+    assert tracker.step(100) is not None
+    with torch.no_grad():
+        net.head.weight.fill_(torch.nan)
+    with pytest.warns(RuntimeWarning, match="step 200 was not measured"):
+        assert tracker.step(300 - 100) is None
+    with torch.no_grad():
+        net.head.weight.copy_(good * 2)
+    assert tracker.step(150) is None
+    assert tracker.step(200) is not None

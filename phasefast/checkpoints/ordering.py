@@ -158,10 +158,10 @@ def _tell_doubtful(where: Path, found: Sequence[Path], with_step: Mapping[Path, 
 
 
 def _tell_units(where: str | Path, names: Iterable[Path]) -> None:
-    """Warn where names count epochs here and updates there; 0 is the beginning in any."""
+    """Warn where names count different things, as far as they say what, but for 0 of what is not called an epoch."""
     units: dict[str, str] = {}
     for name in names:
-        if parse_step(name) > 0:
+        if parse_step(name) > 0 or unit_of(name) == "epochs":
             units.setdefault(unit_of(name), name.name)
     if len(units) > 1:
         kinds = ", ".join(f"{unit} as in {name}" for unit, name in units.items())

@@ -102,9 +102,11 @@ def features_last(module: nn.Module, shape: torch.Size, elsewhere: Widths | None
     if own is None:
         return elsewhere is not None and last in elsewhere.inner and not {first} & {*elsewhere.first, *elsewhere.last}
     alone = is_of_features(evidence) and not any(map(_is_turned, evidence.modules()))
+    linear = [each.out_features for each in evidence.modules() if isinstance(each, nn.Linear)]
+    known = own.inner or {*linear[-1:]}
     if first == last:
         return alone and last in own.last
-    return first not in own.first and own.last[last] + (alone and last in own.inner) > own.last[first]
+    return first not in own.first and own.last[last] + (alone and last in known) > own.last[first]
 
 
 def _is_norm(module: nn.Module) -> bool:

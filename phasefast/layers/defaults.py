@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -14,9 +15,13 @@ from ..results.scores import MODEL_LAYER
 from .models import unwrap
 
 _LISTS = (nn.ModuleList, nn.ModuleDict)
-_NORMS = tuple(f"torch.nn.modules.{name}" for name in ("batchnorm", "instancenorm", "normalization"))
-_FINISHING = (*_NORMS, "torch.nn.modules.activation", "torch.nn.modules.pooling")
+_NORMS = {f"torch.nn.modules.{name}" for name in ("batchnorm", "instancenorm", "normalization")}
+_ARRANGING = {
+    f"torch.nn.modules.{name}"
+    for name in ("channelshuffle", "dropout", "flatten", "fold", "padding", "pixelshuffle", "upsampling")
+}
 _OF_ALL = (nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd)  # pool whole maps
+_SHAPING = re.compile("flat|view|shape|permute|transpose|squeeze|rearrange|drop|identity|global|adaptive|gap$", re.I)
 _STACK = 0.25  # of a model's parameters, beside its embeddings, that its blocks have at least
 _MOST = 0.9  # of a model's parameters, but of embeddings, that the network has which it holds beside other things
 
@@ -30,13 +35,13 @@ class _Model(NamedTuple):
 
 def default_names(model: nn.Module) -> list[str]:
     """Names of the layers that ``select_layers`` takes by default, which says what they are; there may be none."""
-    count = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    count = Counter(id(part) for module in model.modules() for part in module._modules.values() if part is not None)
     whole = _Model(_least_stack(model), frozenset(own for own, times in count.items() if times > 1))
     names = _names(model, "", True, whole)
     if not whole.shared:
         return names
-    known = {name for name, _ in model.named_modules()}  # under its first name alone
-    return [name for name in names if name in known]
+    first = {id(module): name for name, module in model.named_modules()}  # the name that counts
+    return list(dict.fromkeys(first[id(model.get_submodule(name))] for name in names))
 
 
 def _names(model: nn.Module, prefix: str, alone: bool, of: _Model) -> list[str]:
@@ -134,17 +139,18 @@ def _least_stack(model: nn.Module) -> float:
 def _nearly_all(children: Sequence[nn.Module]) -> nn.Module | None:
     """The network that is a model but for what is beside it, such as a normalisation, a head or a loss with weights.
 
-    One of the user's own with most parameters, but of embeddings, and more than one module that has any; beside it are
-    layers and plain sequences of them.
+    One of the user's own with most parameters, but of embeddings, and more than one module that has any, after nothing
+    but layers and plain sequences of them: else it may be a head, or a stage, which there are several of.
     """
     embeddings = {*map(id, _embeddings(children))}
     sizes = [_parameters(child, embeddings) for child in children]
     for child, size in zip(children, sizes, strict=True):
         inner = getattr(child, "_orig_mod", child)  # of torch.compile
-        own = not isinstance(inner, nn.Sequential) and not type(inner).__module__.startswith("torch.nn.")
+        own = not isinstance(inner, nn.Sequential) and not _is_torch(inner)
         if own and size >= _MOST * sum(sizes) > 0 and sum(map(_has_weights, inner.children())) > 1:
-            others = _several(other for other in children if other is not child)
-            return child if all(map(_is_plain, others)) else None
+            before = _several(children[: children.index(child)])
+            alike = sum(type(other) is type(child) for other in _several(children)) > 1
+            return child if all(map(_is_plain, before)) and not alike else None
     return None
 
 
@@ -162,20 +168,24 @@ def _parameters(module: nn.Module, but: Collection[int] = ()) -> int:
 
 
 def _flat(children: Sequence[nn.Module]) -> list[nn.Module]:
-    """The Sequentials of layers that are written one by one, which have half of all layers.
+    """The Sequentials of layers that are written one by one, with half of the layers that are not children themselves.
 
     Where more than two children hold several layers they are blocks. Of one alone that does, members may be blocks.
     """
     several = _several(children)
     only = len(several) == 1 and type(several[0]).forward is nn.Sequential.forward
     found = [child for child in several if only or _is_plain(child)] if len(several) <= 2 else []
-    return found if 2 * sum(map(_layers, found)) >= sum(map(_layers, children)) else []
+    inside = (child for child in _singly(children) if any(True for _ in child.children()))
+    return found if 2 * sum(map(_layers, found)) >= sum(map(_layers, inside)) else []
 
 
 def _several(modules: Iterable[nn.Module]) -> list[nn.Module]:
     """Those with more than one layer, of lists each member."""
-    single = (each for own in modules for each in (own.children() if isinstance(own, _LISTS) else [own]))
-    return [each for each in single if _layers(each) > 1]
+    return [each for each in _singly(modules) if _layers(each) > 1]
+
+
+def _singly(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    return (each for own in modules for each in (own.children() if isinstance(own, _LISTS) else [own]))
 
 
 def _is_plain(module: nn.Module) -> bool:
@@ -198,11 +208,12 @@ def _has_weights(module: nn.Module) -> bool:
 
 def _has_own_weights(module: nn.Module) -> bool:
     """``_has_weights`` of a module without its parts. One of the user's may have scales of shape [1, f, 1, 1]."""
-    least = 0 if type(module).__module__.startswith("torch.nn.") else 1
+
+    def is_scale(own: Tensor) -> bool:
+        return own.dim() < 2 or (own.dim() > 2 and not _is_torch(module) and sum(side > 1 for side in own.shape) < 2)
+
     own = module.parameters(recurse=False)
-    return not _is_of(module, _NORMS) and any(
-        is_lazy(each) or (each.dim() > 1 and sum(side > 1 for side in each.shape) > least) for each in own
-    )
+    return not _is_of(module, _NORMS) and any(is_lazy(each) or not is_scale(each) for each in own)
 
 
 def _is_of(module: nn.Module, places: Collection[str]) -> bool:
@@ -227,9 +238,18 @@ def _ends(sequence: nn.Module, of: _Model) -> list[tuple[str, nn.Module]]:
 
 
 def _finishes(module: nn.Module) -> bool:
-    """Whether it belongs to the layer before it: an activation, a norm, a pooling, or what has scales."""
-    known = _is_of(module, _FINISHING) and not isinstance(module, _OF_ALL)
-    return not any(True for _ in module.children()) and (known or any(True for _ in module.parameters()))
+    """Whether it belongs to the layer before it, such as an activation, a norm or a pooling.
+
+    Not what gives the same numbers in another order or shape, nor what pools whole maps, as far as classes tell.
+    """
+    parts = [part for part in module.modules() if not any(True for _ in part.children())]
+    same = [isinstance(part, nn.Identity) or _is_of(part, _ARRANGING) for part in parts]
+    named = any(_SHAPING.search(type(part).__name__) for part in (module, *parts) if not _is_torch(part))
+    return not all(same) and not named and not any(isinstance(part, _OF_ALL) for part in parts)
+
+
+def _is_torch(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.")
 
 
 def _is_beside(module: nn.Module) -> bool:

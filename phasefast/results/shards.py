@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,7 +17,7 @@ from ..common.notices import warn
 from ..errors import DamagedError, DataError, StoreError
 from .scores import Scores, store_folder
 
-_DAMAGED = ".damaged"
+DAMAGED = ".damaged"
 _SHARD = re.compile(r"step-(\d+)\.parquet$")
 
 
@@ -62,7 +62,8 @@ def read_shard(path: Path) -> Scores:
             # The file may be whole where the system says so.
             if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
                 raise StoreError(f"cannot read the shard {path}: {error}") from error
-            raise DamagedError(f"the shard {path} is damaged: {error}") from error
+            what = f"the shard {path} is damaged ({error})"
+            raise DamagedError(f"{what}; a sweep measures the step again, or delete it") from error
     try:
         scores = Scores(table)
     except (ValueError, StoreError) as error:
@@ -73,19 +74,29 @@ def read_shard(path: Path) -> Scores:
     return scores
 
 
-def set_aside(damaged: Mapping[Path, DamagedError]) -> None:
-    """Rename damaged shards, with a warning, so that others can take their places."""
-    for path, error in damaged.items():
-        try:
-            path.replace(path.with_name(f"{path.name}{_DAMAGED}"))
-        except FileNotFoundError:  # another job has done so
-            pass
-        except OSError as refused:
-            raise StoreError(f"{error}; it cannot be renamed ({refused}): delete it and sweep again") from error
-    if damaged:
-        error, *others = damaged.values()
-        likewise = f"; likewise {len(others)} more" if others else ""
-        warn(f"{error}{likewise}: renamed to *{_DAMAGED}, and measured again where it can be")
+def set_aside(directory: str | Path, damaged: Collection[Path]) -> None:
+    """Rename damaged shards of a run directory, with a warning, so that others can take their places."""
+    told: list[DamagedError] = []
+    with writing_alone(directory):
+        for path in damaged:
+            try:
+                read_shard(path)  # another job may have measured it again
+            except DamagedError as error:
+                told.append(error)
+                _rename(path, error)
+            except StoreError:  # another job has renamed it
+                if path.exists():
+                    raise
+    if told:
+        likewise = f"; likewise {len(told) - 1} more" if len(told) > 1 else ""
+        warn(f"{told[0]}{likewise}: renamed to *{DAMAGED}")
+
+
+def _rename(path: Path, error: DamagedError) -> None:
+    try:
+        path.replace(path.with_name(f"{path.name}{DAMAGED}"))
+    except OSError as refused:
+        raise StoreError(f"{error}: it cannot be renamed ({refused})") from error
 
 
 def writing_alone(directory: str | Path) -> contextlib.AbstractContextManager[None]:
@@ -115,18 +126,15 @@ def read_scores(directory: str | Path) -> Scores:
         raise StoreError(
             f"no scores in {directory}: expected {store_folder(directory)}/step-*.parquet; sweep or run the demo first"
         )
-    found, damaged = [], dict[Path, DamagedError]()
+    found, damaged = [], dict[str, DamagedError]()
     for path in shards.values():
         try:
             found.append(read_shard(path))
         except DamagedError as error:
-            damaged[path] = error
+            damaged[path.name] = error
     if damaged:
-        names = ", ".join(path.name for path in damaged)
-        raise DamagedError(
-            f"{next(iter(damaged.values()))}; of {len(shards)} shards {len(damaged)} are so: {names}; a sweep measures "
-            "their steps again, or delete them"
-        )
+        first = next(iter(damaged.values()))
+        raise DamagedError(f"{first}; of {len(shards)} shards {len(damaged)} are so: {', '.join(damaged)}") from first
     try:
         return Scores.concat(found)
     except DataError as error:

@@ -13,7 +13,7 @@ from ..common.notices import warn
 from ..errors import DamagedError, StoreError
 from .failures import FAILED, reasons, stored_failures, write_lost
 from .scores import Scores, shard_file, store_folder
-from .shards import list_shards, prepare_store, read_shard, set_aside, writing_alone
+from .shards import DAMAGED, list_shards, prepare_store, read_shard, set_aside, writing_alone
 
 # What the settings of a configuration, or their parts, are called where they are given; others have their own names.
 _NAMES = {
@@ -57,10 +57,10 @@ def open_store(
             architecture, or has other values of one of these targets.
     """
     folder = prepare_store(directory)
-    beside = "settings-*.json", _ORIGIN, _TRAINING, FAILED.format("*")
+    beside = "settings-*.json", _ORIGIN, _TRAINING, FAILED.format("*"), f"step-*{DAMAGED}"
     for path in (path for pattern in beside for path in folder.glob(pattern)) if overwrite else ():
         remove_file(path)
-    done, damaged = dict[int, Scores](), dict[Path, DamagedError]()
+    done, damaged = dict[int, Scores](), list[Path]()
     shards = list_shards(directory)
     pictures = (f"{picture}{end}" for picture in (*PICTURES, *SELECTED) for end in FORMATS)
     for name in (PHASES, RECONSTRUCTIONS, *pictures) if overwrite and shards else ():  # a kill leaves none behind
@@ -72,8 +72,8 @@ def open_store(
             continue
         try:
             scores = read_shard(path)
-        except DamagedError as error:
-            damaged[path] = error
+        except DamagedError:
+            damaged.append(path)
             continue
         found = scores.values_of("config_hash")
         if found != [config_hash]:
@@ -83,7 +83,7 @@ def open_store(
             )
         _check_targets(path, scores, targets)
         done[step] = scores
-    set_aside(damaged)
+    set_aside(directory, damaged)
     return done
 
 

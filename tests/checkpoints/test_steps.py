@@ -100,6 +100,7 @@ def test_what_may_mean_something_else_is_refused(name: str) -> None:
         (["net_1", "net_2"], ""),
         (["init_0", "step_100", "step_200"], ""),
         (["0", "epoch_1"], ""),
+        (["epoch=0", "epoch=1-step=500"], "epochs as in epoch=0.pt, steps as in epoch=1-step=500.pt"),
         (["epoch=1-step=10", "best-epoch=2-step=20"], ""),
         (["epoch_1_best", "epoch_2"], ""),
     ],

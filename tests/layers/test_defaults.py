@@ -167,7 +167,7 @@ def test_by_default_of_layers_in_a_sequence_what_comes_last_before_the_next_is_p
     assert select_layers(parts(net=called_itself)) == ["net.a.3", "net.a.7", "net.b"]
     assert select_layers(sequence(plain(), nn.ReLU(), plain())) == ["0.3", "0.7", "1", "2.3", "2.7"]
     assert select_layers(parts(body=sequence(plain(), nn.ReLU(), Wide(two())), head=nn.Linear(8, 2)))[0] == "body.0"
-    few = {"a": nn.Linear(8, 8), "b": nn.Linear(8, 8), "c": nn.Linear(8, 8), "d": plain()}
+    few = {"a": plain(1), "b": plain(1), "c": plain(1), "d": plain()}
     for blocks in ({"a": plain(1)}, {"a": plain(), "b": plain(), "c": plain()}, {"a": Wide(plain())}, few):
         assert select_layers(parts(**blocks, head=nn.Linear(8, 2))) == [*blocks, "head"]
     assert len(select_layers(plain())) == 9  # the model itself
@@ -194,6 +194,8 @@ def test_by_default_of_large_heads_blocks_and_teachers_the_inside_is_not_probed(
     small, large = parts(c=nn.Linear(2, 2), d=nn.Linear(2, 2)), parts(c=nn.Linear(90, 90), d=nn.Linear(90, 90))
     assert select_layers(parts(features=small, classifier=large)) == ["features", "classifier"]
     assert select_layers(parts(heads=nn.ModuleList([small]), classifier=large)) == ["heads.0", "classifier"]
+    with_head = parts(net=large, head=Wide(two()))
+    assert select_layers(with_head) == ["net.c", "net.d", "head"]
 
 
 def test_by_default_of_several_lists_the_one_with_most_parameters_counts() -> None:
@@ -237,6 +239,46 @@ def test_by_default_what_the_model_uses_in_several_places_stands_for_none_of_the
     assert pf.probe(model, probe_set, layers="!first*").layers == names[2:]
     twice = parts(a=nn.ModuleList([relu, nn.Linear(8, 8)]), b=nn.ModuleList([nn.Linear(8, 8), relu]))
     assert select_layers(twice) == ["a.0", "a.1", "b.0"]
+
+
+def test_by_default_activations_and_norms_of_the_user_count_as_such() -> None:
+    class Sine(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.sin()
+
+    class Norm(Block):
+        """Around one of torch."""
+
+    class GlobalPool(Sine):
+        """Of whole maps."""
+
+    for follow, last in ((Sine(), True), (Norm(nn.LayerNorm(8)), True), (GlobalPool(), False), (nn.Upsample(8), False)):
+        body = sequence(nn.Linear(8, 8), nn.Dropout(), nn.Linear(8, 8), follow, nn.Flatten(), nn.Identity())
+        assert select_layers(parts(a=body, head=nn.Linear(8, 2))) == ["a.0", "a.3" if last else "a.2", "head"]
+
+
+def test_by_default_a_module_of_two_names_is_no_other_one() -> None:
+    model = parts(encoder=plain(), head=nn.Linear(8, 2))
+    model.backbone = model.encoder
+    assert select_layers(model) == ["encoder.3", "encoder.7", "head"]
+    stages = parts(a=Block(two()), b=Block(two()))
+    aliased = parts(net=stages, stages=nn.ModuleList([stages.a, stages.b]), head=nn.Linear(8, 2))
+    assert select_layers(aliased) == ["net", "net.a", "net.b", "head"]
+
+
+def test_by_default_layers_beside_a_sequence_of_some_are_few_or_many() -> None:
+    bare = {f"fc{i}": nn.Linear(8, 8) for i in range(3)}
+    assert select_layers(parts(conv=plain(), **bare)) == ["conv.3", "conv.7", *bare]
+    tables = parts(embs=nn.ModuleList(nn.Embedding(9, 4) for _ in range(6)), mlp=plain())
+    assert select_layers(tables)[-2:] == ["mlp.3", "mlp.7"]
+
+    class Noisy(nn.Module):
+        def __init__(self, of: int, to: int) -> None:
+            super().__init__()
+            self.mean, self.deviation = (nn.Parameter(torch.ones(to, of)) for _ in range(2))
+
+    noisy = sequence(Noisy(8, 64), nn.ReLU(), Noisy(64, 64), nn.ReLU(), Noisy(64, 1))
+    assert select_layers(parts(body=noisy, head=nn.Linear(8, 2)))[:3] == ["body.1", "body.3", "body.4"]
 
 
 def test_by_default_norms_of_maps_scales_and_parametrized_layers_are_what_they_are() -> None:

@@ -190,10 +190,17 @@ def test_a_sweep_that_is_stopped_keeps_what_failed(
     assert list(read_failures(tmp_path)) == [2]
 
 
-def test_a_sweep_that_is_killed_has_kept_what_failed_before_the_last_measurement(
+def test_a_sweep_that_is_killed_has_kept_what_failed_before_it_measured(
     net: nn.Module, probe_set: pf.ProbeSet, states: States, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[list[int]] = []
+    wrote: list[set[int]] = []
+
+    def written(out: Path, failures: Mapping[int, Failure]) -> None:
+        wrote.append(set(failures))
+        keep_failures(out, failures)
+
+    monkeypatch.setattr(sys.modules["phasefast.sweep"], "keep_failures", written)
 
     def watched(*args: object) -> Scores:
         seen.append(list(read_failures(tmp_path)))
@@ -203,8 +210,9 @@ def test_a_sweep_that_is_killed_has_kept_what_failed_before_the_last_measurement
     broken = {**states, 1: {"w": torch.ones(1)}, 4: {"w": torch.ones(1)}}
     with pytest.raises(SweepError):
         pf.sweep(net, broken, probe_set, out=tmp_path, layers=["hidden"])
-    assert seen == [[], [], [1]]
+    assert seen == [[], [1], [1, 4]]
     assert list(read_failures(tmp_path)) == [1, 4]
+    assert wrote == [{1}, {4}]
 
 
 def test_a_damaged_file_is_named(swept: Path) -> None:

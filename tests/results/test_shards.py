@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 import phasefast as pf
 from phasefast.errors import DamagedError, StoreError
-from phasefast.results.shards import read_shard
+from phasefast.results.shards import read_shard, set_aside
 
 from ..conftest import SmallNet
 
@@ -48,10 +49,12 @@ def test_damaged_shards_are_named_and_measured_again(
     first, second, *_ = sorted((tmp_path / "scores").glob("step-*.parquet"))
     first.write_bytes(b"PAR1 not really")
     second.write_bytes(second.read_bytes()[:-9])
-    named = f"of {len(states)} shards 2 are so: {first.name}, {second.name}; a sweep measures their steps again"
-    with pytest.raises(DamagedError, match=f"{first} is damaged: .*; {named}"):
+    named = f"of {len(states)} shards 2 are so: {first.name}, {second.name}"
+    with pytest.raises(
+        DamagedError, match=f"{first} is damaged .*; a sweep measures the step again, or delete it; {named}"
+    ):
         pf.read_scores(tmp_path)
-    with pytest.warns(RuntimeWarning, match="likewise 1 more: renamed to [*].damaged, and measured again"):
+    with pytest.warns(RuntimeWarning, match="likewise 1 more: renamed to [*].damaged"):
         again = pf.sweep(net, states, probe_set, out=tmp_path, layers="hidden")
     same = [name for name in whole.to_arrow().column_names if name != "seconds"]
     assert again.to_arrow().select(same).equals(whole.to_arrow().select(same))
@@ -73,5 +76,30 @@ def test_shards_that_the_system_does_not_give_are_left_as_they_are(
     for file in (tmp_path / "scores").glob("step-*.parquet"):
         file.write_bytes(b"")
         file.with_name(f"{file.name}.damaged").mkdir()
-    with pytest.raises(StoreError, match=r"is damaged: .*; it cannot be renamed \(.*delete it and sweep again"):
+    with pytest.raises(StoreError, match=r"is damaged .*, or delete it: it cannot be renamed \("):
         pf.sweep(net, states, probe_set, out=tmp_path, layers="hidden")
+
+
+def test_what_another_job_has_measured_again_stays(
+    net: SmallNet, probe_set: pf.ProbeSet, states: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pf.sweep(net, states, probe_set, out=tmp_path, layers="hidden")
+    shard = min((tmp_path / "scores").glob("step-*.parquet"))
+    whole = shard.read_bytes()
+    shard.write_bytes(b"")
+
+    def late(directory: Path, damaged: list[Path]) -> None:
+        assert damaged == [shard]
+        shard.write_bytes(whole)  # meanwhile
+        set_aside(directory, damaged)
+
+    monkeypatch.setattr(sys.modules["phasefast.results.store"], "set_aside", late)
+    pf.sweep(net, states, probe_set, out=tmp_path, layers="hidden")
+    assert pf.read_scores(tmp_path).steps == [0, 1, 2, 3]
+    assert not list((tmp_path / "scores").glob("*.damaged"))
+    monkeypatch.undo()
+    shard.write_bytes(b"")
+    with pytest.warns(RuntimeWarning, match=r"renamed to \*\.damaged"):
+        pf.sweep(net, states, probe_set, out=tmp_path, layers="hidden")
+    pf.sweep(net, states, probe_set, out=tmp_path, layers="hidden", overwrite=True)
+    assert not list((tmp_path / "scores").glob("*.damaged"))

@@ -154,6 +154,8 @@ def test_where_parts_without_features_have_them_is_told_by_others() -> None:
         (nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 16), nn.Dropout()), (2, 16, 8, 16), True),
         (nn.Sequential(Window(16), nn.Linear(4, 8), nn.Dropout()), (2, 8, 12, 16), True),  # as many heads as rows
         (Excited(16), (2, 16, 16, 16), False),
+        (nn.ModuleList([nn.Linear(64, 16), nn.Linear(16, 64)]), (2, 64, 100, 16), False),
+        (nn.ModuleList([nn.Linear(16, 8), nn.Linear(8, 16)]), (2, 8, 12, 16), True),
         (Narrow(256, 64), (2, 256, 32, 64), False),  # as many columns as most of its parts have features
     ],
     ids=str,
