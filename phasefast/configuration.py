@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .algebra.systems import DEFAULT_ALPHAS, Penalties
+from .common.notices import warn
 from .decoding import Method
 from .errors import ArgumentError
 from .layers.models import check_usable, unwrap
@@ -62,9 +63,21 @@ class Configuration:
         how |= {name: options[name] for name in given if name in options}
         method = Method(penalties, budget=memory_budget(options.get("memory"), device), **how)
         narrow = method.precision == "fast" and bfloat16_is_fast(device)
+        _tell_slow(model, device)
         of_rows: dict[str, Any] = {name: options[name] for name in ("tokens", "padding") if name in options}
         of_rows["pool"] = options.get("pool") or 0
         rows = RowOptions(dtype=rows_dtype(model, narrow), **of_rows)
         layers = options.get("layers")
         names, named = select_layers(model, layers), given_names(model, layers)
         return cls(model, device, method, rows, options.get("batchnorm", "recompute"), names, named, options)
+
+
+def _tell_slow(model: nn.Module, device: torch.device) -> None:
+    """Warn of a model of 16 bits on a CPU that has no instructions for them."""
+    if device.type != "cpu" or bfloat16_is_fast(device):
+        return
+    if found := next((own.dtype for own in model.parameters() if own.dtype in (torch.bfloat16, torch.float16)), None):
+        warn(
+            f"model: has parameters of {found}, at which this CPU is many times slower than at float32: model.float() "
+            "gives the activations sooner, and less rounded"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -249,3 +250,15 @@ def test_columns_of_other_units_are_told() -> None:
             Engine(model, probe_set)
         told = ["columns [4] of the samples scatter more than 100 times" in str(each.message) for each in caught]
         assert told == [True] * (given is inputs)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_models_of_16_bits_are_slow_where_the_processor_is(
+    net: SmallNet, probe_set: pf.ProbeSet, fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["phasefast.configuration"], "bfloat16_is_fast", lambda _: fast)
+    for model, told in ((net, False), (SmallNet().to(torch.bfloat16), not fast)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            Engine(model, probe_set, layers="hidden")
+        assert sum("model.float() gives" in str(each.message) for each in caught) == told
