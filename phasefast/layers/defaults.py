@@ -21,7 +21,9 @@ _ARRANGING = {
     for name in ("channelshuffle", "dropout", "flatten", "fold", "padding", "pixelshuffle", "upsampling")
 }
 _OF_ALL = (nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd)  # pool whole maps
-_SHAPING = re.compile("flat|view|shape|permute|transpose|squeeze|rearrange|drop|identity|global|adaptive|gap$", re.I)
+_SHAPING = re.compile(
+    "flat|view|shape|permut|transpos|squeeze|arrange|lambda|drop|identity|global|adaptive|mean|gap$", re.IGNORECASE
+)  # in names of classes of the user's
 _STACK = 0.25  # of a model's parameters, beside its embeddings, that its blocks have at least
 _MOST = 0.9  # of a model's parameters, but of embeddings, that the network has which it holds beside other things
 
