@@ -203,7 +203,7 @@ def warn_of_scales(chosen: Sequence[Target], inputs: Tensor) -> None:
     decoded = next((target.name for target in chosen if isinstance(target, Input)), None)
     if decoded is None or inputs.dim() != 2 or not inputs.is_floating_point():
         return
-    deviations = inputs.double().std(0, correction=0)
+    deviations = inputs.float().std(0, correction=0)
     usual = deviations[deviations > 0].median() if bool((deviations > 0).any()) else deviations.new_tensor(0.0)
     if wide := (deviations > _WIDER * usual).nonzero().flatten().tolist():
         shown = f"{wide[:5]}{' ...' if len(wide) > 5 else ''}"

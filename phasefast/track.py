@@ -134,8 +134,9 @@ class PhaseTracker:
 
     def _tell_backwards(self, step: int) -> None:
         """Such as where steps are counted anew in each epoch: no later epoch would be measured."""
+        came = "again, for other weights" if step == self._farthest else f"after {self._farthest}"
         text = (
-            f"step: {step} came after {self._farthest}; expected the number of updates since the training began, which "
+            f"step: {step} came {came}; expected the number of updates since the training began, which "
             "goes on through all epochs"
         )
         if self._on_error == "raise":
@@ -162,6 +163,7 @@ class PhaseTracker:
         start = self._start = step if self._start is None else self._start
         if first:  # one that goes on has called for what is stored
             self._before = max((known for known in self.scores.steps if known <= step), default=-1)
+            self._farthest = max((known for known in self.scores.steps if known < step), default=-1)
         before, self._before = self._before, step
         if not (force or self._is_due(before, step)):
             return None

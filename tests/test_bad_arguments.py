@@ -115,6 +115,7 @@ def test_names_may_be_given_arguments() -> None:
         "made_with(4)": "expected plain values by name",
         "made_with(width=open)": "expected plain values by name",
         "made_with(width=4": "expected plain values by name",
+        "made_with (1).pt": "expected package.module:callable; module",
         "made_with(**{'width': 4})": "expected plain values by name",
         "made_with(width=4).half()": "expected plain values by name",
         "THING(width=4)": "expected something that takes arguments, got Sequential",
@@ -140,6 +141,12 @@ def test_torchvision_names_may_be_given_arguments() -> None:
 def test_files_with_brackets_in_their_names_are_no_calls() -> None:
     with pytest.raises(ArgumentError, match=r"'C:/data .1..pt': expected package.module:callable; No module named 'C'"):
         load_probe_set("C:/data (1).pt")
+
+
+@pytest.mark.parametrize("window", [1, 1.5])
+def test_windows_are_fractions(window: float) -> None:
+    with pytest.raises(ArgumentError, match="window: expected a fraction below 1, got"):
+        pf.PhaseRules(window=window)
 
 
 def test_labels_of_regressions_are_given_as_values() -> None:
@@ -243,6 +250,10 @@ def test_columns_of_other_units_are_told() -> None:
     torch.manual_seed(0)
     inputs, model = torch.randn(90, 6), nn.Sequential(nn.Linear(6, 4))
     inputs[:, 1], inputs[:, 4] = 3.0, 500 * inputs[:, 4]
+    labelled = pf.ProbeSet.from_tensors(inputs[:60], torch.arange(60) % 3, inputs[60:], torch.arange(30) % 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Engine(model, labelled, targets="label")
     for given in (inputs, inputs.clamp(-3, 3), inputs[:, [1, 4]], inputs[:, None]):
         probe_set = pf.ProbeSet.from_tensors(given[:60], None, given[60:], None)
         with warnings.catch_warnings(record=True) as caught:

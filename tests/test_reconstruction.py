@@ -211,6 +211,10 @@ def test_colours_go_from_the_least_to_the_largest_value() -> None:
     assert _pixels(torch.tensor([[[0.0, 9.0]]]), torch.tensor([[0.0], [4.0]])).tolist() == [[[[0] * 3, [1] * 3]]]
 
 
+def test_spectrograms_are_drawn(tmp_path: Path) -> None:
+    assert plot_reconstructions(pf.reconstruct(network(130, 6), samples(60, 10, (1, 2, 65))), tmp_path / "a.png")
+
+
 @pytest.mark.parametrize("shape", [(12,), (1, 12), (2, 3, 2), (40, 3)])
 def test_what_is_no_image_is_not_drawn(shape: tuple[int, ...], tmp_path: Path) -> None:
     found = pf.reconstruct(network(math.prod(shape), 6), samples(60, 10, shape))

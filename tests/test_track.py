@@ -352,6 +352,22 @@ def test_steps_before_the_last_are_not_measured_on_later_weights(net: SmallNet, 
     assert tracker.scores.steps == [0, 1000]
 
 
+def test_steps_that_are_counted_anew_in_a_resumed_training_are_not_measured(
+    net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path
+) -> None:
+    first = pf.PhaseTracker(net, probe_set, out=tmp_path, layers="head")
+    assert [step for step in range(0, 101, 10) if first.step(step) is not None] == [0, 10, 20, 40, 70]
+    with torch.no_grad():
+        net.head.weight.add_(1)
+    second = pf.PhaseTracker(net, probe_set, out=tmp_path, layers="head")
+    assert second.step(105) is None
+    with pytest.warns(RuntimeWarning, match="step: 15 came after 70"):
+        assert [second.step(step) for step in (5, 15, 25, 35)] == [None] * 4
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert second.step(130) is not None
+
+
 def test_steps_after_a_roll_back_are_measured(net: SmallNet, probe_set: pf.ProbeSet) -> None:
     tracker = pf.PhaseTracker(net, probe_set, steps=[0, 100, 200, 300], layers="head", out=None)
     good = net.head.weight.detach().clone()

@@ -109,7 +109,7 @@ def read_state_dict(source: Source, *, weights_only: bool = True, key: str | Non
 
     Args:
         source: a state dict, or the path of a file or folder of one, alone, under ``state_dict``, ``model_state_dict``
-            or ``model``, or as the only mapping from names to tensors beside other things, which may be in others.
+            or ``model``, or as the only mapping from names to tensors beside other things, or else within these.
         weights_only: False also unpickles arbitrary objects, which can run code: only for files you trust.
         key: under which of several the weights are, such as ``"ema"`` or ``"ema.module"``; a prefix of names too.
 
@@ -161,7 +161,12 @@ def _ways(loaded: Any, depth: int) -> list[str]:
     if not isinstance(loaded, Mapping) or not depth or any(isinstance(value, Tensor) for value in loaded.values()):
         return []
     keys = [key for key in loaded if isinstance(key, str) and not _BESIDE.fullmatch(key)]
-    return [key for key in keys if _is_state(loaded[key]) or _ways(loaded[key], depth - 1)]
+    return [key for key in keys if _is_of_weights(loaded[key]) or _ways(loaded[key], depth - 1)]
+
+
+def _is_of_weights(value: Any) -> bool:
+    """Whether it is a state dict that holds more than numbers by name, as metrics are."""
+    return _is_state(value) and any("." in name or own.dim() > 1 for name, own in value.items())
 
 
 def _twins(loaded: Mapping[Any, Any], nested: str) -> list[str]:

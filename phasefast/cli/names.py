@@ -99,7 +99,7 @@ def _parted(name: str, what: str) -> tuple[str, dict[str, Any]]:
     """A name without, and the arguments after it, of plain values: ``package.module:callable(width=64)``."""
     plain, bracket, arguments = name.strip().partition("(")
     plain = plain.rstrip()
-    if not bracket or not re.fullmatch(r"[\w.:]*", plain):  # of a file
+    if not bracket or re.search(r"\.\w+$", name):  # the name of a file
         return name, {}
     with contextlib.suppress(SyntaxError, ValueError):
         call = ast.parse(f"f({arguments}", mode="eval").body

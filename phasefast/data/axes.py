@@ -32,6 +32,7 @@ OF_MAPS = (
 _NORMS = (nn.LayerNorm, nn.RMSNorm)
 _FEATURES_LAST = (nn.Linear, *_NORMS, nn.Embedding, nn.MultiheadAttention)
 _WIDTHS = ("out_channels", "num_features", "num_channels", "out_features")
+_TAKEN = ("in_channels", "in_features", "input_size", "embedding_dim", "embed_dim")
 _MAPPING = (_ConvNd, _NormBase, *OF_MAPS, nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveMaxPool3d, nn.AdaptiveAvgPool3d)
 
 
@@ -49,7 +50,7 @@ def positions_last(module: nn.Module, shape: torch.Size, elsewhere: Widths | Non
         if not unclear or isinstance(module, nn.MultiheadAttention):
             return False, False
         if elsewhere is not None:
-            if shape[1] in elsewhere.first and shape[2] not in {*elsewhere.first, *elsewhere.last}:
+            if shape[1] in elsewhere.first and shape[2] not in elsewhere.known:
                 return True, False
             if shape[2] in elsewhere.last and shape[1] not in elsewhere.first:
                 return False, False
@@ -122,20 +123,23 @@ def _is_turned(module: nn.Module) -> bool:
 class Widths(NamedTuple):
     """How many parts give how many features: those whose features come first, as convolutions', and last.
 
-    ``inner`` are norms' alone, and what a Linear makes of these, as within blocks of transformers.
+    ``inner`` are norms' alone, and what a Linear makes of these, as within blocks of transformers; ``known`` are those
+    that any part takes or gives.
     """
 
     first: Counter[int]
     last: Counter[int]
     inner: set[int]
+    known: set[int]
 
     @classmethod
     def of(cls, module: nn.Module) -> Widths | None:
         """Of the parts of PyTorch's kinds in a module; None where it has none with features."""
-        found = cls(Counter(), Counter(), set())
+        found = cls(Counter(), Counter(), set(), set())
         parts = [*module.modules()]
         for part in parts:
             own = [getattr(part, name) for name in _WIDTHS if hasattr(part, name)]
+            found.known.update(getattr(part, name) for name in _TAKEN if isinstance(getattr(part, name, None), int))
             if isinstance(part, _NORMS):
                 own = [*part.normalized_shape] if _is_norm(part) else []
                 found.last.update(own)
@@ -149,4 +153,5 @@ class Widths(NamedTuple):
         found.inner.update(
             [part.out_features for part in parts if isinstance(part, nn.Linear) and part.in_features in found.inner]
         )
+        found.known.update(found.first, found.last)
         return found if found.first or found.last else None

@@ -88,7 +88,7 @@ def plot_reconstructions(
     Colours go from the least to the largest value that a channel has on the fit samples.
 
     Raises:
-        DataError: the inputs are no images [c, h, w] of one or three channels, nor [h, w], such as series.
+        DataError: the inputs are no images [c, h, w] of one or three channels, nor [h, w], such as series [t, c].
         ArgumentError: these are no reconstructions. DependencyError: matplotlib is missing.
         StoreError: the file cannot be written.
     """
@@ -96,9 +96,13 @@ def plot_reconstructions(
         raise ArgumentError(f"expected Reconstructions, got {type(found).__name__}")
     shape = tuple(found.inputs.shape[1:])
     short, long = sorted(shape[-2:]) if len(shape) > 1 else (1, 1)
-    if not (len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))) or short == 1 or long > _LONG * short:
+    if (
+        not (len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3)))
+        or short == 1
+        or (len(shape) == 2 and long > _LONG * short)
+    ):
         raise DataError(
-            f"nothing to draw: expected images [c, h, w] of 1 or 3 channels, or [h, w], no side more than {_LONG} "
+            f"nothing to draw: expected images [c, h, w] of 1 or 3 channels, or [h, w] with no side more than {_LONG} "
             f"times as long as the other, got {shape}; pf.reconstruct gives the numbers"
         )
     table = _arranged(found)

@@ -76,20 +76,21 @@ def read_shard(path: Path) -> Scores:
 
 def set_aside(directory: str | Path, damaged: Collection[Path]) -> None:
     """Rename damaged shards of a run directory, with a warning, so that others can take their places."""
-    told: list[DamagedError] = []
+    told: list[tuple[Path, DamagedError]] = []
     with writing_alone(directory):
         for path in damaged:
             try:
                 read_shard(path)  # another job may have measured it again
             except DamagedError as error:
-                told.append(error)
+                told.append((path, error))
                 _rename(path, error)
             except StoreError:  # another job has renamed it
                 if path.exists():
                     raise
     if told:
         likewise = f"; likewise {len(told) - 1} more" if len(told) > 1 else ""
-        warn(f"{told[0]}{likewise}: renamed to *{DAMAGED}")
+        path, first = told[0]
+        warn(f"{path}: damaged ({first.__cause__}){likewise}; renamed to *{DAMAGED}, its step can be measured again")
 
 
 def _rename(path: Path, error: DamagedError) -> None:

@@ -343,6 +343,10 @@ def _as_cell(name: str, module: nn.Module, output: Any, of: _Batch, options: Row
     output = rows_in(output)
     if isinstance(output, PackedSequence) and options.tokens not in ("flatten", "each"):
         rows, real = unpacked(name, output)
+        if len(rows) != of.size:
+            raise LayerError(
+                f"layer {name!r}: expected {of.size} packed sequences, as there are samples, got {len(rows)}"
+            )
         return as_one(name, nn.Identity(), rows, options.tokens, real)
     if not isinstance(output, Tensor) or not output.is_floating_point():
         kind = output.dtype if isinstance(output, Tensor) else type(output).__name__

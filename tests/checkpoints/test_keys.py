@@ -22,6 +22,20 @@ OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0
 BOTH = {"net": OWN, "ema": {"module": AVERAGE, "decay": 0.99}, "optimizer": OPTIMIZER, "epoch": 3}
 
 
+@pytest.mark.parametrize(
+    "saved",
+    [
+        {"net": [1], "history": {"val": {"accuracy": torch.tensor(0.5)}}, "epoch": 3},
+        {"net": [1], "optim": {"adam": {"lr.x": torch.ones(2)}}},
+        {"parts": {"a": {"w": {"x": torch.ones(2, 2)}}, "b": {"w": {"x": torch.ones(2, 2)}}}},
+    ],
+)
+def test_other_tensors_within_dictionaries_are_no_weights(tmp_path: Path, saved: dict[str, object]) -> None:
+    torch.save(saved, tmp_path / "step_1.pt")
+    with pytest.raises(CheckpointError, match="are not tensors"):
+        read_state_dict(tmp_path / "step_1.pt")
+
+
 def test_a_state_dict_alone_is_what_the_usual_keys_have(tmp_path: Path) -> None:
     torch.save(OWN, tmp_path / "step_1.pt")
     torch.save({"model": OWN, "ema": AVERAGE}, tmp_path / "step_2.pt")

@@ -252,7 +252,18 @@ def test_by_default_activations_and_norms_of_the_user_count_as_such() -> None:
     class GlobalPool(Sine):
         """Of whole maps."""
 
-    for follow, last in ((Sine(), True), (Norm(nn.LayerNorm(8)), True), (GlobalPool(), False), (nn.Upsample(8), False)):
+    class GlobalNorm(Sine):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(8))
+
+    for follow, last in (
+        (Sine(), True),
+        (GlobalNorm(), True),
+        (Norm(nn.LayerNorm(8)), True),
+        (GlobalPool(), False),
+        (nn.Upsample(8), False),
+    ):
         body = sequence(nn.Linear(8, 8), nn.Dropout(), nn.Linear(8, 8), follow, nn.Flatten(), nn.Identity())
         assert select_layers(parts(a=body, head=nn.Linear(8, 2))) == ["a.0", "a.3" if last else "a.2", "head"]
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from phasefast.errors import ArgumentError, DataError, StoreError
 from phasefast.report import plot_maps
@@ -51,6 +53,17 @@ def test_decoders_that_fail_and_the_models_own_output_leave_the_colours_to_the_l
     )
     np.testing.assert_allclose(found.goodness, [[0, 1], [0.5, 0.5], [0, 1]], atol=1e-6)
     assert found.key == ["\u2265 .900", "\u2264 .800"]
+
+
+def test_what_rounding_leaves_takes_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: path.touch() or figures.append(figure))
+    levels = (("a", 4e-13), ("b", 0.25))
+    rows = [row(step, name, "input", "fvu", np.full(9, value)) for name, value in levels for step in log2_steps(20)]
+    plot_maps(Scores.from_rows(rows), tmp_path / "maps.png")
+    texts = [each.get_text() for each in figures[0].findobj(Text)]
+    assert texts.count("0") == 20
+    assert texts.count(".250") >= 20
 
 
 def test_values_that_are_all_the_same_have_a_map(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from matplotlib.transforms import Bbox
 from phasefast.errors import DataError, DependencyError, StoreError
 from phasefast.phases.phase_report import PhaseReport
 from phasefast.report import plot_phases, with_best
-from phasefast.report.curves import headline, telling_layers
+from phasefast.report.curves import telling_layers
 from phasefast.report.panel import _marked
 from phasefast.report.scales import StepAxis
 from phasefast.results.failures import Failure
@@ -122,17 +122,6 @@ def test_estimates_have_hollow_markers_and_a_legend(tmp_path: Path, monkeypatch:
         for step, value in zip(*scores.curve(layer, "input", "fvu")):
             expected[StepAxis(np.array([0, 1, 2, 4])).at(int(step)), float(value)] = step in hollow
     assert found == expected
-
-
-def test_a_run_without_its_input_is_judged_by_its_label() -> None:
-    rows = [each for each in make_scores(["a", "b"], log2_steps(6)).to_arrow().to_pylist() if each["layer"] != "model"]
-
-    def of(*targets: str) -> Scores:
-        whole = {"input": "input", "length": "input", "label": "label"}
-        return Scores.from_rows({**each, "target": n} for n in targets for each in rows if each["target"] == whole[n])
-
-    found = [headline(of(*each)) for each in (("length", "label", "input"), ("length", "label"), ("length",))]
-    assert found == ["input", "label", "length"]
 
 
 def test_a_run_is_judged_by_its_features_not_by_its_output() -> None:

@@ -54,7 +54,9 @@ def test_damaged_shards_are_named_and_measured_again(
         DamagedError, match=f"{first} is damaged .*; a sweep measures the step again, or delete it; {named}"
     ):
         pf.read_scores(tmp_path)
-    with pytest.warns(RuntimeWarning, match="likewise 1 more: renamed to [*].damaged"):
+    with pytest.warns(
+        RuntimeWarning, match="; likewise 1 more; renamed to [*].damaged, its step can be measured again"
+    ):
         again = pf.sweep(net, states, probe_set, out=tmp_path, layers="hidden")
     same = [name for name in whole.to_arrow().column_names if name != "seconds"]
     assert again.to_arrow().select(same).equals(whole.to_arrow().select(same))

@@ -1,0 +1,50 @@
+"""By which target a run is judged, and what of it is shaded."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from phasefast.report import plot_phases
+from phasefast.report.curves import headline
+from phasefast.report.panel import draw_panel
+from phasefast.results.scores import Scores
+from phasefast.stages.phases import detect_phases
+
+from .synthetic import log2_steps, make_scores
+
+WHOLE = {"input": "input", "length": "input", "label": "label"}
+
+
+def of(*targets: str) -> Scores:
+    rows = make_scores(["a", "b"], log2_steps(9), network=False).to_arrow().to_pylist()
+    return Scores.from_rows({**each, "target": n} for n in targets for each in rows if each["target"] == WHOLE[n])
+
+
+@pytest.mark.parametrize(
+    ("targets", "judged", "panels"),
+    [
+        (("length", "label", "input"), "input", ["input", "label"]),
+        (("length", "label"), "label", ["length", "label"]),
+        (("length",), "length", ["length"]),
+        (("label",), "label", ["label"]),
+    ],
+)
+def test_a_run_is_judged_by_its_input_or_its_label(
+    targets: tuple[str, ...], judged: str, panels: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[str, bool]] = []
+
+    def seen(page: Any, panel: Any, cell: Any, shaded: bool, **more: Any) -> None:
+        drawn.append((panel.target, shaded))
+        assert cell is None or cell.target == judged
+        draw_panel(page, panel, cell, shaded, **more)
+
+    monkeypatch.setattr(sys.modules["phasefast.report.plot"], "draw_panel", seen)
+    scores = of(*targets)
+    assert headline(scores) == judged
+    plot_phases(scores, detect_phases(scores), tmp_path / "phases.png")
+    assert drawn == [(panel, panel == judged) for panel in panels]
