@@ -10,7 +10,7 @@ from .phases.best import BestCheckpoint, CommonBest, best_checkpoint, best_of_ru
 from .phases.comparing import Agreement, Comparison, compare_phases
 from .phases.phase_report import CellPhases, PhaseReport
 from .phases.rules import PhaseRules
-from .planning import LayerPlan, plan
+from .planning import LayerPlan, Plan, plan
 from .probe import probe
 from .reconstruction import Reconstructions, reconstruct
 from .results.failures import read_failures
@@ -37,6 +37,7 @@ __all__ = [
     "PhaseRules",
     "PhaseTracker",
     "PhasefastError",
+    "Plan",
     "ProbeOptions",
     "ProbeSet",
     "Reconstructions",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .algebra.components import columns_with_components
 from .algebra.systems import fold_sums
+from .common.tables import aligned
 from .configuration import Configuration
 from .data.batches import first_rows, model_inputs
 from .data.target_types import Input
@@ -30,6 +31,7 @@ from .stages.probe_set import ProbeSet
 from .stages.targets import CHECK_COLUMNS, SKETCH_COLUMNS, build_targets
 from .types import Activations, Layer
 
+COLUMNS = "layer", "features", "route", "GFLOP", "GB", "seconds", "pass"
 _SIZE = 2048
 _TIMED = 64  # samples
 _FIT, _HELDOUT = 2000, 500
@@ -49,6 +51,19 @@ class LayerPlan:
     seconds: float
     forward_pass: int
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What ``COLUMNS`` have of it."""
+        cost, sizes = self.cost, (f"{self.cost.flops / 1e9:.1f}", f"{self.cost.bytes / 1e9:.3f}")
+        return self.layer.name, f"{self.layer.dim}", cost.route, *sizes, f"{self.seconds:.3f}", f"{self.forward_pass}"
+
+
+class Plan(list[LayerPlan]):
+    """What the layers will take; printed, a line for each."""
+
+    def __str__(self) -> str:
+        return "\n".join(aligned([COLUMNS, *(each.texts for each in self)], left=(0,)))
+
 
 def plan(
     model: nn.Module,
@@ -58,7 +73,7 @@ def plan(
     *,
     classes: int = 0,
     **options: Unpack[ProbeOptions],
-) -> list[LayerPlan]:
+) -> Plan:
     """Route, FLOPs, memory and expected time of every layer, for one checkpoint.
 
     Args:
@@ -87,7 +102,7 @@ def plan(
     seconds = _expected_seconds(how, problem.per_column, device, dtype)
     entries = [(layer, index) for index, group in enumerate(groups, 1) for layer in group]
     costs = [(layer, fitting_cost(layer.dim, problem, method.budget, method.route), index) for layer, index in entries]
-    return [LayerPlan(layer, cost, seconds(cost.work), index) for layer, cost, index in costs]
+    return Plan(LayerPlan(layer, cost, seconds(cost.work), index) for layer, cost, index in costs)
 
 
 def forward_seconds(

@@ -114,6 +114,16 @@ def test_plan_tells_route_and_memory_of_every_layer() -> None:
     assert " 2\n" in small.stdout.replace(" \n", "\n")
 
 
+def test_plans_are_printed_as_tables(net: SmallNet) -> None:
+    found = pf.plan(net, (1, 6, 6), 150, 60, classes=3, layers=["conv", "hidden"])
+    head, conv, hidden = str(found).splitlines()
+    assert head.split() == ["layer", "features", "route", "GFLOP", "GB", "seconds", "pass"]
+    assert conv.split()[:3] == ["conv", "54", "primal"]
+    assert hidden.split()[:2] == ["hidden", "20"]
+    assert len(head) == len(conv) == len(hidden)
+    assert found[0].layer.name == "conv"
+
+
 def test_plan_is_what_a_measurement_does(net: SmallNet, probe_set: pf.ProbeSet) -> None:
     layers = ["conv", "hidden"]
     planned = {entry.layer.name: entry for entry in pf.plan(net, (1, 6, 6), 150, 60, classes=3, layers=layers)}

@@ -12,7 +12,7 @@ from torch import nn
 from ..common.console import of_results
 from ..errors import ArgumentError
 from ..layers.selection import select_layers
-from ..planning import forward_seconds, plan
+from ..planning import COLUMNS, forward_seconds, plan
 from ..stages.batchnorm import fresh_statistics
 from ..stages.probe_set import ProbeSet
 from .app import (
@@ -112,18 +112,12 @@ def plan_command(
     else:
         found = plan(network, samples, fit, heldout, classes=classes, **how)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("layer", overflow="fold")
-    for title in ("features", "route", "GFLOP", "GB", "seconds", "pass"):
+    name, *others = COLUMNS
+    table.add_column(name, overflow="fold")
+    for title in others:
         table.add_column(title, justify="right")
     for entry in found:
-        cost = entry.cost
-        numbers = (
-            f"{cost.flops / 1e9:.1f}",
-            f"{cost.bytes / 1e9:.3f}",
-            f"{entry.seconds:.3f}",
-            f"{entry.forward_pass}",
-        )
-        table.add_row(Text(entry.layer.name), f"{entry.layer.dim}", cost.route, *numbers)
+        table.add_row(*map(Text, entry.texts))
     console = of_results()
     console.print(table)
     console.print("pass: of the data through the model")

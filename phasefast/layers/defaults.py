@@ -85,8 +85,7 @@ def _network(children: Sequence[tuple[str, nn.Module]], parts: Sequence[nn.Modul
 def _is_whole(module: nn.Module) -> bool:
     """Whether a module of PyTorch may not call its parts, such as attention's, or those of a parametrized one."""
     holds = isinstance(module, (nn.Sequential, *_LISTS)) or any(isinstance(part, _LISTS) for part in module.children())
-    own = type(module).__module__.startswith("torch.nn.") and not holds
-    return own or nn.utils.parametrize.is_parametrized(module)
+    return (_is_torch(module) and not holds) or nn.utils.parametrize.is_parametrized(module)
 
 
 def _stacks(module: nn.Module, of: type[nn.Module]) -> Iterator[nn.Module]:
@@ -94,9 +93,7 @@ def _stacks(module: nn.Module, of: type[nn.Module]) -> Iterator[nn.Module]:
     if _kinds(module):
         if isinstance(module, of):
             yield module
-    elif isinstance(module, nn.Sequential) or not (
-        isinstance(module, nn.ModuleList) or type(module).__module__.startswith("torch.nn.")
-    ):
+    elif isinstance(module, nn.Sequential) or not (isinstance(module, nn.ModuleList) or _is_torch(module)):
         for part in module.children():
             yield from _stacks(part, of)
 

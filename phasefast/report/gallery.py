@@ -95,12 +95,7 @@ def plot_reconstructions(
     if not isinstance(found, Reconstructions):
         raise ArgumentError(f"expected Reconstructions, got {type(found).__name__}")
     shape = tuple(found.inputs.shape[1:])
-    short, long = sorted(shape[-2:]) if len(shape) > 1 else (1, 1)
-    if (
-        not (len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3)))
-        or short == 1
-        or (len(shape) == 2 and long > _LONG * short)
-    ):
+    if not _is_image(shape):
         raise DataError(
             f"nothing to draw: expected images [c, h, w] of 1 or 3 channels, or [h, w] with no side more than {_LONG} "
             f"times as long as the other, got {shape}; pf.reconstruct gives the numbers"
@@ -141,6 +136,13 @@ def plot_reconstructions(
     with writing(path, "the picture") as partial:
         figure.savefig(partial, format=picture_format(path))
     return Path(path)
+
+
+def _is_image(shape: Sequence[int]) -> bool:
+    """Whether samples of a shape can be drawn: those of no channel may be series."""
+    if len(shape) not in (2, 3) or min(shape[-2:]) == 1:
+        return False
+    return shape[0] in (1, 3) if len(shape) == 3 else max(shape) <= _LONG * min(shape)
 
 
 def _arranged(found: Reconstructions) -> _Table:

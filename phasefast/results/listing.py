@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..common.notices import shown
+from ..common.tables import aligned
 
 COLUMNS = ["run", "step", "layer", "dim", "target", "split", "metric", "value", "alpha", "route", "approximation"]
 _METRICS = ("fvu", "accuracy", "balanced_accuracy", "loss")  # mse says what fvu does, in other units
@@ -50,8 +51,7 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     }
     titles = [*sorted(named, key=lambda title: order.get(title, 0)), "route"]
     table = [titles, *([cells.get(title, "") for title in titles] for cells in layers.values())]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return [*("  ".join(_aligned(line, widths)).rstrip() for line in table), *_remarks(rows)]
+    return [*aligned(table, left=(0, len(titles) - 1)), *_remarks(rows)]
 
 
 def _remarks(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -64,9 +64,3 @@ def _remarks(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             f"{target} fvu above 1, worse than a constant, of {shown(layers)}: "
             "as where fit rows are few, or held-out rows of another kind"
         )
-
-
-def _aligned(line: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
-    """Names begin at the left, numbers end at the right."""
-    for place, (text, width) in enumerate(zip(line, widths, strict=True)):
-        yield f"{text:<{width}}" if place in (0, len(widths) - 1) else f"{text:>{width}}"
