@@ -15,7 +15,7 @@ from .decoding import Method
 from .errors import ArgumentError
 from .layers.models import check_usable, unwrap
 from .layers.selection import given_names, select_layers
-from .ops import bfloat16_is_fast
+from .ops import bfloat16_is_fast, halves_are_slow
 from .options import as_tuple, checked_options, resolve_device
 from .stages.capture import RowOptions, rows_dtype
 from .stages.plan import memory_budget
@@ -74,10 +74,9 @@ class Configuration:
 
 def _tell_slow(model: nn.Module, device: torch.device) -> None:
     """Warn of a model of 16 bits on a CPU that has no instructions for them."""
-    if device.type != "cpu" or bfloat16_is_fast(device):
-        return
-    if found := next((own.dtype for own in model.parameters() if own.dtype in (torch.bfloat16, torch.float16)), None):
+    known = (own.dtype for own in model.parameters() if own.dtype in (torch.bfloat16, torch.float16))
+    if halves_are_slow(device) and (found := next(known, None)):
         warn(
-            f"model: has parameters of {found}, at which this CPU is many times slower than at float32: model.float() "
-            "gives the activations sooner, and less rounded"
+            f"model: has parameters of {found}, at which this CPU can be many times slower than at float32: a copy of "
+            "it in float32 gives activations sooner, and less rounded"
         )

@@ -116,6 +116,7 @@ def test_names_may_be_given_arguments() -> None:
         "made_with(width=open)": "expected plain values by name",
         "made_with(width=4": "expected plain values by name",
         "made_with (1).pt": "expected package.module:callable; module",
+        "made_with(width=2.5": "expected plain values by name",
         "made_with(**{'width': 4})": "expected plain values by name",
         "made_with(width=4).half()": "expected plain values by name",
         "THING(width=4)": "expected something that takes arguments, got Sequential",
@@ -263,13 +264,13 @@ def test_columns_of_other_units_are_told() -> None:
         assert told == [True] * (given is inputs)
 
 
-@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("slow", [True, False])
 def test_models_of_16_bits_are_slow_where_the_processor_is(
-    net: SmallNet, probe_set: pf.ProbeSet, fast: bool, monkeypatch: pytest.MonkeyPatch
+    net: SmallNet, probe_set: pf.ProbeSet, slow: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["phasefast.configuration"], "bfloat16_is_fast", lambda _: fast)
-    for model, told in ((net, False), (SmallNet().to(torch.bfloat16), not fast)):
+    monkeypatch.setattr(sys.modules["phasefast.configuration"], "halves_are_slow", lambda _: slow)
+    for model, told in ((net, False), (SmallNet().to(torch.bfloat16), slow)):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             Engine(model, probe_set, layers="hidden")
-        assert sum("model.float() gives" in str(each.message) for each in caught) == told
+        assert sum("copy of it in float32" in str(each.message) for each in caught) == told

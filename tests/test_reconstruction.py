@@ -215,7 +215,7 @@ def test_spectrograms_are_drawn(tmp_path: Path) -> None:
     assert plot_reconstructions(pf.reconstruct(network(130, 6), samples(60, 10, (1, 2, 65))), tmp_path / "a.png")
 
 
-@pytest.mark.parametrize("shape", [(12,), (1, 12), (2, 3, 2), (40, 3)])
+@pytest.mark.parametrize("shape", [(12,), (1, 12), (2, 3, 2), (40, 3), (1, 20, 2), (1, 2, 130)])
 def test_what_is_no_image_is_not_drawn(shape: tuple[int, ...], tmp_path: Path) -> None:
     found = pf.reconstruct(network(math.prod(shape), 6), samples(60, 10, shape))
     with pytest.raises(DataError, match=rf"expected images .* got {re.escape(str(shape))}"):

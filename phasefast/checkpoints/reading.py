@@ -152,7 +152,8 @@ def _nested(loaded: Any) -> str | None:
     if not isinstance(loaded, Mapping):
         return None
     known, states = [key for key in NESTED if _holds_tensors(loaded.get(key), _DEPTH)], _states(loaded)
-    found = known[:1] or states or _ways(loaded, _DEPTH)
+    weights = [key for key in states if _is_of_weights(loaded[key])]
+    found = known[:1] or weights or _ways(loaded, _DEPTH) or states
     return found[0] if len(found) == 1 else None
 
 
@@ -166,7 +167,7 @@ def _ways(loaded: Any, depth: int) -> list[str]:
 
 def _is_of_weights(value: Any) -> bool:
     """Whether it is a state dict that holds more than numbers by name, as metrics are."""
-    return _is_state(value) and any("." in name or own.dim() > 1 for name, own in value.items())
+    return _is_state(value) and any(own.dim() > (0 if "." in name else 1) for name, own in value.items())
 
 
 def _twins(loaded: Mapping[Any, Any], nested: str) -> list[str]:

@@ -99,7 +99,8 @@ def _parted(name: str, what: str) -> tuple[str, dict[str, Any]]:
     """A name without, and the arguments after it, of plain values: ``package.module:callable(width=64)``."""
     plain, bracket, arguments = name.strip().partition("(")
     plain = plain.rstrip()
-    if not bracket or re.search(r"\.\w+$", name):  # the name of a file
+    of_file = re.search(r"\.[a-z]\w*$", name.strip(), re.IGNORECASE) or (":" not in plain and re.search(r"[/ ]", plain))
+    if not bracket or of_file:
         return name, {}
     with contextlib.suppress(SyntaxError, ValueError):
         call = ast.parse(f"f({arguments}", mode="eval").body

@@ -32,7 +32,7 @@ OF_MAPS = (
 _NORMS = (nn.LayerNorm, nn.RMSNorm)
 _FEATURES_LAST = (nn.Linear, *_NORMS, nn.Embedding, nn.MultiheadAttention)
 _WIDTHS = ("out_channels", "num_features", "num_channels", "out_features")
-_TAKEN = ("in_channels", "in_features", "input_size", "embedding_dim", "embed_dim")
+_TAKEN = ("in_features", "input_size", "embedding_dim", "embed_dim")
 _MAPPING = (_ConvNd, _NormBase, *OF_MAPS, nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveMaxPool3d, nn.AdaptiveAvgPool3d)
 
 
@@ -154,4 +154,5 @@ class Widths(NamedTuple):
             [part.out_features for part in parts if isinstance(part, nn.Linear) and part.in_features in found.inner]
         )
         found.known.update(found.first, found.last)
+        found.known.discard(1)  # which axes of one place are, too
         return found if found.first or found.last else None

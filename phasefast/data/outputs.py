@@ -55,7 +55,8 @@ def _is_sorted(packed: PackedSequence, lengths: Tensor) -> bool:
     """Whether the model has sorted them itself, or is likely to: few orders of as many would be that of the lengths."""
     if packed.sorted_indices is None:
         return True
-    same = packed.sorted_indices.tolist() == list(range(len(lengths)))
+    known = lengths.tolist()  # the indices say little, as sorting does not keep the order of equal ones
+    same = known == sorted(known, reverse=True)
     ties = sum(math.lgamma(count + 1) for count in lengths.unique(return_counts=True)[1].tolist())
     return same and ties - math.lgamma(len(lengths) + 1) < math.log(_CHANCE)
 
@@ -69,7 +70,7 @@ def unpacked(name: str, packed: PackedSequence) -> tuple[Tensor, Tensor]:
     rows, lengths = pad_packed_sequence(packed, batch_first=True)
     if len(lengths) > 1 and _is_sorted(packed, lengths):
         raise LayerError(
-            f"layer {name!r}: gives packed sequences in the order of their lengths, so that which sample is which is "
-            "not known; pack them as they are, with enforce_sorted=False"
+            f"layer {name!r}: gives packed sequences as sorted by their lengths, so that which sample is which is not "
+            "known; pack them as they are, with enforce_sorted=False, or give samples in another order"
         )
     return rows, torch.arange(rows.shape[1], device=rows.device) < lengths[:, None].to(rows.device)

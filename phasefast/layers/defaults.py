@@ -21,9 +21,9 @@ _ARRANGING = {
     for name in ("channelshuffle", "dropout", "flatten", "fold", "padding", "pixelshuffle", "upsampling")
 }
 _OF_ALL = (nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd)  # pool whole maps
-_SHAPING = re.compile(
-    "flat|view|shape|permut|transpos|squeeze|arrange|lambda|drop|identity|global|adaptive|mean|gap$", re.IGNORECASE
-)  # in names of the user's classes without parameters
+# In names of the user's classes: those that arrange numbers anew, and, without parameters, that pass them on, or a few.
+_SHAPING = re.compile("flat|view|shape|permut|transpos|squeeze|arrange|lambda", re.IGNORECASE)
+_PASSING = re.compile("drop|identity|global|adaptive|mean$|meanpool|gap$", re.IGNORECASE)
 _STACK = 0.25  # of a model's parameters, beside its embeddings, that its blocks have at least
 _MOST = 0.9  # of a model's parameters, but of embeddings, that the network has which it holds beside other things
 
@@ -243,8 +243,10 @@ def _finishes(module: nn.Module) -> bool:
     """
     parts = [part for part in module.modules() if not any(True for _ in part.children())]
     same = [isinstance(part, nn.Identity) or _is_of(part, _ARRANGING) for part in parts]
-    own = [part for part in (module, *parts) if not _is_torch(part) and not any(True for _ in part.parameters())]
-    named = any(_SHAPING.search(type(part).__name__) for part in own)
+    own = {
+        type(part).__name__: any(True for _ in part.parameters()) for part in (module, *parts) if not _is_torch(part)
+    }
+    named = any(_SHAPING.search(name) or (_PASSING.search(name) and not scaled) for name, scaled in own.items())
     return not all(same) and not named and not any(isinstance(part, _OF_ALL) for part in parts)
 
 

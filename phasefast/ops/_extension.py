@@ -91,6 +91,11 @@ def bfloat16_is_fast(device: torch.device) -> bool:
     return device.type == "cuda" or (device.type == "cpu" and bool(build_info().get("bfloat16_is_fast")))
 
 
+def halves_are_slow(device: torch.device) -> bool:
+    """Whether it is a processor that is known to have no instructions for numbers of 16 bits."""
+    return device.type == "cpu" and build_info().get("bfloat16_is_fast") is False
+
+
 def float32_is_fast(device: torch.device) -> bool:
     """Whether ``gram`` takes much less time for float32 rows there than PyTorch's products."""
     return device.type == "cuda" and bool(build_info().get("cuda")) and _cuda.hopper(device)

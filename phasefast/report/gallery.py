@@ -24,7 +24,7 @@ _SMALL, _LARGE = 9, 13  # points
 _MOST, _STRIPS, _LARGEST = 15, 8, 1.0  # columns beside the inputs, strips, and inches that a column is wide at most
 _BESIDE, _GAP = 0.25, 0.06  # of a column: beside that of the inputs, and between two images
 _SLANT = math.radians(45)  # of long names above columns
-_LONG = 8  # sides of images, not of series [t, c]
+_LONG, _WIDEST = 8, 64  # sides of images, not of series [t, c]; but of spectrograms [1, h, w]
 _FINE = 64  # pixels of a side that an image has at least, so that gaps are thinner than one of its own
 
 
@@ -97,8 +97,8 @@ def plot_reconstructions(
     shape = tuple(found.inputs.shape[1:])
     if not _is_image(shape):
         raise DataError(
-            f"nothing to draw: expected images [c, h, w] of 1 or 3 channels, or [h, w] with no side more than {_LONG} "
-            f"times as long as the other, got {shape}; pf.reconstruct gives the numbers"
+            f"nothing to draw: expected images [c, h, w] of 1 or 3 channels, or [h, w], of sides that are not much "
+            f"longer than the others, got {shape}; pf.reconstruct gives the numbers"
         )
     table = _arranged(found)
     layout = _Layout.of(table, len(found.samples), shape, title)
@@ -139,10 +139,12 @@ def plot_reconstructions(
 
 
 def _is_image(shape: Sequence[int]) -> bool:
-    """Whether samples of a shape can be drawn: those of no channel may be series."""
+    """Whether samples of a shape can be drawn: those without channels may be series, as may be those that are long."""
     if len(shape) not in (2, 3) or min(shape[-2:]) == 1:
         return False
-    return shape[0] in (1, 3) if len(shape) == 3 else max(shape) <= _LONG * min(shape)
+    high, wide = shape[-2:]
+    widest = _LONG if len(shape) == 2 else _WIDEST
+    return (len(shape) == 2 or shape[0] in (1, 3)) and high <= _LONG * wide and wide <= widest * high
 
 
 def _arranged(found: Reconstructions) -> _Table:

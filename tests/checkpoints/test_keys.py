@@ -61,6 +61,8 @@ def under(prefix: str) -> dict[str, Tensor]:
         {"ema": {"module": OWN}},
         {"epoch": 1, "nets": {"encoder": OWN}, "optim": {"adam": OPTIMIZER}},
         {"model": {"language_model": {"encoder": OWN}}, "args": None},
+        {"metrics": {"loss": torch.ones(())}, "trainer": {"model": OWN}, "step": 3},
+        {"net": OWN, "scores": {"loss": torch.ones(()), "val.loss": torch.ones(())}},
     ],
 )
 def test_the_only_state_dict_needs_no_key(tmp_path: Path, saved: dict[str, object]) -> None:

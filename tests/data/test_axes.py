@@ -19,6 +19,8 @@ def test_what_tells_where_the_positions_of_an_activation_are() -> None:
         (convolving, (2, 16, 10), (False, True)),
         (convolving, (2, 40, 7), (False, True)),
         (embedding, (2, 32, 48), (False, True)),  # what the dropout of the embedding gives of 32 tokens
+        (Widths.of(nn.Conv1d(1, 16, 3)), (2, 16, 1), (True, False)),
+        (Widths.of(nn.Conv1d(3, 16, 3)), (2, 16, 3), (True, False)),
         (None, (2, 16, 40), (False, True)),
     ):
         assert positions_last(nn.ReLU(), torch.Size(shape), widths) == found

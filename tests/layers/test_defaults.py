@@ -257,9 +257,13 @@ def test_by_default_activations_and_norms_of_the_user_count_as_such() -> None:
             super().__init__()
             self.scale = nn.Parameter(torch.ones(8))
 
+    class FlattenNorm(GlobalNorm):
+        """Of another shape."""
+
     for follow, last in (
         (Sine(), True),
         (GlobalNorm(), True),
+        (FlattenNorm(), False),
         (Norm(nn.LayerNorm(8)), True),
         (GlobalPool(), False),
         (nn.Upsample(8), False),
