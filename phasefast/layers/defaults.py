@@ -29,16 +29,30 @@ _MOST = 0.9  # of a model's parameters, but of embeddings, that the network has 
 
 
 class _Model(NamedTuple):
-    """What its parts need to know. least: how many parameters blocks have. shared: modules that are there twice."""
+    """What its parts need to know.
+
+    least: how many parameters blocks have. shared: modules that are there twice. counts: of layers, once each is known.
+    """
 
     least: float
     shared: frozenset[int]
+    counts: dict[int, int]
+
+    def layers(self, module: nn.Module) -> int:
+        """How many modules with weights it has, which are its layers; one of PyTorch's own is one."""
+        if (known := self.counts.get(id(module))) is not None:
+            return known
+        if _is_whole(module):
+            count = int(_has_weights(module))
+        else:
+            count = int(_has_own_weights(module)) + sum(map(self.layers, module.children()))
+        return self.counts.setdefault(id(module), count)
 
 
 def default_names(model: nn.Module) -> list[str]:
     """Names of the layers that ``select_layers`` takes by default, which says what they are; there may be none."""
     count = Counter(id(part) for module in model.modules() for part in module._modules.values() if part is not None)
-    whole = _Model(_least_stack(model), frozenset(own for own, times in count.items() if times > 1))
+    whole = _Model(_least_stack(model), frozenset(own for own, times in count.items() if times > 1), {})
     names = _names(model, "", True, whole)
     if not whole.shared:
         return names
@@ -51,8 +65,8 @@ def _names(model: nn.Module, prefix: str, alone: bool, of: _Model) -> list[str]:
     children = _candidates(model, alone, of)
     parts = [] if isinstance(model, _LISTS) else [child for _, child in children]
     stack = _only_stack(parts, of.least)
-    network = _network(children, parts if stack is None else []) if alone else None
-    flat = _flat(parts) if alone or not isinstance(model, nn.Sequential) else []
+    network = _network(children, parts if stack is None else [], of) if alone else None
+    flat = _flat(parts, of) if alone or not isinstance(model, nn.Sequential) else []
     names: list[str] = []
     for name, child in children:
         whole = f"{prefix}{name}"
@@ -75,10 +89,10 @@ def _candidates(model: nn.Module, alone: bool, of: _Model) -> list[tuple[str, nn
     return _ends(model, of) if isinstance(model, nn.Sequential) else children
 
 
-def _network(children: Sequence[tuple[str, nn.Module]], parts: Sequence[nn.Module]) -> nn.Module | None:
+def _network(children: Sequence[tuple[str, nn.Module]], parts: Sequence[nn.Module], of: _Model) -> nn.Module | None:
     """What is the model but for what wraps it: an only child with parts that it calls, or nearly all of ``parts``."""
     if len(children) > 1:
-        return _nearly_all(parts)
+        return _nearly_all(parts, of)
     return next((child for _, child in children if any(True for _ in child.children()) and not _is_whole(child)), None)
 
 
@@ -135,7 +149,7 @@ def _least_stack(model: nn.Module) -> float:
     return _STACK * _parameters(model, {*map(id, embeddings), *map(id, logits)})
 
 
-def _nearly_all(children: Sequence[nn.Module]) -> nn.Module | None:
+def _nearly_all(children: Sequence[nn.Module], of: _Model) -> nn.Module | None:
     """The network that is a model but for what is beside it, such as a normalisation, a head or a loss with weights.
 
     One of the user's own with most parameters, but of embeddings, and more than one module that has any, after nothing
@@ -147,9 +161,9 @@ def _nearly_all(children: Sequence[nn.Module]) -> nn.Module | None:
         inner = getattr(child, "_orig_mod", child)  # of torch.compile
         own = not isinstance(inner, nn.Sequential) and not _is_torch(inner)
         if own and size >= _MOST * sum(sizes) > 0 and sum(map(_has_weights, inner.children())) > 1:
-            before = _several(children[: children.index(child)])
-            alike = sum(type(other) is type(child) for other in _several(children)) > 1
-            return child if all(map(_is_plain, before)) and not alike else None
+            before = _several(children[: children.index(child)], of)
+            alike = sum(type(other) is type(child) for other in _several(children, of)) > 1
+            return child if all(_is_plain(each, of) for each in before) and not alike else None
     return None
 
 
@@ -166,38 +180,31 @@ def _parameters(module: nn.Module, but: Collection[int] = ()) -> int:
     return sum(_size(own) for own in module.parameters() if id(own) not in but)
 
 
-def _flat(children: Sequence[nn.Module]) -> list[nn.Module]:
+def _flat(children: Sequence[nn.Module], of: _Model) -> list[nn.Module]:
     """The Sequentials of layers that are written one by one, with half of the layers that are not children themselves.
 
     Where more than two children hold several layers they are blocks. Of one alone that does, members may be blocks.
     """
-    several = _several(children)
+    several = _several(children, of)
     only = len(several) == 1 and type(several[0]).forward is nn.Sequential.forward
-    found = [child for child in several if only or _is_plain(child)] if len(several) <= 2 else []
+    found = [child for child in several if only or _is_plain(child, of)] if len(several) <= 2 else []
     inside = (child for child in _singly(children) if any(True for _ in child.children()))
-    return found if 2 * sum(map(_layers, found)) >= sum(map(_layers, inside)) else []
+    return found if 2 * sum(map(of.layers, found)) >= sum(map(of.layers, inside)) else []
 
 
-def _several(modules: Iterable[nn.Module]) -> list[nn.Module]:
+def _several(modules: Iterable[nn.Module], of: _Model) -> list[nn.Module]:
     """Those with more than one layer, of lists each member."""
-    return [each for each in _singly(modules) if _layers(each) > 1]
+    return [each for each in _singly(modules) if of.layers(each) > 1]
 
 
 def _singly(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
     return (each for own in modules for each in (own.children() if isinstance(own, _LISTS) else [own]))
 
 
-def _is_plain(module: nn.Module) -> bool:
+def _is_plain(module: nn.Module, of: _Model) -> bool:
     """Whether it is a Sequential most of whose members have one layer."""
-    layers = [*map(_layers, module.children())] if type(module).forward is nn.Sequential.forward else []
+    layers = [*map(of.layers, module.children())] if type(module).forward is nn.Sequential.forward else []
     return 2 * layers.count(1) > sum(own > 0 for own in layers)
-
-
-def _layers(module: nn.Module) -> int:
-    """How many modules with weights it has, which are its layers; one of PyTorch's own is one."""
-    if _is_whole(module):
-        return int(_has_weights(module))
-    return int(_has_own_weights(module)) + sum(map(_layers, module.children()))
 
 
 def _has_weights(module: nn.Module) -> bool:
@@ -228,7 +235,7 @@ def _ends(sequence: nn.Module, of: _Model) -> list[tuple[str, nn.Module]]:
     ends: list[tuple[str, nn.Module]] = []
     alone = False
     for name, member in sequence.named_children():
-        if layers := _layers(member):
+        if layers := of.layers(member):
             ends.append((name, member))
             alone = layers == 1
         elif alone and id(member) not in of.shared and _finishes(member):

@@ -61,24 +61,22 @@ def keep_failures(directory: str | Path, failures: Mapping[int, Failure]) -> Non
 
     Of one that is stored only what is ``partial``: else another job has measured it.
     """
-    with writing_alone(directory):
-        _keep_failures(directory, failures)
-
-
-def _keep_failures(directory: str | Path, failures: Mapping[int, Failure]) -> None:
-    try:
-        stored = list_shards(directory) if failures else {}
-        known = dict(stored_failures(directory)) if any(step in stored for step in failures) else {}
-    except StoreError as unread:  # the failures themselves are yet to be told
-        warn(str(unread))
+    if not failures:
         return
-    for step, failure in failures.items():
-        if step not in stored:
-            _write_failure(directory, step, failure)
-        elif failure.partial:
-            layers = known[step].layers if step in known else {}
-            error = "; ".join(filter(None, (*layers.values(), failure.error)))
-            _write_failure(directory, step, replace(failure, error=error, layers=layers))
+    with writing_alone(directory):
+        try:
+            stored = list_shards(directory)
+            known = dict(stored_failures(directory)) if any(step in stored for step in failures) else {}
+        except StoreError as unread:  # the failures themselves are yet to be told
+            warn(str(unread))
+            return
+        for step, failure in failures.items():
+            if step not in stored:
+                _write_failure(directory, step, failure)
+            elif failure.partial:
+                layers = known[step].layers if step in known else {}
+                error = "; ".join(filter(None, (*layers.values(), failure.error)))
+                _write_failure(directory, step, replace(failure, error=error, layers=layers))
 
 
 def settle_failures(directory: str | Path, steps: Collection[int]) -> None:

@@ -76,8 +76,10 @@ def read_shard(path: Path) -> Scores:
 
 def set_aside(directory: str | Path, damaged: Collection[Path]) -> None:
     """Rename damaged shards of a run directory, with a warning, so that others can take their places."""
+    if not damaged:
+        return
     told: list[tuple[Path, DamagedError]] = []
-    with writing_alone(directory) if damaged else contextlib.nullcontext():
+    with writing_alone(directory):
         for path in damaged:
             try:
                 read_shard(path)  # another job may have measured it again

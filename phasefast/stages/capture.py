@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -313,12 +313,16 @@ def _warn_of_own_tokens(more: Mapping[str, int], length: int) -> None:
 
 @dataclass(frozen=True)
 class _Batch:
-    """So many samples: which of their tokens are no padding, bool [b, t], which are rows; widths, to pool by."""
+    """So many samples: which of their tokens are no padding, bool [b, t], which are rows; widths, to pool by.
+
+    turned: by module and shape of its output, once it is known, whether features come last.
+    """
 
     size: int
     real: Tensor | None
     tokens: TokensOfBatch | None
     widths: Widths | None
+    turned: dict[tuple[int, torch.Size], bool] = field(default_factory=dict)
 
 
 def _logits(model: nn.Module, output: Any, of: _Batch, options: RowOptions) -> tuple[Tensor, bool] | None:
@@ -377,5 +381,9 @@ def _as_cell(name: str, module: nn.Module, output: Any, of: _Batch, options: Row
 
 def _features_first(module: nn.Module, output: Tensor, of: _Batch) -> Tensor:
     """Maps [b, h, w, f], and volumes, as [b, f, h, w]; any other output as it is."""
-    turned = output.dim() in _POOLED and features_last(module, output.shape, of.widths)
-    return output.movedim(-1, 1) if turned else output
+    if output.dim() not in _POOLED:
+        return output
+    key = (id(module), output.shape[1:])
+    if key not in of.turned:
+        of.turned[key] = features_last(module, output.shape, of.widths)
+    return output.movedim(-1, 1) if of.turned[key] else output
