@@ -124,19 +124,20 @@ def read_state_dict(source: Source, *, weights_only: bool = True, key: str | Non
     elif key is not None and not (key in NESTED and _is_state(loaded)):  # which alone is what such keys have
         there = shown(map(str, loaded)) if isinstance(loaded, Mapping) else type(loaded).__name__
         raise CheckpointError(f"{name}: expected weights under the key {key!r} (key=, --key), got {there}")
-    for _ in range(_DEPTH):
-        if nested := _nested(loaded):
-            if key is None and (others := _twins(loaded, nested)):
-                warn(
-                    f"checkpoints: weights are read from {nested!r}, but {shown(others)} has tensors of the same names "
-                    f"too: key={others[0]!r} (--key) reads those, key={nested!r} says that you know"
-                )
-            loaded = loaded[nested]
+    whole, way = loaded, list[str]()
+    while len(way) < _DEPTH and (nested := _nested(loaded)):
+        way.append(nested)
+        loaded = loaded[nested]
+    if key is None and way and (others := _twins(whole, ".".join(way), loaded)):
+        warn(
+            f"checkpoints: weights are read from {'.'.join(way)!r}, but {shown(others)} has tensors of the same names "
+            f"too: key={others[0]!r} (--key) reads those, key={'.'.join(way)!r} says that you know"
+        )
     if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(key, str) for key in loaded):
         kind = "an empty one" if isinstance(loaded, Mapping) and not loaded else type(loaded).__name__
         raise CheckpointError(f"{name}: expected a state dict (names to tensors), got {kind}; save model.state_dict()")
     if bad := [entry for entry, value in loaded.items() if not isinstance(value, Tensor)]:
-        found, several = _candidates(loaded), len(_states(loaded)) > 1
+        found, several = _all_states(loaded), len(_states(loaded)) > 1
         under = f"give key= (--key), one of {shown(found)}" if found else "save model.state_dict()"
         under += ", or load= for the tensors beside" if found and not several else ""
         inert = any(isinstance(loaded[entry], Inert) for entry in bad)
@@ -170,15 +171,15 @@ def _is_of_weights(value: Any) -> bool:
     return _is_state(value) and any(own.dim() > (0 if "." in name else 1) for name, own in value.items())
 
 
-def _twins(loaded: Mapping[Any, Any], nested: str) -> list[str]:
-    """Keys of further state dicts with names and shapes of the one under ``nested``, such as of averaged weights."""
+def _twins(loaded: Mapping[Any, Any], way: str, weights: Mapping[Any, Any]) -> list[str]:
+    """Where further state dicts with names and shapes of ``weights`` are, which are at ``way``: averages of them."""
 
     def known(state: Mapping[Any, Any]) -> set[tuple[str, Any]]:
         tensors = ((str(name), own.shape) for name, own in state.items() if isinstance(own, Tensor))
         return {(name.removeprefix("module."), shape) for name, shape in tensors}
 
-    own, others = known(loaded[nested]), _candidates(loaded)
-    return [key for key, state in others.items() if key != nested and 2 * len(known(state) & own) > len(own)]
+    own, others = known(weights), _all_states(loaded)
+    return [key for key, state in others.items() if key != way and 2 * len(known(state) & own) > len(own)]
 
 
 def _holds_tensors(value: Any, depth: int) -> bool:
@@ -210,6 +211,16 @@ def _candidates(loaded: Mapping[Any, Any]) -> dict[str, Mapping[str, Tensor]]:
         and not _BESIDE.fullmatch(key)
         and not key.endswith("_extra_state")  # of a module, as torch.nn.Module.get_extra_state names it
     }
+
+
+def _all_states(loaded: Any, depth: int = _DEPTH) -> dict[str, Mapping[str, Tensor]]:
+    """``_candidates`` of a mapping and of those in it, by the keys that lead there with dots between them."""
+    if not isinstance(loaded, Mapping) or not depth:
+        return {}
+    found = _candidates(loaded)
+    others = {key: own for key, own in loaded.items() if isinstance(key, str) and key not in found}
+    inside = {key: _all_states(own, depth - 1) for key, own in others.items() if not _BESIDE.fullmatch(key)}
+    return found | {f"{key}.{inner}": state for key, states in inside.items() for inner, state in states.items()}
 
 
 def _is_state(value: Any) -> bool:

@@ -255,6 +255,26 @@ def test_weights_of_the_same_names_beside_are_told(averaged: dict[str, Tensor]) 
             read_state_dict(saved)
 
 
+@pytest.mark.parametrize(
+    ("saved", "way", "other"),
+    [
+        ({"net": {"weights": OWN}, "ema": AVERAGE}, "ema", "net.weights"),
+        ({"model": {"net": OWN}, "ema": AVERAGE}, "model.net", "ema"),
+        ({"model": {"net": OWN}, "ema": {"shadow": AVERAGE}}, "model.net", "ema.shadow"),
+        ({"state": {"model": OWN, "ema": AVERAGE}}, "state.model", "state.ema"),
+        (BOTH, "net", "ema.module"),
+    ],
+)
+def test_weights_of_the_same_names_elsewhere_are_told(saved: dict[str, Any], way: str, other: str) -> None:
+    with pytest.warns(RuntimeWarning, match=rf"'{way}', but \['{other}'\] has tensors .*: key='{other}'"):
+        found = read_state_dict(saved)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for key, same in ((way, True), (other, False)):
+            assert torch.equal(read_state_dict(saved, key=key)["weight"], found["weight"]) is same
+        read_state_dict({"model": {"net": OWN}, "optimizer": {"averages": AVERAGE}})
+
+
 def test_other_weights_of_the_same_files_are_not_taken_for_those_that_are_stored(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(4, 3))
     probe_set = pf.ProbeSet.from_tensors(torch.randn(40, 4), None, torch.randn(20, 4), None)
