@@ -23,6 +23,7 @@ FEW, MANY = 4, 16  # penalties that are all made, and the most that are made at 
 # Rows that are left out, where there are more: to see whether generalised cross-validation misleads, as it does where
 # they miss so many times as much, and may where they miss a tenth more; and to choose by (docs/performance.md).
 LOOKED_AT, LEFT_OUT, MISLED, DOUBTFUL = 128, 2048, 1.4, 1.1
+TIE = 0.005  # by how much errors of cross-validation may differ that tell little of which penalty is better
 _FAR_OUT = 4  # one of so many rows that are left out is of those of the largest leverages
 _CHUNK = {"cpu": 1024, "cuda": 32768}  # rows whose errors are made at a time
 

@@ -109,6 +109,11 @@ class Scan:
         """[u], whether the error rises with the penalty; not where it is flat, or the penalty too weak to tell."""
         return self._at(indices, "rises") > _FLAT[self.system.dtype]
 
+    def grows(self, indices: Tensor) -> Tensor:
+        """[u], times how much the error of the next penalty is, were its slope the same; 1 where that is not known."""
+        steps = torch.cat([self._penalties[1:] / self._penalties[:-1], self._penalties.new_ones(1)])
+        return steps[indices].pow(self._at(indices, "rises")).nan_to_num(1.0)
+
     def _at(self, indices: Tensor, which: str) -> Tensor:
         nan = torch.full_like(indices, math.nan, dtype=torch.float64)
         found = (getattr(self._tried.get(index), which, nan) for index in indices.tolist())

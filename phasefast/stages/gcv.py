@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..algebra.choosing import DOUBTFUL, FLOAT32_ALPHA, LEFT_OUT, LOOKED_AT, MISLED, checked, least_error
+from ..algebra.choosing import DOUBTFUL, FLOAT32_ALPHA, LEFT_OUT, LOOKED_AT, MISLED, TIE, checked, least_error
 from ..algebra.scanning import Scan
 from ..algebra.systems import Penalties, PenaltyChoice
 from ..common.fetching import fetched
@@ -29,6 +29,7 @@ def select_by_gcv(
     With dof degrees of freedom, the mean's among them, that is n |residuals|^2 / (n - dof)^2 (Golub, Heath & Wahba
     1979): no row is left out. Its slope tells on which side of a penalty the least error lies, so few of many are
     tried; of an error with several minima that is one of them. A penalty of zero that goes through all rows has none.
+    Of stronger penalties with hardly more error the strongest is taken: it moves less where samples lie far out.
     Where leaving out some rows tells of a much larger error, as their leverages differ, penalties are compared by that.
 
     Args:
@@ -43,20 +44,13 @@ def select_by_gcv(
     if not penalties.selects:
         return PenaltyChoice.first(targets)
     scan = Scan(cell, statistics, targets, penalties, exact=start is not None and start.exact)
-    if eigen:
-        errors = scan.eigen_errors()
-        choice = least_error(errors, targets, penalties, statistics.dtype)
-        # Whether a weak penalty is better, only its own error can tell.
-        weak = torch.tensor(penalties.alphas, dtype=torch.float64, device="cpu") < FLOAT32_ALPHA
-        choice = replace(choice, reliable=choice.reliable and bool((errors.isfinite().all(1) | weak).all()))
-    elif scan.searched:
-        middle = torch.full((len(targets.blocks),), len(penalties.alphas) // 2, device="cpu")
-        best, least = _searched(scan, middle if start is None else torch.cat(start.indices), penalties.stride)
-        failed = bool((least.isinf() | scan.error((best - 1).clamp(min=0)).isinf()).any())
-        choice = checked(best, least, failed, targets, penalties, statistics.dtype)
-    else:
-        choice = least_error(scan.all_errors(), targets, penalties, statistics.dtype)
-    best = torch.cat(choice.indices)
+    choice = _least(scan, targets, penalties, start, eigen)
+    exact, best = scan.exact, _steadied(scan, torch.cat(choice.indices))
+    if scan.exact != exact:  # estimates do not do
+        choice = _least(scan, targets, penalties, choice, eigen)
+        best = _steadied(scan, torch.cat(choice.indices))
+    # Whether the precision could tell depends on the penalty of least error, not on a stronger one.
+    choice = replace(choice, indices=tuple(best.split([len(own) for own in choice.indices])))
     ratios = scan.misled_at(best)
     if float64_follows and bool(ratios.isinf().any()):  # only float64 can tell
         choice = replace(choice, reliable=False)
@@ -67,6 +61,47 @@ def select_by_gcv(
     # Factors that were made at once lie in one piece of memory.
     factors = {index: own.clone() if scan.at_once else own for index, own in scan.factors.items()}
     return replace(choice, factors=factors, exact=scan.exact)
+
+
+def _least(
+    scan: Scan, targets: TargetMatrix, penalties: Penalties, start: PenaltyChoice | None, eigen: bool
+) -> PenaltyChoice:
+    """The penalty of least error; of an error with several minima, where few are tried, of one of them.
+
+    Args: start, eigen: as for ``select_by_gcv``.
+    """
+    dtype = scan.system.dtype
+    if eigen:
+        errors = scan.eigen_errors()
+        choice = least_error(errors, targets, penalties, dtype)
+        # Whether a weak penalty is better, only its own error can tell.
+        weak = torch.tensor(penalties.alphas, dtype=torch.float64, device="cpu") < FLOAT32_ALPHA
+        return replace(choice, reliable=choice.reliable and bool((errors.isfinite().all(1) | weak).all()))
+    if not scan.searched:
+        return least_error(scan.all_errors(), targets, penalties, dtype)
+    middle = torch.full((len(targets.blocks),), len(penalties.alphas) // 2, device="cpu")
+    best, least = _searched(scan, middle if start is None else torch.cat(start.indices), penalties.stride)
+    failed = bool((least.isinf() | scan.error((best - 1).clamp(min=0)).isinf()).any())
+    return checked(best, least, failed, targets, penalties, dtype)
+
+
+def _steadied(scan: Scan, best: Tensor) -> Tensor:
+    """The strongest penalty [u] up to which no error is more than ``TIE`` above that of the best ones [u].
+
+    One that is not made yet is, unless the slope at the one before tells that it is not among them.
+    """
+    last, limit = len(scan.path) - 1, scan.error(best) * (1 + TIE)
+    found, climbing = best, (best < last) & limit.isfinite()
+    while bool(climbing.any()):
+        ahead = (found + 1).clamp(max=last)
+        wanted = climbing & scan.error(ahead).isnan() & (scan.error(found) * scan.grows(found) <= limit)
+        scan.make(ahead[wanted].unique().tolist(), slopes=False)
+        climbing &= scan.error(ahead) <= limit
+        found = torch.where(climbing, ahead, found)
+        climbing &= found < last
+        if not scan.all_made:
+            scan.keep({*found.tolist(), *best.tolist()})
+    return found
 
 
 def _misled(scan: Scan, chosen: Tensor, ratios: Tensor, stride: int) -> Tensor:
