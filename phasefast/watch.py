@@ -41,8 +41,8 @@ def watch(
     """Sweep a folder again and again; yields all scores so far whenever it has measured new ones, and at first.
 
     They include those that ``out`` held in the beginning. It never ends by itself: leave the loop when you have seen
-    enough. A checkpoint that cannot be read is perhaps still being written: a warning names it, and it is tried again
-    once it has changed. One that is measured must not change: that is another training.
+    enough. A checkpoint that cannot be read is perhaps still being written: a warning names it, and it is tried twice
+    more, as a disk may fail, and once it has changed. One that is measured must not change: that is another training.
 
     Args:
         folder: of checkpoints, or a glob of them; may be empty still. every: seconds between two looks.
@@ -85,7 +85,7 @@ def _rounds(sweeper: Sweeper, folder: str | os.PathLike[str], every: float) -> I
         for step, error in sweeper.measure(ready, all_of_them=True).items() if ready else ():
             tries[step, written[step]] += 1
             if tries[step, written[step]] == 1:
-                warn(f"step {step} is tried again when it has changed: {with_notes(error)}")
+                warn(f"step {step} is tried {_TRIES - 1} times more, and when it has changed: {with_notes(error)}")
             if tries[step, written[step]] < _TRIES:  # a disk may fail once
                 del known[step]
         if sweeper.count > count or (seen is None and sweeper.steps):

@@ -191,7 +191,8 @@ class Curve:
         texts = []
         for span in spans:
             if self._size(span) >= self._asked(span):
-                texts.append(f"changes by {self._amount(span):.2g}, but {self._failing(span)}")
+                what, sign = ("falls", -1) if span.kind == "decrease" else ("rises", 1)
+                texts.append(f"{what} by {self._size(span):.2g}, but {self._failing(span, sign)}")
         return "; ".join(texts)
 
     def _failing(self, span: Span, sign: int = 1) -> str:
