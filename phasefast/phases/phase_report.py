@@ -138,7 +138,7 @@ def failure_notes(failed: Mapping[int, Failure]) -> list[str]:
 def phase_notes(cells: Sequence[CellPhases]) -> list[str]:
     """What is to be said below a table of cells: what ``+`` means, and why layers show no change, at most so many.
 
-    Those without any phase come first; targets are named where there is more than one.
+    Doubts come first, then those without any phase; targets are named where there is more than one.
     """
     notes = []
     if (share := next((cell.evidence.get("window", 0.25) for cell in cells if cell.stop_open), None)) is not None:
@@ -169,7 +169,8 @@ def phase_notes(cells: Sequence[CellPhases]) -> list[str]:
         )
     if len(cells) > 1 and cells[0].why and all(cell.why == cells[0].why for cell in cells):
         return [*notes, cells[0].why]
-    told = [(cell, cell.why or cell.doubt) for cell in sorted(cells, key=lambda cell: bool(cell.phases))]
+    in_order = sorted(cells, key=lambda cell: (not cell.doubt, bool(cell.phases)))
+    told = [(cell, cell.why or cell.doubt) for cell in in_order]
     reasons = [f"{_named(cell, several)}: {text}" for cell, text in told if text]
     if (left := len(reasons) - _REASONS) > 0:
         reasons[_REASONS:] = [f"and {left} more: cell.why, cell.doubt, or phases.json, tell of them"]
