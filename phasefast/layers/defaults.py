@@ -82,12 +82,11 @@ def _names(model: nn.Module, prefix: str, alone: bool, of: _Model) -> list[str]:
 
 
 def _candidates(model: nn.Module, alone: bool, of: _Model) -> list[tuple[str, nn.Module]]:
-    """The children that may be layers: of a Sequential the ends, of a model all but losses; all if there are none."""
+    """The children that may be layers: of a Sequential within a model the ends, of a model all but losses."""
     children = list(model.named_children())
-    ends = _ends(model, of, alone) if isinstance(model, nn.Sequential) else children
-    if not alone:
-        return ends
-    return [each for each in ends if not _is_beside(each[1])] or children
+    if alone:
+        return [each for each in children if not _is_beside(each[1])] or children
+    return _ends(model, of) if isinstance(model, nn.Sequential) else children
 
 
 def _network(children: Sequence[tuple[str, nn.Module]], parts: Sequence[nn.Module], of: _Model) -> nn.Module | None:
@@ -228,35 +227,20 @@ def _is_of(module: nn.Module, places: Collection[str]) -> bool:
     return any(base.__module__ in places for base in type(module).__mro__)
 
 
-def _ends(sequence: nn.Module, of: _Model, whole: bool = False) -> list[tuple[str, nn.Module]]:
+def _ends(sequence: nn.Module, of: _Model) -> list[tuple[str, nn.Module]]:
     """Of a Sequential's members each with weights; of one layer what comes last before the next, as an activation.
 
     Not what pools whole maps, nor what the model uses elsewhere too.
-
-    Args:
-        whole: whether it is the model: then these are among them, but not what only arranges.
     """
     ends: list[tuple[str, nn.Module]] = []
-    single = False
+    alone = False
     for name, member in sequence.named_children():
         if layers := of.layers(member):
             ends.append((name, member))
-            single = layers == 1
-        elif single and id(member) not in of.shared and _finishes(member):
+            alone = layers == 1
+        elif alone and id(member) not in of.shared and _finishes(member):
             ends[-1] = (name, member)
-        elif whole and not _arranges(member):
-            ends.append((name, member))
-            single = False
     return ends
-
-
-def _arranges(module: nn.Module) -> bool:
-    """Whether it gives the same numbers, or some, in another order or shape at most, as far as classes tell."""
-    return all(isinstance(part, nn.Identity) or _is_of(part, _ARRANGING) for part in _leaves(module))
-
-
-def _leaves(module: nn.Module) -> list[nn.Module]:
-    return [part for part in module.modules() if not any(True for _ in part.children())]
 
 
 def _finishes(module: nn.Module) -> bool:
@@ -264,12 +248,13 @@ def _finishes(module: nn.Module) -> bool:
 
     Not what gives the same numbers in another order or shape, nor what pools whole maps, as far as classes tell.
     """
-    parts = _leaves(module)
+    parts = [part for part in module.modules() if not any(True for _ in part.children())]
+    same = [isinstance(part, nn.Identity) or _is_of(part, _ARRANGING) for part in parts]
     own = {
         type(part).__name__: any(True for _ in part.parameters()) for part in (module, *parts) if not _is_torch(part)
     }
     named = any(_SHAPING.search(name) or (_PASSING.search(name) and not scaled) for name, scaled in own.items())
-    return not _arranges(module) and not named and not any(isinstance(part, _OF_ALL) for part in parts)
+    return not all(same) and not named and not any(isinstance(part, _OF_ALL) for part in parts)
 
 
 def _is_torch(module: nn.Module) -> bool:

@@ -25,10 +25,9 @@ def select_layers(model: nn.Module, patterns: Layers | None = None) -> list[str]
             (but of PyTorch's own), of the only one with a list of blocks in it, such as a transformer's or a
             MobileNet's, and of a network of nine tenths of the parameters, behind nothing but layers and plain
             sequences of them, its children; of one Sequential of layers or two, with half of the layers that are no
-            children, such as a VGG's, or an encoder and a decoder, and of one that is the model, each layer with what
-            follows it, such as its activation. What matches a glob that begins with ``!`` is left out of what the
-            others match, or of the default. ``"model"`` is the name of the model's own metrics: its parts stand in for
-            a module of that name.
+            children, such as a VGG's, or an encoder and a decoder, each layer with what follows it, such as its
+            activation. What matches a glob that begins with ``!`` is left out of what the others match, or of the
+            default. ``"model"`` is the name of the model's own metrics: its parts stand in for a module of that name.
 
     Raises:
         LayerError: a pattern matches nothing, or nothing is left; the message lists near misses.

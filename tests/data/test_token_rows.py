@@ -239,12 +239,12 @@ def test_runs_of_tokens_have_phases_and_a_best_step(causal: Causal, probe_set: p
 def test_tokens_are_given_back(ragged: bool) -> None:
     torch.manual_seed(0)
     model, (fit, _), (held, _) = EachAlone(), vectors(60, 1, ragged), vectors(40, 2, ragged)
-    padding = {"padding": 0} if ragged else {}
-    found = pf.reconstruct(model, pf.ProbeSet(fit, None, held, None), samples=[3, 7], tokens="each", **padding)
+    padding, same = {"padding": 0} if ragged else {}, {"alphas": [0.01]}
+    found = pf.reconstruct(model, pf.ProbeSet(fit, None, held, None), samples=[3, 7], tokens="each", **padding, **same)
     real = held[[3, 7]].any(2) if ragged else torch.ones(2, LENGTH, dtype=torch.bool)
     of_fit = TokenRows.of("fit", fit, None, 0 if ragged else None).rows(fit)
     of_held = TokenRows.of("heldout", held, None, 0 if ragged else None).rows(held)
-    alone = pf.reconstruct(model, pf.ProbeSet(of_fit, None, of_held, None), samples=len(of_held))
+    alone = pf.reconstruct(model, pf.ProbeSet(of_fit, None, of_held, None), samples=len(of_held), **same)
     rows = TokenRows.of("heldout", held, None, 0 if ragged else None)
     for layer in ("first", "act", "out"):
         assert found[0, layer].shape == (2, LENGTH, WIDTH)
