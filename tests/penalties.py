@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
@@ -29,16 +31,22 @@ def make(
     return captured(a, a[:9], (0, n)), targets, t
 
 
-def curve(cell: Activations, columns: torch.Tensor, alphas: tuple[float, ...]) -> np.ndarray:
-    """Generalised cross-validation errors [L, p] from hat matrices."""
-    a, t, found = rows64(cell.fit), columns.double().numpy(), []
+def hats(
+    cell: Activations, columns: torch.Tensor, alphas: tuple[float, ...]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Residuals [n, p] and the diagonal [n] of the hat matrix, by penalty."""
+    a, t = rows64(cell.fit), columns.double().numpy()
     a, t = a - a.mean(0), t - t.mean(0)
     for alpha in alphas:
         penalty = alpha * mean_diagonal(cell.fit)
         hat = a @ np.linalg.solve(a.T @ a + penalty * np.eye(a.shape[1]), a.T)
-        left = len(a) - 1 - np.trace(hat)
-        found.append(((t - hat @ t) ** 2).sum(0) / left**2)
-    return np.stack(found)
+        yield t - hat @ t, np.diag(hat)
+
+
+def curve(cell: Activations, columns: torch.Tensor, alphas: tuple[float, ...]) -> np.ndarray:
+    """Generalised cross-validation errors [L, p] from hat matrices."""
+    n = len(cell.fit)
+    return np.stack([(miss**2).sum(0) / (n - 1 - taken.sum()) ** 2 for miss, taken in hats(cell, columns, alphas)])
 
 
 def chosen(

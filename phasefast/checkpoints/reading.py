@@ -26,6 +26,8 @@ from .torch_files import read_torch_file
 
 _DEPTH = 8  # of a mapping under such keys, which may hold itself
 _BESIDE = re.compile(BESIDE)
+# What holds moments of the weights, of the same names and shapes, in optimizers and penalties of users' own.
+_MOMENTS = re.compile(r"opt|adam|sgd|lion|muon|exp_avg|momentum|grad|fisher|ewc", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,11 @@ def _twins(loaded: Mapping[Any, Any], way: str, weights: Mapping[Any, Any]) -> l
         return {(name.removeprefix("module."), shape) for name, shape in tensors}
 
     own, others = known(weights), _all_states(loaded)
-    return [key for key, state in others.items() if key != way and 2 * len(known(state) & own) > len(own)]
+    return [
+        key
+        for key, state in others.items()
+        if key != way and state is not weights and 2 * len(known(state) & own) > len(own)
+    ]
 
 
 def _holds_tensors(value: Any, depth: int) -> bool:
@@ -219,7 +225,8 @@ def _all_states(loaded: Any, depth: int = _DEPTH) -> dict[str, Mapping[str, Tens
         return {}
     found = _candidates(loaded)
     others = {key: own for key, own in loaded.items() if isinstance(key, str) and key not in found}
-    inside = {key: _all_states(own, depth - 1) for key, own in others.items() if not _BESIDE.fullmatch(key)}
+    closed = {key for key in others if _BESIDE.fullmatch(key) or _MOMENTS.match(key)}
+    inside = {key: _all_states(own, depth - 1) for key, own in others.items() if key not in closed}
     return found | {f"{key}.{inner}": state for key, states in inside.items() for inner, state in states.items()}
 
 

@@ -48,7 +48,7 @@ def test_one_that_cannot_be_read_spares_the_others(tmp_path: Path) -> None:
 
 def test_what_is_to_be_warned_of_is_told_once_at_the_callers_line(recwarn: pytest.WarningsRecorder) -> None:
     state = {"weight": torch.ones(2), "bias": torch.ones(1)}
-    sources: dict[int, Source] = {step: {"model": state, "ema": state} for step in range(4)}
+    sources: dict[int, Source] = {step: {"model": state, "ema": dict(state)} for step in range(4)}
     reader = Reader()
     for _ in range(2):  # as after checkpoints that do not fit
         for _, result in read_ahead(sources, CPU, reader):

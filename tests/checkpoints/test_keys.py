@@ -273,6 +273,9 @@ def test_weights_of_the_same_names_elsewhere_are_told(saved: dict[str, Any], way
         for key, same in ((way, True), (other, False)):
             assert torch.equal(read_state_dict(saved, key=key)["weight"], found["weight"]) is same
         read_state_dict({"model": {"net": OWN}, "optimizer": {"averages": AVERAGE}})
+        read_state_dict({"model": OWN, "optimizer_state_dict": {"momentum": AVERAGE}, "adam": {"m": AVERAGE}})
+        itself: dict[str, Any] = {"model": OWN}
+        read_state_dict(itself | {"me": itself})
 
 
 def test_other_weights_of_the_same_files_are_not_taken_for_those_that_are_stored(tmp_path: Path) -> None:

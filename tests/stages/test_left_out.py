@@ -18,8 +18,8 @@ from phasefast.stages.reduce import reduce_features
 from phasefast.stages.statistics import accumulate
 from phasefast.stages.targets import build_targets
 from phasefast.types import Activations, TargetMatrix
-from tests.oracle import captured, mean_diagonal, rows64
-from tests.penalties import chosen, curve, make
+from tests.oracle import captured
+from tests.penalties import chosen, curve, hats, make
 
 CPU = torch.device("cpu")
 F32, F64 = torch.float32, torch.float64
@@ -39,13 +39,8 @@ def uneven(
 
 def left_out(cell: Activations, columns: torch.Tensor, alphas: tuple[float, ...]) -> np.ndarray:
     """Leave-one-out errors [L] from hat matrices."""
-    a, t, found = rows64(cell.fit), columns.double().numpy(), []
-    a, t = a - a.mean(0), t - t.mean(0)
-    for alpha in alphas:
-        penalty = alpha * mean_diagonal(cell.fit)
-        hat = a @ np.linalg.solve(a.T @ a + penalty * np.eye(a.shape[1]), a.T)
-        found.append((((t - hat @ t) / (1 - 1 / len(a) - np.diag(hat))[:, None]) ** 2).sum())
-    return np.array(found)
+    kept = 1 - 1 / len(cell.fit)
+    return np.array([((miss / (kept - h)[:, None]) ** 2).sum() for miss, h in hats(cell, columns, alphas)])
 
 
 @pytest.mark.parametrize("way", ["all", "few", "eigen", "in turn"])
