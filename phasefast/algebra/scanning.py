@@ -109,10 +109,15 @@ class Scan:
         """[u], whether the error rises with the penalty; not where it is flat, or the penalty too weak to tell."""
         return self._at(indices, "rises") > _FLAT[self.system.dtype]
 
-    def grows(self, indices: Tensor) -> Tensor:
-        """[u], times how much the error of the next penalty is, were its slope the same; 1 where that is not known."""
-        steps = torch.cat([self._penalties[1:] / self._penalties[:-1], self._penalties.new_ones(1)])
-        return steps[indices].pow(self._at(indices, "rises")).nan_to_num(1.0)
+    def grows(self, indices: Tensor, to: Tensor) -> Tensor:
+        """[u], times how much the errors of penalties ``to`` are, were the slope the same; 1 where it is not known."""
+        steps = self._penalties[to] / self._penalties[indices]
+        return steps.pow(self._at(indices, "rises")).nan_to_num(1.0)
+
+    def known(self) -> tuple[Tensor, Tensor]:
+        """The penalties that were tried [K, 1] from weak to strong, and their errors [K, u]."""
+        indices = sorted(self._tried)
+        return torch.tensor(indices, device="cpu")[:, None], torch.stack([self._tried[own].error for own in indices])
 
     def _at(self, indices: Tensor, which: str) -> Tensor:
         nan = torch.full_like(indices, math.nan, dtype=torch.float64)

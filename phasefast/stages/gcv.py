@@ -45,10 +45,10 @@ def select_by_gcv(
         return PenaltyChoice.first(targets)
     scan = Scan(cell, statistics, targets, penalties, exact=start is not None and start.exact)
     choice = _least(scan, targets, penalties, start, eigen)
-    exact, best = scan.exact, _steadied(scan, torch.cat(choice.indices))
+    exact, best = scan.exact, _steadied(scan, torch.cat(choice.indices), penalties.stride)
     if scan.exact != exact:  # estimates do not do
         choice = _least(scan, targets, penalties, choice, eigen)
-        best = _steadied(scan, torch.cat(choice.indices))
+        best = _steadied(scan, torch.cat(choice.indices), penalties.stride)
     # Whether the precision could tell depends on the penalty of least error, not on a stronger one.
     choice = replace(choice, indices=tuple(best.split([len(own) for own in choice.indices])))
     ratios = scan.misled_at(best)
@@ -85,23 +85,28 @@ def _least(
     return checked(best, least, failed, targets, penalties, dtype)
 
 
-def _steadied(scan: Scan, best: Tensor) -> Tensor:
+def _steadied(scan: Scan, best: Tensor, stride: int) -> Tensor:
     """The strongest penalty [u] up to which no error is more than ``TIE`` above that of the best ones [u].
 
-    One that is not made yet is, unless the slope at the one before tells that it is not among them.
+    Args:
+        stride: how many penalties make a decade, a power of two.
     """
     last, limit = len(scan.path) - 1, scan.error(best) * (1 + TIE)
-    found, climbing = best, (best < last) & limit.isfinite()
-    while bool(climbing.any()):
-        ahead = (found + 1).clamp(max=last)
-        wanted = climbing & scan.error(ahead).isnan() & (scan.error(found) * scan.grows(found) <= limit)
-        scan.make(ahead[wanted].unique().tolist(), slopes=False)
-        climbing &= scan.error(ahead) <= limit
-        found = torch.where(climbing, ahead, found)
-        climbing &= found < last
+    low, high = best, torch.where(limit.isfinite(), last + 1, best + 1)  # the strongest that does, the weakest not to
+    while True:
+        tried, errors = scan.known()
+        high = torch.where((tried > low) & (errors > limit), tried, high).amin(0).minimum(high)
+        low = torch.where((tried > low) & (tried < high), tried, low).amax(0)
         if not scan.all_made:
-            scan.keep({*found.tolist(), *best.tolist()})
-    return found
+            scan.keep(low.tolist())
+        between = high - low > 1
+        if not bool(between.any()):
+            return low
+        ahead = torch.where(between, torch.where(high > last, (low + stride).clamp(max=last), (low + high) // 2), low)
+        # Errors rise ever faster: of what the slope tells, none need be made.
+        beyond = between & (scan.error(low) * scan.grows(low, ahead) > limit)
+        high = torch.where(beyond, ahead, high)
+        scan.make(ahead[between & ~beyond].unique().tolist(), slopes=False)
 
 
 def _misled(scan: Scan, chosen: Tensor, ratios: Tensor, stride: int) -> Tensor:

@@ -29,7 +29,8 @@ _EIGEN_CALL = 3e7  # operations that a call takes the time of, however small the
 _EIGEN_FLOPS = 9.0  # per d^3: all eigenvalues and vectors of a symmetric matrix (Golub & Van Loan, section 8.3)
 _INVERSE = 0.4  # per d^3: the inverse of a Cholesky factor, for certificates and degrees of freedom
 _SAMPLE, _SHARE = 192, 8  # columns of a smaller cell that gives a first choice: so many, or this part of the cell's
-_TRIED, _TRIED_FROM_FIRST = 3.0, 2.25  # factors, without a first choice and with one
+_TRIED, _TRIED_FROM_FIRST = 3.0, 2.25  # factors, without a first choice and with one, of one penalty per decade
+_TRIED_BETWEEN = 1.5  # more, of twice as many per decade
 
 
 @dataclass(frozen=True)
@@ -213,13 +214,14 @@ def _add_choosing(total: _Sum, dim: int, k: int, problem: Problem, eigen: bool, 
 
 def _add_scan(total: _Sum, dim: int, k: int, problem: Problem, sampled: bool = True) -> int:
     """Cholesky factors and slopes of the penalties that generalised cross-validation tries."""
-    n, q, tried, sample = problem.n, problem.q, _TRIED + math.log2(problem.stride), 0
+    n, q, between, sample = problem.n, problem.q, _TRIED_BETWEEN * math.log2(problem.stride), 0
+    tried = _TRIED + between
     at_once = k <= SMALL and problem.penalties <= MANY
     everything = at_once or problem.per_column or problem.penalties <= FEW
     if everything:
         tried = problem.penalties
     elif sampled and k > ONE_CORE and not paired(k) and (rows := n * max(k // _SHARE, _SAMPLE) // k) >= _SAMPLE:
-        sample, tried = rows, _TRIED_FROM_FIRST + math.log2(problem.stride)
+        sample, tried = rows, _TRIED_FROM_FIRST + between
         width = max(dim * rows // n, 1)
         if width > rows:
             _add_reduction(total, width, rows, 0)
