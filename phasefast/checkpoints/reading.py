@@ -126,20 +126,22 @@ def read_state_dict(source: Source, *, weights_only: bool = True, key: str | Non
     elif key is not None and not (key in NESTED and _is_state(loaded)):  # which alone is what such keys have
         there = shown(map(str, loaded)) if isinstance(loaded, Mapping) else type(loaded).__name__
         raise CheckpointError(f"{name}: expected weights under the key {key!r} (key=, --key), got {there}")
-    whole, way = loaded, list[str]()
-    while len(way) < _DEPTH and (nested := _nested(loaded)):
-        way.append(nested)
+    whole, way = loaded, ("" if key is None else f"{key.rstrip('.')}.")
+    for _ in range(_DEPTH):
+        if not (nested := _nested(loaded)):
+            break
+        way += f"{nested}."
         loaded = loaded[nested]
-    if key is None and way and (others := _twins(whole, ".".join(way), loaded)):
+    if key is None and way and (others := _twins(whole, loaded)):
         warn(
-            f"checkpoints: weights are read from {'.'.join(way)!r}, but {shown(others)} has tensors of the same names "
-            f"too: key={others[0]!r} (--key) reads those, key={'.'.join(way)!r} says that you know"
+            f"checkpoints: weights are read from {way[:-1]!r}, but {shown(others)} has tensors of the same names "
+            f"too: key={others[0]!r} (--key) reads those, key={way[:-1]!r} says that you know"
         )
     if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(key, str) for key in loaded):
         kind = "an empty one" if isinstance(loaded, Mapping) and not loaded else type(loaded).__name__
         raise CheckpointError(f"{name}: expected a state dict (names to tensors), got {kind}; save model.state_dict()")
     if bad := [entry for entry, value in loaded.items() if not isinstance(value, Tensor)]:
-        found, several = _all_states(loaded), len(_states(loaded)) > 1
+        found, several = [way + state for state in _all_states(loaded)], len(_states(loaded)) > 1
         under = f"give key= (--key), one of {shown(found)}" if found else "save model.state_dict()"
         under += ", or load= for the tensors beside" if found and not several else ""
         inert = any(isinstance(loaded[entry], Inert) for entry in bad)
@@ -173,19 +175,15 @@ def _is_of_weights(value: Any) -> bool:
     return _is_state(value) and any(own.dim() > (0 if "." in name else 1) for name, own in value.items())
 
 
-def _twins(loaded: Mapping[Any, Any], way: str, weights: Mapping[Any, Any]) -> list[str]:
-    """Where further state dicts with names and shapes of ``weights`` are, which are at ``way``: averages of them."""
+def _twins(loaded: Mapping[Any, Any], weights: Mapping[Any, Any]) -> list[str]:
+    """Where further state dicts with names and shapes of ``weights`` are, which is one: averages of them."""
 
     def known(state: Mapping[Any, Any]) -> set[tuple[str, Any]]:
         tensors = ((str(name), own.shape) for name, own in state.items() if isinstance(own, Tensor))
         return {(name.removeprefix("module."), shape) for name, shape in tensors}
 
     own, others = known(weights), _all_states(loaded)
-    return [
-        key
-        for key, state in others.items()
-        if key != way and state is not weights and 2 * len(known(state) & own) > len(own)
-    ]
+    return [key for key, state in others.items() if state is not weights and 2 * len(known(state) & own) > len(own)]
 
 
 def _holds_tensors(value: Any, depth: int) -> bool:
@@ -245,10 +243,11 @@ def _under(loaded: Any, key: str, depth: int) -> Any:
         return None
     if isinstance(loaded.get(key), Mapping):
         return loaded[key]
-    start, (first, _, rest) = f"{key}.", key.partition(".")
+    start, parts = f"{key}.", key.split(".")  # keys may have dots themselves
     names = [name for name in loaded if isinstance(name, str) and name.startswith(start)]
     named = {name[len(start) :]: loaded[name] for name in names}
-    inside = [(loaded.get(first), rest)] * bool(rest) + [(loaded.get(each), key) for each in NESTED]
+    ways = [(".".join(parts[:end]), ".".join(parts[end:])) for end in range(1, len(parts))]
+    inside = [(loaded.get(each), rest) for each, rest in [*ways, *((each, key) for each in NESTED)]]
     found = (_under(each, part, depth - 1) for each, part in inside)
     return named or next((each for each in found if each is not None), None)  # type: ignore[arg-type]
 

@@ -181,3 +181,22 @@ def test_a_frozen_backbone_that_all_share_may_be_the_models_own(tmp_path: Path) 
     heads = {step: {f"head.{k}": v.clone() for k, v in model.head.state_dict().items()} for step in (0, 1)}
     scores = sweep(model, {s: model.state_dict() | heads[s] for s in heads}, probe_set, out=tmp_path, layers="conv")
     assert scores.steps == [0, 1]
+
+
+def test_a_module_around_the_one_that_was_stored_takes_its_weights() -> None:
+    def inner() -> nn.Module:
+        return nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+
+    stored = inner().state_dict()
+    model = nn.Sequential(nn.Sequential(inner()), nn.ReLU())  # 0.0.*
+    load_into(model, stored, "a")
+    assert torch.equal(model[0][0][0].weight, stored["0.weight"])  # type: ignore[index]
+    wrapped = {f"module.{name}": value for name, value in nn.Sequential(inner()).state_dict().items()}
+    load_into(model, {f"0.{name.removeprefix('module.')}": value for name, value in wrapped.items()}, "a")
+    with pytest.raises(CheckpointError, match=r"Sequential: it lacks the keys \['0.0.1.bias', .*weight'\]$"):
+        load_into(model, {name: value for name, value in stored.items() if "1." not in name}, "a")
+    for prefix in ("module.", "net."):
+        load_into(model, {f"{prefix}{name}": value + 1 for name, value in stored.items()}, "a")
+        assert torch.equal(model[0][0][0].weight, stored["0.weight"] + 1)  # type: ignore[index]
+    with pytest.raises(CheckpointError, match=r"it has the unexpected keys \['0.0.head'\]; load= may leave keys out"):
+        load_into(model, {**stored, "head": torch.zeros(1)}, "a")
