@@ -234,7 +234,9 @@ def _ends(sequence: nn.Module, of: _Model) -> list[tuple[str, nn.Module]]:
     """
     ends: list[tuple[str, nn.Module]] = []
     alone = False
-    for name, member in sequence.named_children():
+    for name, member in sequence._modules.items():  # one that is there twice too
+        if member is None:
+            continue
         if layers := of.layers(member):
             ends.append((name, member))
             alone = layers == 1

@@ -239,6 +239,9 @@ def test_by_default_what_the_model_uses_in_several_places_stands_for_none_of_the
     assert pf.probe(model, probe_set, layers="!first*").layers == names[2:]
     twice = parts(a=nn.ModuleList([relu, nn.Linear(8, 8)]), b=nn.ModuleList([nn.Linear(8, 8), relu]))
     assert select_layers(twice) == ["a.0", "a.1", "b.0"]
+    again = nn.Linear(8, 8)
+    body = sequence(nn.Linear(8, 8), nn.ReLU(), again, nn.ReLU(), again, nn.Tanh())
+    assert select_layers(parts(body=body, head=nn.Linear(8, 2))) == ["body.1", "body.3", "body.5", "head"]
 
 
 def test_by_default_activations_and_norms_of_the_user_count_as_such() -> None:
