@@ -53,8 +53,10 @@ class Agreement:
 
     @property
     def stop_open(self) -> bool:
-        """Whether no run says that the window should end before its last measured step."""
-        return self.stop_window is not None and all(cell.stop_open for cell in self.cells.values())
+        """Whether the window ends where runs were measured last whose own is open, and no other run's ends there."""
+        window = self.stop_window
+        last = [cell for cell in self.cells.values() if window and cell.stop_window and cell.stop_window[1] == window[1]]
+        return bool(last) and all(cell.stop_open for cell in last)
 
     @property
     def window_text(self) -> str:
@@ -120,6 +122,7 @@ class Comparison:
                 "phases": {kind: each.count(kind) for kind in KINDS},
                 "minimum_steps": {run: cell.minimum_step for run, cell in each.cells.items()},
                 "stop_windows": {run: cell.stop_window for run, cell in each.cells.items()},
+                "stop_windows_open": {run: cell.stop_open for run, cell in each.cells.items()},
                 "stop_window": each.stop_window,
                 "stop_open": each.stop_open,
             }

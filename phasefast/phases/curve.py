@@ -311,7 +311,7 @@ class Curve:
         if "increase" in kinds and not self._falls_again:  # what comes down after its top would pull that down too
             rise = valleys(self.loss[low : last + 1][None]).fit(0, 0)[1:]
             fit = np.concatenate([fit[: low + 1], rise, np.full(len(fit) - 1 - last, rise[-1])])
-        far = np.flatnonzero(fit > fit[low] + self._margin(spans[kinds.index("decrease")]))
+        far = np.flatnonzero(fit > fit[low] + self._margin)
         start = int(max([-1, *far[far < low]])) + 1
         end = int(min([len(fit), *far[far > low]])) - 1
         return start, end if "increase" in kinds or self._falls_again else len(fit) - 1
@@ -331,7 +331,7 @@ class Curve:
             text = f"the last step lies {below:.2g} below the minimum, but it alone: later ones would tell"
             return text if below >= self._needed(self.loss[-1]) else None
         rise = self._ascent()
-        if self._size(rise) <= self._margin(spans[kinds.index("decrease")]):
+        if self._size(rise) <= self._margin:
             return None
         risen, asked = _apart(self._size(rise), self._asked(rise))
         why = self._failing(rise) if self._size(rise) >= self._asked(rise) else f"{asked} would be certain"
@@ -344,9 +344,10 @@ class Curve:
         start = spans[0].last if spans and spans[0].kind == "constant" else 0
         return (start, fall.first) if fall is not None and fall.first > start else None
 
-    def _margin(self, fall: Span) -> float:
-        """How far above the minimum the stop window's losses are at most."""
-        return self.rules.window * abs(self._amount(fall))
+    @property
+    def _margin(self) -> float:
+        """How far above the minimum the stop window's losses are at most: of a fall, from before what rises first."""
+        return self.rules.window * self._size(self._descent())
 
     def evidence(self) -> dict[str, Any]:
         """What the decision rests on, ready for JSON."""

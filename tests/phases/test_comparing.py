@@ -44,6 +44,18 @@ def test_the_window_of_all_is_what_their_windows_share(
     assert found.count("constant") == 0
 
 
+@pytest.mark.parametrize(
+    ("others", "text"),
+    [([(16, 256), (16, 512)], "16-128+"), ([(16, 64), (16, 512)], "16-64"), ([(16, 128)], "16-128"), ([None], "-")],
+)
+def test_the_window_of_all_is_open_where_a_run_was_measured_no_longer(
+    others: list[tuple[int, int] | None], text: str
+) -> None:
+    reports = {"short": run((16, 128), last=128)} | {f"s{i}": run(window) for i, window in enumerate(others)}
+    found = pf.compare_phases(reports).agreement("a")
+    assert (found.window_text, found.stop_open) == (text, text.endswith("+"))
+
+
 def test_minima_are_told_by_their_range_and_median() -> None:
     found = pf.compare_phases({f"s{step}": run((16, 64), step) for step in (128, 32, 256, 64)}).agreement("a")
     assert found.minimum_steps == (32, 64, 256)
@@ -91,6 +103,7 @@ def test_json_has_each_run_and_all() -> None:
                 "phases": {"constant": 0, "decrease": 2, "increase": 2},
                 "minimum_steps": {"one": 64, "two": 32},
                 "stop_windows": {"one": [16, 64], "two": [32, 128]},
+                "stop_windows_open": {"one": False, "two": False},
                 "stop_window": [32, 64],
                 "stop_open": False,
             }

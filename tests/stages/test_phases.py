@@ -242,6 +242,7 @@ def test_a_rise_before_the_decrease_is_no_phase_but_told() -> None:
     assert kinds(cell) == "di"
     assert [(p.start_step, p.end_step) for p in cell.phases] == [(3, 8), (8, 11)]
     assert cell.evidence["early_rise"] == [0, 3]
+    assert cell.stop_window == (7, 8)  # 0.29 is within a quarter of what falls from the top, not from 0.40
     told = f"Rises before the decrease, which no phase names: {cell.layer} 0-3."
     assert [told in str(PhaseReport((each,))) for each in (cell, find(DIGITS))] == [True, False]
 
