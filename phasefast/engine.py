@@ -36,7 +36,7 @@ from .stages.batchnorm import batchnorm_mode, fresh_statistics, frozen_norms, se
 from .stages.capture import capture, discover_layers
 from .stages.own_outputs import OwnOutputs
 from .stages.plan import Problem, group_layers
-from .stages.preserve import fix_random_state, full_float32, preserved
+from .stages.preserve import fix_random_state, full_float32, preserved, telling_draws
 from .stages.probe_set import ProbeSet
 from .stages.targets import FunctionValues, build_targets, given_columns
 from .types import Activations, Decoder, Layer, Score
@@ -182,6 +182,7 @@ class Engine:
                     cells = self._capture(group, own)
                     if own is not None:
                         scores += own.scores()
+                        self.lost |= own.lost
                         if own.problem:
                             self._tell(own.problem)
                     scores += score_cells(cells, self.targets, self.method)
@@ -279,7 +280,8 @@ class Engine:
         """The layers, as the first few samples show them."""
         first = next(model_inputs(self._fit_inputs, first_rows(self._fit_inputs), self.model, self.device))
         try:
-            return discover_layers(self.model, self.names, first, self.rows, self.given)
+            with telling_draws(self.device, self._tell):
+                return discover_layers(self.model, self.names, first, self.rows, self.given)
         except PhasefastError:
             raise
         except Exception as error:  # the model's own

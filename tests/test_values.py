@@ -143,8 +143,8 @@ def test_a_probe_set_is_its_own(tmp_path: Path) -> None:
     ("options", "words"),
     [
         ({"kind": "regresion"}, "target 'kind': expected kind 'regression' or 'classes', got 'regresion'"),
-        ({"num_classes": 2.5}, "num_classes to be a positive integer or None, got 2.5"),
-        ({"num_classes": 0}, "num_classes to be a positive integer or None, got 0"),
+        ({"num_classes": 2.5}, "num_classes to be a positive integer, got 2.5"),
+        ({"num_classes": 0}, "num_classes to be a positive integer, got 0"),
     ],
 )
 def test_targets_that_cannot_be_are_refused(options: dict[str, Any], words: str) -> None:

@@ -199,7 +199,7 @@ def _check_kind(what: str, kind: str, num_classes: int | None) -> None:
     if kind not in get_args(TargetKind):
         raise ArgumentError(f"{what}: expected kind 'regression' or 'classes', got {kind!r}")
     if num_classes is not None and not is_integer(num_classes, 1):
-        raise ArgumentError(f"{what}: expected num_classes to be a positive integer or None, got {num_classes!r}")
+        raise ArgumentError(f"{what}: expected num_classes to be a positive integer, got {num_classes!r}")
 
 
 def _as_float(values: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:

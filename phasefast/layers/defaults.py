@@ -53,11 +53,8 @@ def default_names(model: nn.Module) -> list[str]:
     """Names of the layers that ``select_layers`` takes by default, which says what they are; there may be none."""
     count = Counter(id(part) for module in model.modules() for part in module._modules.values() if part is not None)
     whole = _Model(_least_stack(model), frozenset(own for own, times in count.items() if times > 1), {})
-    names = _names(model, "", True, whole)
-    if not whole.shared:
-        return names
-    first = {id(module): name for name, module in model.named_modules()}  # the name that counts
-    return list(dict.fromkeys(first[id(model.get_submodule(name))] for name in names))
+    chosen = {id(model.get_submodule(name)) for name in _names(model, "", True, whole)}
+    return [name for name, module in model.named_modules() if id(module) in chosen]  # the name that counts
 
 
 def _names(model: nn.Module, prefix: str, alone: bool, of: _Model) -> list[str]:
@@ -116,9 +113,10 @@ def _kinds(module: nn.Module) -> set[type[nn.Module]]:
     """Of a list's blocks: most members, of one kind or of two that both occur again, as branches do not; or none."""
     if not isinstance(module, (nn.ModuleList, nn.Sequential)):
         return set()
-    kinds = Counter(type(unwrap(part)) for part in module if any(True for _ in part.children()))
+    parts = [part for part in module if part is not None]
+    kinds = Counter(type(unwrap(part)) for part in parts if any(True for _ in part.children()))
     again = {kind: count for kind, count in kinds.items() if count > 1}
-    return set(again) if 2 * sum(again.values()) > len(module) and len(again) <= 2 else set()
+    return set(again) if 2 * sum(again.values()) > len(parts) and len(again) <= 2 else set()
 
 
 def _only_stack(children: Sequence[nn.Module], least: float) -> nn.Module | None:

@@ -55,7 +55,9 @@ class Agreement:
     def stop_open(self) -> bool:
         """Whether the window ends where runs were measured last whose own is open, and no other run's ends there."""
         window = self.stop_window
-        last = [cell for cell in self.cells.values() if window and cell.stop_window and cell.stop_window[1] == window[1]]
+        last = [
+            cell for cell in self.cells.values() if window and cell.stop_window and cell.stop_window[1] == window[1]
+        ]
         return bool(last) and all(cell.stop_open for cell in last)
 
     @property

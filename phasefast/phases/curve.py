@@ -125,10 +125,11 @@ class Curve:
         start, end = Span("constant", 0, last, slice(0, 1)), self._ascent()
         level = self.loss.mean()
         away, needed = float(np.abs(self.loss - level).max()), self._needed(level)
+        near = f"stays within {away:.2g} of its mean, no more than the {needed:.2g} that a change needs"
         if self.order_p is not None and self.order_p > self.rules.order_level:
             texts = _apart(self.order_p, self.rules.order_level)
             why = "steps in random order would look as regular (p = {}, more than {})".format(*texts)
-            return ([], f"varies by {np.ptp(self.loss):.2g}, but {why}") if away > needed else ([start], why)
+            return ([], f"varies by {np.ptp(self.loss):.2g}, but {why}") if away > needed else ([start], near)
         fall = self._descent()
         falls, rises = self._fall(fall), self._counts(end)
         rises |= bool(falls) and self._comes_down(end)
@@ -136,7 +137,6 @@ class Curve:
             shaped = self.order_p is not None and away > max(self.rules.constant * level, self.rules.absolute)
             if away > needed or shaped:  # by what is no valley, and was taken for noise
                 return [], self._unsure(fall, end) or self._small(fall, end)
-            near = f"stays within {away:.2g} of its mean, no more than the {needed:.2g} that a change needs"
             return [start], self._unsure(fall, end) or near
         if rises and not self._falls_again:
             top = low + int(self.loss[low:].argmax())

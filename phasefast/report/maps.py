@@ -66,12 +66,16 @@ class _Map:
 
     @property
     def goodness(self) -> np.ndarray:
-        """Where values lie between the ends: accuracies, or the roots of FVUs, as these lie over many decades."""
+        """Where values lie between the ends: accuracies, or the roots of FVUs, as these lie over many decades.
+
+        In the middle where all are the same.
+        """
         ends = np.array(self.ends)
         values = np.clip(self.values, ends.min(), ends.max())
         worst, best = ends if self.is_share else np.sqrt(np.maximum(ends, 0))
         even = values if self.is_share else np.sqrt(np.maximum(values, 0))
-        return np.where(np.isfinite(self.values), (even - worst) / (best - worst or 1.0), np.nan)
+        share = (even - worst) / (best - worst) if best != worst else np.full_like(even, 0.5)
+        return np.where(np.isfinite(self.values), share, np.nan)
 
     @property
     def key(self) -> list[str]:

@@ -358,6 +358,7 @@ def _as_cell(name: str, module: nn.Module, output: Any, of: _Batch, options: Row
         raise LayerError(f"layer {name!r}: expected a floating-point tensor as output, got {kind}{mend}")
     if output.is_nested:
         raise LayerError(f"layer {name!r}: its output is a nested tensor, of no shape; give enable_nested_tensor=False")
+    output = output[:, None] if output.dim() == 1 else output  # a number for each sample
     if output.dim() < 2 or len(output) != of.size or output.numel() == 0:
         second = output.dim() == 3 and output.shape[1] == of.size
         mend = "they come second: give batch_first=True, or " if second else ""

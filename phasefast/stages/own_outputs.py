@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..common.fetching import fetched
+from ..errors import NonFiniteError, PhasefastError
 from ..results.scores import MODEL_LAYER
 from ..types import Score, balanced_weights
 
@@ -23,6 +24,9 @@ class OwnOutputs:
         labels: by split, of samples and of tokens that are rows, [n] each; None where there are none of these.
         sizes: by split, how many samples and rows there are.
         balanced: ``balanced_accuracy`` instead: all classes that a split has count alike.
+
+    Attributes:
+        lost: why there are no scores, if the outputs are not numbers.
     """
 
     def __init__(
@@ -33,7 +37,7 @@ class OwnOutputs:
         sizes: Mapping[str, tuple[int, int]],
         balanced: bool = False,
     ) -> None:
-        self._balanced = balanced
+        self._balanced, self.lost = balanced, dict[str, PhasefastError]()
         self._name, self._classes, self._labels, self._sizes = name, classes, labels, sizes
         self._found: dict[str, list[tuple[bool, int, int]]] = {split: [] for split in labels}  # of tokens, rows, width
         self._losses: dict[str, list[Tensor]] = {split: [] for split in labels}
@@ -56,11 +60,17 @@ class OwnOutputs:
             start += len(part)
 
     def scores(self) -> list[Score]:
-        """None of splits without outputs for each sample or row, or without labels."""
+        """None of splits without outputs for each sample or row, or without labels, and none of NaN."""
         scores = []
         there = [split for split, losses in self._losses.items() if self._kind is not None and losses]
         own = iter(fetched(*(part for split in there for part in self._sums(split))))
         for split, loss, hits, weights in zip(there, own, own, own, strict=True):
+            if loss.isnan():
+                text = (
+                    f"layer {MODEL_LAYER!r}: NaN in the model's outputs on the {split} rows; the weights have diverged"
+                )
+                self.lost[MODEL_LAYER] = NonFiniteError(text)
+                continue
             rows, samples = len(hits), hits.float() if split == "heldout" else None
             same, name = (MODEL_LAYER, self._classes, self._name, split), f"{'balanced_' * self._balanced}accuracy"
             units = weights.float() if self._balanced and samples is not None else None

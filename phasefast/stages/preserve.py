@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
@@ -140,6 +140,22 @@ def fix_random_state(device: torch.device) -> None:
     torch.default_generator.manual_seed(0)
     if device.type == "cuda":
         torch.cuda.default_generators[_cuda_index(device)].manual_seed(0)
+
+
+@contextmanager
+def telling_draws(device: torch.device, tell: Callable[[str], None]) -> Iterator[None]:
+    """Tell of a model that draws random numbers, inside :func:`preserved`, where dropout draws none."""
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        generators.append(torch.cuda.default_generators[_cuda_index(device)])
+    before = [each.get_state() for each in generators]
+    yield
+    if not all(map(torch.equal, before, (each.get_state() for each in generators))):
+        tell(
+            "forward draws random numbers in evaluation mode too: the same ones at every measurement, but others for "
+            "each sample. Where they mask or shuffle what a layer gets, as in masked autoencoders, a feature is not "
+            "the same thing in all samples, and little is decoded: give a model whose forward does not"
+        )
 
 
 def _cuda_index(device: torch.device) -> int:

@@ -242,6 +242,13 @@ def test_by_default_what_the_model_uses_in_several_places_stands_for_none_of_the
     again = nn.Linear(8, 8)
     body = sequence(nn.Linear(8, 8), nn.ReLU(), again, nn.ReLU(), again, nn.Tanh())
     assert select_layers(parts(body=body, head=nn.Linear(8, 2))) == ["body.1", "body.3", "body.5", "head"]
+    body = sequence(nn.Linear(8, 8), nn.ReLU(), again, nn.ReLU(), again)
+    assert select_layers(parts(body=body, head=nn.Linear(8, 2))) == ["body.1", "body.2", "body.3", "head"]
+
+
+def test_by_default_what_a_list_has_none_of_is_no_layer() -> None:
+    holes = nn.ModuleList([None, Block(two()), Block(two())])  # type: ignore[list-item]
+    assert select_layers(parts(blocks=holes, head=nn.Linear(8, 2))) == ["blocks.1", "blocks.2", "head"]
 
 
 def test_by_default_activations_and_norms_of_the_user_count_as_such() -> None:

@@ -25,8 +25,11 @@ def test_order_that_is_no_more_regular_than_chance() -> None:
     rng = np.random.default_rng(7)
     cell = find(0.4 + 0.03 * rng.normal(size=12))
     assert kinds(cell) == "c"
-    p = f"{cell.evidence['order_p']:.2g}"
-    assert cell.why == f"steps in random order would look as regular (p = {p}, more than 0.03)"
+    assert cell.evidence["order_p"] > 0.03
+    assert re.fullmatch(r"stays within 0\.0\d+ of its mean, no more than the 0\.\d+ that a change needs", cell.why)
+    flat = find(np.full(12, 0.4), scatter=0.0)
+    assert kinds(flat) == "c"
+    assert re.fullmatch(r"stays within \S+ of its mean, no more than the 0.008 that a change needs", flat.why)
 
 
 def test_a_change_too_small_to_count() -> None:
