@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections import namedtuple
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -195,43 +192,6 @@ def test_models_that_need_gradients_are_told_how(probe_set: pf.ProbeSet) -> None
     assert pf.probe(Gradient(True), probe_set, alphas=[0.1]).layers == ["body", "head"]
 
 
-@dataclass
-class Output:
-    loss: torch.Tensor | None
-    hidden: torch.Tensor
-    logits: torch.Tensor
-
-
-@pytest.mark.parametrize(
-    "form",
-    [
-        tuple,
-        list,
-        lambda pair: {"hidden": pair[1], "logits": pair[0]},
-        lambda pair: Output(None, pair[1], pair[0]),
-        lambda pair: (pair[0].mean(), pair[0]),
-        lambda pair: namedtuple("Named", "hidden logits")(pair[1], pair[0]),
-        lambda pair: [(pair[0].mean(), {"hidden": pair[1], "logits": (pair[0],)})],
-        lambda pair: (None, pair[0]),
-        lambda pair: ({"loss": pair[0].mean()}, pair[0]),
-        lambda pair: {"logits": None, "scores": pair[0]},
-        lambda pair: (pair[0].mean(1), pair[0].argmax(1, keepdim=True), pair[0]),  # a loss per sample, and classes
-    ],
-)
-def test_the_models_own_scores_are_found_among_several_outputs(
-    net: SmallNet, probe_set: pf.ProbeSet, form: Callable[[Any], Any]
-) -> None:
-    class Several(SmallNet):
-        def forward(self, x: torch.Tensor) -> Any:
-            return form((super().forward(x), x))
-
-    several = Several()
-    several.load_state_dict(net.state_dict())
-    own = [pf.probe(model, probe_set, layers="hidden", alphas=[0.1]).filter(layer="model") for model in (net, several)]
-    assert len(own[0]) == 4
-    assert own[0].to_arrow().column("value").equals(own[1].to_arrow().column("value"))
-
-
 def test_options_that_change_nothing_are_warned_of(net: SmallNet, probe_set: pf.ProbeSet) -> None:
     with pytest.warns(RuntimeWarning, match=r"pool=2 changes nothing: no layer's output is \[b, c, h, w\]"):
         pf.probe(net, probe_set, layers="hidden", pool=2, alphas=[0.1])
@@ -259,28 +219,6 @@ def test_the_token_that_stands_for_a_sequence_is_the_one_asked_for(probe_set: pf
     expected["mean"] = (expected["cls"] + inputs + expected["last"]) / 3
     for mode, own in rows.items():
         torch.testing.assert_close(own.fit + own.shift, expected[mode])
-
-
-class Table(SmallNet):
-    """Gives a table beside its outputs, as large as no batch."""
-
-    def forward(self, x: torch.Tensor) -> Any:
-        return torch.ones(4, 3), super().forward(x)
-
-
-def test_a_table_is_no_output_of_samples(probe_set: pf.ProbeSet) -> None:
-    for batch_size in (None, 4):  # as large as some batches
-        scores = pf.probe(Table(), probe_set, layers="hidden", alphas=[0.1], batch_size=batch_size)
-        assert len(scores.filter(layer="model")) == 0
-
-
-def test_similarities_of_the_samples_of_a_batch_are_no_output_of_classes(probe_set: pf.ProbeSet) -> None:
-    class Similarities(SmallNet):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return (own := super().forward(x)) @ own.T
-
-    scores = pf.probe(Similarities(), probe_set, layers="hidden", alphas=[0.1], batch_size=13)
-    assert (scores.layers, len(scores.filter(layer="model"))) == (["hidden"], 0)
 
 
 class Uncalled(torch.nn.Module):
@@ -361,10 +299,3 @@ def test_sequences_that_come_first_are_left_out_however_short() -> None:
         x = torch.randn(60, length, 8)
         with pytest.warns(RuntimeWarning, match=rf"layer 'rnn': .* got shape \({length}, 7, 6\) for 7 samples"):
             assert pf.probe(First(), pf.ProbeSet.from_tensors(x[:40], None, x[40:], None)).layers == ["head"]
-
-
-def test_a_model_that_gives_nan_knows_no_class(net: SmallNet, probe_set: pf.ProbeSet) -> None:
-    with torch.no_grad():
-        net.head.bias.fill_(float("nan"))
-    scores = pf.probe(net, probe_set, layers="conv")
-    assert scores.value(layer="model", metric="accuracy", split="heldout") == 0

@@ -19,7 +19,7 @@ from .dense import Factor, aligned_empty, inner, left_product, multiplies_fast, 
 from .workspace import give_back
 
 DEFAULT_ALPHAS = tuple(10.0**k for k in range(-6, 3))
-_WEAK = 1e-9
+_WEAK = 1e-7
 _JITTERS = (1e-14, 1e-13, 1e-12, 1e-11)
 
 

@@ -27,7 +27,9 @@ from .torch_files import read_torch_file
 _DEPTH = 8  # of a mapping under such keys, which may hold itself
 _BESIDE = re.compile(BESIDE)
 # What holds moments of the weights, of the same names and shapes, in optimizers and penalties of users' own.
-_MOMENTS = re.compile(r"opt|adam|sgd|lion|muon|exp_avg|momentum|grad|fisher|ewc", re.IGNORECASE)
+_MOMENTS = re.compile(
+    r"(?:opt|adam|sgd|lion|muon|exp_avg|grad|fisher|ewc).*|momentums?|momenta|momentum_buffers?", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,8 @@ def _ways(loaded: Any, depth: int) -> list[str]:
     if not isinstance(loaded, Mapping) or not depth or any(isinstance(value, Tensor) for value in loaded.values()):
         return []
     keys = [key for key in loaded if isinstance(key, str) and not _BESIDE.fullmatch(key)]
-    return [key for key in keys if _is_of_weights(loaded[key]) or _ways(loaded[key], depth - 1)]
+    found = [key for key in keys if _is_of_weights(loaded[key]) or _ways(loaded[key], depth - 1)]
+    return [key for key in found if not _MOMENTS.fullmatch(key)] or found
 
 
 def _is_of_weights(value: Any) -> bool:
@@ -223,7 +226,7 @@ def _all_states(loaded: Any, depth: int = _DEPTH) -> dict[str, Mapping[str, Tens
         return {}
     found = _candidates(loaded)
     others = {key: own for key, own in loaded.items() if isinstance(key, str) and key not in found}
-    closed = {key for key in others if _BESIDE.fullmatch(key) or _MOMENTS.match(key)}
+    closed = {key for key in others if _BESIDE.fullmatch(key) or _MOMENTS.fullmatch(key)}
     inside = {key: _all_states(own, depth - 1) for key, own in others.items() if key not in closed}
     return found | {f"{key}.{inner}": state for key, states in inside.items() for inner, state in states.items()}
 

@@ -125,7 +125,9 @@ def scores_command(
     target: ShownTargets = None,
     csv: Annotated[
         bool,
-        typer.Option("--csv", help="Print all columns of all checkpoints, or of --step, as comma-separated values."),
+        typer.Option(
+            "--csv", help="Print all columns but samples, of all checkpoints or --step, as comma-separated values."
+        ),
     ] = False,
 ) -> None:
     """Print the held-out scores of one checkpoint."""

@@ -54,11 +54,9 @@ class Agreement:
     @property
     def stop_open(self) -> bool:
         """Whether the window ends where runs were measured last whose own is open, and no other run's ends there."""
-        window = self.stop_window
-        last = [
-            cell for cell in self.cells.values() if window and cell.stop_window and cell.stop_window[1] == window[1]
-        ]
-        return bool(last) and all(cell.stop_open for cell in last)
+        window, cells = self.stop_window, self.cells.values()
+        ending = [each for each in cells if window and each.stop_window and each.stop_window[1] == window[1]]
+        return bool(ending) and all(each.stop_open for each in ending)
 
     @property
     def window_text(self) -> str:

@@ -88,6 +88,8 @@ def _least(
 def _steadied(scan: Scan, best: Tensor, stride: int) -> Tensor:
     """The strongest penalty [u] up to which no error is more than ``TIE`` above that of the best ones [u].
 
+    As far as those that are made tell: they are a decade apart at first, then halfway between.
+
     Args:
         stride: how many penalties make a decade, a power of two.
     """
@@ -103,7 +105,7 @@ def _steadied(scan: Scan, best: Tensor, stride: int) -> Tensor:
         if not bool(between.any()):
             return low
         ahead = torch.where(between, torch.where(high > last, (low + stride).clamp(max=last), (low + high) // 2), low)
-        # Errors rise ever faster: of what the slope tells, none need be made.
+        # Above the least one errors rise ever faster, as a rule: where the slope leads too far, none need be made.
         beyond = between & (scan.error(low) * scan.grows(low, ahead) > limit)
         high = torch.where(beyond, ahead, high)
         scan.make(ahead[between & ~beyond].unique().tolist(), slopes=False)

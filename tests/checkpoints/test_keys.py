@@ -63,6 +63,8 @@ def under(prefix: str) -> dict[str, Tensor]:
         {"model": {"language_model": {"encoder": OWN}}, "args": None},
         {"metrics": {"loss": torch.ones(())}, "trainer": {"model": OWN}, "step": 3},
         {"net": OWN, "scores": {"loss": torch.ones(()), "val.loss": torch.ones(())}},
+        {"net": {"inner": OWN}, "opt": {"exp_avg": AVERAGE}},
+        {"optical": {"net": OWN}},
     ],
 )
 def test_the_only_state_dict_needs_no_key(tmp_path: Path, saved: dict[str, object]) -> None:
@@ -269,6 +271,7 @@ def test_weights_of_the_same_names_beside_are_told(averaged: dict[str, Tensor]) 
         ({"model": {"net": OWN}, "ema": {"shadow": AVERAGE}}, "model.net", "ema.shadow"),
         ({"state": {"model": OWN, "ema": AVERAGE}}, "state.model", "state.ema"),
         (BOTH, "net", "ema.module"),
+        ({"model": OWN, "momentum_encoder": {"state": AVERAGE}}, "model", "momentum_encoder.state"),
         ({"model": OWN, "callbacks": {"EMA{0.999}": {"v1.0": AVERAGE}}}, "model", "callbacks.EMA{0.999}.v1.0"),
     ],
 )

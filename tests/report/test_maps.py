@@ -69,6 +69,7 @@ def test_what_rounding_leaves_takes_no_room(tmp_path: Path, monkeypatch: pytest.
 def test_values_that_are_all_the_same_have_a_map(tmp_path: Path) -> None:
     rows = [row(s, "a", "input", "fvu", np.full(9, 0.5)) for s in (0, 1)]
     assert plot_maps(Scores.from_rows(rows), tmp_path / "maps.svg").stat().st_size > 1000
+    assert _maps(Scores.from_rows(rows))[0].goodness.tolist() == [[0.5, 0.5]]  # neither the worst nor the best
 
 
 def test_of_many_layers_steps_and_targets_some_are_drawn(tmp_path: Path) -> None:
