@@ -46,9 +46,11 @@ class Row:
     @property
     def has_gaps(self) -> bool:
         """Whether some of the analysed steps are in no phase."""
-        phases = self.cell.phases if self.cell else ()
-        named = (phases[0].start_step, phases[-1].end_step) if phases else None
-        return self.span is not None and named != self.span
+        if self.cell is None or self.span is None:
+            return False
+        first, last = self.span
+        ends = [first, *(phase.end_step for phase in self.cell.phases)]
+        return ends != [*(phase.start_step for phase in self.cell.phases), last]
 
 
 def sampled(rows: Sequence[Row]) -> list[Row]:

@@ -97,7 +97,14 @@ def test_a_layer_without_phases_says_so(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(
     ("phases", "gaps"),
-    [(FULL, False), (FULL[1:], True), (FULL[:2], True), ((), True), ((("constant", 0, 4096),), False)],
+    [
+        (FULL, False),
+        (FULL[1:], True),
+        (FULL[:2], True),
+        ((), True),
+        ((("constant", 0, 4096),), False),
+        ((("constant", 0, 8), ("decrease", 16, 4096)), True),
+    ],
 )
 def test_steps_in_no_phase_are_dotted(
     phases: Sequence[tuple[str, int, int]], gaps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
