@@ -53,6 +53,16 @@ def test_report_draws_the_picture(run: Path) -> None:
     assert (run / "phases.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_reports_may_be_written_elsewhere(run: Path, tmp_path: Path) -> None:
+    before, place = sorted(run.iterdir()), tmp_path / "elsewhere"
+    assert f"cannot write the phases to {place / 'phases.json'}" in fails("report", run, "--out", place)
+    place.mkdir()
+    for command, made in (("phases", {"phases.json"}), ("report", {"phases.json", "phases.png", "maps.png"})):
+        assert invoke(command, run, "--out", place).exit_code == 0
+        assert {path.name for path in place.iterdir()} == made
+    assert sorted(run.iterdir()) == before
+
+
 def test_pictures_of_a_report_may_be_drawn_for_a_paper(run: Path) -> None:
     pytest.importorskip("matplotlib")
     found = invoke("report", run, "--format", "pdf")

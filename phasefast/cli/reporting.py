@@ -39,6 +39,9 @@ Window = Annotated[
     float,
     typer.Option(help="How far above the minimum the stop window goes, as a share of the decrease before it."),
 ]
+Place = Annotated[
+    Path | None, typer.Option("--out", help="A directory that is there, to write into instead of the run's own.")
+]
 _EXTRAS = {
     "torchvision": "vision",
     "huggingface-hub": "hub",
@@ -60,6 +63,7 @@ def phases(
     json: Annotated[bool, typer.Option("--json", help="Print JSON, as in phases.json, instead of tables.")] = False,
     csv: Csv = False,
     window: Window = DEFAULT_RULES.window,
+    out: Place = None,
 ) -> None:
     """Detect the phases of a run: write phases.json, with all cells, into its directory and print the tables."""
     _check_one_form(json, csv)
@@ -73,7 +77,7 @@ def phases(
         else:
             print_report(part, found, of_results())
     finally:  # also where nobody reads to the end
-        write_phases(directory, report)
+        write_phases(directory if out is None else out, report)
 
 
 @app.command()
@@ -83,12 +87,13 @@ def report(
     target: ShownTargets = None,
     form: Annotated[str, typer.Option("--format", help="Of the pictures: png, pdf or svg.")] = "png",
     window: Window = DEFAULT_RULES.window,
+    out: Place = None,
 ) -> None:
     """Like phases, and draw phases.png and maps.png, or phases-selected.png and maps-selected.png of some.
 
     The last layer's before the model's output shade the upper curves, its stop window marks all.
     """
-    write_report(directory, layers=layer, targets=target, rules=PhaseRules(window=window), form=form)
+    write_report(directory, layers=layer, targets=target, rules=PhaseRules(window=window), form=form, out=out)
 
 
 @app.command()

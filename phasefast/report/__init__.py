@@ -105,7 +105,7 @@ def _gaps(scores: Scores, failed: Mapping[int, Failure], lost: Mapping[int, Coll
 
 
 def write_phases(directory: str | Path, report: PhaseReport) -> None:
-    """Write a run's phases as ``phases.json`` into its directory.
+    """Write a run's phases as ``phases.json`` into a directory, its own as a rule.
 
     Raises:
         StoreError: the directory cannot be written.
@@ -137,15 +137,17 @@ def write_report(
     targets: Sequence[str] | None = None,
     rules: PhaseRules = DEFAULT_RULES,
     form: str = "png",
+    out: str | Path | None = None,
 ) -> PhaseReport:
-    """The tables of a run's phases on ``console``, then ``phases.json`` and two pictures in its directory.
+    """The tables of a run's phases on ``console``, then ``phases.json`` and two pictures in its directory, or ``out``.
 
     These are ``phases.png``, by ``plot_phases``, and ``maps.png``, by ``plot_maps``.
 
     Args:
         layers, targets: names or globs of what is shown, in ``phases-selected.png`` and ``maps-selected.png`` then;
             ``phases.json``, and what is returned, have all. rules: thresholds of the phases. form: of the pictures,
-            and the end of their names: png, pdf or svg.
+            and the end of their names: png, pdf or svg. out: another directory that is there, as where that is not
+            to be written.
 
     Raises:
         DependencyError: matplotlib is missing; all else is written and printed by then.
@@ -157,16 +159,16 @@ def write_report(
     if f".{form}" not in FORMATS:
         raise ArgumentError(f"form (--format): expected png, pdf or svg, got {form!r}")
     scores, report = read_phases(directory, rules)
-    part = restrict(scores, report, layers, targets)
+    part, place = restrict(scores, report, layers, targets), Path(directory if out is None else out)
     print_report(*part, console)
-    write_phases(directory, report)
+    write_phases(place, report)
     (name,) = scores.values_of("run")
     name = Path(directory).resolve().name if name == _UNNAMED else name
     pictures = PICTURES if layers is None and targets is None else SELECTED
-    picture, maps = (Path(directory) / f"{each}.{form}" for each in pictures)
+    picture, maps = (place / f"{each}.{form}" for each in pictures)
     plot_phases(*part, picture, title=f"Learning phases: {name}", layers=telling_layers(scores))
     plot_maps(part[0], maps, title=f"What each layer gives back: {name}")
-    console.print(f"wrote {Path(directory) / PHASES}, {picture} and {maps}", soft_wrap=True)
+    console.print(f"wrote {place / PHASES}, {picture} and {maps}", soft_wrap=True)
     if left := [target for target in part[0].targets if target not in (fvu_target(part[0]), accuracy_target(part[0]))]:
         console.print(f"{picture.name} leaves out {shown(left)}: --target {left[0]} alone draws it", soft_wrap=True)
     return report
