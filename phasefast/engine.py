@@ -23,6 +23,7 @@ from .checkpoints import state_hash
 from .common.notices import shown, warn
 from .configuration import Configuration
 from .data.batches import chunk_bounds, fast_size, first_rows, model_inputs
+from .data.outputs import rows_in
 from .data.sequences import check_padding, looks_padded
 from .data.target_cache import TargetCache
 from .data.target_types import Label
@@ -280,7 +281,7 @@ class Engine:
         """The layers, as the first few samples show them."""
         first = next(model_inputs(self._fit_inputs, first_rows(self._fit_inputs), self.model, self.device))
         try:
-            with telling_draws(self.device, self._tell):
+            with telling_draws(self.device, lambda: rows_in(self.model(first.clone())), self._tell):
                 return discover_layers(self.model, self.names, first, self.rows, self.given)
         except PhasefastError:
             raise

@@ -191,7 +191,9 @@ class Sweeper:
         if step in self._stored:
             check_weights(self._stored[step], state_hash(engine.model.state_dict()))
         scores = engine.measure(step, keep=not self._measured, only=lacking.get(step))  # the first tells what changes
-        if source_hash is not None:
+        if not len(scores):  # all that was to be added is lost, which alone is to be written down
+            scores = self._stored[step]
+        elif source_hash is not None:
             scores = scores.with_column("source_hash", source_hash)
         if step not in self._stored and not self._told and shard_file(self._out, step).exists():
             self._told = True

@@ -169,11 +169,6 @@ class _Event:
         self.gpu.copies = [pair for pair in self.gpu.copies if not any(pair is own for own in self.before)]
 
 
-class _Generator:
-    def manual_seed(self, seed: int) -> None:
-        torch.default_generator.manual_seed(seed)
-
-
 def _patches() -> Iterator[tuple[Any, str, Any]]:
     """What PyTorch asks a driver, and what does not reach the dispatcher."""
     cuda, stream = torch.cuda, _Stream()
@@ -196,7 +191,7 @@ def _patches() -> Iterator[tuple[Any, str, Any]]:
         "stream": contextlib.nullcontext(),
     }.items():
         yield cuda, name, lambda *_, value=value, **__: value
-    yield cuda, "default_generators", (_Generator(),)
+    yield cuda, "default_generators", (torch.default_generator,)
     yield torch.backends.cudnn, "enabled", False
     to_list, to_numpy, make, product = Tensor.tolist, Tensor.numpy, torch.tensor, Tensor.__matmul__
 

@@ -165,24 +165,41 @@ def test_layers_that_are_lost_are_not_tried_again(
     net: nn.Module, probe_set: pf.ProbeSet, states: States, measured: list, tmp_path: Path
 ) -> None:
     states[1]["hidden.weight"] *= float("nan")
-    with pytest.warns(RuntimeWarning, match="left out 2 at step 1"):
+    with pytest.warns(RuntimeWarning, match="left out 3 at step 1"):
         pf.sweep(net, states, probe_set, out=tmp_path, layers=["conv", "hidden", "head"])
-    assert lost_layers(tmp_path)[1].keys() == {"hidden", "head"}
+    assert lost_layers(tmp_path)[1].keys() == {"hidden", "head", "model"}
     before = read_failures(tmp_path)
     measured.clear()
     found = pf.sweep(net, states, probe_set, out=tmp_path, layers=["conv", "hidden", "head", "norm"])
     assert measured == [(step, ["norm"]) for step in states]
     assert found.layers == ["conv", "norm", "hidden", "head"]
     assert read_failures(tmp_path) == before
-    with pytest.warns(RuntimeWarning, match="left out 1 at step 1"):
+    with pytest.warns(RuntimeWarning, match="left out 2 at step 1"):
         pf.sweep(net, states, probe_set, out=tmp_path, layers=["drop"])
-    assert lost_layers(tmp_path)[1].keys() == {"hidden", "head", "drop"}
+    assert lost_layers(tmp_path)[1].keys() == {"hidden", "head", "model", "drop"}
     failure = read_failures(tmp_path)[1]
     assert failure.error.startswith(f"{before[1].error}; layer 'drop': NaN or Inf")
     step = pf.read_scores(tmp_path).filter(step=1)
     (hash_,) = step.values_of("config_hash")
     write_step(tmp_path, step, hash_, {}, {"hidden": NonFiniteError("as another rank has it")})
     assert read_failures(tmp_path)[1] == failure
+
+
+@pytest.mark.filterwarnings("ignore:layers. left out")
+@pytest.mark.parametrize("targets", [None, "input"])
+def test_a_layer_that_is_added_may_be_lost_where_all_others_are_stored(
+    net: nn.Module, probe_set: pf.ProbeSet, states: States, measured: list, tmp_path: Path, targets: str | None
+) -> None:
+    states[1]["head.weight"] *= float("nan")
+    pf.sweep(net, states, probe_set, out=tmp_path, layers="hidden", targets=targets)
+    before = pf.read_scores(tmp_path).filter(step=1)
+    found = pf.sweep(net, states, probe_set, out=tmp_path, layers=["hidden", "head"], targets=targets)
+    assert found.layers == ["hidden", "head"]
+    assert found.filter(step=1).to_arrow().equals(before.to_arrow())
+    assert "head" in lost_layers(tmp_path)[1]
+    measured.clear()
+    pf.sweep(net, states, probe_set, out=tmp_path, layers=["hidden", "head"], targets=targets)
+    assert measured == []
 
 
 def test_what_was_stored_stays_where_a_checkpoint_cannot_be_read_any_more(

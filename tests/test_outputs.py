@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import phasefast as pf
+from phasefast.errors import LayerError
 from tests.conftest import SmallNet
 
 
@@ -77,7 +78,7 @@ def test_similarities_of_the_samples_of_a_batch_are_no_output_of_classes(probe_s
 def test_a_model_that_gives_nan_knows_no_class(net: SmallNet, probe_set: pf.ProbeSet) -> None:
     with torch.no_grad():
         net.head.bias.fill_(float("nan"))
-    with pytest.warns(RuntimeWarning, match="left out 1 at step 0: layer 'model': NaN in the model's outputs"):
+    with pytest.warns(RuntimeWarning, match="left out 1 at step 0: layer 'model': NaN or Inf in the model's outputs"):
         scores = pf.probe(net, probe_set, layers="conv")
     assert scores.values_of("layer") == ["conv"]
 
@@ -91,27 +92,34 @@ def test_a_model_that_draws_random_numbers_is_told(net: SmallNet, probe_set: pf.
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pf.probe(model, probe_set, layers="1.hidden")
-    with pytest.warns(RuntimeWarning, match="forward draws random numbers in evaluation mode too"):
+    with pytest.warns(RuntimeWarning, match="forward gives other outputs with other random numbers"):
         pf.probe(Masked(), probe_set, layers="hidden")
 
 
-def test_a_number_for_each_sample_is_a_row() -> None:
-    class Scalar(torch.nn.Module):
-        def __init__(self, flat: bool) -> None:
-            super().__init__()
-            self.flat, self.body = flat, torch.nn.Linear(8, 1)
-
+def test_random_numbers_that_change_nothing_are_not_told(probe_set: pf.ProbeSet) -> None:
+    class Skips(SmallNet):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.body(x)[:, 0] if self.flat else self.body(x)
+            skip = torch.rand([]) < 0.5 and self.training  # as of layers that are dropped in training
+            return super().forward(0 * x if skip else x)
 
-    x = torch.randn(60, 8)
-    probe_set = pf.ProbeSet.from_tensors(x[:40], None, x[40:], None)
-    torch.manual_seed(0)
-    members = torch.nn.ModuleList([Scalar(True), Scalar(False)])
-    members[1].load_state_dict(members[0].state_dict())
-    found = []
-    for member in members:
-        found.append(pf.probe(torch.nn.Sequential(member), probe_set, layers="0", alphas=[0.1]))
-    assert [each.value(layer="0", metric="fvu", split="heldout") for each in found] == [
-        found[0].value(layer="0", metric="fvu", split="heldout")
-    ] * 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pf.probe(Skips(), probe_set, layers="hidden")
+
+
+def test_a_number_for_each_sample_asks_for_an_axis(probe_set: pf.ProbeSet) -> None:
+    class Scalar(SmallNet):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x)[:, 0]
+
+    with pytest.raises(LayerError, match=r"layer '0': .* got shape \(7,\) for 7 samples; give it a second axis"):
+        pf.probe(torch.nn.Sequential(Scalar()), probe_set, layers="0")
+
+
+@pytest.mark.filterwarnings("ignore:no rows of layer 'model'")
+def test_a_model_may_return_one_number(probe_set: pf.ProbeSet) -> None:
+    class Loss(SmallNet):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x).mean()
+
+    assert pf.probe(Loss(), probe_set, layers="hidden").layers == ["hidden"]

@@ -257,7 +257,7 @@ def test_activations_that_are_not_finite_name_the_layer(net: SmallNet, probe_set
     with pytest.raises(NonFiniteError, match=r"'hidden'.*features"):
         pf.probe(net, probe_set, layers=["hidden"])
     with pytest.warns(
-        RuntimeWarning, match="layers: left out 1 at step 0: layer 'hidden': NaN or Inf in 1 of 20 features"
+        RuntimeWarning, match="layers: left out 2 at step 0: layer 'hidden': NaN or Inf in 1 of 20 features"
     ):
         scores = pf.probe(net, probe_set, layers=["conv", "hidden"])
     assert scores.layers == ["conv"]

@@ -28,7 +28,9 @@ _DEPTH = 8  # of a mapping under such keys, which may hold itself
 _BESIDE = re.compile(BESIDE)
 # What holds moments of the weights, of the same names and shapes, in optimizers and penalties of users' own.
 _MOMENTS = re.compile(
-    r"(?:opt|adam|sgd|lion|muon|exp_avg|grad|fisher|ewc).*|momentums?|momenta|momentum_buffers?", re.IGNORECASE
+    r"(?:opt|optim|optimi[sz]ers?|\w?adam\w?|sgd|lion|muon|exp_avg(?:_sq)?s?|momentums?|momenta|momentum_buffers?|grads?"
+    r"|gradients?|fisher|ewc)(?:_states?)?(?:_dicts?)?(?:[-_]?\d+)?",
+    re.IGNORECASE,
 )
 
 

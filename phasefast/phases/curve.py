@@ -335,7 +335,8 @@ class Curve:
             return None
         risen, asked = _apart(self._size(rise), self._asked(rise))
         why = self._failing(rise) if self._size(rise) >= self._asked(rise) else f"{asked} would be certain"
-        share = f"{self.rules.window:g} of the decrease"
+        of = "the decrease" if self.early_rise(spans) is None else "what it falls by from before its first rise"
+        share = f"{self.rules.window:g} of {of}"
         return f"open, though it ends {risen} above its minimum, more than {share}: {why}"
 
     def early_rise(self, spans: Sequence[Span]) -> tuple[int, int] | None:

@@ -331,7 +331,9 @@ def _logits(model: nn.Module, output: Any, of: _Batch, options: RowOptions) -> t
     Of [batch, t, c] those of the token that stands for all, or of each that is a row: whether it is so.
     """
     found = rows_in(output, "logits")
-    if not isinstance(found, Tensor) or found.is_nested or len(found) != of.size or not found.is_floating_point():
+    if not isinstance(found, Tensor) or found.is_nested or found.dim() < 2 or not found.is_floating_point():
+        return None
+    if len(found) != of.size:
         return None
     of_tokens = found.dim() in (3, 4) and of.tokens is not None
     with contextlib.suppress(LayerError):
@@ -358,10 +360,10 @@ def _as_cell(name: str, module: nn.Module, output: Any, of: _Batch, options: Row
         raise LayerError(f"layer {name!r}: expected a floating-point tensor as output, got {kind}{mend}")
     if output.is_nested:
         raise LayerError(f"layer {name!r}: its output is a nested tensor, of no shape; give enable_nested_tensor=False")
-    output = output[:, None] if output.dim() == 1 else output  # a number for each sample
     if output.dim() < 2 or len(output) != of.size or output.numel() == 0:
         second = output.dim() == 3 and output.shape[1] == of.size
         mend = "they come second: give batch_first=True, or " if second else ""
+        mend = "give it a second axis, output[:, None], or " if tuple(output.shape) == (of.size,) else mend
         raise LayerError(
             f"layer {name!r}: expected an output with a row of numbers for each sample, got shape "
             f"{tuple(output.shape)} for {of.size} samples; {mend}probe a module whose output has the samples first"

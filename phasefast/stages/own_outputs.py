@@ -60,16 +60,14 @@ class OwnOutputs:
             start += len(part)
 
     def scores(self) -> list[Score]:
-        """None of splits without outputs for each sample or row, or without labels, and none of NaN."""
+        """None of splits without outputs for each sample or row, or without labels, and none of NaN or Inf."""
         scores = []
         there = [split for split, losses in self._losses.items() if self._kind is not None and losses]
         own = iter(fetched(*(part for split in there for part in self._sums(split))))
         for split, loss, hits, weights in zip(there, own, own, own, strict=True):
             if loss.isnan():
-                text = (
-                    f"layer {MODEL_LAYER!r}: NaN in the model's outputs on the {split} rows; the weights have diverged"
-                )
-                self.lost[MODEL_LAYER] = NonFiniteError(text)
+                text = f"NaN or Inf in the model's outputs on the {split} rows; the weights have diverged or overflow"
+                self.lost.setdefault(MODEL_LAYER, NonFiniteError(f"layer {MODEL_LAYER!r}: {text}"))
                 continue
             rows, samples = len(hits), hits.float() if split == "heldout" else None
             same, name = (MODEL_LAYER, self._classes, self._name, split), f"{'balanced_' * self._balanced}accuracy"

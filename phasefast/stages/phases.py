@@ -128,7 +128,8 @@ def detect_curve(
 
     Returns:
         Phases with signed changes, the minimum, and the stop window: the probed steps around the minimum whose loss is
-        at most 25 % of the decrease above it; to the last step where no increase counts. None where nothing decreases.
+        at most 25 % of the decrease above it, or of the fall from before a rise that comes first; to the last step
+        where no increase counts. None where nothing decreases.
     """
     if not 0 < confidence < 1 or replicates < 100:
         got = f"confidence={confidence}, replicates={replicates}"

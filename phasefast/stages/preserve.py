@@ -6,6 +6,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -135,26 +136,40 @@ def _reshard(model: nn.Module) -> bool:
     return bool(sharded)
 
 
-def fix_random_state(device: torch.device) -> None:
+def fix_random_state(device: torch.device, seed: int = 0) -> None:
     """Make stochastic layers repeatable inside :func:`preserved`: a resumed sweep then equals an uninterrupted one."""
-    torch.default_generator.manual_seed(0)
-    if device.type == "cuda":
-        torch.cuda.default_generators[_cuda_index(device)].manual_seed(0)
+    for generator in _generators(device):
+        generator.manual_seed(seed)
+
+
+def _generators(device: torch.device) -> list[torch.Generator]:
+    """That of the CPU, and of the GPU if it is one."""
+    on_gpu = [torch.cuda.default_generators[_cuda_index(device)]] if device.type == "cuda" else []
+    return [torch.default_generator, *on_gpu]
 
 
 @contextmanager
-def telling_draws(device: torch.device, tell: Callable[[str], None]) -> Iterator[None]:
-    """Tell of a model that draws random numbers, inside :func:`preserved`, where dropout draws none."""
-    generators = [torch.default_generator]
-    if device.type == "cuda":
-        generators.append(torch.cuda.default_generators[_cuda_index(device)])
-    before = [each.get_state() for each in generators]
+def telling_draws(device: torch.device, outputs: Callable[[], Any], tell: Callable[[str], None]) -> Iterator[None]:
+    """Tell of a model whose outputs depend on random numbers, inside :func:`preserved`, where dropout draws none.
+
+    Args:
+        outputs: runs the model once more, where numbers were drawn in the block.
+    """
+    before = [each.get_state() for each in _generators(device)]
     yield
-    if not all(map(torch.equal, before, (each.get_state() for each in generators))):
+    if all(map(torch.equal, before, (each.get_state() for each in _generators(device)))):
+        return
+    found = []
+    for seed in (0, 1):
+        fix_random_state(device, seed)
+        found.append(outputs())
+    plain = all(isinstance(each, Tensor) and not each.is_nested for each in found)
+    if not plain or not torch.equal(*(each.nan_to_num() for each in found)):
         tell(
-            "forward draws random numbers in evaluation mode too: the same ones at every measurement, but others for "
-            "each sample. Where they mask or shuffle what a layer gets, as in masked autoencoders, a feature is not "
-            "the same thing in all samples, and little is decoded: give a model whose forward does not"
+            "forward gives other outputs with other random numbers, which it draws in evaluation mode too: the same "
+            "ones at every measurement, but others for each sample. Where they mask or shuffle what a layer gets, as "
+            "in masked autoencoders, a feature is not the same thing in all samples, and little is decoded: give a "
+            "model whose forward does not"
         )
 
 

@@ -27,6 +27,7 @@ BOTH = {"net": OWN, "ema": {"module": AVERAGE, "decay": 0.99}, "optimizer": OPTI
     [
         {"net": [1], "history": {"val": {"accuracy": torch.tensor(0.5)}}, "epoch": 3},
         {"net": [1], "optim": {"adam": {"lr.x": torch.ones(2)}}},
+        {"optimized": {"net": {"w": torch.ones(2, 2)}}, "initial": {"net": {"w": torch.ones(2, 2)}}},
         {"parts": {"a": {"w": {"x": torch.ones(2, 2)}}, "b": {"w": {"x": torch.ones(2, 2)}}}},
     ],
 )

@@ -114,7 +114,7 @@ def test_layers_that_are_finite_are_measured_and_the_others_told(
 ) -> None:
     broken = {step: dict(state) for step, state in states.items()}
     broken[4]["head.weight"] = broken[4]["head.weight"] * float("inf")
-    with pytest.warns(RuntimeWarning, match="layers: left out 1 at step 4: layer 'head': NaN or Inf"):
+    with pytest.warns(RuntimeWarning, match="layers: left out 2 at step 4: layer 'head': NaN or Inf"):
         scores = pf.sweep(net, broken, probe_set, out=tmp_path, layers=["hidden", "head"])
     assert scores.filter(layer="hidden").steps == list(STEPS)
     assert scores.filter(layer="head").steps == [0, 1, 2, 8]
