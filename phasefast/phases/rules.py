@@ -27,9 +27,7 @@ class PhaseRules:
     plateau: float = 0.20  # a plateau's losses differ from their mean by at most this fraction of the change after it,
     slope: float = 1 / 3  # and its slope is at most this fraction of the slope after it
     bump: float = 0.25  # a rise between a plateau and its decrease is left out from this fraction of the latter on
-    window: float = (
-        0.25  # the stop window's losses exceed the minimum by this fraction of the decrease, see docs/numbers.md
-    )
+    window: float = 0.25  # the stop window's losses exceed the minimum by this fraction of the fall to it
     fewest: int = 4  # steps that phases take: a plateau of three and a change after it
     odd: float = 6.0  # a step this many standard deviations of the step noise above both neighbours is left out
     order_level: float = 0.03  # p-value above which the order of the steps explains nothing

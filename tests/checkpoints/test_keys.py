@@ -277,7 +277,8 @@ def test_weights_of_the_same_names_beside_are_told(averaged: dict[str, Tensor]) 
     ],
 )
 def test_weights_of_the_same_names_elsewhere_are_told(saved: dict[str, Any], way: str, other: str) -> None:
-    with pytest.warns(RuntimeWarning, match=rf"'{way}', but \['{re.escape(other)}'\] has tensors .*: key="):
+    named = re.escape(other)
+    with pytest.warns(RuntimeWarning, match=rf"'{way}', but \['{named}'\] has tensors .*: key='{named}'"):
         found = read_state_dict(saved)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
