@@ -37,8 +37,9 @@ from .stages.batchnorm import batchnorm_mode, fresh_statistics, frozen_norms, se
 from .stages.capture import capture, discover_layers
 from .stages.own_outputs import OwnOutputs
 from .stages.plan import Problem, group_layers
-from .stages.preserve import fix_random_state, full_float32, preserved, telling_draws
+from .stages.preserve import full_float32, preserved
 from .stages.probe_set import ProbeSet
+from .stages.random_state import fix_random_state, telling_draws
 from .stages.targets import FunctionValues, build_targets, given_columns
 from .types import Activations, Decoder, Layer, Score
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -83,17 +85,24 @@ def test_a_model_that_gives_nan_knows_no_class(net: SmallNet, probe_set: pf.Prob
     assert scores.values_of("layer") == ["conv"]
 
 
-def test_a_model_that_draws_random_numbers_is_told(net: SmallNet, probe_set: pf.ProbeSet) -> None:
-    class Masked(SmallNet):
+@pytest.mark.parametrize("draw", [lambda: float(torch.rand([])), random.random, np.random.rand])
+def test_a_model_that_draws_random_numbers_is_told(probe_set: pf.ProbeSet, draw: Callable[[], float]) -> None:
+    class Scaled(SmallNet):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return super().forward(x * (torch.rand(x.shape) > 0.5))
+            return super().forward(x * draw())
 
-    model = torch.nn.Sequential(torch.nn.Dropout(0.5), net)
+    model, found = Scaled(), []
+    for _ in range(2):
+        draw()  # the training's own
+        with pytest.warns(RuntimeWarning, match="forward gives other outputs with other random numbers"):
+            found.append(pf.probe(model, probe_set, layers="hidden", alphas=[0.1]).to_arrow().drop_columns("seconds"))
+    assert found[0].equals(found[1])
+
+
+def test_dropout_draws_none_in_evaluation_mode(net: SmallNet, probe_set: pf.ProbeSet) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pf.probe(model, probe_set, layers="1.hidden")
-    with pytest.warns(RuntimeWarning, match="forward gives other outputs with other random numbers"):
-        pf.probe(Masked(), probe_set, layers="hidden")
+        pf.probe(torch.nn.Sequential(torch.nn.Dropout(0.5), net), probe_set, layers="1.hidden")
 
 
 def test_random_numbers_that_change_nothing_are_not_told(probe_set: pf.ProbeSet) -> None:

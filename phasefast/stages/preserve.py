@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+
+from .random_state import random_state_kept
 
 
 @contextmanager
@@ -28,12 +27,10 @@ def preserved(model: nn.Module, device: torch.device, keep: torch.device | None 
     """
     modes = [(module, module.training) for module in model.modules()]
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 (models use the global state)
-    cuda = [_cuda_index(device)] if device.type == "cuda" else []
     changed: list[str] = []
     try:
         with (
-            torch.random.fork_rng(devices=cuda),
+            random_state_kept(device),
             torch.no_grad(),
             full_float32(device),
             _uncompiled(),
@@ -50,8 +47,6 @@ def preserved(model: nn.Module, device: torch.device, keep: torch.device | None 
     finally:
         for module, training in modes:
             module.training = training
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)  # noqa: NPY002
         for parameter, trains in trained:
             if parameter.requires_grad != trains:
                 parameter.requires_grad = trains
@@ -134,47 +129,6 @@ def _reshard(model: nn.Module) -> bool:
         if isinstance(module, FSDPModule):
             module.reshard()
     return bool(sharded)
-
-
-def fix_random_state(device: torch.device, seed: int = 0) -> None:
-    """Make stochastic layers repeatable inside :func:`preserved`: a resumed sweep then equals an uninterrupted one."""
-    for generator in _generators(device):
-        generator.manual_seed(seed)
-
-
-def _generators(device: torch.device) -> list[torch.Generator]:
-    """That of the CPU, and of the GPU if it is one."""
-    on_gpu = [torch.cuda.default_generators[_cuda_index(device)]] if device.type == "cuda" else []
-    return [torch.default_generator, *on_gpu]
-
-
-@contextmanager
-def telling_draws(device: torch.device, outputs: Callable[[], Any], tell: Callable[[str], None]) -> Iterator[None]:
-    """Tell of a model whose outputs depend on random numbers, inside :func:`preserved`, where dropout draws none.
-
-    Args:
-        outputs: runs the model once more, where numbers were drawn in the block.
-    """
-    before = [each.get_state() for each in _generators(device)]
-    yield
-    if all(map(torch.equal, before, (each.get_state() for each in _generators(device)))):
-        return
-    found = []
-    for seed in (0, 1):
-        fix_random_state(device, seed)
-        found.append(outputs())
-    plain = all(isinstance(each, Tensor) and not each.is_nested for each in found)
-    if not plain or not torch.equal(*(each.nan_to_num() for each in found)):
-        tell(
-            "forward gives other outputs with other random numbers, which it draws in evaluation mode too: the same "
-            "ones at every measurement, but others for each sample. Where they mask or shuffle what a layer gets, as "
-            "in masked autoencoders, a feature is not the same thing in all samples, and little is decoded: give a "
-            "model whose forward does not"
-        )
-
-
-def _cuda_index(device: torch.device) -> int:
-    return torch.cuda.current_device() if device.index is None else device.index
 
 
 @contextmanager

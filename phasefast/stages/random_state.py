@@ -1,0 +1,79 @@
+"""The random numbers that a model draws: the same ones at each measurement, and none from the training's sequence."""
+
+from __future__ import annotations
+
+import pickle
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# NumPy's global state is what a model's forward would draw from.
+# ruff: noqa: NPY002
+
+
+@contextmanager
+def random_state_kept(device: torch.device) -> Iterator[None]:
+    """Put the random states of Python, NumPy and PyTorch, and of the GPU if it is one, back after."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    states = [(each, each.get_state()) for each in _generators(device)]
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        for generator, state in states:
+            generator.set_state(state)
+
+
+def fix_random_state(device: torch.device, seed: int = 0) -> None:
+    """Make stochastic layers repeatable in :func:`random_state_kept`: resumed sweeps then equal uninterrupted ones."""
+    random.seed(seed)
+    np.random.seed(seed)
+    for generator in _generators(device):
+        generator.manual_seed(seed)
+
+
+@contextmanager
+def telling_draws(device: torch.device, outputs: Callable[[], Any], tell: Callable[[str], None]) -> Iterator[None]:
+    """Tell of a model whose outputs depend on random numbers, in evaluation mode, where dropout draws none.
+
+    Inside :func:`random_state_kept`.
+
+    Args:
+        outputs: runs the model once more, where numbers were drawn in the block.
+    """
+    before = _states(device)
+    yield
+    if _states(device) == before:
+        return
+    found = []
+    for seed in (0, 1):
+        fix_random_state(device, seed)
+        found.append(outputs())
+    plain = all(isinstance(each, Tensor) and not each.is_nested for each in found)
+    if not plain or not torch.equal(*(each.nan_to_num() for each in found)):
+        tell(
+            "forward gives other outputs with other random numbers, which it draws in evaluation mode too: the same "
+            "ones at every measurement, but others for each sample. Where they mask or shuffle what a layer gets, as "
+            "in masked autoencoders, a feature is not the same thing in all samples, and little is decoded: give a "
+            "model whose forward does not"
+        )
+
+
+def _generators(device: torch.device) -> list[torch.Generator]:
+    """PyTorch's of the CPU, and of the GPU if it is one."""
+    if device.type != "cuda":
+        return [torch.default_generator]
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return [torch.default_generator, torch.cuda.default_generators[index]]
+
+
+def _states(device: torch.device) -> list[bytes]:
+    """What all generators are at, to compare."""
+    python = [pickle.dumps(random.getstate()), pickle.dumps(np.random.get_state())]
+    return python + [each.get_state().numpy().tobytes() for each in _generators(device)]
