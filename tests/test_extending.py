@@ -358,9 +358,9 @@ def test_scores_of_another_version_are_told_as_such(
     net: nn.Module, probe_set: pf.ProbeSet, states: States, tmp_path: Path
 ) -> None:
     pf.sweep(net, states, probe_set, out=tmp_path, layers="hidden")
-    (path,) = (tmp_path / "scores").glob("settings-*.json")
+    (path,) = (tmp_path / "scores").glob("_settings-*.json")
     older = {"names": ["hidden"], "targets": "0123456789abcdef"}
-    (tmp_path / "scores/settings-0.json").write_text(json.dumps(older))
+    (tmp_path / "scores/_settings-0.json").write_text(json.dumps(older))
     path.unlink()
     for shard in (tmp_path / "scores").glob("step-*"):
         read_shard(shard).with_column("config_hash", "0").write_shard(tmp_path)

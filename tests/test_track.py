@@ -251,7 +251,7 @@ def test_a_training_that_goes_on_elsewhere_stops_the_one_before(probe_set: pf.Pr
     resumed.step(1)
     with pytest.warns(RuntimeWarning, match="step 2 was not measured or not stored: .* another training stores"):
         killed.step(2)
-    assert list((tmp_path / "scores").glob("failed-*")) == []
+    assert list((tmp_path / "scores").glob("_failed-*")) == []
     assert pf.read_scores(tmp_path).steps == [0, 1]
     again = pf.PhaseTracker(net, probe_set, on_error="raise", overwrite=True, **options)
     again.step(0)
@@ -265,7 +265,7 @@ def test_a_training_that_goes_on_elsewhere_stops_the_one_before(probe_set: pf.Pr
 
 def test_settings_of_a_job_that_stored_nothing_stop_nobody(probe_set: pf.ProbeSet, tmp_path: Path) -> None:
     tracker = pf.PhaseTracker(SmallNet(), probe_set, layers=["hidden"], out=tmp_path, on_error="raise")
-    stale = tmp_path / "scores/settings-0123456789abcdef.json"
+    stale = tmp_path / "scores/_settings-0123456789abcdef.json"
     for step in (0, 1):
         stale.write_text("{}", encoding="utf-8")
         tracker.step(step)

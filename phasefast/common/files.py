@@ -35,7 +35,7 @@ def writing(path: str | os.PathLike[str], what: str, parents: bool = False) -> I
     path = Path(path)
     path = Path(os.path.realpath(path)) if path.is_symlink() else path  # the link stays
     # Random, not the process id: shards of one sweep may run on machines that share a disk.
-    partial = path.with_name(f"{path.stem}.{secrets.token_hex(4)}.partial")
+    partial = path.with_name(f"_{path.stem}.{secrets.token_hex(4)}.partial")
     try:
         if parents:
             path.parent.mkdir(parents=True, exist_ok=True)

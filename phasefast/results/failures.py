@@ -13,7 +13,7 @@ from ..errors import NonFiniteError, StoreError, with_notes
 from .scores import store_folder
 from .shards import list_shards, writing_alone
 
-FAILED = "failed-{}.json"  # in ``scores/``, with the step
+FAILED = "_failed-{}.json"  # in ``scores/``, with the step; see store.py for the "_"
 _NAMED = 12  # steps of failures that are alike
 
 

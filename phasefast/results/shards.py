@@ -17,7 +17,7 @@ from ..common.notices import warn
 from ..errors import DamagedError, DataError, StoreError
 from .scores import Scores, store_folder
 
-DAMAGED = ".damaged"
+DAMAGED = "_{}.damaged"  # what is left of a shard
 _SHARD = re.compile(r"step-(\d+)\.parquet$")
 
 
@@ -91,13 +91,13 @@ def set_aside(directory: str | Path, damaged: Collection[Path]) -> None:
                     raise
     if told:
         likewise = f"; likewise {len(told) - 1} more" if len(told) > 1 else ""
-        path, first = told[0]
-        warn(f"{path}: damaged ({first.__cause__}){likewise}; renamed to *{DAMAGED}, its step can be measured again")
+        (path, first), new = told[0], DAMAGED.format("*")
+        warn(f"{path}: damaged ({first.__cause__}){likewise}; renamed to {new}, its step can be measured again")
 
 
 def _rename(path: Path, error: DamagedError) -> None:
     try:
-        path.replace(path.with_name(f"{path.name}{DAMAGED}"))
+        path.replace(path.with_name(DAMAGED.format(path.name)))
     except OSError as refused:
         raise StoreError(f"{error}: it cannot be renamed ({refused})") from error
 

@@ -31,7 +31,8 @@ _ELSEWHERE = "give another out= (--out), or overwrite=True (--overwrite) to star
 # What reports write beside the scores that they are of: pictures of all, and of some layers or targets.
 PHASES, RECONSTRUCTIONS = "phases.json", "reconstructions.png"
 PICTURES, SELECTED, FORMATS = ("phases", "maps"), ("phases-selected", "maps-selected"), (".png", ".pdf", ".svg")
-_ORIGIN, _TRAINING = "origin.json", "training.json"
+# Readers of a folder of Parquet files, such as pandas, pass over names that begin so.
+_ORIGIN, _TRAINING, _SETTINGS = "_origin.json", "_training.json", "_settings-{}.json"
 _OTHER_VERSION = "by another version of phasefast"
 _WORDS = "stored", "now"  # of the two values of a setting
 _LONGEST = 60  # characters of a setting that is shown
@@ -57,7 +58,7 @@ def open_store(
             architecture, or has other values of one of these targets.
     """
     folder = prepare_store(directory)
-    beside = "settings-*.json", _ORIGIN, _TRAINING, FAILED.format("*"), f"step-*{DAMAGED}"
+    beside = _SETTINGS.format("*"), _ORIGIN, _TRAINING, FAILED.format("*"), DAMAGED.format("*")
     for path in (path for pattern in beside for path in folder.glob(pattern)) if overwrite else ():
         remove_file(path)
     done, damaged = dict[int, Scores](), list[Path]()
@@ -108,7 +109,7 @@ def write_step(
     """
     folder = store_folder(directory)
     kept = _settings_file(folder, config_hash)
-    others = [path for path in folder.glob("settings-*.json") if path != kept]
+    others = [path for path in folder.glob(_SETTINGS.format("*")) if path != kept]
     for path in list_shards(directory).values() if others else ():
         (found,) = read_shard(path).values_of("config_hash")
         if found != config_hash:
@@ -221,7 +222,7 @@ def differences(first: str | Path, second: str | Path, names: tuple[str, str]) -
 
 def _kept(directory: str | Path) -> dict[str, Any]:
     """The settings of a run directory that another's may be compared with; empty where it has none, or several."""
-    files = list(store_folder(directory).glob("settings-*.json"))
+    files = list(store_folder(directory).glob(_SETTINGS.format("*")))
     try:
         settings: dict[str, Any] = json.loads(files[0].read_text(encoding="utf-8")) if len(files) == 1 else {}
     except (OSError, ValueError):
@@ -230,7 +231,7 @@ def _kept(directory: str | Path) -> dict[str, Any]:
 
 
 def _settings_file(folder: Path, config_hash: str) -> Path:
-    return folder / f"settings-{config_hash}.json"
+    return folder / _SETTINGS.format(config_hash)
 
 
 def _difference(folder: Path, config_hash: str, settings: Mapping[str, Any]) -> str:

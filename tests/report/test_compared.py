@@ -93,18 +93,18 @@ def test_runs_are_named_by_the_ends_of_their_paths(tmp_path: Path) -> None:
 def test_runs_that_were_measured_otherwise_are_told_apart(runs: list[Path]) -> None:
     for seed, run in enumerate(runs):
         settings = {"run": f"seed{seed}", "penalties": [[0.1], None], "precision": "fast" if seed == 2 else "exact"}
-        (run / "scores" / "settings-0.json").write_text(json.dumps(settings))
+        (run / "scores" / "_settings-0.json").write_text(json.dumps(settings))
     with pytest.warns(
         RuntimeWarning, match='seed2 was not measured as seed0: precision seed0 "exact", there "fast"'
     ) as caught:
         read_runs(runs)
     assert len(caught) == 1
-    (runs[1] / "scores" / "settings-0.json").write_text((runs[2] / "scores" / "settings-0.json").read_text())
+    (runs[1] / "scores" / "_settings-0.json").write_text((runs[2] / "scores" / "_settings-0.json").read_text())
     with pytest.warns(RuntimeWarning, match="seed1, seed2 were not measured as seed0: precision") as caught:
         read_runs(runs)
     assert len(caught) == 1
-    (runs[1] / "scores" / "settings-0.json").write_text("{")
-    (runs[2] / "scores" / "settings-0.json").write_text("{")
+    (runs[1] / "scores" / "_settings-0.json").write_text("{")
+    (runs[2] / "scores" / "_settings-0.json").write_text("{")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         read_runs(runs)

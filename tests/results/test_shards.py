@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 import torch
 
@@ -55,13 +56,24 @@ def test_damaged_shards_are_named_and_measured_again(
     ):
         pf.read_scores(tmp_path)
     with pytest.warns(
-        RuntimeWarning, match="; likewise 1 more; renamed to [*].damaged, its step can be measured again"
+        RuntimeWarning, match="; likewise 1 more; renamed to _[*].damaged, its step can be measured again"
     ):
         again = pf.sweep(net, states, probe_set, out=tmp_path, layers="hidden")
     same = [name for name in whole.to_arrow().column_names if name != "seconds"]
     assert again.to_arrow().select(same).equals(whole.to_arrow().select(same))
     assert pf.read_scores(tmp_path).steps == whole.steps
-    assert first.with_name(f"{first.name}.damaged").read_bytes() == b"PAR1 not really"
+    assert first.with_name(f"_{first.name}.damaged").read_bytes() == b"PAR1 not really"
+
+
+def test_pandas_reads_the_folder(net: SmallNet, probe_set: pf.ProbeSet, states: list, tmp_path: Path) -> None:
+    states[1]["hidden.weight"] = states[1]["hidden.weight"] * float("nan")
+    with pytest.warns(RuntimeWarning, match="left out 2"), pytest.raises(pf.errors.SweepError):
+        pf.sweep(net, [*states, {}], probe_set, out=tmp_path, layers=["conv", "hidden"])
+    (tmp_path / "scores/_step-000000000009.parquet.damaged").write_bytes(b"PAR1 not really")
+    others = {path.name.split("-")[0] for path in (tmp_path / "scores").iterdir()} - {"step"}
+    assert others == {"_settings", "_failed", "_step", ".lock"}
+    found = pandas.read_parquet(tmp_path / "scores")
+    pandas.testing.assert_frame_equal(found, pf.read_scores(tmp_path).to_pandas(samples=True), check_like=True)
 
 
 def test_shards_that_the_system_does_not_give_are_left_as_they_are(
@@ -77,7 +89,7 @@ def test_shards_that_the_system_does_not_give_are_left_as_they_are(
     shard.rmdir()
     for file in (tmp_path / "scores").glob("step-*.parquet"):
         file.write_bytes(b"")
-        file.with_name(f"{file.name}.damaged").mkdir()
+        file.with_name(f"_{file.name}.damaged").mkdir()
     with pytest.raises(StoreError, match=r"is damaged .*, or delete it: it cannot be renamed \("):
         pf.sweep(net, states, probe_set, out=tmp_path, layers="hidden")
 
@@ -101,7 +113,7 @@ def test_what_another_job_has_measured_again_stays(
     assert not list((tmp_path / "scores").glob("*.damaged"))
     monkeypatch.undo()
     shard.write_bytes(b"")
-    with pytest.warns(RuntimeWarning, match=r"renamed to \*\.damaged"):
+    with pytest.warns(RuntimeWarning, match=r"renamed to _\*\.damaged"):
         pf.sweep(net, states, probe_set, out=tmp_path, layers="hidden")
     pf.sweep(net, states, probe_set, out=tmp_path, layers="hidden", overwrite=True)
     assert not list((tmp_path / "scores").glob("*.damaged"))

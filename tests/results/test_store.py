@@ -70,7 +70,7 @@ def test_another_model_and_other_data_are_told_by_name(
     other = pf.ProbeSet.from_tensors(inputs, labels, *heldout)
     told = refused(tmp_path, state, SmallNet(), other)
     assert "another configuration: the probe set's inputs differ; give" in told
-    (settings,) = (tmp_path / "scores").glob("settings-*.json")
+    (settings,) = (tmp_path / "scores").glob("_settings-*.json")
     settings.unlink()
     told = refused(tmp_path, state, net, probe_set)
     assert "measured with another configuration, of which no settings are kept; give the same model" in told
