@@ -72,10 +72,11 @@ def sweep(
     ordered = _share(every, shard)
     if shard is not None and overwrite:
         raise ArgumentError("overwrite=True with shard=: it would remove what other shards write; empty out= instead")
+    if isinstance(model, nn.Module):  # else the engine says so
+        check_copies(model, every)
     sweeper = Sweeper(
         model, probe_set, out, run=run, overwrite=overwrite, reader=Reader(weights_only, key, load), **options
     )
-    check_copies(model, every)
     failures = sweeper.measure(ordered)
     scores = sweeper.scores(ordered.keys())
     if failures:

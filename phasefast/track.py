@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterable
+import operator
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
@@ -13,7 +14,7 @@ from torch import nn
 from .checkpoints import state_hash
 from .common.notices import warn
 from .engine import Engine
-from .errors import ArgumentError, StoreError, may_pass
+from .errors import ArgumentError, StoreError, is_integer, may_pass, with_notes
 from .options import ProbeOptions, checked_step
 from .results.failures import Failure, keep_failures
 from .results.scores import Scores
@@ -42,16 +43,11 @@ def _untraced(engine: Engine) -> Callable[[int], Scores]:
 
 
 def _checked_steps(steps: Iterable[int]) -> list[int]:
-    given = list(steps)
-    try:
-        found = sorted({int(step) for step in given})
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ArgumentError(f"steps: expected integers, {error}") from error
-    if wrong := [step for step in given if int(step) != step]:
-        raise ArgumentError(f"steps: expected integers, got {wrong[0]}")
-    if found and found[0] < 0:
-        raise ArgumentError(f"steps: expected numbers of updates, >= 0, got {found[0]}")
-    return found
+    given: list[Any] = list(steps)
+    whole = [int(step) if isinstance(step, float) and step.is_integer() else step for step in given]
+    if wrong := [step for step, each in zip(given, whole, strict=True) if not is_integer(each, 0)]:
+        raise ArgumentError(f"steps: expected numbers of updates, integers >= 0, got {wrong[0]!r}")
+    return sorted({operator.index(step) for step in whole})
 
 
 class PhaseTracker:
@@ -104,6 +100,7 @@ class PhaseTracker:
         self._before = -1  # the step of the last call
         self._farthest = -1  # the latest step that was measured, or is known to be of these weights
         self._backwards = False  # whether it was told that a call was for a step before it
+        self._unstored: dict[int, tuple[Scores, Mapping[str, Exception]]] = {}  # with why layers were left out
         self.scores = Scores.from_rows([])
         if out is not None:
             engine = self._engine
@@ -171,6 +168,7 @@ class PhaseTracker:
             self._tell_backwards(step)
             return None
         if step in self.scores.steps:
+            self._store()
             if repeated:  # such as while gradients accumulate, when BatchNorm's statistics may move
                 return None
             try:
@@ -191,15 +189,34 @@ class PhaseTracker:
             self.seconds += float(scores.to_arrow().column("seconds")[0].as_py())
             self.scores = Scores.concat([self.scores, scores])
             if self._out is not None:
-                if not _is_another_rank():  # all of a sharded training store the same
-                    self._training.claim()
-                write_step(self._out, scores, engine.config_hash, engine.settings, engine.lost)
+                self._unstored[step] = scores, engine.lost
         except Exception as error:
             if self._on_error == "raise" or (not may_pass(error) and self.seconds == 0):
                 raise
             failure = Failure.of(f"step {step}", error)
-            warn(f"step {step} was not measured or not stored: {failure.error}")
+            warn(f"step {step} was not measured: {failure.error}")
             if self._out is not None and not isinstance(error, StoreError):
                 keep_failures(self._out, {step: failure})
             return None
+        self._store()
         return scores
+
+    def _store(self) -> None:
+        """Write what is not stored yet, what the disk refused before too."""
+        if self._out is None or not self._unstored:
+            return
+        engine, step = self._engine, next(iter(self._unstored))
+        try:
+            if not _is_another_rank():  # all of a sharded training store the same
+                self._training.claim()
+            for step, (scores, lost) in list(self._unstored.items()):
+                write_step(self._out, scores, engine.config_hash, engine.settings, lost)
+                self._unstored.pop(step, None)
+        except Exception as error:
+            again = isinstance(error.__cause__, OSError)
+            if not again:
+                self._unstored.pop(step, None)
+            if self._on_error == "raise":
+                raise
+            then = "; it is tried again when the next step is measured" if again else ""
+            warn(f"step {step} was not stored: {with_notes(error)}{then}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from .entries import weights_files
 from .messages import damage_named
-from .sources import SAFETENSORS, TORCH_SUFFIXES
+from .sources import SAFETENSORS, TORCH_SUFFIXES, suffix_of
 
 _SAMPLE = 4096
 _EDGE = 1 << 18
@@ -87,7 +88,7 @@ def _of_file(path: Path) -> str:
         size = os.fstat(file.fileno()).st_size
         digest.update(f"{size}".encode())
         digest.update(file.read(_EDGE))
-        for start, length in _samples(file, path.suffix, size):
+        for start, length in _samples(file, suffix_of(path), size):
             file.seek(start)
             digest.update(file.read(length))
         file.seek(max(0, size - _EDGE))
@@ -98,10 +99,13 @@ def _of_file(path: Path) -> str:
 def _samples(file: BinaryIO, suffix: str, size: int) -> Iterator[tuple[int, int]]:
     """Starts and lengths of the samples of a file.
 
-    None of one of ``torch.save``, whose tail holds checksums of all its tensors; some of every tensor of safetensors,
-    as a small head on a large frozen backbone lies between blocks that are evenly spaced; else such blocks.
+    Of one of ``torch.save`` the checksums of all its tensors, which its tail has, as far as that goes; some of every
+    tensor of safetensors, as a small head on a large frozen backbone lies between blocks that are evenly spaced; else
+    such blocks.
     """
-    if suffix in TORCH_SUFFIXES:
+    if suffix in TORCH_SUFFIXES and (start := _checksums(file)) is not None:
+        if start < size - _EDGE:
+            yield start, size - _EDGE - start
         return
     tensors = _tensors(file, size) if suffix == SAFETENSORS else []
     if tensors:
@@ -112,6 +116,16 @@ def _samples(file: BinaryIO, suffix: str, size: int) -> Iterator[tuple[int, int]
             yield place, min(_PIECE, end - place)
     for start in () if tensors else range(0, size, max(_STRIDE, size // _MOST)):
         yield start, _BLOCK
+
+
+def _checksums(file: BinaryIO) -> int | None:
+    """Where the directory of a zip file begins; None where it has no checksums, or the file is no zip file."""
+    try:
+        with zipfile.ZipFile(file) as known:
+            there = all(each.CRC or not each.file_size for each in known.infolist())
+            return known.start_dir if there else None
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):
+        return None
 
 
 def _tensors(file: BinaryIO, size: int) -> list[tuple[int, int]]:

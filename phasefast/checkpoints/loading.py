@@ -144,7 +144,7 @@ def _untied(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> list[str]:
     return [
         f"has other values in {one} than in {key}, which the model ties"
         for one, key in pairs
-        if one != key and not torch.equal(state[one].nan_to_num(), state[key].nan_to_num())
+        if one != key and not torch.equal(*(state[each].to_dense().nan_to_num() for each in (one, key)))
     ]
 
 

@@ -14,8 +14,8 @@ _STEP = r"(?:global_?step|steps?|iter(?:ation)?|(?<![a-z])its?"
 _WORDS = _STEP + "|checkpoint|ckpt)[-_=]?"
 _NUMBER = r"(\d+(?:\.\d+)?)([km]?)(?![a-z\d]|[.,]\d)"  # 500, 64k, 1.5k, but not 1e3 or 1,000
 _NAMED = re.compile(_WORDS + _NUMBER + r"(?!_\d{3}(?!\d))", re.IGNORECASE)  # nor 1_000
-# Not of resnet18, rank_0.
-_OTHER = r"(?<![a-z])(?:ep(?:ochs?)?|model|weights|net|state)|(?<![a-z\d])(?<!\d[.,])(?<!rank[-_])"
+# Not of resnet18, rank_0, nor step_-5.
+_OTHER = r"(?<![a-z])(?:ep(?:ochs?)?|model|weights|net|state)|(?<![a-z\d])(?<!\d[.,])(?<!rank[-_])(?<![=_]-)"
 _ALONE = re.compile(f"(?:{_OTHER}){_NUMBER}", re.IGNORECASE)
 # Of epoch=3-val_loss=0.53.
 _EPOCH = re.compile(rf"(?<![a-z])ep(?:och)?[-_=]?{_NUMBER}(?!_\d{{3}}(?!\d))", re.IGNORECASE)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import glob
+from collections.abc import Callable, Collection, Iterable, Sequence
 from fnmatch import fnmatchcase
 
 _NOT = "!"
@@ -13,11 +14,14 @@ def chosen(
 ) -> list[str]:
     """Those of ``names`` that match a pattern, but none that begins with ``!``, in their own order.
 
+    A pattern that is one of the names means that one.
+
     Args:
         default: gives what is chosen from where every pattern begins with ``!``; all names by default.
     """
-    wanted = [pattern for pattern in patterns if not pattern.startswith(_NOT)]
-    without = [pattern[len(_NOT) :] for pattern in patterns if pattern.startswith(_NOT)]
+    known = set(names)
+    wanted = [_glob(pattern, known) for pattern in patterns if not pattern.startswith(_NOT)]
+    without = [_glob(pattern[len(_NOT) :], known) for pattern in patterns if pattern.startswith(_NOT)]
     if wanted:
         start: Sequence[str] = [name for name in names if _matches(name, wanted)]
     else:
@@ -27,7 +31,15 @@ def chosen(
 
 def idle(names: Sequence[str], patterns: Iterable[str]) -> str | None:
     """The first pattern that matches no name, if there is one."""
-    return next((each for each in patterns if not any(fnmatchcase(n, each.removeprefix(_NOT)) for n in names)), None)
+    known = set(names)
+    unmatched = (
+        each for each in patterns if not any(_matches(name, [_glob(each.removeprefix(_NOT), known)]) for name in names)
+    )
+    return next(unmatched, None)
+
+
+def _glob(pattern: str, names: Collection[str]) -> str:
+    return glob.escape(pattern) if pattern in names else pattern
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

@@ -29,8 +29,9 @@ _NAMES = {
 }
 _ELSEWHERE = "give another out= (--out), or overwrite=True (--overwrite) to start over"
 # What reports write beside the scores that they are of: pictures of all, and of some layers or targets.
-PHASES, RECONSTRUCTIONS = "phases.json", "reconstructions.png"
-PICTURES, SELECTED, FORMATS = ("phases", "maps"), ("phases-selected", "maps-selected"), (".png", ".pdf", ".svg")
+PHASES = "phases.json"
+PICTURES, SELECTED, RECONSTRUCTIONS = ("phases", "maps"), ("phases-selected", "maps-selected"), "reconstructions"
+FORMATS = ".png", ".pdf", ".svg"
 # Readers of a folder of Parquet files, such as pandas, pass over names that begin so.
 _ORIGIN, _TRAINING, _SETTINGS = "_origin.json", "_training.json", "_settings-{}.json"
 _OTHER_VERSION = "by another version of phasefast"
@@ -63,8 +64,8 @@ def open_store(
         remove_file(path)
     done, damaged = dict[int, Scores](), list[Path]()
     shards = list_shards(directory)
-    pictures = (f"{picture}{end}" for picture in (*PICTURES, *SELECTED) for end in FORMATS)
-    for name in (PHASES, RECONSTRUCTIONS, *pictures) if overwrite and shards else ():  # a kill leaves none behind
+    pictures = (f"{picture}{end}" for picture in (*PICTURES, *SELECTED, RECONSTRUCTIONS) for end in FORMATS)
+    for name in (PHASES, *pictures) if overwrite and shards else ():  # a kill leaves none behind
         if (path := Path(directory) / name).is_file():
             remove_file(path)
     for step, path in shards.items():

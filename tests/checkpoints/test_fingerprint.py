@@ -116,7 +116,23 @@ def test_blocks_of_files_without_checksums_are_close(tmp_path: Path) -> None:
 
 
 def test_the_fingerprint_of_a_file_of_torch_is_that_of_its_ends(tmp_path: Path) -> None:
-    content = bytes(range(256)) * 4096
-    (tmp_path / "step_1.pt").write_bytes(content)
-    ends = b"1048576" + content[: 1 << 18] + content[-(1 << 18) :]
-    assert file_hash(tmp_path / "step_1.pt") == hashlib.blake2b(ends, digest_size=8).hexdigest()
+    torch.save({f"{place}": torch.full((1 << 16,), place) for place in range(9)}, path := tmp_path / "step_1.pt")
+    content = path.read_bytes()
+    ends = f"{len(content)}".encode() + content[: 1 << 18] + content[-(1 << 18) :]
+    assert file_hash(path) == hashlib.blake2b(ends, digest_size=8).hexdigest()
+
+
+@pytest.mark.parametrize("how", ["many", "unchecked", "old"])
+def test_a_change_that_the_tail_of_a_file_of_torch_does_not_tell_is_seen(tmp_path: Path, how: str) -> None:
+    count = 6_000 if how == "many" else 9  # whose checksums are more than the tail
+    state = {f"{place}": torch.full((64 if how == "many" else 1 << 16,), 0.5) for place in range(count)}
+    hashes = []
+    torch.serialization.set_crc32_options(how != "unchecked")
+    try:
+        for place in (count // 3, count // 2, count - 1):
+            torch.save(state, path := tmp_path / "step_1.pt", _use_new_zipfile_serialization=how != "old")
+            hashes.append(file_hash(path))
+            state[f"{place}"] += 1
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert len(set(hashes)) == 3

@@ -200,3 +200,10 @@ def test_a_module_around_the_one_that_was_stored_takes_its_weights() -> None:
         assert torch.equal(model[0][0][0].weight, stored["0.weight"] + 1)  # type: ignore[index]
     with pytest.raises(CheckpointError, match=r"it has the unexpected keys \['0.0.head'\]; load= may leave keys out"):
         load_into(model, {**stored, "head": torch.zeros(1)}, "a")
+
+
+def test_tied_tensors_that_are_sparse_are_compared() -> None:
+    state = {key: value.clone() for key, value in Tied().state_dict().items()}
+    state["lm_head.weight"] = (state["lm_head.weight"] + 1).to_sparse()
+    with pytest.raises(CheckpointError, match=r"other values in embed.weight than in lm_head.weight"):
+        load_into(Tied(), state, "x.ckpt")

@@ -83,6 +83,8 @@ def test_a_step_is_read_as_it_is_meant(name: str, step: int) -> None:
         "resnet_epochs100_5.pt",
         "lr0.1_epochs300_20.pt",
         "epoch_1_000-x_5.pt",
+        "step_-5.pt",
+        "step=-1.ckpt",
     ],
 )
 def test_what_may_mean_something_else_is_refused(name: str) -> None:

@@ -33,3 +33,10 @@ def test_without_any_that_chooses_the_default_is_what_others_are_left_out_of() -
 
 def test_the_first_pattern_that_matches_nothing_is_told() -> None:
     assert idle(NAMES, ["fc", "!bn*", "pool"]) == "!bn*"
+
+
+def test_a_pattern_that_is_a_name_means_that_one() -> None:
+    names = ["block[0]", "block0", "*"]
+    assert (chosen(names, ["block[0]"]), idle(names, ["block[0]"])) == (["block[0]"], None)
+    assert chosen(names, ["b*", "!block[0]"]) == ["block0"]
+    assert chosen(names, ["*"]) == ["*"]

@@ -61,3 +61,8 @@ def test_children_whose_outputs_are_no_rows_are_left_out_and_named() -> None:
     for layers in (["index", "*"], "in*"):
         with pytest.raises(LayerError, match="layer 'index': expected a floating-point tensor"):
             pf.probe(Odd(), probe_set, layers=layers)
+
+
+def test_a_module_whose_name_is_a_glob_is_the_one_that_is_probed() -> None:
+    model = nn.ModuleDict({"block[0]": nn.Linear(6, 6), "block0": nn.Linear(6, 5)})
+    assert select_layers(model, model["block[0]"]) == select_layers(model, "block[0]") == ["block[0]"]

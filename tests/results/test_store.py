@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 import threading
@@ -9,12 +10,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 import phasefast as pf
 from phasefast.engine import Engine
-from phasefast.errors import StoreError, SweepError
+from phasefast.errors import ArgumentError, StoreError, SweepError
 from phasefast.report import read_phases
 from phasefast.results.failures import read_failures
 from phasefast.results.scores import Scores
@@ -177,3 +179,36 @@ def test_the_reason_of_a_checkpoint_that_is_damaged_since_stays(
     with pytest.raises(SweepError):
         pf.sweep(net, folder, probe_set, out=tmp_path, layers="hidden")
     assert read_failures(tmp_path) == before
+
+
+def test_starting_over_removes_nothing_where_the_arguments_are_refused(
+    net: SmallNet, probe_set: pf.ProbeSet, state: dict, tmp_path: Path
+) -> None:
+    options: dict = {"out": tmp_path, "layers": "hidden"}
+    pf.sweep(net, [state, state], probe_set, **options)
+    pictures = [tmp_path / f"{name}.pdf" for name in ("phases", "reconstructions")]
+    for path in pictures:
+        path.touch()
+    with pytest.raises(ArgumentError, match="holds the model's own tensors"):
+        pf.sweep(net, [net.state_dict(), state], probe_set, overwrite=True, **options)
+    assert (pf.read_scores(tmp_path).steps, [path.exists() for path in pictures]) == ([0, 1], [True, True])
+    pf.sweep(net, [state], probe_set, overwrite=True, **options)
+    assert (pf.read_scores(tmp_path).steps, [path.exists() for path in pictures]) == ([0], [False, False])
+
+
+def test_a_tracker_stores_later_what_the_disk_refused(
+    net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = pf.PhaseTracker(net, probe_set, out=tmp_path, layers="hidden")
+    tracker.step(0)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pq, "write_table", full)
+        with pytest.warns(RuntimeWarning, match="step 1 was not stored: .*No space left.*; it is tried again when"):
+            assert tracker.step(1) is not None
+    assert (tracker.scores.steps, pf.read_scores(tmp_path).steps) == ([0, 1], [0])
+    tracker.step(1, force=True)
+    assert pf.read_scores(tmp_path).steps == [0, 1]
