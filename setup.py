@@ -14,10 +14,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pybind11
-import torch
-from setuptools import Extension, setup
-from torch.utils.cpp_extension import BuildExtension, include_paths, library_paths
+NEEDED = "pip install 'setuptools>=77' pybind11 ninja, beside torch, then phasefast with --no-build-isolation"
+try:
+    import pybind11
+    import setuptools
+    import torch
+    from setuptools import Extension, setup
+    from torch.utils.cpp_extension import BuildExtension, include_paths, library_paths
+except ModuleNotFoundError as missing:
+    sys.exit(f"phasefast: there is no {missing.name} to build with; {NEEDED}")
+if int(setuptools.__version__.partition(".")[0]) < 77:
+    sys.exit(f"phasefast: setuptools {setuptools.__version__} does not know this pyproject.toml; {NEEDED}")
 
 ROOT = Path(__file__).resolve().parent
 ABI_TARGET = "0x020b000000000000"  # stable ABI of torch 2.11: the binary loads in this and every later torch
@@ -32,11 +39,16 @@ NVCC_FLAGS = [
 ]
 
 
+def switch(name: str, *values: str) -> str:
+    """An environment variable that has one of these values, the first where it is empty or not there."""
+    if (value := os.environ.get(name) or values[0]) not in values:
+        sys.exit(f"{name}={value!r}: expected {', '.join(values[:-1])} or {values[-1]}")
+    return value
+
+
 def wants_cuda() -> bool:
     """Whether the CUDA kernels are built."""
-    cuda = os.environ.get("PHASEFAST_CUDA", "auto")
-    if cuda not in ("auto", "0", "1"):
-        sys.exit(f"PHASEFAST_CUDA={cuda!r}: expected auto, 0 or 1")
+    cuda = switch("PHASEFAST_CUDA", "auto", "0", "1")
     nvcc = shutil.which("nvcc")
     if cuda == "1" and (nvcc is None or torch.version.cuda is None):
         sys.exit("PHASEFAST_CUDA=1: expected nvcc on the path and a CUDA build of torch; set PHASEFAST_CUDA=auto or 0")
@@ -63,7 +75,7 @@ def cuda_libraries() -> list[str]:
 
 def extension() -> Extension:
     """phasefast._C with its sources, flags and what build_info() reports."""
-    cuda, strict = wants_cuda(), os.environ.get("PHASEFAST_WERROR") == "1"
+    cuda, strict = wants_cuda(), switch("PHASEFAST_WERROR", "0", "1") == "1"
     kernels = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cuda/*.cu") if cuda)
     if cuda and not kernels:
         sys.exit("PHASEFAST_CUDA: expected kernels in csrc/cuda, got none: these sources are not whole")
@@ -104,27 +116,22 @@ class BuildOps(BuildExtension):
     """Builds the ops; where that fails, says so and lets the installation go on."""
 
     def build_extensions(self) -> None:
-        required = os.environ.get("PHASEFAST_REQUIRE_EXTENSION") == "1"
         try:
             super().build_extensions()
         except Exception as error:
-            if required:
-                raise
-            self._note(f"{type(error).__name__}: {error}")
+            self._end(f"{type(error).__name__}: {error}")
             return
-        missing = [ext.name for ext in self.extensions if not Path(self.get_ext_fullpath(ext.name)).exists()]
-        if missing and required:
-            raise RuntimeError(f"{missing} were not built")
-        if missing:
-            self._note("the compiler or linker failed; see above")
+        if any(not Path(self.get_ext_fullpath(ext.name)).exists() for ext in self.extensions):
+            self._end("the compiler or linker failed; see above")
 
-    def _note(self, reason: str) -> None:
-        print(
-            f"phasefast: the compiled ops were not built ({reason}). The package works without them, slower, on its "
-            "PyTorch reference. Mend: a C++20 compiler is needed, and PHASEFAST_CUDA=0 leaves nvcc out; then install "
-            "again. PHASEFAST_REQUIRE_EXTENSION=1 makes this an error.",
-            file=sys.stderr,
-        )
+    def _end(self, reason: str) -> None:
+        text = f"phasefast: the compiled ops were not built ({reason}). "
+        mend = "Mend: a C++20 compiler is needed, and PHASEFAST_CUDA=0 leaves nvcc out; then install again."
+        if REQUIRED:
+            sys.exit(f"{text}{mend} Without PHASEFAST_REQUIRE_EXTENSION=1 the package is installed nevertheless.")
+        works = "The package works without them, slower, on its PyTorch reference. "
+        print(f"{text}{works}{mend} PHASEFAST_REQUIRE_EXTENSION=1 makes this an error.", file=sys.stderr)
 
 
+REQUIRED = switch("PHASEFAST_REQUIRE_EXTENSION", "0", "1") == "1"
 setup(ext_modules=[extension()], cmdclass={"build_ext": BuildOps})

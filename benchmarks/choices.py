@@ -25,7 +25,7 @@ from phasefast.experiments.training import train
 from phasefast.stages import gcv
 
 FIT, STEPS, LR, MUCH = 600, 1024, 0.02, 0.1
-WAYS = {"gcv": {}, "without": {}, "loo": {"selection": "loo"}}
+WAYS = {"gcv": {}, "without": {}, "loo": {"selection": "loo"}, "decades": {"alphas": DEFAULT_ALPHAS[::2]}}
 
 
 def brightness(inputs: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class ProbeOptions(TypedDict, total=False):
         targets: what is decoded; by default the input, where it is floating-point, the label, where there is one, and
             the probe set's values: ``"input"``, ``"label"`` and their names.
         alphas: ridge penalties relative to the mean diagonal of the Gram matrix; one per target is chosen on
-            the fit rows, see ``selection``; ``[a]`` forces one. The decades from 1e-6 to 100 by default.
+            the fit rows, see ``selection``; ``[a]`` forces one. By default two per decade, from 1e-6 to 100.
         noise: instead of ``alphas``, the standard deviation of noise on the activations (penalty = n noise^2).
         batchnorm: ``"recompute"`` statistics on the fit rows (default), of each ``"batch"``, or ``"running"``.
         device: where to compute; the model's own device by default.

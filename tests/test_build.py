@@ -41,15 +41,45 @@ def test_the_library_links_to_no_python_part_of_torch():
     assert not [name for name in needed if "torch_python" in name or "c10" in name]
 
 
-def test_cuda_switch_is_understood(tmp_path):
-    for value, message in (
-        ("1", "PHASEFAST_CUDA=1: expected nvcc on the path and a CUDA build of torch"),
-        ("yes", "expected auto, 0 or 1"),
+@pytest.mark.parametrize(
+    ("absent", "message"),
+    [("pybind11", "there is no pybind11 to build with"), ("setuptools", "setuptools 76.1 does not know")],
+)
+def test_what_is_needed_to_build_is_named(tmp_path, absent, message):
+    text = (
+        "raise ModuleNotFoundError(name=__name__)"
+        if absent == "pybind11"
+        else "__version__ = '76.1'; Extension = setup = 0"
+    )
+    (tmp_path / f"{absent}.py").write_text(text)
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"import torch.utils.cpp_extension, runpy, sys; sys.modules.pop({absent!r}, None); "
+            f"sys.path.insert(0, {str(tmp_path)!r}); runpy.run_path('setup.py')",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 1
+    assert f"phasefast: {message}" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_switches_are_understood(tmp_path):
+    for name, value, message in (
+        ("PHASEFAST_CUDA", "1", "PHASEFAST_CUDA=1: expected nvcc on the path and a CUDA build of torch"),
+        ("PHASEFAST_CUDA", "yes", "expected auto, 0 or 1"),
+        ("PHASEFAST_WERROR", "true", "PHASEFAST_WERROR='true': expected 0 or 1"),
+        ("PHASEFAST_REQUIRE_EXTENSION", "yes", "PHASEFAST_REQUIRE_EXTENSION='yes': expected 0 or 1"),
     ):
         run = subprocess.run(
             [sys.executable, "setup.py", "--version"],
             cwd=ROOT,
-            env={**os.environ, "PHASEFAST_CUDA": value, "PATH": str(tmp_path)},
+            env={**os.environ, "PHASEFAST_CUDA": "auto", name: value, "PATH": str(tmp_path)},
             capture_output=True,
             text=True,
             timeout=120,
@@ -194,6 +224,6 @@ def test_installation_survives_a_missing_compiler(tmp_path, required, fails):
         timeout=200,
     )
     assert (run.returncode != 0) is fails, run.stderr[-2000:]
-    if not fails:
-        assert "compiled ops were not built" in run.stderr
+    assert "compiled ops were not built" in run.stderr
+    assert run.stderr.strip().splitlines()[-1].startswith("phasefast: ")
     assert not list((tmp_path / "phasefast").glob("_C*"))

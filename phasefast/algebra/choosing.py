@@ -19,7 +19,7 @@ from .systems import Penalties, PenaltyChoice, System, fold_sums
 SIGNS, SPREAD, LEFT = 32, 0.01, 156
 SMALL, ONE_CORE = 256, 768  # columns up to which all penalties are made at once; of a system that one core solves
 _TWO_CORES = 1400  # ... where another one keeps the other core busy; csrc/cpu/ridge_solve.cpp
-FEW, MANY = 4, 16  # penalties that are all made, and the most that are made at once
+FEW, MANY = 4, 20  # penalties that are all made, and the most that are made at once
 # Rows that are left out, where there are more: to see whether generalised cross-validation misleads, as it does where
 # they miss so many times as much, and may where they miss a tenth more; and to choose by (docs/performance.md).
 LOOKED_AT, LEFT_OUT, MISLED, DOUBTFUL = 128, 2048, 1.4, 1.1

@@ -18,7 +18,7 @@ from ..types import Activations, Moments, TargetMatrix
 from .dense import Factor, aligned_empty, inner, left_product, multiplies_fast, row_chunk, strips
 from .workspace import give_back
 
-DEFAULT_ALPHAS = tuple(10.0**k for k in range(-6, 3))
+DEFAULT_ALPHAS = tuple(10.0 ** (k / 2) for k in range(-12, 5))
 _WEAK = 1e-7
 _JITTERS = (1e-14, 1e-13, 1e-12, 1e-11)
 

@@ -40,7 +40,9 @@ def _loaded() -> tuple[ModuleType | None, str | None]:
             raise
         return None, f"phasefast._C is not built, for want of a compiler, or built for another Python; {_MEND}"
     except (ImportError, OSError, RuntimeError) as error:
-        return None, f"phasefast._C does not load under torch {torch.__version__}: {error}; {_MEND}"
+        reason = f"phasefast._C does not load under torch {torch.__version__}: {error}; {_MEND}"
+        warn(f"{reason}; the PyTorch reference is used, which is slower")
+        return None, reason
     if not hasattr(module, "pools"):
         return None, f"phasefast._C is of an older version; {_MEND}"
     for op in OPS:

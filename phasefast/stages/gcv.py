@@ -115,7 +115,7 @@ def _misled(scan: Scan, chosen: Tensor, ratios: Tensor, stride: int) -> Tensor:
     """Which penalties [u] are to be compared by rows that are left out: bool.
 
     Those whose rows miss much more than their error says, and those whose rows miss some more and, with a penalty that
-    is a decade stronger, less: an error that misleads says that too weak ones are good.
+    is half a decade stronger, less: an error that misleads says that too weak ones are good.
 
     Args:
         ratios: [u] of the errors of rows left out with the chosen penalties. stride: how many make a decade.
@@ -123,7 +123,7 @@ def _misled(scan: Scan, chosen: Tensor, ratios: Tensor, stride: int) -> Tensor:
     found, doubtful = ratios > MISLED, (ratios > DOUBTFUL) & (ratios <= MISLED)
     here, last = scan.error(chosen) * ratios, len(scan.path) - 1
     for index in chosen[doubtful & (chosen < last)].unique().tolist():
-        ahead = min(index + stride, last)
+        ahead = min(index + max(stride // 2, 1), last)
         scan.make([ahead], slopes=False)
         there = scan.error(torch.full_like(chosen, ahead)) * fetched(scan.misled_by(ahead, LOOKED_AT))[0]
         if not scan.all_made:

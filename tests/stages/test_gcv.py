@@ -105,11 +105,16 @@ def test_wherever_the_search_starts_it_ends_at_the_same(
 ) -> None:
     monkeypatch.setattr(scanning, "SMALL", 0)
     monkeypatch.setattr(scanning, "paired", lambda dim: pairs)
+    monkeypatch.setattr(gcv, "TIE", 0.0)
     for seed, noise in itertools.product(range(3), (0.1, 3.0, 100.0)):
-        cell, targets, _ = make(seed, 150, 60, noise)
+        cell, targets, columns = make(seed, 150, 60, noise)
+        errors = curve(cell, columns, DEFAULT_ALPHAS).sum(1)
         first = PenaltyChoice((torch.tensor([start]), torch.tensor([len(DEFAULT_ALPHAS) - 1 - start])))
         found = [chosen(cell, targets, DEFAULT_ALPHAS, dtype, start=given).indices for given in (None, first)]
-        assert found[0] == found[1]
+        (one, own), (other, again) = found
+        flat = 1e-3 if dtype == F32 else 0.0  # slopes that rounding may make
+        assert errors[int(one)] == pytest.approx(errors[int(other)], rel=flat)
+        assert own == again
 
 
 @pytest.mark.parametrize(("tie", "most"), [(0.0, 14), (0.005, 20)])
@@ -173,7 +178,7 @@ def test_estimated_traces_choose_as_well(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("noise", [0.03, 300.0])
-@pytest.mark.parametrize(("d", "start"), [(680, 4), (900, 4), (680, 8)])
+@pytest.mark.parametrize(("d", "start"), [(680, 8), (900, 8), (680, 16)])
 def test_a_search_makes_traces_exact_where_estimates_could_not_tell(
     monkeypatch, d: int, start: int, noise: float
 ) -> None:
@@ -188,7 +193,7 @@ def test_a_search_makes_traces_exact_where_estimates_could_not_tell(
         cell = reduce_features(cell, (0, 700)) if d > 700 else cell
         (statistics,) = accumulate([cell], targets, F64, with_folds=False)
         scan = scanning.Scan(cell, statistics, targets, Penalties())
-        best, _ = gcv._searched(scan, torch.tensor([start, start]), 1)
+        best, _ = gcv._searched(scan, torch.tensor([start, start]), Penalties().stride)
         assert errors[int(best[0])] <= errors.min() * 1.005
         if scan.exact:  # all of them: none that is known is an estimate
             assert len(exact) >= len(scan._tried) > 1
