@@ -128,7 +128,8 @@ class _Work:
         self.cost = method.cost(cell, targets)
         # A GPU makes all penalties of most cells at once, and starts in the middle with the others.
         sample = self.cost.sample > 0 and not cell.fit.is_cuda
-        self.first = self._choose_on_sample(cell) if sample else None
+        # As far as it is known: of a smaller cell, then of this one, in float64 where float32 could not tell.
+        self.choice = self._choose_on_sample(cell) if sample else None
         self.cell = reduce_features(cell, targets.folds) if self.cost.features == "dual" else cell
         self.statistics: Statistics | None = None
         self._found: Callable[[], list[tuple[Activations, Decoder]]] = list
@@ -143,7 +144,7 @@ class _Work:
         choice = self._choose()
         if choice.reliable or self.method.precision != "exact" or self.dtype == torch.float64:
             self._found = self._solve(choice)
-        self.first = replace(choice, factors={})
+        self.choice = replace(choice, factors={})
 
     def decoders(self) -> Iterator[tuple[Activations, Decoder]]:
         """One, or one for each penalty where the route is target-free, with the rows that it applies to."""
@@ -152,7 +153,7 @@ class _Work:
         del finish
         worst = max((decoder.error_estimate for _, decoder in found), default=math.inf)
         if self.dtype != torch.float64 and not worst <= self._tolerance:
-            choice, self.statistics = self.first, None
+            choice, self.statistics = self.choice, None
             del found
             assert choice is not None
             _accumulate([self], self.targets, torch.float64, again=not choice.reliable)
@@ -171,7 +172,7 @@ class _Work:
             return select_by_leave_one_out(*arguments)
         if self.method.selection == "gcv":
             follows = self.method.precision == "exact" and self.statistics.dtype != torch.float64
-            return select_by_gcv(*arguments, self.first, self.cost.eigen, float64_follows=follows)
+            return select_by_gcv(*arguments, self.choice, self.cost.eigen, float64_follows=follows)
         choice = select_by_folds(*arguments, self.cost.eigen)
         self.statistics = replace(self.statistics, folds=())
         return choice

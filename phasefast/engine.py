@@ -167,7 +167,7 @@ class Engine:
         """Scores of the model as it is now, labelled ``step``. The model is left exactly as it was found.
 
         Args:
-            keep: False: but for parameters that its forward changes, since it gets other weights next.
+            keep: False leaves parameters that its forward changes as they are then, where other weights come next.
             only: of ``modules``, whose layers to measure where others are measured already; None for all.
         """
         scores: list[Score] = []

@@ -59,10 +59,17 @@ class LayerPlan:
 
 
 class Plan(list[LayerPlan]):
-    """What the layers will take; printed, a line for each."""
+    """What the layers will take, without the forward passes; printed, a line for each, and for several their sums."""
+
+    @property
+    def seconds(self) -> float:
+        """Of all layers."""
+        return sum(each.seconds for each in self)
 
     def __str__(self) -> str:
-        return "\n".join(aligned([COLUMNS, *(each.texts for each in self)], left=(0,)))
+        work = sum(each.cost.flops for each in self)
+        sums = [("all", "", "", f"{work / 1e9:.1f}", "", f"{self.seconds:.3f}", "")] if len(self) > 1 else []
+        return "\n".join(aligned([COLUMNS, *(each.texts for each in self), *sums], left=(0,)))
 
 
 def plan(

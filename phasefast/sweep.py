@@ -123,7 +123,8 @@ class Sweeper:
         self._lost = lost_layers(out) if self._stored else {}
         self.count = 0
         self._told = False  # of another job
-        self._measured = self._known = False  # the latter: whether checkpoints are those that out is of
+        self._measured = False
+        self._same_training = False  # as that of the scores in out: some checkpoint is known to be
 
     @property
     def steps(self) -> list[int]:
@@ -149,8 +150,8 @@ class Sweeper:
             todo = {step: source for step, source in ordered.items() if lacking.get(step, True)}
             for step in [step for step in todo if step in self._stored and step > 0]:  # of other layers or targets
                 with suppress(CheckpointError):  # which is told once it is read
-                    self._known |= _is_known(self._stored[step], todo[step], self._reader)
-                if self._known:
+                    self._same_training |= _is_known(self._stored[step], todo[step], self._reader)
+                if self._same_training:
                     break
             same = set[int]()
             for step in ordered.keys() - todo.keys():
@@ -159,10 +160,10 @@ class Sweeper:
                         same.add(step)
                 except CheckpointError as error:
                     failures[step] = error
-            self._known |= any(step > 0 for step in same)  # trainings may begin alike
+            self._same_training |= any(step > 0 for step in same)  # trainings may begin alike
             settle_failures(self._out, ordered.keys() - todo.keys() - failures.keys())
             if not self._measured and (origin := _origin(ordered.values())) is not None:
-                check_origin(self._out, origin, self._known, self._stored.keys() <= same)
+                check_origin(self._out, origin, self._same_training, self._stored.keys() <= same)
             kept = set[int]()
 
             def measure(step: int, source_hash: str | None) -> None:
@@ -180,7 +181,7 @@ class Sweeper:
         """Write down what failed, unless it is ``kept``, to which it is added."""
         new = {step: error for step, error in failures.items() if step not in kept}
         # Such as do not fit may be another model's, where none fits.
-        sure = {step: error for step, error in new.items() if self._known or not _is_misfit(error)}
+        sure = {step: error for step, error in new.items() if self._same_training or not _is_misfit(error)}
         if sure:
             failed = in_words(sure, sources)
             keep_failures(self._out, {k: replace(each, partial=k in self._stored) for k, each in failed.items()})
@@ -203,7 +204,7 @@ class Sweeper:
                 "with shard=(i, n) (--shard)"
             )
         scores = write_step(self._out, scores, engine.config_hash, engine.settings, engine.lost)
-        self._stored[step], self._measured, self._known = scores, True, True
+        self._stored[step], self._measured, self._same_training = scores, True, True
         self._lost[step] = {**reasons(engine.lost), **self._lost.get(step, {})}
         self.count += 1
 

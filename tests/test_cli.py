@@ -116,11 +116,13 @@ def test_plan_tells_route_and_memory_of_every_layer() -> None:
 
 def test_plans_are_printed_as_tables(net: SmallNet) -> None:
     found = pf.plan(net, (1, 6, 6), 150, 60, classes=3, layers=["conv", "hidden"])
-    head, conv, hidden = str(found).splitlines()
+    head, conv, hidden, total = str(found).splitlines()
     assert head.split() == ["layer", "features", "route", "GFLOP", "GB", "seconds", "pass"]
     assert conv.split()[:3] == ["conv", "54", "primal"]
     assert hidden.split()[:2] == ["hidden", "20"]
-    assert len(head) == len(conv) == len(hidden)
+    assert len(head) == len(conv) == len(hidden) == len(total.rstrip()) + len("  pass")
+    assert total.split() == ["all", f"{sum(each.cost.flops for each in found) / 1e9:.1f}", f"{found.seconds:.3f}"]
+    assert len(str(pf.plan(net, (1, 6, 6), 150, 60, layers="conv")).splitlines()) == 2
     assert found[0].layer.name == "conv"
 
 

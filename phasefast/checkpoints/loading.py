@@ -36,7 +36,7 @@ def load_into(
     spare = {key: value for key, value in (spare or {}).items() if key in own}
     state = _inside(_unwrapped(state, own), own, name, spare)
     prefix = _prefix(state, own, name, spare)
-    state = _whole(_under(state, prefix), own, spare)
+    state = _whole(_without_prefix(state, prefix), own, spare)
     problems = [
         f"{what} {shown(keys)}"
         for what, keys in (
@@ -98,7 +98,7 @@ def _prefix(state: Mapping[str, Tensor], own: Mapping[str, Any], name: str, spar
     counts = Counter(key[:start] for key in state for start in _starts(key) if key[start:] in own)
     enough = len({id(value) for key, value in own.items() if key not in spare})  # tied ones may be there once
     candidates = (prefix for prefix, count in counts.items() if count >= enough)
-    fitting = [prefix for prefix in candidates if _fits(_whole(_under(state, prefix), own, spare), own)]
+    fitting = [prefix for prefix in candidates if _fits(_whole(_without_prefix(state, prefix), own, spare), own)]
     if len(fitting) > 1:
         raise CheckpointError(
             f"{name}: expected the model's keys under one prefix, they are under each of {shown(fitting)}; give key= "
@@ -115,13 +115,13 @@ def _inside(
     commons = (
         [keys[0][:place] for place in _starts(keys[0])[1:] if keys[-1].startswith(keys[0][:place])] if keys else []
     )
-    plain = _under(state, _prefix(state, own, name, spare)) if commons else {}
+    plain = _without_prefix(state, _prefix(state, own, name, spare)) if commons else {}
     if not commons or _fits(_whole(plain, own, spare), own):
         return state
     most, found = len(plain.keys() & own.keys()), state
     for common in commons:
-        inner, extra = (_under(each, common) for each in (own, spare))
-        under = _whole(_under(state, _prefix(state, inner, name, extra)), inner, extra)
+        inner, extra = (_without_prefix(each, common) for each in (own, spare))
+        under = _whole(_without_prefix(state, _prefix(state, inner, name, extra)), inner, extra)
         if under.keys() == inner.keys():
             return {common + key: value for key, value in under.items()}
         if (count := len(under.keys() & inner.keys())) > most:  # what does not fit is told of these
@@ -152,7 +152,7 @@ def _starts(key: str) -> tuple[int, ...]:
     return (0, *(place + 1 for place, letter in enumerate(key) if letter == "."))
 
 
-def _under(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+def _without_prefix(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
 
 

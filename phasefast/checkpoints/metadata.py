@@ -50,7 +50,7 @@ def read_metadata(path: Path, *, weights_only: bool) -> Metadata:
         CheckpointError: untrusted, or not as torch writes it; names the folder.
     """
     with path.open("rb") as file:
-        loaded = (_Plain(file, path.parent) if weights_only else pickle.Unpickler(file)).load()
+        loaded = (_PlainUnpickler(file, path.parent) if weights_only else pickle.Unpickler(file)).load()
     # Exactly these: what is derived from them can look different each time that it is looked at.
     if type(loaded) is not Metadata or type(loaded.state_dict_metadata) is not dict:
         raise _unexpected(path.parent, "no Metadata with a dict of entries")
@@ -104,7 +104,7 @@ def _layout(name: str) -> torch.layout:
 _BUILD: Any = pickle._Unpickler.dispatch[pickle.BUILD[0]]
 
 
-class _Plain(pickle._Unpickler):  # that in C has no step of its own for states of objects
+class _PlainUnpickler(pickle._Unpickler):  # that in C has no step of its own for states of objects
     """Unpickles what describes entries, and raises CheckpointError at anything else."""
 
     stack: list[Any]

@@ -131,7 +131,7 @@ def plan_command(
     recomputed = batchnorm == "recompute" and bool(fresh_statistics(network))
     if recomputed:
         console.print("one forward pass over the fit rows is for the BatchNorm statistics (--batchnorm)")
-    passes, seconds = found[-1].forward_pass, checkpoints * sum(entry.seconds for entry in found)
+    passes, seconds = found[-1].forward_pass, checkpoints * found.seconds
     rows = passes * (fit + heldout) + recomputed * fit
     of_model = checkpoints * forward_seconds(network, samples, rows, **how)
     if any(entry.cost.target_free for entry in found):

@@ -54,7 +54,7 @@ def select_layers(model: nn.Module, patterns: Layers | None = None) -> list[str]
 
 
 def given_names(model: nn.Module, patterns: Layers | None) -> set[str]:
-    """The names that are asked for as such, if they are any; what only a glob matches may turn out not to be used."""
+    """What is asked for as such, patterns among it: a name that only a glob matches may turn out not to be used."""
     return set() if patterns is None else set(_as_names(unwrap(model), patterns))
 
 

@@ -83,9 +83,9 @@ def plot_reconstructions(
     """Draw inputs that are images, and what is decoded of them, as a PNG of up to 1,620 pixels' width, PDF or SVG.
 
     A row for each sample; a column for each step, in a strip of its own for each layer, or for each layer where there
-    is one step; of more than 15 columns, or 8 strips, some, with the steps of
-    the layers' least errors. Below each column stands the FVU of all held-out samples.
-    Colours go from the least to the largest value that a channel has on the fit samples.
+    is one step; of more than 15 columns, or 8 strips, some, with the steps of the layers' least errors. Below each
+    column stands the FVU of all held-out samples. Colours go from the least to the largest value that a channel has on
+    the fit samples.
 
     Raises:
         DataError: the inputs are no images [c, h, w] of one or three channels, nor [h, w], such as series [t, c].

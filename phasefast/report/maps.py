@@ -17,14 +17,13 @@ from ..results.scores import MODEL_LAYER, Scores
 from .curves import INK, evenly
 from .names import LONGEST, cut, shortened, spelled
 from .page import BEST, EDGE, LINE, MUTED, blank, picture, picture_format, widest
-from .scales import LETTER
+from .scales import LETTER, MAX_FVU
 from .table import number, numbers
 
 _WIDTH, _TITLE, _HEAD, _FOOT, _APART = 9.0, 0.55, 0.3, 0.3, 0.1  # inches
 _TALL, _ROW = 3.2, (LINE, 0.25)  # inches: of a map, and of a row at least and at most
 _KEY, _BAR = 0.8, 0.13  # inches right of a map, and of its colours
 _LAYERS, _STEPS, _MAPS = 45, 60, 12  # shown, at most
-_MAX_FVU = 1.25  # which colours tell apart, where the best is below: decoders that fail can have any
 _SMALL, _DARK = 9, 0.5  # points; share of the colours, on which numbers are white
 _EMPTY = "#eeeeee"
 
@@ -62,7 +61,7 @@ class _Map:
         best, worst = float(finite.min()), float(finite.max())
         if self.is_share:
             return -worst, -best
-        return (min(worst, _MAX_FVU) if best < _MAX_FVU else worst), best
+        return (min(worst, MAX_FVU) if best < MAX_FVU else worst), best
 
     @property
     def goodness(self) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from .curves import Curve
 
 LETTER = 0.078  # inches that a letter of 9-point text takes
-_MAX_FVU = 1.25
+MAX_FVU = 1.25  # that axes and colours tell apart, where the best is below: decoders that fail can have any
 # Values of so many times their curve's median would press all else flat on a linear axis,
 _OUTLIER = 3.0
 # and layers whose median FVUs differ by more than this would. On a log axis only such values are too far off.
@@ -149,7 +149,7 @@ def _top(curves: Sequence[Curve], factor: float) -> float:
     """The highest value, or else the highest that is at most ``factor`` times its own curve's median, but above 1."""
     highest = max(float(curve.finite.max()) for curve in curves)
     usual = [curve.finite[curve.finite <= factor * np.median(curve.finite)] for curve in curves]
-    ceiling = max(_MAX_FVU, 1.04 * float(np.concatenate(usual).max(initial=0.0)))
+    ceiling = max(MAX_FVU, 1.04 * float(np.concatenate(usual).max(initial=0.0)))
     return min(1.04 * highest, ceiling) if highest > 0 else 1.0
 
 

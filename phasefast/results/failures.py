@@ -129,7 +129,11 @@ def lost_layers(directory: str | Path) -> dict[int, dict[str, str]]:
 
 
 def stored_failures(directory: str | Path) -> Iterator[tuple[int, Failure]]:
-    """All that a run directory tells of, by step: of stored ones only what is partial; StoreError as above."""
+    """All that a run directory tells of, by step: of stored ones only what is partial.
+
+    Raises:
+        StoreError: such a file cannot be read; when it is come to.
+    """
     stored = list_shards(directory)
     for path in sorted(store_folder(directory).glob(FAILED.format("*"))):
         try:

@@ -9,8 +9,8 @@ import numpy as np
 from ..errors import DataError
 from .scores import Scores
 
-# What is lost in each metric; the first that a target has counts.
 LEAST_CHANGE = 1e-4  # of a loss that counts at all
+# What is lost in each metric; the first that a target has counts.
 LOSSES = {"accuracy": "error", "balanced_accuracy": "balanced_error", "fvu": "fvu"}
 METRICS = {loss: metric for metric, loss in LOSSES.items()}
 ACCURACIES = tuple(metric for metric, loss in LOSSES.items() if metric != loss)  # the more the better

@@ -17,6 +17,7 @@ import torch
 import phasefast as pf
 from phasefast.engine import Engine
 from phasefast.errors import ArgumentError, StoreError, SweepError
+from phasefast.options import ProbeOptions
 from phasefast.report import read_phases
 from phasefast.results.failures import read_failures
 from phasefast.results.scores import Scores
@@ -212,3 +213,32 @@ def test_a_tracker_stores_later_what_the_disk_refused(
     assert (tracker.scores.steps, pf.read_scores(tmp_path).steps) == ([0, 1], [0])
     tracker.step(1, force=True)
     assert pf.read_scores(tmp_path).steps == [0, 1]
+
+
+OTHERWISE = {
+    "alphas": [0.1],
+    "noise": 0.3,
+    "batchnorm": "running",
+    "precision": "fast",
+    "selection": "loo",
+    "penalty_per": "column",
+    "classifier": "lda",
+    "splits": "heldout",
+    "layer_sketch": 4,
+    "tokens": "mean",
+    "padding": 0,
+    "pool": 2,
+    "batch_size": 7,
+}
+# What is measured beside them is added to a step, and where and by which way changes no number.
+NO_SETTINGS = {"layers", "targets", "target_components", "device", "route", "memory"}
+
+
+def test_every_option_that_changes_numbers_is_a_setting(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    """Else a sweep with another value would go on among the scores of the one before."""
+    assert OTHERWISE.keys() | NO_SETTINGS == ProbeOptions.__annotations__.keys()
+    common = {"padding": {"tokens": "mean"}}  # which asks for another one
+    for name, value in OTHERWISE.items():
+        before = Engine(net, probe_set, "run", None, **common.get(name, {}))
+        after = Engine(net, probe_set, "run", None, **common.get(name, {}), **{name: value})
+        assert before.config_hash != after.config_hash, name
