@@ -21,6 +21,7 @@ from .algebra.components import RANDOM_COLUMNS
 from .algebra.workspace import Workspace
 from .checkpoints import state_hash
 from .common.notices import shown, warn
+from .common.random_state import fix_random_state, telling_draws
 from .configuration import Configuration
 from .data.batches import chunk_bounds, fast_size, first_rows, model_inputs
 from .data.outputs import rows_in
@@ -39,7 +40,6 @@ from .stages.own_outputs import OwnOutputs
 from .stages.plan import Problem, group_layers
 from .stages.preserve import full_float32, preserved
 from .stages.probe_set import ProbeSet
-from .stages.random_state import fix_random_state, telling_draws
 from .stages.targets import FunctionValues, build_targets, given_columns
 from .types import Activations, Decoder, Layer, Score
 

@@ -129,7 +129,7 @@ def test_version_has_one_home() -> None:
 
 
 def test_the_readme_has_all_environment_variables() -> None:
-    read = re.compile(r"""(?:environ(?:\.get\(|\[)|getenv\(|is_set\()"(PHASEFAST_\w+)""")
+    read = re.compile(r"""(?:environ(?:\.get\(|\[)|getenv\(|is_set\(|switch\()"(PHASEFAST_\w+)""")
     places = [path for path in SOURCES if path.is_relative_to(PACKAGE) or path.is_relative_to(ROOT / "csrc")]
     found = {name for path in [*places, ROOT / "setup.py"] for name in read.findall(path.read_text(encoding="utf-8"))}
     assert len(found) >= 8

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from .random_state import random_state_kept
+from ..common.random_state import random_state_kept
 
 
 @contextmanager
