@@ -73,7 +73,7 @@ def sweep(
     if shard is not None and overwrite:
         raise ArgumentError("overwrite=True with shard=: it would remove what other shards write; empty out= instead")
     if isinstance(model, nn.Module):  # else the engine says so
-        check_copies(model, every)
+        check_copies(model, every)  # before anything is removed
     sweeper = Sweeper(
         model, probe_set, out, run=run, overwrite=overwrite, reader=Reader(weights_only, key, load), **options
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import numbers
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from .common.notices import warn
 from .engine import Engine
 from .errors import ArgumentError, StoreError, is_integer, may_pass, with_notes
 from .options import ProbeOptions, checked_step
-from .results.failures import Failure, keep_failures
+from .results.failures import Failure, keep_failures, named
 from .results.scores import Scores
 from .results.store import Training, check_weights, open_store, write_step
 from .stages.probe_set import ProbeSet
@@ -44,7 +45,8 @@ def _untraced(engine: Engine) -> Callable[[int], Scores]:
 
 def _checked_steps(steps: Iterable[int]) -> list[int]:
     given: list[Any] = list(steps)
-    whole = [int(step) if isinstance(step, float) and step.is_integer() else step for step in given]
+    floats = (isinstance(step, numbers.Real) and not isinstance(step, numbers.Integral) for step in given)
+    whole = [int(s) if of_float and float(s).is_integer() else s for s, of_float in zip(given, floats, strict=True)]
     if wrong := [step for step, each in zip(given, whole, strict=True) if not is_integer(each, 0)]:
         raise ArgumentError(f"steps: expected numbers of updates, integers >= 0, got {wrong[0]!r}")
     return sorted({operator.index(step) for step in whole})
@@ -145,6 +147,8 @@ class PhaseTracker:
     def step(self, step: int, force: bool = False) -> Scores | None:
         """Measure if ``step`` is one to measure at and not measured yet; the new scores, or None.
 
+        Those that the disk refuses are kept, and written with the next ones, or where a step is forced.
+
         Args:
             step: updates done so far, in all epochs. force: measure at any step, such as the last one.
 
@@ -168,7 +172,8 @@ class PhaseTracker:
             self._tell_backwards(step)
             return None
         if step in self.scores.steps:
-            self._store()
+            if force or not repeated:
+                self._store()
             if repeated:  # such as while gradients accumulate, when BatchNorm's statistics may move
                 return None
             try:
@@ -202,21 +207,25 @@ class PhaseTracker:
         return scores
 
     def _store(self) -> None:
-        """Write what is not stored yet, what the disk refused before too."""
-        if self._out is None or not self._unstored:
+        """Write what is not stored yet, each step that the disk refused before too."""
+        if self._out is None:
             return
-        engine, step = self._engine, next(iter(self._unstored))
-        try:
-            if not _is_another_rank():  # all of a sharded training store the same
-                self._training.claim()
-            for step, (scores, lost) in list(self._unstored.items()):
+        engine, failed = self._engine, dict[int, Exception]()
+        for step, (scores, lost) in list(self._unstored.items()):
+            try:
+                if not _is_another_rank():  # all of a sharded training store the same
+                    self._training.claim()
                 write_step(self._out, scores, engine.config_hash, engine.settings, lost)
-                self._unstored.pop(step, None)
-        except Exception as error:
-            again = isinstance(error.__cause__, OSError)
-            if not again:
-                self._unstored.pop(step, None)
-            if self._on_error == "raise":
-                raise
-            then = "; it is tried again when the next step is measured" if again else ""
-            warn(f"step {step} was not stored: {with_notes(error)}{then}")
+            except Exception as error:
+                failed[step] = error
+                if isinstance(error.__cause__, OSError):
+                    continue
+            self._unstored.pop(step, None)
+        if not failed:
+            return
+        first = next(iter(failed.values()))
+        if self._on_error == "raise":
+            raise first
+        were = f"step{'s' * (len(failed) > 1)} {named([*failed])} {'was' if len(failed) == 1 else 'were'}"
+        again = "; tried again at the next step that is measured or forced" if self._unstored else ""
+        warn(f"{were} not stored: {with_notes(first)}{again}")

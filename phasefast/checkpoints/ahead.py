@@ -38,7 +38,7 @@ def read_ahead(
             step, future = pending.pop(0)
             yield step, lambda future=future: _taken(future, device, reader)  # type: ignore[misc]
     finally:  # where it is broken off, only the interpreter's end waits for a download
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=bool(pending))
 
 
 def _read(source: Source, device: torch.device, reader: Reader) -> tuple[Read, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import zipfile
@@ -100,14 +101,17 @@ def _samples(file: BinaryIO, suffix: str, size: int) -> Iterator[tuple[int, int]
     """Starts and lengths of the samples of a file.
 
     Of one of ``torch.save`` the checksums of all its tensors, which its tail has, as far as that goes; some of every
-    tensor of safetensors, as a small head on a large frozen backbone lies between blocks that are evenly spaced; else
-    such blocks.
+    tensor of safetensors, or where there are no checksums, as a small head on a large frozen backbone lies between
+    blocks that are evenly spaced; else such blocks.
     """
-    if suffix in TORCH_SUFFIXES and (start := _checksums(file)) is not None:
-        if start < size - _EDGE:
-            yield start, size - _EDGE - start
-        return
     tensors = _tensors(file, size) if suffix == SAFETENSORS else []
+    if suffix in TORCH_SUFFIXES and (directory := _directory(file)) is not None:
+        start, places, checked = directory
+        if checked:
+            if start < size - _EDGE:
+                yield start, size - _EDGE - start
+            return
+        tensors = list(itertools.pairwise([*places, start]))
     if tensors:
         yield 0, tensors[0][0]
     for start, end in tensors:
@@ -118,12 +122,12 @@ def _samples(file: BinaryIO, suffix: str, size: int) -> Iterator[tuple[int, int]
         yield start, _BLOCK
 
 
-def _checksums(file: BinaryIO) -> int | None:
-    """Where the directory of a zip file begins; None where it has no checksums, or the file is no zip file."""
+def _directory(file: BinaryIO) -> tuple[int, list[int], bool] | None:
+    """Where that of a zip file begins, and what it tells of, and whether with checksums; None of other files."""
     try:
         with zipfile.ZipFile(file) as known:
-            there = all(each.CRC or not each.file_size for each in known.infolist())
-            return known.start_dir if there else None
+            places = sorted(each.header_offset for each in known.infolist())
+            return known.start_dir, places, all(each.CRC or not each.file_size for each in known.infolist())
     except (zipfile.BadZipFile, NotImplementedError, ValueError):
         return None
 

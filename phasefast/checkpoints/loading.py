@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ..common.notices import shown, warn
 from ..errors import ArgumentError, CheckpointError
@@ -87,7 +88,8 @@ def _tensors(given: object) -> Iterator[Tensor]:
 
 def _memory(tensors: Iterable[Tensor]) -> frozenset[int]:
     """Where dense tensors lie that are whole."""
-    whole = (each for each in tensors if each.layout == torch.strided and not hasattr(each, "to_local"))
+    known = (each for each in tensors if not is_lazy(each))
+    whole = (each for each in known if each.layout == torch.strided and not hasattr(each, "to_local"))
     return frozenset(each.data_ptr() for each in whole if each.numel()) - {0}  # of tensors without memory
 
 

@@ -14,7 +14,7 @@ def chosen(
 ) -> list[str]:
     """Those of ``names`` that match a pattern, but none that begins with ``!``, in their own order.
 
-    A pattern that is one of the names means that one.
+    A pattern that is one of the names, but for a ``!`` before it, means that one.
 
     Args:
         default: gives what is chosen from where every pattern begins with ``!``; all names by default.

@@ -115,7 +115,7 @@ def _misled(scan: Scan, chosen: Tensor, ratios: Tensor, stride: int) -> Tensor:
     """Which penalties [u] are to be compared by rows that are left out: bool.
 
     Those whose rows miss much more than their error says, and those whose rows miss some more and, with a penalty that
-    is half a decade stronger, less: an error that misleads says that too weak ones are good.
+    is half a decade stronger, or the next one, less: an error that misleads says that too weak ones are good.
 
     Args:
         ratios: [u] of the errors of rows left out with the chosen penalties. stride: how many make a decade.
@@ -152,7 +152,7 @@ def _left_out(scan: Scan, first: Tensor, misled: Tensor, stride: int) -> tuple[T
             unknown += [index] * (not bool(error[misled].isfinite().all()))
             if not scan.all_made:
                 scan.keep(best.tolist())
-                if int((best - index)[misled].abs().min()) > stride:  # it has risen for more than a decade
+                if int((best - index)[misled].abs().min()) >= 2 * stride:  # it has risen for two decades
                     break
     weaker = (
         range(min(begin, end - 1), end)

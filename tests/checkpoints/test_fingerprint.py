@@ -122,6 +122,20 @@ def test_the_fingerprint_of_a_file_of_torch_is_that_of_its_ends(tmp_path: Path) 
     assert file_hash(path) == hashlib.blake2b(ends, digest_size=8).hexdigest()
 
 
+def test_another_small_head_in_a_file_of_torch_without_checksums_is_seen(tmp_path: Path) -> None:
+    hashes, large = set(), torch.ones(1 << 20)
+    torch.serialization.set_crc32_options(False)
+    try:
+        for value in range(4):
+            torch.save(
+                {"a": large, "head": torch.full((64,), value), "b": large.clone()}, path := tmp_path / "step_1.pt"
+            )
+            hashes.add(file_hash(path))
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert len(hashes) == 4
+
+
 @pytest.mark.parametrize("how", ["many", "unchecked", "old"])
 def test_a_change_that_the_tail_of_a_file_of_torch_does_not_tell_is_seen(tmp_path: Path, how: str) -> None:
     count = 6_000 if how == "many" else 9  # whose checksums are more than the tail

@@ -26,7 +26,7 @@ from torch.serialization import _get_layout
 
 from phasefast.checkpoints import read_state_dict
 from phasefast.checkpoints.distributed import _OfTensors
-from phasefast.checkpoints.metadata import _Plain, of_tensors, read_metadata
+from phasefast.checkpoints.metadata import _PlainUnpickler, of_tensors, read_metadata
 from phasefast.errors import CheckpointError
 
 from .test_distributed import Touching, save
@@ -167,7 +167,7 @@ class Reached:
 
 def test_only_members_of_an_enum_are_reached_by_name(tmp_path: Path) -> None:
     def load(owner: object, name: str) -> object:
-        return _Plain(io.BytesIO(pickle.dumps(Reached(owner, name))), tmp_path).load()
+        return _PlainUnpickler(io.BytesIO(pickle.dumps(Reached(owner, name))), tmp_path).load()
 
     member = _MEM_FORMAT_ENCODING.TORCH_PRESERVE_FORMAT
     assert load(_MEM_FORMAT_ENCODING, member.name) is member

@@ -208,11 +208,18 @@ def test_a_tracker_stores_later_what_the_disk_refused(
 
     with monkeypatch.context() as patch:
         patch.setattr(pq, "write_table", full)
-        with pytest.warns(RuntimeWarning, match="step 1 was not stored: .*No space left.*; it is tried again when"):
+        with pytest.warns(RuntimeWarning, match="step 1 was not stored: .*No space left.*; tried again at"):
             assert tracker.step(1) is not None
-    assert (tracker.scores.steps, pf.read_scores(tmp_path).steps) == ([0, 1], [0])
-    tracker.step(1, force=True)
-    assert pf.read_scores(tmp_path).steps == [0, 1]
+        with pytest.warns(RuntimeWarning, match="steps 1, 2 were not stored: "):
+            tracker.step(2)
+        assert tracker.step(2) is None
+    assert (tracker.scores.steps, pf.read_scores(tmp_path).steps) == ([0, 1, 2], [0])
+    (shard := tmp_path / "scores/step-000000000001.parquet").mkdir()  # which stops no other step
+    with pytest.warns(RuntimeWarning, match="step 1 was not stored: "):
+        tracker.step(2, force=True)
+    shard.rmdir()
+    tracker.step(4)
+    assert pf.read_scores(tmp_path).steps == [0, 1, 2, 4]
 
 
 OTHERWISE = {
@@ -242,3 +249,9 @@ def test_every_option_that_changes_numbers_is_a_setting(net: SmallNet, probe_set
         before = Engine(net, probe_set, "run", None, **common.get(name, {}))
         after = Engine(net, probe_set, "run", None, **common.get(name, {}), **{name: value})
         assert before.config_hash != after.config_hash, name
+
+
+def test_a_sweep_of_a_lazy_model_says_so(probe_set: pf.ProbeSet, state: dict, tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(3))
+    with pytest.raises(ArgumentError, match="its module '1' is lazy"):
+        pf.sweep(model, [state, dict(state)], probe_set, out=tmp_path)

@@ -86,6 +86,19 @@ def test_rows_that_mislead_a_little_are_left_out_where_a_stronger_penalty_is_bet
     assert worse >= 4
 
 
+def test_penalties_are_compared_until_the_error_has_risen_for_two_decades(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of a heavy tail, whose leave-one-out error has two minima, with one and a half decades between."""
+    monkeypatch.setattr(scanning, "SMALL", 0)
+    rng = np.random.default_rng(7)
+    rows = rng.standard_normal((300, 40)) * np.logspace(0, -rng.uniform(0, 3), 40) * rng.standard_t(1.5, (300, 1))
+    t = rows @ rng.standard_normal((40, 1))
+    t = np.sign(t) * np.abs(t / t.std()) ** 0.5 + 0.3 * rng.standard_normal((300, 1))
+    a, columns = (torch.from_numpy(each.astype(np.float32)) for each in (rows, t))
+    targets = build_targets([Input()], (columns, None), (columns[:9], None), (0, 300), CPU)
+    truth = left_out(cell := captured(a, a[:9], (0, 300)), columns, DEFAULT_ALPHAS)
+    assert truth[int(chosen(cell, targets, DEFAULT_ALPHAS, F64).indices[0])] <= 1.01 * truth.min()
+
+
 @pytest.mark.parametrize("way", ["all", "eigen", "in turn"])
 def test_few_rows_that_lie_far_out_are_found(monkeypatch, way: str) -> None:
     """Six of a thousand, which are not among evenly spaced ones, as a rule."""
