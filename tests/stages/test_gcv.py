@@ -98,11 +98,27 @@ def test_layers_that_say_nothing_get_the_strongest(monkeypatch: pytest.MonkeyPat
             assert int(chosen(dead, targets, DEFAULT_ALPHAS, dtype).indices[0]) == len(DEFAULT_ALPHAS) - 1
 
 
-@pytest.mark.parametrize("start", range(len(DEFAULT_ALPHAS)))
+@pytest.mark.parametrize("start", range(9))
 @pytest.mark.parametrize(("pairs", "dtype"), [(True, F32), (False, F32), (False, F64)])
 def test_wherever_the_search_starts_it_ends_at_the_same(
     monkeypatch, start: int, pairs: bool, dtype: torch.dtype
 ) -> None:
+    monkeypatch.setattr(scanning, "SMALL", 0)
+    monkeypatch.setattr(scanning, "paired", lambda dim: pairs)
+    decades = DEFAULT_ALPHAS[::2]
+    for seed, noise in itertools.product(range(3), (0.1, 3.0, 100.0)):
+        cell, targets, _ = make(seed, 150, 60, noise)
+        first = PenaltyChoice((torch.tensor([start]), torch.tensor([8 - start])))
+        found = [chosen(cell, targets, decades, dtype, start=given).indices for given in (None, first)]
+        assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("start", range(len(DEFAULT_ALPHAS)))
+@pytest.mark.parametrize(("pairs", "dtype"), [(True, F32), (False, F32), (False, F64)])
+def test_wherever_the_search_starts_between_decades_it_ends_as_well(
+    monkeypatch, start: int, pairs: bool, dtype: torch.dtype
+) -> None:
+    """The same penalty, but where two next to each other differ by less than float32's slopes tell."""
     monkeypatch.setattr(scanning, "SMALL", 0)
     monkeypatch.setattr(scanning, "paired", lambda dim: pairs)
     monkeypatch.setattr(gcv, "TIE", 0.0)
