@@ -44,12 +44,16 @@ def _untraced(engine: Engine) -> Callable[[int], Scores]:
 
 
 def _checked_steps(steps: Iterable[int]) -> list[int]:
-    given: list[Any] = list(steps)
-    floats = (isinstance(step, numbers.Real) and not isinstance(step, numbers.Integral) for step in given)
-    whole = [int(s) if of_float and float(s).is_integer() else s for s, of_float in zip(given, floats, strict=True)]
-    if wrong := [step for step, each in zip(given, whole, strict=True) if not is_integer(each, 0)]:
-        raise ArgumentError(f"steps: expected numbers of updates, integers >= 0, got {wrong[0]!r}")
-    return sorted({operator.index(step) for step in whole})
+    return sorted({_checked(step) for step in steps})
+
+
+def _checked(step: Any) -> int:
+    """One of the steps to measure at; floats may be whole numbers, as ``numpy.logspace`` makes them."""
+    is_float = isinstance(step, numbers.Real) and not isinstance(step, numbers.Integral)
+    whole = int(step) if is_float and float(step).is_integer() else step
+    if not is_integer(whole, 0):
+        raise ArgumentError(f"steps: expected numbers of updates, integers >= 0, got {step!r}")
+    return operator.index(whole)
 
 
 class PhaseTracker:

@@ -32,10 +32,11 @@ def chosen(
 def idle(names: Sequence[str], patterns: Iterable[str]) -> str | None:
     """The first pattern that matches no name, if there is one."""
     known = set(names)
-    unmatched = (
-        each for each in patterns if not any(_matches(name, [_glob(each.removeprefix(_NOT), known)]) for name in names)
-    )
-    return next(unmatched, None)
+    for pattern in patterns:
+        wanted = _glob(pattern.removeprefix(_NOT), known)
+        if not any(fnmatchcase(name, wanted) for name in names):
+            return pattern
+    return None
 
 
 def _glob(pattern: str, names: Collection[str]) -> str:
