@@ -31,6 +31,7 @@ from .data.target_types import Label
 from .data.token_rows import TokenRows, Units
 from .decoding import decode
 from .errors import ArgumentError, PhasefastError
+from .metrics import FVU
 from .options import as_tuple, by_name, default_targets, warn_of_classes, warn_of_scales
 from .results.scores import Scores
 from .scoring import score_cells
@@ -363,7 +364,7 @@ class Engine:
                 row[name] = getattr(score.fit, name)
             row["dtype"] = str(score.dtype).removeprefix("torch.")
         if score.samples is not None:
-            fvu = score.metric == "fvu"
+            fvu = score.metric == FVU
             constant = torch.from_numpy(self.targets.baseline_samples[score.target]) if fvu else score.weights
             samples, constant = self.units.by_sample(score.samples, constant)
             row |= {"samples": samples.numpy(), "baseline_samples": None if constant is None else constant.numpy()}

@@ -16,6 +16,7 @@ from .data.target_types import Input, Label, Target
 from .decoding import Classifier, PenaltyPer, Precision, Splits
 from .errors import ArgumentError, is_integer
 from .layers.selection import Layers
+from .metrics import ACCURACY
 from .stages.plan import FORCED_ROUTES, ForcedRoute, Selection
 from .stages.probe_set import ProbeSet
 from .types import BatchNormMode, TargetMatrix, TokenMode
@@ -185,7 +186,7 @@ def default_targets(probe_set: ProbeSet, each: bool = False) -> list[Target]:
 def warn_of_classes(targets: TargetMatrix, options: Mapping[str, Any]) -> None:
     """Warn of targets of many classes, or of one that nearly all samples have, unless a classifier was chosen."""
     classes = [block for block in targets.blocks if block.kind == "classes"] if "classifier" not in options else []
-    if one := [block.name for block in classes if targets.baselines[block.name, "fit", "accuracy"] >= _MOSTLY]:
+    if one := [block.name for block in classes if targets.baselines[block.name, "fit", ACCURACY] >= _MOSTLY]:
         warn(
             f"targets {one}: {_MOSTLY:.0%} of fit samples or more are of one class, so that accuracy says little of "
             "the others; classifier='balanced' counts all classes alike, 'ridge' says that you know"

@@ -20,6 +20,7 @@ from .data.target_types import Input
 from .engine import Engine
 from .errors import ArgumentError, with_notes
 from .in_turn import measure_each, restored
+from .metrics import FVU
 from .options import ProbeOptions, checked_step
 from .results.scores import in_order
 from .stages.evaluate import evaluate
@@ -146,7 +147,7 @@ def _decoded(engine: Engine, samples: Sequence[int], fit: Tensor, mean: Tensor, 
     for cell, decoder, _ in engine.decoders(keep):
         flat = predict(cell, decoder, engine.targets, rows, fit, mean).float().cpu()
         scores = evaluate(cell, decoder, engine.targets, fit_scores=False)()
-        fvu = next(score.value for score in scores if score.metric == "fvu")
+        fvu = next(score.value for score in scores if score.metric == FVU)
         found[cell.layer.name] = engine.units.whole(flat, samples, engine.probe_set.heldout_inputs), fvu
     return found
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from .decoding import Method, decode
+from .metrics import FVU, MSE
 from .stages.discriminate import discriminants
 from .stages.evaluate import evaluate, squared_errors
 from .stages.sketch import measure, sketch_features
@@ -71,7 +72,7 @@ def _sketched(whole: Activations, size: int, targets: TargetMatrix, method: Meth
     for each in evaluated:
         index = places[each.target]
         low, high = ends[index][each.split]
-        whole_error = {"fvu": targets.deviation[each.split][index], "mse": each.n * targets.blocks[index].width}
+        whole_error = {FVU: targets.deviation[each.split][index], MSE: each.n * targets.blocks[index].width}
         if each.metric not in whole_error:  # squared errors do not tell accuracies
             scores.append(replace(each, bounds=Bounds(label)))
             continue

@@ -11,6 +11,8 @@ from typing import Literal
 import numpy as np
 import torch
 
+from .metrics import ACCURACY, BALANCED_ACCURACY, FVU, MSE
+
 TargetKind = Literal["regression", "classes"]
 BatchNormMode = Literal["recompute", "batch", "running"]
 Route = Literal["primal", "dual"]
@@ -158,12 +160,12 @@ class TargetMatrix:
             )
             for split, rows in (("fit", self.fit), ("heldout", self.heldout)):
                 if block.kind == "classes":
-                    found[block.name, split, "accuracy"] = float(rows[:, frequent].double().mean())
+                    found[block.name, split, ACCURACY] = float(rows[:, frequent].double().mean())
                     there = int(rows[:, block.start : block.stop].any(0).sum())
-                    found[block.name, split, "balanced_accuracy"] = 1 / there
+                    found[block.name, split, BALANCED_ACCURACY] = 1 / there
                 else:
-                    found[block.name, split, "mse"] = self.deviation[split][index] / (len(rows) * block.width)
-                    found[block.name, split, "fvu"] = 1.0
+                    found[block.name, split, MSE] = self.deviation[split][index] / (len(rows) * block.width)
+                    found[block.name, split, FVU] = 1.0
         return found
 
     @cached_property

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "phasefast"
 OPS = ("capture", "gram", "residual", "ridge_solve")
 LEVELS = (
+    ("metrics",),
     ("errors", "types"),
     ("common",),
     ("data", "ops", "results"),

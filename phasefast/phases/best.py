@@ -11,7 +11,8 @@ import numpy as np
 
 from ..common.distributions import student
 from ..errors import ArgumentError, DataError
-from ..results.losses import ACCURACIES, LEAST_CHANGE, LOSSES, losses_of
+from ..metrics import ACCURACIES, LOSSES
+from ..results.losses import LEAST_CHANGE, losses_of
 from ..results.scores import Scores
 
 _FEW = 50  # samples that are right in one of two cases only, up to which their chance is counted

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.text import Text
 
 from ..errors import ArgumentError
+from ..metrics import METRIC_OF_LOSS
 from ..phases.best import CommonBest
 from ..phases.comparing import Agreement, Comparison
 from ..phases.phase_report import KINDS, CellPhases, PhaseReport, span_text
-from ..results.losses import METRICS
 from ..results.scores import MODEL_LAYER, Scores
 from .curves import headline
 from .names import shortened, spelled
@@ -106,7 +106,7 @@ def _print_phases(agreements: Sequence[Agreement], console: Console) -> None:
 def _print_curves(agreements: Sequence[Agreement], scores: Mapping[str, Scores], console: Console) -> None:
     sign = _sign(console)
     target, metric = agreements[0].target, agreements[0].metric
-    shown = METRICS[metric]
+    shown = METRIC_OF_LOSS[metric]
     what = ", ".join(scores) if len(scores) == _FEW else f"mean of {len(scores)} runs, {sign} standard deviation"
     heading(f"Held-out {spelled(shown)} of target {target}: {what}", console)
     taken = {step for own in scores.values() for step in own.steps}

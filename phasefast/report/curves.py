@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.compute as pc
 
+from ..metrics import ACCURACIES, FVU
 from ..phases.phase_report import CellPhases
-from ..results.losses import ACCURACIES
 from ..results.scores import MODEL_LAYER, Scores
 from .names import LONGEST, shortened
 
@@ -75,7 +75,7 @@ def looks(layers: Sequence[str], chosen: str | None) -> dict[str, Look]:
 def fvu_target(scores: Scores) -> str | None:
     """The input, or else another target that is no class, with a finite held-out FVU."""
     classes = {name for metric in ACCURACIES for name in scores.filter(metric=metric, split="heldout").targets}
-    found = [name for name in _targets(scores, "fvu") if name not in classes]
+    found = [name for name in _targets(scores, FVU) if name not in classes]
     return min(found, key=lambda name: name != "input", default=None)
 
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from ..common.files import writing
 from ..errors import DataError
-from ..results.losses import ACCURACIES, LEAST_CHANGE, LOSSES
+from ..metrics import ACCURACIES, FVU, LOSSES
+from ..results.losses import LEAST_CHANGE
 from ..results.scores import MODEL_LAYER, Scores
 from .curves import INK, evenly
 from .names import LONGEST, cut, shortened, spelled
@@ -164,7 +165,7 @@ def _draw(figure: Any, own: _Map, names: Mapping[str, str], box: tuple[float, ..
 
     colours, axes, good = colormaps["viridis"].with_extremes(bad=_EMPTY), figure.add_axes(box), own.goodness
     axes.imshow(np.ma.masked_invalid(good), cmap=colours, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-    name = "FVU" if own.metric == "fvu" else spelled(own.metric)
+    name = "FVU" if own.metric == FVU else spelled(own.metric)
     axes.set_title(f"{cut(own.target, LONGEST)}: held-out {name}", fontsize=10, loc="left", parse_math=False)
     row, column = tall / len(own.layers), wide / len(own.steps)
     places = range(len(own.layers) - 1, -1, -math.ceil(LINE / row))

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..common.files import writing
 from ..errors import DataError
+from ..metrics import FVU
 from ..phases.phase_report import CellPhases, PhaseReport
 from ..results.scores import Scores
 from .curves import (
@@ -72,7 +73,7 @@ def plot_phases(
     styles = looks(
         scores.layers, cell.layer if cell else next((layer for layer in telling if layer in scores.layers), None)
     )
-    panels = [_fvu_panel(curves_of(scores, fvu_name, "fvu", styles, report), fvu_name)] if fvu_name else []
+    panels = [_fvu_panel(curves_of(scores, fvu_name, FVU, styles, report), fvu_name)] if fvu_name else []
     if accuracy_name:
         metric = accuracy_metric(scores, accuracy_name)
         accuracy, baseline = (

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..metrics import ACCURACIES, ACCURACY, FVU, LOSSES, METRIC_OF_LOSS
 from ..phases.best import BestCheckpoint
 from ..phases.comparing import Agreement
 from ..phases.phase_report import (
@@ -24,7 +25,6 @@ from ..phases.phase_report import (
     phase_notes,
     span_text,
 )
-from ..results.losses import ACCURACIES, LOSSES, METRICS
 from ..results.scores import MODEL_LAYER, Scores
 from .curves import evenly
 from .names import shortened, spelled
@@ -47,7 +47,7 @@ def print_report(scores: Scores, report: PhaseReport, console: Console) -> None:
         cells = [cell for cell in report if (cell.target, cell.metric) == (target, metric)]
         if cells:
             _print_phases(cells, console)
-        shown = METRICS[metric]
+        shown = METRIC_OF_LOSS[metric]
         curves = {cell.layer: _curve(scores, cell.layer, target, shown) for cell in cells}
         if own := _curve(scores, MODEL_LAYER, target, shown):
             curves[MODEL_LAYER] = own
@@ -77,11 +77,11 @@ def _print_best(scores: Scores, best: BestCheckpoint, report: PhaseReport, conso
     if not best.beats_constant:
         than = f"the most frequent class, {number(scores.baseline(target, best.metric) or 0.0)},"
         text = f"No layer is better than {than if best.metric in ACCURACIES else 'the fit mean'} by more than chance"
-        rare = best.metric == "accuracy" and (scores.baseline(target, best.metric) or 0.0) >= _MOSTLY
+        rare = best.metric == ACCURACY and (scores.baseline(target, best.metric) or 0.0) >= _MOSTLY
         mend = "; classifier='balanced' counts all classes alike" if rare else ""
         console.print(f"{text}: no best one is named{mend}", soft_wrap=True)
         return
-    value = number(best.value, 4 if best.metric == "fvu" else 3)
+    value = number(best.value, 4 if best.metric == FVU else 3)
     text = f"Best: {best.layer} at step {best.step}, {spelled(best.metric)} {value}"
     alike = [f"its steps {', '.join(_spans(best.steps, steps))}"] if len(best.steps) > 1 else []
     alike += [f"{layer} at {step}" for layer, step in best.others.items()]

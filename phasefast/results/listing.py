@@ -7,9 +7,9 @@ from typing import Any
 
 from ..common.notices import shown
 from ..common.tables import aligned
+from ..metrics import FVU, LISTED
 
 COLUMNS = ["run", "step", "layer", "dim", "target", "split", "metric", "value", "alpha", "route", "approximation"]
-_METRICS = ("fvu", "accuracy", "balanced_accuracy", "loss")  # mse says what fvu does, in other units
 _WORSE = 1.01  # fvu, by rather more than the constant's own, whose mean is that of the fit rows
 
 
@@ -23,7 +23,7 @@ def listing(rows: Iterable[Mapping[str, Any]]) -> str:
     """
     runs: dict[str, dict[int, list[Mapping[str, Any]]]] = {}
     for row in rows:
-        if row["split"] == "heldout" and row["metric"] in _METRICS:
+        if row["split"] == "heldout" and row["metric"] in LISTED:
             runs.setdefault(row["run"], {}).setdefault(row["step"], []).append(row)
     parts = []
     for run, steps in runs.items():
@@ -57,7 +57,7 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _remarks(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     worse: dict[str, list[str]] = {}
     for row in rows:
-        if row["metric"] == "fvu" and row["value"] > _WORSE:
+        if row["metric"] == FVU and row["value"] > _WORSE:
             worse.setdefault(row["target"], []).append(row["layer"])
     for target, layers in worse.items():
         yield (

@@ -7,13 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import DataError
+from ..metrics import ACCURACIES
 from .scores import Scores
 
 LEAST_CHANGE = 1e-4  # of a loss that counts at all
-# What is lost in each metric; the first that a target has counts.
-LOSSES = {"accuracy": "error", "balanced_accuracy": "balanced_error", "fvu": "fvu"}
-METRICS = {loss: metric for metric, loss in LOSSES.items()}
-ACCURACIES = tuple(metric for metric, loss in LOSSES.items() if metric != loss)  # the more the better
 
 
 @dataclass(frozen=True)

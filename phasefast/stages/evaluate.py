@@ -14,9 +14,8 @@ from .. import ops
 from ..algebra.components import interval
 from ..common.fetching import later
 from ..common.timeline import stage, staged
+from ..metrics import BALANCED_ACCURACY, FVU, MSE, accuracy_by
 from ..types import Activations, BlockFit, Bounds, Decoder, Score, TargetBlock, TargetMatrix
-
-_BALANCED = "balanced_accuracy"
 
 
 @stage("scores")
@@ -43,7 +42,7 @@ def evaluate(
     losses = [_random_losses(decoder, block, rows, columns) for block, (_, rows, columns) in random]
     if balanced:
         hits, fit_hits = _weighted(hits, fits, targets, "heldout"), _weighted(fit_hits, direct, targets, "fit")
-    accuracy = _BALANCED if balanced else "accuracy"
+    accuracy = accuracy_by(balanced)
     fetch = later(errors, hits, fit_errors.sum(1), fit_hits.double().mean(1), *losses)
 
     def read() -> list[Score]:
@@ -77,7 +76,7 @@ def squared_errors(
         scores: what ``evaluate`` says of both splits.
     """
     widths = {fit.block.name: fit.block.width for fit in decoder.fits}
-    known = {(s.target, s.split): s.value * s.n * widths[s.target] for s in scores if s.metric == "mse"}
+    known = {(s.target, s.split): s.value * s.n * widths[s.target] for s in scores if s.metric == MSE}
     classes = [fit.block for fit in decoder.fits if fit.block.kind == "classes"]
     for split, rows, columns in (("fit", cell.fit, targets.fit), ("heldout", cell.heldout, targets.heldout)):
         errors = _residual(rows, decoder, columns, classes)[0].sum(1).tolist()
@@ -155,7 +154,7 @@ def _block_scores(
 
     def score(metric: str, value: float, unit: float = 1.0, samples: Tensor | None = None) -> Score:
         kept = None if samples is None else samples.float()
-        weights = split.targets.sample_weights[block.name] if kept is not None and metric == _BALANCED else None
+        weights = split.targets.sample_weights[block.name] if kept is not None and metric == BALANCED_ACCURACY else None
         bounds = around and replace(around, low=value + around.low * unit, high=value + around.high * unit)
         name, dim, dtype = decoder.layer.name, decoder.layer.dim, decoder.weights.dtype
         return Score(name, dim, block.name, split.name, metric, value, rows, fit, dtype, kept, bounds, weights)
@@ -164,7 +163,7 @@ def _block_scores(
         return [score(*accuracy, samples=samples)]
     elements, share = rows * block.width, 1 / deviation if deviation > 0 else math.nan
     samples = None if samples is None else samples * (rows * share)
-    return [score("mse", total / elements, 1 / elements), score("fvu", total * share, share, samples)]
+    return [score(MSE, total / elements, 1 / elements), score(FVU, total * share, share, samples)]
 
 
 def _random_losses(decoder: Decoder, block: TargetBlock, rows: Tensor, columns: Tensor) -> Tensor:

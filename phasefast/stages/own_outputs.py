@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..common.fetching import fetched
 from ..errors import NonFiniteError, PhasefastError
+from ..metrics import LOSS, accuracy_by
 from ..results.scores import MODEL_LAYER
 from ..types import Score, balanced_weights
 
@@ -70,10 +71,11 @@ class OwnOutputs:
                 self.lost.setdefault(MODEL_LAYER, NonFiniteError(f"layer {MODEL_LAYER!r}: {text}"))
                 continue
             rows, samples = len(hits), hits.float() if split == "heldout" else None
-            same, name = (MODEL_LAYER, self._classes, self._name, split), f"{'balanced_' * self._balanced}accuracy"
+            same = MODEL_LAYER, self._classes, self._name, split
             units = weights.float() if self._balanced and samples is not None else None
-            scores.append(Score(*same, "loss", float(loss) / rows, rows))
-            scores.append(Score(*same, name, float(hits.mean()), rows, samples=samples, weights=units))
+            scores.append(Score(*same, LOSS, float(loss) / rows, rows))
+            accuracy = accuracy_by(self._balanced)
+            scores.append(Score(*same, accuracy, float(hits.mean()), rows, samples=samples, weights=units))
         return scores
 
     def _sums(self, split: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -50,11 +50,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArgumentError, DataError
+from ..metrics import FVU, LOSSES
 from ..phases.curve import Curve
 from ..phases.phase_report import CellPhases, Phase, PhaseReport
 from ..phases.rules import DEFAULT_RULES, PhaseRules
 from ..phases.valley import bootstrap, noise_around, odd_steps, order_test, valleys
-from ..results.losses import LOSSES, Losses, losses_of
+from ..results.losses import Losses, losses_of
 from ..results.scores import Scores
 
 
@@ -104,7 +105,7 @@ def detect_curve(
     baseline_samples: np.ndarray | None = None,
     layer: str = "curve",
     target: str = "input",
-    metric: str = "fvu",
+    metric: str = FVU,
     seed: int = 0,
     confidence: float = 0.95,
     replicates: int = 1_000,
