@@ -21,6 +21,8 @@ from .stages.capture import RowOptions, rows_dtype
 from .stages.plan import memory_budget
 from .types import BatchNormMode
 
+_LAYOUT = 2  # of the settings: raise it with any change of what they hold
+
 
 @dataclass(frozen=True)
 class Configuration:
@@ -70,6 +72,41 @@ class Configuration:
         layers = options.get("layers")
         names, named = select_layers(model, layers), given_names(model, layers)
         return cls(model, device, method, rows, options.get("batchnorm", "recompute"), names, named, options)
+
+    @property
+    def per_column(self) -> bool:
+        """Whether each column of a regression chooses a penalty of its own."""
+        return bool(self.options.get("penalty_per") == "column")
+
+    def settings(self, run: str, data: str, token_rows: str, batch_size: int) -> dict[str, Any]:
+        """What scores of one table have in common, as JSON has it: none of these may differ.
+
+        Args:
+            data, token_rows: hashes, of the samples and of the tokens that are rows; empty where samples are.
+        """
+        method, rows = self.method, self.rows
+        settings: dict[str, Any] = {
+            "layout": _LAYOUT,
+            "run": run,
+            "model": [(name, list(t.shape)) for name, t in self.model.named_parameters()],
+            "modules": [f"{name}: {type(m).__name__}({m.extra_repr()})" for name, m in self.model.named_modules()],
+            "data": data,
+            "penalties": [method.penalties.alphas, method.penalties.noise],
+            "choice": [method.selection, self.per_column],
+            "batchnorm": [self.batchnorm, batch_size],
+            "precision": method.precision,
+            "splits": method.splits,
+            "rows": [rows.tokens, rows.pool, str(rows.dtype)],
+        }
+        if method.layer_sketch is not None:
+            settings["sketch"] = method.layer_sketch
+        if rows.padding is not None:
+            settings["padding"] = float(rows.padding)
+        if method.classifier != "ridge":
+            settings["classifier"] = method.classifier
+        if token_rows:
+            settings["token_rows"] = token_rows
+        return settings
 
 
 def _tell_slow(model: nn.Module, device: torch.device) -> None:

@@ -47,7 +47,6 @@ from .types import Activations, Decoder, Layer, Score
 _AUTHORS_BATCH = 128  # arXiv 2312.06887 measures with the batch statistics of 128 images
 _BATCH = 256
 _KEPT_SHARE = 0.1  # of the budget, that inputs kept on a GPU may take
-_LAYOUT = 2  # of the settings: raise it with any change of what they hold
 _MEASURING = threading.RLock()  # modes, hooks, random states and settings of PyTorch are the same for all threads
 _FREE_SHARE = 0.4  # of the budget, in use or free: beyond, what is free is not kept for the next checkpoints
 try:
@@ -119,13 +118,12 @@ class Engine:
                 }
             )
         folds = self.units.folds(self.method.folds(probe_set.n_fit))
-        per_column = options.get("penalty_per") == "column"
         data = probe_set.inputs_digest + self.units.digest
-        cache = None if out is None or per_column else TargetCache(Path(out) / "cache", data)
+        cache = None if out is None or given.per_column else TargetCache(Path(out) / "cache", data)
         self._components = options.get("target_components")
         kept = (self._fit_inputs, self._heldout_inputs) if keeps else None
         with full_float32(self.device):
-            how = self.device, per_column, cache, self._components, kept, self.units.tokens
+            how = self.device, given.per_column, cache, self._components, kept, self.units.tokens
             self.targets = build_targets(self.chosen, self._splits["fit"], self._splits["heldout"], folds, *how)
             self._functions = FunctionValues(self.chosen, probe_set.fit_inputs)
         warn_of_classes(self.targets, options)
@@ -135,7 +133,7 @@ class Engine:
             block.name: digest if block.name not in random else f"{digest}-{random[block.name]}"
             for block, digest in zip(self.targets.blocks, self.targets.digests, strict=True)
         }
-        self.settings = self._settings()
+        self.settings = given.settings(run, probe_set.inputs_digest, self.units.digest, self.batch_size)
         self.config_hash = hashlib.blake2b(json.dumps(self.settings).encode(), digest_size=8).hexdigest()
         self._layers: list[Layer] | None = None
         tensors = [*self.model.parameters(), *self.model.buffers()]
@@ -371,28 +369,3 @@ class Engine:
         if score.bounds is not None:
             row |= {name: value for name, value in asdict(score.bounds).items() if value == value}  # NaN is not
         return row
-
-    def _settings(self) -> dict[str, Any]:
-        """What scores of one table have in common, as JSON has it: none of these may differ."""
-        settings: dict[str, Any] = {
-            "layout": _LAYOUT,
-            "run": self.run,
-            "model": [(name, list(t.shape)) for name, t in self.model.named_parameters()],
-            "modules": [f"{name}: {type(m).__name__}({m.extra_repr()})" for name, m in self.model.named_modules()],
-            "data": self.probe_set.inputs_digest,
-            "penalties": [self.method.penalties.alphas, self.method.penalties.noise],
-            "choice": [self.method.selection, self.targets.per_column],
-            "batchnorm": [self.batchnorm, self.batch_size],
-            "precision": self.method.precision,
-            "splits": self.method.splits,
-            "rows": [self.rows.tokens, self.rows.pool, str(self.rows.dtype)],
-        }
-        if self.method.layer_sketch is not None:
-            settings["sketch"] = self.method.layer_sketch
-        if self.rows.padding is not None:
-            settings["padding"] = float(self.rows.padding)
-        if self.method.classifier != "ridge":
-            settings["classifier"] = self.method.classifier
-        if self.units.digest:
-            settings["token_rows"] = self.units.digest
-        return settings
