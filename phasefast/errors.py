@@ -39,6 +39,18 @@ class CheckpointError(PhasefastError, ValueError):
     """A checkpoint is unreadable, untrusted, or does not fit the model."""
 
 
+class TwiceError(CheckpointError):
+    """A step is there twice.
+
+    Attributes:
+        others: the checkpoints of all other steps, by step.
+    """
+
+    def __init__(self, message: str, others: Mapping[int, Any] | None = None) -> None:
+        super().__init__(message)
+        self.others = others or {}
+
+
 class UnreadableError(CheckpointError):
     """A checkpoint is missing, damaged or still being written, so that it may be readable another time."""
 
@@ -49,6 +61,10 @@ class StoreError(PhasefastError, OSError):
 
 class DamagedError(StoreError):
     """A file of scores is there and can be opened, but is not what was written."""
+
+
+class OtherWeightsError(StoreError):
+    """A step is stored already, but was measured on other weights."""
 
 
 class SweepError(PhasefastError, RuntimeError):

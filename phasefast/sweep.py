@@ -13,16 +13,25 @@ from typing import Any, Unpack
 
 from torch import nn
 
-from .checkpoints import SCHEME, Reader, Revision, check_copies, load_into, order_checkpoints, state_hash
+from .checkpoints import (
+    SCHEME,
+    Reader,
+    Revision,
+    check_copies,
+    constants_of,
+    load_into,
+    order_checkpoints,
+    state_hash,
+)
 from .checkpoints.sources import Source
 from .common.notices import warn
 from .engine import Engine
-from .errors import PASSING, ArgumentError, CheckpointError, SweepError, UnreadableError
+from .errors import PASSING, ArgumentError, CheckpointError, OtherWeightsError, SweepError, UnreadableError
 from .in_turn import in_words, measure_each, name_of, restored
 from .options import ProbeOptions
 from .results.failures import keep_failures, listed, lost_layers, named, reasons, settle_failures
 from .results.scores import Scores, shard_file
-from .results.store import check_origin, check_weights, open_store, write_step
+from .results.store import check_constants, check_origin, check_weights, open_store, write_step
 from .stages.probe_set import ProbeSet
 
 
@@ -66,7 +75,8 @@ def sweep(
             stored, or not tried, as the first ones and the last one cannot be used for the same reason.
         ArgumentError, DataError, LayerError, MemoryBudgetError, DependencyError: at the first checkpoint, where all
             would fail.
-        StoreError: ``out`` cannot be written, or holds scores of another configuration or of other weights.
+        StoreError: ``out`` cannot be written, or holds scores of another configuration or of another training: of other
+            weights, where no earlier step is of the same.
     """
     every = order_checkpoints(checkpoints)
     ordered = _share(every, shard)
@@ -118,12 +128,13 @@ class Sweeper:
         if not isinstance(out, (str, os.PathLike)):
             raise ArgumentError(f"out: expected a directory, got {out!r}; pf.probe and PhaseTracker can do without")
         self._engine, self._out, self._reader = Engine(model, probe_set, run, out, **options), out, reader
-        engine = self._engine
+        engine, self._constants = self._engine, constants_of(self._engine.model)  # before any forward
         self._stored = open_store(out, engine.config_hash, engine.settings, engine.target_hashes, overwrite)
         self._lost = lost_layers(out) if self._stored else {}
         self.count = 0
         self._told = False  # of another job
         self._measured = False
+        self._verified = set[int]()  # stored steps whose checkpoints are those that they were measured on
         self._same_training = False  # as that of the scores in out: some checkpoint is known to be
 
     @property
@@ -153,14 +164,21 @@ class Sweeper:
                     self._same_training |= _is_known(self._stored[step], todo[step], self._reader)
                 if self._same_training:
                     break
-            same = set[int]()
-            for step in ordered.keys() - todo.keys():
+            same, changed = set[int](), dict[int, Exception]()
+            for step in sorted(ordered.keys() - todo.keys()):
                 try:
                     if _is_same(self._stored[step], ordered[step], self._engine, self._reader):
                         same.add(step)
                 except CheckpointError as error:
                     failures[step] = error
+                except OtherWeightsError as error:
+                    changed[step] = error
             self._same_training |= any(step > 0 for step in same)  # trainings may begin alike
+            self._verified = (self._verified | same) - changed.keys()
+            # Where a training went on from an older checkpoint, later ones were written again.
+            if changed and not any(0 < step < min(changed) for step in self._verified):
+                raise changed[min(changed)]
+            failures |= changed
             settle_failures(self._out, ordered.keys() - todo.keys() - failures.keys())
             if not self._measured and (origin := _origin(ordered.values())) is not None:
                 check_origin(self._out, origin, self._same_training, self._stored.keys() <= same)
@@ -203,8 +221,11 @@ class Sweeper:
                 f"{self._out}: another job has stored step {step} meanwhile: jobs that do the same work can share it, "
                 "with shard=(i, n) (--shard)"
             )
+        if not self._measured:
+            check_constants(self._out, self._constants)
         scores = write_step(self._out, scores, engine.config_hash, engine.settings, engine.lost)
         self._stored[step], self._measured, self._same_training = scores, True, True
+        self._verified.add(step)
         self._lost[step] = {**reasons(engine.lost), **self._lost.get(step, {})}
         self.count += 1
 

@@ -100,6 +100,7 @@ class PhaseTracker:
             raise ArgumentError(f"on_error: expected 'warn' or 'raise', got {on_error!r}")
         self._engine = Engine(model, probe_set, run, out, **options)
         self._measure = _untraced(self._engine)
+        out = None if out is None else Path(out).absolute()  # a training may change its directory
         self._out, self._on_error = out, on_error
         self.seconds = 0.0
         self._start: int | None = None

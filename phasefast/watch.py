@@ -15,7 +15,7 @@ from torch import nn
 
 from .checkpoints import Reader, as_revision, by_only_file, find_checkpoints, weights_files
 from .common.notices import warn
-from .errors import ArgumentError, CheckpointError, with_notes
+from .errors import ArgumentError, CheckpointError, TwiceError, with_notes
 from .options import ProbeOptions
 from .results.scores import Scores
 from .stages.probe_set import ProbeSet
@@ -102,7 +102,7 @@ def _found(folder: str | os.PathLike[str], first: bool) -> dict[int, Path]:
         if first:
             raise
         warn(f"waiting: {error}")
-        return {}
+        return dict(error.others) if isinstance(error, TwiceError) else {}
 
 
 def _written(path: Path) -> _Written:

@@ -191,3 +191,16 @@ def test_a_source_distribution_is_whole(tmp_path: Path) -> None:
     with tarfile.open(made) as archive:
         inside = {name.partition("/")[2] for name in archive.getnames()}
     assert names <= inside
+
+
+def test_a_training_that_changes_its_directory_keeps_its_scores_together(
+    net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    tracker = pf.PhaseTracker(net, probe_set, layers="hidden", out="runs/live")
+    tracker.step(0)
+    monkeypatch.chdir("elsewhere")
+    tracker.step(1)
+    assert pf.read_scores(tmp_path / "runs/live").steps == [0, 1]
+    assert not list((tmp_path / "elsewhere").iterdir())

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import phasefast as pf
-from phasefast.errors import ArgumentError, CheckpointError, StoreError
+from phasefast.errors import ArgumentError, CheckpointError, StoreError, SweepError
 from tests.conftest import SmallNet
 
 
@@ -192,6 +192,46 @@ def test_what_fails_once_is_tried_again_and_a_folder_in_disorder_is_waited_for(
         assert next(watching).steps == [1]
     with pytest.warns(RuntimeWarning, match="waiting: step 1: given twice"):
         assert next(watching).steps == [1, 2]
+
+
+def test_a_step_that_is_there_twice_holds_up_no_other(
+    net: SmallNet, probe_set: pf.ProbeSet, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(name: str) -> None:
+        torch.save(net.state_dict(), folder / name)
+
+    save("step_4.pt")
+    between_rounds(monkeypatch, [lambda: (save("step_4-v1.pt"), save("step_8.pt"))])
+    watching = pf.watch(net, folder, probe_set, out=tmp_path / "out", layers="hidden")
+    assert next(watching).steps == [4]
+    with pytest.warns(RuntimeWarning, match="waiting: step 4: given twice"):
+        assert next(watching).steps == [4, 8]
+
+
+def test_a_training_that_goes_on_from_an_older_checkpoint_stops_nothing(
+    net: SmallNet, probe_set: pf.ProbeSet, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(step: int, seed: int) -> None:
+        torch.manual_seed(seed)
+        torch.save(SmallNet().state_dict(), folder / f"step_{step}.pt")
+
+    for step in (0, 8, 16, 24):
+        save(step, step)
+    # 24 is written again, of other weights, and the training goes on.
+    between_rounds(monkeypatch, [lambda: save(24, 1), lambda: save(32, 2), lambda: None])
+    watching = pf.watch(net, folder, probe_set, out=tmp_path / "out", layers="hidden")
+    assert next(watching).steps == [0, 8, 16, 24]
+    with pytest.warns(RuntimeWarning, match="step 24 is tried 2 times more.*measured on other weights"):
+        assert next(watching).steps == [0, 8, 16, 24, 32]
+    save(40, 3)
+    with pytest.raises(SweepError, match=r"(?s)1 of 6 .*the other 5 are stored.*keeps what it had of step 24") as error:
+        pf.sweep(net, folder, probe_set, out=tmp_path / "out", layers="hidden")
+    assert list(error.value.failed) == [24]
+    assert pf.read_scores(tmp_path / "out").steps == [0, 8, 16, 24, 32, 40]
+    for step in (0, 8, 16):  # another training begins: none of what is stored is known to be of it
+        save(step, 100 + step)
+    with pytest.raises(StoreError, match="step 0 is stored already, but was measured on other weights"):
+        pf.sweep(net, folder, probe_set, out=tmp_path / "out", layers="hidden")
 
 
 def test_a_folder_that_is_not_there_is_named_at_once(net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from .ahead import read_ahead
 from .entries import by_only_file, weights_files
-from .fingerprint import file_hash, state_hash
+from .fingerprint import constants_of, file_hash, state_hash
 from .hub import SCHEME, Revision, as_revision
 from .loading import check_copies, load_into
 from .ordering import find_checkpoints, order_checkpoints
@@ -15,6 +15,7 @@ __all__ = [
     "as_revision",
     "by_only_file",
     "check_copies",
+    "constants_of",
     "file_hash",
     "find_checkpoints",
     "load_into",

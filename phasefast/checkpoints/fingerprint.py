@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .entries import weights_files
 from .messages import damage_named
@@ -26,8 +26,12 @@ _LONGEST_HEADER = 100_000_000  # that safetensors reads
 
 
 def state_hash(state: Mapping[str, Any]) -> str:
-    """Hash of names, shapes and some thousand evenly spaced values of every tensor: tells one training from another."""
+    """Hash of names, shapes and some thousand evenly spaced values of every tensor: tells one training from another.
+
+    Where some are sharded over ranks, of these alone: the others are each rank's own, as BatchNorm's statistics are.
+    """
     digest = hashlib.blake2b(digest_size=8)
+    state = {name: value for name, value in state.items() if hasattr(value, "full_tensor")} or state
     samples = {name: _sample(value) for name, value in state.items() if isinstance(value, Tensor)}
     devices = {sample.device for sample in samples.values()}
     if len(devices) == 1 and devices != {torch.device("cpu")}:  # one copy from a GPU, not one for each tensor
@@ -39,6 +43,17 @@ def state_hash(state: Mapping[str, Any]) -> str:
             digest.update(f"{tuple(value.shape)}{value.dtype}".encode())
             digest.update(samples[name].cpu().numpy().data)
     return digest.hexdigest()
+
+
+def constants_of(model: nn.Module) -> dict[str, str]:
+    """Hashes of a model's tensors that are in no state dict: buffers that are not persistent, and plain attributes."""
+    found = dict[str, str]()
+    for prefix, module in model.named_modules():
+        kept = {name: module._buffers.get(name) for name in module._non_persistent_buffers_set}
+        for name, value in (kept | vars(module)).items():
+            if isinstance(value, Tensor) and not value.is_meta:
+                found[f"{prefix}.{name}".lstrip(".")] = state_hash({name: value})
+    return found
 
 
 def _sample(tensor: Tensor) -> Tensor:

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..common.notices import shown, warn
-from ..errors import CheckpointError, is_integer
+from ..errors import CheckpointError, TwiceError, is_integer
 from ..results.failures import named
 from .entries import NEEDED, find_entry, why_none
 from .hub import Revision, as_revision, revisions
 from .messages import damage_named
 from .sources import ENTRIES, SUFFIXES, TEMPORARY, Source, may_be_weights
-from .steps import has_step, named_after_step, named_by, names_step, parse_step, stem_of, unit_of
+from .steps import epoch_beside_step, has_step, named_after_step, named_by, names_step, parse_step, stem_of, unit_of
 
 _UNFINISHED = f"have temporary names or do not hold {NEEDED}"
 _DIGITS = r"[\d.]+(?:e-?\d+)?"  # 2000, 0.53, 1e-05
@@ -158,14 +158,35 @@ def _tell_doubtful(where: Path, found: Sequence[Path], with_step: Mapping[Path, 
 
 
 def _tell_units(where: str | Path, names: Iterable[Path]) -> None:
-    """Warn where names count different things, as far as they say what, but for 0 of what is not called an epoch."""
-    units: dict[str, str] = {}
+    """Warn where names count different things, as far as they say what, but for 0 of what is not called an epoch.
+
+    Raises:
+        CheckpointError: they count steps anew in each epoch.
+    """
+    units, names = dict[str, str](), list(names)
+    _check_epochs(where, names)
     for name in names:
         if parse_step(name) > 0 or unit_of(name) == "epochs":
             units.setdefault(unit_of(name), name.name)
     if len(units) > 1:
         kinds = ", ".join(f"{unit} as in {name}" for unit, name in units.items())
         warn(f"{where}: names have {kinds}; all count as steps of one training: give {{step: path}}, or a glob of some")
+
+
+def _check_epochs(where: str | Path, names: Iterable[Path]) -> None:
+    """CheckpointError where a later epoch has a smaller step, by which it would come before an earlier one."""
+    epochs = [(epoch, parse_step(name), name.name) for name in names if (epoch := epoch_beside_step(name)) is not None]
+    epochs.sort()
+    latest = epochs[0] if epochs else None
+    for own in epochs:
+        assert latest is not None
+        if own[0] > latest[0] and own[1] < latest[1]:
+            raise CheckpointError(
+                f"{where}: {own[2]} is of a later epoch than {latest[2]}, but of a smaller step: are steps counted "
+                "anew in each epoch, or are these two trainings? give {step: path} with the updates since the "
+                "training began, or a glob of one training"
+            )
+        latest = max(latest, own, key=lambda each: each[1])
 
 
 def _is_one(folder: Path, entry: Path, inside: Sequence[Path]) -> bool:
@@ -185,9 +206,10 @@ def _by_step(pairs: Sequence[tuple[int, _Some]]) -> dict[int, _Some]:
     if twice := [step for step, sources in ordered.items() if len(sources) > 1]:
         first, second, *_ = ordered[twice[0]]
         others = f", likewise {named(twice[1:])}" if len(twice) > 1 else ""
-        raise CheckpointError(
+        raise TwiceError(
             f"step {twice[0]}: given twice, as {first} and {second}{others}; give {{step: path}}, or a glob that "
-            "matches only one of them, or put the others elsewhere"
+            "matches only one of them, or put the others elsewhere",
+            {step: sources[0] for step, sources in ordered.items() if len(sources) == 1},
         )
     return {step: source for step, (source,) in ordered.items()}
 

@@ -40,13 +40,14 @@ class Reader:
 
     Attributes:
         load: gives the state dict of a path instead.
-        told: what was warned of.
+        told: what was warned of. ways: the keys under which weights were, with the first checkpoint of each.
     """
 
     weights_only: bool = True
     key: str | None = None
     load: Callable[[Path], Mapping[str, Any]] | None = None
     told: set[str] = field(default_factory=set, compare=False, repr=False)
+    ways: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.key is not None and not isinstance(self.key, str):
@@ -58,7 +59,7 @@ class Reader:
             with source.fetched(whole=self.load is not None) as path, _named_as(source, path):
                 return self.read(path)
         if self.load is None or isinstance(source, Mapping):
-            return read_state_dict(source, weights_only=self.weights_only, key=self.key)
+            return self._told_of(source, *_read_state(source, self.weights_only, self.key))
         try:
             loaded = self.load(Path(source))
         except (PhasefastError, KeyboardInterrupt, SystemExit, GeneratorExit):
@@ -69,9 +70,23 @@ class Reader:
         if not isinstance(loaded, Mapping):
             raise CheckpointError(f"{os.fspath(source)}: expected a state dict of load=, got {type(loaded).__name__}")
         try:
-            return read_state_dict(loaded, key=self.key)
+            return self._told_of(source, *_read_state(loaded, key=self.key))
         except CheckpointError as error:
             raise CheckpointError(f"{os.fspath(source)}, as it is loaded: {error}") from error
+
+    def _told_of(self, source: Source, state: dict[str, Tensor], way: str) -> dict[str, Tensor]:
+        """The state dict; a warning where it was under another key than that of other checkpoints."""
+        kind = ".".join(part for part in way.split(".") if part not in NESTED)  # which all stand for the weights alone
+        name = "a given mapping" if isinstance(source, Mapping) else os.fspath(source)
+        if kind not in self.ways:
+            self.ways[kind] = f"{way!r} in {name}" if way else f"{name} itself"
+            if len(self.ways) > 1 and self.key is None:
+                first, *_, last = self.ways.values()
+                warn(
+                    f"checkpoints: weights are read from {first}, but from {last}: if some are averages of weights, "
+                    "these make no one curve; key= (--key) takes the same of all"
+                )
+        return state
 
     def fingerprint(self, source: Source) -> str | None:
         """Hash of the file or folder, with the key and whether a function reads it: other weights of a file are others.
@@ -123,6 +138,11 @@ def read_state_dict(source: Source, *, weights_only: bool = True, key: str | Non
         CheckpointError: missing, incomplete, untrusted, or not a state dict; names the file.
         DependencyError: the package that reads such files is missing.
     """
+    return _read_state(source, weights_only, key)[0]
+
+
+def _read_state(source: Source, weights_only: bool = True, key: str | None = None) -> tuple[dict[str, Tensor], str]:
+    """The state dict, and the keys that it was under, with dots between them."""
     name = "the given mapping" if isinstance(source, Mapping) else os.fspath(source)
     loaded: Any = source if isinstance(source, Mapping) else _read(entry_of(source), weights_only)
     if key is not None and (found := _under(loaded, key.rstrip("."), _DEPTH)) is not None:
@@ -153,7 +173,7 @@ def read_state_dict(source: Source, *, weights_only: bool = True, key: str | Non
         raise CheckpointError(
             f"{name}: expected a state dict (names to tensors), but {shown(bad)} are not tensors; {under}"
         )
-    return dict(loaded)
+    return dict(loaded), way[:-1]
 
 
 def _nested(loaded: Any) -> str | None:

@@ -68,6 +68,13 @@ def unit_of(name: str | os.PathLike[str]) -> str:
     return "the best" if re.search("best", stem, re.IGNORECASE) else "numbers"
 
 
+def epoch_beside_step(name: str | os.PathLike[str]) -> Decimal | None:
+    """The epoch in a name that says a step too; None in others."""
+    stem = _undated(name)
+    found = _EPOCH.findall(stem) if _NAMED.search(stem) else []
+    return Decimal(found[-1][0]) if found else None
+
+
 def named_after_step(path: Path) -> bool:
     """Whether a name has a word for steps or epochs before a number, or is nothing but a number."""
     return has_step(path) and (_has_word(path) or stem_of(path).isdecimal())

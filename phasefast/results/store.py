@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..common.files import remove_file, writing
-from ..common.notices import warn
-from ..errors import DamagedError, StoreError
+from ..common.notices import shown, warn
+from ..errors import DamagedError, OtherWeightsError, StoreError
 from .failures import FAILED, reasons, stored_failures, write_lost
 from .scores import Scores, shard_file, store_folder
 from .shards import DAMAGED, list_shards, prepare_store, read_shard, set_aside, writing_alone
@@ -34,6 +34,7 @@ PICTURES, SELECTED, RECONSTRUCTIONS = ("phases", "maps"), ("phases-selected", "m
 FORMATS = ".png", ".pdf", ".svg"
 # Readers of a folder of Parquet files, such as pandas, pass over names that begin so.
 _ORIGIN, _TRAINING, _SETTINGS = "_origin.json", "_training.json", "_settings-{}.json"
+_CONSTANTS = "_constants.json"
 _OTHER_VERSION = "by another version of phasefast"
 _WORDS = "stored", "now"  # of the two values of a setting
 _LONGEST = 60  # characters of a setting that is shown
@@ -59,7 +60,7 @@ def open_store(
             architecture, or has other values of one of these targets.
     """
     folder = prepare_store(directory)
-    beside = _SETTINGS.format("*"), _ORIGIN, _TRAINING, FAILED.format("*"), DAMAGED.format("*")
+    beside = _SETTINGS.format("*"), _ORIGIN, _TRAINING, _CONSTANTS, FAILED.format("*"), DAMAGED.format("*")
     for path in (path for pattern in beside for path in folder.glob(pattern)) if overwrite else ():
         remove_file(path)
     done, damaged = dict[int, Scores](), list[Path]()
@@ -165,6 +166,33 @@ def check_origin(directory: str | Path, origin: str, confirmed: bool, of_all: bo
         with writing(store_folder(directory) / _ORIGIN, "where checkpoints are to", parents=True) as partial:
             # One that is confirmed is another place of one of them.
             partial.write_text(json.dumps([origin] if new and len(known) < 2 else [*known, origin]), encoding="utf-8")
+
+
+def check_constants(directory: str | Path, constants: Mapping[str, str]) -> None:
+    """Warn where a model's tensors that no checkpoint has are others than those that the scores there are of.
+
+    Args:
+        constants: their hashes by name, kept beside the scores.
+
+    Raises:
+        StoreError: they cannot be written.
+    """
+    path = store_folder(directory) / _CONSTANTS
+    with writing_alone(directory):
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            known = None
+        if not isinstance(known, dict):
+            with writing(path, "the model's constants to", parents=True) as partial:
+                partial.write_text(json.dumps(constants), encoding="utf-8")
+            return
+    if changed := [name for name, own in constants.items() if known.get(name, own) != own]:
+        warn(
+            f"{directory}: the model's tensors {shown(changed)} are in no checkpoint, and others than those of the "
+            "model that the scores there were measured with: if they are drawn at random, give all jobs the "
+            "training's seed and start over (overwrite=True, --overwrite)"
+        )
 
 
 def read_origins(directory: str | Path) -> list[str]:
@@ -275,10 +303,10 @@ def check_weights(stored: Scores, expected: str) -> None:
         expected: their ``state_hash``.
 
     Raises:
-        StoreError: they differ.
+        OtherWeightsError: they differ.
     """
     if stored.values_of("state_hash") != [expected]:
-        raise StoreError(
+        raise OtherWeightsError(
             f"step {stored.steps[0]} is stored already, but was measured on other weights: another training, rank, key "
             "or function? Of a training that went on from an older checkpoint delete the files of later steps in "
             f"scores/, else {_ELSEWHERE}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +88,20 @@ def test_what_is_missing_does_not_depend_on_the_model_that_was_passed(tmp_path: 
         found.append(pf.sweep(model, averages, probe_set, out=tmp_path / "out", alphas=[0.1]))
         model[1].running_mean += 1
     assert len(found[0]) == len(found[1])
+
+
+def test_weights_under_another_key_than_before_are_told(tmp_path: Path) -> None:
+    model = nn.Linear(4, 3)
+    state = model.state_dict()
+    saved = [{"model": state}, {"state_dict": state, "epoch": 1}, state, {"ema": state, "epoch": 3}, {"ema": state}]
+    paths = [tmp_path / f"step_{step}.pt" for step in range(len(saved))]
+    for path, each in zip(paths, saved, strict=True):
+        torch.save(each, path)
+    probe_set = pf.ProbeSet.from_tensors(torch.randn(40, 4), None, torch.randn(20, 4), None)
+    with warnings.catch_warnings():  # these keys all stand for the weights
+        warnings.simplefilter("error")
+        pf.sweep(nn.Sequential(model), paths[:3], probe_set, out=tmp_path / "a", alphas=[0.1])
+    with pytest.warns(RuntimeWarning) as caught:
+        pf.sweep(nn.Sequential(model), paths, probe_set, out=tmp_path / "b", alphas=[0.1])
+    (text,) = [str(each.message) for each in caught if "weights are read" in str(each.message)]
+    assert f"from 'model' in {paths[0]}, but from 'ema' in {paths[3]}: if some are averages" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import shutil
@@ -11,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from phasefast.checkpoints import file_hash, state_hash
+from phasefast.checkpoints import constants_of, file_hash, state_hash
 from phasefast.errors import CheckpointError
 
 from .test_reading import write_shards
@@ -150,3 +151,32 @@ def test_a_change_that_the_tail_of_a_file_of_torch_does_not_tell_is_seen(tmp_pat
     finally:
         torch.serialization.set_crc32_options(True)
     assert len(set(hashes)) == 3
+
+
+def test_of_a_sharded_model_what_each_rank_has_for_itself_does_not_count() -> None:
+    class Sharded(Tensor):
+        def full_tensor(self) -> Tensor:
+            return self.as_subclass(Tensor)
+
+    weight, mean = torch.randn(3, 2), torch.zeros(3)
+    whole = {"weight": weight.as_subclass(Sharded), "running_mean": mean}
+    assert state_hash(whole) == state_hash(whole | {"running_mean": mean + 1})
+    assert state_hash(whole) != state_hash(whole | {"weight": (weight + 1).as_subclass(Sharded)})
+    assert state_hash({"running_mean": mean}) != state_hash({"running_mean": mean + 1})
+
+
+def test_constants_are_what_no_state_dict_has() -> None:
+    class Features(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(2, 3)
+            self.register_buffer("kept", torch.randn(2))
+            self.register_buffer("drawn", torch.randn(2), persistent=False)
+            self.register_buffer("none", None, persistent=False)
+            self.plain, self.number = torch.randn(2), 1.0
+
+    torch.manual_seed(0)
+    first, second = nn.Sequential(Features()), nn.Sequential(Features())
+    assert sorted(constants_of(first)) == ["0.drawn", "0.plain"]
+    assert constants_of(first) == constants_of(copy.deepcopy(first)) != constants_of(second)
+    assert constants_of(Features()).keys() == {"drawn", "plain"}
