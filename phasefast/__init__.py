@@ -16,7 +16,7 @@ from .reconstruction import Reconstructions, reconstruct
 from .results.failures import read_failures
 from .results.scores import Scores
 from .results.shards import read_scores
-from .stages.phases import detect_phases
+from .stages.phases import detect_curve, detect_phases
 from .stages.probe_set import ProbeSet
 from .sweep import sweep
 from .track import PhaseTracker
@@ -48,6 +48,7 @@ __all__ = [
     "best_of_runs",
     "build_info",
     "compare_phases",
+    "detect_curve",
     "detect_phases",
     "fit_decoders",
     "plan",

@@ -198,8 +198,10 @@ class Curve:
     def _failing(self, span: Span, sign: int = 1) -> str:
         """Why a change that is large enough does not count; ``sign``: -1 where it is told as a fall."""
         low, high = sorted(sign * end for end in self.change(span)[1])
-        one = self._rests_on_one(span)
-        return "by one step only" if one else f"the interval of that, {low:.2g} to {high:.2g}, includes 0"
+        if self._rests_on_one(span):
+            left, asked = self._without_one(span)
+            return "without one step by only {} ({} needed)".format(*_apart(max(0.0, left), asked))
+        return f"the interval of that, {low:.2g} to {high:.2g}, includes 0"
 
     def _failing_fall(self, fall: Span) -> str:
         """Why what leads to the minimum is no decrease."""
@@ -238,9 +240,14 @@ class Curve:
         Scatter dwindles as a training converges: the lowest of its early steps lies below all that comes later, by
         much more than later steps scatter. Nor does a rise count that is the last step's alone: it may have diverged.
         """
-        low, count = self.minimum, len(self.loss)
-        if count < self.rules.order_steps or low not in (span.first, span.last):
+        if len(self.loss) < self.rules.order_steps or self.minimum not in (span.first, span.last):
             return False
+        left, asked = self._without_one(span)
+        return left < asked * (1 - 1e-9)
+
+    def _without_one(self, span: Span) -> tuple[float, float]:
+        """A change to or from the minimum without its one step, and what is asked of that."""
+        low, count = self.minimum, len(self.loss)
         beside = min(self.loss[step] for step in (low - 1, low + 1) if 0 <= step < count)
         deviations = 1.0 if self._of_many(span) else self.rules.noise
         needed = self._needed(float(self.loss[span.before].mean()), deviations)
@@ -249,7 +256,7 @@ class Curve:
         alone = float(beside - self.loss[low])
         if span.kind == "increase" and span.last == count - 1:
             alone = max(alone, float(self.loss[-1] - self.loss[-2]))
-        return self._size(span) - alone < share * needed * (1 - 1e-9)
+        return self._size(span) - alone, share * needed
 
     def _size(self, span: Span) -> float:
         """Of a decrease or an increase; negative where the loss goes the other way."""
@@ -294,9 +301,14 @@ class Curve:
             near = np.abs(part - part.mean()).max() <= self.rules.plateau * change
             # Its own drift would not count as a change, nor does it bend more than the whole curve.
             flat = abs(slope) * end < max(self._needed(self.loss[0]), self.rules.noise * self.rough)
-            if near and flat and abs(slope) <= self.rules.slope * after:
+            if near and flat and abs(slope) <= self.rules.slope * after and not self._moves(end):
                 return end
         return None
+
+    def _moves(self, end: int) -> bool:
+        """Whether the loss at an index differs from the first one as much as a change, by more than the samples may."""
+        amount, (low, high) = self.change(Span("constant", 0, end, slice(0, 1)))
+        return abs(amount) >= self._needed(float(self.loss[0])) and (low > 0 or high < 0)
 
     def stop_window(self, spans: Sequence[Span]) -> tuple[int, int] | None:
         """Indices of the first and last step around the minimum about as good as it; None without a decrease.

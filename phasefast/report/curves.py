@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow.compute as pc
 
 from ..metrics import ACCURACIES, FVU
-from ..phases.phase_report import CellPhases
+from ..phases.phase_report import PhaseReport
 from ..results.scores import MODEL_LAYER, Scores
 from .names import LONGEST, shortened
 
@@ -112,17 +112,23 @@ def telling_layers(scores: Scores) -> list[str]:
     return layers[before:] + layers[:before]
 
 
-def curves_of(
-    scores: Scores, target: str, metric: str, styles: Mapping[str, Look], report: Iterable[CellPhases] = ()
-) -> list[Curve]:
-    """The held-out curves of one target that have a finite value; ``report``: what leaves steps out."""
+def curves_of(scores: Scores, target: str, metric: str, styles: Mapping[str, Look], report: PhaseReport) -> list[Curve]:
+    """The held-out curves of one target that have a finite value; NaN where a layer could not be measured.
+
+    Args:
+        report: what leaves steps out, and what failed.
+    """
     left_out = {cell.layer: cell.left_out for cell in report if cell.target == target}
     found = []
     for layer, look in styles.items():
         if scores.has_curve(layer, target, metric):
             steps, values = scores.curve(layer, target, metric)
+            estimated = scores.estimated(layer, target, metric)
+            lost = [step for step, failure in report.failed.items() if failure.layers.get(layer) and step not in steps]
+            places = np.searchsorted(steps, lost)
+            steps, values = np.insert(steps, places, lost), np.insert(values, places, np.nan)
             odd = np.isin(steps, left_out.get(layer, ()))
-            found.append(Curve(steps, values, scores.estimated(layer, target, metric), odd, look))
+            found.append(Curve(steps, values, np.insert(estimated, places, False), odd, look))
     return [curve for curve in found if len(curve.finite)]
 
 

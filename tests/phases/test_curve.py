@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -196,3 +198,33 @@ def test_what_varies_without_order_is_not_constant() -> None:
     assert kinds(cell) == ""
     assert cell.why.startswith("varies by ")
     assert "but steps in random order would look as regular" in cell.why
+
+
+def test_what_falls_as_much_as_a_change_is_no_plateau() -> None:
+    """The curve of a regression of digits' ink: flat for eight steps, then down ever faster."""
+    loss = np.array([0.577, 0.577, 0.576, 0.577, 0.579, 0.58, 0.579, 0.575, 0.56, 0.514, 0.489, 0.486, 0.377, 0.209])
+    cell = find(np.append(loss, [0.161, 0.141, 0.204, 0.308, 0.399, 0.502, 0.468, 0.45, 0.433, 0.422, 0.413]))
+    assert kinds(cell) == "cdi"
+    assert abs(cell.phase("constant").change) < cell.evidence["needed"]["decrease"]
+    assert cell.phase("decrease").start_step < 100  # where it lies .088 below its beginning
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_plateaus_move_by_less_than_a_change(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    shape = np.interp(np.arange(20), [0, 4 + rng.integers(4), 12, 19], [0.6, 0.6 - 0.03 * rng.random(), 0.4, 0.5])
+    cell = find(noisy(shape, 0.01 * rng.random(), seed), seed)
+    if (plateau := cell.phase("constant")) is not None and cell.phase("decrease") is not None:
+        within = plateau.ci[0] <= 0 <= plateau.ci[1]
+        assert within or abs(plateau.change) < max(
+            3 * cell.evidence["step_noise"], 0.02 * cell.evidence["loss"]["first"]
+        )
+
+
+def test_what_a_change_lacks_without_one_step_is_told() -> None:
+    cell = find(np.concatenate([np.full(10, 0.94), [0.92], np.linspace(0.932, 0.945, 7)]))
+    assert kinds(cell) == "c"
+    assert cell.why.startswith("falls by 0.02, but without one step by only ")
+    told = re.findall(r"without one step by only (\S+) \((\S+) needed\)", cell.why)
+    assert len(told) == 2  # of the fall and of the rise
+    assert all(float(left) < float(asked) < 0.02 for left, asked in told)

@@ -8,9 +8,14 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
+from phasefast.phases.phase_report import PhaseReport
 from phasefast.report.curves import Curve, Look, accuracy_target, curves_of, end_labels, evenly, fvu_target, looks
+from phasefast.results.failures import Failure
+from phasefast.results.scores import Scores
 
 from .synthetic import log2_steps, make_scores, targets_apart
+
+NONE = PhaseReport(())
 
 
 def test_late_layers_are_dark_and_the_chosen_one_is_wide() -> None:
@@ -26,12 +31,24 @@ def test_late_layers_are_dark_and_the_chosen_one_is_wide() -> None:
 def test_the_models_own_curve_is_drawn_only_beside_those_of_its_target() -> None:
     scores, styles = targets_apart(), looks(["a", "b"], None)
     assert (fvu_target(scores), accuracy_target(scores)) == ("input", "colour")
-    assert [curve.look.name for curve in curves_of(scores, "colour", "accuracy", styles)] == ["a", "b"]
+    assert [curve.look.name for curve in curves_of(scores, "colour", "accuracy", styles, NONE)] == ["a", "b"]
     both = make_scores(["a", "b"], log2_steps(8))
     assert accuracy_target(both) == "label"
-    assert [curve.look.name for curve in curves_of(both, "label", "accuracy", styles)] == ["a", "b", "model"]
+    assert [curve.look.name for curve in curves_of(both, "label", "accuracy", styles, NONE)] == ["a", "b", "model"]
     alone = make_scores([], log2_steps(8))
     assert (fvu_target(alone), accuracy_target(alone)) == (None, "label")
+
+
+def test_lines_are_broken_where_a_layer_could_not_be_measured() -> None:
+    rows = make_scores(["a", "b"], [0, 1, 2, 4]).to_arrow().to_pylist()
+    scores = Scores.from_rows([each for each in rows if (each["layer"], each["step"]) != ("b", 2)])
+    lost = {2: Failure("step 2", "layer 'b': NaN", partial=True, layers={"b": "layer 'b': NaN"})}
+    a, b = curves_of(scores, "input", "fvu", looks(["a", "b"], None), PhaseReport((), failed=lost))
+    assert a.steps.tolist() == b.steps.tolist() == [0, 1, 2, 4]
+    assert np.isnan(b.values).tolist() == [False, False, True, False]
+    assert np.isfinite(a.values).all()
+    (_, b) = curves_of(scores, "input", "fvu", looks(["a", "b"], None), NONE)  # not asked for there
+    assert b.steps.tolist() == [0, 1, 4]
 
 
 @pytest.mark.parametrize("chosen", [0, 1, 30, 58, 59])
