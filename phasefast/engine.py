@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .algebra.components import RANDOM_COLUMNS
 from .algebra.workspace import Workspace
-from .checkpoints import state_hash
+from .checkpoints import weights_hash
 from .common.notices import shown, warn
 from .common.random_state import fix_random_state, telling_draws
 from .configuration import Configuration
@@ -171,7 +171,7 @@ class Engine:
         """
         scores: list[Score] = []
         with _MEASURING:
-            start, weights = time.perf_counter(), state_hash(self.model.state_dict())
+            start, weights = time.perf_counter(), weights_hash(self.model)
             with self._workspace, self._prepared(keep, only) as groups:
                 if changed := self._functions.changed():
                     self._tell(

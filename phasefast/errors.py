@@ -105,8 +105,9 @@ def may_pass(error: Exception) -> bool:
 def with_notes(error: Exception) -> str:
     """What an error and the notes on it say; what kind it is, of others than the package's own."""
     kind = "" if isinstance(error, PhasefastError) else f"{type(error).__name__}: "
-    *before, last = f"{kind}{error}", *getattr(error, "__notes__", [])
-    return " ".join([*(text if text.endswith((".", "!", "?", ":", ";")) else f"{text}." for text in before), last])
+    texts = [f"{kind}{error}".rstrip(": "), *getattr(error, "__notes__", [])]
+    ended = [text if text.endswith((".", "!", "?", ":", ";")) else f"{text}." for text in texts[:-1]]
+    return " ".join([*ended, texts[-1]])
 
 
 def without_frames(error: Exception, outer: BaseException | None = None) -> Exception:

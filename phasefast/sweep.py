@@ -21,7 +21,7 @@ from .checkpoints import (
     constants_of,
     load_into,
     order_checkpoints,
-    state_hash,
+    weights_hash,
 )
 from .checkpoints.sources import Source
 from .common.notices import warn
@@ -128,7 +128,7 @@ class Sweeper:
         if not isinstance(out, (str, os.PathLike)):
             raise ArgumentError(f"out: expected a directory, got {out!r}; pf.probe and PhaseTracker can do without")
         self._engine, self._out, self._reader = Engine(model, probe_set, run, out, **options), out, reader
-        engine, self._constants = self._engine, constants_of(self._engine.model)  # before any forward
+        engine, self._constants = self._engine, constants_of(self._engine.model)
         self._stored = open_store(out, engine.config_hash, engine.settings, engine.target_hashes, overwrite)
         self._lost = lost_layers(out) if self._stored else {}
         self.count = 0
@@ -176,13 +176,14 @@ class Sweeper:
             self._same_training |= any(step > 0 for step in same)  # trainings may begin alike
             self._verified = (self._verified | same) - changed.keys()
             # Where a training went on from an older checkpoint, later ones were written again.
-            if changed and not any(0 < step < min(changed) for step in self._verified):
+            if changed and not self._goes_on(min(changed)):
                 raise changed[min(changed)]
             failures |= changed
             settle_failures(self._out, ordered.keys() - todo.keys() - failures.keys())
             if not self._measured and (origin := _origin(ordered.values())) is not None:
                 check_origin(self._out, origin, self._same_training, self._stored.keys() <= same)
             kept = set[int]()
+            self._keep(changed, ordered, kept)
 
             def measure(step: int, source_hash: str | None) -> None:
                 self._keep(new, todo, kept)  # a kill would lose it
@@ -209,7 +210,13 @@ class Sweeper:
         """Measure and store the checkpoint that is loaded, of a stored step what it lacks."""
         engine = self._engine
         if step in self._stored:
-            check_weights(self._stored[step], state_hash(engine.model.state_dict()))
+            try:
+                check_weights(self._stored[step], weights_hash(engine.model))
+            except OtherWeightsError as error:
+                if not self._goes_on(step):
+                    raise
+                raise CheckpointError(str(error)) from None  # which is this one's alone
+            self._verified.add(step)
         scores = engine.measure(step, keep=not self._measured, only=lacking.get(step))  # the first tells what changes
         if not len(scores):  # all that was to be added is lost, which alone is to be written down
             scores = self._stored[step]
@@ -221,13 +228,22 @@ class Sweeper:
                 f"{self._out}: another job has stored step {step} meanwhile: jobs that do the same work can share it, "
                 "with shard=(i, n) (--shard)"
             )
-        if not self._measured:
-            check_constants(self._out, self._constants)
+        if not self._measured:  # what a forward changes is no constant
+            now = constants_of(engine.model)
+            check_constants(self._out, {name: own for name, own in self._constants.items() if now.get(name) == own})
         scores = write_step(self._out, scores, engine.config_hash, engine.settings, engine.lost)
+        if step > max(self._stored, default=-1):  # of a training that begins anew lower ones come first
+            self._verified.add(step)
         self._stored[step], self._measured, self._same_training = scores, True, True
-        self._verified.add(step)
         self._lost[step] = {**reasons(engine.lost), **self._lost.get(step, {})}
         self.count += 1
+
+    def _goes_on(self, step: int) -> bool:
+        """Whether an earlier step, but the first of all, is of the training whose scores are stored: then this one is.
+
+        Its checkpoint may have been written again since, where the training went on from an older one.
+        """
+        return any(0 < known < step for known in self._verified)
 
     def _lacking(self, step: int) -> list[str]:
         """Modules whose layers a stored step has no scores of, though they can be measured."""
@@ -304,5 +320,5 @@ def _is_same(stored: Scores, source: Source, engine: Engine, reader: Reader) -> 
             return False  # likewise, but for the rest of a folder
         raise
     load_into(engine.model, state, name_of(stored.steps[0], source), engine.recomputed)
-    check_weights(stored, state_hash(engine.model.state_dict()))
+    check_weights(stored, weights_hash(engine.model))
     return True

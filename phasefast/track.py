@@ -12,7 +12,7 @@ from typing import Any, Literal, Unpack
 import torch
 from torch import nn
 
-from .checkpoints import state_hash
+from .checkpoints import weights_hash
 from .common.notices import warn
 from .engine import Engine
 from .errors import ArgumentError, StoreError, is_integer, may_pass, with_notes
@@ -182,7 +182,7 @@ class PhaseTracker:
             if repeated:  # such as while gradients accumulate, when BatchNorm's statistics may move
                 return None
             try:
-                check_weights(self.scores.filter(step=step), state_hash(self._engine.model.state_dict()))
+                check_weights(self.scores.filter(step=step), weights_hash(self._engine.model))
                 self._farthest = max(self._farthest, step)
             except StoreError as error:
                 if step <= self._farthest:

@@ -15,7 +15,7 @@ from torch import nn
 
 from .checkpoints import Reader, as_revision, by_only_file, find_checkpoints, weights_files
 from .common.notices import warn
-from .errors import ArgumentError, CheckpointError, TwiceError, with_notes
+from .errors import ArgumentError, CheckpointError, OtherWeightsError, TwiceError, with_notes
 from .options import ProbeOptions
 from .results.scores import Scores
 from .stages.probe_set import ProbeSet
@@ -42,7 +42,8 @@ def watch(
 
     They include those that ``out`` held in the beginning. It never ends by itself: leave the loop when you have seen
     enough. A checkpoint that cannot be read is perhaps still being written: a warning names it, and it is tried twice
-    more, as a disk may fail, and once it has changed. One that is measured must not change: that is another training.
+    more, as a disk may fail, and once it has changed. One that is measured must not change, or a warning names it;
+    where no earlier one is as it was, that is another training, and an error.
 
     Args:
         folder: of checkpoints, or a glob of them; may be empty still. every: seconds between two looks.
@@ -61,8 +62,10 @@ def watch(
         place = place.parent
     if not place.is_dir():
         raise CheckpointError(f"{folder}: expected a folder to watch, or a glob; make it first")
+    if isinstance(out, (str, os.PathLike)):
+        out = Path(out).absolute()  # the caller may change the directory between two looks
     sweeper = Sweeper(model, probe_set, out, run=run, reader=Reader(weights_only, key, load), **options)
-    return _rounds(sweeper, folder, every)
+    return _rounds(sweeper, Path(folder).absolute(), every)
 
 
 def _rounds(sweeper: Sweeper, folder: str | os.PathLike[str], every: float) -> Iterator[Scores]:
@@ -83,6 +86,9 @@ def _rounds(sweeper: Sweeper, folder: str | os.PathLike[str], every: float) -> I
         last = written
         known |= {step: written[step] for step in ready}
         for step, error in sweeper.measure(ready, all_of_them=True).items() if ready else ():
+            if isinstance(error, OtherWeightsError):  # which another look would not mend
+                warn(with_notes(error))
+                continue
             tries[step, written[step]] += 1
             if tries[step, written[step]] == 1:
                 warn(f"step {step} is tried {_TRIES - 1} times more, and when it has changed: {with_notes(error)}")

@@ -138,6 +138,48 @@ def test_another_training_in_the_folder_is_refused(
         next(watching)
 
 
+def test_a_second_training_in_the_folder_is_refused_at_the_first_step_that_both_have(
+    net: SmallNet, probe_set: pf.ProbeSet, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(step: int) -> None:
+        torch.save(SmallNet().state_dict(), folder / f"step_{step}.pt")
+
+    for step in (8, 16):
+        save(step)
+    between_rounds(monkeypatch, [lambda: save(4), lambda: save(8), lambda: None])
+    watching = pf.watch(net, folder, probe_set, out=tmp_path / "out", layers="hidden")
+    assert next(watching).steps == [8, 16]
+    assert next(watching).steps == [4, 8, 16]  # of which nothing tells yet
+    with pytest.raises(StoreError, match="step 8 is stored already, but was measured on other weights"):
+        next(watching)
+
+
+def test_layers_are_added_to_all_but_what_was_written_again(
+    net: SmallNet, probe_set: pf.ProbeSet, folder: Path, tmp_path: Path
+) -> None:
+    def sweep(layers: list[str]) -> pf.Scores:
+        return pf.sweep(net, folder, probe_set, out=tmp_path / "out", layers=layers)
+
+    def save(step: int) -> None:
+        torch.save(SmallNet().state_dict(), folder / f"step_{step}.pt")
+
+    for step in (8, 16, 24):
+        save(step)
+    sweep(["hidden"])
+    for step in (24, 32):
+        save(step)
+    with pytest.raises(SweepError, match=r"(?s)1 of 4 checkpoints failed.*step 24 is stored already") as error:
+        sweep(["hidden", "conv"])
+    assert list(error.value.failed) == [24]
+    scores = pf.read_scores(tmp_path / "out")
+    assert [scores.filter(step=step).layers for step in scores.steps] == [["conv", "hidden"]] * 2 + [["hidden"]] + [
+        ["conv", "hidden"]
+    ]
+    (tmp_path / "out" / "scores" / "step-000000000024.parquet").unlink()
+    assert sweep(["hidden", "conv"]).filter(step=24).layers == ["conv", "hidden"]
+    assert not pf.read_failures(tmp_path / "out")
+
+
 def test_a_measured_checkpoint_may_be_saved_again_or_removed_piece_by_piece(
     net: SmallNet, probe_set: pf.ProbeSet, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,12 +263,13 @@ def test_a_training_that_goes_on_from_an_older_checkpoint_stops_nothing(
     between_rounds(monkeypatch, [lambda: save(24, 1), lambda: save(32, 2), lambda: None])
     watching = pf.watch(net, folder, probe_set, out=tmp_path / "out", layers="hidden")
     assert next(watching).steps == [0, 8, 16, 24]
-    with pytest.warns(RuntimeWarning, match="step 24 is tried 2 times more.*measured on other weights"):
+    with pytest.warns(RuntimeWarning, match="step 24 is stored already, but was measured on other weights"):
         assert next(watching).steps == [0, 8, 16, 24, 32]
     save(40, 3)
     with pytest.raises(SweepError, match=r"(?s)1 of 6 .*the other 5 are stored.*keeps what it had of step 24") as error:
         pf.sweep(net, folder, probe_set, out=tmp_path / "out", layers="hidden")
     assert list(error.value.failed) == [24]
+    assert pf.read_failures(tmp_path / "out")[24].partial
     assert pf.read_scores(tmp_path / "out").steps == [0, 8, 16, 24, 32, 40]
     for step in (0, 8, 16):  # another training begins: none of what is stored is known to be of it
         save(step, 100 + step)

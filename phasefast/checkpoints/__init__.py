@@ -2,7 +2,7 @@
 
 from .ahead import read_ahead
 from .entries import by_only_file, weights_files
-from .fingerprint import constants_of, file_hash, state_hash
+from .fingerprint import constants_of, file_hash, state_hash, weights_hash
 from .hub import SCHEME, Revision, as_revision
 from .loading import check_copies, load_into
 from .ordering import find_checkpoints, order_checkpoints
@@ -24,4 +24,5 @@ __all__ = [
     "read_state_dict",
     "state_hash",
     "weights_files",
+    "weights_hash",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -26,12 +27,8 @@ _LONGEST_HEADER = 100_000_000  # that safetensors reads
 
 
 def state_hash(state: Mapping[str, Any]) -> str:
-    """Hash of names, shapes and some thousand evenly spaced values of every tensor: tells one training from another.
-
-    Where some are sharded over ranks, of these alone: the others are each rank's own, as BatchNorm's statistics are.
-    """
+    """Hash of names, shapes and some thousand evenly spaced values of every tensor: tells one training from another."""
     digest = hashlib.blake2b(digest_size=8)
-    state = {name: value for name, value in state.items() if hasattr(value, "full_tensor")} or state
     samples = {name: _sample(value) for name, value in state.items() if isinstance(value, Tensor)}
     devices = {sample.device for sample in samples.values()}
     if len(devices) == 1 and devices != {torch.device("cpu")}:  # one copy from a GPU, not one for each tensor
@@ -45,6 +42,15 @@ def state_hash(state: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
+def weights_hash(model: nn.Module) -> str:
+    """``state_hash`` of a model; of one that is sharded over ranks without buffers that each rank has for itself."""
+    state = model.state_dict()
+    if any(hasattr(value, "full_tensor") for value in state.values()):
+        of_rank = {name for name, value in model.named_buffers() if not hasattr(value, "full_tensor")}
+        state = {name: value for name, value in state.items() if name not in of_rank}
+    return state_hash(state)
+
+
 def constants_of(model: nn.Module) -> dict[str, str]:
     """Hashes of a model's tensors that are in no state dict: buffers that are not persistent, and plain attributes."""
     found = dict[str, str]()
@@ -52,7 +58,8 @@ def constants_of(model: nn.Module) -> dict[str, str]:
         kept = {name: module._buffers.get(name) for name in module._non_persistent_buffers_set}
         for name, value in (kept | vars(module)).items():
             if isinstance(value, Tensor) and not value.is_meta:
-                found[f"{prefix}.{name}".lstrip(".")] = state_hash({name: value})
+                with contextlib.suppress(RuntimeError):  # of a layout without values to look at, or without storage
+                    found[f"{prefix}.{name}".lstrip(".")] = state_hash({name: value})
     return found
 
 

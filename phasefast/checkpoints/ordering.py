@@ -158,13 +158,9 @@ def _tell_doubtful(where: Path, found: Sequence[Path], with_step: Mapping[Path, 
 
 
 def _tell_units(where: str | Path, names: Iterable[Path]) -> None:
-    """Warn where names count different things, as far as they say what, but for 0 of what is not called an epoch.
-
-    Raises:
-        CheckpointError: they count steps anew in each epoch.
-    """
+    """Warn where names count different things, as far as they say what, but for 0 of what is not called an epoch."""
     units, names = dict[str, str](), list(names)
-    _check_epochs(where, names)
+    _tell_epochs(where, names)
     for name in names:
         if parse_step(name) > 0 or unit_of(name) == "epochs":
             units.setdefault(unit_of(name), name.name)
@@ -173,19 +169,20 @@ def _tell_units(where: str | Path, names: Iterable[Path]) -> None:
         warn(f"{where}: names have {kinds}; all count as steps of one training: give {{step: path}}, or a glob of some")
 
 
-def _check_epochs(where: str | Path, names: Iterable[Path]) -> None:
-    """CheckpointError where a later epoch has a smaller step, by which it would come before an earlier one."""
+def _tell_epochs(where: str | Path, names: Iterable[Path]) -> None:
+    """Warn where a later epoch has a smaller step, by which it comes before an earlier one."""
     epochs = [(epoch, parse_step(name), name.name) for name in names if (epoch := epoch_beside_step(name)) is not None]
     epochs.sort()
     latest = epochs[0] if epochs else None
     for own in epochs:
         assert latest is not None
         if own[0] > latest[0] and own[1] < latest[1]:
-            raise CheckpointError(
-                f"{where}: {own[2]} is of a later epoch than {latest[2]}, but of a smaller step: are steps counted "
-                "anew in each epoch, or are these two trainings? give {step: path} with the updates since the "
-                "training began, or a glob of one training"
+            warn(
+                f"{where}: {own[2]} is of a later epoch than {latest[2]}, but comes before it, as its step is smaller: "
+                "if steps are counted anew in each epoch, give {step: path} with the updates since the training "
+                "began; if these are two trainings, a glob of one"
             )
+            return
         latest = max(latest, own, key=lambda each: each[1])
 
 

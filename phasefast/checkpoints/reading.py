@@ -54,12 +54,30 @@ class Reader:
             raise ArgumentError(f"key: expected a string, got {self.key!r}")
 
     def read(self, source: Source) -> dict[str, Tensor]:
-        """The state dict in ``source``; CheckpointError as of :func:`read_state_dict`, or of what ``load`` raises."""
+        """The state dict in ``source``; CheckpointError as of :func:`read_state_dict`, or of what ``load`` raises.
+
+        A warning, once, where it is under another key than that of another checkpoint.
+        """
+        state, way = self._read(source)
+        kind = ".".join(part for part in way.split(".") if part not in NESTED)  # which all stand for the weights alone
+        name = "a given mapping" if isinstance(source, Mapping) else os.fspath(source)
+        if kind not in self.ways:
+            self.ways[kind] = f"{way!r} in {name}" if way else f"{name} itself"
+            if len(self.ways) == 2 and self.key is None:
+                first, second = self.ways.values()
+                warn(
+                    f"checkpoints: weights are read from {first}, but from {second}: if some are averages of weights, "
+                    "these make no one curve; key= (--key) takes those under one key, load= (--load) any"
+                )
+        return state
+
+    def _read(self, source: Source) -> tuple[dict[str, Tensor], str]:
+        """The state dict, and the keys that it was under."""
         if isinstance(source, Revision):
             with source.fetched(whole=self.load is not None) as path, _named_as(source, path):
-                return self.read(path)
+                return self._read(path)
         if self.load is None or isinstance(source, Mapping):
-            return self._told_of(source, *_read_state(source, self.weights_only, self.key))
+            return _read_state(source, self.weights_only, self.key)
         try:
             loaded = self.load(Path(source))
         except (PhasefastError, KeyboardInterrupt, SystemExit, GeneratorExit):
@@ -70,23 +88,9 @@ class Reader:
         if not isinstance(loaded, Mapping):
             raise CheckpointError(f"{os.fspath(source)}: expected a state dict of load=, got {type(loaded).__name__}")
         try:
-            return self._told_of(source, *_read_state(loaded, key=self.key))
+            return _read_state(loaded, key=self.key)
         except CheckpointError as error:
             raise CheckpointError(f"{os.fspath(source)}, as it is loaded: {error}") from error
-
-    def _told_of(self, source: Source, state: dict[str, Tensor], way: str) -> dict[str, Tensor]:
-        """The state dict; a warning where it was under another key than that of other checkpoints."""
-        kind = ".".join(part for part in way.split(".") if part not in NESTED)  # which all stand for the weights alone
-        name = "a given mapping" if isinstance(source, Mapping) else os.fspath(source)
-        if kind not in self.ways:
-            self.ways[kind] = f"{way!r} in {name}" if way else f"{name} itself"
-            if len(self.ways) > 1 and self.key is None:
-                first, *_, last = self.ways.values()
-                warn(
-                    f"checkpoints: weights are read from {first}, but from {last}: if some are averages of weights, "
-                    "these make no one curve; key= (--key) takes the same of all"
-                )
-        return state
 
     def fingerprint(self, source: Source) -> str | None:
         """Hash of the file or folder, with the key and whether a function reads it: other weights of a file are others.

@@ -183,15 +183,15 @@ def check_constants(directory: str | Path, constants: Mapping[str, str]) -> None
             known = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             known = None
-        if not isinstance(known, dict):
+        if not isinstance(known, dict) or not list_shards(directory):
             with writing(path, "the model's constants to", parents=True) as partial:
                 partial.write_text(json.dumps(constants), encoding="utf-8")
             return
     if changed := [name for name, own in constants.items() if known.get(name, own) != own]:
         warn(
             f"{directory}: the model's tensors {shown(changed)} are in no checkpoint, and others than those of the "
-            "model that the scores there were measured with: if they are drawn at random, give all jobs the "
-            "training's seed and start over (overwrite=True, --overwrite)"
+            "model that the scores there were measured with: if they are drawn at random, neither need be the "
+            "training's; make the model with its seed, in all jobs, and start over (overwrite=True, --overwrite)"
         )
 
 

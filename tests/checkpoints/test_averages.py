@@ -93,7 +93,7 @@ def test_what_is_missing_does_not_depend_on_the_model_that_was_passed(tmp_path: 
 def test_weights_under_another_key_than_before_are_told(tmp_path: Path) -> None:
     model = nn.Linear(4, 3)
     state = model.state_dict()
-    saved = [{"model": state}, {"state_dict": state, "epoch": 1}, state, {"ema": state, "epoch": 3}, {"ema": state}]
+    saved = [{"model": state}, {"state_dict": state, "epoch": 1}, state, {"ema": state, "epoch": 3}, {"net": state}]
     paths = [tmp_path / f"step_{step}.pt" for step in range(len(saved))]
     for path, each in zip(paths, saved, strict=True):
         torch.save(each, path)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from phasefast.checkpoints import constants_of, file_hash, state_hash
+from phasefast.checkpoints import constants_of, file_hash, state_hash, weights_hash
 from phasefast.errors import CheckpointError
 
 from .test_reading import write_shards
@@ -153,16 +153,29 @@ def test_a_change_that_the_tail_of_a_file_of_torch_does_not_tell_is_seen(tmp_pat
     assert len(set(hashes)) == 3
 
 
-def test_of_a_sharded_model_what_each_rank_has_for_itself_does_not_count() -> None:
+def test_of_a_sharded_model_the_buffers_of_each_rank_do_not_count() -> None:
     class Sharded(Tensor):
         def full_tensor(self) -> Tensor:
             return self.as_subclass(Tensor)
 
-    weight, mean = torch.randn(3, 2), torch.zeros(3)
-    whole = {"weight": weight.as_subclass(Sharded), "running_mean": mean}
-    assert state_hash(whole) == state_hash(whole | {"running_mean": mean + 1})
-    assert state_hash(whole) != state_hash(whole | {"weight": (weight + 1).as_subclass(Sharded)})
-    assert state_hash({"running_mean": mean}) != state_hash({"running_mean": mean + 1})
+    class Parts(nn.Module):
+        def __init__(self, kind: type[Tensor]) -> None:
+            super().__init__()
+            self.norm, self.head = nn.BatchNorm1d(3), nn.Linear(3, 2)
+            self.register_buffer("rows", torch.ones(3, 2).as_subclass(kind))
+
+    torch.manual_seed(0)
+    model, whole = Parts(Sharded), Parts(Tensor)
+    whole.load_state_dict(model.state_dict())
+    before = weights_hash(model), weights_hash(whole)
+    assert before[1] == state_hash(whole.state_dict())
+    for each in (model, whole):
+        each.norm.running_mean += 1
+    assert weights_hash(model) == before[0]
+    assert weights_hash(whole) != before[1]
+    with torch.no_grad():  # what all ranks have counts, sharded or not
+        model.head.bias += 1
+    assert weights_hash(model) != before[0]
 
 
 def test_constants_are_what_no_state_dict_has() -> None:
@@ -180,3 +193,5 @@ def test_constants_are_what_no_state_dict_has() -> None:
     assert sorted(constants_of(first)) == ["0.drawn", "0.plain"]
     assert constants_of(first) == constants_of(copy.deepcopy(first)) != constants_of(second)
     assert constants_of(Features()).keys() == {"drawn", "plain"}
+    first[0].plain = torch.randn(4, 4).to_mkldnn()  # whose values are not looked at
+    assert sorted(constants_of(first)) == ["0.drawn"]

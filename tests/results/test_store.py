@@ -7,6 +7,7 @@ import re
 import shutil
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -281,3 +282,24 @@ def test_constants_that_another_job_has_drawn_otherwise_are_told(
         pf.sweep(Projected(1), states[:3], probe_set, **options)
     pf.sweep(Projected(1), states, probe_set, overwrite=True, **options)
     assert len([each for each in recwarn if "no checkpoint" in str(each.message)]) == 0
+
+
+def test_what_a_forward_makes_is_no_constant(probe_set: pf.ProbeSet, tmp_path: Path) -> None:
+    class Cached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = torch.nn.utils.spectral_norm(nn.Linear(probe_set.fit_inputs[0].numel(), 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.found: Tensor = self.head(x.flatten(1))
+            return self.found
+
+    states = [Cached().state_dict() for _ in range(2)]
+    options: dict = {"out": tmp_path / "out", "alphas": [0.1], "targets": "input", "layers": "head"}
+    model = Cached()
+    model(probe_set.fit_inputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "dropout|.*weight_norm|.*spectral_norm", FutureWarning)
+        pf.sweep(model, states[:1], probe_set, **options)
+        pf.sweep(Cached(), states, probe_set, **options)
