@@ -210,13 +210,7 @@ class Sweeper:
         """Measure and store the checkpoint that is loaded, of a stored step what it lacks."""
         engine = self._engine
         if step in self._stored:
-            try:
-                check_weights(self._stored[step], weights_hash(engine.model))
-            except OtherWeightsError as error:
-                if not self._goes_on(step):
-                    raise
-                raise CheckpointError(str(error)) from None  # which is this one's alone
-            self._verified.add(step)
+            self._check_stored(step)
         scores = engine.measure(step, keep=not self._measured, only=lacking.get(step))  # the first tells what changes
         if not len(scores):  # all that was to be added is lost, which alone is to be written down
             scores = self._stored[step]
@@ -237,6 +231,20 @@ class Sweeper:
         self._stored[step], self._measured, self._same_training = scores, True, True
         self._lost[step] = {**reasons(engine.lost), **self._lost.get(step, {})}
         self.count += 1
+
+    def _check_stored(self, step: int) -> None:
+        """Compare the checkpoint that is loaded with what the stored step was measured on.
+
+        Raises:
+            CheckpointError: it was written again. OtherWeightsError: it is of another training.
+        """
+        try:
+            check_weights(self._stored[step], weights_hash(self._engine.model))
+        except OtherWeightsError as error:
+            if not self._goes_on(step):
+                raise
+            raise CheckpointError(str(error)) from None
+        self._verified.add(step)
 
     def _goes_on(self, step: int) -> bool:
         """Whether an earlier step, but the first of all, is of the training whose scores are stored: then this one is.
