@@ -132,7 +132,7 @@ def test_the_models_own_scores_are_shown_by_name(run: Path) -> None:
     assert invoke("report", run, "--layer", "model").exit_code == 0
     assert "\nmodel " not in invoke("scores", run, "--layer", "!model").stdout
     both = "--layer", "model", "--target", "input"
-    assert "no scores of layers ['model'] have targets that match ['input']" in fails("scores", run, *both)
+    assert "no scores of layers ['model'], targets ['input']; they have steps " in fails("scores", run, *both)
     assert "layer pattern 'fc' matches nothing in the scores; they have" in fails("scores", run, "--layer", "fc")
 
 

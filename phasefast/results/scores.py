@@ -234,14 +234,19 @@ class Scores:
         wanted = [pc.equal(self._table.column(column), pa.scalar(value)) for column, value in equal.items()]
         return self._cut(self._table.filter(functools.reduce(pc.and_, wanted))) if wanted else self
 
-    def select(self, layers: Sequence[str] | None = None, targets: Sequence[str] | None = None) -> Scores:
+    def select(
+        self,
+        layers: Sequence[str] | None = None,
+        targets: Sequence[str] | None = None,
+        steps: Iterable[int] | None = None,
+    ) -> Scores:
         """Rows of the layers and targets whose names match a glob, with the model's own of those targets; None for all.
 
-        The pattern ``"model"`` alone gives no rows but these. What matches a glob that begins with ``!`` is left out,
-        these by ``"!model"``.
+        Of ``steps``, such as ``range(1000)``, those that there are. The pattern ``"model"`` alone gives no rows but
+        these. What matches a glob that begins with ``!`` is left out, these by ``"!model"``.
 
         Raises:
-            LayerError, ArgumentError: a pattern matches no layer or no target, or no layer has such a target.
+            LayerError, ArgumentError: a pattern matches no layer or no target, or no layer has such a target, or step.
         """
         own = [] if f"!{MODEL_LAYER}" in (layers or ()) else [MODEL_LAYER]
         wanted = [*own, *_matching(self.values_of("layer"), layers, "layer", LayerError)]
@@ -249,10 +254,13 @@ class Scores:
         if targets is not None:
             names = _matching(self.values_of("target"), targets, "target", ArgumentError)
             rows = pc.and_(rows, pc.is_in(self._table.column("target"), pa.array(names, pa.string())))
+        if steps is not None:
+            rows = pc.and_(rows, pc.is_in(self._table.column("step"), pa.array(list(steps), pa.int64())))
         found = self._table.filter(rows)
         if len(self) and not len(found):  # the model itself knows but one target
-            of_targets = "" if targets is None else f" have targets that match {targets}"
-            raise ArgumentError(f"no scores of layers {layers}{of_targets}")
+            given = {"layers": layers, "targets": targets, "steps": steps}
+            asked = ", ".join(f"{name} {each}" for name, each in given.items() if each is not None)
+            raise ArgumentError(f"no scores of {asked}; they have steps {self.steps[0]} to {self.steps[-1]}")
         return self if len(found) == len(self) else self._cut(found)
 
     def value(self, **equal: str | int | float) -> float:

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import phasefast as pf
-from phasefast.errors import DataError, StoreError
+from phasefast.errors import ArgumentError, DataError, StoreError
 from phasefast.results.scores import PER_SAMPLE, SCHEMA, Scores, in_order
 from phasefast.results.shards import read_shard
 
@@ -44,12 +44,22 @@ def test_curves_that_are_not_there_are_named(net: SmallNet, probe_set: pf.ProbeS
     assert both.filter(run="other").curve("conv", "input", "fvu")[1].tolist() == [value]
 
 
+def test_steps_are_selected_with_the_models_own() -> None:
+    scores = make_scores(["a", "b"], [0, 1, 2, 4, 8])
+    found = scores.select(["a"], steps=range(1, 5))
+    assert found.steps == [1, 2, 4]
+    assert found.values_of("layer") == ["a", "model"]
+    assert scores.select(steps=np.array([8, 0, 3])).steps == [0, 8]
+    with pytest.raises(ArgumentError, match=r"no scores of layers \['a'\], steps \[3\]; they have steps 0 to 8"):
+        scores.select(["a"], steps=[3])
+
+
 def test_layers_are_in_the_order_of_a_step_that_lost_none() -> None:
     assert in_order([(0, "b"), (0, "c"), (1, "a"), (1, "b"), (1, "c"), (2, "d")]) == ["a", "b", "c", "d"]
     assert in_order([]) == []
     assert make_scores(["a"], [0]).select(["a", "!model"]).layers == ["a"]
     for layers in (["!model", "!a"], ["model", "!model"]):
-        with pytest.raises(pf.PhasefastError, match=r"^no scores of layers \[[^]]*\]$"):
+        with pytest.raises(pf.PhasefastError, match=r"^no scores of layers \[[^]]*\]; they have steps"):
             make_scores(["a"], [0]).select(layers)
     lost = make_scores(["a", "b", "c"], [0, 1]).to_arrow().to_pylist()
     scores = Scores.from_rows([row for row in lost if row["step"] == 1 or row["layer"] != "a"])
