@@ -222,7 +222,7 @@ class Sweeper:
                 f"{self._out}: another job has stored step {step} meanwhile: jobs that do the same work can share it, "
                 "with shard=(i, n) (--shard)"
             )
-        if not self._measured:  # what a forward changes is no constant
+        if not self._measured and self._constants:  # what a forward changes is none
             now = constants_of(engine.model)
             check_constants(self._out, {name: own for name, own in self._constants.items() if now.get(name) == own})
         scores = write_step(self._out, scores, engine.config_hash, engine.settings, engine.lost)
