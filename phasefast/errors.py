@@ -51,6 +51,10 @@ class TwiceError(CheckpointError):
         self.others = others or {}
 
 
+class RewrittenError(CheckpointError):
+    """A checkpoint was written again, of other weights than those that its step was measured on."""
+
+
 class UnreadableError(CheckpointError):
     """A checkpoint is missing, damaged or still being written, so that it may be readable another time."""
 
@@ -64,7 +68,7 @@ class DamagedError(StoreError):
 
 
 class OtherWeightsError(StoreError):
-    """A step is stored already, but was measured on other weights."""
+    """A step is stored already, but was measured on other weights: those of another training, as far as is known."""
 
 
 class SweepError(PhasefastError, RuntimeError):
@@ -105,9 +109,9 @@ def may_pass(error: Exception) -> bool:
 def with_notes(error: Exception) -> str:
     """What an error and the notes on it say; what kind it is, of others than the package's own."""
     kind = "" if isinstance(error, PhasefastError) else f"{type(error).__name__}: "
-    texts = [f"{kind}{error}".rstrip(": "), *getattr(error, "__notes__", [])]
+    texts = [text for each in (f"{kind}{error}", *getattr(error, "__notes__", [])) if (text := each.strip(": \n"))]
     ended = [text if text.endswith((".", "!", "?", ":", ";")) else f"{text}." for text in texts[:-1]]
-    return " ".join([*ended, texts[-1]])
+    return " ".join([*ended, *texts[-1:]])
 
 
 def without_frames(error: Exception, outer: BaseException | None = None) -> Exception:

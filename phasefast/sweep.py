@@ -26,7 +26,15 @@ from .checkpoints import (
 from .checkpoints.sources import Source
 from .common.notices import warn
 from .engine import Engine
-from .errors import PASSING, ArgumentError, CheckpointError, OtherWeightsError, SweepError, UnreadableError
+from .errors import (
+    PASSING,
+    ArgumentError,
+    CheckpointError,
+    OtherWeightsError,
+    RewrittenError,
+    SweepError,
+    UnreadableError,
+)
 from .in_turn import in_words, measure_each, name_of, restored
 from .options import ProbeOptions
 from .results.failures import keep_failures, listed, lost_layers, named, reasons, settle_failures
@@ -134,7 +142,8 @@ class Sweeper:
         self.count = 0
         self._told = False  # of another job
         self._measured = False
-        self._verified = set[int]()  # stored steps whose checkpoints are those that they were measured on
+        self._sources: dict[int, Source | None] = {}  # of stored steps; None where that may be of another training
+        self._equal = set[int]()  # stored steps that were compared, and are of the same weights
         self._same_training = False  # as that of the scores in out: some checkpoint is known to be
 
     @property
@@ -164,30 +173,28 @@ class Sweeper:
                     self._same_training |= _is_known(self._stored[step], todo[step], self._reader)
                 if self._same_training:
                     break
-            same, changed = set[int](), dict[int, Exception]()
+            for step in ordered.keys() & self._stored.keys():
+                self._sources.setdefault(step, ordered[step])
+            self._equal, changed = set[int](), dict[int, Exception]()
             for step in sorted(ordered.keys() - todo.keys()):
                 try:
                     if _is_same(self._stored[step], ordered[step], self._engine, self._reader):
-                        same.add(step)
+                        self._equal.add(step)
                 except CheckpointError as error:
                     failures[step] = error
                 except OtherWeightsError as error:
-                    changed[step] = error
-            self._same_training |= any(step > 0 for step in same)  # trainings may begin alike
-            self._verified = (self._verified | same) - changed.keys()
-            # Where a training went on from an older checkpoint, later ones were written again.
-            if changed and not self._goes_on(min(changed)):
-                raise changed[min(changed)]
+                    changed[step] = self._rewritten(step, error)
+            self._same_training |= any(step > 0 for step in self._equal)  # trainings may begin alike
             failures |= changed
             settle_failures(self._out, ordered.keys() - todo.keys() - failures.keys())
             if not self._measured and (origin := _origin(ordered.values())) is not None:
-                check_origin(self._out, origin, self._same_training, self._stored.keys() <= same)
+                check_origin(self._out, origin, self._same_training, self._stored.keys() <= self._equal)
             kept = set[int]()
             self._keep(changed, ordered, kept)
 
             def measure(step: int, source_hash: str | None) -> None:
                 self._keep(new, todo, kept)  # a kill would lose it
-                self._measure(lacking, step, source_hash)
+                self._measure(lacking, step, todo[step], source_hash)
 
             try:
                 begun = not all(lacking.values())
@@ -206,7 +213,7 @@ class Sweeper:
             keep_failures(self._out, {k: replace(each, partial=k in self._stored) for k, each in failed.items()})
             kept.update(sure)
 
-    def _measure(self, lacking: Mapping[int, list[str]], step: int, source_hash: str | None) -> None:
+    def _measure(self, lacking: Mapping[int, list[str]], step: int, source: Source, source_hash: str | None) -> None:
         """Measure and store the checkpoint that is loaded, of a stored step what it lacks."""
         engine = self._engine
         if step in self._stored:
@@ -222,12 +229,12 @@ class Sweeper:
                 f"{self._out}: another job has stored step {step} meanwhile: jobs that do the same work can share it, "
                 "with shard=(i, n) (--shard)"
             )
-        if not self._measured and self._constants:  # what a forward changes is none
+        if not self._measured and self._constants and source_hash is not None:  # what a forward changes is none
             now = constants_of(engine.model)
             check_constants(self._out, {name: own for name, own in self._constants.items() if now.get(name) == own})
         scores = write_step(self._out, scores, engine.config_hash, engine.settings, engine.lost)
-        if step > max(self._stored, default=-1):  # of a training that begins anew lower ones come first
-            self._verified.add(step)
+        # Of a training that begins anew lower steps come first.
+        self._sources.setdefault(step, source if step > max(self._stored, default=-1) else None)
         self._stored[step], self._measured, self._same_training = scores, True, True
         self._lost[step] = {**reasons(engine.lost), **self._lost.get(step, {})}
         self.count += 1
@@ -236,22 +243,33 @@ class Sweeper:
         """Compare the checkpoint that is loaded with what the stored step was measured on.
 
         Raises:
-            CheckpointError: it was written again. OtherWeightsError: it is of another training.
+            RewrittenError: it was written again. OtherWeightsError: it is of another training.
         """
         try:
             check_weights(self._stored[step], weights_hash(self._engine.model))
         except OtherWeightsError as error:
-            if not self._goes_on(step):
-                raise
-            raise CheckpointError(str(error)) from None
-        self._verified.add(step)
+            raise self._rewritten(step, error) from None
+        self._equal.add(step)
 
-    def _goes_on(self, step: int) -> bool:
-        """Whether an earlier step, but the first of all, is of the training whose scores are stored: then this one is.
+    def _rewritten(self, step: int, error: OtherWeightsError) -> RewrittenError:
+        """That a step's checkpoint was written again, where the training went on from an older one.
 
-        Its checkpoint may have been written again since, where the training went on from an older one.
+        Raises:
+            OtherWeightsError: ``error``, where no earlier step but the first of all is known to be of that training.
         """
-        return any(0 < known < step for known in self._verified)
+        for earlier, source in self._sources.items():
+            if 0 < earlier < step and (earlier in self._equal or self._is_as_measured(earlier, source)):
+                self._same_training = True
+                return RewrittenError(str(error))
+        raise error
+
+    def _is_as_measured(self, step: int, source: Source | None) -> bool:
+        """Whether the checkpoint of a stored step is there, and has not changed."""
+        if source is None or isinstance(source, Mapping):
+            return source is not None
+        with suppress(CheckpointError):
+            return _is_known(self._stored[step], source, self._reader)
+        return False
 
     def _lacking(self, step: int) -> list[str]:
         """Modules whose layers a stored step has no scores of, though they can be measured."""

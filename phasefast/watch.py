@@ -15,7 +15,7 @@ from torch import nn
 
 from .checkpoints import Reader, as_revision, by_only_file, find_checkpoints, weights_files
 from .common.notices import warn
-from .errors import ArgumentError, CheckpointError, OtherWeightsError, TwiceError, with_notes
+from .errors import ArgumentError, CheckpointError, RewrittenError, TwiceError, with_notes
 from .options import ProbeOptions
 from .results.scores import Scores
 from .stages.probe_set import ProbeSet
@@ -65,7 +65,8 @@ def watch(
     if isinstance(out, (str, os.PathLike)):
         out = Path(out).absolute()  # the caller may change the directory between two looks
     sweeper = Sweeper(model, probe_set, out, run=run, reader=Reader(weights_only, key, load), **options)
-    return _rounds(sweeper, Path(folder).absolute(), every)
+    here = Path.cwd() if Path(folder).is_dir() else Path(glob.escape(os.getcwd()))
+    return _rounds(sweeper, here / folder, every)
 
 
 def _rounds(sweeper: Sweeper, folder: str | os.PathLike[str], every: float) -> Iterator[Scores]:
@@ -86,7 +87,7 @@ def _rounds(sweeper: Sweeper, folder: str | os.PathLike[str], every: float) -> I
         last = written
         known |= {step: written[step] for step in ready}
         for step, error in sweeper.measure(ready, all_of_them=True).items() if ready else ():
-            if isinstance(error, OtherWeightsError):  # which another look would not mend
+            if isinstance(error, RewrittenError):  # which another look would not mend
                 warn(with_notes(error))
                 continue
             tries[step, written[step]] += 1

@@ -154,6 +154,39 @@ def test_a_second_training_in_the_folder_is_refused_at_the_first_step_that_both_
         next(watching)
 
 
+def test_another_training_is_refused_though_the_first_ones_checkpoints_are_gone(
+    net: SmallNet, probe_set: pf.ProbeSet, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(*steps: int) -> None:
+        for step in steps:
+            torch.save(SmallNet().state_dict(), folder / f"step_{step}.pt")
+
+    save(8, 16, 24)
+    rounds = [lambda: [(folder / f"step_{step}.pt").unlink() for step in (8, 16, 24)], lambda: save(16), lambda: None]
+    between_rounds(monkeypatch, rounds)  # type: ignore[arg-type]
+    watching = pf.watch(net, folder, probe_set, out=tmp_path / "out", layers="hidden")
+    assert next(watching).steps == [8, 16, 24]
+    with pytest.raises(StoreError, match="step 16 is stored already, but was measured on other weights"):
+        next(watching)
+
+
+@pytest.mark.parametrize("pattern", ["checkpoints", "checkpoints/step_*.pt"])
+def test_the_directory_may_change_between_two_looks(
+    net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
+    place = tmp_path / "[exp] 1"
+    (place / "checkpoints").mkdir(parents=True)
+    torch.save(net.state_dict(), place / "checkpoints/step_1.pt")
+    later = lambda: torch.save(net.state_dict(), place / "checkpoints/step_2.pt")  # noqa: E731
+    between_rounds(monkeypatch, [later])
+    monkeypatch.chdir(place)
+    watching = pf.watch(net, pattern, probe_set, out="out", layers="hidden")
+    assert next(watching).steps == [1]
+    monkeypatch.chdir(tmp_path)
+    assert next(watching).steps == [1, 2]
+    assert pf.read_scores(place / "out").steps == [1, 2]
+
+
 def test_layers_are_added_to_all_but_what_was_written_again(
     net: SmallNet, probe_set: pf.ProbeSet, folder: Path, tmp_path: Path
 ) -> None:

@@ -46,18 +46,22 @@ def weights_hash(model: nn.Module) -> str:
     """``state_hash`` of a model; of one that is sharded over ranks without buffers that each rank has for itself."""
     state = model.state_dict()
     if any(hasattr(value, "full_tensor") for value in state.values()):
-        of_rank = {name for name, value in model.named_buffers() if not hasattr(value, "full_tensor")}
-        state = {name: value for name, value in state.items() if name not in of_rank}
+        of_rank = {id(buffer) for buffer in model.buffers() if not hasattr(buffer, "full_tensor")}
+        # The tensors themselves, as wrappers give them other names than the model has.
+        state = {name: value for name, value in model.state_dict(keep_vars=True).items() if id(value) not in of_rank}
     return state_hash(state)
 
 
 def constants_of(model: nn.Module) -> dict[str, str]:
-    """Hashes of a model's tensors that are in no state dict: buffers that are not persistent, and plain attributes."""
+    """Hashes of a model's tensors that are in no state dict: buffers that are not persistent, and plain attributes.
+
+    But for counters, of one number, and what autograd knows, such as a loss that a forward in training has kept.
+    """
     found = dict[str, str]()
     for prefix, module in model.named_modules():
         kept = {name: module._buffers.get(name) for name in module._non_persistent_buffers_set}
         for name, value in (kept | vars(module)).items():
-            if isinstance(value, Tensor) and not value.is_meta:
+            if isinstance(value, Tensor) and not (value.is_meta or value.requires_grad or value.numel() == 1):
                 with contextlib.suppress(RuntimeError):  # of a layout without values to look at, or without storage
                     found[f"{prefix}.{name}".lstrip(".")] = state_hash({name: value})
     return found

@@ -306,13 +306,13 @@ class Curve:
         return None
 
     def _moves(self, end: int) -> bool:
-        """Whether the loss at an index differs from the first two as much as a change, by more than the samples may.
+        """Whether the loss at an index differs from the beginning as much as a change, by more than the samples may.
 
-        From both, as the first may be apart by itself: it is before any training.
+        From the median of three steps, as one may be apart by itself: the first is before any training.
         """
-        found = (self.change(Span("constant", first, end, slice(first, first + 1))) for first in (0, 1))
-        needed = self._needed(float(self.loss[0]))
-        return all(abs(amount) >= needed and (low > 0 or high < 0) for amount, (low, high) in found)
+        middle = int(self.loss[:3].argsort()[1])
+        amount, (low, high) = self.change(Span("constant", middle, end, slice(middle, middle + 1)))
+        return abs(amount) >= self._needed(float(self.loss[middle])) and (low > 0 or high < 0)
 
     def stop_window(self, spans: Sequence[Span]) -> tuple[int, int] | None:
         """Indices of the first and last step around the minimum about as good as it; None without a decrease.

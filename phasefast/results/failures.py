@@ -22,7 +22,8 @@ class Failure:
     """What a checkpoint is called, and why it was not measured.
 
     Attributes:
-        partial: but for some layers or targets it was. layers: that cannot be, with the reason where it is to be told.
+        partial: but for some layers or targets it was, or on other weights than it has now.
+        layers: that cannot be, with the reason where it is to be told.
     """
 
     checkpoint: str

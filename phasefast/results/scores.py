@@ -16,10 +16,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..common.files import writing
-from ..common.globs import chosen, idle
-from ..errors import ArgumentError, DataError, DependencyError, LayerError, PhasefastError, StoreError
+from ..errors import ArgumentError, DataError, DependencyError, LayerError, StoreError
 from .listing import COLUMNS, listing
 from .per_sample import LISTS, collected, joined, rows_of
+from .selecting import listed_steps, matching
 
 if TYPE_CHECKING:
     import pandas
@@ -249,13 +249,14 @@ class Scores:
             LayerError, ArgumentError: a pattern matches no layer or no target, or no layer has such a target, or step.
         """
         own = [] if f"!{MODEL_LAYER}" in (layers or ()) else [MODEL_LAYER]
-        wanted = [*own, *_matching(self.values_of("layer"), layers, "layer", LayerError)]
+        wanted = [*own, *matching(self.values_of("layer"), layers, "layer", LayerError)]
         rows = pc.is_in(self._table.column("layer"), pa.array(wanted, pa.string()))
         if targets is not None:
-            names = _matching(self.values_of("target"), targets, "target", ArgumentError)
+            names = matching(self.values_of("target"), targets, "target", ArgumentError)
             rows = pc.and_(rows, pc.is_in(self._table.column("target"), pa.array(names, pa.string())))
         if steps is not None:
-            rows = pc.and_(rows, pc.is_in(self._table.column("step"), pa.array(list(steps), pa.int64())))
+            steps = listed_steps(steps)
+            rows = pc.and_(rows, pc.is_in(self._table.column("step"), pa.array(steps, pa.int64())))
         found = self._table.filter(rows)
         if len(self) and not len(found):  # the model itself knows but one target
             given = {"layers": layers, "targets": targets, "steps": steps}
@@ -380,14 +381,6 @@ def in_order(pairs: Iterable[tuple[int, str]]) -> list[str]:
         by_step.setdefault(step, {})[layer] = None
     fullest = max(by_step.values(), key=len, default={})
     return list(dict.fromkeys(itertools.chain(fullest, *by_step.values())))
-
-
-def _matching(names: list[str], patterns: Sequence[str] | None, what: str, error: type[PhasefastError]) -> list[str]:
-    """Those of ``names`` that match a pattern; ``error`` names a pattern that matches none."""
-    patterns = [patterns] if isinstance(patterns, str) else patterns
-    if (pattern := idle(names, patterns or ())) is not None:
-        raise error(f"{what} pattern {pattern!r} matches nothing in the scores; they have {names}")
-    return names if patterns is None else chosen(names, patterns)
 
 
 def store_folder(directory: str | Path) -> Path:

@@ -175,7 +175,10 @@ def test_of_a_sharded_model_the_buffers_of_each_rank_do_not_count() -> None:
     assert weights_hash(whole) != before[1]
     with torch.no_grad():  # what all ranks have counts, sharded or not
         model.head.bias += 1
-    assert weights_hash(model) != before[0]
+    changed = weights_hash(model)
+    assert changed != before[0]
+    model.rows += 1
+    assert weights_hash(model) != changed
 
 
 def test_constants_are_what_no_state_dict_has() -> None:
@@ -187,11 +190,13 @@ def test_constants_are_what_no_state_dict_has() -> None:
             self.register_buffer("drawn", torch.randn(2), persistent=False)
             self.register_buffer("none", None, persistent=False)
             self.plain, self.number = torch.randn(2), 1.0
+            self.calls = torch.zeros(1)
 
     torch.manual_seed(0)
     first, second = nn.Sequential(Features()), nn.Sequential(Features())
     assert sorted(constants_of(first)) == ["0.drawn", "0.plain"]
     assert constants_of(first) == constants_of(copy.deepcopy(first)) != constants_of(second)
     assert constants_of(Features()).keys() == {"drawn", "plain"}
+    first[0].loss = first[0].linear(torch.ones(4, 2)).mean(1)  # of a training
     first[0].plain = torch.randn(4, 4).to_mkldnn()  # whose values are not looked at
     assert sorted(constants_of(first)) == ["0.drawn"]

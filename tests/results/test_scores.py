@@ -51,7 +51,10 @@ def test_steps_are_selected_with_the_models_own() -> None:
     assert found.values_of("layer") == ["a", "model"]
     assert scores.select(steps=np.array([8, 0, 3])).steps == [0, 8]
     with pytest.raises(ArgumentError, match=r"no scores of layers \['a'\], steps \[3\]; they have steps 0 to 8"):
-        scores.select(["a"], steps=[3])
+        scores.select(["a"], steps=iter([3]))
+    for steps in (8, ["8"], [8.5], [-1]):
+        with pytest.raises(ArgumentError, match=r"steps: expected integers >= 0, such as range\(1000\), got"):
+            scores.select(steps=steps)  # type: ignore[arg-type]
 
 
 def test_layers_are_in_the_order_of_a_step_that_lost_none() -> None:

@@ -273,7 +273,9 @@ def test_constants_that_another_job_has_drawn_otherwise_are_told(
             found: Tensor = self.head(x.flatten(1) @ self.drawn)
             return found
 
-    states = [Projected(0).state_dict() for _ in range(4)]
+    states = [tmp_path / f"step_{step}.pt" for step in range(4)]
+    for path in states:
+        torch.save(Projected(0).state_dict(), path)
     options: dict = {"out": tmp_path / "out", "alphas": [0.1], "targets": "input"}
     pf.sweep(Projected(0), states[:1], probe_set, **options)
     pf.sweep(Projected(0), states[:2], probe_set, **options)
@@ -294,7 +296,9 @@ def test_what_a_forward_makes_is_no_constant(probe_set: pf.ProbeSet, tmp_path: P
             self.found: Tensor = self.head(x.flatten(1))
             return self.found
 
-    states = [Cached().state_dict() for _ in range(2)]
+    states = [tmp_path / f"step_{step}.pt" for step in range(2)]
+    for path in states:
+        torch.save(Cached().state_dict(), path)
     options: dict = {"out": tmp_path / "out", "alphas": [0.1], "targets": "input", "layers": "head"}
     model = Cached()
     model(probe_set.fit_inputs)

@@ -1,0 +1,25 @@
+"""What of the scores is asked for, by patterns and steps."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
+
+from ..common.globs import chosen, idle
+from ..errors import ArgumentError, PhasefastError, is_integer
+
+
+def matching(names: list[str], patterns: Sequence[str] | None, what: str, error: type[PhasefastError]) -> list[str]:
+    """Those of ``names`` that match a pattern; ``error`` names a pattern that matches none."""
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    if (pattern := idle(names, patterns or ())) is not None:
+        raise error(f"{what} pattern {pattern!r} matches nothing in the scores; they have {names}")
+    return names if patterns is None else chosen(names, patterns)
+
+
+def listed_steps(steps: Iterable[int]) -> list[int]:
+    """The steps that are given; ArgumentError where these are none."""
+    given = list(steps) if isinstance(steps, Iterable) else [None]
+    if not all(is_integer(step, 0) for step in given):
+        raise ArgumentError(f"steps: expected integers >= 0, such as range(1000), got {steps!r}")
+    return [operator.index(step) for step in given]  # type: ignore[arg-type]
