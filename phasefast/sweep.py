@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
+from itertools import starmap
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -168,11 +169,8 @@ class Sweeper:
         with restored(self._engine):
             lacking = {step: self._lacking(step) for step in self._stored}
             todo = {step: source for step, source in ordered.items() if lacking.get(step, True)}
-            for step in [step for step in todo if step in self._stored and step > 0]:  # of other layers or targets
-                with suppress(CheckpointError):  # which is told once it is read
-                    self._same_training |= _is_known(self._stored[step], todo[step], self._reader)
-                if self._same_training:
-                    break
+            partly = {step: todo[step] for step in todo if step in self._stored and step > 0}  # lack layers or targets
+            self._same_training = self._same_training or any(starmap(self._is_as_measured, partly.items()))
             for step in ordered.keys() & self._stored.keys():
                 self._sources.setdefault(step, ordered[step])
             self._equal, changed = set[int](), dict[int, Exception]()
@@ -258,16 +256,15 @@ class Sweeper:
             OtherWeightsError: ``error``, where no earlier step but the first of all is known to be of that training.
         """
         for earlier, source in self._sources.items():
-            if 0 < earlier < step and (earlier in self._equal or self._is_as_measured(earlier, source)):
+            taken = earlier in self._equal or isinstance(source, Mapping)
+            if 0 < earlier < step and (taken or (source is not None and self._is_as_measured(earlier, source))):
                 self._same_training = True
                 return RewrittenError(str(error))
         raise error
 
-    def _is_as_measured(self, step: int, source: Source | None) -> bool:
-        """Whether the checkpoint of a stored step is there, and has not changed."""
-        if source is None or isinstance(source, Mapping):
-            return source is not None
-        with suppress(CheckpointError):
+    def _is_as_measured(self, step: int, source: Source) -> bool:
+        """Whether the files of a stored step's checkpoint are there, and have not changed; no, where none can tell."""
+        with suppress(CheckpointError):  # which is told once it is read
             return _is_known(self._stored[step], source, self._reader)
         return False
 

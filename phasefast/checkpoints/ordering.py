@@ -8,6 +8,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import TypeVar
 
@@ -172,10 +173,8 @@ def _tell_units(where: str | Path, names: Iterable[Path]) -> None:
 def _tell_epochs(where: str | Path, names: Iterable[Path]) -> None:
     """Warn where a later epoch has a smaller step, by which it comes before an earlier one."""
     epochs = [(epoch, parse_step(name), name.name) for name in names if (epoch := epoch_beside_step(name)) is not None]
-    epochs.sort()
-    latest = epochs[0] if epochs else None
-    for own in epochs:
-        assert latest is not None
+    latest = (Decimal(0), -1, "")  # before all
+    for own in sorted(epochs):
         if own[0] > latest[0] and own[1] < latest[1]:
             warn(
                 f"{where}: {own[2]} is of a later epoch than {latest[2]}, but comes before it, as its step is smaller: "
