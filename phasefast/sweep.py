@@ -5,42 +5,24 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
-from itertools import starmap
 from pathlib import Path
 from typing import Any, Unpack
 
 from torch import nn
 
-from .checkpoints import (
-    SCHEME,
-    Reader,
-    Revision,
-    check_copies,
-    constants_of,
-    load_into,
-    order_checkpoints,
-    weights_hash,
-)
+from .checkpoints import Reader, check_copies, constants_of, order_checkpoints
 from .checkpoints.sources import Source
 from .common.notices import warn
 from .engine import Engine
-from .errors import (
-    PASSING,
-    ArgumentError,
-    CheckpointError,
-    OtherWeightsError,
-    RewrittenError,
-    SweepError,
-    UnreadableError,
-)
-from .in_turn import in_words, measure_each, name_of, restored
+from .errors import PASSING, ArgumentError, CheckpointError, SweepError, UnreadableError
+from .in_turn import in_words, measure_each, restored
 from .options import ProbeOptions
+from .provenance import Provenance, origin_of
 from .results.failures import keep_failures, listed, lost_layers, named, reasons, settle_failures
 from .results.scores import Scores, shard_file
-from .results.store import check_constants, check_origin, check_weights, open_store, write_step
+from .results.store import check_constants, check_origin, open_store, write_step
 from .stages.probe_set import ProbeSet
 
 
@@ -143,9 +125,7 @@ class Sweeper:
         self.count = 0
         self._told = False  # of another job
         self._measured = False
-        self._sources: dict[int, Source | None] = {}  # of stored steps; None where that may be of another training
-        self._equal = set[int]()  # stored steps that were compared, and are of the same weights
-        self._same_training = False  # as that of the scores in out: some checkpoint is known to be
+        self._provenance = Provenance(engine, reader, self._stored)
 
     @property
     def steps(self) -> list[int]:
@@ -165,57 +145,45 @@ class Sweeper:
         Raises:
             As :func:`sweep` does, but SweepError.
         """
-        failures, new = dict[int, Exception](), dict[int, Exception]()
+        new = dict[int, Exception]()
         with restored(self._engine):
             lacking = {step: self._lacking(step) for step in self._stored}
             todo = {step: source for step, source in ordered.items() if lacking.get(step, True)}
-            partly = {step: todo[step] for step in todo if step in self._stored and step > 0}  # lack layers or targets
-            self._same_training = self._same_training or any(starmap(self._is_as_measured, partly.items()))
-            for step in ordered.keys() & self._stored.keys():
-                self._sources.setdefault(step, ordered[step])
-            self._equal, changed = set[int](), dict[int, Exception]()
-            for step in sorted(ordered.keys() - todo.keys()):
-                try:
-                    if _is_same(self._stored[step], ordered[step], self._engine, self._reader):
-                        self._equal.add(step)
-                except CheckpointError as error:
-                    failures[step] = error
-                except OtherWeightsError as error:
-                    changed[step] = self._rewritten(step, error)
-            self._same_training |= any(step > 0 for step in self._equal)  # trainings may begin alike
-            failures |= changed
-            settle_failures(self._out, ordered.keys() - todo.keys() - failures.keys())
-            if not self._measured and (origin := _origin(ordered.values())) is not None:
-                check_origin(self._out, origin, self._same_training, self._stored.keys() <= self._equal)
+            failures, rewritten = self._provenance.compare(ordered, todo.keys())
+            settle_failures(self._out, ordered.keys() - todo.keys() - failures.keys() - rewritten.keys())
+            if not self._measured and (origin := origin_of(ordered.values())) is not None:
+                check_origin(
+                    self._out, origin, self._provenance.confirmed, self._stored.keys() <= self._provenance.equal
+                )
             kept = set[int]()
-            self._keep(changed, ordered, kept)
+            self._keep(rewritten, ordered, kept)
 
             def measure(step: int, source_hash: str | None) -> None:
                 self._keep(new, todo, kept)  # a kill would lose it
-                self._measure(lacking, step, todo[step], source_hash)
+                self._measure(lacking, step, source_hash)
 
             try:
                 begun = not all(lacking.values())
                 measure_each(self._engine, todo, self._reader, "sweeping", measure, new, begun, all_of_them)
             finally:
                 self._keep(new, todo, kept)
-        return failures | new
+        return failures | rewritten | new
 
     def _keep(self, failures: Mapping[int, Exception], sources: Mapping[int, Source], kept: set[int]) -> None:
         """Write down what failed, unless it is ``kept``, to which it is added."""
         new = {step: error for step, error in failures.items() if step not in kept}
         # Such as do not fit may be another model's, where none fits.
-        sure = {step: error for step, error in new.items() if self._same_training or not _is_misfit(error)}
+        sure = {step: error for step, error in new.items() if self._provenance.confirmed or not _is_misfit(error)}
         if sure:
             failed = in_words(sure, sources)
             keep_failures(self._out, {k: replace(each, partial=k in self._stored) for k, each in failed.items()})
             kept.update(sure)
 
-    def _measure(self, lacking: Mapping[int, list[str]], step: int, source: Source, source_hash: str | None) -> None:
+    def _measure(self, lacking: Mapping[int, list[str]], step: int, source_hash: str | None) -> None:
         """Measure and store the checkpoint that is loaded, of a stored step what it lacks."""
         engine = self._engine
         if step in self._stored:
-            self._check_stored(step)
+            self._provenance.check(step)
         scores = engine.measure(step, keep=not self._measured, only=lacking.get(step))  # the first tells what changes
         if not len(scores):  # all that was to be added is lost, which alone is to be written down
             scores = self._stored[step]
@@ -231,42 +199,10 @@ class Sweeper:
             now = constants_of(engine.model)
             check_constants(self._out, {name: own for name, own in self._constants.items() if now.get(name) == own})
         scores = write_step(self._out, scores, engine.config_hash, engine.settings, engine.lost)
-        # Of a training that begins anew lower steps come first.
-        self._sources.setdefault(step, source if step > max(self._stored, default=-1) else None)
-        self._stored[step], self._measured, self._same_training = scores, True, True
+        self._provenance.measured(step)
+        self._stored[step], self._measured = scores, True
         self._lost[step] = {**reasons(engine.lost), **self._lost.get(step, {})}
         self.count += 1
-
-    def _check_stored(self, step: int) -> None:
-        """Compare the checkpoint that is loaded with what the stored step was measured on.
-
-        Raises:
-            RewrittenError: it was written again. OtherWeightsError: it is of another training.
-        """
-        try:
-            check_weights(self._stored[step], weights_hash(self._engine.model))
-        except OtherWeightsError as error:
-            raise self._rewritten(step, error) from None
-        self._equal.add(step)
-
-    def _rewritten(self, step: int, error: OtherWeightsError) -> RewrittenError:
-        """That a step's checkpoint was written again, where the training went on from an older one.
-
-        Raises:
-            OtherWeightsError: ``error``, where no earlier step but the first of all is known to be of that training.
-        """
-        for earlier, source in self._sources.items():
-            taken = earlier in self._equal or isinstance(source, Mapping)
-            if 0 < earlier < step and (taken or (source is not None and self._is_as_measured(earlier, source))):
-                self._same_training = True
-                return RewrittenError(str(error))
-        raise error
-
-    def _is_as_measured(self, step: int, source: Source) -> bool:
-        """Whether the files of a stored step's checkpoint are there, and have not changed; no, where none can tell."""
-        with suppress(CheckpointError):  # which is told once it is read
-            return _is_known(self._stored[step], source, self._reader)
-        return False
 
     def _lacking(self, step: int) -> list[str]:
         """Modules whose layers a stored step has no scores of, though they can be measured."""
@@ -298,50 +234,6 @@ def _share(ordered: Mapping[int, Source], shard: tuple[int, int] | None) -> dict
     return dict(list(ordered.items())[index::count])
 
 
-def _origin(sources: Iterable[Source]) -> str | None:
-    """The folder that all of them are in, or the repository of the Hub; None of others."""
-    places = set()
-    for source in sources:
-        if isinstance(source, Mapping):
-            return None
-        places.add(
-            f"{SCHEME}{source.repo}" if isinstance(source, Revision) else os.path.dirname(os.path.realpath(source))
-        )
-    if len(places) > 1 and all(map(os.path.isabs, places)):
-        places = {os.path.commonpath(places)} - {os.path.sep}  # of checkpoints in folders of their own
-    return places.pop() if len(places) == 1 else None
-
-
-def _is_known(stored: Scores, source: Source, reader: Reader) -> bool:
-    """Whether stored scores, which are all of the same weights, are of these very files.
-
-    Raises:
-        CheckpointError: the files cannot be told.
-    """
-    return reader.is_there(source) and reader.fingerprint(source) in stored.values_of("source_hash")
-
-
 def _is_misfit(error: Exception) -> bool:
     """Whether a checkpoint can be read, but not be used."""
     return isinstance(error, CheckpointError) and not isinstance(error, UnreadableError)
-
-
-def _is_same(stored: Scores, source: Source, engine: Engine, reader: Reader) -> bool:
-    """Stored scores must be of this checkpoint: compare files without loading them, else the weights once loaded.
-
-    False where it is not there any more. What a function reads is loaded: it may be another function than before.
-    """
-    same_function = reader.load is None or isinstance(source, Revision)  # all of these would be downloaded again
-    if same_function and _is_known(stored, source, reader):
-        return True
-    if not reader.is_there(source):
-        return False  # measured, and deleted since to save space
-    try:
-        state = reader.read(source)
-    except CheckpointError as error:
-        if reader.lacks_part(source, error):
-            return False  # likewise, but for the rest of a folder
-        raise
-    load_into(engine.model, state, name_of(stored.steps[0], source), engine.recomputed)
-    check_weights(stored, weights_hash(engine.model))
-    return True

@@ -24,6 +24,7 @@ LEVELS = (
     ("checkpoints", "configuration"),
     ("engine",),
     ("in_turn", "linear_decoders", "probe", "track", "planning"),
+    ("provenance",),
     ("reconstruction", "sweep"),
     ("watch",),
     ("__init__",),
