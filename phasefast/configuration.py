@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import nn
 
 from .algebra.systems import DEFAULT_ALPHAS, Penalties
+from .common.devices import resolve_device
 from .common.notices import warn
 from .decoding import Method
 from .errors import ArgumentError
 from .layers.models import check_usable, unwrap
 from .layers.selection import given_names, select_layers
 from .ops import bfloat16_is_fast, halves_are_slow
-from .options import as_tuple, checked_options, resolve_device
+from .options import as_tuple, checked_options
 from .stages.capture import RowOptions, rows_dtype
 from .stages.plan import memory_budget
 from .types import BatchNormMode
@@ -53,7 +55,8 @@ class Configuration:
         """
         options = checked_options(options)
         if not isinstance(model, nn.Module):
-            raise ArgumentError(f"model: expected a Module, got {type(model).__name__}")
+            made = f"; give what {model.__name__}(...) makes" if isinstance(model, (type, FunctionType)) else ""
+            raise ArgumentError(f"model: expected a Module, got {type(model).__name__}{made}")
         model = unwrap(model)
         check_usable(model)
         home = next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), torch.device("cpu"))

@@ -32,7 +32,8 @@ from .data.token_rows import TokenRows, Units
 from .decoding import decode
 from .errors import ArgumentError, PhasefastError
 from .metrics import FVU
-from .options import as_tuple, by_name, default_targets, warn_of_classes, warn_of_scales
+from .named_targets import by_name, default_targets, warn_of_classes, warn_of_scales
+from .options import as_tuple
 from .results.scores import Scores
 from .scoring import score_cells
 from .stages.batchnorm import batchnorm_mode, fresh_statistics, frozen_norms, several_rows

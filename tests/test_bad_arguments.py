@@ -17,7 +17,6 @@ import phasefast as pf
 from phasefast.cli.names import load_model, load_probe_set, load_targets
 from phasefast.engine import Engine
 from phasefast.errors import ArgumentError, DataError, SweepError
-from phasefast.options import fastest_device
 from phasefast.stages.plan import memory_budget
 from tests.conftest import SmallNet
 
@@ -65,26 +64,6 @@ def test_sizes_that_are_none(memory: Any) -> None:
     with pytest.raises(ArgumentError, match="memory: expected bytes, or a text such as '8GB'"):
         memory_budget(memory, torch.device("cpu"))
     assert memory_budget(np.int64(8), torch.device("cpu")) == 8
-
-
-@pytest.mark.parametrize(
-    ("count", "rank", "device"),
-    [
-        (0, "1", "cpu"),
-        (1, "3", "cuda:0"),
-        (4, "3", "cuda:3"),
-        (4, "", "cuda:0"),
-        (4, None, "cuda:0"),
-        (4, "4", "cuda:4"),
-    ],
-)
-def test_which_gpu_is_a_process_own(count: int, rank: str | None, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
-    if rank is not None:
-        monkeypatch.setenv("LOCAL_RANK", rank)
-    assert str(fastest_device()) == device
 
 
 def broken() -> nn.Module:

@@ -177,6 +177,8 @@ def test_plan_knows_how_penalties_are_given_and_chosen(net: SmallNet, rows: int,
         pf.plan(net, (1, 6, 6), rows, 60, targets=["label"])
     with pytest.raises(ArgumentError, match="model: expected a Module, got list"):
         pf.plan([net], (1, 6, 6), rows, 60)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match=r"expected a Module, got type; give what Identity\(...\) makes"):
+        pf.plan(torch.nn.Identity, (1, 6, 6), rows, 60)  # type: ignore[arg-type]
 
 
 def test_plan_takes_penalties_as_the_sweep_does() -> None:

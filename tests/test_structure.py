@@ -20,7 +20,7 @@ LEVELS = (
     ("algebra", "layers", "phases"),
     ("stages",),
     ("decoding",),
-    ("options", "scoring"),
+    ("named_targets", "options", "scoring"),
     ("checkpoints", "configuration"),
     ("engine",),
     ("in_turn", "linear_decoders", "probe", "track", "planning"),

@@ -12,9 +12,10 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from ..common.console import of_work
+from ..common.devices import fastest_device
 from ..engine import VERSION
 from ..errors import PhasefastError
-from ..options import ProbeOptions, fastest_device
+from ..options import ProbeOptions
 
 PROBE_SET = "File of ProbeSet.save, or package.module:callable that makes a ProbeSet"
 _PLURALS = {"layer": "layers", "alpha": "alphas"}  # what the command line names once for each

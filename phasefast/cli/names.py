@@ -18,7 +18,7 @@ from torch import nn
 from ..data.target_types import Target
 from ..errors import ArgumentError, PhasefastError
 from ..experiments.models import torchvision_model
-from ..options import by_name, named_target
+from ..named_targets import by_name, named_target
 from ..stages.probe_set import ProbeSet
 
 Made = TypeVar("Made")

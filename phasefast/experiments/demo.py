@@ -8,9 +8,9 @@ import torch
 from rich.console import Console
 
 from ..common.console import of_results
+from ..common.devices import fastest_device, resolve_device
 from ..data.target_types import Input, Label
 from ..errors import ArgumentError
-from ..options import fastest_device, resolve_device
 from ..phases.phase_report import PhaseReport
 from ..reconstruction import Reconstructions, reconstruct
 from ..report import plot_reconstructions, write_report

@@ -15,11 +15,11 @@ from torch import nn
 
 from ..checkpoints import file_hash, load_into, read_state_dict
 from ..common.console import of_results
+from ..common.devices import fastest_device, resolve_device
 from ..common.files import writing
 from ..data.target_types import Input, Target
 from ..engine import VERSION, Engine
 from ..errors import ArgumentError, DependencyError
-from ..options import fastest_device, resolve_device
 from ..phases.phase_report import CellPhases
 from ..report import plot_phases
 from ..results.scores import MODEL_LAYER, PER_SAMPLE, Scores

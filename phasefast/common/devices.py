@@ -1,0 +1,29 @@
+"""Devices to compute on."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from ..errors import ArgumentError
+
+
+def fastest_device() -> torch.device:
+    """A GPU where there is any, of torchrun's processes each one's own; else the CPU."""
+    count, rank = torch.cuda.device_count() if torch.cuda.is_available() else 0, os.environ.get("LOCAL_RANK", "")
+    if count == 0:
+        return torch.device("cpu")
+    # Where each process is shown one GPU alone, that is its first.
+    return torch.device("cuda", int(rank) if rank.isdecimal() and count > 1 else 0)
+
+
+def resolve_device(given: str | torch.device | None, home: torch.device) -> torch.device:
+    """The device asked for, or ``home`` for None; ArgumentError where it cannot be used."""
+    try:
+        device = home if given is None else torch.device(given)
+        torch.empty(0, dtype=torch.float64, device=device)  # which MPS lacks
+    except (RuntimeError, AssertionError, TypeError) as error:
+        known = "'cpu' or 'cuda'" if torch.cuda.is_available() else "'cpu'"
+        raise ArgumentError(f"device {str(given)!r} cannot be used: {error}; give such as {known}") from error
+    return device

@@ -1,0 +1,90 @@
+"""Targets by their names and by default, and what is warned of about them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .common.notices import warn
+from .data.target_types import Input, Label, Target
+from .errors import ArgumentError
+from .metrics import ACCURACY
+from .stages.probe_set import ProbeSet
+from .types import TargetMatrix
+
+_MANY, _MOSTLY = 20, 0.9  # classes, and share of samples of one
+_WIDER = 100  # times the median deviation of columns
+
+
+def named_target(
+    name: str, probe_set: ProbeSet, each: bool = False, others: str = "such as phasefast.Function(fn)"
+) -> Target:
+    """The target that has a name of its own: ``input``, ``label`` or one of the probe set's values; ArgumentError.
+
+    Args:
+        each: tokens are decoded one by one, so that integers [n, t] are classes of tokens.
+    """
+    if name in probe_set.fit_values:
+        return probe_set.target(name, each=each)
+    known: dict[str, Target] = {"input": Input(), "label": Label(max(1, probe_set.classes))}
+    if name not in known:
+        raise ArgumentError(f"target {name!r}: expected one of {[*known, *probe_set.fit_values]}, or {others}")
+    return known[name]
+
+
+def by_name(given: Sequence[Target | str], probe_set: ProbeSet, each: bool = False) -> list[Target]:
+    """Targets as they are given, or those that names stand for; ArgumentError where a name stands for none."""
+    return [named_target(own, probe_set, each) if isinstance(own, str) else own for own in given]
+
+
+def default_targets(probe_set: ProbeSet, each: bool = False) -> list[Target]:
+    """All that a probe set has to decode; ArgumentError where it has nothing. Args: each: as for ``named_target``."""
+    targets: list[Target] = [Input()] if probe_set.fit_inputs.is_floating_point() else []
+    if probe_set.fit_labels is not None:
+        targets.append(named_target("label", probe_set))
+    targets += [named_target(name, probe_set, each) for name in probe_set.fit_values]
+    if not targets:
+        raise ArgumentError(
+            f"targets: nothing to decode by default: the samples are {probe_set.fit_inputs.dtype}, so they are not "
+            "decoded themselves (images are given as numbers such as x.float() / 255), and there are no labels, nor "
+            "values; give such as phasefast.Function(fn)"
+        )
+    if probe_set.fit_inputs.dtype == torch.uint8:  # images, unlike the integers that stand for tokens
+        warn(
+            "the samples are torch.uint8, so only the label is decoded; give images as numbers such as x.float() / 255",
+        )
+    return targets
+
+
+def warn_of_classes(targets: TargetMatrix, options: Mapping[str, Any]) -> None:
+    """Warn of targets of many classes, or of one that nearly all samples have, unless a classifier was chosen."""
+    classes = [block for block in targets.blocks if block.kind == "classes"] if "classifier" not in options else []
+    if one := [block.name for block in classes if targets.baselines[block.name, "fit", ACCURACY] >= _MOSTLY]:
+        warn(
+            f"targets {one}: {_MOSTLY:.0%} of fit samples or more are of one class, so that accuracy says little of "
+            "the others; classifier='balanced' counts all classes alike, 'ridge' says that you know"
+        )
+    if many := [block.name for block in classes if block.width > _MANY]:
+        warn(
+            f"targets {many}: of more than {_MANY} classes the largest one-hot prediction misses those that lie "
+            "between others, the more the fewer features there are; classifier='lda' does not, 'ridge' says that you "
+            "know"
+        )
+
+
+def warn_of_scales(chosen: Sequence[Target], inputs: Tensor) -> None:
+    """Warn where samples [n, f] that are decoded have columns of quite another scale than most."""
+    decoded = next((target.name for target in chosen if isinstance(target, Input)), None)
+    if decoded is None or inputs.dim() != 2 or not inputs.is_floating_point():
+        return
+    deviations = inputs.float().std(0, correction=0)
+    usual = deviations[deviations > 0].median() if bool((deviations > 0).any()) else deviations.new_tensor(0.0)
+    if wide := (deviations > _WIDER * usual).nonzero().flatten().tolist():
+        shown = f"{wide[:5]}{' ...' if len(wide) > 5 else ''}"
+        warn(
+            f"target {decoded!r}: columns {shown} of the samples scatter more than {_WIDER} times as much as most, so "
+            "that its fvu, and its phases, are theirs alone: standardise the samples or decode a function that does"
+        )
