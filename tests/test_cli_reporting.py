@@ -100,7 +100,9 @@ def test_several_runs_in_one_directory_are_refused(command: str, tmp_path: Path)
 
 def test_the_picture_and_json_are_of_the_layers_shown(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = []
-    monkeypatch.setattr("phasefast.report.plot_phases", lambda scores, report, *_, **__: shown.append((scores, report)))
+    monkeypatch.setattr(
+        "phasefast.report.writing.plot_phases", lambda scores, report, *_, **__: shown.append((scores, report))
+    )
     invoke("report", run, "--layer", "stage1")
     ((scores, found),) = shown
     assert scores.layers == ["stage1"]

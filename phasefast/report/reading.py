@@ -1,0 +1,191 @@
+"""What the scores in run directories say: phases, what is best, what runs have in common."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ..common.notices import shown, warn
+from ..errors import ArgumentError, DataError, LayerError
+from ..phases.best import CommonBest, best_checkpoint, best_of_runs
+from ..phases.comparing import Agreement, Comparison, compare_phases
+from ..phases.phase_report import CellPhases, PhaseReport, failure_notes
+from ..phases.rules import DEFAULT_RULES, PhaseRules
+from ..results.failures import Failure, lost_layers, read_failures
+from ..results.scores import Scores
+from ..results.shards import read_scores
+from ..results.store import differences, read_origins
+from ..stages.phases import detect_phases
+from .compared import run_names
+from .curves import telling_layers
+from .table import INPUT
+
+
+def read_phases(directory: str | Path, rules: PhaseRules = DEFAULT_RULES) -> tuple[Scores, PhaseReport]:
+    """A run's scores and its phases, by the thresholds ``rules``.
+
+    Raises:
+        StoreError: there are no scores.
+        DataError: scores of several runs, of fewer than two steps, or such that cannot be analysed.
+    """
+    scores = _one_run(directory)
+    if len(origins := read_origins(directory)) > 1:
+        warn(f"{directory}: holds scores of checkpoints in {', '.join(origins)}: are they of one training?")
+    failed = read_failures(directory)
+    failed |= _gaps(scores, failed, lost_layers(directory))
+    return scores, with_best(scores, replace(detect_phases(scores, rules=rules), failed=dict(sorted(failed.items()))))
+
+
+def with_best(scores: Scores, report: PhaseReport) -> PhaseReport:
+    """The report with the best of its layers for each target of its own but the input, which first layers keep."""
+    best = (best_checkpoint(scores, target, layers=layers) for target, layers in _layers_of(report).items())
+    return replace(report, best=tuple(best))
+
+
+def _layers_of(cells: Iterable[CellPhases | Agreement]) -> dict[str, list[str]]:
+    """The layers of each target but the input, as globs."""
+    layers: dict[str, list[str]] = {}
+    for cell in cells:
+        if cell.target != INPUT:
+            layers.setdefault(cell.target, []).append(glob.escape(cell.layer))
+    return layers
+
+
+def _gaps(scores: Scores, failed: Mapping[int, Failure], lost: Mapping[int, Collection[str]]) -> dict[int, Failure]:
+    """Steps that lack layers or targets, though nothing was wrong with these, and what had failed there already."""
+    asked = {
+        target: [each for each in scores.layers if not scores.lacking([each], [target])] for target in scores.targets
+    }
+    found, numbers = {}, scores.without_samples
+    for step in scores.steps:
+        part, before = numbers.filter(step=step), failed.get(step, Failure(f"step {step}", "", partial=True))
+        gaps: dict[frozenset[str], list[str]] = {}
+        for target, layers in asked.items():
+            lacking = {*part.lacking(layers, [target])} - {*lost.get(step, ())}
+            lacking -= {layer for layer in lacking if f"layer {layer!r}:" in before.error}  # as older versions kept it
+            gaps.setdefault(frozenset(lacking), []).append(target)
+        texts = [
+            f"{shown(targets)} of layers {shown(layers)} is not measured" for layers, targets in gaps.items() if layers
+        ]
+        if texts:
+            error = "; ".join([*filter(None, [before.error]), *texts])
+            found[step] = replace(before, error=f"{error}; a sweep may add it")
+    return found
+
+
+def restrict(
+    scores: Scores, report: PhaseReport, layers: Sequence[str] | None = None, targets: Sequence[str] | None = None
+) -> tuple[Scores, PhaseReport]:
+    """What is to be shown of a run: the layers and targets whose names match a glob; None for all.
+
+    Raises:
+        LayerError, ArgumentError: a pattern matches no layer or no target.
+    """
+    part = scores.select(layers, targets)
+    there = {(layer, target) for layer in part.layers for target in part.targets}
+    found = replace(report, cells=tuple(cell for cell in report if (cell.layer, cell.target) in there))
+    if layers is None:  # then the best are those of the report
+        return part, replace(found, best=tuple(best for best in report.best if best.target in part.targets))
+    return part, with_best(part, found)
+
+
+def read_runs(
+    directories: Sequence[str | Path],
+    layers: Sequence[str] | None = None,
+    targets: Sequence[str] | None = None,
+    rules: PhaseRules = DEFAULT_RULES,
+) -> tuple[Comparison, dict[str, Scores], list[str]]:
+    """The phases that runs in several directories have in common, and their scores by name: the ends of the paths.
+
+    And the layers that all are judged by, as ``telling_layers`` has them. Warns where they were measured differently.
+
+    Args:
+        layers, targets: names or globs; None for all. rules: thresholds of the phases.
+
+    Raises:
+        As ``detect_phases``, ``compare_phases`` and ``read_phases`` do.
+    """
+    if len(directories) < 2:
+        raise ArgumentError(f"expected the directories of two runs or more, got {[str(each) for each in directories]}")
+    names = run_names(directories)
+    scores, telling = {}, list[str]()
+    for name, directory in zip(names, directories, strict=True):
+        try:
+            whole = _one_run(directory)
+            telling = telling or telling_layers(whole)
+            scores[name] = whole.select(layers, targets)
+        except (LayerError, ArgumentError) as error:
+            raise type(error)(f"{name}: {error}") from error
+        for note in failure_notes(read_failures(directory)):
+            warn(f"{name}: {note}")
+    _tell_differences(directories, scores)
+    comparison = compare_phases({name: detect_phases(own, rules=rules) for name, own in scores.items()})
+    comparison = replace(comparison, best=tuple(_bests(comparison, scores)))
+    _tell_left_out(comparison, scores)
+    return comparison, scores, telling
+
+
+def _tell_differences(directories: Sequence[str | Path], scores: Mapping[str, Scores]) -> None:
+    """Warn where runs [in their order] were measured otherwise than the first one, or are of the same weights."""
+    names = list(scores)
+    alike: dict[str, list[str]] = {}
+    for name, directory in zip(names[1:], directories[1:], strict=True):
+        found = [differences(directories[0], directory, (names[0], "there"))]
+        known = scores[names[0]].target_hashes
+        changed = [target for target, own in scores[name].target_hashes.items() if known.get(target, own) != own]
+        found += [f"other values of {shown(changed)}"] if changed else []
+        alike.setdefault("; ".join(filter(None, found)), []).append(name)
+    for others, group in alike.items():
+        if others:
+            were = "was" if len(group) == 1 else "were"
+            warn(f"{', '.join(group)} {were} not measured as {names[0]}: {others}")
+    for one, other in itertools.combinations(names, 2):
+        if same := _same_weights(scores[one], scores[other]):
+            warn(f"{one} and {other} have the same weights at {same} steps after 0: are they one training?")
+
+
+def _tell_left_out(comparison: Comparison, scores: Mapping[str, Scores]) -> None:
+    """Warn of layers that not all runs have phases of."""
+    common = {(each.layer, each.target) for each in comparison}
+    there = (itertools.product([own], own.layers, own.targets) for own in scores.values())
+    cells = itertools.chain.from_iterable(there)
+    left = {(layer, target) for own, layer, target in cells if not own.lacking([layer], [target])} - common
+    if left:
+        warn(f"not compared, as not all runs have their phases: {shown(f'{layer}/{target}' for layer, target in left)}")
+
+
+def _bests(comparison: Comparison, scores: Mapping[str, Scores]) -> Iterator[CommonBest]:
+    """Of each target but the input."""
+    for target, layers in _layers_of(comparison).items():
+        with contextlib.suppress(DataError):  # no step in common, which tables tell
+            yield best_of_runs(scores, target, layers=layers)
+
+
+def _same_weights(one: Scores, other: Scores) -> int:
+    """At how many steps after 0, where seeds may agree, two runs have the same weights."""
+    tables = [own.without_samples.to_arrow() for own in (one, other)]
+    pairs = [
+        set(zip(*(table.column(name).to_pylist() for name in ("step", "state_hash")), strict=True)) for table in tables
+    ]
+    return sum(step > 0 for step, known in pairs[0] & pairs[1] if known is not None)
+
+
+def _one_run(directory: str | Path) -> Scores:
+    """The scores of a directory, which must be of one run, one configuration and several steps."""
+    scores = read_scores(directory)
+    for column, what in (("run", "runs"), ("config_hash", "configurations")):
+        if len(found := scores.values_of(column)) > 1:
+            raise DataError(
+                f"{directory}: expected the scores of one run, got those of {len(found)} {what} ({column} "
+                f"{', '.join(found)}), as of jobs that ran together; measure again, each with its own out="
+            )
+    if len(scores.steps) < 2:
+        raise DataError(
+            f"{directory}: expected at least 2 steps, got {scores.steps}: phases are of a training; phasefast scores "
+            f"{directory} prints a single one"
+        )
+    return scores

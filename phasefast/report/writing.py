@@ -1,0 +1,115 @@
+"""Tables, ``phases.json`` and pictures of runs, and where they are written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from ..common.console import of_results
+from ..common.notices import shown
+from ..errors import ArgumentError
+from ..phases.comparing import Comparison
+from ..phases.phase_report import PhaseReport
+from ..phases.rules import DEFAULT_RULES, PhaseRules
+from ..results.store import FORMATS, PHASES, PICTURES, SELECTED
+from .compared import plot_comparison, print_comparison
+from .curves import accuracy_target, fvu_target, telling_layers
+from .maps import plot_maps
+from .page import picture_format
+from .plot import plot_phases
+from .reading import read_phases, read_runs, restrict
+from .table import print_report
+
+_UNNAMED = "run"  # the label of those that were not given one
+
+
+def write_report(
+    directory: str | Path,
+    console: Console | None = None,
+    *,
+    layers: Sequence[str] | None = None,
+    targets: Sequence[str] | None = None,
+    rules: PhaseRules = DEFAULT_RULES,
+    form: str = "png",
+    out: str | Path | None = None,
+) -> PhaseReport:
+    """The tables of a run's phases on ``console``, then ``phases.json`` and two pictures in its directory, or ``out``.
+
+    These are ``phases.png``, by ``plot_phases``, and ``maps.png``, by ``plot_maps``.
+
+    Args:
+        layers, targets: names or globs of what is shown, in ``phases-selected.png`` and ``maps-selected.png`` then;
+            ``phases.json``, and what is returned, have all. rules: thresholds of the phases. form: of the pictures,
+            and the end of their names: png, pdf or svg. out: another directory that is there, as where that is not
+            to be written.
+
+    Raises:
+        DependencyError: matplotlib is missing; all else is written and printed by then.
+        StoreError: the directory cannot be written; all is printed by then.
+        ArgumentError: the pictures' form is none of these.
+        StoreError, DataError, LayerError, ArgumentError: as for ``read_phases`` and ``restrict``.
+    """
+    console = console or of_results()
+    if f".{form}" not in FORMATS:
+        raise ArgumentError(f"form (--format): expected png, pdf or svg, got {form!r}")
+    scores, report = read_phases(directory, rules)
+    part, place = restrict(scores, report, layers, targets), Path(directory if out is None else out)
+    print_report(*part, console)
+    write_phases(place, report)
+    (name,) = scores.values_of("run")
+    name = Path(directory).resolve().name if name == _UNNAMED else name
+    pictures = PICTURES if layers is None and targets is None else SELECTED
+    picture, maps = (place / f"{each}.{form}" for each in pictures)
+    plot_phases(*part, picture, title=f"Learning phases: {name}", layers=telling_layers(scores))
+    plot_maps(part[0], maps, title=f"What each layer gives back: {name}")
+    console.print(f"wrote {place / PHASES}, {picture} and {maps}", soft_wrap=True)
+    if left := [target for target in part[0].targets if target not in (fvu_target(part[0]), accuracy_target(part[0]))]:
+        console.print(f"{picture.name} leaves out {shown(left)}: --target {left[0]} alone draws it", soft_wrap=True)
+    return report
+
+
+def write_phases(directory: str | Path, report: PhaseReport) -> None:
+    """Write a run's phases as ``phases.json`` into a directory, its own as a rule.
+
+    Raises:
+        StoreError: the directory cannot be written.
+    """
+    report.write(Path(directory) / PHASES)
+
+
+def write_comparison(
+    directories: Sequence[str | Path],
+    console: Console | None = None,
+    *,
+    layers: Sequence[str] | None = None,
+    targets: Sequence[str] | None = None,
+    picture: str | Path | None = None,
+    rules: PhaseRules = DEFAULT_RULES,
+) -> Comparison:
+    """``read_runs``, its tables on ``console``, and ``plot_comparison`` in ``picture``, a file, if given.
+
+    Raises:
+        DependencyError: matplotlib is missing; all else is printed by then. And as ``read_runs`` does.
+    """
+    console = console or of_results()
+    if picture is not None:
+        check_picture(picture)
+    comparison, scores, telling = read_runs(directories, layers, targets, rules)
+    last = next(layer for layer in telling if layer in {each.layer for each in comparison})
+    print_comparison(comparison, scores, telling, console)
+    if picture is not None:
+        plot_comparison(comparison, scores, last, picture)
+        console.print(f"wrote {picture}, of layer {last}", soft_wrap=True)
+    return comparison
+
+
+def check_picture(path: str | Path) -> None:
+    """ArgumentError where a picture cannot be: to ask before what takes long."""
+    picture_format(path)
+    if not (folder := Path(path).resolve().parent).is_dir():
+        raise ArgumentError(f"picture: expected a folder that is there, got {folder}; make it first")
+    if not os.access(folder, os.W_OK):
+        raise ArgumentError(f"picture: expected a folder that can be written to, got {folder}; choose another one")
