@@ -21,8 +21,9 @@ from .in_turn import in_words, measure_each, restored
 from .options import ProbeOptions
 from .provenance import Provenance, origin_of
 from .results.failures import keep_failures, listed, lost_layers, named, reasons, settle_failures
+from .results.origins import check_constants, check_origin
 from .results.scores import Scores, shard_file
-from .results.store import check_constants, check_origin, open_store, write_step
+from .results.store import open_store, write_step
 from .stages.probe_set import ProbeSet
 
 

@@ -18,8 +18,9 @@ from .engine import Engine
 from .errors import ArgumentError, StoreError, is_integer, may_pass, with_notes
 from .options import ProbeOptions, checked_step
 from .results.failures import Failure, keep_failures, named
+from .results.origins import Training
 from .results.scores import Scores
-from .results.store import Training, check_weights, open_store, write_step
+from .results.store import check_weights, open_store, write_step
 from .stages.probe_set import ProbeSet
 
 

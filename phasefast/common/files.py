@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import secrets
@@ -53,6 +54,20 @@ def writing(path: str | os.PathLike[str], what: str, parents: bool = False) -> I
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike[str], data: Any, what: str) -> None:
+    """Data that JSON has, in a file that is there whole or not at all; arguments and errors as of :func:`writing`."""
+    with writing(path, what, parents=True) as partial:
+        partial.write_text(json.dumps(data), encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """What ``write_json`` has written; None where there is no file, or another one."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 @contextlib.contextmanager

@@ -16,9 +16,10 @@ from ..phases.comparing import Agreement, Comparison, compare_phases
 from ..phases.phase_report import CellPhases, PhaseReport, failure_notes
 from ..phases.rules import DEFAULT_RULES, PhaseRules
 from ..results.failures import Failure, lost_layers, read_failures
+from ..results.origins import read_origins
 from ..results.scores import Scores
+from ..results.settings import differences
 from ..results.shards import read_scores
-from ..results.store import differences, read_origins
 from ..stages.phases import detect_phases
 from .compared import run_names
 from .curves import telling_layers

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from ..common.files import remove_file, writing
+from ..common.files import remove_file, write_json
 from ..common.notices import warn
 from ..errors import NonFiniteError, StoreError, with_notes
 from .scores import store_folder
@@ -91,8 +91,7 @@ def settle_failures(directory: str | Path, steps: Collection[int]) -> None:
 def _write_failure(directory: str | Path, step: int, failure: Failure) -> None:
     """A warning where it cannot be: the scores are written, or the failure is yet to be told."""
     try:
-        with writing(_failure_file(directory, step), "what failed to", parents=True) as partial:
-            partial.write_text(json.dumps(asdict(failure)), encoding="utf-8")
+        write_json(_failure_file(directory, step), asdict(failure), "what failed to")
     except StoreError as error:
         warn(str(error))
 

@@ -2,42 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..common.files import remove_file, writing
-from ..common.notices import shown, warn
+from ..common.files import remove_file, write_json
 from ..errors import DamagedError, OtherWeightsError, StoreError
 from .failures import FAILED, reasons, stored_failures, write_lost
+from .origins import ORIGIN_FILES
 from .scores import Scores, shard_file, store_folder
+from .settings import SETTINGS, difference, settings_file
 from .shards import DAMAGED, list_shards, prepare_store, read_shard, set_aside, writing_alone
 
-# What the settings of a configuration, or their parts, are called where they are given; others have their own names.
-_NAMES = {
-    "model": ("the model's parameters",),
-    "modules": ("the model's modules",),
-    "data": ("the probe set's inputs",),
-    "penalties": ("alphas", "noise"),
-    "choice": ("selection", "penalty_per='column'"),
-    "batchnorm": ("batchnorm", "batch_size"),
-    "rows": ("tokens", "pool", "type of rows (precision='fast': bfloat16 where the device is fast at it)"),
-    "sketch": ("layer_sketch",),
-    "token_rows": ("which tokens count (padding=, or labels of -100)",),
-}
 _ELSEWHERE = "give another out= (--out), or overwrite=True (--overwrite) to start over"
 # What reports write beside the scores that they are of: pictures of all, and of some layers or targets.
 PHASES = "phases.json"
 PICTURES, SELECTED, RECONSTRUCTIONS = ("phases", "maps"), ("phases-selected", "maps-selected"), "reconstructions"
 FORMATS = ".png", ".pdf", ".svg"
-# Readers of a folder of Parquet files, such as pandas, pass over names that begin so.
-_ORIGIN, _TRAINING, _SETTINGS = "_origin.json", "_training.json", "_settings-{}.json"
-_CONSTANTS = "_constants.json"
-_OTHER_VERSION = "by another version of phasefast"
-_WORDS = "stored", "now"  # of the two values of a setting
-_LONGEST = 60  # characters of a setting that is shown
 
 
 def open_store(
@@ -60,7 +41,7 @@ def open_store(
             architecture, or has other values of one of these targets.
     """
     folder = prepare_store(directory)
-    beside = _SETTINGS.format("*"), _ORIGIN, _TRAINING, _CONSTANTS, FAILED.format("*"), DAMAGED.format("*")
+    beside = *ORIGIN_FILES, *(name.format("*") for name in (SETTINGS, FAILED, DAMAGED))
     for path in (path for pattern in beside for path in folder.glob(pattern)) if overwrite else ():
         remove_file(path)
     done, damaged = dict[int, Scores](), list[Path]()
@@ -81,7 +62,7 @@ def open_store(
         found = scores.values_of("config_hash")
         if found != [config_hash]:
             raise StoreError(
-                f"{path}: measured with another configuration{_difference(folder, found[0], settings)}; "
+                f"{path}: measured with another configuration{difference(folder, found[0], settings)}; "
                 f"give the same model, run, options and data, or {_ELSEWHERE}"
             )
         _check_targets(path, scores, targets)
@@ -110,20 +91,19 @@ def write_step(
             that has stored the step already, of other weights.
     """
     folder = store_folder(directory)
-    kept = _settings_file(folder, config_hash)
-    others = [path for path in folder.glob(_SETTINGS.format("*")) if path != kept]
+    kept = settings_file(folder, config_hash)
+    others = [path for path in folder.glob(SETTINGS.format("*")) if path != kept]
     for path in list_shards(directory).values() if others else ():
         (found,) = read_shard(path).values_of("config_hash")
         if found != config_hash:
             raise StoreError(
-                f"{directory}: another job stores scores there{_difference(folder, found, settings)}; give each its "
+                f"{directory}: another job stores scores there{difference(folder, found, settings)}; give each its "
                 "own out= (--out)"
             )
     for path in others:  # of jobs that stored nothing
         remove_file(path)
     if not kept.exists():
-        with writing(kept, "the settings to", parents=True) as partial:
-            partial.write_text(json.dumps(settings), encoding="utf-8")
+        write_json(kept, settings, "the settings to")
     (step,) = scores.steps
     with writing_alone(directory):  # another job may add other layers to the same step
         before = None
@@ -138,162 +118,6 @@ def write_step(
         # Those that are known keep their places and their reasons.
         write_lost(directory, step, {**known, **reasons(lost), **known})
     return scores
-
-
-def check_origin(directory: str | Path, origin: str, confirmed: bool, of_all: bool) -> None:
-    """Warn where the scores that are there are of checkpoints elsewhere, which may be another training's.
-
-    Args:
-        origin: folder or repository that all checkpoints are in; kept beside the scores, each that was warned of too.
-        confirmed: whether some of these checkpoints are measured already, so that they are the same training's.
-        of_all: whether they are all that are measured.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
-    known = read_origins(directory)
-    if confirmed and len(known) > 1 and (of_all or all(Path(each).is_relative_to(origin) for each in known)):
-        known = []  # the checkpoints of all of them
-    elif any(Path(each).is_relative_to(origin) or Path(origin).is_relative_to(each) for each in known):
-        return
-    new = confirmed or not list_shards(directory)
-    if not new and known:
-        warn(
-            f"{directory}: holds scores of checkpoints in {known[0]}, these are in {origin}: if that is another "
-            "training, give another out= (--out)"
-        )
-    if new or known:
-        with writing(store_folder(directory) / _ORIGIN, "where checkpoints are to", parents=True) as partial:
-            # One that is confirmed is another place of one of them.
-            partial.write_text(json.dumps([origin] if new and len(known) < 2 else [*known, origin]), encoding="utf-8")
-
-
-def check_constants(directory: str | Path, constants: Mapping[str, str]) -> None:
-    """Warn where a model's tensors that no checkpoint has are others than those that the scores there are of.
-
-    Args:
-        constants: their hashes by name, kept beside the scores.
-
-    Raises:
-        StoreError: they cannot be written.
-    """
-    path = store_folder(directory) / _CONSTANTS
-    with writing_alone(directory):
-        try:
-            known = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            known = None
-        if not isinstance(known, dict) or not list_shards(directory):
-            with writing(path, "the model's constants to", parents=True) as partial:
-                partial.write_text(json.dumps(constants), encoding="utf-8")
-            return
-    if changed := [name for name, own in constants.items() if known.get(name, own) != own]:
-        warn(
-            f"{directory}: the model's tensors {shown(changed)} are in no checkpoint, and others than those of the "
-            "model that the scores there were measured with: if they are drawn at random, neither need be the "
-            "training's; make the model with its seed, in all jobs, and start over (overwrite=True, --overwrite)"
-        )
-
-
-def read_origins(directory: str | Path) -> list[str]:
-    """The folders or repositories that a run directory has scores of checkpoints from, as far as they are known."""
-    try:
-        known = json.loads((store_folder(directory) / _ORIGIN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
-    return [str(each) for each in known] if isinstance(known, list) else [str(known)]
-
-
-class Training:
-    """One that stores scores in a run directory, where no other may while it does."""
-
-    def __init__(self, directory: str | Path) -> None:
-        self._directory, self._file = directory, store_folder(directory) / _TRAINING
-        self._own, self._before = secrets.token_hex(8), self._known()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """A copy is another training."""
-        Training.__init__(self, state["_directory"])
-
-    def claim(self) -> None:
-        """Make the directory this training's.
-
-        Raises:
-            StoreError: another one has stored scores there since this one was begun; or it cannot be written.
-        """
-        known = self._known()
-        if known not in (None, self._own, self._before):
-            raise StoreError(
-                f"{self._directory}: another training stores scores there, or another tracker of this one, begun later "
-                "or at once; give each its own out="
-            )
-        if known != self._own:
-            with writing(self._file, "whose scores these are to", parents=True) as partial:
-                partial.write_text(json.dumps(self._own), encoding="utf-8")
-
-    def _known(self) -> str | None:
-        try:
-            return str(json.loads(self._file.read_text(encoding="utf-8")))
-        except (OSError, ValueError):
-            return None
-
-
-def differences(first: str | Path, second: str | Path, names: tuple[str, str]) -> str:
-    """How the settings of two run directories differ, in words, but in ``run``, layers and targets.
-
-    Empty where that is not known.
-    """
-    there, here = _kept(first), _kept(second)
-    if there and here and there.get("layout") != here.get("layout"):
-        return _OTHER_VERSION
-    return _listed(there, here, words=names) if there and here else ""
-
-
-def _kept(directory: str | Path) -> dict[str, Any]:
-    """The settings of a run directory that another's may be compared with; empty where it has none, or several."""
-    files = list(store_folder(directory).glob(_SETTINGS.format("*")))
-    try:
-        settings: dict[str, Any] = json.loads(files[0].read_text(encoding="utf-8")) if len(files) == 1 else {}
-    except (OSError, ValueError):
-        return {}
-    return {name: value for name, value in settings.items() if name != "run"}
-
-
-def _settings_file(folder: Path, config_hash: str) -> Path:
-    return folder / _SETTINGS.format(config_hash)
-
-
-def _difference(folder: Path, config_hash: str, settings: Mapping[str, Any]) -> str:
-    """Which settings another configuration has otherwise, or that it left no word, as part of a sentence."""
-    try:
-        others = json.loads(_settings_file(folder, config_hash).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ", of which no settings are kept"
-    if others.get("layout") != settings.get("layout"):
-        return f", {_OTHER_VERSION}"
-    return ": " + _listed(others, json.loads(json.dumps(settings)))
-
-
-def _listed(stored: Mapping[str, Any], now: Mapping[str, Any], words: tuple[str, str] = _WORDS) -> str:
-    """What differs between settings; ``words`` stand before a value of the ones and the others."""
-    keys = [key for key in {**now, **stored} if now.get(key) != stored.get(key)]
-    return "; ".join(text for key in keys for text in _changes(key, stored.get(key), now.get(key), words))
-
-
-def _changes(key: str, stored: Any, now: Any, words: tuple[str, str] = _WORDS) -> Iterator[str]:
-    """What differs in a setting: in words what is long or a hash."""
-    names = _NAMES.get(key, (key,))
-    parts = [(", ".join(names), stored, now)]
-    if len(names) > 1 and all(isinstance(each, list) and len(each) == len(names) for each in (stored, now)):
-        parts = list(zip(names, stored, now, strict=True))
-    for name, *both in parts:
-        before, after = map(json.dumps, both)
-        if before == after:
-            continue
-        if key in ("model", "modules", "data") or max(len(before), len(after)) > _LONGEST:
-            yield f"{name} differ" if name.endswith("s") else f"{name} differs"
-        else:
-            yield f"{name} {words[0]} {before}, {words[1]} {after}"
 
 
 def check_weights(stored: Scores, expected: str) -> None:

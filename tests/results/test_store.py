@@ -23,7 +23,8 @@ from phasefast.options import ProbeOptions
 from phasefast.report import read_phases
 from phasefast.results.failures import read_failures
 from phasefast.results.scores import Scores
-from phasefast.results.store import _changes, write_step
+from phasefast.results.settings import _changes
+from phasefast.results.store import write_step
 
 from ..conftest import SmallNet, images
 

@@ -1,0 +1,107 @@
+"""Of which training the scores in a run directory are: where its checkpoints lie, what they lack, who stores them."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..common.files import read_json, write_json
+from ..common.notices import shown, warn
+from ..errors import StoreError
+from .scores import store_folder
+from .shards import list_shards, writing_alone
+
+# Readers of a folder of Parquet files, such as pandas, pass over names that begin so.
+ORIGIN_FILES = _ORIGIN, _TRAINING, _CONSTANTS = "_origin.json", "_training.json", "_constants.json"
+
+
+def check_origin(directory: str | Path, origin: str, confirmed: bool, of_all: bool) -> None:
+    """Warn where the scores that are there are of checkpoints elsewhere, which may be another training's.
+
+    Args:
+        origin: folder or repository that all checkpoints are in; kept beside the scores, each that was warned of too.
+        confirmed: whether some of these checkpoints are measured already, so that they are the same training's.
+        of_all: whether they are all that are measured.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    known = read_origins(directory)
+    if confirmed and len(known) > 1 and (of_all or all(Path(each).is_relative_to(origin) for each in known)):
+        known = []  # the checkpoints of all of them
+    elif any(Path(each).is_relative_to(origin) or Path(origin).is_relative_to(each) for each in known):
+        return
+    new = confirmed or not list_shards(directory)
+    if not new and known:
+        warn(
+            f"{directory}: holds scores of checkpoints in {known[0]}, these are in {origin}: if that is another "
+            "training, give another out= (--out)"
+        )
+    if new or known:
+        # One that is confirmed is another place of one of them.
+        kept = [origin] if new and len(known) < 2 else [*known, origin]
+        write_json(store_folder(directory) / _ORIGIN, kept, "where checkpoints are to")
+
+
+def read_origins(directory: str | Path) -> list[str]:
+    """The folders or repositories that a run directory has scores of checkpoints from, as far as they are known."""
+    known = read_json(store_folder(directory) / _ORIGIN)
+    if known is None:
+        return []
+    return [str(each) for each in known] if isinstance(known, list) else [str(known)]
+
+
+def check_constants(directory: str | Path, constants: Mapping[str, str]) -> None:
+    """Warn where a model's tensors that no checkpoint has are others than those that the scores there are of.
+
+    Args:
+        constants: their hashes by name, kept beside the scores.
+
+    Raises:
+        StoreError: they cannot be written.
+    """
+    path = store_folder(directory) / _CONSTANTS
+    with writing_alone(directory):
+        known = read_json(path)
+        if not isinstance(known, dict) or not list_shards(directory):
+            write_json(path, dict(constants), "the model's constants to")
+            return
+    if changed := [name for name, own in constants.items() if known.get(name, own) != own]:
+        warn(
+            f"{directory}: the model's tensors {shown(changed)} are in no checkpoint, and others than those of the "
+            "model that the scores there were measured with: if they are drawn at random, neither need be the "
+            "training's; make the model with its seed, in all jobs, and start over (overwrite=True, --overwrite)"
+        )
+
+
+class Training:
+    """One that stores scores in a run directory, where no other may while it does."""
+
+    def __init__(self, directory: str | Path) -> None:
+        self._directory, self._file = directory, store_folder(directory) / _TRAINING
+        self._own, self._before = secrets.token_hex(8), self._known()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy is another training."""
+        Training.__init__(self, state["_directory"])
+
+    def claim(self) -> None:
+        """Make the directory this training's.
+
+        Raises:
+            StoreError: another one has stored scores there since this one was begun; or it cannot be written.
+        """
+        known = self._known()
+        if known not in (None, self._own, self._before):
+            raise StoreError(
+                f"{self._directory}: another training stores scores there, or another tracker of this one, begun later "
+                "or at once; give each its own out="
+            )
+        if known != self._own:
+            write_json(self._file, self._own, "whose scores these are to")
+
+    def _known(self) -> str | None:
+        known = read_json(self._file)
+        return None if known is None else str(known)
