@@ -15,6 +15,7 @@ import phasefast as pf
 from phasefast.cli import app
 from phasefast.engine import Engine
 from phasefast.errors import ArgumentError, StoreError
+from phasefast.options import ProbeOptions
 
 from .conftest import SmallNet, images
 from .report.synthetic import log2_steps, make_scores, write_run
@@ -42,6 +43,21 @@ def fails(*arguments: str | Path) -> str:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     return write_run(tmp_path / "run", make_scores(["stage1", "features"], log2_steps(12)))
+
+
+@pytest.mark.parametrize(
+    ("command", "without"),
+    [
+        ("sweep", set()),
+        ("plan", set()),
+        ("reconstruct", {"targets", "splits", "classifier", "target_components", "layer_sketch"}),
+    ],
+)
+def test_commands_that_measure_have_all_options(command: str, without: set[str]) -> None:
+    shown = invoke(command, "--help").stdout
+    flags = {"layers": "layer", "alphas": "alpha", "targets": "target"}
+    names = {name: f"--{flags.get(name, name).replace('_', '-')}" for name in ProbeOptions.__annotations__}
+    assert {name for name, flag in names.items() if not re.search(rf"{flag}\s", shown)} == without
 
 
 def test_demo_of_eight_steps(tmp_path: Path) -> None:

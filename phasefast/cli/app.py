@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,13 +11,10 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from ..common.console import of_work
-from ..common.devices import fastest_device
 from ..engine import VERSION
 from ..errors import PhasefastError
-from ..options import ProbeOptions
 
 PROBE_SET = "File of ProbeSet.save, or package.module:callable that makes a ProbeSet"
-_PLURALS = {"layer": "layers", "alpha": "alphas"}  # what the command line names once for each
 
 Directory = Annotated[Path, typer.Argument(help="Run directory: the one that holds scores/.", show_default=False)]
 Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:0; CUDA if there is any.")]
@@ -29,31 +25,6 @@ Model = Annotated[
         show_default=False,
     ),
 ]
-Layers = Annotated[
-    list[str] | None, typer.Option("--layer", help="Glob of layers, or after ! of those left out; may be given again.")
-]
-Padding = Annotated[float | None, typer.Option(help="Value that marks padding in the inputs, such as 0.")]
-Tokens = Annotated[str, typer.Option(help="Of sequences: flatten, mean, cls, last or each.")]
-BatchNorm = Annotated[str, typer.Option(help="Statistics: recompute, batch or running.")]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Of the forward passes.")]
-Pool = Annotated[int, typer.Option(help="Average images to this size; 0 keeps every position.")]
-Memory = Annotated[str | None, typer.Option(help="Budget, such as 8GB; most of what is free by default.")]
-Route = Annotated[str | None, typer.Option(help="Force primal, dual, eigen or target-free.")]
-Splits = Annotated[str, typer.Option(help="both, or heldout: no scores on the fit rows.")]
-Selection = Annotated[
-    str | None,
-    typer.Option(help="How penalties are chosen: gcv (default), folds (default with --tokens each) or loo."),
-]
-Alphas = Annotated[
-    list[float] | None,
-    typer.Option("--alpha", help="Relative ridge penalty; may be given again, and the best is chosen."),
-]
-Noise = Annotated[
-    float | None, typer.Option(help="Instead of --alpha: standard deviation of noise on the activations.")
-]
-Classifier = Annotated[
-    str | None, typer.Option(help="Of classes: ridge, the largest of one-hot predictions (default), lda, or balanced.")
-]
 Targets = Annotated[
     list[str] | None,
     typer.Option(
@@ -61,14 +32,6 @@ Targets = Annotated[
         help="input, label, a name of the probe set's values, or package.module:target, such as a pf.Function or a "
         "list; may be given again. All that the probe set has by default.",
     ),
-]
-PenaltyPer = Annotated[str, typer.Option(help="target, or column: each column of a regression chooses its own.")]
-Precision = Annotated[str, typer.Option(help="exact, fast or double.")]
-LayerSketch = Annotated[
-    int | None, typer.Option(min=1, help="Random combinations of a wider layer's features that are decoded.")
-]
-Components = Annotated[
-    int | None, typer.Option(min=1, help="Leading components of wide regression targets that are decoded.")
 ]
 Checkpoints = Annotated[
     str,
@@ -112,13 +75,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="For every layer at every checkpoint: how much of the input can still be decoded, and in which phase it is.",
 )
-
-
-def probe_options(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a command's parameters that are :class:`phasefast.ProbeOptions` and were given, and its device."""
-    named = {_PLURALS.get(name, name): value for name, value in parameters.items()}
-    given = {name: value for name, value in named.items() if name in ProbeOptions.__annotations__ and value is not None}
-    return {**given, "device": given.get("device") or fastest_device()}
 
 
 def _show_version(wanted: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -15,31 +15,8 @@ from ..layers.selection import select_layers
 from ..planning import COLUMNS, forward_seconds, plan
 from ..stages.batchnorm import fresh_statistics
 from ..stages.probe_set import ProbeSet
-from .app import (
-    PROBE_SET,
-    Alphas,
-    BatchNorm,
-    BatchSize,
-    Classifier,
-    Components,
-    Device,
-    Layers,
-    LayerSketch,
-    Memory,
-    Model,
-    Noise,
-    Padding,
-    PenaltyPer,
-    Pool,
-    Precision,
-    Route,
-    Selection,
-    Splits,
-    Targets,
-    Tokens,
-    app,
-    probe_options,
-)
+from .app import PROBE_SET, Model, Targets, app
+from .measuring import measuring
 from .names import load_model, load_probe_set, load_targets
 
 
@@ -69,6 +46,7 @@ def layers(
 
 
 @app.command("plan")
+@measuring()
 def plan_command(
     model: Model,
     sample: Annotated[str, typer.Option(help="Shape of one input.")] = "3,32,32",
@@ -77,40 +55,22 @@ def plan_command(
     classes: Annotated[int, typer.Option(help="Classes of the label; 0 for no label.")] = 10,
     probe_set: Annotated[str | None, typer.Option(help=f"{PROBE_SET}; instead of the four sizes above.")] = None,
     checkpoints: Annotated[int, typer.Option(min=1, help="Of the sweep.")] = 1,
-    layer: Layers = None,
     target: Targets = None,
-    tokens: Tokens = "flatten",
-    padding: Padding = None,
-    batchnorm: BatchNorm = "recompute",
-    pool: Pool = 0,
-    batch_size: BatchSize = None,
-    memory: Memory = None,
-    device: Device = None,
-    precision: Precision = "exact",
-    route: Route = None,
-    splits: Splits = "both",
-    alpha: Alphas = None,
-    noise: Noise = None,
-    selection: Selection = None,
-    penalty_per: PenaltyPer = "target",
-    classifier: Classifier = None,
-    target_components: Components = None,
-    layer_sketch: LayerSketch = None,
+    options: Any = None,
 ) -> None:
     """Route, work and memory of each layer, and its expected time, from what small cells take on this machine."""
-    how = probe_options(locals())
     samples: ProbeSet | list[int] = _shape(sample)
     if probe_set is not None:
         samples = load_probe_set(probe_set)
         fit, heldout = samples.n_fit, samples.n_heldout
-        how |= {"targets": load_targets(target, samples, tokens == "each")} if target else {}
+        options |= {"targets": load_targets(target, samples, options["tokens"] == "each")} if target else {}
     elif target:
         raise ArgumentError("--target: without --probe-set the input and a label of so many --classes are planned for")
     network = load_model(model)
     if isinstance(samples, ProbeSet):
-        found = plan(network, samples, **how)
+        found = plan(network, samples, **options)
     else:
-        found = plan(network, samples, fit, heldout, classes=classes, **how)
+        found = plan(network, samples, fit, heldout, classes=classes, **options)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     name, *others = COLUMNS
     table.add_column(name, overflow="fold")
@@ -121,19 +81,19 @@ def plan_command(
     console = of_results()
     console.print(table)
     console.print("pass: of the data through the model")
-    if precision == "exact":
+    if options["precision"] == "exact":
         console.print(
             "seconds: in float32; layers that are nearly invertible, as first ones can be, need float64 too: 5 times "
             "as long on a CPU",
         )
-    if layer_sketch is not None:
+    if "layer_sketch" in options:
         console.print("layers are planned without a sketch, as they are decoded where it fails")
-    recomputed = batchnorm == "recompute" and bool(fresh_statistics(network))
+    recomputed = options["batchnorm"] == "recompute" and bool(fresh_statistics(network))
     if recomputed:
         console.print("one forward pass over the fit rows is for the BatchNorm statistics (--batchnorm)")
     passes, seconds = found[-1].forward_pass, checkpoints * found.seconds
     rows = passes * (fit + heldout) + recomputed * fit
-    of_model = checkpoints * forward_seconds(network, samples, rows, **how)
+    of_model = checkpoints * forward_seconds(network, samples, rows, **options)
     if any(entry.cost.target_free for entry in found):
         console.print("target-free routes give held-out scores only")
     times = _counted(checkpoints, "checkpoint")

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,39 +18,13 @@ from ..results.shards import list_shards
 from ..stages.phases import detect_phases
 from ..sweep import sweep
 from ..watch import watch
-from .app import (
-    Alphas,
-    BatchNorm,
-    BatchSize,
-    Checkpoints,
-    Classifier,
-    Components,
-    Device,
-    Key,
-    Layers,
-    LayerSketch,
-    Load,
-    Memory,
-    Model,
-    Noise,
-    Padding,
-    PenaltyPer,
-    Pool,
-    Precision,
-    Route,
-    Samples,
-    Selection,
-    Splits,
-    Targets,
-    Tokens,
-    Trust,
-    app,
-    probe_options,
-)
+from .app import Checkpoints, Key, Load, Model, Samples, Targets, Trust, app
+from .measuring import measuring
 from .names import load_function, load_model, load_probe_set, load_targets
 
 
 @app.command("sweep")
+@measuring()
 def sweep_command(
     model: Model,
     checkpoints: Checkpoints,
@@ -59,25 +33,8 @@ def sweep_command(
         "runs/sweep"
     ),
     run: Annotated[str, typer.Option(help="Label of the rows.")] = "run",
-    layer: Layers = None,
     target: Targets = None,
-    alpha: Alphas = None,
-    noise: Noise = None,
-    batchnorm: BatchNorm = "recompute",
-    tokens: Tokens = "flatten",
-    padding: Padding = None,
-    pool: Pool = 0,
-    precision: Precision = "exact",
-    splits: Splits = "both",
-    selection: Selection = None,
-    penalty_per: PenaltyPer = "target",
-    classifier: Classifier = None,
-    route: Route = None,
-    target_components: Components = None,
-    layer_sketch: LayerSketch = None,
-    batch_size: BatchSize = None,
-    memory: Memory = None,
-    device: Device = None,
+    options: Any = None,
     key: Key = None,
     load: Load = None,
     shard: Annotated[
@@ -90,12 +47,11 @@ def sweep_command(
     trust: Trust = False,
 ) -> None:
     """Measure every checkpoint of a training, once; several jobs may share the work."""
-    options = probe_options(locals())
     share = _shard(shard)
     if watch_every is not None and (share is not None or overwrite):
         raise ArgumentError("--watch goes on alone and from what is there: leave out --shard, torchrun and --overwrite")
     samples = load_probe_set(probe_set)
-    options["targets"] = load_targets(target, samples, tokens == "each") if target else None
+    options["targets"] = load_targets(target, samples, options["tokens"] == "each") if target else None
     inputs = load_model(model), checkpoints, samples
     options |= {"key": key, "load": load_function(load) if load else None}
     console = of_results()

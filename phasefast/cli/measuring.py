@@ -1,0 +1,88 @@
+"""The options of all commands that measure: :class:`phasefast.ProbeOptions`, but the targets, by name."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from ..common.devices import fastest_device
+from .app import Device
+
+
+def _option(name: str, kind: Any, default: Any, about: str, *flags: str, **how: Any) -> inspect.Parameter:
+    """Args: name: of ProbeOptions. default: None where it matters whether it was given. flags, how: as for Typer."""
+    annotation = Annotated[kind, typer.Option(*flags, help=about, **how)]
+    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=annotation)
+
+
+OPTIONS = (
+    _option(
+        "layers", list[str] | None, None, "Glob of layers, or after ! of those left out; may be given again.", "--layer"
+    ),
+    _option(
+        "alphas",
+        list[float] | None,
+        None,
+        "Relative ridge penalty; may be given again, and the best is chosen.",
+        "--alpha",
+    ),
+    _option("noise", float | None, None, "Instead of --alpha: standard deviation of noise on the activations."),
+    _option("batchnorm", str, "recompute", "Statistics: recompute, batch or running."),
+    _option("tokens", str, "flatten", "Of sequences: flatten, mean, cls, last or each."),
+    _option("padding", float | None, None, "Value that marks padding in the inputs, such as 0."),
+    _option("pool", int, 0, "Average images to this size; 0 keeps every position."),
+    _option("precision", str, "exact", "exact, fast or double."),
+    _option("splits", str, "both", "both, or heldout: no scores on the fit rows."),
+    _option(
+        "selection",
+        str | None,
+        None,
+        "How penalties are chosen: gcv (default), folds (default with --tokens each) or loo.",
+    ),
+    _option("penalty_per", str, "target", "target, or column: each column of a regression chooses its own."),
+    _option(
+        "classifier",
+        str | None,
+        None,
+        "Of classes: ridge, the largest of one-hot predictions (default), lda, or balanced.",
+    ),
+    _option("route", str | None, None, "Force primal, dual, eigen or target-free."),
+    _option(
+        "target_components", int | None, None, "Leading components of wide regression targets that are decoded.", min=1
+    ),
+    _option(
+        "layer_sketch", int | None, None, "Random combinations of a wider layer's features that are decoded.", min=1
+    ),
+    _option("batch_size", int | None, None, "Of the forward passes.", min=1),
+    _option("memory", str | None, None, "Budget, such as 8GB; most of what is free by default."),
+    inspect.Parameter("device", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=Device),
+)
+
+
+def measuring(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command all of ``OPTIONS`` but some, in the place of its parameter ``options``.
+
+    That gets those that were given, or have a default, and the device. Typer reads a command's signature.
+    """
+    added = [each for each in OPTIONS if each.name not in without]
+
+    def give(command: Callable[..., None]) -> Callable[..., None]:
+        parameters = list(inspect.signature(command, eval_str=True).parameters.values())
+        place = [each.name for each in parameters].index("options")
+        parameters[place : place + 1] = added
+
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            options = {each.name: given.pop(each.name) for each in added}
+            options = {name: value for name, value in options.items() if value is not None}
+            command(**given, options={**options, "device": options.get("device") or fastest_device()})
+
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {each.name: each.annotation for each in parameters}
+        return run
+
+    return give
