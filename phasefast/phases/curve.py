@@ -11,7 +11,7 @@ import numpy as np
 
 from .phase_report import PhaseKind
 from .rules import PhaseRules
-from .valley import Valleys, noise_around, persistence, rarely_apart, rarely_gained, valleys
+from .valley import Valleys, apart_together, noise_around, persistence, rarely_apart, rarely_gained, valleys
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Curve:
         if self.order_p is not None and self.order_p > self.rules.order_level:
             texts = _apart(self.order_p, self.rules.order_level)
             why = "steps in random order would look as regular (p = {}, more than {})".format(*texts)
-            return ([], f"varies by {np.ptp(self.loss):.2g}, but {why}") if away > needed else ([start], near)
+            return ([], f"varies by {np.ptp(self.loss):.2g}, but {why}") if away > needed else self._steady(start, near)
         fall = self._descent()
         falls, rises = self._fall(fall), self._counts(end)
         rises |= bool(falls) and self._comes_down(end)
@@ -137,7 +137,7 @@ class Curve:
             shaped = self.order_p is not None and away > max(self.rules.constant * level, self.rules.absolute)
             if away > needed or shaped:  # by what is no valley, and was taken for noise
                 return [], self._unsure(fall, end) or self._small(fall, end)
-            return [start], self._unsure(fall, end) or near
+            return self._steady(start, self._unsure(fall, end) or near)
         if rises and not self._falls_again:
             top = low + int(self.loss[low:].argmax())
             # The rise ends at its top where the curve comes down again by an amount that counts.
@@ -150,6 +150,18 @@ class Curve:
             return [end], why
         after = replace(end, first=plateau, before=slice(0, plateau + 1))
         return [replace(start, last=plateau), after] if self._counts(after) else [end], why
+
+    def _steady(self, whole: Span, near: str) -> tuple[list[Span], str]:
+        """A curve without changes that no more than scatters: one phase, unless neighbours lie apart together."""
+        place, away = apart_together(self.loss, self.rules.noise)
+        middle = int(np.abs(self.loss - np.median(self.loss)).argmin())
+        spans = [Span("constant", middle, step, slice(middle, middle + 1)) for step in (place, place + 1)]
+        ends = [float(np.sign(end)) for span in spans for end in self.change(span)[1]]
+        sure = len(self.loss) >= self.rules.order_steps and set(ends) == {float(np.sign(away))}
+        if not sure or abs(away) < self._needed(float(self.loss[middle]), 0.0):
+            return [whole], near
+        side = "above" if away > 0 else "below"
+        return [], f"varies by {np.ptp(self.loss):.2g}: neighbouring steps lie {abs(away):.2g} {side} most others"
 
     def _descent(self) -> Span:
         """What leads to the minimum, after its plateau if it has one, from the first step if not."""

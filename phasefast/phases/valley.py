@@ -13,6 +13,7 @@ from .. import ops
 _GROUPS = 1_000
 # Two times, by calibration: of white noise, 13 steps seldom scatter so much more than all. More steps tell less of one.
 _AROUND, _MORE = 6, 2.0
+_MEDIAN = 0.6745  # standard deviations that half the values of white noise lie within
 _TIE = 1e-12  # of the deviation of a curve, or of its square
 
 
@@ -169,9 +170,10 @@ def step_noise(curve: np.ndarray, fit: np.ndarray, few: int) -> tuple[float, flo
     unexplained = float(np.sqrt(((curve - fit) ** 2).sum() / max(free, 1)))
     if len(curve) < max(few, 4):  # the shortest curve with a third difference
         return unexplained, unexplained
-    # Per order, the median absolute difference of white noise: 0.6745 times the root of the sum of squared binomials.
+    # Per order, the median absolute difference of white noise is that of its values times the root of the sum of
+    # squared binomials.
     middle = {k: float(np.median(np.abs(np.diff(curve, k)))) for k in (2, 3)}
-    second, third = (value / (0.6745 * math.sqrt(math.comb(2 * k, k))) for k, value in middle.items())
+    second, third = (value / (_MEDIAN * math.sqrt(math.comb(2 * k, k))) for k, value in middle.items())
     # Residuals that change their sign often are scatter, even if correlated, which differences hardly see; else a hump.
     sides = np.sign(curve - fit)[np.abs(curve - fit) > _TIE * np.ptp(curve)]
     if 4 * np.count_nonzero(np.diff(sides)) >= len(curve) - 1:
@@ -224,6 +226,19 @@ def _above_both_sides(curve: np.ndarray) -> np.ndarray:
     leads[0, 1:], leads[1, :-1] = 2 * left[1:] - left[:-1], 2 * right[:-1] - right[1:]
     above: np.ndarray = curve[1:-1] - np.maximum(np.maximum(left, right), leads.max(axis=0))
     return above
+
+
+def apart_together(curve: np.ndarray, deviations: float) -> tuple[int, float]:
+    """The first of two neighbours that lie farthest from the median, on one side of it, and how far the nearer one.
+
+    0 where no two lie beyond so many standard deviations of what most steps scatter: their median distance from it.
+    """
+    away = curve - np.median(curve)
+    one, next_one = away[:-1], away[1:]
+    pairs = np.where(one * next_one > 0, np.minimum(np.abs(one), np.abs(next_one)), 0.0)
+    place = int(pairs.argmax())
+    far = pairs[place] > deviations * np.median(np.abs(away)) / _MEDIAN
+    return place, float(np.copysign(pairs[place], one[place])) if far else 0.0
 
 
 def persistence(curve: np.ndarray, fit: np.ndarray) -> float:

@@ -32,6 +32,30 @@ def test_order_that_is_no_more_regular_than_chance() -> None:
     assert re.fullmatch(r"stays within \S+ of its mean, no more than the 0.008 that a change needs", flat.why)
 
 
+@pytest.mark.parametrize(
+    ("loss", "side"),
+    [
+        ([0.1] * 4 + [0.5] * 2 + [0.1] * 4, "above"),
+        ([0.1] * 5 + [0.14, 0.16] + [0.1] * 3, "above"),
+        ([0.5] * 4 + [0.4] * 2 + [0.5] * 4, "below"),
+    ],
+)
+def test_neighbours_that_leave_the_others_and_come_back_are_no_constant(loss: list[float], side: str) -> None:
+    scatter = 0.002 * np.random.default_rng(3).normal(size=len(loss))
+    cell = find(np.array(loss) + scatter, scatter=0.001)
+    assert kinds(cell) == ""
+    assert re.fullmatch(rf"varies by 0\.\d+: neighbouring steps lie 0\.\d+ {side} most others", cell.why)
+    if side == "above":  # a single one may be odd
+        single = [value if step != 5 else 0.1 for step, value in enumerate(loss)]
+        assert "neighbouring" not in find(np.array(single) + scatter, scatter=0.001).why
+
+
+def test_scatter_is_hardly_ever_taken_for_a_hump() -> None:
+    rng = np.random.default_rng(1)
+    found = [find(0.4 + 0.03 * rng.normal(size=size)) for size in (9, 12, 20) for _ in range(40)]
+    assert sum("neighbouring" in cell.why for cell in found) <= 3
+
+
 def test_a_change_too_small_to_count() -> None:
     cell = find(np.linspace(0.400, 0.394, 14), scatter=0)
     assert kinds(cell) == "c"
