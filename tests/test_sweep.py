@@ -233,7 +233,9 @@ def test_checkpoints_that_fail_alike_share_a_line(
     assert len(lines) == 3
     assert "retry" not in lines[0]
     assert lines[1].startswith(f"  step 1: {tmp_path / 'step_1.pt'} does not fit")
-    assert lines[1].endswith("unexpected keys ['extra.weight']; load= may leave keys out; likewise 2 more: 2, 10")
+    assert lines[1].endswith(
+        "unexpected keys ['extra.weight']; load= (--load) may leave keys out; likewise 2 more: 2, 10"
+    )
     assert lines[2].startswith("  step 20: ")
 
 

@@ -24,7 +24,8 @@ def load_into(
 
     Keys that are not the model's may stand under one prefix, such as those of ``torch.compile``, DDP or a Lightning
     module: what is not under it is left alone. So may all of the model's, as of a module around the one that was
-    stored. Of tensors that the model ties, one is enough.
+    stored. What the model has an ``Identity`` for, as encoders have for a head, is left alone too. Of tensors that the
+    model ties, one is enough.
 
     Args:
         spare: what is loaded where the state lacks it.
@@ -37,7 +38,7 @@ def load_into(
     spare = {key: value for key, value in (spare or {}).items() if key in own}
     state = _inside(_unwrapped(state, own), own, name, spare)
     prefix = _prefix(state, own, name, spare)
-    state = _whole(_without_prefix(state, prefix), own, spare)
+    state = _whole(_without_replaced(_without_prefix(state, prefix), own, model), own, spare)
     problems = [
         f"{what} {shown(keys)}"
         for what, keys in (
@@ -49,7 +50,7 @@ def load_into(
     problems += [*_wrong_shapes(state, own)[:5], *_wrong_kinds(state, own)[:5], *_untied(state, own)[:5]]
     if problems:
         under = f" under {prefix!r}" if prefix else ""
-        spare_keys = "; load= may leave keys out" if own.keys() <= state.keys() != own.keys() else ""
+        spare_keys = "; load= (--load) may leave keys out" if own.keys() <= state.keys() != own.keys() else ""
         raise CheckpointError(
             f"{name} does not fit {type(model).__name__}: it{under} " + "; it ".join(problems) + spare_keys
         )
@@ -156,6 +157,16 @@ def _starts(key: str) -> tuple[int, ...]:
 
 def _without_prefix(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _without_replaced(state: Mapping[str, Tensor], own: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
+    """Without keys of modules in whose place the model has one that does nothing."""
+    idle = tuple(
+        f"{name}."
+        for name, module in model.named_modules()
+        if name and (isinstance(module, nn.Identity) or (isinstance(module, nn.Sequential) and not len(module)))
+    )
+    return {key: value for key, value in state.items() if key in own or not key.startswith(idle)}
 
 
 def _fits(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from phasefast import ProbeSet, sweep
 from phasefast.checkpoints import load_into
 from phasefast.errors import ArgumentError, CheckpointError
 from tests.conftest import SmallNet, images
+from tests.quiet import no_warnings
 
 
 class Tied(nn.Module):
@@ -104,6 +104,24 @@ def test_the_models_own_keys_count_before_any_prefix() -> None:
     assert same(model, saved)
 
 
+@pytest.mark.parametrize("prefix", ["", "model.", "module.encoder."])
+@pytest.mark.parametrize("nothing", [nn.Identity(), nn.Sequential()], ids=["identity", "empty"])
+def test_a_head_that_the_encoder_has_nothing_for_is_left_out(prefix: str, nothing: nn.Module) -> None:
+    class Encoder(nn.Module):
+        def __init__(self, head: nn.Module) -> None:
+            super().__init__()
+            self.blocks, self.act, self.head = network(), nn.ReLU(), head
+
+    saved, model = Encoder(nn.Sequential(nn.Linear(2, 9), nn.Linear(9, 3))), Encoder(nothing)
+    load_into(model, under(prefix, saved), "x.ckpt")
+    assert same(model.blocks, saved.blocks)
+    for odd in ("blocks.9.weight", "act.weight", "headless.weight", "other.head.weight"):
+        with pytest.raises(CheckpointError, match=rf"has the unexpected keys \['{odd}'\]; load= \(--load\) may leave"):
+            load_into(model, {**under(prefix, saved), f"{prefix}{odd}": torch.ones(1)}, "x.ckpt")
+    with pytest.raises(CheckpointError, match="lacks the keys"):
+        load_into(Encoder(nn.Linear(2, 3)), under(prefix, model), "x.ckpt")
+
+
 def test_keys_under_a_prefix_are_named_without_it() -> None:
     state = under("model.", network())
     del state["model.2.bias"]
@@ -111,7 +129,8 @@ def test_keys_under_a_prefix_are_named_without_it() -> None:
         load_into(network(), {**state, "loss_fn.weight": torch.ones(1)}, "x.ckpt")
     state = {**under("model.", network()), "model.3.weight": torch.ones(1)}
     with pytest.raises(
-        CheckpointError, match=r"it under 'model.' has the unexpected keys \['3.weight'\]; load= may leave keys out$"
+        CheckpointError,
+        match=r"it under 'model.' has the unexpected keys \['3.weight'\]; load= \(--load\) may leave keys out$",
     ):
         load_into(network(), state, "x.ckpt")
     state = {**under("model.", network()), "model.2.bias": torch.ones(9)}
@@ -171,8 +190,7 @@ def test_state_dicts_that_later_ones_would_change_are_refused(tmp_path: Path) ->
     other = SmallNet().state_dict()
     with pytest.warns(RuntimeWarning, match=r"steps \['3', '5'\] are the same tensors, so the same weights"):
         sweep(model, {3: other, 4: states[0], 5: dict(other)}, probe_set, out=tmp_path / "same", layers="conv")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warnings():
         sweep(model, {7: model.state_dict()}, probe_set, out=tmp_path / "alone", layers="conv")
 
 
@@ -198,7 +216,9 @@ def test_a_module_around_the_one_that_was_stored_takes_its_weights() -> None:
     for prefix in ("module.", "net."):
         load_into(model, {f"{prefix}{name}": value + 1 for name, value in stored.items()}, "a")
         assert torch.equal(model[0][0][0].weight, stored["0.weight"] + 1)  # type: ignore[index]
-    with pytest.raises(CheckpointError, match=r"it has the unexpected keys \['0.0.head'\]; load= may leave keys out"):
+    with pytest.raises(
+        CheckpointError, match=r"it has the unexpected keys \['0.0.head'\]; load= \(--load\) may leave keys out"
+    ):
         load_into(model, {**stored, "head": torch.zeros(1)}, "a")
 
 
