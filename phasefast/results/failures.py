@@ -38,18 +38,23 @@ class Failure:
 
 
 def alike(failures: Mapping[int, Failure]) -> list[list[int]]:
-    """The steps of failures that differ in nothing but the name of the checkpoint."""
+    """The steps of failures that differ in nothing but the step and the name of the checkpoint."""
     groups: dict[str, list[int]] = {}
     for step, failure in failures.items():
-        groups.setdefault(failure.error.replace(failure.checkpoint, ""), []).append(step)
+        groups.setdefault(_beside_step(step, failure).replace(failure.checkpoint, ""), []).append(step)
     return list(groups.values())
 
 
 def listed(failures: Mapping[int, Failure]) -> Iterator[str]:
-    """A line for each failure; those that differ in nothing but the name of the checkpoint share the first one's."""
+    """A line for each failure; those that are ``alike`` share the first one's."""
     for first, *others in alike(failures):
         likewise = f"; likewise {len(others)} more: {named(others)}" if others else ""
-        yield f"step {first}: {failures[first].error}{likewise}"
+        yield f"step {first}: {_beside_step(first, failures[first])}{likewise}"
+
+
+def _beside_step(step: int, failure: Failure) -> str:
+    """Why, after a step that was named already."""
+    return failure.error.removeprefix(f"step {step} ")
 
 
 def named(steps: Sequence[int]) -> str:

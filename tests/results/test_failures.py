@@ -38,9 +38,11 @@ States = Mapping[int, Mapping[str, Tensor]]
 def test_failures_that_differ_by_a_name_share_a_line() -> None:
     failures = {step: Failure(f"net_{step}.pt", f"net_{step}.pt: damaged") for step in range(3)}
     failures[7] = Failure("net_7.pt", "net_7.pt: too short")
+    failures |= {step: Failure(f"net_{step}.pt", f"step {step} is stored already") for step in (30, 31)}
     assert list(listed(failures)) == [
         "step 0: net_0.pt: damaged; likewise 2 more: 1, 2",
         "step 7: net_7.pt: too short",
+        "step 30: is stored already; likewise 1 more: 31",
     ]
 
 
