@@ -25,6 +25,11 @@ _CHOICES = {
     "splits": get_args(Splits),
     "route": (None, *FORCED_ROUTES),
 }
+# What else some of the functions take that have these options, by name.
+_BESIDE = (
+    *("classes", "checkpoints", "every", "fit", "heldout", "key", "load", "on_error", "out", "overwrite", "run"),
+    *("samples", "shard", "step", "steps", "weights_only"),
+)
 _INTEGERS = {"batch_size": 1, "target_components": 1, "layer_sketch": 1, "pool": 0}  # and their least values
 
 
@@ -124,12 +129,13 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """
     for name in options:
         if name not in ProbeOptions.__annotations__:
-            near = difflib.get_close_matches(name, ProbeOptions.__annotations__, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {sorted(ProbeOptions.__annotations__)}"
-            raise ArgumentError(f"unknown option {name!r}{hint}")
+            near = difflib.get_close_matches(name, [*ProbeOptions.__annotations__, *_BESIDE], n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {sorted(ProbeOptions.__annotations__)}"
+            hint = "it is one of other functions" if name in _BESIDE else hint
+            raise ArgumentError(f"unknown option {name!r}; {hint}")
     for name, allowed in _CHOICES.items():
-        if (given := options.get(name, allowed[0])) not in allowed:
-            raise ArgumentError(f"{name}: expected one of {allowed}, got {given!r}")
+        if name in options and options[name] not in allowed:  # type: ignore[literal-required]
+            raise ArgumentError(f"{name}: expected one of {allowed}, got {options[name]!r}")
     if options.get("alphas") is not None and options.get("noise") is not None:
         raise ArgumentError(
             "alphas and noise exclude each other: a relative and an absolute penalty cannot share a curve"

@@ -33,7 +33,7 @@ from .types import Activations, Layer
 
 COLUMNS = "layer", "features", "route", "GFLOP", "GB", "seconds", "pass"
 _SIZE = 2048
-_TIMED = 64  # samples
+_TIMED, _PATIENCE = 64, 1.0  # samples, and seconds that they may take, as far as two of them tell
 _FIT, _HELDOUT = 2000, 500
 _SMALL, _LARGE = 128, 512  # features, and columns: of cells that are timed
 _EXPONENTS = 0.5, 1.0  # of the time, over the work
@@ -101,9 +101,9 @@ def plan(
         method, device, dtype = engine.method, engine.device, engine.rows.dtype
         groups, problem = engine.planned()
     else:
-        given = Configuration.of(model, options)
-        method, device, dtype = given.method, given.device, given.rows.dtype
-        groups, problem = _of_sizes(given, sample, fit, heldout, classes, **options)
+        config = Configuration.of(model, options)
+        method, device, dtype = config.method, config.device, config.rows.dtype
+        groups, problem = _of_sizes(config, sample, fit, heldout, classes)
     # Of any cell on this machine: not by its own route.
     how = replace(method, layer_sketch=None, route=None, budget=sys.maxsize)
     seconds = _expected_seconds(how, problem.per_column, device, dtype)
@@ -117,38 +117,43 @@ def forward_seconds(
 ) -> float:
     """Expected seconds of one pass of so many samples through the model, from a batch of a few; the better of two.
 
+    Of fewer where two of them already take long.
+
     Args:
         sample, **options: as for :func:`plan`, which says whether they can be.
     """
-    given = Configuration.of(model, options)
+    config = Configuration.of(model, options)
     some = min(count, _TIMED)
     inputs = torch.stack([_example(sample)] * some) if not isinstance(sample, ProbeSet) else sample.fit_inputs[:some]
-    some, seconds = len(inputs), []
-    with preserved(given.model, given.device, keep=torch.device("cpu")):
-        for _ in range(3):
-            batch = next(model_inputs(inputs, [(0, some)], given.model, given.device))
-            start = time.perf_counter()
-            given.model(batch)
-            if given.device.type == "cuda":
-                torch.cuda.synchronize(given.device)
-            seconds.append(time.perf_counter() - start)
-    return min(seconds[1:]) * count / some
+
+    def seconds(size: int) -> float:
+        batch = next(model_inputs(inputs, [(0, size)], config.model, config.device))
+        start = time.perf_counter()
+        config.model(batch)
+        if config.device.type == "cuda":
+            torch.cuda.synchronize(config.device)
+        return time.perf_counter() - start
+
+    with preserved(config.model, config.device, keep=torch.device("cpu")):
+        few = min(2, len(inputs))
+        each = min(seconds(few), seconds(few)) / few  # the first one may wait for what the device sets up
+        some = min(max(int(_PATIENCE / each), few), len(inputs))
+        return min(seconds(some), seconds(some)) * count / some
 
 
 def _of_sizes(
-    given: Configuration,
+    config: Configuration,
     sample: Sequence[int] | Tensor,
     fit: int,
     heldout: int,
     classes: int,
-    **options: Unpack[ProbeOptions],
 ) -> tuple[list[list[Layer]], Problem]:
     """Layers captured together, and the problem, of an input and of a label of so many samples."""
     shape = tuple(sample.shape if isinstance(sample, Tensor) else sample)
     if min(fit, heldout, *shape) < 1 or classes < 0:
         raise ArgumentError(f"expected positive sizes, got sample {shape}, {fit} and {heldout} rows")
     example = _example(sample)
-    each = given.rows.tokens == "each"
+    each = config.rows.tokens == "each"
     if each and len(shape) not in (1, 2):
         raise ArgumentError(f"tokens='each': expected a sample [t] or [t, c], got {shape}")
     tokens = shape[0] if each else 1  # of a sample without padding
@@ -156,17 +161,17 @@ def _of_sizes(
     width = example.numel() // tokens if example.is_floating_point() else 0
     if not width and not classes:
         raise ArgumentError(f"nothing to decode: the sample is {example.dtype}, and there are no classes")
-    if options.get("targets") is not None:
+    if config.options.get("targets") is not None:
         raise ArgumentError(
             "targets: without a probe set the input and a label of so many classes= are planned for; leave it out, or "
             "give plan(model, probe_set, targets=...)"
         )
-    model, where, method = given.model, given.device, given.method
+    model, where, method = config.model, config.device, config.method
     with preserved(model, where, keep=torch.device("cpu")):
         bounds = first_rows(example[None])
         batch = next(model_inputs(torch.stack([example] * bounds[0][1]), bounds, model, where))
         try:
-            found = discover_layers(model, given.names, batch, given.rows, given.given)
+            found = discover_layers(model, config.names, batch, config.rows, config.named)
         except PhasefastError:
             raise
         except Exception as error:  # a model may check its input by itself
@@ -174,13 +179,13 @@ def _of_sizes(
                 f"the model takes no {example.dtype} input of shape {shape}: {error}; give one that it takes, "
                 "or the shape of one (--sample, or --probe-set)"
             ) from error
-    per_column = options.get("penalty_per") == "column"
+    per_column, options = config.per_column, config.options
     # Wider targets than there are fit rows are replaced by n + 1 columns (row space), and combined where penalties are
     # chosen: not where each column has its own.
     columns = width if per_column else min(columns_with_components(width, options.get("target_components")), fit + 1)
     choosing = max(columns, classes) if per_column else SKETCH_COLUMNS
     q, checks = (min(columns, most) + min(classes, most) for most in (choosing, CHECK_COLUMNS))
-    itemsize, folds = max(given.rows.dtype.itemsize, 4), len(method.folds(fit)) - 1
+    itemsize, folds = max(config.rows.dtype.itemsize, 4), len(method.folds(fit)) - 1
     sizes = Problem(fit, heldout, columns + classes, q, folds, checks=checks, itemsize=itemsize, per_column=per_column)
     problem = method.posed(sizes, targets=(width > 0) + (classes > 0))
     return group_layers(found, problem, method.budget, method.route), problem

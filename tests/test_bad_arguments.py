@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import warnings
 from collections.abc import Callable
@@ -17,8 +18,10 @@ import phasefast as pf
 from phasefast.cli.names import load_model, load_probe_set, load_targets
 from phasefast.engine import Engine
 from phasefast.errors import ArgumentError, DataError, SweepError
+from phasefast.options import _BESIDE
 from phasefast.stages.plan import memory_budget
 from tests.conftest import SmallNet
+from tests.quiet import no_warnings
 
 
 @pytest.mark.parametrize(
@@ -34,12 +37,21 @@ from tests.conftest import SmallNet
         ({"targets": {"input"}}, "targets: expected a list"),
         ({"batchnorm": "none"}, "batchnorm: expected one of"),
         ({"route": "fast"}, "route: expected one of"),
+        ({"keys": "ema"}, r"unknown option 'keys'; did you mean 'key'\?"),
+        ({"every": 5}, "unknown option 'every'; it is one of other functions"),
+        ({"colour": 5}, r"unknown option 'colour'; there are \['alphas', "),
     ],
     ids=str,
 )
 def test_options_of_a_probe(net: SmallNet, probe_set: pf.ProbeSet, options: dict[str, Any], match: str) -> None:
     with pytest.raises(ArgumentError, match=match):
         pf.probe(net, probe_set, layers="conv", **options)
+
+
+def test_options_of_single_functions_are_known_by_name() -> None:
+    functions = pf.probe, pf.sweep, pf.watch, pf.PhaseTracker, pf.reconstruct, pf.plan, pf.fit_decoders
+    taken = [each for function in functions for each in inspect.signature(function).parameters.values()]
+    assert {each.name for each in taken if each.default is not each.empty} == set(_BESIDE)
 
 
 @pytest.mark.parametrize("shard", [3, "0/4", (1,), (0, 1.5)])
@@ -231,8 +243,7 @@ def test_columns_of_other_units_are_told() -> None:
     inputs, model = torch.randn(90, 6), nn.Sequential(nn.Linear(6, 4))
     inputs[:, 1], inputs[:, 4] = 3.0, 500 * inputs[:, 4]
     labelled = pf.ProbeSet.from_tensors(inputs[:60], torch.arange(60) % 3, inputs[60:], torch.arange(30) % 3)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warnings():
         Engine(model, labelled, targets="label")
     for given in (inputs, inputs.clamp(-3, 3), inputs[:, [1, 4]], inputs[:, None]):
         probe_set = pf.ProbeSet.from_tensors(given[:60], None, given[60:], None)
