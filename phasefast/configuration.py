@@ -23,7 +23,7 @@ from .stages.capture import RowOptions, rows_dtype
 from .stages.plan import memory_budget
 from .types import BatchNormMode
 
-_LAYOUT = 2  # of the settings: raise it with any change of what they hold
+_LAYOUT = 2  # raise it where settings would differ that are stored now: a new one is stored where it is no default
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Configuration:
     Attributes:
         model: without what DDP and the like wrap it in. device: where it is measured.
         method: with the whole memory budget. rows: what becomes of outputs.
-        names: of the modules that are probed. given: those of them that the user named.
+        names: of the modules that are probed. named: those of them that the user named.
         options: as they were checked.
     """
 
@@ -43,7 +43,7 @@ class Configuration:
     rows: RowOptions
     batchnorm: BatchNormMode
     names: list[str]
-    given: set[str]
+    named: set[str]
     options: Mapping[str, Any]
 
     @classmethod
@@ -62,10 +62,10 @@ class Configuration:
         home = next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
         device = resolve_device(options.get("device"), home)
         penalties = Penalties(as_tuple("alphas", options.get("alphas"), DEFAULT_ALPHAS), options.get("noise"))
-        given = ("precision", "route", "selection", "splits", "layer_sketch", "classifier")
+        of_method = ("precision", "route", "selection", "splits", "layer_sketch", "classifier")
         # Tokens of one sequence are alike: of those left out alone too much is known.
         how: dict[str, Any] = {"selection": "folds"} if options.get("tokens") == "each" else {}
-        how |= {name: options[name] for name in given if name in options}
+        how |= {name: options[name] for name in of_method if name in options}
         method = Method(penalties, budget=memory_budget(options.get("memory"), device), **how)
         narrow = method.precision == "fast" and bfloat16_is_fast(device)
         _tell_slow(model, device)
@@ -105,7 +105,7 @@ class Configuration:
             settings["sketch"] = method.layer_sketch
         if rows.padding is not None:
             settings["padding"] = float(rows.padding)
-        if method.classifier != "ridge":
+        if method.discriminates:
             settings["classifier"] = method.classifier
         if token_rows:
             settings["token_rows"] = token_rows

@@ -56,6 +56,11 @@ class Method:
         return self.classifier == "balanced"
 
     @property
+    def discriminates(self) -> bool:
+        """Whether classes are told by discriminants, which are made of fit rows' predictions."""
+        return self.classifier != "ridge"
+
+    @property
     def by_folds(self) -> bool:
         """Whether penalties are chosen by folds of the fit rows."""
         return self.selection == "folds" and self.penalties.selects
@@ -86,7 +91,7 @@ class Method:
             penalties=len(self.penalties.alphas),
             zero=self.penalties.zero,
             weak=self.penalties.weak,
-            fit_scores=self.splits == "both" or self.classifier != "ridge",  # others are made of fit rows' predictions
+            fit_scores=self.splits == "both" or self.discriminates,
             stride=self.penalties.stride,
             chosen=choices if sizes.per_column else min(targets, choices),
         )

@@ -64,7 +64,7 @@ class Engine:
 
     Attributes:
         lost: layers that the last measurement left out, and why.
-        names: of the modules that are probed. given: those of them that the user named. chosen: the targets.
+        names: of the modules that are probed. named: those of them that the user named. chosen: the targets.
         units: what rows are.
         settings: what scores of one directory have in common; config_hash: of these. target_hashes: by target.
 
@@ -78,17 +78,17 @@ class Engine:
         for name, value, kind in (("probe_set", probe_set, ProbeSet), ("run", run, str)):
             if not isinstance(value, kind):
                 raise ArgumentError(f"{name}: expected a {kind.__name__}, got {type(value).__name__}")
-        given = Configuration.of(model, options)
-        options = dict(given.options)
-        self.model, self.device, self.rows, self.batchnorm = given.model, given.device, given.rows, given.batchnorm
-        self.names, self.given, self.probe_set, self.run = given.names, given.given, probe_set, run
-        budget = given.method.budget
+        config = Configuration.of(model, options)
+        options = dict(config.options)
+        self.model, self.device, self.rows, self.batchnorm = config.model, config.device, config.rows, config.batchnorm
+        self.names, self.named, self.probe_set, self.run = config.names, config.named, probe_set, run
+        budget = config.method.budget
         inputs = probe_set.fit_inputs, probe_set.heldout_inputs
         taken = sum(split.nbytes for split in inputs if split.device.type == "cpu")
         # Every checkpoint reads them again; a budget that was given is for the cells alone, as `phasefast plan` counts.
         keeps = self.device.type == "cuda" and options.get("memory") is None and taken <= _KEPT_SHARE * budget
         self._fit_inputs, self._heldout_inputs = (split.to(self.device) if keeps else split for split in inputs)
-        self.method = replace(given.method, budget=budget - taken if keeps else budget)
+        self.method = replace(config.method, budget=budget - taken if keeps else budget)
         looks = looks_padded(probe_set.fit_inputs) if self.rows.padding is None else None
         if looks is not None:
             warn(
@@ -120,11 +120,11 @@ class Engine:
             )
         folds = self.units.folds(self.method.folds(probe_set.n_fit))
         data = probe_set.inputs_digest + self.units.digest
-        cache = None if out is None or given.per_column else TargetCache(Path(out) / "cache", data)
+        cache = None if out is None or config.per_column else TargetCache(Path(out) / "cache", data)
         self._components = options.get("target_components")
         kept = (self._fit_inputs, self._heldout_inputs) if keeps else None
         with full_float32(self.device):
-            how = self.device, given.per_column, cache, self._components, kept, self.units.tokens
+            how = self.device, config.per_column, cache, self._components, kept, self.units.tokens
             self.targets = build_targets(self.chosen, self._splits["fit"], self._splits["heldout"], folds, *how)
             self._functions = FunctionValues(self.chosen, probe_set.fit_inputs)
         warn_of_classes(self.targets, options)
@@ -134,7 +134,7 @@ class Engine:
             block.name: digest if block.name not in random else f"{digest}-{random[block.name]}"
             for block, digest in zip(self.targets.blocks, self.targets.digests, strict=True)
         }
-        self.settings = given.settings(run, probe_set.inputs_digest, self.units.digest, self.batch_size)
+        self.settings = config.settings(run, probe_set.inputs_digest, self.units.digest, self.batch_size)
         self.config_hash = hashlib.blake2b(json.dumps(self.settings).encode(), digest_size=8).hexdigest()
         self._layers: list[Layer] | None = None
         tensors = [*self.model.parameters(), *self.model.buffers()]
@@ -283,7 +283,7 @@ class Engine:
         first = next(model_inputs(self._fit_inputs, first_rows(self._fit_inputs), self.model, self.device))
         try:
             with telling_draws(self.device, lambda: rows_in(self.model(first.clone())), self._tell):
-                return discover_layers(self.model, self.names, first, self.rows, self.given)
+                return discover_layers(self.model, self.names, first, self.rows, self.named)
         except PhasefastError:
             raise
         except Exception as error:  # the model's own
@@ -302,7 +302,7 @@ class Engine:
         arguments = (self._fit_inputs, self._heldout_inputs, self.targets.folds, self._forward_batch)
         fix_random_state(self.device)
         with several_rows(self.batchnorm):
-            how = self.rows, self.device, self.given, self.units.tokens
+            how = self.rows, self.device, self.named, self.units.tokens
             cells, lost = capture(self.model, group, *arguments, *how, outputs=None if own is None else own.add)
         self.lost |= lost
         return cells

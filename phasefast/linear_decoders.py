@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .algebra.dense import left_product, product
 from .engine import Engine
 from .errors import ArgumentError
+from .metrics import LOSSES
 from .options import ProbeOptions
 from .scoring import classifier
 from .stages.evaluate import evaluate
@@ -86,7 +87,7 @@ def fit_decoders(
     for cell, plain, whole in engine.decoders(whole=True):
         decoder = classifier(cell, plain, engine.targets, engine.method)
         scores = evaluate(cell, decoder, engine.targets, fit_scores=False, balanced=engine.method.balanced)()
-        values = {score.target: (score.metric, score.value) for score in scores if score.samples is not None}
+        values = {score.target: (score.metric, score.value) for score in scores if score.metric in LOSSES}
         assert whole is not None
         for fit in decoder.fits:
             name = fit.block.name

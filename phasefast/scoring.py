@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from .decoding import Method, decode
-from .metrics import FVU, MSE
 from .stages.discriminate import discriminants
 from .stages.evaluate import evaluate, squared_errors
 from .stages.sketch import measure, sketch_features
@@ -45,7 +44,7 @@ def score_cells(cells: list[Activations], targets: TargetMatrix, method: Method)
 
 def classifier(cell: Activations, decoder: Decoder, targets: TargetMatrix, method: Method) -> Decoder:
     """The decoder whose largest prediction is scored as accuracy."""
-    return decoder if method.classifier == "ridge" else discriminants(cell, decoder, targets, method.balanced)
+    return discriminants(cell, decoder, targets, method.balanced) if method.discriminates else decoder
 
 
 def _sketched(whole: Activations, size: int, targets: TargetMatrix, method: Method) -> list[Score] | None:
@@ -72,11 +71,11 @@ def _sketched(whole: Activations, size: int, targets: TargetMatrix, method: Meth
     for each in evaluated:
         index = places[each.target]
         low, high = ends[index][each.split]
-        whole_error = {FVU: targets.deviation[each.split][index], MSE: each.n * targets.blocks[index].width}
-        if each.metric not in whole_error:  # squared errors do not tell accuracies
+        wholes = targets.wholes(index, each.split, each.n)
+        if each.metric not in wholes:  # squared errors do not tell accuracies
             scores.append(replace(each, bounds=Bounds(label)))
             continue
-        unit = 1 / whole_error[each.metric]
+        unit = 1 / wholes[each.metric]
         # The sketch's own error is mostly above the exact one: curves would jump where a layer is decoded exactly.
         middle = (low + high) / 2 * unit
         samples = each.samples if each.samples is None or each.value == 0 else each.samples * (middle / each.value)

@@ -209,7 +209,7 @@ class Sweeper:
         """Modules whose layers a stored step has no scores of, though they can be measured."""
         engine, lost = self._engine, self._lost.get(step, {})
         # What is not called by all batches is an error where it is asked for by name.
-        names = [name for name in engine.names if name not in lost or (name in engine.given and not lost[name])]
+        names = [name for name in engine.names if name not in lost or (name in engine.named and not lost[name])]
         lacking = self._stored[step].lacking(names, engine.target_hashes)
         return [name for name in lacking if name in self._usable] if lacking else []
 

@@ -150,6 +150,10 @@ class TargetMatrix:
         """Of the columns of ``fit``, [p] float64."""
         return self.sums.sum(0) / len(self.fit)
 
+    def wholes(self, index: int, split: str, rows: int) -> dict[str, float]:
+        """The squared error of a regression target over all rows at which each of its metrics is 1."""
+        return {MSE: rows * self.blocks[index].width, FVU: self.deviation[split][index]}
+
     @cached_property
     def baselines(self) -> dict[tuple[str, str, str], float]:
         """What the best constant scores, by target, split and metric: the fit mean, or the most frequent fit class."""
@@ -164,7 +168,8 @@ class TargetMatrix:
                     there = int(rows[:, block.start : block.stop].any(0).sum())
                     found[block.name, split, BALANCED_ACCURACY] = 1 / there
                 else:
-                    found[block.name, split, MSE] = self.deviation[split][index] / (len(rows) * block.width)
+                    whole = self.wholes(index, split, len(rows))
+                    found[block.name, split, MSE] = whole[FVU] / whole[MSE]
                     found[block.name, split, FVU] = 1.0
         return found
 

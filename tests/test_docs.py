@@ -16,6 +16,7 @@ import torch
 from typer.testing import CliRunner
 
 import phasefast as pf
+from phasefast.checkpoints.sources import SUFFIXES
 from phasefast.cli import app
 from phasefast.experiments.claims import check_claims
 
@@ -58,6 +59,11 @@ def test_commands_of_documents_exist(path: Path) -> None:
     for command in commands:  # their options are parsed; the runs take hours
         result = CliRunner().invoke(app, [*shlex.split(command)[1:], "--help"])
         assert result.exit_code == 0, (command, result.output)
+
+
+def test_the_document_on_checkpoints_has_all_suffixes() -> None:
+    text = (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    assert [suffix for suffix in SUFFIXES if f"`{suffix}`" not in text] == []
 
 
 def test_results_are_small() -> None:

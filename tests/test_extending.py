@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from phasefast.results.failures import Failure, keep_failures, lost_layers, read
 from phasefast.results.scores import Scores
 from phasefast.results.shards import read_shard
 from phasefast.results.store import write_step
+from tests.quiet import no_warnings
 
 from .conftest import SmallNet, images
 
@@ -311,8 +311,7 @@ def test_files_that_are_known_are_not_read_again(
     read: list[Any] = []
     load = torch.load
     monkeypatch.setattr(torch, "load", lambda *args, **options: read.append(args) or load(*args, **options))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warnings():
         pf.sweep(net, tmp_path / "b", probe_set, out=out, layers=["conv", "hidden"])
         assert read == []
         pf.sweep(net, tmp_path / "b", probe_set, out=out, layers="head")  # of another folder, but the same training

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import warnings
 from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 import phasefast as pf
 from phasefast.errors import LayerError
 from tests.conftest import SmallNet
+from tests.quiet import no_warnings
 
 
 @dataclass
@@ -100,8 +100,7 @@ def test_a_model_that_draws_random_numbers_is_told(probe_set: pf.ProbeSet, draw:
 
 
 def test_dropout_draws_none_in_evaluation_mode(net: SmallNet, probe_set: pf.ProbeSet) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warnings():
         pf.probe(torch.nn.Sequential(torch.nn.Dropout(0.5), net), probe_set, layers="1.hidden")
 
 
@@ -111,8 +110,7 @@ def test_random_numbers_that_change_nothing_are_not_told(probe_set: pf.ProbeSet)
             skip = torch.rand([]) < 0.5 and self.training  # as of layers that are dropped in training
             return super().forward(0 * x if skip else x)
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warnings():
         pf.probe(Skips(), probe_set, layers="hidden")
 
 

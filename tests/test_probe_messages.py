@@ -14,6 +14,7 @@ import phasefast as pf
 from phasefast.engine import Engine
 from phasefast.errors import ArgumentError, DataError, LayerError
 from tests.conftest import SmallNet
+from tests.quiet import no_warnings
 
 
 def test_a_model_that_cannot_take_the_samples_says_what_it_was_given(net: SmallNet) -> None:
@@ -84,8 +85,7 @@ def test_a_model_without_logits_has_no_accuracy_of_its_own_and_says_so(probe_set
     with pytest.warns(RuntimeWarning, match="no rows of layer 'model': what the model returns has no row of numbers"):
         scores = pf.probe(model, probe_set, layers="0")
     assert scores.values_of("layer") == ["0"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warnings():
         pf.probe(model, probe_set, layers="0", targets="input")
 
 
@@ -120,8 +120,7 @@ def test_an_approximation_that_was_made_is_not_warned_of(net: SmallNet) -> None:
     x = torch.randn(120, 1, 6, 6)
     probe_set = pf.ProbeSet.from_tensors(x[:100], None, x[100:], None)
     wide = pf.Function(lambda x: x.flatten(1).repeat(1, 3), name="wide")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warnings():
         scores = pf.probe(net, probe_set, layers="hidden", targets=wide, alphas=[1e-3], target_components=9)
         pf.probe(net, probe_set, layers="hidden", targets=wide, alphas=[1e-3])
     assert scores.values_of("approximation") == ["9 of 108 components"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 import phasefast as pf
 from phasefast.data.batches import first_rows
 from phasefast.errors import DataError, LayerError
+from tests.quiet import no_warnings
 
 VOCABULARY, LENGTH = 9, 6
 IDS = torch.randint(1, VOCABULARY, (150, LENGTH), generator=torch.Generator().manual_seed(0))
@@ -98,8 +98,7 @@ def test_a_function_of_the_models_weights_is_told(language: Language, samples: p
         language.embed.weight.add_(1.0)
     with pytest.warns(RuntimeWarning, match=r"targets \['embedded'\]: their functions give other values"):
         tracker.step(1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warnings():
         tracker.step(2)
 
 
@@ -115,8 +114,7 @@ def test_functions_are_asked_again_only_as_far_as_they_can_be(language: Language
 
     targets = [pf.Function(best), pf.Function(rounded)]
     tracker = pf.PhaseTracker(language, samples, out=None, layers=["out"], targets=targets)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warnings():
         for step in (0, 1, 2, 4, 8):
             tracker.step(step)
     assert calls == [100, 50, 8, 8, 8]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 import phasefast as pf
 from phasefast.errors import ArgumentError, DataError
 from tests.conftest import SmallNet, images
+from tests.quiet import no_warnings
 
 X = torch.randn(90, 5, generator=torch.Generator().manual_seed(0))
 AGE, KIND = X @ torch.arange(5.0), (X[:, 0] > 0).long()
@@ -171,8 +171,7 @@ def test_only_what_is_decoded_is_warned_of() -> None:
     pairs = torch.arange(180).reshape(90, 2)
     probe_set = made(n=(torch.arange(60), torch.arange(30)), pairs=(pairs[:60], pairs[60:]))
     model = nn.Sequential(nn.Linear(5, 5))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warnings():
         pf.probe(model, probe_set, targets=["input", probe_set.target("pairs", kind="regression")])
     with pytest.warns(RuntimeWarning, match=r"integers \[n, 2\] are decoded as numbers; for classes") as caught:
         scores = pf.probe(model, probe_set, targets=["input", "pairs"])

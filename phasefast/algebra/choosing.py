@@ -38,6 +38,15 @@ def paired(dim: int) -> bool:
     return 2 <= threads <= 4 and dim <= (_TWO_CORES if threads == 2 else ONE_CORE)
 
 
+def makes_all(at_once: bool, count: int, per_column: bool) -> bool:
+    """Whether the errors of all penalties are made, instead of those that a search tries.
+
+    Args:
+        at_once: whether all are made together. count: of the penalties. per_column: whether each column has its own.
+    """
+    return at_once or per_column or count <= FEW
+
+
 def least_error(errors: Tensor, targets: TargetMatrix, penalties: Penalties, dtype: torch.dtype) -> PenaltyChoice:
     """The index of least error [L, u] of each unit: target, or column where each has its own penalty."""
     errors = errors.cpu()

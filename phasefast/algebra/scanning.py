@@ -14,7 +14,21 @@ from torch import Tensor
 from .. import ops
 from ..common.fetching import fetched
 from ..types import Activations, Statistics, TargetMatrix
-from .choosing import FEW, LEFT, LOOKED_AT, MANY, SIGNS, SMALL, SPREAD, LeftOut, column_errors, paired, per_unit, signs
+from .choosing import (
+    FEW,
+    LEFT,
+    LOOKED_AT,
+    MANY,
+    SIGNS,
+    SMALL,
+    SPREAD,
+    LeftOut,
+    column_errors,
+    makes_all,
+    paired,
+    per_unit,
+    signs,
+)
 from .dense import Factor, converted_rows, empty
 from .systems import Penalties, System, eigen_path, factor_path, solve_eigen
 
@@ -69,7 +83,7 @@ class Scan:
         fits = 20 * count * dim * width <= _AT_ONCE if cross.is_cuda else dim <= SMALL
         self.at_once = fits and count <= MANY
         self.in_pairs = not cross.is_cuda and statistics.dtype == torch.float32 and paired(dim)
-        self.searched = not (self.at_once or targets.per_column or count <= FEW)
+        self.searched = not makes_all(self.at_once, count, targets.per_column)
         self.exact = exact or (self.rows - dim < LEFT and not self.searched)  # a search finds out
         self.all_made = False
         self._tried: dict[int, _Tried] = {}

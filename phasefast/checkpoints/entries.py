@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..common.notices import shown
@@ -14,7 +15,11 @@ from .sources import DISTRIBUTED, ENTRIES, SUFFIXES, may_be_weights
 from .steps import has_step, named_after_step, named_by, parse_step
 
 _PART = re.compile(r"-\d+-of-(?!0*1\b)\d+")  # one of several shards
-NEEDED = f"one of {', '.join(ENTRIES)}, or a single file ending in {', '.join(SUFFIXES)}"
+
+
+def needed(entries: Sequence[str] = ENTRIES) -> str:
+    """What a folder must have to be a checkpoint, as part of a message."""
+    return f"one of {', '.join(entries)}, or a single file ending in {', '.join(SUFFIXES)}"
 
 
 def find_entry(folder: Path) -> Path | None:
@@ -72,7 +77,7 @@ def entry_of(path: str | os.PathLike[str]) -> Path:
     entry = find_entry(path) if path.is_dir() else path
     if entry is None:
         why = why_none(path) or "is it still being written?"
-        raise UnreadableError(f"{path}: expected a folder with {NEEDED}; {why}")
+        raise UnreadableError(f"{path}: expected a folder with {needed()}; {why}")
     return entry
 
 
@@ -83,11 +88,7 @@ def weights_files(path: str | os.PathLike[str]) -> list[Path]:
         CheckpointError: a folder that is no checkpoint, or an index that cannot be read.
     """
     entry = entry_of(path)
-    if entry.name == DISTRIBUTED:
-        return [entry, *sorted(entry.parent.glob("*.distcp"))]
-    if entry.name.endswith(INDEX):
-        return [entry, *(entry.parent / shard for shard in read_index(entry))]
-    return [entry]
+    return [entry, *_described(entry)]
 
 
 def is_there(path: str | os.PathLike[str]) -> bool:
@@ -99,5 +100,11 @@ def is_there(path: str | os.PathLike[str]) -> bool:
     entry = find_entry(Path(path)) if Path(path).is_dir() else Path(path)
     if entry is None or not entry.is_file():
         return False
-    describes = entry.name == DISTRIBUTED or entry.name.endswith(INDEX)
-    return any(file.is_file() for file in weights_files(entry)[1 if describes else 0 :])
+    return any(file.is_file() for file in _described(entry) or [entry])
+
+
+def _described(entry: Path) -> list[Path]:
+    """The files of weights that an entry only describes; none where it has them itself."""
+    if entry.name == DISTRIBUTED:
+        return sorted(entry.parent.glob("*.distcp"))
+    return [entry.parent / shard for shard in read_index(entry)] if entry.name.endswith(INDEX) else []

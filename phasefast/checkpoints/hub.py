@@ -15,8 +15,9 @@ from typing import Any
 
 from ..common.notices import shown, warn
 from ..errors import CheckpointError, DependencyError, PhasefastError, UnreadableError
+from .entries import needed
 from .index import INDEX, read_index
-from .sources import DISTRIBUTED, ENTRIES, SUFFIXES, may_be_weights
+from .sources import DISTRIBUTED, ENTRIES, may_be_weights
 from .steps import has_step, names_step, parse_step
 
 SCHEME = "hf://"
@@ -112,8 +113,7 @@ class Revision(os.PathLike[str]):
         entry = next((name for name in _ENTRIES if name in files), alone[0] if len(alone) == 1 else None)
         if entry is None:
             raise CheckpointError(
-                f"expected one of {', '.join(_ENTRIES)}, or a single file ending in {', '.join(SUFFIXES)}, got "
-                f"{shown(alone or files)}; load= (--load) may read others"
+                f"expected {needed(_ENTRIES)}, got {shown(alone or files)}; load= (--load) may read others"
             )
 
         def download(name: str) -> Path:

@@ -15,13 +15,13 @@ from typing import TypeVar
 from ..common.notices import shown, warn
 from ..errors import CheckpointError, TwiceError, is_integer
 from ..results.failures import named
-from .entries import NEEDED, find_entry, why_none
+from .entries import find_entry, needed, why_none
 from .hub import Revision, as_revision, revisions
 from .messages import damage_named
 from .sources import ENTRIES, SUFFIXES, TEMPORARY, Source, may_be_weights
 from .steps import epoch_beside_step, has_step, named_after_step, named_by, names_step, parse_step, stem_of, unit_of
 
-_UNFINISHED = f"have temporary names or do not hold {NEEDED}"
+_UNFINISHED = f"have temporary names or do not hold {needed()}"
 _DIGITS = r"[\d.]+(?:e-?\d+)?"  # 2000, 0.53, 1e-05
 _Some = TypeVar("_Some", bound=Source)
 

@@ -18,8 +18,8 @@ class Losses:
     """Held-out losses of single samples, of one layer and target.
 
     Attributes:
-        steps: [K] int64. samples: [K, m]. baseline: [m] of the best constant, where it is known: its mean is the unit
-            of the losses.
+        steps: [K] int64. samples: [K, m]. baseline: [m] of the best constant or, where all classes count alike, what
+            each sample counts, if either is known: its mean is the unit of the losses.
     """
 
     steps: np.ndarray

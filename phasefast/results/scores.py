@@ -76,7 +76,7 @@ class Scores:
     Where ``approximation`` says what was left out, ``low`` to ``high`` is an interval for the exact value, of 95 % or
     more by estimate, and ``dropped`` the share of the target's squared deviation that components leave out.
     ``baseline`` is what the best constant would score: the mean, or the most frequent class, of the fit rows;
-    ``baseline_samples`` holds its held-out ``fvu`` for each sample.
+    ``baseline_samples`` holds its held-out ``fvu`` for each sample; of accuracies what each counts, if not alike.
     """
 
     def __init__(self, table: pa.Table) -> None:

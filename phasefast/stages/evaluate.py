@@ -146,7 +146,7 @@ def _block_scores(
     samples: Tensor | None = None,
 ) -> list[Score]:
     """Args: total: of squared errors. accuracy: its name and value. samples: squared errors, or hits by row."""
-    block, rows, deviation = fit.block, split.rows, split.deviation
+    block, rows = fit.block, split.rows
     around = None if block.random == 0 else _bounds(block, split)
     if around is not None:  # an estimate beyond what can be is moved to the end of its interval
         outside = min(around.high, 0.0) + max(around.low, 0.0)
@@ -161,7 +161,8 @@ def _block_scores(
 
     if block.kind == "classes":
         return [score(*accuracy, samples=samples)]
-    elements, share = rows * block.width, 1 / deviation if deviation > 0 else math.nan
+    whole = split.targets.wholes(split.index, split.name, rows)
+    elements, share = whole[MSE], 1 / whole[FVU] if whole[FVU] > 0 else math.nan
     samples = None if samples is None else samples * (rows * share)
     return [score(MSE, total / elements, 1 / elements), score(FVU, total * share, share, samples)]
 

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 import torch
 
-from ..algebra.choosing import FEW, LEFT, LOOKED_AT, MANY, ONE_CORE, SIGNS, SMALL, paired
+from ..algebra.choosing import LEFT, LOOKED_AT, MANY, ONE_CORE, SIGNS, SMALL, makes_all, paired
 from ..common.host_memory import free_memory
 from ..errors import ArgumentError, MemoryBudgetError
 from ..types import Layer, Route
@@ -217,7 +217,7 @@ def _add_scan(total: _Sum, dim: int, k: int, problem: Problem, sampled: bool = T
     n, q, between, sample = problem.n, problem.q, _TRIED_BETWEEN * math.log2(problem.stride), 0
     tried = _TRIED + between
     at_once = k <= SMALL and problem.penalties <= MANY
-    everything = at_once or problem.per_column or problem.penalties <= FEW
+    everything = makes_all(at_once, problem.penalties, problem.per_column)
     if everything:
         tried = problem.penalties
     elif sampled and k > ONE_CORE and not paired(k) and (rows := n * max(k // _SHARE, _SAMPLE) // k) >= _SAMPLE:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import phasefast as pf
 from phasefast.checkpoints import load_into
 from phasefast.errors import CheckpointError, SweepError
 from phasefast.stages.batchnorm import fresh_statistics
+from tests.quiet import no_warnings
 
 
 @pytest.mark.parametrize("batchnorm", ["recompute", "running"])
@@ -98,8 +98,7 @@ def test_weights_under_another_key_than_before_are_told(tmp_path: Path) -> None:
     for path, each in zip(paths, saved, strict=True):
         torch.save(each, path)
     probe_set = pf.ProbeSet.from_tensors(torch.randn(40, 4), None, torch.randn(20, 4), None)
-    with warnings.catch_warnings():  # these keys all stand for the weights
-        warnings.simplefilter("error")
+    with no_warnings():  # these keys all stand for the weights
         pf.sweep(nn.Sequential(model), paths[:3], probe_set, out=tmp_path / "a", alphas=[0.1])
     with pytest.warns(RuntimeWarning) as caught:
         pf.sweep(nn.Sequential(model), paths, probe_set, out=tmp_path / "b", alphas=[0.1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 import phasefast as pf
 from phasefast.checkpoints import Reader, file_hash, load_into, order_checkpoints, read_state_dict
 from phasefast.errors import ArgumentError, CheckpointError, StoreError, SweepError
+from tests.quiet import no_warnings
 
 OWN = {"weight": torch.ones(3, 4), "bias": torch.zeros(3)}
 AVERAGE = {name: value + 1 for name, value in OWN.items()}
@@ -254,8 +254,7 @@ def test_weights_of_the_same_names_beside_are_told(averaged: dict[str, Tensor]) 
     saved = {"model": OWN, "ema": averaged, "statistics": {"mean": torch.ones(3)}}
     with pytest.warns(RuntimeWarning, match=r"'model', but \['ema'\] has tensors .*: key='ema' .* key='model'"):
         assert read_state_dict(saved)["weight"] is OWN["weight"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warnings():
         assert read_state_dict(saved, key="model")["weight"] is OWN["weight"]
         read_state_dict({"model": OWN, "statistics": {"weight": torch.ones(3)}})
         read_state_dict({"model": OWN, "norms": {name: torch.ones(()) for name in OWN}})
@@ -280,8 +279,7 @@ def test_weights_of_the_same_names_elsewhere_are_told(saved: dict[str, Any], way
     named = re.escape(other)
     with pytest.warns(RuntimeWarning, match=rf"'{way}', but \['{named}'\] has tensors .*: key='{named}'"):
         found = read_state_dict(saved)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warnings():
         for key, same in ((way, True), (other, False)):
             assert torch.equal(read_state_dict(saved, key=key)["weight"], found["weight"]) is same
         read_state_dict({"model": {"net": OWN}, "optimizer": {"averages": AVERAGE}})

@@ -13,6 +13,7 @@ import pytest
 from phasefast.checkpoints import find_checkpoints, order_checkpoints, weights_files
 from phasefast.checkpoints.entries import entry_of
 from phasefast.errors import CheckpointError
+from tests.quiet import no_warnings
 
 
 def test_files_of_a_folder_without_a_step_are_left_out_aloud(tmp_path: Path) -> None:
@@ -21,8 +22,7 @@ def test_files_of_a_folder_without_a_step_are_left_out_aloud(tmp_path: Path) -> 
     with pytest.warns(RuntimeWarning, match=r"left out \['last.ckpt'\]"):
         assert order_checkpoints(tmp_path) == {1: tmp_path / "step_1.pt", 2: tmp_path / "step_2.pt"}
     (tmp_path / "last.ckpt").unlink()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warnings():
         assert list(order_checkpoints(tmp_path)) == [1, 2]
 
 
@@ -381,8 +381,7 @@ def test_what_is_no_checkpoint_is_named(given: Any) -> None:
 @pytest.mark.parametrize("ordering", [find_checkpoints, lambda folder: order_checkpoints(sorted(folder.iterdir()))])
 def test_steps_that_begin_anew_in_each_epoch_are_told(tmp_path: Path, ordering: Callable[[Path], object]) -> None:
     touch(tmp_path, "epoch_0_step_310.pt", "epoch_0_step_655.pt", "epoch=1-step=700.ckpt", "epoch_2_step_701.pt")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warnings():
         assert list(ordering(tmp_path)) == [310, 655, 700, 701]  # type: ignore[call-overload]
     touch(tmp_path, "epoch_3_step_280.pt")
     with pytest.warns(RuntimeWarning, match=r"epoch_3_step_280.pt is of a later epoch than epoch_2_step_701.pt, but"):

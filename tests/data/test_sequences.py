@@ -17,6 +17,7 @@ from phasefast.data.sequences import as_one, looks_padded, real_tokens
 from phasefast.engine import Engine
 from phasefast.errors import ArgumentError, DataError, LayerError
 from phasefast.types import TokenMode
+from tests.quiet import no_warnings
 
 MODES: tuple[TokenMode, ...] = ("mean", "cls", "last")
 
@@ -142,8 +143,7 @@ def test_samples_of_nothing_but_padding_are_named_and_none_is_told(reader: Reade
 def test_padding_is_a_setting_of_its_own(reader: Reader) -> None:
     with pytest.warns(RuntimeWarning, match=r"inputs look padded with 0, .*: padding=0 with tokens='mean'"):
         engines = [Engine(reader, GIVEN, tokens="mean")]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warnings():
         engines += [Engine(reader, GIVEN, tokens="mean", padding=0)]
     assert [engine.settings.get("padding") for engine in engines] == [None, 0]
     assert Engine(reader, GIVEN, tokens="mean", padding=np.int64(0)).config_hash == engines[1].config_hash

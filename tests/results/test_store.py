@@ -23,8 +23,9 @@ from phasefast.options import ProbeOptions
 from phasefast.report import read_phases
 from phasefast.results.failures import read_failures
 from phasefast.results.scores import Scores
-from phasefast.results.settings import _changes
+from phasefast.results.settings import _NAMES, _changes
 from phasefast.results.store import write_step
+from tests.quiet import no_warnings
 
 from ..conftest import SmallNet, images
 
@@ -254,6 +255,13 @@ def test_every_option_that_changes_numbers_is_a_setting(net: SmallNet, probe_set
         assert before.config_hash != after.config_hash, name
 
 
+def test_each_part_of_a_setting_has_a_name(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    settings = Engine(net, probe_set, "run", None, padding=0, tokens="mean").settings
+    parts = {key: names for key, names in _NAMES.items() if len(names) > 1}
+    assert parts.keys() <= settings.keys()
+    assert {key: len(settings[key]) for key in parts} == {key: len(names) for key, names in parts.items()}
+
+
 def test_a_sweep_of_a_lazy_model_says_so(probe_set: pf.ProbeSet, state: dict, tmp_path: Path) -> None:
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(3))
     with pytest.raises(ArgumentError, match="its module '1' is lazy"):
@@ -303,8 +311,7 @@ def test_what_a_forward_makes_is_no_constant(probe_set: pf.ProbeSet, tmp_path: P
     options: dict = {"out": tmp_path / "out", "alphas": [0.1], "targets": "input", "layers": "head"}
     model = Cached()
     model(probe_set.fit_inputs)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warnings():
         warnings.filterwarnings("ignore", "dropout|.*weight_norm|.*spectral_norm", FutureWarning)
         pf.sweep(model, states[:1], probe_set, **options)
         pf.sweep(Cached(), states, probe_set, **options)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
-
 import pytest
 import torch
 from torch import Tensor, nn
 
 import phasefast as pf
 from tests.conftest import SmallNet
+from tests.quiet import no_warnings
 from tests.test_sweep import without_seconds
 
 
@@ -57,8 +56,7 @@ def test_frozen_layers_are_told(net: SmallNet, probe_set: pf.ProbeSet) -> None:
     tracker = pf.PhaseTracker(net, probe_set, out=None, on_error="raise", layers="hidden")
     with pytest.warns(RuntimeWarning, match=r"\['norm'\].*if they are frozen, give batchnorm='running'"):
         tracker.step(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warnings():
         tracker.step(1)  # told once
         pf.probe(net, probe_set, layers="hidden", batchnorm="running")
         pf.probe(net.eval(), probe_set, layers="hidden")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import phasefast as pf
 from phasefast.errors import ArgumentError, StoreError
+from tests.quiet import no_warnings
 
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
@@ -120,8 +121,7 @@ def test_the_classifier_is_a_setting_and_many_classes_are_told(tmp_path: Path) -
     model, state = nn.Sequential(nn.Linear(6, 30)), nn.Sequential(nn.Linear(6, 30)).state_dict()
     with pytest.warns(RuntimeWarning, match=r"targets \['label'\]: of more than 20 classes .* classifier='lda'"):
         pf.probe(model, probe_set)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warnings():
         pf.sweep(model, {0: state}, probe_set, out=tmp_path, classifier="ridge", targets="label", layers="0")
     with pytest.raises(StoreError, match='classifier stored null, now "lda"'):
         pf.sweep(model, {0: state}, probe_set, out=tmp_path, classifier="lda", targets="label", layers="0")
