@@ -231,14 +231,16 @@ def _above_both_sides(curve: np.ndarray) -> np.ndarray:
 def apart_together(curve: np.ndarray, deviations: float) -> tuple[int, float]:
     """The first of two neighbours that lie farthest from the median, on one side of it, and how far the nearer one.
 
-    0 where no two lie beyond so many standard deviations of what most steps scatter: their median distance from it.
+    0 where they lie within so many standard deviations of what most steps scatter, by their median distance from it, or
+    within twice what any step is on the other side: then some steps scatter more than others.
     """
     away = curve - np.median(curve)
     one, next_one = away[:-1], away[1:]
     pairs = np.where(one * next_one > 0, np.minimum(np.abs(one), np.abs(next_one)), 0.0)
     place = int(pairs.argmax())
-    far = pairs[place] > deviations * np.median(np.abs(away)) / _MEDIAN
-    return place, float(np.copysign(pairs[place], one[place])) if far else 0.0
+    side = float(np.sign(one[place]))
+    scatter = max(deviations * float(np.median(np.abs(away))) / _MEDIAN, 2 * float((-side * away).max()))
+    return place, side * float(pairs[place]) if pairs[place] > scatter else 0.0
 
 
 def persistence(curve: np.ndarray, fit: np.ndarray) -> float:
