@@ -13,16 +13,7 @@ from .checkpoints.ahead import Read
 from .checkpoints.sources import Source
 from .common.progress import progress
 from .engine import Engine
-from .errors import (
-    PASSING,
-    CheckpointError,
-    PhasefastError,
-    RewrittenError,
-    StoreError,
-    may_pass,
-    with_notes,
-    without_frames,
-)
+from .errors import PASSING, CheckpointError, PhasefastError, StoreError, may_pass, with_notes, without_frames
 from .results.failures import Failure, alike
 from .stages.preserve import on_device
 
@@ -105,8 +96,7 @@ def measure_each(
 
 def _none_fits(failures: Mapping[int, Exception], sources: Mapping[int, Source]) -> bool:
     """Whether all are checkpoints that can be read, but not used, for the same reason."""
-    mendable = *PASSING, RewrittenError
-    usable = any(isinstance(error, mendable) or not isinstance(error, CheckpointError) for error in failures.values())
+    usable = any(isinstance(error, PASSING) or not isinstance(error, CheckpointError) for error in failures.values())
     of_system = any(isinstance(error.__cause__, OSError) for error in failures.values())  # as load= raises it
     return not (usable or of_system) and len(alike(in_words(failures, sources))) == 1
 

@@ -129,10 +129,7 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """
     for name in options:
         if name not in ProbeOptions.__annotations__:
-            near = difflib.get_close_matches(name, [*ProbeOptions.__annotations__, *_BESIDE], n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {sorted(ProbeOptions.__annotations__)}"
-            hint = "it is one of other functions" if name in _BESIDE else hint
-            raise ArgumentError(f"unknown option {name!r}; {hint}")
+            raise ArgumentError(f"unknown option {name!r}; {_hint(name)}")
     for name, allowed in _CHOICES.items():
         if name in options and options[name] not in allowed:  # type: ignore[literal-required]
             raise ArgumentError(f"{name}: expected one of {allowed}, got {options[name]!r}")
@@ -152,3 +149,12 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
     if len(approximations) > 1:
         raise ArgumentError("target_components and layer_sketch: each has an interval of its own; leave one out")
     return {**options, **{name: operator.index(given) for name, given in whole.items()}}
+
+
+def _hint(name: str) -> str:
+    """What an option that does not exist may stand for."""
+    if name in _BESIDE:
+        return "only other functions have it"
+    near, others = (difflib.get_close_matches(name, known, n=1) for known in (ProbeOptions.__annotations__, _BESIDE))
+    guesses = [*map(repr, near), *(f"{other!r}, which some functions have" for other in others)]
+    return f"did you mean {' or '.join(guesses)}?" if guesses else f"there are {sorted(ProbeOptions.__annotations__)}"

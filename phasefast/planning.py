@@ -33,7 +33,7 @@ from .types import Activations, Layer
 
 COLUMNS = "layer", "features", "route", "GFLOP", "GB", "seconds", "pass"
 _SIZE = 2048
-_TIMED, _PATIENCE = 64, 1.0  # samples, and seconds that they may take, as far as two of them tell
+_TIMED, _PATIENCE = 64, 1.0  # samples, and seconds that they may take
 _FIT, _HELDOUT = 2000, 500
 _SMALL, _LARGE = 128, 512  # features, and columns: of cells that are timed
 _EXPONENTS = 0.5, 1.0  # of the time, over the work
@@ -117,7 +117,7 @@ def forward_seconds(
 ) -> float:
     """Expected seconds of one pass of so many samples through the model, from a batch of a few; the better of two.
 
-    Of fewer where two of them already take long.
+    Of fewer where these already take long.
 
     Args:
         sample, **options: as for :func:`plan`, which says whether they can be.
@@ -135,10 +135,11 @@ def forward_seconds(
         return time.perf_counter() - start
 
     with preserved(config.model, config.device, keep=torch.device("cpu")):
-        few = min(2, len(inputs))
-        each = min(seconds(few), seconds(few)) / few  # the first one may wait for what the device sets up
-        some = min(max(int(_PATIENCE / each), few), len(inputs))
-        return min(seconds(some), seconds(some)) * count / some
+        some = min(2, len(inputs))
+        seconds(some)  # which may wait for what the device sets up
+        while (taken := seconds(some)) < _PATIENCE / 2 and some < len(inputs):
+            some = min(2 * some, len(inputs))
+        return min(taken, seconds(some)) * count / some
 
 
 def _of_sizes(

@@ -16,6 +16,7 @@ from phasefast.cli import app
 from phasefast.engine import Engine
 from phasefast.errors import ArgumentError, StoreError
 from phasefast.options import ProbeOptions
+from phasefast.planning import forward_seconds
 
 from .conftest import SmallNet, images
 from .report.synthetic import log2_steps, make_scores, write_run
@@ -195,6 +196,24 @@ def test_plan_knows_how_penalties_are_given_and_chosen(net: SmallNet, rows: int,
         pf.plan([net], (1, 6, 6), rows, 60)  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match=r"expected a Module, got type; give what Identity\(...\) makes"):
         pf.plan(torch.nn.Identity, (1, 6, 6), rows, 60)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("each_pass", "each_sample", "tried"), [(0.2, 0.0, 64), (0.0, 0.4, 2), (0.0, 0.002, 64)])
+def test_passes_are_timed_on_as_many_samples_as_soon_tell(
+    each_pass: float, each_sample: float, tried: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, sizes = [0.0], []
+
+    class Slow(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(x))
+            clock[0] += each_pass + each_sample * len(x)
+            return x.flatten(1)
+
+    monkeypatch.setattr("phasefast.planning.time.perf_counter", lambda: clock[0])
+    expected = 640 / tried * each_pass + 640 * each_sample
+    assert forward_seconds(torch.nn.Sequential(Slow()), (1, 6, 6), 640) == pytest.approx(expected)
+    assert max(sizes) == tried
 
 
 def test_plan_takes_penalties_as_the_sweep_does() -> None:

@@ -201,7 +201,7 @@ def test_layers_are_added_to_all_but_what_was_written_again(
     sweep(["hidden"])
     for step in (24, 32):
         save(step)
-    with pytest.raises(SweepError, match=r"(?s)1 of 4 checkpoints failed.*step 24 is stored already") as error:
+    with pytest.raises(SweepError, match=r"(?s)1 of 4 checkpoints failed.*step 24: is stored already") as error:
         sweep(["hidden", "conv"])
     assert list(error.value.failed) == [24]
     scores = pf.read_scores(tmp_path / "out")

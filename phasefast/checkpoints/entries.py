@@ -88,7 +88,7 @@ def weights_files(path: str | os.PathLike[str]) -> list[Path]:
         CheckpointError: a folder that is no checkpoint, or an index that cannot be read.
     """
     entry = entry_of(path)
-    return [entry, *_described(entry)]
+    return [entry, *(_described(entry) or [])]
 
 
 def is_there(path: str | os.PathLike[str]) -> bool:
@@ -100,11 +100,12 @@ def is_there(path: str | os.PathLike[str]) -> bool:
     entry = find_entry(Path(path)) if Path(path).is_dir() else Path(path)
     if entry is None or not entry.is_file():
         return False
-    return any(file.is_file() for file in _described(entry) or [entry])
+    files = _described(entry)
+    return any(file.is_file() for file in ([entry] if files is None else files))
 
 
-def _described(entry: Path) -> list[Path]:
-    """The files of weights that an entry only describes; none where it has them itself."""
+def _described(entry: Path) -> list[Path] | None:
+    """The files of weights that an entry only describes; None where it has them itself."""
     if entry.name == DISTRIBUTED:
         return sorted(entry.parent.glob("*.distcp"))
-    return [entry.parent / shard for shard in read_index(entry)] if entry.name.endswith(INDEX) else []
+    return [entry.parent / shard for shard in read_index(entry)] if entry.name.endswith(INDEX) else None

@@ -24,8 +24,8 @@ def load_into(
 
     Keys that are not the model's may stand under one prefix, such as those of ``torch.compile``, DDP or a Lightning
     module: what is not under it is left alone. So may all of the model's, as of a module around the one that was
-    stored. What the model has an ``Identity`` for, as encoders have for a head, is left alone too. Of tensors that the
-    model ties, one is enough.
+    stored. A head that the model has an ``Identity`` for is left out with a warning. Of tensors that the model ties,
+    one is enough.
 
     Args:
         spare: what is loaded where the state lacks it.
@@ -160,13 +160,21 @@ def _without_prefix(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _without_replaced(state: Mapping[str, Tensor], own: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """Without keys of modules in whose place the model has one that does nothing."""
+    """Without keys of a head in whose place the model has a module that does nothing, with a warning.
+
+    A head is what comes after all modules that have tensors: amid these others, such as normalisations, matter.
+    """
+    modules, parents = list(model.named_modules()), {key.rpartition(".")[0] for key in own}
+    last = max((place for place, (name, _) in enumerate(modules) if name in parents), default=len(modules))
     idle = tuple(
         f"{name}."
-        for name, module in model.named_modules()
-        if name and (isinstance(module, nn.Identity) or (isinstance(module, nn.Sequential) and not len(module)))
+        for name, module in modules[last + 1 :]
+        if isinstance(module, nn.Identity) or (isinstance(module, nn.Sequential) and not len(module))
     )
-    return {key: value for key, value in state.items() if key in own or not key.startswith(idle)}
+    left = [key for key in state if key not in own and key.startswith(idle)]
+    if left:
+        warn(f"checkpoints: {shown(left)} are left out, as the model has nothing there, like an encoder without a head")
+    return {key: value for key, value in state.items() if key not in left}
 
 
 def _fits(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> bool:

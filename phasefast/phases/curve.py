@@ -157,7 +157,7 @@ class Curve:
         middle = int(np.abs(self.loss - np.median(self.loss)).argmin())
         spans = [Span("constant", middle, step, slice(middle, middle + 1)) for step in (place, place + 1)]
         ends = [float(np.sign(end)) for span in spans for end in self.change(span)[1]]
-        sure = len(self.loss) >= self.rules.order_steps and set(ends) == {float(np.sign(away))}
+        sure = away != 0 and len(self.loss) >= self.rules.order_steps and set(ends) == {float(np.sign(away))}
         if not sure or abs(away) < self._needed(float(self.loss[middle]), 0.0):
             return [whole], near
         side = "above" if away > 0 else "below"

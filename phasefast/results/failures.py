@@ -53,8 +53,9 @@ def listed(failures: Mapping[int, Failure]) -> Iterator[str]:
 
 
 def _beside_step(step: int, failure: Failure) -> str:
-    """Why, after a step that was named already."""
-    return failure.error.removeprefix(f"step {step} ")
+    """Why, after a step that was named already; the name of a checkpoint stays whole."""
+    named_so = failure.error.startswith(failure.checkpoint) and failure.checkpoint != f"step {step}"
+    return failure.error if named_so else failure.error.removeprefix(f"step {step} ")
 
 
 def named(steps: Sequence[int]) -> str:

@@ -113,13 +113,35 @@ def test_a_head_that_the_encoder_has_nothing_for_is_left_out(prefix: str, nothin
             self.blocks, self.act, self.head = network(), nn.ReLU(), head
 
     saved, model = Encoder(nn.Sequential(nn.Linear(2, 9), nn.Linear(9, 3))), Encoder(nothing)
-    load_into(model, under(prefix, saved), "x.ckpt")
+    with pytest.warns(RuntimeWarning, match=r"\['head.0.bias', .*\] are left out, as the model has nothing there"):
+        load_into(model, under(prefix, saved), "x.ckpt")
     assert same(model.blocks, saved.blocks)
     for odd in ("blocks.9.weight", "act.weight", "headless.weight", "other.head.weight"):
         with pytest.raises(CheckpointError, match=rf"has the unexpected keys \['{odd}'\]; load= \(--load\) may leave"):
             load_into(model, {**under(prefix, saved), f"{prefix}{odd}": torch.ones(1)}, "x.ckpt")
     with pytest.raises(CheckpointError, match="lacks the keys"):
         load_into(Encoder(nn.Linear(2, 3)), under(prefix, model), "x.ckpt")
+
+
+class Scaled(nn.Identity):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(2))
+
+
+def test_nothing_amid_a_network_stands_for_no_head() -> None:
+    saved = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
+    for model in (
+        nn.Sequential(nn.Linear(4, 4), nn.Identity(), nn.ReLU(), nn.Linear(4, 2)),
+        nn.Sequential(nn.Identity()),
+    ):
+        with pytest.raises(CheckpointError, match="has the unexpected keys"):
+            load_into(model, saved.state_dict(), "x.ckpt")
+    of_its_own, own = nn.Sequential(nn.Linear(4, 2), Scaled()), nn.Sequential(nn.Linear(4, 2), Scaled())
+    own[1].scale.data += 1
+    with no_warnings():
+        load_into(of_its_own, own.state_dict(), "x.ckpt")
+    assert same(of_its_own, own)
 
 
 def test_keys_under_a_prefix_are_named_without_it() -> None:
