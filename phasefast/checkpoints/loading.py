@@ -38,7 +38,9 @@ def load_into(
     spare = {key: value for key, value in (spare or {}).items() if key in own}
     state = _inside(_unwrapped(state, own), own, name, spare)
     prefix = _prefix(state, own, name, spare)
-    state = _whole(_without_replaced(_without_prefix(state, prefix), own, model), own, spare)
+    state = _without_prefix(state, prefix)
+    left = _of_a_head(state, own, model)
+    state = _whole({key: value for key, value in state.items() if key not in left}, own, spare)
     problems = [
         f"{what} {shown(keys)}"
         for what, keys in (
@@ -54,6 +56,8 @@ def load_into(
         raise CheckpointError(
             f"{name} does not fit {type(model).__name__}: it{under} " + "; it ".join(problems) + spare_keys
         )
+    if left:
+        warn(f"checkpoints: {shown(left)} are left out, as the model has nothing there, like an encoder without a head")
     try:
         model.load_state_dict(state)
     except RuntimeError as error:  # such as tensors that are sparse or without values
@@ -159,22 +163,21 @@ def _without_prefix(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
 
 
-def _without_replaced(state: Mapping[str, Tensor], own: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """Without keys of a head in whose place the model has a module that does nothing, with a warning.
+def _of_a_head(state: Mapping[str, Tensor], own: Mapping[str, Any], model: nn.Module) -> set[str]:
+    """Keys of a head in whose place the model has a module that does nothing.
 
-    A head is what comes after all modules that have tensors: amid these others, such as normalisations, matter.
+    A head is what is defined after all modules that have tensors: amid these others, such as normalisations, matter.
     """
-    modules, parents = list(model.named_modules()), {key.rpartition(".")[0] for key in own}
+    # Wrappers are in the names of modules, and in some keys.
+    modules = [(_WRAPPERS.sub("", f"{name}."), each) for name, each in model.named_modules(remove_duplicate=False)]
+    parents = {_WRAPPERS.sub("", f"{key.rpartition('.')[0]}.") for key in own}
     last = max((place for place, (name, _) in enumerate(modules) if name in parents), default=len(modules))
     idle = tuple(
-        f"{name}."
+        name
         for name, module in modules[last + 1 :]
         if isinstance(module, nn.Identity) or (isinstance(module, nn.Sequential) and not len(module))
     )
-    left = [key for key in state if key not in own and key.startswith(idle)]
-    if left:
-        warn(f"checkpoints: {shown(left)} are left out, as the model has nothing there, like an encoder without a head")
-    return {key: value for key, value in state.items() if key not in left}
+    return {key for key in state if key not in own and _WRAPPERS.sub("", key).startswith(idle)}
 
 
 def _fits(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> bool:

@@ -231,15 +231,17 @@ def _above_both_sides(curve: np.ndarray) -> np.ndarray:
 def apart_together(curve: np.ndarray, deviations: float) -> tuple[int, float]:
     """The first of two neighbours that lie farthest from the median, on one side of it, and how far the nearer one.
 
-    0 where they lie within so many standard deviations of what most steps scatter, or most of those around them, by the
-    median distance from it, or within twice what any step is on the other side: then some scatter more than others.
+    0 where they lie within so many standard deviations of what most steps scatter, or most of those around the hump, by
+    the median distance from it, or within twice what any step is on the other side: then some scatter more than others.
     """
     away = curve - np.median(curve)
     one, next_one = away[:-1], away[1:]
     pairs = np.where(one * next_one > 0, np.minimum(np.abs(one), np.abs(next_one)), 0.0)
     place = int(pairs.argmax())
     side = float(np.sign(one[place]))
-    around = np.concatenate([away[max(0, place - _AROUND) : place], away[place + 2 : place + 2 + _AROUND]])
+    outside = np.flatnonzero(side * away <= pairs[place] / 2)
+    first, last = outside[outside < place].max(initial=-1) + 1, outside[outside > place].min(initial=len(away))
+    around = np.concatenate([away[max(0, first - _AROUND) : first], away[last : last + _AROUND]])
     most = max(float(np.median(np.abs(each))) for each in (away, around) if len(each))
     scatter = max(deviations * most / _MEDIAN, 2 * float((-side * away).max()))
     return place, side * float(pairs[place]) if pairs[place] > scatter else 0.0

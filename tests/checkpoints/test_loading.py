@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from phasefast import ProbeSet, sweep
 from phasefast.checkpoints import load_into
@@ -137,11 +138,34 @@ def test_nothing_amid_a_network_stands_for_no_head() -> None:
     ):
         with pytest.raises(CheckpointError, match="has the unexpected keys"):
             load_into(model, saved.state_dict(), "x.ckpt")
+    with pytest.raises(CheckpointError, match="has the unexpected keys"):
+        load_into(nn.Sequential(nn.Identity()), nn.Sequential(nn.Linear(4, 2)).state_dict(), "x.ckpt")
     of_its_own, own = nn.Sequential(nn.Linear(4, 2), Scaled()), nn.Sequential(nn.Linear(4, 2), Scaled())
     own[1].scale.data += 1
     with no_warnings():
         load_into(of_its_own, own.state_dict(), "x.ckpt")
     assert same(of_its_own, own)
+
+
+def test_a_head_is_told_by_all_names_of_modules_and_without_wrappers() -> None:
+    class Tied(nn.Module):
+        def __init__(self, norm: nn.Module, head: nn.Module) -> None:
+            super().__init__()
+            self.a, self.norm = nn.Linear(3, 3), norm
+            self.b, self.head = self.a, head
+
+    nothing = nn.Identity()
+    state = Tied(nn.Identity(), nn.Linear(3, 2)).state_dict()
+    with pytest.warns(RuntimeWarning, match=r"\['head.bias', 'head.weight'\] are left out"):
+        load_into(Tied(nothing, nothing), state, "x.ckpt")
+    with pytest.raises(CheckpointError, match=r"unexpected keys \['norm.bias', 'norm.weight'\]"):
+        load_into(Tied(nn.Identity(), nn.Identity()), Tied(nn.LayerNorm(3), nn.Identity()).state_dict(), "x.ckpt")
+    body, norm, head = nn.Sequential(nn.Linear(3, 3)), nn.LayerNorm(3), nn.Linear(3, 2)
+    with pytest.warns(RuntimeWarning, match=r"\['1.bias', '1.weight'\] are left out"):
+        load_into(nn.Sequential(checkpoint_wrapper(body), nn.Identity()), nn.Sequential(body, head).state_dict(), "x")
+    model = nn.Sequential(nn.Linear(3, 3), nn.Identity(), checkpoint_wrapper(body))
+    with pytest.raises(CheckpointError, match=r"unexpected keys \['1.bias', '1.weight'\]"):
+        load_into(model, nn.Sequential(nn.Linear(3, 3), norm, body).state_dict(), "x")
 
 
 def test_keys_under_a_prefix_are_named_without_it() -> None:

@@ -44,6 +44,8 @@ def test_failures_that_differ_by_a_name_share_a_line() -> None:
         "step 7: net_7.pt: too short",
         "step 30: is stored already; likewise 1 more: 31",
     ]
+    alone = {24: Failure("step 24 b.pt", "step 24 b.pt does not fit"), 8: Failure("step 8", "step 8 is stored")}
+    assert list(listed(alone)) == ["step 24: step 24 b.pt does not fit", "step 8: is stored"]
 
 
 @pytest.fixture

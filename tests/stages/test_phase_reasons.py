@@ -61,6 +61,14 @@ def test_a_hump_of_steps_that_have_an_order_is_no_constant_either() -> None:
     assert (kinds(cell), cell.why) == ("", "varies by 0.031: neighbouring steps lie 0.03 above most others")
 
 
+@pytest.mark.parametrize(("size", "first", "last"), [(30, 11, 19), (30, 9, 21), (20, 11, 19), (16, 9, 15)])
+def test_a_wide_hump_is_no_scatter_around_itself(size: int, first: int, last: int) -> None:
+    loss = np.full(size, 0.5)
+    loss[first:last] += 0.03
+    cell = find(loss + 0.001 * np.random.default_rng(5).normal(size=size), scatter=0.001)
+    assert kinds(cell) == ""
+
+
 def test_what_few_steps_or_samples_cannot_tell_is_no_hump() -> None:
     rng = np.random.default_rng(3)
     assert kinds(find(np.array([0.1, 0.1, 0.5, 0.5, 0.1, 0.1, 0.1]) + 0.002 * rng.normal(size=7), scatter=0.001)) == "c"
