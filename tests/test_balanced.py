@@ -43,7 +43,7 @@ def balanced(labels: Tensor, guesses: np.ndarray) -> float:
     return float(np.mean([(guesses[labels.numpy() == each] == each).mean() for each in labels.unique().tolist()]))
 
 
-@pytest.mark.parametrize("options", [{}, {"route": "dual"}, {"splits": "heldout"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"route": "dual"}, {"layer_sketch": 9}, {"splits": "heldout"}], ids=str)
 def test_it_is_that_of_scikit_learn_with_equal_priors(model: nn.Module, options: dict[str, Any]) -> None:
     discriminant_analysis = pytest.importorskip("sklearn.discriminant_analysis")
     fit, labels, held, held_labels = rows = *SPLITS[0], *SPLITS[1]
