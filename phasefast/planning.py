@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Unpack
+from typing import Unpack, overload
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from .engine import Engine
 from .errors import ArgumentError, PhasefastError
 from .options import ProbeOptions
 from .scoring import score_cells
+from .stages.batchnorm import fresh_statistics
 from .stages.capture import discover_layers
 from .stages.plan import Cost, Problem, fitting_cost, group_layers
 from .stages.preserve import preserved
@@ -58,18 +59,40 @@ class LayerPlan:
         return self.layer.name, f"{self.layer.dim}", cost.route, *sizes, f"{self.seconds:.3f}", f"{self.forward_pass}"
 
 
-class Plan(list[LayerPlan]):
-    """What the layers will take, without the forward passes; printed, a line for each, and for several their sums."""
+@dataclass(frozen=True)
+class Plan(Sequence[LayerPlan]):
+    """What one checkpoint will take; printed, a line for each layer, for several their sums, and the forward passes.
+
+    Attributes:
+        forward_passes: over the data, and one over the fit rows where BatchNorm statistics are recomputed.
+        forward_seconds: expected of all of these, from a batch of a few on this machine.
+    """
+
+    layers: tuple[LayerPlan, ...]
+    forward_passes: int
+    forward_seconds: float
 
     @property
     def seconds(self) -> float:
-        """Of all layers."""
-        return sum(each.seconds for each in self)
+        """Of all layers, without the forward passes."""
+        return sum(each.seconds for each in self.layers)
+
+    @overload
+    def __getitem__(self, index: int) -> LayerPlan: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[LayerPlan, ...]: ...
+    def __getitem__(self, index: int | slice) -> LayerPlan | tuple[LayerPlan, ...]:
+        return self.layers[index]
+
+    def __len__(self) -> int:
+        return len(self.layers)
 
     def __str__(self) -> str:
         work = sum(each.cost.flops for each in self)
         sums = [("all", "", "", f"{work / 1e9:.1f}", "", f"{self.seconds:.3f}", "")] if len(self) > 1 else []
-        return "\n".join(aligned([COLUMNS, *(each.texts for each in self), *sums], left=(0,)))
+        lines = aligned([COLUMNS, *(each.texts for each in self), *sums], left=(0,))
+        passes = f"{self.forward_passes} forward pass{'es' * (self.forward_passes > 1)}"
+        return "\n".join([*lines, f"{passes}: {self.forward_seconds:.2f} s"])
 
 
 def plan(
@@ -81,7 +104,7 @@ def plan(
     classes: int = 0,
     **options: Unpack[ProbeOptions],
 ) -> Plan:
-    """Route, FLOPs, memory and expected time of every layer, for one checkpoint.
+    """Route, FLOPs, memory and expected time of every layer, and that of the forward passes, for one checkpoint.
 
     Args:
         sample: a probe set, whose targets are made as for a measurement. Before there is one, the shape of an input,
@@ -98,43 +121,42 @@ def plan(
         if fit or heldout or classes:
             raise ArgumentError("plan: a probe set has its own sizes; leave out fit, heldout and classes")
         engine = Engine(model, sample, **options)
-        method, device, dtype = engine.method, engine.device, engine.rows.dtype
         groups, problem = engine.planned()
+        what: Engine | Configuration = engine
+        inputs, fit, heldout = sample.fit_inputs, sample.n_fit, sample.n_heldout
     else:
-        config = Configuration.of(model, options)
-        method, device, dtype = config.method, config.device, config.rows.dtype
-        groups, problem = _of_sizes(config, sample, fit, heldout, classes)
+        what = Configuration.of(model, options)
+        groups, problem = _of_sizes(what, sample, fit, heldout, classes)
+        inputs = torch.stack([_example(sample)] * min(fit + heldout, _TIMED))
     # Of any cell on this machine: not by its own route.
-    how = replace(method, layer_sketch=None, route=None, budget=sys.maxsize)
-    seconds = _expected_seconds(how, problem.per_column, device, dtype)
+    how = replace(what.method, layer_sketch=None, route=None, budget=sys.maxsize)
+    seconds = _expected_seconds(how, problem.per_column, what.device, what.rows.dtype)
     entries = [(layer, index) for index, group in enumerate(groups, 1) for layer in group]
-    costs = [(layer, fitting_cost(layer.dim, problem, method.budget, method.route), index) for layer, index in entries]
-    return Plan(LayerPlan(layer, cost, seconds(cost.work), index) for layer, cost, index in costs)
+    of_layers = []
+    for layer, index in entries:
+        cost = fitting_cost(layer.dim, problem, what.method.budget, what.method.route)
+        of_layers.append(LayerPlan(layer, cost, seconds(cost.work), index))
+    recomputed = what.batchnorm == "recompute" and bool(fresh_statistics(what.model))
+    of_model = forward_seconds(what.model, inputs, what.device, len(groups) * (fit + heldout) + recomputed * fit)
+    return Plan(tuple(of_layers), len(groups) + recomputed, of_model)
 
 
-def forward_seconds(
-    model: nn.Module, sample: ProbeSet | Sequence[int] | Tensor, count: int, **options: Unpack[ProbeOptions]
-) -> float:
+def forward_seconds(model: nn.Module, inputs: Tensor, device: torch.device, count: int) -> float:
     """Expected seconds of one pass of so many samples through the model, from a batch of a few; the better of two.
 
     Of fewer where these already take long.
-
-    Args:
-        sample, **options: as for :func:`plan`, which says whether they can be.
     """
-    config = Configuration.of(model, options)
-    some = min(count, _TIMED)
-    inputs = torch.stack([_example(sample)] * some) if not isinstance(sample, ProbeSet) else sample.fit_inputs[:some]
+    inputs = inputs[: min(count, _TIMED)]
 
     def seconds(size: int) -> float:
-        batch = next(model_inputs(inputs, [(0, size)], config.model, config.device))
+        batch = next(model_inputs(inputs, [(0, size)], model, device))
         start = time.perf_counter()
-        config.model(batch)
-        if config.device.type == "cuda":
-            torch.cuda.synchronize(config.device)
+        model(batch)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         return time.perf_counter() - start
 
-    with preserved(config.model, config.device, keep=torch.device("cpu")):
+    with preserved(model, device, keep=torch.device("cpu")):
         some = min(2, len(inputs))
         seconds(some)  # which may wait for what the device sets up
         while (taken := seconds(some)) < _PATIENCE / 2 and some < len(inputs):

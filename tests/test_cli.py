@@ -133,14 +133,20 @@ def test_plan_tells_route_and_memory_of_every_layer() -> None:
 
 def test_plans_are_printed_as_tables(net: SmallNet) -> None:
     found = pf.plan(net, (1, 6, 6), 150, 60, classes=3, layers=["conv", "hidden"])
-    head, conv, hidden, total = str(found).splitlines()
+    head, conv, hidden, total, passes = str(found).splitlines()
     assert head.split() == ["layer", "features", "route", "GFLOP", "GB", "seconds", "pass"]
     assert conv.split()[:3] == ["conv", "54", "primal"]
     assert hidden.split()[:2] == ["hidden", "20"]
     assert len(head) == len(conv) == len(hidden) == len(total.rstrip()) + len("  pass")
     assert total.split() == ["all", f"{sum(each.cost.flops for each in found) / 1e9:.1f}", f"{found.seconds:.3f}"]
-    assert len(str(pf.plan(net, (1, 6, 6), 150, 60, layers="conv")).splitlines()) == 2
-    assert found[0].layer.name == "conv"
+    # One over the fit rows is for BatchNorm.
+    assert passes == f"2 forward passes: {found.forward_seconds:.2f} s"
+    assert found.forward_seconds > 0
+    one = pf.plan(net, (1, 6, 6), 150, 60, layers="conv", batchnorm="running")
+    assert len(str(one).splitlines()) == 3
+    assert str(one).splitlines()[-1].startswith("1 forward pass: ")
+    assert [each.layer.name for each in found] == ["conv", "hidden"]
+    assert found[0] == found[:1][0]
 
 
 def test_plan_is_what_a_measurement_does(net: SmallNet, probe_set: pf.ProbeSet) -> None:
@@ -212,7 +218,9 @@ def test_passes_are_timed_on_as_many_samples_as_soon_tell(
 
     monkeypatch.setattr("phasefast.planning.time.perf_counter", lambda: clock[0])
     expected = 640 / tried * each_pass + 640 * each_sample
-    assert forward_seconds(torch.nn.Sequential(Slow()), (1, 6, 6), 640) == pytest.approx(expected)
+    inputs = torch.zeros(70, 1, 6, 6)
+    found = forward_seconds(torch.nn.Sequential(Slow()), inputs, torch.device("cpu"), 640)
+    assert found == pytest.approx(expected)
     assert max(sizes) == tried
 
 
@@ -294,7 +302,9 @@ def test_plan_of_targets_is_what_a_measurement_of_them_does(net: SmallNet, probe
     engine = Engine(net, probe_set, **how)
     planned = pf.plan(net, probe_set, **how)
     assert [entry.cost for entry in planned] == [engine.method.cost(c, engine.targets) for c in engine.activations()]
-    assert planned[-1].forward_pass == (2 if "memory" in options else 1)
+    passes = 2 if "memory" in options else 1
+    assert planned[-1].forward_pass == passes
+    assert planned.forward_passes == passes + 1  # one is for BatchNorm
 
 
 def test_layers_of_a_torchvision_model() -> None:

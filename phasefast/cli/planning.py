@@ -12,8 +12,7 @@ from torch import nn
 from ..common.console import of_results
 from ..errors import ArgumentError
 from ..layers.selection import select_layers
-from ..planning import COLUMNS, forward_seconds, plan
-from ..stages.batchnorm import fresh_statistics
+from ..planning import COLUMNS, plan
 from ..stages.probe_set import ProbeSet
 from .app import PROBE_SET, Model, Targets, app
 from .measuring import measuring
@@ -62,7 +61,6 @@ def plan_command(
     samples: ProbeSet | list[int] = _shape(sample)
     if probe_set is not None:
         samples = load_probe_set(probe_set)
-        fit, heldout = samples.n_fit, samples.n_heldout
         options |= {"targets": load_targets(target, samples, options["tokens"] == "each")} if target else {}
     elif target:
         raise ArgumentError("--target: without --probe-set the input and a label of so many --classes are planned for")
@@ -88,16 +86,13 @@ def plan_command(
         )
     if "layer_sketch" in options:
         console.print("layers are planned without a sketch, as they are decoded where it fails")
-    recomputed = options["batchnorm"] == "recompute" and bool(fresh_statistics(network))
-    if recomputed:
+    if found.forward_passes > found[-1].forward_pass:
         console.print("one forward pass over the fit rows is for the BatchNorm statistics (--batchnorm)")
-    passes, seconds = found[-1].forward_pass, checkpoints * found.seconds
-    rows = passes * (fit + heldout) + recomputed * fit
-    of_model = checkpoints * forward_seconds(network, samples, rows, **options)
     if any(entry.cost.target_free for entry in found):
         console.print("target-free routes give held-out scores only")
     times = _counted(checkpoints, "checkpoint")
-    forward = _counted(checkpoints * (passes + recomputed), "forward pass", "es")
+    forward = _counted(checkpoints * found.forward_passes, "forward pass", "es")
+    seconds, of_model = checkpoints * found.seconds, checkpoints * found.forward_seconds
     console.print(f"{times}: {seconds:.2f} s expected, and {of_model:.2f} s for {forward}")
 
 
