@@ -174,7 +174,10 @@ class _Work:
         assert self.statistics is not None
         arguments = self.cell, self.statistics, self.targets, self.method.penalties
         if self.method.selection == "loo":
-            return select_by_leave_one_out(*arguments)
+            wide = self.statistics
+            if wide.dtype != torch.float64 and self.method.penalties.selects:
+                (wide,) = accumulate([self.cell], self.targets, torch.float64, with_folds=False, with_cross=False)
+            return select_by_leave_one_out(self.cell, wide, self.targets, self.method.penalties)
         if self.method.selection == "gcv":
             follows = self.method.precision == "exact" and self.statistics.dtype != torch.float64
             return select_by_gcv(*arguments, self.choice, self.cost.eigen, float64_follows=follows)

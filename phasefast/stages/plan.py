@@ -194,7 +194,7 @@ def _add_choosing(total: _Sum, dim: int, k: int, problem: Problem, eigen: bool, 
     n, q, folds, count = problem.n, problem.q, problem.folds, problem.penalties
     if problem.selection == "loo":  # errors of all penalties on every row, from one eigendecomposition, in float64
         _add_eigen(total, k, 1, double=True)
-        total.add_double(2 * n * k * (k + q) + count * 2 * n * k * q)
+        total.add_double(n * k * (3 * k + 2 * q) + count * 2 * n * k * q)
     elif problem.selection == "folds":  # errors of all penalties on folds that their decoders have not seen
         total.add(2 * n * k * q + count * 2 * n * k * q)
         if eigen:
@@ -246,7 +246,7 @@ def _system_bytes(k: int, p: int, problem: Problem) -> int:
     """A Gram matrix per fold and the sum, cross moments, factors and weights."""
     folds = problem.folds if problem.selection == "folds" else 1
     grams = 8 * k * k * (folds + 1) + (16 * k * k * problem.chosen if problem.selection == "gcv" else 0)
-    grams += 8 * k * (problem.n + 3 * k) if problem.selection == "loo" else 0
+    grams += 8 * k * (problem.n + 4 * k) if problem.selection == "loo" else 0
     crosses = 8 * k * (p + folds * problem.q)
     solving = 8 * k * (4 * k + 3 * p + (problem.penalties + 2) * problem.q)
     return grams + crosses + solving

@@ -51,12 +51,13 @@ def select_by_leave_one_out(
     With leverages h of the ridge fit, the error on a row that is left out is its residual over 1 - h (Allen 1974).
 
     Args:
-        statistics: of ``cell``; its cross moments are not used.
+        statistics: of ``cell``, in float64: float32's products with fewer rows than features know too little of what a
+            leverage leaves of 1 at weak penalties. Its cross moments are not used.
     """
     if not penalties.selects:
         return PenaltyChoice.first(targets)
     columns = targets.sketch.fit
-    system = System(cell, statistics.total, torch.float64)
+    system = System(cell, statistics.total, statistics.dtype)
     path = penalties.absolute(system)
     mean = columns.mean(0, dtype=torch.float64)
     # Rows: eigenvectors over the roots of their eigenvalues.
@@ -77,7 +78,7 @@ def select_by_leave_one_out(
             errors[index] += (miss / left.clamp_min(torch.finfo(torch.float64).eps)[:, None]).square().sum(0)
     if len(values) >= len(scores) - 1:
         errors[path == 0] = math.inf  # it goes through all rows, and what is left of each is rounding over rounding
-    return least_error(per_unit(errors, targets), targets, penalties, statistics.dtype)
+    return least_error(per_unit(errors, targets), targets, penalties, system.dtype)
 
 
 def _fold_errors(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from phasefast.algebra.systems import Penalties
+from phasefast.algebra.systems import DEFAULT_ALPHAS, Penalties
 from phasefast.data.target_types import Input, Label
 from phasefast.decoding import Method, decode
 from phasefast.stages import select
@@ -75,6 +76,46 @@ def test_leave_one_out_is_what_leaving_out_gives(seed: int, d: int, per_column: 
     best = errors.argmin(0) if per_column else [errors.sum(1).argmin()]
     assert choice.indices[0].tolist() == list(best)
     assert len(choice.indices[1]) == 1
+
+
+def wide(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows [75, d] of more features than the 35 fit rows, of uneven sizes, and two columns that they explain."""
+    g = torch.Generator().manual_seed(seed)
+    d = 40 + 20 * (seed % 10)
+    sizes = torch.randn(d, generator=g).mul(2).exp()
+    a = torch.randn(75, d, generator=g) @ torch.randn(d, d, generator=g) * sizes
+    a /= a.std()
+    t = a @ torch.randn(d, 2, generator=g)
+    return a, t / t.std() + (0.001, 0.03, 0.3)[seed % 3] * torch.randn(75, 2, generator=g)
+
+
+@functools.cache
+def best_left_out(seed: int) -> float:
+    """The default penalty of least leave-one-out error of ``wide``, each row predicted from a decoder of the others."""
+    a, t = (own[:35].double().numpy() for own in wide(seed))
+    error = np.zeros(len(DEFAULT_ALPHAS))
+    path = np.array(DEFAULT_ALPHAS) * mean_diagonal(wide(seed)[0][:35])
+    for i in range(35):
+        rest, columns = np.delete(a, i, 0), np.delete(t, i, 0)
+        left, sizes, right = np.linalg.svd(rest - rest.mean(0), full_matrices=False)
+        own, explained = (a[i] - rest.mean(0)) @ right.T, left.T @ (columns - columns.mean(0))
+        for index, penalty in enumerate(path):
+            predicted = columns.mean(0) + own * (sizes / (sizes**2 + penalty)) @ explained
+            error[index] += ((predicted - t[i]) ** 2).sum()
+    return DEFAULT_ALPHAS[int(error.argmin())]
+
+
+@pytest.mark.parametrize("route", [None, "eigen", "primal", "dual"])
+@pytest.mark.parametrize("precision", ["exact", "fast", "double"])
+def test_leave_one_out_of_wide_cells_knows_what_leverages_leave(route: str | None, precision: str) -> None:
+    found = []
+    for seed in range(24):
+        a, t = wide(seed)
+        targets = build_targets([Input()], (t[:35], None), (t[35:], None), (0, 35), CPU)
+        method = Method(Penalties(), precision, route, selection="loo")
+        ((_, decoder),) = decode([captured(a[:35], a[35:], (0, 35))], targets, method)
+        found.append(decoder.fits[0].alpha)
+    assert found == [best_left_out(seed) for seed in range(24)]
 
 
 def test_a_sample_keeps_the_ratio_of_features_to_rows() -> None:
