@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -165,3 +166,28 @@ def test_layers_that_differ_by_few_rare_samples_are_not_told_apart() -> None:
     weights[:12] = weights[0]
     weights /= weights.mean()
     assert [not pf.best_checkpoint(scores(missed)).others for missed in (5, 7, 12)] == [False, True, True]
+
+
+@pytest.mark.parametrize("classifier", ["balanced", "lda"])
+def test_classes_that_only_heldout_samples_have_count_like_others_however_many_there_may_be(classifier: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 200, (310,), generator=generator)
+    inputs = torch.randn(200, 11, generator=generator)[labels] * 2 + torch.randn(310, 11, generator=generator)
+    fit, held = set(labels[:230].tolist()), set(labels[230:].tolist())
+    both = min(fit & held)
+    assert len(held - fit) > 5
+    found = []
+    for count in (256, 257, 5000):
+        constant = nn.Linear(11, count)
+        nn.init.zeros_(constant.weight)
+        nn.init.zeros_(constant.bias).data[both] = 1  # type: ignore[union-attr]
+        given: dict[str, Any] = {"layers": "0", "targets": pf.Label(count), "alphas": [0.03], "classifier": classifier}
+        probe_set = pf.ProbeSet.from_tensors(inputs[:230], labels[:230], inputs[230:], labels[230:])
+        scores = pf.probe(nn.Sequential(nn.Identity(), constant), probe_set, **given)
+        accuracies = scores.filter(split="heldout").to_pandas().query("metric != 'loss'").set_index("layer")
+        found.append(accuracies[["value", "baseline"]])
+    if classifier == "balanced":
+        assert set(found[0]["baseline"]) == {1 / len(held)} == {found[0]["value"]["model"]}
+    assert found[0]["value"]["0"] > 0.3
+    pd.testing.assert_frame_equal(found[1], found[0])
+    pd.testing.assert_frame_equal(found[2], found[0])

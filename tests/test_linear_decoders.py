@@ -153,12 +153,14 @@ def test_decoders_are_of_whole_targets_and_all_features(option: dict[str, Any]) 
 
 
 def test_rows_of_many_classes_name_theirs() -> None:
-    probe_set = samples(300, 60, (12,), classes=5000)
+    given = samples(300, 60, (12,), classes=5000)
+    labels = torch.cat([torch.tensor([70]), given.heldout_labels[1:]])  # of which no fit sample is
+    probe_set = pf.ProbeSet.from_tensors(given.fit_inputs, given.fit_labels, given.heldout_inputs, labels)
     targets = [pf.Label(5000), pf.Function(lambda x: (x[:, 0] > 3).long() * 2, kind="classes", name="side")]
     found = pf.fit_decoders(network(12, 16), probe_set, layers="1", targets=targets)
     decoder = found["1", "label"]
     assert decoder.classes is not None
-    assert decoder.classes.tolist() == [0, 1, 2, 4999, -1]
+    assert decoder.classes.tolist() == [0, 1, 2, -1, 4999]
     hits = decoder.classes[decoder.predictions.argmax(1)] == probe_set.heldout_labels
     assert float(hits.double().mean()) == pytest.approx(decoder.value)
     assert found["1", "side"].classes is not None
@@ -178,7 +180,7 @@ def test_named_variants_of_targets_are_in_the_units_that_are_given() -> None:
     truth = probe_set.heldout_inputs.double().sum(1, keepdim=True) + 1000
     assert (found["1", "sum"].predictions - truth).abs().mean() < 0.1 * (truth - truth.mean()).abs().mean()
     assert found["1", "label"].classes is not None
-    assert found["1", "label"].classes.tolist() == [0, 1, 2, 4999, -1]
+    assert found["1", "label"].classes.tolist() == [0, 1, 2, 4999]
 
 
 def test_targets_of_the_users_own_are_as_they_give_them() -> None:

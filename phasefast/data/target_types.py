@@ -17,7 +17,7 @@ from .samples import as_numbers
 _CHUNK = 1024
 _MOST_CLASSES = 1_000_000  # vocabularies have a quarter of that
 _MOST_COLUMNS = 20_000  # integers may be numbers
-_WHOLE = 256  # classes of which each has a column, whether a fit row is of it or not
+_WHOLE = 256  # classes of which each has a column, whether a row is of it or not
 _EACH = "give tokens='each', inputs [n, t, ...] and one integer for each token"
 _LACKING = "leave samples that have none out of the probe set; only labels of tokens may be -100"
 Split = tuple[Tensor, Tensor | None]
@@ -234,7 +234,7 @@ def _columns(target: Values | Function, values: Tensor, held: Tensor) -> tuple[T
 
 
 def _one_hot(name: str, labels: Tensor, held: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Columns [n, k] and [m, k]: of many classes only of those that fit rows have, and one for all others."""
+    """Columns [n, k] and [m, k]: of many classes only of those that rows have."""
     if count > _MOST_CLASSES:
         raise DataError(f"target {name!r}: expected {_MOST_CLASSES} classes at most, numbered from 0, got {count}")
     for own in (labels, held):
@@ -242,15 +242,17 @@ def _one_hot(name: str, labels: Tensor, held: Tensor, count: int) -> tuple[Tenso
         if low < 0 or high >= count:
             mend = f"; {_LACKING}" if low < 0 else ""
             raise DataError(f"target {name!r}: expected labels from 0 to {count - 1}, got {low} to {high}{mend}")
-    if count > _WHOLE and len(there := labels.unique()) < count - 1:
-        if len(there) >= _MOST_COLUMNS:
+    if count > _WHOLE and len(there := torch.cat([labels, held.to(labels.device)]).unique()) < count:
+        if len(there) > _MOST_COLUMNS:
             raise DataError(
-                f"target {name!r}: expected fewer than {_MOST_COLUMNS} classes among the fit samples, got "
-                f"{len(there)}; for numbers give floats, or kind='regression'"
+                f"target {name!r}: expected {_MOST_COLUMNS} classes among the samples at most, got {len(there)}; for "
+                "numbers give floats, or kind='regression'"
             )
-        place = torch.full((count,), len(there), device=labels.device)
-        place[there] = torch.arange(len(there), device=labels.device)
-        labels, held, count = place[labels], place.to(held.device)[held], len(there) + 1
+        labels, held, count = (
+            torch.searchsorted(there, labels),
+            torch.searchsorted(there.to(held.device), held),
+            len(there),
+        )
     columns, held_columns = (
         torch.zeros(len(own), count, dtype=torch.float32, device=own.device) for own in (labels, held)
     )
