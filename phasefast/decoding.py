@@ -13,6 +13,7 @@ import torch
 
 from .algebra.systems import Penalties, PenaltyChoice, System
 from .common.fetching import fetched
+from .common.interrupts import let_interrupts_through
 from .common.timeline import stage, staged
 from .stages.gcv import select_by_gcv
 from .stages.plan import Cost, ForcedRoute, Problem, Selection, fitting_cost
@@ -116,6 +117,7 @@ def decode(cells: list[Activations], targets: TargetMatrix, method: Method) -> I
         _accumulate([own for own in work if own.dtype == dtype], targets, dtype)
     begun = deque[_Work]()
     while work:  # nothing is kept longer than it is needed: a Gram matrix can be as large as all rows
+        let_interrupts_through()
         begun.append(work.pop(0))
         begun[-1].begin()
         if len(begun) > begun[0].cell.fit.is_cuda:  # a GPU works on one while the host reads of the one before

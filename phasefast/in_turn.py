@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from .checkpoints import Reader, load_into, read_ahead
 from .checkpoints.ahead import Read
 from .checkpoints.sources import Source
+from .common.interrupts import interrupts_held
 from .common.progress import progress
 from .engine import Engine
 from .errors import PASSING, CheckpointError, PhasefastError, StoreError, may_pass, with_notes, without_frames
@@ -28,7 +29,8 @@ def restored(engine: Engine) -> Iterator[None]:
         with on_device(engine.model, engine.device):
             yield
     finally:
-        engine.model.load_state_dict(before)
+        with interrupts_held():
+            engine.model.load_state_dict(before)
 
 
 def measure_each(

@@ -165,7 +165,14 @@ class PhaseTracker:
                 in a training that is resumed, which need not repeat what it lost bit by bit: one whose first call is
                 for a step above 1, but for that call itself and for ``on_error="raise"``.
         """
-        step = checked_step(step)
+        step, before = checked_step(step), (self._before, self._start)
+        try:
+            return self._called(step, force)
+        except BaseException:  # such as an interrupt: it may be called again
+            self._before, self._start = before
+            raise
+
+    def _called(self, step: int, force: bool) -> Scores | None:
         first, repeated = self._start is None, step == self._before
         start = self._start = step if self._start is None else self._start
         if first:  # one that goes on has called for what is stored

@@ -120,6 +120,16 @@ def test_degrees_of_freedom_are_between_none_and_the_rank() -> None:
         assert 0 <= row["dof"] <= row["rank"]
 
 
+@pytest.mark.parametrize("route", [None, "primal", "dual"])
+@pytest.mark.parametrize(("fit", "features"), [(80, 20), (50, 80)])
+def test_ranks_are_of_the_features_whatever_stands_for_them(fit: int, features: int, route: str | None) -> None:
+    rng = np.random.default_rng(1)
+    rows, values = torch.tensor(rng.normal(size=(fit + 20, features))).float(), rng.normal(size=(fit + 20, 2))
+    row = scored(rows, values, fit, alphas=[0.1], route=route)[0].to_arrow().to_pylist()[0]
+    assert row["rank"] == min(features, fit - 1)
+    assert row["dof"] <= row["rank"]
+
+
 @pytest.mark.parametrize("selection", ["gcv", "loo"])
 def test_dead_features_are_no_part_of_an_eigendecomposition(selection: str) -> None:
     """LAPACK's does not converge where nine of ten features are dead, with two threads not even that of float64."""

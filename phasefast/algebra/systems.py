@@ -347,16 +347,22 @@ def _by_factor(system: System, rhs: Tensor, penalty: float, jitter: float, facto
         weights = factor.solve(rhs)
     root = factor.inverse_root
     told = torch.cat([diagonal, root.diagonal().double(), inner(root, root)[None], failed])
-    read = partial(_facts_of_factor, count=system.moments.count, penalty=penalty + jitter)
+    most = min(system.moments.count - 1, system.cell.layer.dim)  # centring takes one row
+    read = partial(_facts_of_factor, most=most, penalty=penalty + jitter)
     return Solution(weights, penalty + jitter, jitter, system.cell.route, told, read, root, True)
 
 
-def _facts_of_factor(told: np.ndarray, count: int, penalty: float) -> Facts:
-    """Args: told: the Gram matrix's diagonal, that of the inverse root, its squared norm, LAPACK's info, in a row."""
+def _facts_of_factor(told: np.ndarray, most: int, penalty: float) -> Facts:
+    """What the factor tells.
+
+    Args:
+        told: the Gram matrix's diagonal, that of the inverse root, its squared norm, LAPACK's info, in a row.
+        most: directions that there may be.
+    """
     (diagonal, live), (trace, failed) = told[:-2].reshape(2, -1), told[-2:].tolist()
     alive = diagonal > 0
     ends = live[alive] if alive.any() else live
-    rank = min(int(alive.sum()), count - 1)  # centring takes one
+    rank = min(int(alive.sum()), most)
     with np.errstate(all="ignore"):
         condition = float(np.square(ends.max() / ends.min()))
     return Facts(

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from ..common.interrupts import let_interrupts_through
+
 _FIRST_ROWS = 7, 5, 11, 13  # that layers are discovered with: few, and not as many as tokens, which may come first
 # On a GPU. Launches of small networks take as long as their work below so many samples; larger samples, of so many
 # numbers in all, keep it busy in smaller batches.
@@ -46,6 +48,7 @@ def model_inputs(
     """Batches of ``inputs`` on the model's device, floating-point ones in the model's dtype."""
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), inputs.dtype)
     for start, stop in bounds:
+        let_interrupts_through()
         batch = inputs[start:stop]
         pinned = device.type == "cuda" and batch.device.type == "cpu"  # only copies from pinned memory do not wait
         batch = batch.pin_memory() if pinned else batch

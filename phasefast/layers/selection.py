@@ -44,6 +44,8 @@ def select_layers(model: nn.Module, patterns: Layers | None = None) -> list[str]
         raise LayerError(f"layer {MODEL_LAYER!r}: the name of the model's own metrics; probe its parts: 'model.*'")
     available = [name for name, _ in model.named_modules() if name not in ("", MODEL_LAYER)]
     if (pattern := idle(available, patterns)) is not None:
+        if (module := pattern.lstrip("!").rpartition(":")[0]) in available:
+            raise LayerError(f"layers: {pattern!r} is one call of {module!r}, of which all calls are probed, or none")
         near = difflib.get_close_matches(pattern.lstrip("!"), available, n=5, cutoff=0.5)
         named = f"closest: {near}" if near else f"the first of them: {available[:20]}"
         raise LayerError(f"no layer matches {pattern!r} among {len(available)} module names; {named}")

@@ -1,4 +1,4 @@
-"""Leave a model as it was found: mode, parameters, buffers, device and random state, after errors too."""
+"""Leave a model as it was found: mode, parameters, buffers, device, random state; after errors and interrupts too."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from ..common.interrupts import interrupts_held
 from ..common.random_state import random_state_kept
 
 
@@ -25,25 +26,33 @@ def preserved(model: nn.Module, device: torch.device, keep: torch.device | None 
     Yields:
         A list that names, in the end, the parameters whose values were put back.
     """
+    changed: list[str] = []
+    with (
+        interrupts_held(),
+        _modes_kept(model),
+        random_state_kept(device),
+        torch.no_grad(),
+        full_float32(device),
+        _uncompiled(),
+        _own_forward(model),
+        on_device(model, device),
+        _values_kept(model, keep, changed),
+    ):
+        copies = {id(buffer): buffer.detach().clone() for buffer in model.buffers()}
+        for module in model.modules():
+            named = {name: copies[id(b)] for name, b in module._buffers.items() if b is not None}
+            module._buffers.update(named)
+        model.eval()
+        yield changed
+
+
+@contextmanager
+def _modes_kept(model: nn.Module) -> Iterator[None]:
+    """Put back which modules are in training, and which parameters are trained."""
     modes = [(module, module.training) for module in model.modules()]
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    changed: list[str] = []
     try:
-        with (
-            random_state_kept(device),
-            torch.no_grad(),
-            full_float32(device),
-            _uncompiled(),
-            _own_forward(model),
-            on_device(model, device),
-            _values_kept(model, keep, changed),
-        ):
-            copies = {id(buffer): buffer.detach().clone() for buffer in model.buffers()}
-            for module in model.modules():
-                named = {name: copies[id(b)] for name, b in module._buffers.items() if b is not None}
-                module._buffers.update(named)
-            model.eval()
-            yield changed
+        yield
     finally:
         for module, training in modes:
             module.training = training
@@ -62,15 +71,16 @@ def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
             model.to(device)
         yield
     finally:
-        if not _reshard(model):
-            for module, parameters, _ in modules:
-                module._parameters.clear()
-                module._parameters.update(parameters)
-        if home != device:
-            model.to(home)
-        for module, _, buffers in modules:
-            module._buffers.clear()
-            module._buffers.update(buffers)
+        with interrupts_held():
+            if not _reshard(model):
+                for module, parameters, _ in modules:
+                    module._parameters.clear()
+                    module._parameters.update(parameters)
+            if home != device:
+                model.to(home)
+            for module, _, buffers in modules:
+                module._buffers.clear()
+                module._buffers.update(buffers)
 
 
 @contextmanager
