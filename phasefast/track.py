@@ -108,6 +108,7 @@ class PhaseTracker:
         self._before = -1  # the step of the last call
         self._farthest = -1  # the latest step that was measured, or is known to be of these weights
         self._backwards = False  # whether it was told that a call was for a step before it
+        self._unchanged = False  # whether it was told that the weights were those of the step before
         self._unstored: dict[int, tuple[Scores, Mapping[str, Exception]]] = {}  # with why layers were left out
         self.scores = Scores.from_rows([])
         if out is not None:
@@ -125,7 +126,7 @@ class PhaseTracker:
 
     def __repr__(self) -> str:
         model, where = type(self._engine.model).__name__, "memory" if self._out is None else f"{self._out}"
-        return f"PhaseTracker(of {model}, scores in {where}: steps {self.scores.steps}, {self.seconds:.1f} s)"
+        return f"PhaseTracker(of {model}, scores in {where}: steps [{named(self.scores.steps)}], {self.seconds:.1f} s)"
 
     def _is_due(self, before: int, step: int) -> bool:
         """Whether a step to measure at lies after that of the call before and up to this one's, or is that itself.
@@ -142,7 +143,7 @@ class PhaseTracker:
         came = "again, for other weights" if step == self._farthest else f"after {self._farthest}"
         text = (
             f"step: {step} came {came}; expected the number of updates since the training began, which "
-            "goes on through all epochs"
+            "goes on through all epochs; of a training that begins anew a new tracker, with another out="
         )
         if self._on_error == "raise":
             raise ArgumentError(text)
@@ -150,8 +151,21 @@ class PhaseTracker:
             warn(f"{text}; only later steps are measured from here on")
         self._backwards = True
 
+    def _tell_unchanged(self, scores: Scores) -> None:
+        """Such as where a notebook's cell has made a new model, and the tracker has the one before."""
+        (step,) = scores.steps
+        earlier = max((known for known in self.scores.steps if known < step), default=0)
+        same = self.scores.filter(step=earlier).values_of("state_hash") == scores.values_of("state_hash")
+        if earlier > 0 and same and not self._unchanged:  # the first update may have a learning rate of 0
+            self._unchanged = True
+            warn(
+                f"step {step}: the weights are those of step {earlier}: is this model the one that is trained? Where it "
+                "was made anew, make the tracker anew too"
+            )
+
     def step(self, step: int, force: bool = False) -> Scores | None:
-        """Measure if ``step`` is one to measure at and not measured yet; the new scores, or None.
+        """Measure if ``step`` is one to measure at; its scores, or None. What is stored of these weights is not measured
+        again, nor is a step that is called for again, of which there is None.
 
         Those that the disk refuses are kept, and written with the next ones, or where a step is forced.
 
@@ -190,8 +204,10 @@ class PhaseTracker:
             if repeated:  # such as while gradients accumulate, when BatchNorm's statistics may move
                 return None
             try:
-                check_weights(self.scores.filter(step=step), weights_hash(self._engine.model))
+                stored = self.scores.filter(step=step)
+                check_weights(stored, weights_hash(self._engine.model))
                 self._farthest = max(self._farthest, step)
+                return stored
             except StoreError as error:
                 if step <= self._farthest:
                     self._tell_backwards(step)
@@ -205,6 +221,7 @@ class PhaseTracker:
             scores = self._measure(step)
             self._farthest = max(self._farthest, step)
             self.seconds += float(scores.to_arrow().column("seconds")[0].as_py())
+            self._tell_unchanged(scores)
             self.scores = Scores.concat([self.scores, scores])
             if self._out is not None:
                 self._unstored[step] = scores, engine.lost

@@ -42,7 +42,8 @@ def rank_main(rank: int, folder: str) -> None:
     optimizer.step()
     tracker.step(2)
     resumed = pf.PhaseTracker(model, probe_set, **options)
-    assert resumed.step(2) is None
+    assert resumed.step(2) is not None
+    assert resumed.seconds == 0
     assert resumed.step(3, force=True) is not None
     found = resumed.scores.to_arrow().select(["step", "value", "state_hash"]).to_pylist()
     Path(folder, f"rank{rank}.json").write_text(json.dumps(found), encoding="utf-8")

@@ -1,0 +1,91 @@
+"""Steps that a ``PhaseTracker`` is called for: counted anew, rolled back, of a model that is no longer trained."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+import phasefast as pf
+from phasefast.errors import ArgumentError
+from tests.conftest import SmallNet
+from tests.quiet import no_warnings
+
+
+def test_steps_that_are_counted_anew_in_each_epoch_are_told_once(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    tracker = pf.PhaseTracker(net, probe_set, layers="head", out=None)
+    strict = pf.PhaseTracker(net, probe_set, layers="head", out=None, on_error="raise")
+    for step in range(3):
+        tracker.step(step), strict.step(step)
+    with torch.no_grad():
+        net.head.weight.add_(1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert [tracker.step(step) for _ in range(2) for step in range(3)] == [None] * 6
+    (told,) = (str(each.message) for each in caught)
+    assert told.startswith("step: 0 came after 2")
+    assert "goes on through all epochs" in told
+    with pytest.raises(ArgumentError, match="step: 1 came after 2"):
+        strict.step(1)
+    assert tracker.step(4) is not None
+
+
+def test_steps_before_the_last_are_not_measured_on_later_weights(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    tracker = pf.PhaseTracker(net, probe_set, layers="head", out=None)
+    strict = pf.PhaseTracker(net, probe_set, layers="head", out=None, on_error="raise")
+    assert tracker.step(1000, force=True) is not None
+    assert strict.step(1000, force=True) is not None
+    with pytest.warns(RuntimeWarning, match="step: 0 came after 1000"):
+        assert tracker.step(0) is None
+    with pytest.raises(ArgumentError, match="step: 0 came after 1000"):
+        strict.step(0)
+    assert tracker.step(3) is None
+    assert tracker.step(0, force=True) is not None
+    assert tracker.scores.steps == [0, 1000]
+
+
+def test_a_model_that_is_no_longer_trained_is_told_once(probe_set: pf.ProbeSet) -> None:
+    model, trained = SmallNet(), SmallNet()  # as by a notebook's cell that is run again
+    trackers = [pf.PhaseTracker(own, probe_set, layers="hidden", out=None) for own in (model, trained)]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in range(5):
+            for tracker in trackers:
+                tracker.step(step)
+            if step > 0:  # a warm-up begins with a learning rate of 0
+                with torch.no_grad():
+                    trained.head.weight.add_(1)
+    (told,) = (str(each.message) for each in caught if "the weights are" in str(each.message))
+    assert told.startswith("step 2: the weights are those of step 1: is this model the one that is trained?")
+
+
+def test_steps_that_are_counted_anew_in_a_resumed_training_are_not_measured(
+    net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path
+) -> None:
+    first = pf.PhaseTracker(net, probe_set, out=tmp_path, layers="head")
+    assert [step for step in range(0, 101, 10) if first.step(step) is not None] == [0, 10, 20, 40, 70]
+    with torch.no_grad():
+        net.head.weight.add_(1)
+    second = pf.PhaseTracker(net, probe_set, out=tmp_path, layers="head")
+    assert second.step(105) is None
+    with pytest.warns(RuntimeWarning, match="step: 15 came after 70"):
+        assert [second.step(step) for step in (5, 15, 25, 35)] == [None] * 4
+    with no_warnings():
+        assert second.step(130) is not None
+
+
+def test_steps_after_a_roll_back_are_measured(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    tracker = pf.PhaseTracker(net, probe_set, steps=[0, 100, 200, 300], layers="head", out=None)
+    good = net.head.weight.detach().clone()
+    assert tracker.step(0) is not None
+    assert tracker.step(100) is not None
+    with torch.no_grad():
+        net.head.weight.fill_(torch.nan)
+    with pytest.warns(RuntimeWarning, match="step 200 was not measured"):
+        assert tracker.step(300 - 100) is None
+    with torch.no_grad():
+        net.head.weight.copy_(good * 2)
+    assert tracker.step(150) is None
+    assert tracker.step(200) is not None
