@@ -59,3 +59,8 @@ __all__ = [
     "sweep",
     "watch",
 ]
+
+
+def __dir__() -> list[str]:
+    """What completion offers: not the modules that all of it lies in."""
+    return __all__

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .algebra.components import columns_with_components
 from .algebra.systems import fold_sums
-from .common.tables import aligned
+from .common.tables import Printed, aligned
 from .configuration import Configuration
 from .data.batches import first_rows, model_inputs
 from .data.target_types import Input
@@ -59,8 +59,8 @@ class LayerPlan:
         return self.layer.name, f"{self.layer.dim}", cost.route, *sizes, f"{self.seconds:.3f}", f"{self.forward_pass}"
 
 
-@dataclass(frozen=True)
-class Plan(Sequence[LayerPlan]):
+@dataclass(frozen=True, repr=False)
+class Plan(Printed, Sequence[LayerPlan]):
     """What one checkpoint will take; printed, a line for each layer, for several their sums, and the forward passes.
 
     Attributes:
@@ -86,6 +86,10 @@ class Plan(Sequence[LayerPlan]):
 
     def __len__(self) -> int:
         return len(self.layers)
+
+    def __repr__(self) -> str:
+        times = f"{self.seconds:.3g} s, and {self.forward_seconds:.3g} s for {self.forward_passes} forward passes"
+        return f"Plan({len(self)} layers: {times})"
 
     def __str__(self) -> str:
         work = sum(each.cost.flops for each in self)

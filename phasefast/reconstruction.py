@@ -22,7 +22,7 @@ from .errors import ArgumentError, with_notes
 from .in_turn import measure_each, restored
 from .metrics import FVU
 from .options import ProbeOptions, checked_step
-from .results.scores import in_order
+from .results.selecting import in_order
 from .stages.evaluate import evaluate
 from .stages.predict import predict
 from .stages.probe_set import ProbeSet

@@ -22,7 +22,8 @@ from .options import ProbeOptions
 from .provenance import Provenance, origin_of
 from .results.failures import keep_failures, listed, lost_layers, named, reasons, settle_failures
 from .results.origins import check_constants, check_origin
-from .results.scores import Scores, shard_file
+from .results.paths import shard_file
+from .results.scores import Scores
 from .results.store import open_store, write_step
 from .stages.probe_set import ProbeSet
 

@@ -126,7 +126,8 @@ class PhaseTracker:
 
     def __repr__(self) -> str:
         model, where = type(self._engine.model).__name__, "memory" if self._out is None else f"{self._out}"
-        return f"PhaseTracker(of {model}, scores in {where}: steps [{named(self.scores.steps)}], {self.seconds:.1f} s)"
+        steps = named(self.scores.steps)
+        return f"PhaseTracker(of {model}, scores in {where}: steps [{steps}], {self.seconds:.1f} s)"
 
     def _is_due(self, before: int, step: int) -> bool:
         """Whether a step to measure at lies after that of the call before and up to this one's, or is that itself.
@@ -159,15 +160,15 @@ class PhaseTracker:
         if earlier > 0 and same and not self._unchanged:  # the first update may have a learning rate of 0
             self._unchanged = True
             warn(
-                f"step {step}: the weights are those of step {earlier}: is this model the one that is trained? Where it "
-                "was made anew, make the tracker anew too"
+                f"step {step}: the weights are those of step {earlier}: is this model the one that is trained? Where "
+                "it was made anew, make the tracker anew too"
             )
 
     def step(self, step: int, force: bool = False) -> Scores | None:
-        """Measure if ``step`` is one to measure at; its scores, or None. What is stored of these weights is not measured
-        again, nor is a step that is called for again, of which there is None.
+        """Measure if ``step`` is one to measure at; its scores, or None where it is not, or was called for just before.
 
-        Those that the disk refuses are kept, and written with the next ones, or where a step is forced.
+        Those that ``out`` holds of these weights are given, not measured again. Those that the disk refuses are kept,
+        and written with the next ones, or where a step is forced.
 
         Args:
             step: updates done so far, in all epochs. force: measure at any step, such as the last one.

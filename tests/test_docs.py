@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -104,6 +105,39 @@ def test_the_training_document_runs_as_written(tmp_path: Path, monkeypatch: pyte
     first, last = names["cell"].stop_window
     assert first <= 100 <= last < names["step"]
     assert Path(f"checkpoints/step_{last}.pt").is_file()
+
+
+def test_the_document_on_notebooks_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("pandas")
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/notebooks.md").read_text(encoding="utf-8"), re.DOTALL)
+    ipython, displaying = ModuleType("IPython"), ModuleType("IPython.display")
+    ipython.version_info, ipython.get_ipython = (8, 24), lambda: None  # type: ignore[attr-defined]  # for matplotlib
+    displaying.Image = lambda path: Path(path).read_bytes()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.setitem(sys.modules, "IPython.display", displaying)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential()
+    model.layer1, model.layer2 = torch.nn.Linear(12, 12), torch.nn.Linear(12, 3)
+    fit, heldout = torch.randn(200, 12), torch.randn(100, 12)
+    logged, shown = dict[int, dict[str, float]](), list[Any]()
+    names: dict[str, Any] = {
+        "pf": pf,
+        "model": model,
+        "log": lambda values, step: logged.update({step: values}),
+        "display": lambda *each: shown.extend(each),
+        "train_one_step": lambda *_: torch.nn.init.xavier_uniform_(model.layer1.weight),
+        "loader": [(None, None)] * 17,
+        "probe_set": pf.ProbeSet.from_tensors(fit, fit.sum(1).gt(0).long(), heldout, heldout.sum(1).gt(0).long()),
+    }
+    exec(example, names)
+    assert list(logged) == [0, 1, 2, 4, 8, 16]
+    assert logged[4]["layer1/input/fvu"] == names["fvu"][3]
+    assert {"layer2/label/accuracy", "layer2/input/mse"} < logged[0].keys()
+    assert [type(each) for each in shown] == [pf.PhaseReport, bytes, bytes]
+    assert set(names["last"]["metric"]) == {"mse", "fvu", "accuracy"}
+    assert pf.read_scores("runs/mine").to_arrow().equals(names["scores"].to_arrow())
 
 
 def test_the_document_on_transfer_runs_as_written(

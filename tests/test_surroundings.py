@@ -86,6 +86,17 @@ def test_progress_may_be_silenced(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         assert bool(capsys.readouterr().err) is printed
 
 
+def test_progress_of_many_has_few_lines_but_all_that_failed(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("sweeping", 400, "checkpoints") as update:
+        for done in range(1, 401):
+            update(done, f"step {done}" + " failed: NaN" * (done == 300))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("sweeping 1/400 checkpoints, step 1, ETA ")
+    assert sum("failed" in line for line in lines) == 1
+    assert lines[-1] == "sweeping 400/400 checkpoints, step 400, ETA 0 s"
+    assert len(lines) < 40
+
+
 def test_progress_that_nobody_reads_any_more_does_not_stop_the_work() -> None:
     console = of_work()
     console.on_broken_pipe()

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from typing import Any
 
 from rich.console import Console
 
 _LINE = 160  # letters, where no terminal has a width of its own
+# In a notebook too on the stream that is asked for, not as an output of its own for each line.
+_PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "emoji": False, "force_jupyter": False}
 
 
 class _Lasting(Console):
@@ -29,10 +32,10 @@ class _Results(_Lasting):
 
 def of_work() -> Console:
     """Standard error, for progress and warnings."""
-    return _Lasting(stderr=True, markup=False, highlight=False, emoji=False)
+    return _Lasting(stderr=True, **_PLAIN)
 
 
 def of_results() -> Console:
     """Standard output; lines are long in a file or a pipe, unless COLUMNS says otherwise."""
     wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _LINE
-    return _Results(width=wide, markup=False, highlight=False, emoji=False)
+    return _Results(width=wide, **_PLAIN)

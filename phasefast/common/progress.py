@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .console import of_work
 
+# Lines before which there is no pause; seconds between later ones, but for the last one, and what failed.
+_FIRST, _PAUSE = 20, 1.0
 Update = Callable[[int, str], None]
 
 
@@ -38,10 +41,14 @@ def progress(what: str, total: int, unit: str, console: Console | None = None) -
             task = bar.add_task(what, total=total, note="")
             yield lambda done, note: bar.update(task, completed=done, note=note)
         return
-    start = time.perf_counter()
+    start, told, lines = time.perf_counter(), -math.inf, 0
 
     def line(done: int, note: str) -> None:
-        left = (time.perf_counter() - start) / max(done, 1) * (total - done)
+        nonlocal told, lines
+        now = time.perf_counter()
+        if lines >= _FIRST and done < total and now - told < _PAUSE and "failed" not in note:
+            return
+        told, lines, left = now, lines + 1, (now - start) / max(done, 1) * (total - done)
         text = ", ".join(part for part in (f"{what} {done}/{total} {unit}", note, f"ETA {left:.0f} s") if part)
         console.print(text, soft_wrap=True)
 

@@ -1,8 +1,16 @@
-"""Tables as plain text."""
+"""Tables as plain text, and where they are shown."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
+
+
+class Printed:
+    """What a notebook's cell, or IPython, shows as it is printed."""
+
+    def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:
+        printer.text(str(self))
 
 
 def aligned(lines: Sequence[Sequence[str]], left: Collection[int]) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, get_args
 
 from ..common.files import writing
+from ..common.tables import Printed
 from ..results.failures import Failure, listed
 from .best import BestCheckpoint
 
@@ -188,7 +189,7 @@ def _named(cell: CellPhases, with_target: bool) -> str:
 
 
 @dataclass(frozen=True, repr=False)
-class PhaseReport:
+class PhaseReport(Printed):
     """The phases of all cells of a run; iterable, printed as a table, and written as ``phases.json``.
 
     Attributes:

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..common.files import remove_file, write_json
 from ..common.notices import warn
 from ..errors import NonFiniteError, StoreError, with_notes
-from .scores import store_folder
+from .paths import store_folder
 from .shards import list_shards, writing_alone
 
 FAILED = "_failed-{}.json"  # in ``scores/``, with the step; see store.py for the "_"

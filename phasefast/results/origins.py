@@ -10,7 +10,7 @@ from typing import Any
 from ..common.files import read_json, write_json
 from ..common.notices import shown, warn
 from ..errors import StoreError
-from .scores import store_folder
+from .paths import store_folder
 from .shards import list_shards, writing_alone
 
 # Readers of a folder of Parquet files, such as pandas, pass over names that begin so.

@@ -16,10 +16,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..common.files import writing
+from ..common.tables import Printed
 from ..errors import ArgumentError, DataError, DependencyError, LayerError, StoreError
 from .listing import COLUMNS, listing
+from .paths import shard_file
 from .per_sample import LISTS, collected, joined, rows_of
-from .selecting import listed_steps, matching
+from .selecting import in_order, listed_steps, matching
 
 if TYPE_CHECKING:
     import pandas
@@ -69,7 +71,7 @@ _LATER = ("approximation", "low", "high", "dropped", "baseline", "baseline_sampl
 MODEL_LAYER = "model"
 
 
-class Scores:
+class Scores(Printed):
     """A long, tidy table of metrics; columns are ``phasefast.results.scores.SCHEMA``.
 
     ``samples`` of held-out ``fvu`` and ``accuracy`` rows holds one number per held-out sample; their mean is ``value``.
@@ -167,6 +169,13 @@ class Scores:
             return (self.to_arrow() if samples else self._table.drop_columns(PER_SAMPLE)).to_pandas()
         except ImportError as error:
             raise DependencyError("to_pandas needs pandas: pip install 'phasefast[report]'") from error
+
+    def to_dict(self, split: str = "heldout") -> dict[str, float]:
+        """Values of one run's step by ``"layer/target/metric"``, as loggers take them; ArgumentError for several."""
+        if len(self.steps) > 1 or len(self.values_of("run")) > 1:
+            raise ArgumentError(f"to_dict: expected one step of one run, got {self!r}: choose with select(steps=[...])")
+        rows = self.filter(split=split)._table.select([*_CURVE[:3], "value"]).to_pylist()
+        return {"/".join(row[name] for name in _CURVE[:3]): row["value"] for row in rows}
 
     def __len__(self) -> int:
         return len(self._table)
@@ -363,6 +372,18 @@ class Scores:
     def _pairs(self) -> set[tuple[str, str]]:
         return set(self._cells())
 
+    def save(self, directory: str | Path) -> None:
+        """Write a run that was kept in memory only into an empty directory, which ``phasefast report`` reads.
+
+        Raises:
+            StoreError: it holds such steps already, or cannot be written.
+        """
+        self.check_one_run()
+        if there := [step for step in self.steps if shard_file(directory, step).exists()]:
+            raise StoreError(f"{directory}: holds scores of step {there[0]} already; give an empty directory")
+        for step in self.steps:
+            self.select(steps=[step]).write_shard(directory)
+
     def write_shard(self, directory: str | Path) -> Path:
         """Write these rows (of one step) as ``directory/scores/step-*.parquet``, atomically: whole or not at all."""
         if len(self.steps) != 1:
@@ -372,22 +393,3 @@ class Scores:
         with writing(path, what, parents=True) as partial, pa.OSFile(os.fsencode(partial), "wb") as file:
             pq.write_table(self.to_arrow(), file, compression="zstd", write_page_checksum=True)
         return path
-
-
-def in_order(pairs: Iterable[tuple[int, str]]) -> list[str]:
-    """Layers of (step, layer) in the order of the step that has most of them, as one that lost none; then others."""
-    by_step: dict[int, dict[str, None]] = {}
-    for step, layer in pairs:
-        by_step.setdefault(step, {})[layer] = None
-    fullest = max(by_step.values(), key=len, default={})
-    return list(dict.fromkeys(itertools.chain(fullest, *by_step.values())))
-
-
-def store_folder(directory: str | Path) -> Path:
-    """Where the shards of a run directory lie: its ``scores/``."""
-    return Path(directory) / "scores"
-
-
-def shard_file(directory: str | Path, step: int) -> Path:
-    """The file of a step's scores in a run directory."""
-    return store_folder(directory) / f"step-{step:012d}.parquet"

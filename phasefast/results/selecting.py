@@ -1,7 +1,8 @@
-"""What of the scores is asked for, by patterns and steps."""
+"""What of the scores is asked for, by patterns and steps, and in which order layers are."""
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Iterable, Sequence
 
@@ -23,3 +24,12 @@ def listed_steps(steps: Iterable[int]) -> list[int]:
     if not all(is_integer(step, 0) for step in given):
         raise ArgumentError(f"steps: expected integers >= 0, such as range(1000), got {steps!r}")
     return [operator.index(step) for step in given]  # type: ignore[arg-type]
+
+
+def in_order(pairs: Iterable[tuple[int, str]]) -> list[str]:
+    """Layers of (step, layer) in the order of the step that has most of them, as one that lost none; then others."""
+    by_step: dict[int, dict[str, None]] = {}
+    for step, layer in pairs:
+        by_step.setdefault(step, {})[layer] = None
+    fullest = max(by_step.values(), key=len, default={})
+    return list(dict.fromkeys(itertools.chain(fullest, *by_step.values())))

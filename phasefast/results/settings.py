@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.files import read_json
-from .scores import store_folder
+from .paths import store_folder
 
 SETTINGS = "_settings-{}.json"
 _OTHER_VERSION = "by another version of phasefast"

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from ..common.files import alone, remove_partial
 from ..common.notices import warn
 from ..errors import DamagedError, DataError, StoreError
-from .scores import Scores, store_folder
+from .paths import store_folder
+from .scores import Scores
 
 DAMAGED = "_{}.damaged"  # what is left of a shard
 _SHARD = re.compile(r"step-(\d+)\.parquet$")

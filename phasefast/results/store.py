@@ -10,7 +10,8 @@ from ..common.files import remove_file, write_json
 from ..errors import DamagedError, OtherWeightsError, StoreError
 from .failures import FAILED, reasons, stored_failures, write_lost
 from .origins import ORIGIN_FILES
-from .scores import Scores, shard_file, store_folder
+from .paths import shard_file, store_folder
+from .scores import Scores
 from .settings import SETTINGS, difference, settings_file
 from .shards import DAMAGED, list_shards, prepare_store, read_shard, set_aside, writing_alone
 

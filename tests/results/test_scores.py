@@ -17,7 +17,8 @@ import torch
 
 import phasefast as pf
 from phasefast.errors import ArgumentError, DataError, StoreError
-from phasefast.results.scores import PER_SAMPLE, SCHEMA, Scores, in_order
+from phasefast.results.scores import PER_SAMPLE, SCHEMA, Scores
+from phasefast.results.selecting import in_order
 from phasefast.results.shards import read_shard
 
 from ..conftest import SmallNet
@@ -228,3 +229,47 @@ def test_shards_are_read_as_they_were_written(tmp_path: Path) -> None:
     for step in whole.steps:
         whole.filter(step=step).write_shard(tmp_path)
     assert pf.read_scores(tmp_path).to_arrow().equals(whole.to_arrow())
+
+
+def test_scores_kept_in_memory_are_saved_as_a_run(tmp_path: Path) -> None:
+    whole = make_scores(["a", "b"], [0, 1, 2])
+    whole.save(tmp_path / "run")
+    assert pf.read_scores(tmp_path / "run").to_arrow().equals(whole.to_arrow())
+    with pytest.raises(StoreError, match="holds scores of step 1 already; give an empty directory"):
+        whole.select(steps=[1]).save(tmp_path / "run")
+    with pytest.raises(DataError, match="expected the scores of one run"):
+        Scores.concat([whole, whole.with_column("run", "other")]).save(tmp_path / "both")
+    assert not (tmp_path / "both").exists()
+
+
+def test_one_step_is_a_dictionary_for_loggers(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    scores = pf.probe(net, probe_set, layers=["conv", "hidden"], step=3)
+    found, of_fit = scores.to_dict(), scores.to_dict("fit")
+    assert found["hidden/label/accuracy"] == scores.value(layer="hidden", metric="accuracy", split="heldout")
+    assert of_fit["conv/input/fvu"] == scores.value(layer="conv", target="input", metric="fvu", split="fit")
+    assert len(found) == len(scores.filter(split="heldout")) == len(of_fit)
+    assert {"model/label/loss", "model/label/accuracy"} < found.keys()
+    with pytest.raises(ArgumentError, match=r"to_dict: expected one step of one run, got Scores\(.*steps \[0, 1\]"):
+        make_scores(["a"], [0, 1]).to_dict()
+    assert Scores.from_rows([]).to_dict() == {}
+
+
+def test_notebooks_show_results_as_they_are_printed(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    class Printer:
+        shown = ""
+
+        def text(self, given: str) -> None:
+            self.shown += given
+
+    scores = pf.probe(net, probe_set, layers="conv")
+    planned = pf.plan(net, probe_set, layers="conv")
+    for result in (scores, pf.detect_phases(make_scores(["a"], [0, 1, 2, 4])), planned):
+        printer = Printer()
+        result._repr_pretty_(printer, False)
+        assert printer.shown == str(result)
+    assert repr(planned).startswith("Plan(1 layers: ")
+
+
+def test_completion_offers_the_public_names() -> None:
+    assert dir(pf) == sorted(pf.__all__)
+    assert all(hasattr(pf, name) for name in dir(pf))
