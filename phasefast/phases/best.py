@@ -89,6 +89,8 @@ def best_checkpoint(
     """
     if not 0 < confidence < 1:
         raise ArgumentError(f"confidence: expected a number between 0 and 1, got {confidence}")
+    if not len(scores):
+        raise DataError(f"nothing is best: expected held-out scores, got {scores!r}; probe first")
     if target not in scores.targets:
         raise ArgumentError(f"target {target!r}: expected one of {scores.targets}")
     scores.check_one_run()

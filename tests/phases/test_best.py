@@ -195,6 +195,11 @@ def test_random_predictions_seldom_beat_a_constant_that_is_drawn_too() -> None:
     assert told <= 9  # of 5 expected
 
 
+def test_nothing_measured_has_no_best() -> None:
+    with pytest.raises(DataError, match=r"nothing is best: .*got Scores\(0 rows, .*; probe first"):
+        pf.best_checkpoint(pf.Scores.from_rows([]), "label")
+
+
 @pytest.mark.parametrize("baselines", [(0.5, 0.5, 0.5), (None, 0.5, 0.5), (0.5, 0.5, 0.5 + 1e-9)])
 def test_a_constant_that_some_rows_do_not_tell_is_known(baselines: tuple[float | None, ...]) -> None:
     hits = np.random.default_rng(0).random((3, 200)) < 0.5
