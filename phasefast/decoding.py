@@ -112,7 +112,10 @@ def decode(cells: list[Activations], targets: TargetMatrix, method: Method) -> I
         cells: emptied, so that rows that are not needed any more make room.
     """
     wide = method.precision == "double" or any(cell.fit.dtype == torch.float64 for cell in cells)
-    work = [_Work(cells.pop(0), targets, method, wide) for _ in range(len(cells))]
+    work = []
+    while cells:
+        let_interrupts_through()
+        work.append(_Work(cells.pop(0), targets, method, wide))
     for dtype in {own.dtype for own in work}:
         _accumulate([own for own in work if own.dtype == dtype], targets, dtype)
     begun = deque[_Work]()
@@ -149,6 +152,7 @@ class _Work:
     def begin(self) -> None:
         """Choose penalties and ask for solutions, without waiting for them."""
         choice = self._choose()
+        let_interrupts_through()
         if choice.reliable or self.method.precision != "exact" or self.dtype == torch.float64:
             self._found = self._solve(choice)
         self.choice = replace(choice, factors={})

@@ -6,7 +6,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -211,7 +211,7 @@ class Engine:
 
     def decoders(
         self, keep: bool = True, whole: bool = False
-    ) -> Iterator[tuple[Activations, Decoder, Activations | None]]:
+    ) -> Generator[tuple[Activations, Decoder, Activations | None]]:
         """Of each layer the rows that its decoder of ``measure`` applies to, and the decoder.
 
         Args:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from .checkpoints import Reader, load_into, read_ahead
 from .checkpoints.ahead import Read
 from .checkpoints.sources import Source
-from .common.interrupts import interrupts_held
+from .common.interrupts import interrupts_free, interrupts_held
 from .common.progress import progress
 from .engine import Engine
 from .errors import PASSING, CheckpointError, PhasefastError, StoreError, may_pass, with_notes, without_frames
@@ -24,12 +24,12 @@ _ENOUGH = 5  # first checkpoints that fail alike: if the last one does too, so d
 @contextlib.contextmanager
 def restored(engine: Engine) -> Iterator[None]:
     """The engine's model on the engine's device; its weights are put back after, and it too."""
-    before = copy.deepcopy(engine.model.state_dict())
-    try:
-        with on_device(engine.model, engine.device):
-            yield
-    finally:
-        with interrupts_held():
+    with interrupts_held():
+        before = copy.deepcopy(engine.model.state_dict())
+        try:
+            with on_device(engine.model, engine.device):
+                yield
+        finally:
             engine.model.load_state_dict(before)
 
 
@@ -58,7 +58,8 @@ def measure_each(
     def attempt(step: int, read: Callable[[], Read]) -> str:
         nonlocal begun
         try:
-            state, source_hash = read()
+            with interrupts_free():  # it may be a download
+                state, source_hash = read()
             load_into(engine.model, state, name_of(step, sources[step]), spare)
             measure(step, source_hash)
             begun = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from typing import Unpack
 
@@ -84,19 +85,20 @@ def fit_decoders(
     engine = Engine(model, probe_set, **options)
     given_as = {block.name: _Given.of(engine, block.name) for block in engine.targets.blocks}
     found = {}
-    for cell, plain, whole in engine.decoders(whole=True):
-        decoder = classifier(cell, plain, engine.targets, engine.method)
-        scores = evaluate(cell, decoder, engine.targets, fit_scores=False, balanced=engine.method.balanced)()
-        values = {score.target: (score.metric, score.value) for score in scores if score.metric in LOSSES}
-        assert whole is not None
-        for fit in decoder.fits:
-            name = fit.block.name
-            weight, offset = _of_features(cell, decoder, whole, fit, engine, given_as[name])
-            predictions = (product(whole.heldout, weight) + offset).float().cpu()
-            bias = offset - whole.shift.double() @ weight
-            how = cell.layer.name, name, *values[name], fit.alpha
-            own = LinearDecoder(*how, weight.mT.contiguous().cpu(), bias.cpu(), given_as[name].classes, predictions)
-            found[cell.layer.name, name] = own
+    with contextlib.closing(engine.decoders(whole=True)) as decoders:
+        for cell, plain, whole in decoders:
+            decoder = classifier(cell, plain, engine.targets, engine.method)
+            scores = evaluate(cell, decoder, engine.targets, fit_scores=False, balanced=engine.method.balanced)()
+            values = {score.target: (score.metric, score.value) for score in scores if score.metric in LOSSES}
+            assert whole is not None
+            for fit in decoder.fits:
+                name = fit.block.name
+                weight, offset = _of_features(cell, decoder, whole, fit, engine, given_as[name])
+                predictions = (product(whole.heldout, weight) + offset).float().cpu()
+                bias = offset - whole.shift.double() @ weight
+                how = cell.layer.name, name, *values[name], fit.alpha
+                own = LinearDecoder(*how, weight.mT.contiguous().cpu(), bias.cpu(), given_as[name].classes, predictions)
+                found[cell.layer.name, name] = own
     return found
 
 

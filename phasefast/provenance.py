@@ -8,6 +8,7 @@ from contextlib import suppress
 
 from .checkpoints import SCHEME, Reader, Revision, load_into, weights_hash
 from .checkpoints.sources import Source
+from .common.interrupts import interrupts_free
 from .engine import Engine
 from .errors import CheckpointError, OtherWeightsError, RewrittenError
 from .in_turn import name_of
@@ -130,16 +131,17 @@ def _is_same(stored: Scores, source: Source, engine: Engine, reader: Reader) -> 
     False where it is not there any more. What a function reads is loaded: it may be another function than before.
     """
     same_function = reader.load is None or isinstance(source, Revision)  # all of these would be downloaded again
-    if same_function and _is_known(stored, source, reader):
-        return True
-    if not reader.is_there(source):
-        return False  # measured, and deleted since to save space
-    try:
-        state = reader.read(source)
-    except CheckpointError as error:
-        if reader.lacks_part(source, error):
-            return False  # likewise, but for the rest of a folder
-        raise
+    with interrupts_free():
+        if same_function and _is_known(stored, source, reader):
+            return True
+        if not reader.is_there(source):
+            return False  # measured, and deleted since to save space
+        try:
+            state = reader.read(source)
+        except CheckpointError as error:
+            if reader.lacks_part(source, error):
+                return False  # likewise, but for the rest of a folder
+            raise
     load_into(engine.model, state, name_of(stored.steps[0], source), engine.recomputed)
     check_weights(stored, weights_hash(engine.model))
     return True

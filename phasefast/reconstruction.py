@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -144,11 +145,12 @@ def _decoded(engine: Engine, samples: Sequence[int], fit: Tensor, mean: Tensor, 
         samples: which. fit: [n, p] the inputs of the fit rows. mean: [p] theirs. keep: as for ``Engine.measure``.
     """
     found, rows = _Decoded(), engine.units.heldout(samples)
-    for cell, decoder, _ in engine.decoders(keep):
-        flat = predict(cell, decoder, engine.targets, rows, fit, mean).float().cpu()
-        scores = evaluate(cell, decoder, engine.targets, fit_scores=False)()
-        fvu = next(score.value for score in scores if score.metric == FVU)
-        found[cell.layer.name] = engine.units.whole(flat, samples, engine.probe_set.heldout_inputs), fvu
+    with contextlib.closing(engine.decoders(keep)) as decoders:
+        for cell, decoder, _ in decoders:
+            flat = predict(cell, decoder, engine.targets, rows, fit, mean).float().cpu()
+            scores = evaluate(cell, decoder, engine.targets, fit_scores=False)()
+            fvu = next(score.value for score in scores if score.metric == FVU)
+            found[cell.layer.name] = engine.units.whole(flat, samples, engine.probe_set.heldout_inputs), fvu
     return found
 
 

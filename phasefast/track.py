@@ -23,6 +23,8 @@ from .results.scores import Scores
 from .results.store import check_weights, open_store, write_step
 from .stages.probe_set import ProbeSet
 
+_UNCHANGED = 4  # updates without effect that are told
+
 
 def is_log2_step(step: int) -> bool:
     """Whether ``step`` is 0, 1, 2, 4, 8, ..."""
@@ -108,7 +110,7 @@ class PhaseTracker:
         self._before = -1  # the step of the last call
         self._farthest = -1  # the latest step that was measured, or is known to be of these weights
         self._backwards = False  # whether it was told that a call was for a step before it
-        self._unchanged = False  # whether it was told that the weights were those of the step before
+        self._unchanged = False  # whether it was told that the weights have not changed since
         self._unstored: dict[int, tuple[Scores, Mapping[str, Exception]]] = {}  # with why layers were left out
         self.scores = Scores.from_rows([])
         if out is not None:
@@ -152,23 +154,33 @@ class PhaseTracker:
             warn(f"{text}; only later steps are measured from here on")
         self._backwards = True
 
-    def _tell_unchanged(self, scores: Scores) -> None:
-        """Such as where a notebook's cell has made a new model, and the tracker has the one before."""
-        (step,) = scores.steps
-        earlier = max((known for known in self.scores.steps if known < step), default=0)
-        same = self.scores.filter(step=earlier).values_of("state_hash") == scores.values_of("state_hash")
-        if earlier > 0 and same and not self._unchanged:  # the first update may have a learning rate of 0
+    def _tell_unchanged(self, step: int) -> None:
+        """Such as where a notebook's cell has made a new model, and the tracker has the one before.
+
+        First updates may have no effect, as of a learning rate that begins with 0, or of a scaler of gradients.
+        """
+        own, since = self._hash_at(step), step
+        for earlier in sorted((known for known in self.scores.steps if 0 < known < step), reverse=True):
+            if self._hash_at(earlier) != own:
+                break
+            since = earlier
+        if step - since < _UNCHANGED:
+            self._unchanged = False
+        elif not self._unchanged:
             self._unchanged = True
             warn(
-                f"step {step}: the weights are those of step {earlier}: is this model the one that is trained? Where "
-                "it was made anew, make the tracker anew too"
+                f"step {step}: the weights are those of step {since}: is this model the one that is trained? Where it "
+                "was made anew, make the tracker anew too"
             )
+
+    def _hash_at(self, step: int) -> list[str]:
+        return self.scores.filter(step=step).values_of("state_hash")
 
     def step(self, step: int, force: bool = False) -> Scores | None:
         """Measure if ``step`` is one to measure at; its scores, or None where it is not, or was called for just before.
 
-        Those that ``out`` holds of these weights are given, not measured again. Those that the disk refuses are kept,
-        and written with the next ones, or where a step is forced.
+        Those that ``out`` holds of these weights are given, not measured again, but None where they lack a layer or a
+        target. Those that the disk refuses are kept, and written with the next ones, or where a step is forced.
 
         Args:
             step: updates done so far, in all epochs. force: measure at any step, such as the last one.
@@ -180,11 +192,11 @@ class PhaseTracker:
                 in a training that is resumed, which need not repeat what it lost bit by bit: one whose first call is
                 for a step above 1, but for that call itself and for ``on_error="raise"``.
         """
-        step, before = checked_step(step), (self._before, self._start)
+        step, before = checked_step(step), self._before
         try:
             return self._called(step, force)
         except BaseException:  # such as an interrupt: it may be called again
-            self._before, self._start = before
+            self._before = before
             raise
 
     def _called(self, step: int, force: bool) -> Scores | None:
@@ -208,7 +220,7 @@ class PhaseTracker:
                 stored = self.scores.filter(step=step)
                 check_weights(stored, weights_hash(self._engine.model))
                 self._farthest = max(self._farthest, step)
-                return stored
+                return None if stored.lacking(self._engine.modules, self._engine.target_hashes) else stored
             except StoreError as error:
                 if step <= self._farthest:
                     self._tell_backwards(step)
@@ -222,10 +234,9 @@ class PhaseTracker:
             scores = self._measure(step)
             self._farthest = max(self._farthest, step)
             self.seconds += float(scores.to_arrow().column("seconds")[0].as_py())
-            self._tell_unchanged(scores)
-            self.scores = Scores.concat([self.scores, scores])
             if self._out is not None:
                 self._unstored[step] = scores, engine.lost
+            self.scores = Scores.concat([self.scores, scores])
         except Exception as error:
             if self._on_error == "raise" or (not may_pass(error) and self.seconds == 0):
                 raise
@@ -235,6 +246,7 @@ class PhaseTracker:
                 keep_failures(self._out, {step: failure})
             return None
         self._store()
+        self._tell_unchanged(step)
         return scores
 
     def _store(self) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import phasefast as pf
-from phasefast.errors import ArgumentError
+from phasefast.errors import ArgumentError, StoreError
 from tests.conftest import SmallNet
 from tests.quiet import no_warnings
 
@@ -51,14 +51,52 @@ def test_a_model_that_is_no_longer_trained_is_told_once(probe_set: pf.ProbeSet) 
     trackers = [pf.PhaseTracker(own, probe_set, layers="hidden", out=None) for own in (model, trained)]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        for step in range(5):
+        for step in range(9):
             for tracker in trackers:
                 tracker.step(step)
             if step > 0:  # a warm-up begins with a learning rate of 0
                 with torch.no_grad():
                     trained.head.weight.add_(1)
     (told,) = (str(each.message) for each in caught if "the weights are" in str(each.message))
-    assert told.startswith("step 2: the weights are those of step 1: is this model the one that is trained?")
+    assert told.startswith("step 8: the weights are those of step 1: is this model the one that is trained?")
+    with no_warnings():
+        trackers[0].step(16)
+    with torch.no_grad():
+        model.head.weight.add_(1)
+    with no_warnings():
+        trackers[0].step(32)
+    with pytest.warns(RuntimeWarning, match="step 64: the weights are those of step 32: is this model"):
+        trackers[0].step(64)  # again
+
+
+def test_a_warning_that_is_an_error_loses_no_scores(probe_set: pf.ProbeSet) -> None:
+    tracker = pf.PhaseTracker(SmallNet(), probe_set, layers="hidden", out=None)
+    tracker.step(1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*the weights are")
+        with pytest.raises(RuntimeWarning, match="step 8: the weights are those of step 1"):
+            tracker.step(8)
+    assert tracker.scores.steps == [1, 8]
+
+
+def test_stored_scores_that_lack_a_layer_are_not_given_for_all(probe_set: pf.ProbeSet, tmp_path: Path) -> None:
+    net = SmallNet()
+    for layers, given in ((["hidden"], True), (["hidden", "conv"], False), (["hidden"], True)):
+        tracker = pf.PhaseTracker(net, probe_set, layers=layers, out=tmp_path)
+        assert (tracker.step(0) is not None) is given
+
+
+def test_a_training_in_anothers_directory_is_refused_at_each_step(probe_set: pf.ProbeSet, tmp_path: Path) -> None:
+    net, other = SmallNet(), SmallNet()
+    tracker = pf.PhaseTracker(net, probe_set, layers="hidden", out=tmp_path)
+    for step in range(9):
+        tracker.step(step)
+        with torch.no_grad():
+            net.head.weight.add_(1)
+    again = pf.PhaseTracker(other, probe_set, layers="hidden", out=tmp_path)
+    for step in (0, 1, 2, 4, 8):  # a loop that goes on after errors
+        with pytest.raises(StoreError, match="was measured on other weights"):
+            again.step(step)
 
 
 def test_steps_that_are_counted_anew_in_a_resumed_training_are_not_measured(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..common.interrupts import let_interrupts_through
 from .workspace import take
 
 _LINE, _PAGE, _LARGE = 64, 4096, 1 << 20  # bytes
@@ -69,6 +70,7 @@ def wide_rows(matrix: Tensor, beside: int) -> Iterator[tuple[slice, Tensor]]:
         return
     buffer = None if wide else aligned_empty(size, cols, torch.float64, matrix.device)
     for start in range(0, count, size):
+        let_interrupts_through()
         place = slice(start, min(start + size, count))
         yield place, matrix[place] if buffer is None else buffer[: place.stop - start].copy_(matrix[place])
 
@@ -88,6 +90,7 @@ def converted_rows(
     size = min(most or (few if others else count), count)
     buffers = [None if m.dtype == dtype else aligned_empty(size, m.shape[1], dtype, m.device) for m in matrices]
     for start in range(0, count, max(size, 1)):
+        let_interrupts_through()
         place = slice(start, min(start + size, count))
         parts = zip((matrix[place] for matrix in matrices), buffers, strict=True)
         yield place, [part if buffer is None else buffer[: len(part)].copy_(part) for part, buffer in parts]

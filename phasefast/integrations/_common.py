@@ -60,8 +60,8 @@ class LiveProbe:
     def _after(self, step: int) -> None:
         """A batch is done, and ``step`` updates: as many as before while gradients accumulate."""
         if self._tracker is not None and step != self._last:
-            self._last = step
             self._tracker.step(step)
+            self._last = step
 
     def _end(self, step: int) -> None:
         """``step`` was the last one. BatchNorm may have seen more batches since it was measured, if it was."""

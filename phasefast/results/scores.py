@@ -19,7 +19,7 @@ from ..common.files import writing
 from ..common.tables import Printed
 from ..errors import ArgumentError, DataError, DependencyError, LayerError, StoreError
 from .listing import COLUMNS, listing
-from .paths import shard_file
+from .paths import shard_file, store_folder
 from .per_sample import LISTS, collected, joined, rows_of
 from .selecting import in_order, listed_steps, matching
 
@@ -171,11 +171,14 @@ class Scores(Printed):
             raise DependencyError("to_pandas needs pandas: pip install 'phasefast[report]'") from error
 
     def to_dict(self, split: str = "heldout") -> dict[str, float]:
-        """Values of one run's step by ``"layer/target/metric"``, as loggers take them; ArgumentError for several."""
-        if len(self.steps) > 1 or len(self.values_of("run")) > 1:
-            raise ArgumentError(f"to_dict: expected one step of one run, got {self!r}: choose with select(steps=[...])")
+        """Values of one measurement by ``"layer/target/metric"``, as loggers take them; ArgumentError for several."""
         rows = self.filter(split=split)._table.select([*_CURVE[:3], "value"]).to_pylist()
-        return {"/".join(row[name] for name in _CURVE[:3]): row["value"] for row in rows}
+        found = {"/".join(row[name] for name in _CURVE[:3]): row["value"] for row in rows}
+        if len(found) < len(rows):
+            raise ArgumentError(
+                f"to_dict: expected one step, measured in one way, got {self!r}: choose with select(steps=[...])"
+            )
+        return found
 
     def __len__(self) -> int:
         return len(self._table)
@@ -379,8 +382,10 @@ class Scores(Printed):
             StoreError: it holds such steps already, or cannot be written.
         """
         self.check_one_run()
-        if there := [step for step in self.steps if shard_file(directory, step).exists()]:
-            raise StoreError(f"{directory}: holds scores of step {there[0]} already; give an empty directory")
+        if not len(self):
+            raise DataError("save: there are no scores yet")
+        if any(store_folder(directory).glob("step-*")):
+            raise StoreError(f"{directory}: holds scores already; give an empty directory")
         for step in self.steps:
             self.select(steps=[step]).write_shard(directory)
 

@@ -71,16 +71,15 @@ def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
             model.to(device)
         yield
     finally:
-        with interrupts_held():
-            if not _reshard(model):
-                for module, parameters, _ in modules:
-                    module._parameters.clear()
-                    module._parameters.update(parameters)
-            if home != device:
-                model.to(home)
-            for module, _, buffers in modules:
-                module._buffers.clear()
-                module._buffers.update(buffers)
+        if not _reshard(model):
+            for module, parameters, _ in modules:
+                module._parameters.clear()
+                module._parameters.update(parameters)
+        if home != device:
+            model.to(home)
+        for module, _, buffers in modules:
+            module._buffers.clear()
+            module._buffers.update(buffers)
 
 
 @contextmanager

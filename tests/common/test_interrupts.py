@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -14,11 +18,15 @@ import torch
 from torch import nn
 
 import phasefast as pf
+from phasefast import decoding
 from phasefast.common.interrupts import interrupts_held, let_interrupts_through
 from tests.conftest import SmallNet, images
 
 PACKAGE = Path(pf.__file__).parent
-TOUCHING = {str(PACKAGE / name) for name in ("stages/preserve.py", "stages/batchnorm.py", "common/hooks.py")}
+TOUCHING = {
+    str(PACKAGE / name)
+    for name in ("stages/preserve.py", "stages/batchnorm.py", "common/hooks.py", "common/interrupts.py", "in_turn.py")
+}
 
 
 @pytest.fixture
@@ -47,8 +55,6 @@ def state(model: nn.Module) -> list[Any]:
 
 def interrupted(call: Callable[[], object], at: int, repeated: int = 1) -> int:
     """Interrupt at so many lines of the modules that touch a model; how many lines there were up to then."""
-    import sys
-
     lines = 0
 
     def traced(frame: Any, event: str, _: object) -> Any:
@@ -70,21 +76,64 @@ def interrupted(call: Callable[[], object], at: int, repeated: int = 1) -> int:
     return lines
 
 
-def test_an_interrupt_at_any_line_leaves_the_model_as_it_was(small: pf.ProbeSet) -> None:
-    model = SmallNet()
-    model.train()
-    tracker = pf.PhaseTracker(model, small, out=None, layers=["conv", "hidden"], batch_size=8)
-    tracker.step(0)
+def every_few(call: Callable[[], object], model: nn.Module) -> None:
+    """Interrupt a call at many of the lines that it takes, and look at the model after each."""
     found = state(model)
-    whole = interrupted(lambda: tracker.step(1), 1 << 30)
+    whole = interrupted(call, 1 << 30)
     assert whole > 100
     for at in range(1, whole, 3):
         with pytest.raises(KeyboardInterrupt):
-            interrupted(lambda: tracker.step(2), at)
+            interrupted(call, at)
         assert state(model) == found, at
-    assert tracker.scores.steps == [0, 1]
-    assert tracker.step(2) is not None  # not taken for measured
-    assert tracker.scores.steps == [0, 1, 2]
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, at
+        with interrupts_held():  # as before
+            assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler, at
+
+
+def test_an_interrupt_at_any_line_leaves_the_model_as_it_was(small: pf.ProbeSet) -> None:
+    model = SmallNet()
+    model.train()
+    every_few(lambda: pf.probe(model, small, layers=["conv", "hidden"], batch_size=8, alphas=[1.0]), model)
+
+
+def test_an_interrupt_at_any_line_of_a_sweep_leaves_the_model_as_it_was(small: pf.ProbeSet, tmp_path: Path) -> None:
+    model, other = SmallNet(), SmallNet()
+    places = (tmp_path / f"{count}" for count in range(10_000))
+    how: dict[str, Any] = {"layers": "hidden", "batchnorm": "running", "alphas": [1.0], "targets": "label"}
+    every_few(lambda: pf.sweep(model, {1: other.state_dict()}, small, out=next(places), **how), model)
+
+
+def test_a_step_that_was_interrupted_is_measured_when_it_is_called_again(small: pf.ProbeSet, tmp_path: Path) -> None:
+    model = SmallNet()
+    tracker = pf.PhaseTracker(model, small, out=tmp_path, layers="hidden")
+    tracker.step(10)
+    with torch.no_grad():
+        model.head.weight.add_(1)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(lambda: tracker.step(20), 60)
+    assert tracker.scores.steps == [10]
+    assert tracker.step(20) is not None
+    assert tracker.step(25) is None
+    assert tracker.scores.steps == pf.read_scores(tmp_path).steps == [10, 20]
+
+
+def test_what_is_in_memory_is_stored_where_the_storing_was_interrupted(small: pf.ProbeSet, tmp_path: Path) -> None:
+    model, concat = SmallNet(), pf.Scores.concat
+    tracker = pf.PhaseTracker(model, small, out=tmp_path, layers="hidden")
+    for before in (True, False):
+
+        def interrupting(parts: Any, before: bool = before) -> pf.Scores:
+            if before:
+                raise KeyboardInterrupt
+            tracker.scores = concat(parts)
+            raise KeyboardInterrupt
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pf.Scores, "concat", interrupting)
+            with pytest.raises(KeyboardInterrupt):
+                tracker.step(1)
+    tracker.step(1)
+    assert pf.read_scores(tmp_path).steps == tracker.scores.steps == [1]
 
 
 def test_interrupts_wait_for_the_next_batch_and_the_second_for_nothing(small: pf.ProbeSet) -> None:
@@ -110,21 +159,77 @@ def test_interrupts_wait_for_the_next_batch_and_the_second_for_nothing(small: pf
         assert len(done) == expected
 
 
-def test_a_sweep_that_is_interrupted_puts_the_weights_back(small: pf.ProbeSet, tmp_path: Path) -> None:
-    model, other = SmallNet(), SmallNet()
-    found, states = state(model), {step: other.state_dict() for step in (0, 1)}
-    seen = []
+def test_interrupts_wait_for_no_other_layer(small: pf.ProbeSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, begun = nn.Sequential(nn.Flatten(), *(nn.Linear(36, 36) for _ in range(8))), list[object]()
 
-    def interrupt(*_: object) -> None:
-        seen.append(None)
-        if len(seen) > 6:
+    class Counting(decoding._Work):
+        def begin(self) -> None:
+            begun.append(self)
             signal.raise_signal(signal.SIGINT)
+            super().begin()
 
-    handle = model.conv.register_forward_hook(interrupt)
+    monkeypatch.setattr(decoding, "_Work", Counting)
     with pytest.raises(KeyboardInterrupt):
-        pf.sweep(model, states, small, out=tmp_path, layers="hidden", batch_size=10)
-    handle.remove()
+        pf.probe(model, small, alphas=[1.0])
+    assert len(begun) == 1
+
+
+def test_nothing_waits_while_a_checkpoint_is_read(small: pf.ProbeSet, tmp_path: Path) -> None:
+    model, done = SmallNet(), list[str]()
+    torch.save(model.state_dict(), tmp_path / "step_1.pt")
+
+    def load(path: Path) -> Any:
+        interrupter.start()
+        for _ in range(100):
+            time.sleep(0.05)  # such as a download
+        done.append("read to its end")
+        return torch.load(path)
+
+    interrupter = threading.Timer(0.1, lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGINT))
+    found = state(model)
+    with pytest.raises(KeyboardInterrupt):
+        pf.sweep(model, tmp_path, small, out=tmp_path / "out", layers="hidden", load=load)
+    assert not done
     assert state(model) == found
+
+
+def test_an_interrupt_is_not_lost_beside_an_error_of_decoders(
+    small: pf.ProbeSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("phasefast.reconstruction.predict", failing)
+    with pytest.raises(KeyboardInterrupt):
+        pf.reconstruct(SmallNet(), small, layers="hidden")
+    monkeypatch.setattr("phasefast.linear_decoders.classifier", failing)
+    with pytest.raises(KeyboardInterrupt):
+        pf.fit_decoders(SmallNet(), small, layers="hidden")
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_no_interrupt_is_lost_to_handlers_that_count(times: int) -> None:
+    called: list[FrameType | None] = []
+    signal.signal(signal.SIGINT, lambda _, frame: called.append(frame))
+    with interrupts_held():
+        for _ in range(times):
+            signal.raise_signal(signal.SIGINT)
+        assert len(called) == times // 2 * 2  # a second one takes the first with it
+    assert len(called) == times
+    assert None not in called
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_a_forked_process_holds_nothing(tmp_path: Path) -> None:
+    with interrupts_held():
+        if (child := os.fork()) == 0:
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt:
+                os._exit(7)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 def test_handlers_of_the_user_are_called_and_others_are_left_alone() -> None:
@@ -137,14 +242,11 @@ def test_handlers_of_the_user_are_called_and_others_are_left_alone() -> None:
         assert called == [signal.SIGINT]
         let_interrupts_through()
         signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
-        assert len(called) == 2
-        signal.raise_signal(signal.SIGINT)
-    assert len(called) == 3
+    assert len(called) == 2
     with contextlib.suppress(ZeroDivisionError), interrupts_held():
         signal.raise_signal(signal.SIGINT)
         raise ZeroDivisionError  # nor is it lost beside another error
-    assert len(called) == 4
+    assert len(called) == 3
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with interrupts_held():
         signal.raise_signal(signal.SIGINT)

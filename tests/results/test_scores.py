@@ -235,8 +235,10 @@ def test_scores_kept_in_memory_are_saved_as_a_run(tmp_path: Path) -> None:
     whole = make_scores(["a", "b"], [0, 1, 2])
     whole.save(tmp_path / "run")
     assert pf.read_scores(tmp_path / "run").to_arrow().equals(whole.to_arrow())
-    with pytest.raises(StoreError, match="holds scores of step 1 already; give an empty directory"):
-        whole.select(steps=[1]).save(tmp_path / "run")
+    with pytest.raises(StoreError, match="holds scores already; give an empty directory"):
+        make_scores(["a", "b"], [4]).save(tmp_path / "run")
+    with pytest.raises(DataError, match="save: there are no scores yet"):
+        Scores.from_rows([]).save(tmp_path / "none")
     with pytest.raises(DataError, match="expected the scores of one run"):
         Scores.concat([whole, whole.with_column("run", "other")]).save(tmp_path / "both")
     assert not (tmp_path / "both").exists()
@@ -249,8 +251,10 @@ def test_one_step_is_a_dictionary_for_loggers(net: SmallNet, probe_set: pf.Probe
     assert of_fit["conv/input/fvu"] == scores.value(layer="conv", target="input", metric="fvu", split="fit")
     assert len(found) == len(scores.filter(split="heldout")) == len(of_fit)
     assert {"model/label/loss", "model/label/accuracy"} < found.keys()
-    with pytest.raises(ArgumentError, match=r"to_dict: expected one step of one run, got Scores\(.*steps \[0, 1\]"):
+    with pytest.raises(ArgumentError, match=r"to_dict: expected one step, .* got Scores\(.*steps \[0, 1\]"):
         make_scores(["a"], [0, 1]).to_dict()
+    with pytest.raises(ArgumentError, match="to_dict: expected one step, measured in one way"):
+        pf.Scores.concat([scores, pf.probe(net, probe_set, layers="conv", step=3, batchnorm="running")]).to_dict()
     assert Scores.from_rows([]).to_dict() == {}
 
 
