@@ -168,10 +168,13 @@ class PhaseTracker:
             self._unchanged = False
         elif not self._unchanged:
             self._unchanged = True
-            warn(
-                f"step {step}: the weights are those of step {since}: is this model the one that is trained? Where it "
-                "was made anew, make the tracker anew too"
+            trained = any(own.requires_grad for own in self._engine.model.parameters())
+            why = (
+                "is this model the one that is trained? Where it was made anew, make the tracker anew too"
+                if trained
+                else "none of them requires a gradient, so that all steps will be alike"
             )
+            warn(f"step {step}: the weights are those of step {since}: {why}")
 
     def _hash_at(self, step: int) -> list[str]:
         return self.scores.filter(step=step).values_of("state_hash")

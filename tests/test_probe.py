@@ -372,7 +372,8 @@ def test_unusual_buffers_and_settings_are_restored(net: SmallNet, probe_set: pf.
     # What accelerate makes of a model that it prepares.
     net._original_forward = net.forward
     net.forward = prepared = torch.autocast("cpu")(net.forward)
-    assert pf.probe(net, probe_set, layers="conv", alphas=[0.1]).value(**select) == expected.value(**select)
+    for whole, layer in ((net, "conv"), (nn.Sequential(net), "0.conv")):  # or of what is wrapped then
+        assert pf.probe(whole, probe_set, layers=layer, alphas=[0.1]).value(**select) == expected.value(**select)
     assert net.forward is prepared
 
 

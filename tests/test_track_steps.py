@@ -69,6 +69,15 @@ def test_a_model_that_is_no_longer_trained_is_told_once(probe_set: pf.ProbeSet) 
         trackers[0].step(64)  # again
 
 
+def test_a_model_whose_weights_are_frozen_is_told_of_as_such(probe_set: pf.ProbeSet) -> None:
+    tracker = pf.PhaseTracker(SmallNet().requires_grad_(False), probe_set, layers="hidden", out=None)
+    tracker.step(1)
+    with pytest.warns(
+        RuntimeWarning, match="step 8: the weights are those of step 1: none of them requires a gradient"
+    ):
+        tracker.step(8)
+
+
 def test_a_warning_that_is_an_error_loses_no_scores(probe_set: pf.ProbeSet) -> None:
     tracker = pf.PhaseTracker(SmallNet(), probe_set, layers="hidden", out=None)
     tracker.step(1)

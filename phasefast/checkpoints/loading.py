@@ -52,10 +52,11 @@ def load_into(
     problems += [*_wrong_shapes(state, own)[:5], *_wrong_kinds(state, own)[:5], *_untied(state, own)[:5]]
     if problems:
         under = f" under {prefix!r}" if prefix else ""
-        spare_keys = "; load= (--load) may leave keys out" if own.keys() <= state.keys() != own.keys() else ""
-        raise CheckpointError(
-            f"{name} does not fit {type(model).__name__}: it{under} " + "; it ".join(problems) + spare_keys
-        )
+        mend = "; load= (--load) may leave keys out" if own.keys() <= state.keys() != own.keys() else ""
+        of = next((type(part).__name__ for part in model.modules() if hasattr(part, "from_pretrained")), None)
+        if of is not None and own.keys() - state.keys() and state.keys() - own.keys():
+            mend = f"; if transformers renames them, give load=lambda path: {of}.from_pretrained(path).state_dict()"
+        raise CheckpointError(f"{name} does not fit {type(model).__name__}: it{under} " + "; it ".join(problems) + mend)
     if left:
         warn(f"checkpoints: {shown(left)} are left out, as the model has nothing there, like an encoder without a head")
     try:

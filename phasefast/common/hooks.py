@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .interrupts import let_interrupts_through
+
 
 @contextmanager
 def hooked(
@@ -45,6 +47,7 @@ def places_of_calls(model: nn.Module, batch: Tensor) -> dict[tuple[str, int], in
     """
     places: dict[tuple[str, int], int] = {}
     names = [name for name, _ in model.named_modules()]
+    let_interrupts_through()
     with hooked(model, names, lambda *call: places.update({call[:2]: len(places)})):
         model(batch)
     return places

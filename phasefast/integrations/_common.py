@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from ..checkpoints import weights_hash
 from ..errors import ArgumentError
 from ..options import checked_options
 from ..stages.probe_set import ProbeSet
@@ -36,6 +37,7 @@ class LiveProbe:
         self._model: nn.Module | None = None
         self._tracker: PhaseTracker | None = None
         self._last = 0
+        self._hash = ""  # of the model as it was when it was last kept
 
     @property
     def tracker(self) -> PhaseTracker:
@@ -53,7 +55,7 @@ class LiveProbe:
         if model is not self._model or step < self._last:  # another training
             probed = model if self._wrap is None else self._wrap(model)
             self._tracker = PhaseTracker(probed, self._probe_set, **self._options)
-            self._model = model
+            self._model, self._hash = model, ""
         self._last = step
         self.tracker.step(step)
 
@@ -62,6 +64,15 @@ class LiveProbe:
         if self._tracker is not None and step != self._last:
             self._tracker.step(step)
             self._last = step
+
+    def _keep_hash(self) -> None:
+        """Take note of the weights that are trained."""
+        if self._tracker is not None and self._model is not None:
+            self._hash = weights_hash(self._model)
+
+    def _are_kept(self) -> bool:
+        """Whether the weights are those of which note was taken last; yes, where none was."""
+        return not self._hash or self._model is None or weights_hash(self._model) == self._hash
 
     def _end(self, step: int) -> None:
         """``step`` was the last one. BatchNorm may have seen more batches since it was measured, if it was."""

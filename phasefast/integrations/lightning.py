@@ -56,9 +56,17 @@ class PhaseCallback(LiveProbe, *_bases()):  # type: ignore[misc]
         """After a batch, which need not be an optimizer step."""
         self._after(trainer.global_step)
 
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Of the last one, before callbacks that average weights put these in the place of the last step's."""
+        steps_done = 0 <= trainer.max_steps <= trainer.global_step
+        if trainer.should_stop or steps_done or trainer.max_epochs == trainer.current_epoch + 1:
+            self._end(trainer.global_step)
+        self._keep_hash()
+
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """With the weights of the last step."""
-        self._end(trainer.global_step)
+        """With the weights of the last step, unless others have taken their place since its epoch."""
+        if self._are_kept():
+            self._end(trainer.global_step)
 
     def _network(self, pl_module: Any) -> Any:
         try:

@@ -170,14 +170,17 @@ def _uncompiled() -> AbstractContextManager[None]:
 
 @contextmanager
 def _own_forward(model: nn.Module) -> Iterator[None]:
-    """Without the autocast that accelerate puts around the ``forward`` of models that it prepares."""
-    attributes = vars(model)
-    wrapped, own = attributes.get("forward"), attributes.get("_original_forward")
-    if wrapped is None or own is None:
-        yield
-        return
-    attributes["forward"] = own
+    """Without the autocast that accelerate puts around the ``forward`` of models that it prepares, or parts of one."""
+    found = [
+        attributes
+        for module in model.modules()
+        if {"forward", "_original_forward"} <= (attributes := vars(module)).keys()
+    ]
+    wrapped = [attributes["forward"] for attributes in found]
+    for attributes in found:
+        attributes["forward"] = attributes["_original_forward"]
     try:
         yield
     finally:
-        attributes["forward"] = wrapped
+        for attributes, forward in zip(found, wrapped, strict=True):
+            attributes["forward"] = forward

@@ -273,3 +273,16 @@ def test_tied_tensors_that_are_sparse_are_compared() -> None:
     state["lm_head.weight"] = (state["lm_head.weight"] + 1).to_sparse()
     with pytest.raises(CheckpointError, match=r"other values in embed.weight than in lm_head.weight"):
         load_into(Tied(), state, "x.ckpt")
+
+
+def test_models_of_transformers_may_read_other_names() -> None:
+    class Pretrained(nn.Linear):
+        from_pretrained = None
+
+    model = nn.Sequential(Pretrained(2, 2))
+    renamed = {"0.old": torch.zeros(2, 2), "0.bias": torch.zeros(2)}
+    hint = r"load=lambda path: Pretrained\.from_pretrained\(path\)\.state_dict\(\)$"
+    with pytest.raises(CheckpointError, match=rf"'0.weight'.*'0.old'.*; if transformers renames them, give {hint}"):
+        load_into(model, renamed, "step 1")
+    with pytest.raises(CheckpointError, match=r"lacks the keys \['0.weight'\]$"):
+        load_into(model, {"0.bias": torch.zeros(2)}, "step 1")

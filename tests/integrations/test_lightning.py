@@ -64,6 +64,53 @@ def fit(package: Any, probe_set: pf.ProbeSet, *callbacks: Any, start: Path | Non
     return module, trainer
 
 
+@pytest.mark.parametrize(
+    ("limit", "steps"), [({"max_steps": 7}, [0, 1, 2, 4, 7]), ({"max_steps": -1, "max_epochs": 2}, [0, 1, 2, 4, 8, 10])]
+)
+def test_the_last_step_is_that_of_the_weights_that_are_trained(
+    package: Any, probe_set: pf.ProbeSet, limit: dict[str, int], steps: list[int]
+) -> None:
+    found = []
+    for averaged in (False, True):
+        callback = callback_for(probe_set)
+
+        class Averaging(package.Callback):
+            """Puts averages in the place of the weights at the end, as Lightning's own does."""
+
+            def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+                with torch.no_grad():
+                    pl_module.net.hidden.weight.zero_()
+
+        fit(package, probe_set, *([Averaging()] if averaged else []), callback, **limit)
+        found.append(without_seconds(callback.tracker.scores))
+        assert callback.tracker.scores.steps == steps
+    assert found[0] == found[1]
+
+
+def test_averages_are_not_measured_where_others_end_the_training(package: Any, probe_set: pf.ProbeSet) -> None:
+    class Ending(package.Callback):
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            trainer.should_stop = True
+
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+            with torch.no_grad():
+                pl_module.net.hidden.weight.zero_()
+
+    class Last(Ending):
+        """Lightning calls for the end of an epoch in the order in which callbacks are given."""
+
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+            pass
+
+    class First(Ending):
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            pass
+
+    callback = callback_for(probe_set)
+    fit(package, probe_set, First(), callback, Last(), max_steps=-1, max_epochs=9, min_epochs=0)
+    assert callback.tracker.scores.steps == [0, 1, 2, 4]  # 5 would be of the averages
+
+
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_measures_in_full_precision_and_does_not_disturb_training(
     package: Any, probe_set: pf.ProbeSet, precision: str, tmp_path: Path
