@@ -117,6 +117,8 @@ def test_functions_are_asked_again_only_as_far_as_they_can_be(language: Language
     with no_warnings():
         for step in (0, 1, 2, 4, 8):
             tracker.step(step)
+            with torch.no_grad():
+                language.out.weight.add_(1)
     assert calls == [100, 50, 8, 8, 8]
 
 
@@ -195,5 +197,5 @@ def test_a_large_vocabulary_takes_columns_for_the_words_there_are() -> None:
 def test_as_many_classes_as_samples_are_numbers() -> None:
     inputs = torch.randn(60_000, 1, 1)
     target = pf.Function(lambda x: (x[:, 0, 0] * 1e5 + 5e5).long(), "classes", "n")
-    with pytest.raises(DataError, match=r"expected fewer than 20000 classes among the fit samples, got .* kind='regr"):
+    with pytest.raises(DataError, match=r"expected 20000 classes among the samples at most, got 5\d+; .* kind='regr"):
         pf.probe(nn.Sequential(nn.Linear(1, 1)), pf.ProbeSet(inputs, None, inputs[:9], None), targets=[target])

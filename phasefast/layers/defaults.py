@@ -79,11 +79,11 @@ def _names(model: nn.Module, prefix: str, alone: bool, of: _Model) -> list[str]:
 
 
 def _candidates(model: nn.Module, alone: bool, of: _Model) -> list[tuple[str, nn.Module]]:
-    """The children that may be layers: of a Sequential within a model the ends, of a model all but losses."""
+    """The children that may be layers: of a Sequential within a model the ends, else all but losses and dropouts."""
     children = list(model.named_children())
-    if alone:
-        return [each for each in children if not _is_beside(each[1])] or children
-    return _ends(model, of) if isinstance(model, nn.Sequential) else children
+    if isinstance(model, nn.Sequential) and not alone:
+        return _ends(model, of)
+    return [each for each in children if not _is_beside(each[1])] or children
 
 
 def _network(children: Sequence[tuple[str, nn.Module]], parts: Sequence[nn.Module], of: _Model) -> nn.Module | None:
@@ -262,5 +262,6 @@ def _is_torch(module: nn.Module) -> bool:
 
 
 def _is_beside(module: nn.Module) -> bool:
-    """Whether it is no layer, but says how well the model does."""
-    return isinstance(module, _Loss) or type(module).__module__.startswith("torchmetrics.")
+    """Whether it is no layer, but says how well the model does, or in evaluation gives what it gets."""
+    says = isinstance(module, _Loss) or type(module).__module__.startswith("torchmetrics.")
+    return says or _is_of(module, ("torch.nn.modules.dropout",))

@@ -21,9 +21,9 @@ def select_layers(model: nn.Module, patterns: Layers | None = None) -> list[str]
 
     Args:
         patterns: fnmatch globs over ``named_modules()``, or modules themselves; by default the model's direct children
-            but losses. In the place of one of them are: of a ModuleList or a ModuleDict the members; of an only child
-            (but of PyTorch's own), of the only one with a list of blocks in it, such as a transformer's or a
-            MobileNet's, and of a network of nine tenths of the parameters, behind nothing but layers and plain
+            but losses and dropouts. In the place of one of them are: of a ModuleList or a ModuleDict the members; of
+            an only child (but of PyTorch's own), of the only one with a list of blocks in it, such as a transformer's
+            or a MobileNet's, and of a network of nine tenths of the parameters, behind nothing but layers and plain
             sequences of them, its children; of one Sequential of layers or two, with half of the layers that are no
             children, such as a VGG's, or an encoder and a decoder, each layer with what follows it, such as its
             activation. What matches a glob that begins with ``!`` is left out of what the others match, or of the

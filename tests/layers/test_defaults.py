@@ -170,14 +170,17 @@ def test_by_default_of_layers_in_a_sequence_what_comes_last_before_the_next_is_p
     few = {"a": plain(1), "b": plain(1), "c": plain(1), "d": plain()}
     for blocks in ({"a": plain(1)}, {"a": plain(), "b": plain(), "c": plain()}, {"a": Wide(plain())}, few):
         assert select_layers(parts(**blocks, head=nn.Linear(8, 2))) == [*blocks, "head"]
-    assert len(select_layers(plain())) == 9  # the model itself
+    # The model itself, without its dropouts, which give what they get.
+    assert select_layers(plain()) == ["0", "1", "2", "3", "5", "6", "7"]
+    assert select_layers(nn.Sequential(nn.Dropout(), nn.AlphaDropout())) == ["0", "1"]
 
 
 def test_by_default_the_inside_of_a_network_is_probed_beside_what_it_is_used_with() -> None:
     net = parts(a=plain(), b=parts(c=nn.Linear(8, 8)), head=nn.Linear(8, 3))
     inside = ["a.3", "a.7", "b", "head"]
+    assert select_layers(parts(net=net, beside=nn.Dropout())) == [f"net.{name}" for name in inside]
     for beside in (
-        nn.Dropout(),
+        nn.ReLU(),
         nn.BatchNorm1d(8, affine=False),
         nn.Linear(3, 3),
         nn.Sequential(nn.Linear(3, 3), nn.ReLU()),
@@ -370,7 +373,7 @@ def test_by_default_known_networks_are_probed_block_by_block() -> None:
     models = pytest.importorskip("torchvision").models
     transformer = models.VisionTransformer(32, 8, 3, 2, 16, 32, num_classes=10)
     blocks = [f"encoder.layers.encoder_layer_{i}" for i in range(3)]
-    assert select_layers(transformer) == ["conv_proj", "encoder.dropout", *blocks, "encoder.ln", "heads"]
+    assert select_layers(transformer) == ["conv_proj", *blocks, "encoder.ln", "heads"]
     swin = models.swin_transformer.SwinTransformer([4, 4], 8, [1, 2], [1, 2], [4, 4])
     assert select_layers(swin)[:5] == ["features.0", "features.1", "features.2", "features.3", "norm"]
     mobile = select_layers(models.mobilenet_v3_small())
