@@ -17,7 +17,7 @@ from .common.notices import warn
 from .engine import Engine
 from .errors import ArgumentError, StoreError, is_integer, may_pass, with_notes
 from .options import ProbeOptions, checked_step
-from .results.failures import Failure, keep_failures, named
+from .results.failures import Failure, keep_failures, lost_layers, named
 from .results.origins import Training
 from .results.scores import Scores
 from .results.store import check_weights, open_store, write_step
@@ -107,10 +107,11 @@ class PhaseTracker:
         self._out, self._on_error = out, on_error
         self.seconds = 0.0
         self._start: int | None = None
-        self._before = -1  # the step of the last call
+        self._before = self._earlier = -1  # the steps of the last call, and of the one before
         self._farthest = -1  # the latest step that was measured, or is known to be of these weights
         self._backwards = False  # whether it was told that a call was for a step before it
-        self._unchanged = False  # whether it was told that the weights have not changed since
+        self._weights: list[str] = []  # their hash at the last measurement, the step since which it is the same,
+        self._since, self._unchanged = 0, False  # and whether this was told
         self._unstored: dict[int, tuple[Scores, Mapping[str, Exception]]] = {}  # with why layers were left out
         self.scores = Scores.from_rows([])
         if out is not None:
@@ -154,19 +155,12 @@ class PhaseTracker:
             warn(f"{text}; only later steps are measured from here on")
         self._backwards = True
 
-    def _tell_unchanged(self, step: int) -> None:
-        """Such as where a notebook's cell has made a new model, and the tracker has the one before.
-
-        First updates may have no effect, as of a learning rate that begins with 0, or of a scaler of gradients.
-        """
-        own, since = self._hash_at(step), step
-        for earlier in sorted((known for known in self.scores.steps if 0 < known < step), reverse=True):
-            if self._hash_at(earlier) != own:
-                break
-            since = earlier
-        if step - since < _UNCHANGED:
-            self._unchanged = False
-        elif not self._unchanged:
+    def _tell_unchanged(self, step: int, scores: Scores) -> None:
+        """Such as where a notebook's cell has made a new model, and the tracker has the one before."""
+        if (weights := scores.values_of("state_hash")) != self._weights or not self._since:
+            # First updates may have no effect, as of a learning rate that begins with 0.
+            self._weights, self._since, self._unchanged = weights, step, False
+        elif not self._unchanged and step - self._since >= _UNCHANGED:
             self._unchanged = True
             trained = any(own.requires_grad for own in self._engine.model.parameters())
             why = (
@@ -174,16 +168,21 @@ class PhaseTracker:
                 if trained
                 else "none of them requires a gradient, so that all steps will be alike"
             )
-            warn(f"step {step}: the weights are those of step {since}: {why}")
+            warn(f"step {step}: the weights are those of step {self._since}: {why}")
 
-    def _hash_at(self, step: int) -> list[str]:
-        return self.scores.filter(step=step).values_of("state_hash")
+    def _lacks(self, stored: Scores, step: int) -> bool:
+        """Whether a stored step has not all that is asked for by name, but for what was lost of it."""
+        lost = {} if self._out is None else lost_layers(self._out).get(step, {})
+        targets = self._engine.target_hashes
+        named = [name for name in self._engine.named if name not in lost]
+        return bool(stored.lacking(named, targets)) or not targets.keys() <= set(stored.targets)
 
     def step(self, step: int, force: bool = False) -> Scores | None:
         """Measure if ``step`` is one to measure at; its scores, or None where it is not, or was called for just before.
 
-        Those that ``out`` holds of these weights are given, not measured again, but None where they lack a layer or a
-        target. Those that the disk refuses are kept, and written with the next ones, or where a step is forced.
+        Those that ``out`` holds of these weights are given, not measured again, but None where they lack a target, or a
+        layer that is asked for by name. Those that the disk refuses are kept, and written with the next ones, or where
+        a step is forced.
 
         Args:
             step: updates done so far, in all epochs. force: measure at any step, such as the last one.
@@ -195,11 +194,13 @@ class PhaseTracker:
                 in a training that is resumed, which need not repeat what it lost bit by bit: one whose first call is
                 for a step above 1, but for that call itself and for ``on_error="raise"``.
         """
-        step, before = checked_step(step), self._before
+        step = checked_step(step)
         try:
             return self._called(step, force)
-        except BaseException:  # such as an interrupt: it may be called again
-            self._before = before
+        except Exception:
+            raise
+        except BaseException:  # an interrupt, after which it may be called again
+            self._before = self._earlier
             raise
 
     def _called(self, step: int, force: bool) -> Scores | None:
@@ -208,7 +209,8 @@ class PhaseTracker:
         if first:  # one that goes on has called for what is stored
             self._before = max((known for known in self.scores.steps if known <= step), default=-1)
             self._farthest = max((known for known in self.scores.steps if known < step), default=-1)
-        before, self._before = self._before, step
+        before = self._earlier = self._before
+        self._before = step
         if not (force or self._is_due(before, step)):
             return None
         if step < self._farthest and not force and step not in self.scores.steps:
@@ -223,7 +225,7 @@ class PhaseTracker:
                 stored = self.scores.filter(step=step)
                 check_weights(stored, weights_hash(self._engine.model))
                 self._farthest = max(self._farthest, step)
-                return None if stored.lacking(self._engine.modules, self._engine.target_hashes) else stored
+                return None if self._lacks(stored, step) else stored
             except StoreError as error:
                 if step <= self._farthest:
                     self._tell_backwards(step)
@@ -249,7 +251,8 @@ class PhaseTracker:
                 keep_failures(self._out, {step: failure})
             return None
         self._store()
-        self._tell_unchanged(step)
+        if not force:  # such as of the best weights, at the end
+            self._tell_unchanged(step, scores)
         return scores
 
     def _store(self) -> None:

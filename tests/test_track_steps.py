@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,25 @@ def test_stored_scores_that_lack_a_layer_are_not_given_for_all(probe_set: pf.Pro
         assert (tracker.step(0) is not None) is given
 
 
+def test_stored_scores_without_a_layer_that_was_lost_are_given(probe_set: pf.ProbeSet, tmp_path: Path) -> None:
+    net = SmallNet()
+    with torch.no_grad():
+        net.hidden.weight.fill_(torch.nan)
+    for layers in (["conv", "hidden"], ["conv", "hidden"]):
+        tracker = pf.PhaseTracker(net, probe_set, layers=layers, out=tmp_path)
+        found = tracker.step(0)
+        assert found is not None
+        assert found.layers == ["conv"]
+
+
+def test_the_best_weights_at_the_end_are_not_taken_for_anothers(probe_set: pf.ProbeSet) -> None:
+    net = SmallNet()
+    tracker = pf.PhaseTracker(net, probe_set, layers="hidden", out=None)
+    tracker.step(16)
+    with no_warnings():
+        tracker.step(21, force=True)
+
+
 def test_a_training_in_anothers_directory_is_refused_at_each_step(probe_set: pf.ProbeSet, tmp_path: Path) -> None:
     net, other = SmallNet(), SmallNet()
     tracker = pf.PhaseTracker(net, probe_set, layers="hidden", out=tmp_path)
@@ -102,10 +122,11 @@ def test_a_training_in_anothers_directory_is_refused_at_each_step(probe_set: pf.
         tracker.step(step)
         with torch.no_grad():
             net.head.weight.add_(1)
-    again = pf.PhaseTracker(other, probe_set, layers="hidden", out=tmp_path)
-    for step in (0, 1, 2, 4, 8):  # a loop that goes on after errors
-        with pytest.raises(StoreError, match="was measured on other weights"):
-            again.step(step)
+    again, stored = pf.PhaseTracker(other, probe_set, layers="hidden", out=tmp_path), [0, 1, 2, 4, 8]
+    for step in range(12):  # a loop that goes on after errors
+        with pytest.raises(StoreError, match="was measured on other weights") if step in stored else nullcontext():
+            assert again.step(step) is None
+    assert pf.read_scores(tmp_path).steps == stored
 
 
 def test_steps_that_are_counted_anew_in_a_resumed_training_are_not_measured(

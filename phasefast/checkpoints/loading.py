@@ -55,7 +55,10 @@ def load_into(
         mend = "; load= (--load) may leave keys out" if own.keys() <= state.keys() != own.keys() else ""
         of = next((type(part).__name__ for part in model.modules() if hasattr(part, "from_pretrained")), None)
         if of is not None and own.keys() - state.keys() and state.keys() - own.keys():
-            mend = f"; if transformers renames them, give load=lambda path: {of}.from_pretrained(path).state_dict()"
+            mend = (
+                f"; if transformers renames them, give load= a function that reads them by {of}.from_pretrained and "
+                "refuses missing keys, which that makes up: docs/checkpoints.md"
+            )
         raise CheckpointError(f"{name} does not fit {type(model).__name__}: it{under} " + "; it ".join(problems) + mend)
     if left:
         warn(f"checkpoints: {shown(left)} are left out, as the model has nothing there, like an encoder without a head")

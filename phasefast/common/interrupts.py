@@ -34,9 +34,10 @@ class _Held:
         if self._waiting is None and self.holds and not self.free:
             self._waiting = number, frame
             return
-        self.free = False  # what is put back on the way out is not to be interrupted
+        free, self.free = self.free, False  # what is put back on the way out is not to be interrupted
         self.let_through()
         self._before(number, frame)
+        self.free = free  # as nothing was raised
 
     def let_through(self) -> None:
         if self._waiting is not None:

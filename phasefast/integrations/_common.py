@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from ..checkpoints import weights_hash
+from ..checkpoints import state_hash
+from ..common.notices import warn
 from ..errors import ArgumentError
 from ..options import checked_options
 from ..stages.probe_set import ProbeSet
@@ -68,11 +69,16 @@ class LiveProbe:
     def _keep_hash(self) -> None:
         """Take note of the weights that are trained."""
         if self._tracker is not None and self._model is not None:
-            self._hash = weights_hash(self._model)
+            self._hash = state_hash(dict(self._model.named_parameters()))
 
-    def _are_kept(self) -> bool:
-        """Whether the weights are those of which note was taken last; yes, where none was."""
-        return not self._hash or self._model is None or weights_hash(self._model) == self._hash
+    def _are_kept(self, step: int) -> bool:
+        """Whether the weights are those of which note was taken last; yes, where none was, else a warning."""
+        if not self._hash or self._model is None or self._tracker is None or step in self._tracker.scores.steps:
+            return True
+        if state_hash(dict(self._model.named_parameters())) == self._hash:
+            return True
+        warn(f"step {step} was not measured: other weights, such as averages, have taken the place of the trained ones")
+        return False
 
     def _end(self, step: int) -> None:
         """``step`` was the last one. BatchNorm may have seen more batches since it was measured, if it was."""

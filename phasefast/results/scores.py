@@ -174,7 +174,7 @@ class Scores(Printed):
         """Values of one measurement by ``"layer/target/metric"``, as loggers take them; ArgumentError for several."""
         rows = self.filter(split=split)._table.select([*_CURVE[:3], "value"]).to_pylist()
         found = {"/".join(row[name] for name in _CURVE[:3]): row["value"] for row in rows}
-        if len(found) < len(rows):
+        if len(found) < len(rows) or len(self.steps) > 1:
             raise ArgumentError(
                 f"to_dict: expected one step, measured in one way, got {self!r}: choose with select(steps=[...])"
             )
@@ -379,7 +379,7 @@ class Scores(Printed):
         """Write a run that was kept in memory only into an empty directory, which ``phasefast report`` reads.
 
         Raises:
-            StoreError: it holds such steps already, or cannot be written.
+            DataError: there are none, or of several runs. StoreError: it holds some already, or cannot be written.
         """
         self.check_one_run()
         if not len(self):

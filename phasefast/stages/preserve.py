@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -174,7 +175,7 @@ def _own_forward(model: nn.Module) -> Iterator[None]:
     found = [
         attributes
         for module in model.modules()
-        if {"forward", "_original_forward"} <= (attributes := vars(module)).keys()
+        if (own := (attributes := vars(module)).get("_original_forward")) and _wraps(attributes.get("forward"), own)
     ]
     wrapped = [attributes["forward"] for attributes in found]
     for attributes in found:
@@ -184,3 +185,11 @@ def _own_forward(model: nn.Module) -> Iterator[None]:
     finally:
         for attributes, forward in zip(found, wrapped, strict=True):
             attributes["forward"] = forward
+
+
+def _wraps(function: Any, own: Any) -> bool:
+    """Whether a function is another one in decorators; others may keep what theirs takes the place of by that name."""
+    names, inside = {own, getattr(own, "__func__", own)}, getattr(function, "__func__", function)
+    while inside is not None and inside not in names:
+        inside = getattr(inside, "__wrapped__", None)
+    return inside is not None

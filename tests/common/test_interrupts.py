@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -19,7 +18,7 @@ from torch import nn
 
 import phasefast as pf
 from phasefast import decoding
-from phasefast.common.interrupts import interrupts_held, let_interrupts_through
+from phasefast.common.interrupts import interrupts_free, interrupts_held, let_interrupts_through
 from tests.conftest import SmallNet, images
 
 PACKAGE = Path(pf.__file__).parent
@@ -180,15 +179,19 @@ def test_nothing_waits_while_a_checkpoint_is_read(small: pf.ProbeSet, tmp_path: 
 
     def load(path: Path) -> Any:
         interrupter.start()
-        for _ in range(100):
-            time.sleep(0.05)  # such as a download
-        done.append("read to its end")
+        if not ended.wait(20):  # such as a download
+            done.append("read to its end")
         return torch.load(path)
 
+    ended = threading.Event()
     interrupter = threading.Timer(0.1, lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGINT))
     found = state(model)
-    with pytest.raises(KeyboardInterrupt):
-        pf.sweep(model, tmp_path, small, out=tmp_path / "out", layers="hidden", load=load)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            pf.sweep(model, tmp_path, small, out=tmp_path / "out", layers="hidden", load=load)
+    finally:
+        interrupter.cancel()
+        ended.set()
     assert not done
     assert state(model) == found
 
@@ -221,14 +224,38 @@ def test_no_interrupt_is_lost_to_handlers_that_count(times: int) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def test_none_waits_where_nothing_is_held_back() -> None:
+    called: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: called.append(number))
+    with interrupts_held():
+        signal.raise_signal(signal.SIGINT)
+        with interrupts_free():
+            for count in range(1, 5):
+                assert len(called) == count
+                signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert len(called) == 5
+    assert len(called) == 6
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt), interrupts_held(), interrupts_free():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            signal.raise_signal(signal.SIGINT)  # waits for what is put back
+            called.clear()
+    assert not called
+
+
 def test_a_forked_process_holds_nothing(tmp_path: Path) -> None:
     with interrupts_held():
         if (child := os.fork()) == 0:
+            code = 0
             try:
                 signal.raise_signal(signal.SIGINT)
             except KeyboardInterrupt:
-                os._exit(7)
-            os._exit(0)
+                code = 7
+            finally:
+                os._exit(code)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 

@@ -87,6 +87,16 @@ def test_the_last_step_is_that_of_the_weights_that_are_trained(
     assert found[0] == found[1]
 
 
+def test_a_stop_that_has_to_wait_is_not_the_end(package: Any, probe_set: pf.ProbeSet) -> None:
+    class Stopping(package.Callback):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            trainer.should_stop = True
+
+    callback = callback_for(probe_set)
+    fit(package, probe_set, Stopping(), callback, max_steps=-1, max_epochs=9, min_epochs=3)
+    assert callback.tracker.scores.steps == [0, 1, 2, 4, 8, 15]
+
+
 def test_averages_are_not_measured_where_others_end_the_training(package: Any, probe_set: pf.ProbeSet) -> None:
     class Ending(package.Callback):
         def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:

@@ -290,3 +290,14 @@ def test_the_momentum_of_batchnorm_layers_is_as_it_was(net: SmallNet, probe_set:
     net.norm.momentum = 0.3
     pf.probe(net, probe_set, layers="hidden")
     assert net.norm.momentum == 0.3
+
+
+def test_what_other_libraries_put_in_the_place_of_a_forward_is_the_model(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    own = net.hidden.forward
+    net.hidden._original_forward = own  # type: ignore[assignment]
+    expected = pf.probe(net, probe_set, layers="head", alphas=[0.1]).to_dict()
+    net.hidden.forward = lambda x: 0 * own(x)  # type: ignore[method-assign]
+    patched = net.hidden.forward
+    changed = pf.probe(net, probe_set, layers="head", alphas=[0.1]).to_dict()
+    assert changed["model/label/loss"] != expected["model/label/loss"]
+    assert net.hidden.forward is patched
