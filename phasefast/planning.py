@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .algebra.components import columns_with_components
 from .algebra.systems import fold_sums
-from .common.tables import Printed, aligned
+from .common.tables import Printed, aligned, counted
 from .configuration import Configuration
 from .data.batches import first_rows, model_inputs
 from .data.target_types import Input
@@ -88,14 +88,15 @@ class Plan(Printed, Sequence[LayerPlan]):
         return len(self.layers)
 
     def __repr__(self) -> str:
-        times = f"{self.seconds:.3g} s, and {self.forward_seconds:.3g} s for {self.forward_passes} forward passes"
+        passes = counted(self.forward_passes, "forward pass", "es")
+        times = f"{self.seconds:.3g} s, and {self.forward_seconds:.3g} s for {passes}"
         return f"Plan({len(self)} layers: {times})"
 
     def __str__(self) -> str:
         work = sum(each.cost.flops for each in self)
         sums = [("all", "", "", f"{work / 1e9:.1f}", "", f"{self.seconds:.3f}", "")] if len(self) > 1 else []
         lines = aligned([COLUMNS, *(each.texts for each in self), *sums], left=(0,))
-        passes = f"{self.forward_passes} forward pass{'es' * (self.forward_passes > 1)}"
+        passes = counted(self.forward_passes, "forward pass", "es")
         return "\n".join([*lines, f"{passes}: {self.forward_seconds:.2f} s"])
 
 
@@ -135,11 +136,11 @@ def plan(
     # Of any cell on this machine: not by its own route.
     how = replace(what.method, layer_sketch=None, route=None, budget=sys.maxsize)
     seconds = _expected_seconds(how, problem.per_column, what.device, what.rows.dtype)
-    entries = [(layer, index) for index, group in enumerate(groups, 1) for layer in group]
     of_layers = []
-    for layer, index in entries:
-        cost = fitting_cost(layer.dim, problem, what.method.budget, what.method.route)
-        of_layers.append(LayerPlan(layer, cost, seconds(cost.work), index))
+    for index, group in enumerate(groups, 1):
+        for layer in group:
+            cost = fitting_cost(layer.dim, problem, what.method.budget, what.method.route)
+            of_layers.append(LayerPlan(layer, cost, seconds(cost.work), index))
     recomputed = what.batchnorm == "recompute" and bool(fresh_statistics(what.model))
     of_model = forward_seconds(what.model, inputs, what.device, len(groups) * (fit + heldout) + recomputed * fit)
     return Plan(tuple(of_layers), len(groups) + recomputed, of_model)

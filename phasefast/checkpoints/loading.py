@@ -172,6 +172,8 @@ def _of_a_head(state: Mapping[str, Tensor], own: Mapping[str, Any], model: nn.Mo
 
     A head is what is defined after all modules that have tensors: amid these others, such as normalisations, matter.
     """
+    if state.keys() <= own.keys():
+        return set()
     # Wrappers are in the names of modules, and in some keys.
     modules = [(_WRAPPERS.sub("", f"{name}."), each) for name, each in model.named_modules(remove_duplicate=False)]
     parents = {_WRAPPERS.sub("", f"{key.rpartition('.')[0]}.") for key in own}

@@ -10,6 +10,7 @@ from rich.text import Text
 from torch import nn
 
 from ..common.console import of_results
+from ..common.tables import counted
 from ..errors import ArgumentError
 from ..layers.selection import select_layers
 from ..planning import COLUMNS, plan
@@ -90,14 +91,10 @@ def plan_command(
         console.print("one forward pass over the fit rows is for the BatchNorm statistics (--batchnorm)")
     if any(entry.cost.target_free for entry in found):
         console.print("target-free routes give held-out scores only")
-    times = _counted(checkpoints, "checkpoint")
-    forward = _counted(checkpoints * found.forward_passes, "forward pass", "es")
+    times = counted(checkpoints, "checkpoint")
+    forward = counted(checkpoints * found.forward_passes, "forward pass", "es")
     seconds, of_model = checkpoints * found.seconds, checkpoints * found.forward_seconds
     console.print(f"{times}: {seconds:.2f} s expected, and {of_model:.2f} s for {forward}")
-
-
-def _counted(count: int, what: str, plural: str = "s") -> str:
-    return f"{count} {what}{plural if count != 1 else ''}"
 
 
 def _shape(text: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""Tables as plain text, and where they are shown."""
+"""Tables and numbers as plain text, and where they are shown."""
 
 from __future__ import annotations
 
@@ -22,3 +22,8 @@ def aligned(lines: Sequence[Sequence[str]], left: Collection[int]) -> list[str]:
 def _padded(line: Sequence[str], widths: Sequence[int], left: Collection[int]) -> list[str]:
     cells = enumerate(zip(line, widths, strict=True))
     return [f"{text:<{width}}" if place in left else f"{text:>{width}}" for place, (text, width) in cells]
+
+
+def counted(count: int, what: str, plural: str = "s") -> str:
+    """So many of something, such as ``2 forward passes``."""
+    return f"{count} {what}{plural if count != 1 else ''}"

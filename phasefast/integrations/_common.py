@@ -68,19 +68,22 @@ class LiveProbe:
 
     def _keep_hash(self) -> None:
         """Take note of the weights that are trained."""
-        if self._tracker is not None and self._model is not None:
-            self._hash = state_hash(dict(self._model.named_parameters()))
+        if self._tracker is not None:
+            self._hash = self._hash_now()
 
-    def _are_kept(self, step: int) -> bool:
-        """Whether the weights are those of which note was taken last; yes, where none was, else a warning."""
-        if not self._hash or self._model is None or self._tracker is None or step in self._tracker.scores.steps:
-            return True
-        if state_hash(dict(self._model.named_parameters())) == self._hash:
-            return True
-        warn(f"step {step} was not measured: other weights, such as averages, have taken the place of the trained ones")
-        return False
+    def _hash_now(self) -> str:
+        """Of the parameters: callbacks that average them change these, and statistics may move by themselves."""
+        return "" if self._model is None else state_hash(dict(self._model.named_parameters()))
 
     def _end(self, step: int) -> None:
-        """``step`` was the last one. BatchNorm may have seen more batches since it was measured, if it was."""
-        if self._tracker is not None and step not in self._tracker.scores.steps:
-            self._tracker.step(step, force=True)
+        """``step`` was the last one. BatchNorm may have seen more batches since it was measured, if it was.
+
+        Not measured, with a warning, where the weights are others than those of which note was taken last.
+        """
+        if self._tracker is None or step in self._tracker.scores.steps:
+            return
+        if self._hash and self._hash != self._hash_now():
+            text = "other weights, such as averages, have taken the place of the trained ones"
+            warn(f"step {step} was not measured: {text}")
+            return
+        self._tracker.step(step, force=True)

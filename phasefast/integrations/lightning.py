@@ -60,14 +60,13 @@ class PhaseCallback(LiveProbe, *_bases()):  # type: ignore[misc]
         """Of the last one, before callbacks that average weights put these in the place of the last step's."""
         steps_done = 0 <= trainer.max_steps <= trainer.global_step
         stops = trainer.should_stop and getattr(trainer.fit_loop, "_can_stop_early", True)  # min_epochs, min_steps
+        self._keep_hash()
         if stops or steps_done or trainer.max_epochs == trainer.current_epoch + 1:
             self._end(trainer.global_step)
-        self._keep_hash()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """With the weights of the last step, unless others have taken their place since its epoch."""
-        if self._are_kept(trainer.global_step):
-            self._end(trainer.global_step)
+        self._end(trainer.global_step)
 
     def _network(self, pl_module: Any) -> Any:
         try:

@@ -57,7 +57,7 @@ def select_by_leave_one_out(
     if not penalties.selects:
         return PenaltyChoice.first(targets)
     columns = targets.sketch.fit
-    system = System(cell, statistics.total, statistics.dtype)
+    system = System(cell, statistics.total, torch.float64)
     path = penalties.absolute(system)
     mean = columns.mean(0, dtype=torch.float64)
     # Rows: eigenvectors over the roots of their eigenvalues.
@@ -78,7 +78,7 @@ def select_by_leave_one_out(
             errors[index] += (miss / left.clamp_min(torch.finfo(torch.float64).eps)[:, None]).square().sum(0)
     if len(values) >= len(scores) - 1:
         errors[path == 0] = math.inf  # it goes through all rows, and what is left of each is rounding over rounding
-    return least_error(per_unit(errors, targets), targets, penalties, system.dtype)
+    return least_error(per_unit(errors, targets), targets, penalties, statistics.dtype)
 
 
 def _fold_errors(
