@@ -13,6 +13,7 @@ from .phases.rules import PhaseRules
 from .planning import LayerPlan, Plan, plan
 from .probe import probe
 from .reconstruction import Reconstructions, reconstruct
+from .report import plot_comparison, plot_maps, plot_phases, plot_reconstructions
 from .results.failures import read_failures
 from .results.scores import Scores
 from .results.shards import read_scores
@@ -52,6 +53,10 @@ __all__ = [
     "detect_phases",
     "fit_decoders",
     "plan",
+    "plot_comparison",
+    "plot_maps",
+    "plot_phases",
+    "plot_reconstructions",
     "probe",
     "read_failures",
     "read_scores",

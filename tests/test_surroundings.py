@@ -20,6 +20,7 @@ from phasefast.common.console import of_work
 from phasefast.common.progress import progress
 from phasefast.errors import ArgumentError
 from phasefast.report import plot_phases, plot_reconstructions
+from phasefast.report.drawn import Picture
 from tests.conftest import SmallNet, images
 from tests.report.synthetic import log2_steps, make_scores, write_run
 
@@ -127,11 +128,17 @@ def test_pictures_do_not_depend_on_the_settings_of_matplotlib(
 ) -> None:
     scores = make_scores(["a", "b"], log2_steps(10))
     report, images_of = pf.detect_phases(scores), pf.reconstruct(net, probe_set, layers="conv")
-    before = plot_phases(scores, report, tmp_path / "a.png").read_bytes()
-    shown = plot_reconstructions(images_of, tmp_path / "b.png").read_bytes()
+
+    def files() -> list[bytes]:
+        """Of both pictures, as they are written and as a notebook shows them."""
+        drawn = plot_phases(scores, report, tmp_path / "a.png"), plot_reconstructions(images_of, tmp_path / "b.png")
+        shown = [each._repr_png_()[0] for each in drawn if isinstance(each, Picture)]
+        return [(tmp_path / name).read_bytes() for name in ("a.png", "b.png")] + shown
+
+    before = files()
+    assert before[:2] == before[2:]
     with mpl.rc_context({"text.usetex": True, "font.size": 30, "axes.facecolor": "red", "lines.linewidth": 9}):
-        assert plot_phases(scores, report, tmp_path / "a.png").read_bytes() == before
-        assert plot_reconstructions(images_of, tmp_path / "b.png").read_bytes() == shown
+        assert files() == before
         assert mpl.rcParams["font.size"] == 30
 
 
@@ -140,9 +147,9 @@ def test_pictures_are_of_the_kind_that_their_name_says(
     net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path, suffix: str, start: bytes
 ) -> None:
     scores = make_scores(["a", "b"], log2_steps(10))
-    drawn = plot_phases(scores, pf.detect_phases(scores), tmp_path / f"a.{suffix}")
+    plot_phases(scores, pf.detect_phases(scores), drawn := tmp_path / f"a.{suffix}")
     assert drawn.read_bytes().startswith(start)
-    shown = plot_reconstructions(pf.reconstruct(net, probe_set, layers="conv"), tmp_path / f"b.{suffix}")
+    plot_reconstructions(pf.reconstruct(net, probe_set, layers="conv"), shown := tmp_path / f"b.{suffix}")
     assert shown.read_bytes().startswith(start)
     with pytest.raises(ArgumentError, match=r"expected a name that ends with .png, .pdf, .svg, got .*a\.jpg"):
         plot_phases(scores, pf.detect_phases(scores), tmp_path / "a.jpg")

@@ -85,7 +85,8 @@ def run_demo(
 
         seconds = train(model, inputs, labels, steps=steps, lr=lr, seed=seed, on_step=look)
     report = write_report(out, console)
-    picture = plot_reconstructions(Reconstructions.concat(known), Path(out) / f"{RECONSTRUCTIONS}.png")
+    picture = Path(out) / f"{RECONSTRUCTIONS}.png"
+    plot_reconstructions(Reconstructions.concat(known), picture)
     console.print(f"wrote {picture}", soft_wrap=True)
     console.print(f"training {seconds:.1f} s, probing {tracker.seconds:.1f} s")
     return report

@@ -135,9 +135,7 @@ def best_of_runs(
     Raises:
         As :func:`best_checkpoint` does; DataError also where the runs have no layer and step in common.
     """
-    given = [type(each).__name__ for each in (scores.values() if isinstance(scores, Mapping) else [scores])]
-    if set(given) != {"Scores"} or len(given) < 2:
-        raise DataError(f"expected the scores of two runs or more by name, {{name: Scores}}, got {given}")
+    check_runs(scores)
     own = {run: best_checkpoint(each, target, layers=layers) for run, each in scores.items()}
     metrics = {each.metric for each in own.values()}
     metric = metrics.pop()
@@ -148,6 +146,13 @@ def best_of_runs(
     layer, step = min(shared, key=lambda place: sign * sum(table[place] for table in tables))
     values = {run: table[layer, step] for run, table in zip(scores, tables, strict=True)}
     return CommonBest(target, metric, layer, step, values, own)
+
+
+def check_runs(scores: Mapping[str, Scores]) -> None:
+    """DataError where these are not the scores of two runs or more by name."""
+    given = [type(each).__name__ for each in (scores.values() if isinstance(scores, Mapping) else [scores])]
+    if set(given) != {"Scores"} or len(given) < 2:
+        raise DataError(f"expected the scores of two runs or more by name, {{name: Scores}}, got {given}")
 
 
 def _values(scores: Scores, target: str, metric: str) -> dict[tuple[str, int], float]:

@@ -5,21 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, LayerError
 from ..metrics import METRIC_OF_LOSS
-from ..phases.best import CommonBest
-from ..phases.comparing import Agreement, Comparison
+from ..phases.best import CommonBest, check_runs
+from ..phases.comparing import Agreement, Comparison, compare_phases
 from ..phases.phase_report import KINDS, CellPhases, PhaseReport, span_text
 from ..results.scores import MODEL_LAYER, Scores
-from .curves import headline
+from ..stages.phases import detect_phases
+from .curves import headline, telling_layers
 from .names import shortened, spelled
 from .plot import plot_phases
 from .table import curve_tables, heading, numbers, say_thinned, simple_table, window_without
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _ALL = "all runs"
 _FEW = 2  # runs whose curves stand beside each other
@@ -122,20 +127,37 @@ def _print_curves(agreements: Sequence[Agreement], scores: Mapping[str, Scores],
         console.print(*[""] * bool(part), table, sep="\n")
 
 
-def plot_comparison(comparison: Comparison, scores: Mapping[str, Scores], layer: str, path: str | Path) -> None:
-    """Draw a layer that the runs have in common, a row and a curve for each run.
+def plot_comparison(
+    scores: Mapping[str, Scores],
+    comparison: Comparison | None = None,
+    path: str | Path | None = None,
+    layer: str | None = None,
+) -> Figure:
+    """One layer of several runs in one picture, a row and a curve for each run, as ``plot_phases`` draws them.
 
     The phases are those of the input, or of what ``plot_phases`` shows instead. Marked is the stop window of all runs.
 
+    Args:
+        scores: of two runs or more by name. comparison: theirs, by default of what ``detect_phases`` finds.
+        path: where it is written too. layer: that all have, by default the last before the model's own output.
+
     Raises:
-        As ``plot_phases`` does.
+        LayerError: there is no such layer in all of them. And as ``compare_phases`` and ``plot_phases`` do.
     """
+    check_runs(scores)
+    if comparison is None:
+        comparison = compare_phases({run: detect_phases(own) for run, own in scores.items()})
+    common = list(dict.fromkeys(each.layer for each in comparison))
+    if layer is None:
+        layer = next(each for each in telling_layers(next(iter(scores.values()))) if each in common)
+    elif layer not in common:
+        raise LayerError(f"layer {layer!r}: expected one of {common}, which all runs have")
     alike = [own.filter(layer=layer).with_column("layer", run).with_column("run", run) for run, own in scores.items()]
     together = Scores.concat(alike)
     own = [each for each in comparison if each.layer == layer]
     report = PhaseReport(tuple(replace(cell, layer=run) for each in own for run, cell in each.cells.items()))
     marks = {each.target: _marked(each) for each in own}
-    plot_phases(together, report, path, f"Learning phases: layer {layer}", marks)
+    return plot_phases(together, report, path, f"Learning phases: layer {layer}", marks)
 
 
 def _marked(agreement: Agreement) -> CellPhases:

@@ -6,18 +6,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
-from ..common.files import writing
 from ..errors import ArgumentError, DataError
 from ..reconstruction import Reconstructions
 from .curves import INK, evenly
 from .names import shortened
-from .page import EDGE, MUTED, blank, picture, picture_format, widest
+from .page import EDGE, MUTED, blank, picture, widest, written
 from .table import number
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _WIDTH, _TITLE, _HEAD, _FOOT, _APART = 9.0, 0.45, 0.22, 0.2, 0.14  # inches
 _SMALL, _LARGE = 9, 13  # points
@@ -78,14 +80,19 @@ class _Layout:
 
 @picture
 def plot_reconstructions(
-    found: Reconstructions, path: str | Path, title: str = "What each layer still knows of held-out images"
-) -> Path:
-    """Draw inputs that are images, and what is decoded of them, as a PNG of up to 1,620 pixels' width, PDF or SVG.
+    found: Reconstructions,
+    path: str | Path | None = None,
+    title: str = "What each layer still knows of held-out images",
+) -> Figure:
+    """Inputs that are images, and what is decoded of them, which a notebook shows.
 
     A row for each sample; a column for each step, in a strip of its own for each layer, or for each layer where there
     is one step; of more than 15 columns, or 8 strips, some, with the steps of the layers' least errors. Below each
     column stands the FVU of all held-out samples. Colours go from the least to the largest value that a channel has on
     the fit samples.
+
+    Args:
+        path: where it is written too, as a PNG of up to 1,620 pixels' width, PDF or SVG.
 
     Raises:
         DataError: the inputs are no images [c, h, w] of one or three channels, nor [h, w], such as series [t, c].
@@ -133,9 +140,7 @@ def plot_reconstructions(
                 draw(x, top, found[place])
                 write(x + middle, below, number(found.fvu[place]), ha="center", color=MUTED)
         top += layout.tall + _FOOT + _APART
-    with writing(path, "the picture") as partial:
-        figure.savefig(partial, format=picture_format(path))
-    return Path(path)
+    return written(figure, path)
 
 
 def _is_image(shape: Sequence[int]) -> bool:

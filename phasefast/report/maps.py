@@ -6,20 +6,22 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..common.files import writing
 from ..errors import DataError
 from ..metrics import ACCURACIES, FVU, LOSSES
 from ..results.losses import LEAST_CHANGE
 from ..results.scores import MODEL_LAYER, Scores
 from .curves import INK, evenly
 from .names import LONGEST, cut, shortened, spelled
-from .page import BEST, EDGE, LINE, MUTED, blank, picture, picture_format, widest
+from .page import BEST, EDGE, LINE, MUTED, blank, picture, widest, written
 from .scales import LETTER, MAX_FVU
 from .table import number, numbers
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _WIDTH, _TITLE, _HEAD, _FOOT, _APART = 9.0, 0.55, 0.3, 0.3, 0.1  # inches
 _TALL, _ROW = 3.2, (LINE, 0.25)  # inches: of a map, and of a row at least and at most
@@ -89,23 +91,21 @@ class _Map:
 
 
 @picture
-def plot_maps(scores: Scores, path: str | Path, title: str = "What each layer gives back") -> Path:
-    """Draw the held-out score of every layer and step, a map for each target, as a PNG of 1,620 pixels' width, PDF or
-    SVG.
+def plot_maps(scores: Scores, path: str | Path | None = None, title: str = "What each layer gives back") -> Figure:
+    """The held-out score of every layer and step, a map for each target, which a notebook shows.
 
     A row for each layer, the first one on top, the model's own output below all; a column for each step. Bright is
     decoded well; the best step of each layer is bold, or has a dot, that of all layers a frame. Of more than 45 layers,
     60 steps or 12 targets some are shown.
 
     Args:
-        scores: of one run.
+        scores: of one run. path: where it is written too, as a PNG of 1,620 pixels' width, PDF or SVG.
 
     Raises:
         DataError: there is no finite held-out FVU or accuracy to draw. ArgumentError: ``path`` is of another kind.
         DependencyError: matplotlib is missing. StoreError: the file cannot be written.
     """
-    form, maps = picture_format(path), _maps(scores)
-    if not maps:
+    if not (maps := _maps(scores)):
         raise DataError(f"nothing to draw: expected finite held-out 'fvu' or 'accuracy' rows, got {scores!r}")
     shown = maps[:_MAPS]
     names = shortened(layer for each in shown for layer in each.layers)
@@ -124,9 +124,7 @@ def plot_maps(scores: Scores, path: str | Path, title: str = "What each layer gi
         box = (left / _WIDTH, 1 - (top + tall) / height, (_WIDTH - left - _KEY) / _WIDTH, tall / height)
         _draw(figure, each, names, box, tall, _WIDTH - left - _KEY)
         top += tall + _FOOT + _APART
-    with writing(path, "the picture") as partial:
-        figure.savefig(partial, format=form)
-    return Path(path)
+    return written(figure, path)
 
 
 def _maps(scores: Scores) -> list[_Map]:

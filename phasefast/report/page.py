@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from ..common.files import writing
 from ..errors import ArgumentError, DependencyError
 from ..results.store import FORMATS
 from .curves import INK
@@ -16,8 +17,9 @@ from .scales import StepAxis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
     from matplotlib.text import Text
+
+    from .drawn import Picture
 
 PIXELS_PER_INCH = 180
 MUTED, STOP, BEST = "#666666", "#0072B2", "#D55E00"
@@ -71,13 +73,27 @@ def tint(colour: str) -> tuple[float, ...]:
     return tuple(1 - _TINT + _TINT * part for part in to_rgb(colour))
 
 
-def blank(width: float, height: float) -> Figure:
+def blank(width: float, height: float) -> Picture:
     """A page of so many inches that can measure texts."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=PIXELS_PER_INCH, facecolor="white")
+    from .drawn import Picture
+
+    figure = Picture(figsize=(width, height), dpi=PIXELS_PER_INCH, facecolor="white")
     FigureCanvasAgg(figure)
+    return figure
+
+
+def written(figure: Picture, path: str | Path | None) -> Picture:
+    """The figure, in a file too where one is named.
+
+    Raises:
+        ArgumentError: the end of its name is of no picture. StoreError: it cannot be written.
+    """
+    if path is not None:
+        form = picture_format(path)
+        with writing(path, "the picture") as partial:
+            figure.savefig(partial, format=form)
     return figure
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..common.files import writing
 from ..errors import DataError
 from ..metrics import FVU
 from ..phases.phase_report import CellPhases, PhaseReport
 from ..results.scores import Scores
+from ..stages.phases import detect_phases
+from .bests import with_best
 from .curves import (
     Curve,
     Look,
@@ -25,10 +27,13 @@ from .curves import (
     telling_layers,
 )
 from .names import LONGEST, cut, spelled
-from .page import EDGE, LINE, NAME, Page, picture, picture_format, widest
+from .page import EDGE, LINE, NAME, Page, picture, widest, written
 from .panel import Panel, draw_panel
 from .phase_map import BAR, KEY, Row, draw_key, draw_map, draw_stop_bar, map_height, sampled
 from .scales import StepAxis, ValueAxis, accuracy_axis, fvu_axis
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _FVU, _LOG_FVU, _ACCURACY, _GAP = 3.3, 4.2, 1.9, 0.2  # inches
 
@@ -36,13 +41,13 @@ _FVU, _LOG_FVU, _ACCURACY, _GAP = 3.3, 4.2, 1.9, 0.2  # inches
 @picture
 def plot_phases(
     scores: Scores,
-    report: PhaseReport,
-    path: str | Path,
+    report: PhaseReport | None = None,
+    path: str | Path | None = None,
     title: str = "Learning phases",
     marks: Mapping[str, CellPhases] | None = None,
     layers: Sequence[str] | None = None,
-) -> Path:
-    """Draw all layers of a run as a PNG 1,620 pixels wide, made to be read at 900, or as a PDF or SVG.
+) -> Figure:
+    """All layers of a run in one picture, which a notebook shows; in a PNG 1,620 pixels wide, a PDF or an SVG too.
 
     On top, a row per layer, of more than 45 of some, shows its phases and its stop window. The upper panel shows the
     held-out FVU of the input, on a log axis where the layers' differ much, the lower one the held-out accuracy of
@@ -53,7 +58,9 @@ def plot_phases(
 
     Args:
         scores: of one run.
-        report: its phases; may be empty. Dotted lines mark the steps that failed.
+        report: its phases, by default as ``detect_phases`` finds them; may be empty. Dotted lines mark the steps that
+            failed.
+        path: where it is written too.
         marks: instead of that layer's, whose phases and stop window go through the panels, by target.
         layers: of which the first that was analysed is that layer; by default as said above.
 
@@ -66,6 +73,7 @@ def plot_phases(
     target = headline(scores)
     if target is None:
         raise DataError(f"nothing to draw: expected finite held-out 'fvu' or 'accuracy' rows, got {scores!r}")
+    report = with_best(scores, detect_phases(scores)) if report is None else report
     cells = {cell.layer: cell for cell in report if cell.target == target}
     telling = telling_layers(scores) if layers is None else list(layers)
     last = next((cells[layer] for layer in telling if layer in cells), None)
@@ -100,9 +108,7 @@ def plot_phases(
         page.skip(_GAP)
         # The phases of one target would mislead about the curves of another.
         draw_panel(page, panel, cell, shaded=panel.target == target, last=panel is panels[-1], failed=failed)
-    with writing(path, "the picture") as partial:
-        page.figure.savefig(partial, format=picture_format(path))
-    return Path(path)
+    return written(page.figure, path)
 
 
 def _best_of(

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ..common.notices import shown, warn
 from ..errors import ArgumentError, DataError, LayerError
-from ..phases.best import CommonBest, best_checkpoint, best_of_runs
-from ..phases.comparing import Agreement, Comparison, compare_phases
-from ..phases.phase_report import CellPhases, PhaseReport, failure_notes
+from ..phases.best import CommonBest, best_of_runs
+from ..phases.comparing import Comparison, compare_phases
+from ..phases.phase_report import PhaseReport, failure_notes
 from ..phases.rules import DEFAULT_RULES, PhaseRules
 from ..results.failures import Failure, lost_layers, read_failures
 from ..results.origins import read_origins
@@ -21,9 +20,9 @@ from ..results.scores import Scores
 from ..results.settings import differences
 from ..results.shards import read_scores
 from ..stages.phases import detect_phases
+from .bests import task_layers, with_best
 from .compared import run_names
 from .curves import telling_layers
-from .table import INPUT
 
 
 def read_phases(directory: str | Path, rules: PhaseRules = DEFAULT_RULES) -> tuple[Scores, PhaseReport]:
@@ -39,21 +38,6 @@ def read_phases(directory: str | Path, rules: PhaseRules = DEFAULT_RULES) -> tup
     failed = read_failures(directory)
     failed |= _gaps(scores, failed, lost_layers(directory))
     return scores, with_best(scores, replace(detect_phases(scores, rules=rules), failed=dict(sorted(failed.items()))))
-
-
-def with_best(scores: Scores, report: PhaseReport) -> PhaseReport:
-    """The report with the best of its layers for each target of its own but the input, which first layers keep."""
-    best = (best_checkpoint(scores, target, layers=layers) for target, layers in _layers_of(report).items())
-    return replace(report, best=tuple(best))
-
-
-def _layers_of(cells: Iterable[CellPhases | Agreement]) -> dict[str, list[str]]:
-    """The layers of each target but the input, as globs."""
-    layers: dict[str, list[str]] = {}
-    for cell in cells:
-        if cell.target != INPUT:
-            layers.setdefault(cell.target, []).append(glob.escape(cell.layer))
-    return layers
 
 
 def _gaps(scores: Scores, failed: Mapping[int, Failure], lost: Mapping[int, Collection[str]]) -> dict[int, Failure]:
@@ -161,7 +145,7 @@ def _tell_left_out(comparison: Comparison, scores: Mapping[str, Scores]) -> None
 
 def _bests(comparison: Comparison, scores: Mapping[str, Scores]) -> Iterator[CommonBest]:
     """Of each target but the input."""
-    for target, layers in _layers_of(comparison).items():
+    for target, layers in task_layers(comparison).items():
         with contextlib.suppress(DataError):  # no step in common, which tables tell
             yield best_of_runs(scores, target, layers=layers)
 

@@ -101,7 +101,7 @@ def write_comparison(
     last = next(layer for layer in telling if layer in {each.layer for each in comparison})
     print_comparison(comparison, scores, telling, console)
     if picture is not None:
-        plot_comparison(comparison, scores, last, picture)
+        plot_comparison(scores, comparison, picture, last)
         console.print(f"wrote {picture}, of layer {last}", soft_wrap=True)
     return comparison
 

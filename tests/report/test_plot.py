@@ -31,7 +31,7 @@ NAMES = [f"layer{i}" for i in range(20)]
 
 def draw(scores: Scores, report: PhaseReport, folder: Path) -> np.ndarray:
     """The picture [h, w, 3] with values 0..1."""
-    path = plot_phases(scores, report, folder / "phases.png")
+    plot_phases(scores, report, path := folder / "phases.png")
     assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     return imread(path)[..., :3]
 

@@ -1,0 +1,61 @@
+"""Pictures as figures: of scores alone, without a file, and as a notebook shows them."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+from matplotlib.text import Text
+
+import phasefast as pf
+from phasefast.errors import DataError, LayerError
+from phasefast.report import with_best
+
+from .synthetic import log2_steps, make_scores
+
+
+def pixels(figure: Figure) -> bytes:
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    return image.getvalue()
+
+
+def runs(layers: tuple[str, ...] = ("a", "b")) -> dict[str, pf.Scores]:
+    return {f"seed {i}": make_scores(list(layers), log2_steps(10), scale=0.4 + 0.1 * i) for i in range(2)}
+
+
+def test_phases_are_found_where_none_are_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    scores = make_scores(["a", "b"], log2_steps(10))
+    given = pf.plot_phases(scores, with_best(scores, pf.detect_phases(scores)))
+    assert pixels(pf.plot_phases(scores)) == pixels(given)
+    assert not list(tmp_path.iterdir())
+    assert pixels(pf.plot_phases(scores, path=tmp_path / "a.png")) == (tmp_path / "a.png").read_bytes()
+
+
+def test_a_notebook_shows_a_figure_at_half_its_pixels() -> None:
+    figure = pf.plot_maps(make_scores(["a"], log2_steps(4)))
+    image, shown = figure._repr_png_()  # type: ignore[attr-defined]
+    assert imread(io.BytesIO(image)).shape[1] == 1620
+    assert shown == {"width": 900}
+
+
+def test_a_layer_of_several_runs_is_drawn_without_directories() -> None:
+    scores = runs()
+    texts = [text.get_text() for text in pf.plot_comparison(scores).findobj(Text)]
+    assert {"Learning phases: layer b", "seed 0", "seed 1"} <= set(texts)
+    comparison = pf.compare_phases({run: pf.detect_phases(own) for run, own in scores.items()})
+    assert pixels(pf.plot_comparison(scores, comparison, layer="a")) != pixels(pf.plot_comparison(scores))
+
+
+def test_what_cannot_be_compared_in_a_picture_is_told() -> None:
+    with pytest.raises(LayerError, match=r"layer 'c': expected one of \['a', 'b'\], which all runs have"):
+        pf.plot_comparison(runs(), layer="c")
+    for wrong in ({"seed 0": runs()["seed 0"]}, runs()["seed 0"], {"seed 0": None, "seed 1": None}):
+        with pytest.raises(DataError, match="expected the scores of two runs or more by name"):
+            pf.plot_comparison(wrong)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="no layer and target in common"):
+        pf.plot_comparison({"one": runs()["seed 0"], "other": runs(("x",))["seed 1"]})
