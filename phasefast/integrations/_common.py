@@ -25,16 +25,23 @@ class LiveProbe:
         probe_set: the samples. **options: see :class:`phasefast.PhaseTracker`.
         wrap: makes of the model that is trained the one that is probed: a module around it that makes its inputs of
             the samples, or a part of it, such as ``lambda model: model.encoder``.
+        log: called with what each measured step gives, ``{"phasefast/fc/input/fvu": 0.41, ...}`` of the held-out
+            samples, and with the step, such as ``lambda values, step: wandb.log(values)``.
 
     Raises:
         ArgumentError: options that there are none of, or that cannot be.
     """
 
     def __init__(
-        self, probe_set: ProbeSet, *, wrap: Callable[[nn.Module], nn.Module] | None = None, **options: Any
+        self,
+        probe_set: ProbeSet,
+        *,
+        wrap: Callable[[nn.Module], nn.Module] | None = None,
+        log: Callable[[dict[str, float], int], object] | None = None,
+        **options: Any,
     ) -> None:
         checked_options({name: value for name, value in options.items() if name not in _OF_TRACKERS})
-        self._probe_set, self._options, self._wrap = probe_set, options, wrap
+        self._probe_set, self._options, self._wrap, self._log = probe_set, options, wrap, log
         self._model: nn.Module | None = None
         self._tracker: PhaseTracker | None = None
         self._last = 0
@@ -58,12 +65,12 @@ class LiveProbe:
             self._tracker = PhaseTracker(probed, self._probe_set, **self._options)
             self._model, self._hash = model, ""
         self._last = step
-        self.tracker.step(step)
+        self._step(step)
 
     def _after(self, step: int) -> None:
         """A batch is done, and ``step`` updates: as many as before while gradients accumulate."""
         if self._tracker is not None and step != self._last:
-            self._tracker.step(step)
+            self._step(step)
             self._last = step
 
     def _keep_hash(self) -> None:
@@ -86,4 +93,9 @@ class LiveProbe:
             text = "other weights, such as averages, have taken the place of the trained ones"
             warn(f"step {step} was not measured: {text}")
             return
-        self._tracker.step(step, force=True)
+        self._step(step, force=True)
+
+    def _step(self, step: int, force: bool = False) -> None:
+        """Measure, if it is time to, and log what that gives."""
+        if (scores := self.tracker.step(step, force)) is not None and self._log is not None:
+            self._log({f"phasefast/{name}": value for name, value in scores.to_dict().items()}, step)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -34,12 +36,20 @@ class PhaseCallback(LiveProbe, *_bases()):  # type: ignore[misc]
     Args:
         probe_set: the samples. module: name of the network in the LightningModule; by default the LightningModule
             itself, whose ``forward`` then takes the samples.
+        log: where the numbers go, as ``LiveProbe`` has it; True for the trainer's own loggers.
         **options: see :class:`phasefast.PhaseTracker`.
     """
 
-    def __init__(self, probe_set: ProbeSet, *, module: str = "", **options: Any) -> None:
-        super().__init__(probe_set, **options)
-        self._name = module
+    def __init__(
+        self,
+        probe_set: ProbeSet,
+        *,
+        module: str = "",
+        log: Callable[[dict[str, float], int], object] | bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(probe_set, log=None if isinstance(log, bool) else log, **options)
+        self._name, self._to_loggers = module, log is True
 
     @property
     def state_key(self) -> str:
@@ -49,6 +59,8 @@ class PhaseCallback(LiveProbe, *_bases()):  # type: ignore[misc]
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """After the sanity check and, where a training is resumed, with its weights."""
+        if self._to_loggers:
+            self._log = partial(_log_to, trainer)
         if trainer.is_global_zero:
             self._begin(self._network(pl_module), trainer.global_step)
 
@@ -74,3 +86,8 @@ class PhaseCallback(LiveProbe, *_bases()):  # type: ignore[misc]
         except AttributeError as error:
             there = f"such as one of {[*dict(pl_module.named_children())]}"
             raise ArgumentError(f"module: expected a network {there}, got {self._name!r}") from error
+
+
+def _log_to(trainer: Any, values: dict[str, float], step: int) -> None:
+    for logger in trainer.loggers:
+        logger.log_metrics(values, step)

@@ -56,12 +56,28 @@ def fit(package: Any, probe_set: pf.ProbeSet, *callbacks: Any, start: Path | Non
     module = new_module(package)
     silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = package.Trainer(
-        accelerator="cpu", callbacks=list(callbacks), enable_model_summary=False, **silent, **{"max_steps": 5} | options
+        accelerator="cpu", callbacks=list(callbacks), enable_model_summary=False, **silent | {"max_steps": 5} | options
     )
     data = TensorDataset(probe_set.fit_inputs, probe_set.fit_labels)
     torch.manual_seed(5)
     trainer.fit(module, DataLoader(data, 32, shuffle=True), DataLoader(data, 50), ckpt_path=start)
     return module, trainer
+
+
+def test_numbers_go_to_the_trainers_loggers_or_to_a_function(package: Any, probe_set: pf.ProbeSet) -> None:
+    class Logger(package.loggers.CSVLogger):
+        """One of a kind of its own, which keeps what comes."""
+
+        def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+            logged.append((metrics, step))
+
+    logged: list[tuple[dict[str, float], int | None]] = []
+    fit(package, probe_set, callback := callback_for(probe_set, log=True), logger=[Logger("unwritten")])
+    by_probe = [(values, step) for values, step in logged if "phasefast/hidden/input/fvu" in values]
+    assert [step for _, step in by_probe] == callback.tracker.scores.steps == [0, 1, 2, 4, 5]
+    given: list[tuple[dict[str, float], int | None]] = []
+    fit(package, probe_set, callback_for(probe_set, log=lambda *each: given.append(each)))
+    assert given == by_probe
 
 
 @pytest.mark.parametrize(

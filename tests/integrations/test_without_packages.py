@@ -124,6 +124,20 @@ def test_a_callback_may_probe_a_module_around_the_model_or_a_part_of_it(net: Sma
     assert part.tracker.scores.layers == ["0"]
 
 
+def test_what_is_measured_is_logged(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    logged: list[tuple[dict[str, float], int]] = []
+    live = LiveProbe(probe_set, **OPTIONS, log=lambda values, step: logged.append((values, step)))
+    live._begin(net, 0)
+    for step in (1, 2, 3):
+        batch(net, probe_set)
+        live._after(step)
+    live._end(3)
+    assert [step for _, step in logged] == live.tracker.scores.steps == [0, 1, 2, 3]
+    for values, step in logged:
+        assert values == {f"phasefast/{k}": v for k, v in live.tracker.scores.filter(step=step).to_dict().items()}
+    assert {"phasefast/hidden/input/fvu", "phasefast/model/label/accuracy"} < logged[0][0].keys()
+
+
 def test_options_of_callbacks_are_checked_at_once(probe_set: pf.ProbeSet) -> None:
     with pytest.raises(ArgumentError, match="unknown option 'layer'; did you mean 'layers'"):
         LiveProbe(probe_set, layer="conv", steps=[1], out=None)
