@@ -23,7 +23,7 @@ from .checkpoints import weights_hash
 from .common.notices import shown, warn
 from .common.random_state import fix_random_state, telling_draws
 from .configuration import Configuration
-from .data.batches import chunk_bounds, fast_size, first_rows, model_inputs
+from .data.batches import chunk_bounds, fast_size, first_rows, model_inputs, warn_of_rounding
 from .data.outputs import rows_in
 from .data.sequences import check_padding, looks_padded
 from .data.target_cache import TargetCache
@@ -128,7 +128,8 @@ class Engine:
             self.targets = build_targets(self.chosen, self._splits["fit"], self._splits["heldout"], folds, *how)
             self._functions = FunctionValues(self.chosen, probe_set.fit_inputs)
         warn_of_classes(self.targets, options)
-        warn_of_scales(self.chosen, probe_set.fit_inputs)
+        warn_of_scales(self.chosen, probe_set.fit_inputs, self.targets)
+        warn_of_rounding(probe_set.fit_inputs, self.model)
         random = {block.name: block.stop - block.start for block in self.targets.blocks if block.random}
         self.target_hashes = {
             block.name: digest if block.name not in random else f"{digest}-{random[block.name]}"
@@ -197,7 +198,7 @@ class Engine:
                 about=f"dead {sorted(dead)}",
             )
         if not self._measured and all(score.bounds is None for score in scores):
-            self._say_that_all_is_exact(step)
+            self._say_that_all_is_exact(step, max((score.dim for score in scores if score.fit is not None), default=0))
         self._measured = True
         same = {"step": step, "seconds": time.perf_counter() - start, "state_hash": weights}
         return Scores.from_rows({**self._row(score), **same} for score in scores)
@@ -320,10 +321,9 @@ class Engine:
         """By split, of samples and of tokens that are rows; copied once, as a GPU would wait for each copy."""
         return {split: self.units.labels(split, own, self.device) for split, (_, own) in self._splits.items()}
 
-    def _say_that_all_is_exact(self, step: int) -> None:
-        """Warn where an approximation was asked for that was not needed, or of no use."""
+    def _say_that_all_is_exact(self, step: int, widest: int) -> None:
+        """Warn where an approximation was asked for that was not needed, or of no use, in layers so wide at most."""
         count, size, n = self._components, self.method.layer_sketch, len(self.targets.fit)
-        widest = max((layer.dim for layer in self._layers or ()), default=0)
         if count is not None:
             limit = count + RANDOM_COLUMNS
             narrow = all(block.width <= limit for block in self.targets.blocks if block.kind == "regression")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -91,14 +90,6 @@ class DependencyError(PhasefastError, ImportError):
 LASTING = (ArgumentError, DataError, LayerError, MemoryBudgetError, DependencyError)
 # The same checkpoint need not fail with these another time.
 PASSING = (UnreadableError, MemoryBudgetError, DependencyError)
-
-
-def is_integer(given: Any, least: int) -> bool:
-    """Whether it is an integer, NumPy's too, of at least so much, and no truth value."""
-    try:
-        return operator.index(given) >= least and not isinstance(given, bool)
-    except TypeError:
-        return False
 
 
 def may_pass(error: Exception) -> bool:

@@ -13,14 +13,13 @@ from .algebra.dense import left_product, product
 from .engine import Engine
 from .errors import ArgumentError
 from .metrics import LOSSES
-from .options import ProbeOptions
+from .options import ProbeOptions, refuse_fixed
 from .scoring import classifier
 from .stages.evaluate import evaluate
 from .stages.predict import in_given_columns
 from .stages.probe_set import ProbeSet
 from .types import Activations, BlockFit, Decoder
 
-# Weights are of whole targets, and of all features.
 _FIXED = {"splits": "both", "target_components": None, "layer_sketch": None}
 
 
@@ -80,8 +79,7 @@ def fit_decoders(
     Raises:
         PhasefastError: one of its subclasses, naming the option, layer or data that cannot be used.
     """
-    if given := [name for name, value in _FIXED.items() if options.get(name, value) != value]:
-        raise ArgumentError(f"{given[0]}: decoders are of whole targets, from all features; leave it out")
+    refuse_fixed(options, _FIXED, "decoders are of whole targets, from all features")
     engine = Engine(model, probe_set, **options)
     given_as = {block.name: _Given.of(engine, block.name) for block in engine.targets.blocks}
     found = {}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .common.notices import warn
+from .common.notices import shown, warn
 from .data.target_types import Input, Label, Target
 from .errors import ArgumentError
 from .metrics import ACCURACY
@@ -56,6 +56,11 @@ def default_targets(probe_set: ProbeSet, each: bool = False) -> list[Target]:
         warn(
             "the samples are torch.uint8, so only the label is decoded; give images as numbers such as x.float() / 255",
         )
+    if probe_set.fit_inputs.is_complex():
+        warn(
+            f"the samples are {probe_set.fit_inputs.dtype}, so they are not decoded themselves: pf.Function(lambda x: "
+            "torch.view_as_real(x).flatten(1)) decodes both parts"
+        )
     return targets
 
 
@@ -75,16 +80,31 @@ def warn_of_classes(targets: TargetMatrix, options: Mapping[str, Any]) -> None:
         )
 
 
-def warn_of_scales(chosen: Sequence[Target], inputs: Tensor) -> None:
-    """Warn where samples [n, f] that are decoded have columns of quite another scale than most."""
+def warn_of_scales(chosen: Sequence[Target], inputs: Tensor, targets: TargetMatrix) -> None:
+    """Warn where columns of a regression are of quite another scale than most, which its fvu is of alone.
+
+    Args:
+        inputs: [n, f], or series [n, t, c]: where they are decoded, of all times or all channels together.
+    """
     decoded = next((target.name for target in chosen if isinstance(target, Input)), None)
-    if decoded is None or inputs.dim() != 2 or not inputs.is_floating_point():
-        return
-    deviations = inputs.float().std(0, correction=0)
+    if decoded is not None and inputs.is_floating_point() and inputs.dim() == 2:
+        _warn_of_wide(f"target {decoded!r}: columns {{}} of the samples", inputs.float().std(0, correction=0))
+    if decoded is not None and inputs.is_floating_point() and inputs.dim() == 3 and min(inputs.shape[1:]) > 1:
+        for axis, others in ((1, (0, 2)), (2, (0, 1))):
+            deviations = inputs.float().std(others, correction=0)
+            _warn_of_wide(f"target {decoded!r}: places {{}} of axis {axis} of the samples", deviations)
+    for block in targets.blocks:
+        if block.kind == "regression" and block.name != decoded and 1 < block.width == block.stop - block.start:
+            both = (own[:, block.start : block.stop] for own in (targets.fit, targets.heldout))
+            deviations = torch.stack([torch.linalg.vector_norm(own, dim=0) / len(own) ** 0.5 for own in both]).amax(0)
+            _warn_of_wide(f"target {block.name!r}: columns {{}}", deviations)
+
+
+def _warn_of_wide(what: str, deviations: Tensor) -> None:
+    """Warn where some of many numbers [q] scatter much more than most. Args: what: with ``{}`` for their places."""
     usual = deviations[deviations > 0].median() if bool((deviations > 0).any()) else deviations.new_tensor(0.0)
     if wide := (deviations > _WIDER * usual).nonzero().flatten().tolist():
-        shown = f"{wide[:5]}{' ...' if len(wide) > 5 else ''}"
         warn(
-            f"target {decoded!r}: columns {shown} of the samples scatter more than {_WIDER} times as much as most, so "
-            "that its fvu, and its phases, are theirs alone: standardise the samples or decode a function that does"
+            f"{what.format(shown(wide))} scatter more than {_WIDER} times as much as most, so that its fvu, and its "
+            "phases, are theirs alone: standardise them, or decode a function that does"
         )

@@ -9,9 +9,10 @@ from typing import Any, TypedDict, get_args
 
 import torch
 
+from .common.scalars import is_integer
 from .data.target_types import Target
 from .decoding import Classifier, PenaltyPer, Precision, Splits
-from .errors import ArgumentError, is_integer
+from .errors import ArgumentError
 from .layers.selection import Layers
 from .stages.plan import FORCED_ROUTES, ForcedRoute, Selection
 from .types import BatchNormMode, TokenMode
@@ -149,6 +150,12 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
     if len(approximations) > 1:
         raise ArgumentError("target_components and layer_sketch: each has an interval of its own; leave one out")
     return {**options, **{name: operator.index(given) for name, given in whole.items()}}
+
+
+def refuse_fixed(options: Mapping[str, Any], fixed: Mapping[str, Any], why: str) -> None:
+    """ArgumentError where an option has another value than the one that there is to choose from."""
+    if given := [name for name, value in fixed.items() if options.get(name, value) != value]:
+        raise ArgumentError(f"{given[0]}: {why}; leave it out")
 
 
 def _hint(name: str) -> str:

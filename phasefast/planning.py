@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .algebra.components import columns_with_components
 from .algebra.systems import fold_sums
+from .common.scalars import is_integer
 from .common.tables import Printed, aligned, counted
 from .configuration import Configuration
 from .data.batches import first_rows, model_inputs
@@ -178,8 +179,13 @@ def _of_sizes(
 ) -> tuple[list[list[Layer]], Problem]:
     """Layers captured together, and the problem, of an input and of a label of so many samples."""
     shape = tuple(sample.shape if isinstance(sample, Tensor) else sample)
-    if min(fit, heldout, *shape) < 1 or classes < 0:
-        raise ArgumentError(f"expected positive sizes, got sample {shape}, {fit} and {heldout} rows")
+    for name, size in (("fit", fit), ("heldout", heldout)):
+        if not is_integer(size, 1):
+            raise ArgumentError(f"{name}: expected a positive number of rows, got {size!r}")
+    if not is_integer(classes, 0):
+        raise ArgumentError(f"classes: expected an integer >= 0, got {classes!r}")
+    if not all(is_integer(size, 1) for size in shape):
+        raise ArgumentError(f"sample: expected positive sizes, got {shape}")
     example = _example(sample)
     each = config.rows.tokens == "each"
     if each and len(shape) not in (1, 2):

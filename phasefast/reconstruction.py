@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from .checkpoints import Reader, check_copies, order_checkpoints
 from .checkpoints.sources import Source
-from .common.notices import shown, warn
+from .common.notices import few, warn
 from .data.target_types import Input
 from .engine import Engine
 from .errors import ArgumentError, with_notes
 from .in_turn import measure_each, restored
 from .metrics import FVU
-from .options import ProbeOptions, checked_step
+from .options import ProbeOptions, checked_step, refuse_fixed
 from .results.selecting import in_order
 from .stages.evaluate import evaluate
 from .stages.predict import predict
@@ -30,7 +30,7 @@ from .stages.probe_set import ProbeSet
 
 _Decoded = dict[str, tuple[Tensor, float]]  # by layer
 _SAMPLES = 4
-_NOT_HERE = ("targets", "target_components", "layer_sketch", "splits")  # all of the input, from all features
+_FIXED = {"targets": None, "target_components": None, "layer_sketch": None, "splits": "heldout"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,7 @@ class Reconstructions:
         what = f"{len(self.samples)} inputs of shape {tuple(self.inputs.shape[1:])}"
         first, last = self.steps[0], self.steps[-1]
         when = f"step {first}" if first == last else f"{len(self.steps)} steps from {first} to {last}"
-        return f"Reconstructions({what}, {when}, layers {shown(self.layers)})"
+        return f"Reconstructions({what}, {when}, layers {few(self.layers)})"
 
 
 def reconstruct(
@@ -117,9 +117,9 @@ def reconstruct(
     """
     if steps is not None if checkpoints is None else step != 0:
         raise ArgumentError("steps= chooses among checkpoints=, step= labels the model as it is: leave one of them out")
-    if given := [name for name in _NOT_HERE if name in options]:
-        raise ArgumentError(f"{given[0]}: inputs are decoded whole, from all features; leave it out")
-    engine = Engine(model, probe_set, **options, targets=[Input()], splits="heldout")  # type: ignore[misc]
+    refuse_fixed(options, _FIXED, "inputs are decoded whole, from all features")
+    options |= {"targets": [Input()], "splits": "heldout"}
+    engine = Engine(model, probe_set, **options)
     rows = _rows(samples, probe_set.n_heldout)
     inputs, fit = probe_set.heldout_inputs[rows].float().cpu(), probe_set.fit_inputs
     channels = fit.movedim(1, 0).flatten(1) if fit.ndim == 4 else fit.flatten()[None]

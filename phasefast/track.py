@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import numbers
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -14,8 +13,9 @@ from torch import nn
 
 from .checkpoints import weights_hash
 from .common.notices import warn
+from .common.scalars import as_float, is_integer
 from .engine import Engine
-from .errors import ArgumentError, StoreError, is_integer, may_pass, with_notes
+from .errors import ArgumentError, StoreError, may_pass, with_notes
 from .options import ProbeOptions, checked_step
 from .results.failures import Failure, keep_failures, lost_layers, named
 from .results.origins import Training
@@ -52,8 +52,7 @@ def _checked_steps(steps: Iterable[int]) -> list[int]:
 
 def _checked(step: Any) -> int:
     """One of the steps to measure at; floats may be whole numbers, as ``numpy.logspace`` makes them."""
-    is_float = isinstance(step, numbers.Real) and not isinstance(step, numbers.Integral)
-    whole = int(step) if is_float and float(step).is_integer() else step
+    whole = int(step) if as_float(step).is_integer() else step
     if not is_integer(whole, 0):
         raise ArgumentError(f"steps: expected numbers of updates, integers >= 0, got {step!r}")
     return operator.index(whole)

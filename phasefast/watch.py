@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import math
 import os
 import time
 from collections import Counter
@@ -15,6 +16,7 @@ from torch import nn
 
 from .checkpoints import Reader, as_revision, by_only_file, find_checkpoints, weights_files
 from .common.notices import warn
+from .common.scalars import as_float
 from .errors import ArgumentError, CheckpointError, RewrittenError, TwiceError, with_notes
 from .options import ProbeOptions
 from .results.scores import Scores
@@ -53,8 +55,8 @@ def watch(
         CheckpointError: there is no such folder, or a step is there twice; later on that is a warning.
         And as :func:`phasefast.sweep` does, but SweepError.
     """
-    if every < 0:
-        raise ArgumentError(f"every: expected seconds >= 0, got {every}")
+    if not 0 <= as_float(every) < math.inf:
+        raise ArgumentError(f"every: expected seconds >= 0, got {every!r}")
     if as_revision(folder) is not None:
         raise CheckpointError(f"{folder}: expected a folder to watch; sweep measures what is on the Hub")
     place = Path(folder)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import phasefast as pf
 from phasefast.cli.names import load_model, load_probe_set, load_targets
 from phasefast.engine import Engine
-from phasefast.errors import ArgumentError, DataError, SweepError
+from phasefast.errors import ArgumentError, DataError, StoreError, SweepError
 from phasefast.options import _BESIDE
 from phasefast.stages.plan import memory_budget
 from tests.conftest import SmallNet
@@ -36,6 +36,9 @@ from tests.quiet import no_warnings
         ({"alphas": {1e-3, 1.0}}, "alphas: expected a list, whose order"),
         ({"targets": {"input"}}, "targets: expected a list"),
         ({"batchnorm": "none"}, "batchnorm: expected one of"),
+        ({"alphas": [True]}, r"alphas: expected finite numbers >= 0, at least one, got \(True,\)"),
+        ({"alphas": [0.1, -1]}, "alphas: expected finite numbers >= 0"),
+        ({"noise": float("inf")}, "noise: expected finite numbers >= 0"),
         ({"route": "fast"}, "route: expected one of"),
         ({"keys": "ema"}, r"unknown option 'keys'; did you mean 'tokens' or 'key', which some functions have\?$"),
         ({"every": 5}, "unknown option 'every'; only other functions have it$"),
@@ -231,12 +234,47 @@ def test_an_error_of_the_model_at_one_checkpoint_spares_the_others(probe_set: pf
         pf.sweep(Fragile(), {5: states[1], 6: states[0]}, probe_set, out=tmp_path / "other", layers="conv")
 
 
+@pytest.mark.parametrize("given", [[1], [1.0], [np.float32(1)], [np.int64(1)], 1, np.array([1.0])], ids=repr)
+def test_penalties_are_the_same_of_any_kind_of_number(
+    net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path, given: Any
+) -> None:
+    scores = pf.sweep(net, [net.state_dict()], probe_set, out=tmp_path, layers="conv", alphas=1.0)
+    again = pf.sweep(net, [net.state_dict()], probe_set, out=tmp_path, layers="conv", alphas=given)
+    assert again.to_arrow().equals(scores.to_arrow())
+    with pytest.raises(StoreError, match=r"configuration: alphas differ; noise stored null, now 1\.0;"):
+        pf.sweep(net, [net.state_dict()], probe_set, out=tmp_path, layers="conv", noise=np.float32(1))
+
+
 def test_a_single_name_is_a_pattern_too(net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path) -> None:
     states = {step: SmallNet().state_dict() for step in range(3)}
     scores = pf.sweep(net, states, probe_set, out=tmp_path, layers=["conv", "hidden"], alphas=[0.1])
     (cell,) = pf.detect_phases(scores, layers="hidden", targets="input")
     assert (cell.layer, cell.target) == ("hidden", "input")
     assert scores.select("conv", "label").layers[:1] == ["conv"]
+    assert scores.select("!conv").to_arrow().equals(scores.select(["!conv"]).to_arrow())
+    assert len(scores.select("!conv").filter(layer="model"))
+
+
+def test_arguments_of_single_functions(net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path) -> None:
+    scores = pf.sweep(net, [SmallNet().state_dict()] * 2, probe_set, out=tmp_path, layers="conv", alphas=0.1)
+    rows: Any = (probe_set.fit_inputs, None, probe_set.heldout_inputs, None)
+    wrong: Any = "60"
+    for call, match in (
+        (lambda: pf.plan(net, (3, 8, 8), 10.5, 10), "fit: expected a positive number of rows, got 10.5"),  # type: ignore[call-overload]
+        (lambda: pf.plan(net, (3, 8, 8), 10, 10, classes=-1), "classes: expected an integer >= 0, got -1"),
+        (lambda: pf.plan(net, (3, 0, 8), 10, 10), r"sample: expected positive sizes, got \(3, 0, 8\)"),
+        (lambda: pf.watch(net, tmp_path, probe_set, out=tmp_path, every=wrong), "every: .* seconds >= 0, got '60'"),
+        (lambda: pf.watch(net, tmp_path, probe_set, out=tmp_path, every=float("nan")), "every: .* got nan"),
+        (lambda: pf.detect_phases(scores, confidence=wrong), "confidence='60'"),
+        (lambda: pf.detect_phases(scores, replicates=wrong), "replicates='60': expected"),
+        (lambda: pf.best_checkpoint(scores, confidence=wrong), "confidence: .* got '60'"),
+        (lambda: pf.ProbeSet.from_tensors(*rows, seed=wrong), "seed: expected an integer, got '60'"),
+    ):
+        with pytest.raises(ArgumentError, match=match):
+            call()
+    assert pf.ProbeSet.from_tensors(*rows, seed=np.int64(3)).digest == pf.ProbeSet.from_tensors(*rows, seed=3).digest
+    with pytest.raises(DataError, match="n_fit: expected between 1 and the 2 samples of the dataset, got True"):
+        pf.ProbeSet.from_dataset([(torch.ones(2), 0)] * 2, [(torch.ones(2), 0)], n_fit=True)
 
 
 def test_columns_of_other_units_are_told() -> None:
@@ -253,6 +291,59 @@ def test_columns_of_other_units_are_told() -> None:
             Engine(model, probe_set)
         told = ["columns [4] of the samples scatter more than 100 times" in str(each.message) for each in caught]
         assert told == [True] * (given is inputs)
+
+
+def told_of_scales(caught: list[warnings.WarningMessage]) -> list[str]:
+    return [str(each.message).partition(" scatter ")[0] for each in caught if " scatter more than 100" in str(each)]
+
+
+def test_channels_and_values_of_other_units_are_told() -> None:
+    torch.manual_seed(0)
+    x, noise = torch.randn(90, 7, 3), torch.randn(90, 4)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(21, 4))
+    scaled = noise * torch.tensor([1.0, 1e5, 0.5, 2.0])
+    jumps = torch.cat([noise[:60] * torch.tensor([1.0, 1.0, 1.0, 0.0]), noise[60:] + torch.tensor([0.0, 0, 0, 900.0])])
+    for series, values, expected in (
+        (x, noise, []),
+        (x * torch.tensor([1e6, 1.0, 1e-3]), noise, ["target 'input': places [0] of axis 2 of the samples"]),
+        (
+            x * torch.tensor([1.0] * 6 + [300.0])[:, None],
+            noise,
+            ["target 'input': places [6] of axis 1 of the samples"],
+        ),
+        (x, scaled, ["target 'values': columns [1]"]),
+        (x, jumps, ["target 'values': columns [3]"]),
+    ):
+        given = {"values": (values[:60], values[60:])}
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            Engine(model, pf.ProbeSet.from_tensors(series[:60], None, series[60:], None, values=given))
+        assert told_of_scales(caught) == expected
+
+
+def test_inputs_that_lose_digits_in_the_models_type_are_told() -> None:
+    torch.manual_seed(0)
+    x, model = torch.randn(90, 3, dtype=torch.float64), nn.Sequential(nn.Linear(3, 2))
+    x[:, 1] += 1.7e9
+    wide, two = nn.Sequential(nn.Linear(3, 2)).double(), nn.Sequential(nn.Linear(2, 2))
+    for inputs, own, told in ((x, model, True), (x, wide, False), (x[:, ::2], two, False)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            Engine(own, pf.ProbeSet.from_tensors(inputs[:60], None, inputs[60:], None))
+        assert sum("1 of the 3 numbers of a sample lose digits" in str(each.message) for each in caught) == told
+
+
+def test_complex_samples_are_not_decoded_in_silence(recwarn: pytest.WarningsRecorder) -> None:
+    x = torch.randn(90, 3, dtype=torch.complex64)
+    probe_set = pf.ProbeSet.from_tensors(x[:60], torch.arange(60) % 3, x[60:], torch.arange(30) % 3)
+
+    class Parts(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(torch.view_as_real(x).flatten(1))
+
+    scores = pf.probe(nn.Sequential(Parts(6, 3)), probe_set)
+    assert scores.targets == ["label"]
+    assert [str(each.message)[:48] for each in recwarn] == ["the samples are torch.complex64, so they are not"]
 
 
 @pytest.mark.parametrize("slow", [True, False])

@@ -215,3 +215,11 @@ def test_runs_are_compared(run: Path, tmp_path: Path) -> None:
     text = " ".join(invoke("compare", run, other).stdout.split())
     assert f"All runs, target label: best is stage1 at step {alone['step']}, accuracy " in text
     assert "expected the directories of two runs or more" in fails("compare", run)
+
+
+@pytest.mark.parametrize("form", ["--json", "--csv"])
+def test_a_comparison_is_drawn_in_whatever_form_it_is_printed(run: Path, tmp_path: Path, form: str) -> None:
+    other, picture = shutil.copytree(run, tmp_path / "other"), tmp_path / "both.png"
+    result = invoke("compare", run, other, form, "--picture", picture)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert result.stdout == invoke("compare", run, other, form).stdout

@@ -115,6 +115,21 @@ def test_an_approximation_that_was_not_made_is_said_once(
     assert scores.values_of("approximation") == ["none"]
 
 
+def test_a_narrow_layer_that_is_added_is_not_taken_for_one_that_a_sketch_was_too_small_for(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1200, 6)
+    noisy = x + torch.randn(1200, 6)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 400), torch.nn.Tanh(), torch.nn.Linear(400, 5))
+    values = {"noisy": (noisy[:1000], noisy[1000:])}
+    probe_set = pf.ProbeSet.from_tensors(x[:1000], None, x[1000:], None, values=values)
+    shared = {"targets": "noisy", "alphas": [1e-2], "layer_sketch": 200, "out": tmp_path}
+    scores = pf.sweep(model, [model.state_dict()], probe_set, layers="0", **shared)
+    assert scores.values_of("approximation") == ["sketch of 200 of 400 features"]
+    with pytest.warns(RuntimeWarning, match="layer_sketch=200 was not needed: no layer has more features") as caught:
+        pf.sweep(model, [model.state_dict()], probe_set, layers=["0", "2"], **shared)
+    assert len(caught) == 1
+
+
 def test_an_approximation_that_was_made_is_not_warned_of(net: SmallNet) -> None:
     torch.manual_seed(0)
     x = torch.randn(120, 1, 6, 6)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..common.scalars import as_float
 from ..errors import ArgumentError, SolveError
 from ..types import Activations, Moments, TargetMatrix
 from .dense import Factor, aligned_empty, inner, left_product, multiplies_fast, row_chunk, strips
@@ -37,10 +38,13 @@ class Penalties:
 
     def __post_init__(self) -> None:
         values = self.alphas if self.noise is None else (self.noise,)
-        numbers = all(isinstance(value, (int, float)) and math.isfinite(value) and value >= 0 for value in values)
-        if not values or not numbers:
-            raise ArgumentError(f"alphas, noise: expected finite numbers >= 0, at least one, got {values}")
-        object.__setattr__(self, "alphas", tuple(sorted(set(self.alphas))))
+        numbers = [as_float(value) for value in values]
+        if not values or not all(0 <= number < math.inf for number in numbers):
+            name = "alphas" if self.noise is None else "noise"
+            raise ArgumentError(f"{name}: expected finite numbers >= 0, at least one, got {values}")
+        # As floats, so that 1 and 1.0 are one configuration.
+        object.__setattr__(self, "alphas", tuple(sorted({*map(float, self.alphas)})))
+        object.__setattr__(self, "noise", None if self.noise is None else float(self.noise))
 
     @property
     def selects(self) -> bool:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..common.notices import shown, warn
-from ..errors import CheckpointError, TwiceError, is_integer
+from ..common.scalars import is_integer
+from ..errors import CheckpointError, TwiceError
 from ..results.failures import named
 from .entries import find_entry, needed, why_none
 from .hub import Revision, as_revision, revisions

@@ -6,7 +6,7 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from csv import writer as csv_writer
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,8 +21,10 @@ from ..common.console import of_results
 from ..engine import VERSION
 from ..errors import ArgumentError, StoreError
 from ..ops._extension import build_info
+from ..phases.comparing import Comparison
+from ..phases.phase_report import PhaseReport
 from ..phases.rules import DEFAULT_RULES, PhaseRules
-from ..report import print_report, read_phases, read_runs, restrict, write_comparison, write_phases, write_report
+from ..report import print_report, read_phases, restrict, write_comparison, write_phases, write_report
 from ..results.failures import read_failures
 from ..results.scores import PER_SAMPLE
 from ..results.shards import list_shards, read_scores, read_shard
@@ -66,14 +68,12 @@ def phases(
     out: Place = None,
 ) -> None:
     """Detect the phases of a run: write phases.json, with all cells, into its directory and print the tables."""
-    _check_one_form(json, csv)
+    show = _as_text(json, csv)
     scores, report = read_phases(directory, PhaseRules(window=window))
     part, found = restrict(scores, report, layer, target)
     try:
-        if json:
-            typer.echo(found.to_json())
-        elif csv:
-            _print_csv(found.rows())
+        if show is not None:
+            show(found)
         else:
             print_report(part, found, of_results())
     finally:  # also where nobody reads to the end
@@ -110,16 +110,9 @@ def compare(
     window: Window = DEFAULT_RULES.window,
 ) -> None:
     """What the phases of several runs have in common, the stop window of all, and mean curves, or those of two."""
-    _check_one_form(json, csv)
     rules = PhaseRules(window=window)
-    if not json and not csv:
-        write_comparison(directories, layers=layer, targets=target, picture=picture, rules=rules)
-        return
-    comparison, *_ = read_runs(directories, layer, target, rules)
-    if json:
-        typer.echo(comparison.to_json())
-    else:
-        _print_csv(comparison.rows())
+    show = _as_text(json, csv)
+    write_comparison(directories, layers=layer, targets=target, picture=picture, rules=rules, show=show)
 
 
 @app.command("scores")
@@ -149,9 +142,13 @@ def scores_command(
         typer.echo(str(found))
 
 
-def _check_one_form(json: bool, csv: bool) -> None:
+def _as_text(json: bool, csv: bool) -> Callable[[PhaseReport | Comparison], None] | None:
+    """What prints phases as JSON or CSV; None for tables."""
     if json and csv:
         raise ArgumentError("--json and --csv: expected one of them")
+    if json:
+        return lambda found: typer.echo(found.to_json())
+    return (lambda found: _print_csv(found.rows())) if csv else None
 
 
 def _print_csv(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -7,7 +7,8 @@ import re
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 _INSIDE = re.compile(rf"({__name__.partition('.')[0]}|contextlib|torch\._dynamo)\b")
 _MOST = 5  # names that are shown
@@ -36,7 +37,16 @@ def held() -> Iterator[list[str]]:
         _HELD.texts = before
 
 
-def shown(names: Iterable[str]) -> str:
-    """Names as part of a message, the first few of many."""
-    listed = sorted(names)
-    return f"{listed[:_MOST]}{' ...' if len(listed) > _MOST else ''}"
+def shown(names: Iterable[Any]) -> str:
+    """Names as part of a message, the first few of many, in the order of the letters and numbers in them."""
+    return few(sorted(names, key=_letters_and_numbers))
+
+
+def few(names: Sequence[Any]) -> str:
+    """The same in the order in which they are given."""
+    return f"{[*names[:_MOST]]}{' ...' if len(names) > _MOST else ''}"
+
+
+def _letters_and_numbers(name: Any) -> list[tuple[str, int]]:
+    """Pairs, so that ``layer2`` comes before ``layer10``."""
+    return [(letters, int(digits or -1)) for letters, digits in re.findall(r"(\D*)(\d*)", str(name))]

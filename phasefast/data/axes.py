@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -39,27 +41,34 @@ _MAPPING = (_ConvNd, _NormBase, *OF_MAPS, nn.MaxPool3d, nn.AvgPool3d, nn.Adaptiv
 def positions_last(module: nn.Module, shape: torch.Size, elsewhere: Widths | None = None) -> tuple[bool, bool]:
     """Whether what a module gives for sequences is [b, f, t], not [b, t, f], and whether that is a guess.
 
+    A layer of PyTorch's own has it by its kind. Of any other the widths of its parts tell, such as of the convolutions
+    in a block; where it has none, such as an activation or a function, those of the model, of which only one axis may
+    be as long.
+
     Args:
-        shape: of the output. Of a convolution with a ``forward`` of its own, which may turn it, it tells.
-        elsewhere: of the model: of an activation, which takes any shape, only one axis may be as long as these.
+        shape: of the output. elsewhere: the widths of the model.
     """
-    module = last_part(module)
-    if not isinstance(module, _POSITIONS_LAST):
-        kind = type(module).__module__.removeprefix("torch.nn.modules.")
-        unclear = kind in ("activation", "dropout") or isinstance(module, nn.Identity)
-        if not unclear or isinstance(module, nn.MultiheadAttention):
-            return False, False
+    part = last_part(module)
+    if isinstance(part, _POSITIONS_LAST):
+        if runs_as_in_torch(part):
+            return True, False
+        widths = [getattr(part, name, None) for name in _WIDTHS]  # its own forward may turn what it gives
+        places = [place for place in (1, 2) if shape[place] in widths]
+        return places != [2], places != [1]
+    if (own := Widths.of(part)) is None:
         if elsewhere is not None:
             if shape[1] in elsewhere.first and shape[2] not in elsewhere.known:
                 return True, False
             if shape[2] in elsewhere.last and shape[1] not in elsewhere.first:
                 return False, False
         return False, True
-    if runs_as_in_torch(module):
+    if not own.first:
+        return False, False
+    if shape[1] in own.first and shape[2] not in own.known:
         return True, False
-    widths = [getattr(module, name, None) for name in _WIDTHS]
-    places = [place for place in (1, 2) if shape[place] in widths]
-    return places != [2], places != [1]
+    if shape[2] in own.known and shape[1] not in own.known:
+        return False, False
+    return not own.last, True
 
 
 def runs_as_in_torch(module: nn.Module) -> bool:
@@ -156,3 +165,30 @@ class Widths(NamedTuple):
         found.known.update(found.first, found.last)
         found.known.discard(1)  # which axes of one place are, too
         return found if found.first or found.last else None
+
+
+@dataclass(frozen=True)
+class Axes:
+    """How what the modules of a model give is read, found once for each module and shape.
+
+    Attributes:
+        elsewhere: the widths of the model, where these may tell.
+    """
+
+    elsewhere: Widths | None = None
+    _found: dict[tuple[str, int, torch.Size], Any] = field(default_factory=dict, repr=False)
+
+    def positions_last(self, module: nn.Module, shape: torch.Size) -> tuple[bool, bool]:
+        """As the function of that name says."""
+        found: tuple[bool, bool] = self._once("positions", positions_last, module, shape)
+        return found
+
+    def features_last(self, module: nn.Module, shape: torch.Size) -> bool:
+        """As the function of that name says."""
+        return bool(self._once("features", features_last, module, shape))
+
+    def _once(self, name: str, read: Callable[..., Any], module: nn.Module, shape: torch.Size) -> Any:
+        key = name, id(module), shape[1:]
+        if key not in self._found:
+            self._found[key] = read(module, shape, self.elsewhere)
+        return self._found[key]

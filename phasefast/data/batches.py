@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ..common.interrupts import let_interrupts_through
+from ..common.notices import warn
 
 _FIRST_ROWS = 7, 5, 11, 13  # that layers are discovered with: few, and not as many as tokens, which may come first
 # On a GPU. Launches of small networks take as long as their work below so many samples; larger samples, of so many
 # numbers in all, keep it busy in smaller batches.
 _SAMPLES, _NUMBERS = 2048, 1 << 23
+_ROUNDED = 1e-8  # share of the squared deviation that rounding may be
 _TOKENS = {
     "cpu": 1 << 14,
     "cuda": 1 << 16,
@@ -46,11 +48,32 @@ def model_inputs(
     inputs: Tensor, bounds: Sequence[tuple[int, int]], model: nn.Module, device: torch.device
 ) -> Iterator[Tensor]:
     """Batches of ``inputs`` on the model's device, floating-point ones in the model's dtype."""
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), inputs.dtype)
+    dtype = _given_dtype(inputs, model)
     for start, stop in bounds:
         let_interrupts_through()
         batch = inputs[start:stop]
         pinned = device.type == "cuda" and batch.device.type == "cpu"  # only copies from pinned memory do not wait
         batch = batch.pin_memory() if pinned else batch
         # A copy always: a model may change its input in place.
-        yield batch.to(device, dtype if batch.is_floating_point() else batch.dtype, copy=True, non_blocking=pinned)
+        yield batch.to(device, dtype, copy=True, non_blocking=pinned)
+
+
+def _given_dtype(inputs: Tensor, model: nn.Module) -> torch.dtype:
+    """The type in which a model is given its inputs: floating-point ones in that of its parameters."""
+    own = (p.dtype for p in model.parameters() if p.is_floating_point())
+    return next(own, inputs.dtype) if inputs.is_floating_point() else inputs.dtype
+
+
+def warn_of_rounding(inputs: Tensor, model: nn.Module) -> None:
+    """Warn where a model of float32 is given float64 inputs whose differences are lost in it, such as times of day."""
+    if inputs.dtype != torch.float64 or (dtype := _given_dtype(inputs, model)) == torch.float64:
+        return
+    deviation = inputs - inputs.mean(0)
+    left_out = inputs - inputs.to(dtype)
+    shares = left_out.square().sum(0) / deviation.square().sum(0)  # NaN where an input is the same everywhere
+    if count := int((shares > _ROUNDED).sum()):
+        warn(
+            f"inputs: {count} of the {shares.numel()} numbers of a sample lose digits in {dtype}, in which the model "
+            "is given them as its parameters are, since they vary little beside their mean: subtract it, or make the "
+            "model .double()"
+        )

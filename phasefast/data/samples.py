@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..common.notices import warn
-from ..errors import DataError
+from ..common.scalars import is_integer
+from ..errors import ArgumentError, DataError
 
 
 def draw(
@@ -29,9 +30,9 @@ def draw(
         raise DataError(f"{split}: expected a data set with len() and [i], got {type(dataset).__name__}")
     size = len(dataset)
     count = size if count is None else count
-    if not isinstance(count, (int, np.integer)) or not 0 < count <= size:
+    if not is_integer(count, 1) or count > size:
         raise DataError(f"n_{split}: expected between 1 and the {size} samples of the dataset, got {count!r}")
-    rows = torch.randperm(size, generator=torch.Generator().manual_seed(seed), device="cpu")[:count]
+    rows = random_order(size, seed)[:count]
     chosen = rows.tolist()
     parts = (_parts(f"{split}: sample {i}", dataset[i]) for i in chosen)  # type: ignore[index]
     inputs, labels, values = zip(*parts, strict=True)
@@ -51,6 +52,13 @@ def draw(
         else:
             named[name] = as_numbers(f"values {name!r}", own)
     return torch.stack(inputs), None if labels[0] is None else as_numbers(f"{split}_labels", labels), named, rows
+
+
+def random_order(size: int, seed: int) -> Tensor:
+    """So many row numbers [size], shuffled; ArgumentError for a seed that is no integer."""
+    if not is_integer(seed, -(2**63)):
+        raise ArgumentError(f"seed: expected an integer, got {seed!r}")
+    return torch.randperm(size, generator=torch.Generator().manual_seed(int(seed)), device="cpu")
 
 
 def _parts(where: str, sample: Any) -> tuple[Tensor, int | Tensor | None, Mapping[str, Any]]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..common.notices import warn
 from ..errors import DataError, LayerError
 from ..types import TokenMode
-from .axes import Widths, positions_last
+from .axes import Axes
 
 TOKEN_MODES: tuple[TokenMode, ...] = get_args(TokenMode)
 _RUN, _OFTEN = 3, 0.3  # tokens alike at the end of a sequence, and the share of sequences, that look like padding
@@ -51,7 +51,7 @@ def check_padding(padding: float, splits: Mapping[str, Tensor], rows: Mapping[st
 
 def looks_padded(inputs: Tensor) -> int | None:
     """What integers [b, t] hold at the ends of many sequences, in runs of several lengths; None where nothing."""
-    if inputs.dim() != 2 or inputs.is_floating_point() or inputs.shape[1] < _RUN:
+    if inputs.dim() != 2 or inputs.is_floating_point() or inputs.is_complex() or inputs.shape[1] < _RUN:
         return None
     if inputs.dtype in (torch.uint8, torch.bool):  # images rather
         return None
@@ -70,19 +70,19 @@ def as_one(
     output: Tensor,
     mode: TokenMode,
     real: Tensor | None,
-    widths: Widths | None = None,
+    axes: Axes | None = None,
 ) -> tuple[Tensor, int]:
     """One row for each sequence of a module's output: a tensor [b, f], or what the pool size beside it makes such.
 
     Args:
         name: of the layer, in messages. output: [b, t, f], or [b, f, t] of convolutions and the like.
-        real: bool [b, t]: of which tokens; all by default. Each sequence has one. widths: of the model.
+        real: bool [b, t]: of which tokens; all by default. Each sequence has one. axes: of the model.
 
     Raises:
         LayerError: there are not as many positions as ``real`` has.
     """
     shape = tuple(output.shape)
-    output = output.mT if positions_last(module, output.shape, widths)[0] else output
+    output = output.mT if (axes or Axes()).positions_last(module, output.shape)[0] else output
     if real is None:
         return (output.transpose(1, 2), 1) if mode == "mean" else (output[:, _ONE[mode]], 0)
     if real.shape != output.shape[:2]:

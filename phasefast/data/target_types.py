@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol, get_args, runtime_checkable
+from typing import Any, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from ..common.notices import warn
-from ..errors import ArgumentError, DataError, is_integer
+from ..common.scalars import is_integer
+from ..errors import ArgumentError, DataError
 from ..types import TargetKind
 from .samples import as_numbers
 
@@ -84,7 +85,7 @@ class Input(OwnTarget):
 
     def encoded(self, values: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
         """Flattened, float32."""
-        return _as_float(values.reshape(len(values), -1), held.reshape(len(held), -1))
+        return in_float32(values.reshape(len(values), -1), held.reshape(len(held), -1))
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,29 @@ def _check_kind(what: str, kind: str, num_classes: int | None) -> None:
         raise ArgumentError(f"{what}: expected num_classes to be a positive integer, got {num_classes!r}")
 
 
-def _as_float(values: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+def own_columns(target: Target, fit: Split, heldout: Split, of_tokens: bool) -> tuple[Tensor, Tensor]:
+    """The columns that a target of the user's own has, of any numbers, [n, p] and [m, p], or [n, t, p] of tokens.
+
+    Raises:
+        DataError: they are not of these shapes. ArgumentError: they are of no known kind.
+    """
+    _check_kind(f"target {target.name!r}", target.kind, None)
+    both: Any = target.columns(fit, heldout)
+    if not isinstance(both, (tuple, list)) or len(both) != 2:
+        got = f"{len(both)} parts" if isinstance(both, (tuple, list)) else type(both).__name__
+        raise DataError(f"target {target.name!r}: expected (columns of fit, of held-out samples), got {got}")
+    found = []
+    for name, own, (inputs, _) in zip(("fit", "held-out"), both, (fit, heldout), strict=True):
+        columns = as_numbers(f"target {target.name!r}", own)
+        if columns.dim() not in ((2, 3) if of_tokens else (2,)) or len(columns) != len(inputs):
+            axes = f"[{len(inputs)}, p]" + (f" or [{len(inputs)}, t, p]" if of_tokens else "")
+            shape = tuple(columns.shape)
+            raise DataError(f"target {target.name!r}: expected columns {axes} of the {name} samples, got {shape}")
+        found.append(columns)
+    return found[0], found[1]
+
+
+def in_float32(values: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
     """Values [n, q] and [m, q] in float32; wider types without their mean, beside which what varies would be lost."""
     wide = values.dtype == torch.float64 or not values.is_floating_point()
     if wide and values.shape[1:] == held.shape[1:]:
@@ -215,7 +238,7 @@ def _columns(target: Values | Function, values: Tensor, held: Tensor) -> tuple[T
     """The columns of values [n, ...] and [m, ...]: themselves, or one-hot."""
     values, held = (own.reshape(len(own), -1) for own in (values, held))
     if target.kind == "regression":
-        return _as_float(values, held)
+        return in_float32(values, held)
     for own in (values, held):
         if own.shape[1] != 1 or own.is_floating_point():
             shape = (len(own),) if own.shape[1] == 1 else tuple(own.shape)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DataError, LayerError
-from .axes import OF_MAPS, features_last, is_of_features, last_part, positions_last, runs_as_in_torch
+from .axes import OF_MAPS, Axes, is_of_features, last_part, runs_as_in_torch
 from .sequences import real_tokens
 
 _OWN = 16  # tokens that a model adds: of its class, registers
@@ -117,24 +117,26 @@ class TokenRows:
         return (sums * (len(counts) / len(self))).to(samples.dtype)
 
 
-def as_tokens(name: str, module: nn.Module, output: Tensor, tokens: TokensOfBatch, own: bool = True) -> Tensor:
+def as_tokens(
+    name: str, module: nn.Module, output: Tensor, tokens: TokensOfBatch, axes: Axes | None = None, own: bool = True
+) -> Tensor:
     """The rows [r, f] of a module's output [b, t, ...], or [b, f, t] of convolutions and the like.
 
     So are those of maps [b, f, h, w] or [b, h, w, f] of t = h w places, and of [b, k + t, f], of which the first k are
     the model's own, such as a class token.
 
     Args:
-        own: whether there may be such.
+        axes: of the model. own: whether there may be such.
 
     Raises:
         LayerError: there is no row of numbers for each position, or more than one way to read them.
     """
-    shape = tuple(output.shape)
+    shape, axes = tuple(output.shape), axes or Axes()
     if output.dim() == 3:
-        output = output[:, own_tokens(module, output.shape, tokens.length) * own :]
-        output = output.mT if positions_last(module, output.shape)[0] else output
+        output = output[:, own_tokens(module, output.shape, tokens.length, axes) * own :]
+        output = output.mT if axes.positions_last(module, output.shape)[0] else output
     elif output.dim() == 4:
-        output = _of_map(name, module, output, tokens.length)
+        output = _of_map(name, module, output, tokens.length, axes)
     if output.dim() < 3 or output.shape[1] != tokens.length:
         raise LayerError(
             f"layer {name!r}: expected an output for each of the {tokens.length} positions of the input, as "
@@ -144,18 +146,18 @@ def as_tokens(name: str, module: nn.Module, output: Tensor, tokens: TokensOfBatc
     return rows if tokens.places is None else rows.index_select(0, tokens.places)
 
 
-def own_tokens(module: nn.Module, shape: torch.Size, length: int) -> int:
+def own_tokens(module: nn.Module, shape: torch.Size, length: int, axes: Axes) -> int:
     """How many tokens more an output [b, t, f] has than there are positions: of the model's own, where they are few.
 
     None of [b, f, t], which padding may make longer.
     """
     more, last = shape[1] - length, shape[2]
-    if not 0 < more <= _OWN or positions_last(module, shape)[0]:
+    if not 0 < more <= _OWN or axes.positions_last(module, shape)[0]:
         return 0
     return more if last != length or is_of_features(module) else 0  # else it may be [b, f, t]
 
 
-def _of_map(name: str, module: nn.Module, output: Tensor, length: int) -> Tensor:
+def _of_map(name: str, module: nn.Module, output: Tensor, length: int, axes: Axes) -> Tensor:
     """The rows [b, t, f] of a map of so many places, or of [b, t, h, d]; the output as it is where it is none.
 
     Raises:
@@ -169,7 +171,7 @@ def _of_map(name: str, module: nn.Module, output: Tensor, length: int) -> Tensor
             return output.flatten(2).mT if after else output[:, :0]
         if is_of_features(module):
             return output.flatten(1, 2) if before else output
-    elif before and first != third and features_last(module, output.shape):
+    elif before and first != third and axes.features_last(module, output.shape):
         return output.flatten(1, 2)
     if first == length or (before and (after or first != second)):
         raise LayerError(

@@ -10,6 +10,7 @@ from functools import cache, cached_property
 import numpy as np
 
 from ..common.distributions import student
+from ..common.scalars import as_float
 from ..errors import ArgumentError, DataError
 from ..metrics import ACCURACIES, LOSSES
 from ..results.losses import LEAST_CHANGE, losses_of
@@ -87,8 +88,8 @@ def best_checkpoint(
     Raises:
         ArgumentError, LayerError: no such target or layer. DataError: no per-sample scores that are finite.
     """
-    if not 0 < confidence < 1:
-        raise ArgumentError(f"confidence: expected a number between 0 and 1, got {confidence}")
+    if not 0 < as_float(confidence) < 1:
+        raise ArgumentError(f"confidence: expected a number between 0 and 1, got {confidence!r}")
     if not len(scores):
         raise DataError(f"nothing is best: expected held-out scores, got {scores!r}; probe first")
     if target not in scores.targets:
@@ -137,10 +138,9 @@ def best_of_runs(
     """
     check_runs(scores)
     own = {run: best_checkpoint(each, target, layers=layers) for run, each in scores.items()}
-    metrics = {each.metric for each in own.values()}
-    metric = metrics.pop()
+    metric, *others = {each.metric for each in own.values()}
     tables = [_values(each.select(layers), target, metric) for each in scores.values()]
-    if metrics or not (shared := [place for place in tables[0] if all(place in table for table in tables)]):
+    if others or not (shared := [place for place in tables[0] if all(place in table for table in tables)]):
         raise DataError(f"target {target!r}: the runs {list(scores)} have no metric, layer and step in common")
     sign = -1 if metric in ACCURACIES else 1
     layer, step = min(shared, key=lambda place: sign * sum(table[place] for table in tables))
@@ -150,9 +150,10 @@ def best_of_runs(
 
 def check_runs(scores: Mapping[str, Scores]) -> None:
     """DataError where these are not the scores of two runs or more by name."""
-    given = [type(each).__name__ for each in (scores.values() if isinstance(scores, Mapping) else [scores])]
-    if set(given) != {"Scores"} or len(given) < 2:
-        raise DataError(f"expected the scores of two runs or more by name, {{name: Scores}}, got {given}")
+    given = list(scores.values()) if isinstance(scores, Mapping) else [scores]
+    if len(given) < 2 or not all(isinstance(each, Scores) for each in given):
+        got = [type(each).__name__ for each in given]
+        raise DataError(f"expected the scores of two runs or more by name, {{name: Scores}}, got {got}")
 
 
 def _values(scores: Scores, target: str, metric: str) -> dict[tuple[str, int], float]:

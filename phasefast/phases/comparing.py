@@ -141,9 +141,10 @@ def compare_phases(reports: Mapping[str, PhaseReport]) -> Comparison:
     Raises:
         DataError: fewer than two runs, or no layer and target that all have.
     """
-    given = [type(each).__name__ for each in (reports.values() if isinstance(reports, Mapping) else [reports])]
-    if set(given) != {"PhaseReport"} or len(given) < 2:
-        got = list(reports) if set(given) == {"PhaseReport"} else given
+    given = list(reports.values()) if isinstance(reports, Mapping) else [reports]
+    fit = all(isinstance(each, PhaseReport) for each in given)
+    if not fit or len(given) < 2:
+        got = list(reports) if fit and isinstance(reports, Mapping) else [type(each).__name__ for each in given]
         raise DataError(f"expected the phases of two runs or more by name, {{name: PhaseReport}}, got {got}")
     names = [str(run) for run in reports]
     if len(set(names)) < len(names):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import operator
 from dataclasses import dataclass, fields
-from numbers import Real
 
-from ..errors import ArgumentError, is_integer
+from ..common.scalars import as_float, is_integer
+from ..errors import ArgumentError
 from ..results.losses import LEAST_CHANGE
 from .phase_report import FEW_STEPS
 
@@ -40,11 +40,7 @@ class PhaseRules:
             value, whole = getattr(self, each.name), isinstance(each.default, int)
             if whole and not is_integer(value, 1):
                 raise ArgumentError(f"{each.name}: expected a positive integer, got {value!r}")
-            try:
-                known = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-            except OverflowError:
-                known = math.inf
-            if not 0 <= known < math.inf:
+            if not 0 <= (known := as_float(value)) < math.inf:
                 raise ArgumentError(f"{each.name}: expected a number that is not below 0, got {value!r}")
             if each.name == "window" and known >= 1:
                 raise ArgumentError(f"window: expected a fraction below 1, got {value!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -88,8 +88,12 @@ def write_comparison(
     targets: Sequence[str] | None = None,
     picture: str | Path | None = None,
     rules: PhaseRules = DEFAULT_RULES,
+    show: Callable[[Comparison], None] | None = None,
 ) -> Comparison:
     """``read_runs``, its tables on ``console``, and ``plot_comparison`` in ``picture``, a file, if given.
+
+    Args:
+        show: prints it instead of the tables and all else.
 
     Raises:
         DependencyError: matplotlib is missing; all else is printed by then. And as ``read_runs`` does.
@@ -99,9 +103,13 @@ def write_comparison(
         check_picture(picture)
     comparison, scores, telling = read_runs(directories, layers, targets, rules)
     last = next(layer for layer in telling if layer in {each.layer for each in comparison})
-    print_comparison(comparison, scores, telling, console)
+    if show is None:
+        print_comparison(comparison, scores, telling, console)
+    else:
+        show(comparison)
     if picture is not None:
         plot_comparison(scores, comparison, picture, last)
+    if picture is not None and show is None:
         console.print(f"wrote {picture}, of layer {last}", soft_wrap=True)
     return comparison
 

@@ -1,4 +1,4 @@
-"""The table of results: one row per number, Parquet shards on disk, one atomic shard per (run, step)."""
+"""The table of results: one row per number; on disk a Parquet file for each step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..errors import ArgumentError, DataError, DependencyError, LayerError, Stor
 from .listing import COLUMNS, listing
 from .paths import shard_file, store_folder
 from .per_sample import LISTS, collected, joined, rows_of
-from .selecting import in_order, listed_steps, matching
+from .selecting import in_order, listed_patterns, listed_steps, matching
 
 if TYPE_CHECKING:
     import pandas
@@ -260,6 +260,7 @@ class Scores(Printed):
         Raises:
             LayerError, ArgumentError: a pattern matches no layer or no target, or no layer has such a target, or step.
         """
+        layers, targets = listed_patterns(layers), listed_patterns(targets)
         own = [] if f"!{MODEL_LAYER}" in (layers or ()) else [MODEL_LAYER]
         wanted = [*own, *matching(self.values_of("layer"), layers, "layer", LayerError)]
         rows = pc.is_in(self._table.column("layer"), pa.array(wanted, pa.string()))
@@ -267,8 +268,8 @@ class Scores(Printed):
             names = matching(self.values_of("target"), targets, "target", ArgumentError)
             rows = pc.and_(rows, pc.is_in(self._table.column("target"), pa.array(names, pa.string())))
         if steps is not None:
-            steps = listed_steps(steps)
-            rows = pc.and_(rows, pc.is_in(self._table.column("step"), pa.array(steps, pa.int64())))
+            wanted_steps = pa.array(steps := listed_steps(steps), pa.int64())
+            rows = pc.and_(rows, pc.is_in(self._table.column("step"), wanted_steps))
         found = self._table.filter(rows)
         if len(self) and not len(found):  # the model itself knows but one target
             given = {"layers": layers, "targets": targets, "steps": steps}
@@ -339,9 +340,7 @@ class Scores(Printed):
             raise LookupError(f"no per-sample {metric!r} is stored for layer {layer!r}, target {target!r}")
         flat = lists.flatten().to_numpy(zero_copy_only=False)
         if len(flat) % len(rows) or len(pc.list_value_length(lists).unique()) != 1:
-            raise StoreError(
-                f"layer {layer!r}, target {target!r}: steps were measured on held-out sets of different sizes"
-            )
+            raise StoreError(f"{layer}/{target}: steps were measured on held-out sets of different sizes")
         return rows._table.column("step").to_numpy(), flat.reshape(len(rows), -1)
 
     def baseline_samples(self, layer: str, target: str, metric: str) -> np.ndarray | None:

@@ -7,12 +7,17 @@ import operator
 from collections.abc import Iterable, Sequence
 
 from ..common.globs import chosen, idle
-from ..errors import ArgumentError, PhasefastError, is_integer
+from ..common.scalars import is_integer
+from ..errors import ArgumentError, PhasefastError
+
+
+def listed_patterns(patterns: Sequence[str] | None) -> Sequence[str] | None:
+    """One alone as one of several; None for all."""
+    return [patterns] if isinstance(patterns, str) else patterns
 
 
 def matching(names: list[str], patterns: Sequence[str] | None, what: str, error: type[PhasefastError]) -> list[str]:
     """Those of ``names`` that match a pattern; ``error`` names a pattern that matches none."""
-    patterns = [patterns] if isinstance(patterns, str) else patterns
     if (pattern := idle(names, patterns or ())) is not None:
         raise error(f"{what} pattern {pattern!r} matches nothing in the scores; they have {names}")
     return names if patterns is None else chosen(names, patterns)

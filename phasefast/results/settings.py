@@ -62,7 +62,7 @@ def settings_file(folder: Path, config_hash: str) -> Path:
 
 def _listed(stored: Mapping[str, Any], now: Mapping[str, Any], words: tuple[str, str] = _WORDS) -> str:
     """What differs between settings; ``words`` stand before a value of the ones and the others."""
-    keys = [key for key in {**now, **stored} if now.get(key) != stored.get(key)]
+    keys = [key for key in {**now, **stored} if json.dumps(now.get(key)) != json.dumps(stored.get(key))]
     return "; ".join(text for key in keys for text in _changes(key, stored.get(key), now.get(key), words))
 
 

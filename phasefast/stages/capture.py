@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from ..algebra.dense import empty
 from ..common.hooks import hooked, places_of_calls
 from ..common.notices import shown, warn
 from ..common.timeline import stage
-from ..data.axes import Widths, features_last, positions_last
+from ..data.axes import Axes, Widths
 from ..data.batches import chunk_bounds, model_inputs
 from ..data.outputs import rows_in, unpacked
 from ..data.sequences import TOKEN_MODES, as_one, real_tokens
@@ -56,9 +56,9 @@ class RowOptions:
         if self.padding is not None and self.tokens == "flatten":
             raise ArgumentError("padding: expected with tokens='mean', 'cls', 'last' or 'each', got tokens='flatten'")
 
-    def widths(self, model: nn.Module) -> Widths | None:
+    def axes(self, model: nn.Module) -> Axes:
         """What tells where outputs have their features, where that is asked."""
-        return Widths.of(model) if self.pool or self.tokens not in ("flatten", "each") else None
+        return Axes(Widths.of(model) if self.pool or self.tokens not in ("flatten", "each") else None)
 
     def real(self, inputs: Tensor) -> Tensor | None:
         """Which positions of inputs [b, t, ...] are no padding: bool [b, t]; None where that is not asked."""
@@ -88,10 +88,10 @@ def discover_layers(
     found: list[Layer] = []
     unusable: dict[str, LayerError] = {}
     shapes: dict[str, torch.Size] = {}
-    unclear: list[str] = []
+    unclear: dict[bool, list[str]] = {False: [], True: []}  # by whether their positions are taken to come last
     own: dict[str, int] = {}
     tokens = TokensOfBatch(batch.shape[1]) if options.tokens == "each" else None
-    of = _Batch(len(batch), options.real(batch), tokens, options.widths(model))
+    of = _Batch(len(batch), options.real(batch), tokens, options.axes(model))
 
     def record(name: str, call: int, module: nn.Module, output: Any) -> None:
         try:
@@ -102,10 +102,12 @@ def discover_layers(
         if isinstance(first := rows_in(output), PackedSequence):
             first = unpacked(name, first)[0]
         shapes[name] = (_features_first(module, first, of) if options.pool else first).shape
-        if first.dim() == 3 and positions_last(module, first.shape, of.widths)[1]:
-            unclear.append(name)
+        if first.dim() == 3 and options.tokens != "flatten":
+            turned, guessed = of.axes.positions_last(module, first.shape)
+            if guessed:
+                unclear[turned].append(name)
         if of.tokens is not None and first.dim() == 3:
-            own[name] = max(own.get(name, 0), own_tokens(module, first.shape, of.tokens.length))
+            own[name] = max(own.get(name, 0), own_tokens(module, first.shape, of.tokens.length, of.axes))
         found.append(Layer(name if call == 0 else f"{name}:{call}", name, call, _width(x, pool)))
 
     with hooked(model, names, record):
@@ -132,11 +134,13 @@ def discover_layers(
         _warn_of_tokens(options.tokens, shapes, batch)
     if options.tokens == "each":
         _warn_of_own_tokens({name: count for name, count in own.items() if count}, batch.shape[1])
-    if options.tokens != "flatten" and unclear and any(isinstance(m, nn.Conv1d) for m in model.modules()):
-        warn(
-            f"tokens={options.tokens!r}: whether the second or the last axis of outputs of {shown(unclear)} has the "
-            "positions is a guess: the second is taken; probe convolutions of torch.nn instead"
-        )
+    for turned, axis in ((False, "second"), (True, "last")):
+        if unclear[turned] and any(isinstance(m, nn.Conv1d) for m in model.modules()):
+            warn(
+                f"tokens={options.tokens!r}: whether the second or the last axis of outputs of "
+                f"{shown(unclear[turned])} has the positions is a guess: the {axis} is taken; probe convolutions of "
+                "torch.nn instead"
+            )
     places = places_of_calls(model, batch)
     found = [replace(layer, place=places.get((layer.module, layer.call))) for layer in found]
     return [layer for layer in found if layer.module not in unusable]
@@ -176,7 +180,7 @@ def capture(
     n, m = (len(inputs if tokens is None else tokens[split]) for split, inputs in samples.items())
     spools = {(layer.module, layer.call): _Spool(layer, n, m, folds, device, options.dtype) for layer in layers}
     current: dict[str, Any] = {}
-    of = _Batch(0, None, None, options.widths(model))
+    of = _Batch(0, None, None, options.axes(model))
 
     def record(name: str, call: int, module: nn.Module, output: Any) -> None:
         if (spool := spools.get((name, call))) is not None:
@@ -313,16 +317,12 @@ def _warn_of_own_tokens(more: Mapping[str, int], length: int) -> None:
 
 @dataclass(frozen=True)
 class _Batch:
-    """So many samples: which of their tokens are no padding, bool [b, t], which are rows; widths, to pool by.
-
-    turned: by module and shape of its output, once it is known, whether features come last.
-    """
+    """So many samples: which of their tokens are no padding, bool [b, t], which are rows; how outputs are read."""
 
     size: int
     real: Tensor | None
     tokens: TokensOfBatch | None
-    widths: Widths | None
-    turned: dict[tuple[int, torch.Size], bool] = field(default_factory=dict)
+    axes: Axes
 
 
 def _logits(model: nn.Module, output: Any, of: _Batch, options: RowOptions) -> tuple[Tensor, bool] | None:
@@ -338,9 +338,9 @@ def _logits(model: nn.Module, output: Any, of: _Batch, options: RowOptions) -> t
     of_tokens = found.dim() in (3, 4) and of.tokens is not None
     with contextlib.suppress(LayerError):
         if found.dim() in (3, 4) and of.tokens is not None:
-            found = as_tokens("model", model, found, of.tokens, own=False)  # labels are of the input's tokens
+            found = as_tokens("model", model, found, of.tokens, of.axes, own=False)  # labels are of the input's tokens
         elif found.dim() == 3 and options.tokens in ("cls", "last"):
-            found = as_one("model", model, found, options.tokens, of.real)[0]
+            found = as_one("model", model, found, options.tokens, of.real, of.axes)[0]
     return (found.float(), of_tokens) if found.dim() == 2 else None
 
 
@@ -369,9 +369,9 @@ def _as_cell(name: str, module: nn.Module, output: Any, of: _Batch, options: Row
             f"{tuple(output.shape)} for {of.size} samples; {mend}probe a module whose output has the samples first"
         )
     if of.tokens is not None:
-        return as_tokens(name, module, output, of.tokens), 0
+        return as_tokens(name, module, output, of.tokens, of.axes), 0
     if output.dim() == 3 and options.tokens != "flatten":
-        return as_one(name, module, output, options.tokens, of.real, of.widths)
+        return as_one(name, module, output, options.tokens, of.real, of.axes)
     output = _features_first(module, output, of) if options.pool else output
     sides = output.shape[2:] if output.dim() in _POOLED else ()
     if max(sides, default=0) <= options.pool:
@@ -384,9 +384,5 @@ def _as_cell(name: str, module: nn.Module, output: Any, of: _Batch, options: Row
 
 def _features_first(module: nn.Module, output: Tensor, of: _Batch) -> Tensor:
     """Maps [b, h, w, f], and volumes, as [b, f, h, w]; any other output as it is."""
-    if output.dim() not in _POOLED:
-        return output
-    key = (id(module), output.shape[1:])
-    if key not in of.turned:
-        of.turned[key] = features_last(module, output.shape, of.widths)
-    return output.movedim(-1, 1) if of.turned[key] else output
+    turned = output.dim() in _POOLED and of.axes.features_last(module, output.shape)
+    return output.movedim(-1, 1) if turned else output

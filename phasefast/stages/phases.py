@@ -49,6 +49,7 @@ from typing import Any
 
 import numpy as np
 
+from ..common.scalars import as_float, is_integer
 from ..errors import ArgumentError, DataError
 from ..metrics import FVU, LOSSES
 from ..phases.curve import Curve
@@ -132,8 +133,8 @@ def detect_curve(
         at most 25 % of the decrease above it, or of the fall from before a rise that comes first; to the last step
         where no increase counts. None where nothing decreases.
     """
-    if not 0 < confidence < 1 or replicates < 100:
-        got = f"confidence={confidence}, replicates={replicates}"
+    if not 0 < as_float(confidence) < 1 or not is_integer(replicates, 100):
+        got = f"confidence={confidence!r}, replicates={replicates!r}"
         raise ArgumentError(f"{got}: expected a confidence between 0 and 1 and at least 100 replicates")
     where = f"layer {layer!r}, target {target!r}"
     steps, samples = _checked(steps, samples, where)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import numbers
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +12,7 @@ import torch
 
 from ..algebra.choosing import LEFT, LOOKED_AT, MANY, ONE_CORE, SIGNS, SMALL, makes_all, paired
 from ..common.host_memory import free_memory
+from ..common.scalars import as_float
 from ..errors import ArgumentError, MemoryBudgetError
 from ..types import Layer, Route
 
@@ -299,9 +298,8 @@ def memory_budget(memory: str | float | None, device: torch.device) -> int:
     if isinstance(memory, str):
         if match := re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*((?:[KMGT]I?)?B?)\s*", memory.upper()):
             size = float(match[1]) * _UNITS[match[2].removesuffix("B") + "B"]
-    elif isinstance(memory, numbers.Real) and not isinstance(memory, bool):  # NumPy's too
-        with contextlib.suppress(OverflowError):
-            size = float(memory)
+    else:
+        size = as_float(memory)
     if not 1 <= size < math.inf:
         raise ArgumentError(f"memory: expected bytes, or a text such as '8GB', got {memory!r}")
     return int(size)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..common.files import save
 from ..common.notices import warn
-from ..data.samples import as_numbers, draw
+from ..data.samples import as_numbers, draw, random_order
 from ..data.target_types import Values
 from ..errors import ArgumentError, DataError
 from ..types import TargetKind
@@ -122,8 +122,7 @@ class ProbeSet:
         parts: Any = (fit_inputs, fit_labels, heldout_inputs, heldout_labels, fit_values, heldout_values)
         given = cls(*parts)  # which makes tensors of them
         _warn_of_copies(given.fit_inputs, given.heldout_inputs)
-        order = torch.randperm(given.n_fit, generator=torch.Generator().manual_seed(seed), device="cpu")
-        order = order.to(given.fit_inputs.device)
+        order = random_order(given.n_fit, seed).to(given.fit_inputs.device)
         labels = None if given.fit_labels is None else given.fit_labels[order.to(given.fit_labels.device)]
         shuffled = {name: own[order.to(own.device)] for name, own in given.fit_values.items()}
         return cls(

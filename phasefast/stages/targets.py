@@ -19,7 +19,7 @@ from ..algebra.systems import fold_sums
 from ..common.notices import warn
 from ..common.timeline import stage
 from ..data.target_cache import TargetCache
-from ..data.target_types import Function, Input, Label, OwnTarget, Split, Target, Values
+from ..data.target_types import Function, Input, Label, OwnTarget, Split, Target, Values, in_float32, own_columns
 from ..data.token_rows import TokenRows
 from ..errors import ArgumentError, DataError
 from ..types import Check, TargetBlock, TargetMatrix, TargetSketch
@@ -102,7 +102,7 @@ def build_targets(
         given = fit, heldout
         if inputs is not None and type(target) is Input:  # a function may want what was given
             given = (inputs[0], None), (inputs[1], None)
-        columns, held = target.columns(*given) if tokens is None else _of_tokens(target, *given, tokens)
+        columns, held = _columns_of(target, *given, tokens)
         if columns.shape[1] == 0 or columns.shape[1] != held.shape[1]:
             raise DataError(
                 f"target {target.name!r}: expected the same number of columns on both splits, at least one, "
@@ -191,7 +191,7 @@ def given_columns(target: Target, fit: Split, heldout: Split, tokens: Mapping[st
         fit, heldout, tokens: as for ``build_targets``.
     """
     plain = target if _encodes_as_usual(target) else None
-    values, _ = target.columns(fit, heldout) if plain is None else plain.given(fit, heldout)
+    values, _ = own_columns(target, fit, heldout, tokens is not None) if plain is None else plain.given(fit, heldout)
     if tokens is not None:
         of_tokens = plain is not None or values.dim() == 3
         values = tokens["fit"].rows(values) if of_tokens else tokens["fit"].repeated(values)
@@ -208,16 +208,22 @@ def _encodes_what_is_given(target: Target) -> TypeGuard[OwnTarget]:
     return isinstance(target, OwnTarget) and type(target).columns is OwnTarget.columns
 
 
-def _of_tokens(target: Target, fit: Split, heldout: Split, tokens: Mapping[str, TokenRows]) -> tuple[Tensor, Tensor]:
-    """Columns of each row, which has those of its sequence where tokens have none of their own."""
-    of_fit, of_heldout = tokens["fit"], tokens["heldout"]
+def _columns_of(
+    target: Target, fit: Split, heldout: Split, tokens: Mapping[str, TokenRows] | None
+) -> tuple[Tensor, Tensor]:
+    """Columns of each row; where tokens are rows and have none of their own, each has those of its sequence."""
     if _encodes_what_is_given(target):
         values, held = target.given(fit, heldout)
-        return target.encoded(of_fit.rows(values), of_heldout.rows(held))
-    columns, held = target.columns(fit, heldout)
-    if columns.dim() == 3:
-        return of_fit.rows(columns), of_heldout.rows(held)
-    return of_fit.repeated(columns), of_heldout.repeated(held)  # [n, p], also where p is the number of tokens
+        if tokens is not None:
+            values, held = tokens["fit"].rows(values), tokens["heldout"].rows(held)
+        return target.encoded(values, held)
+    columns, held = own_columns(target, fit, heldout, tokens is not None)
+    if tokens is not None:  # [n, p] is of sequences, also where p is the number of tokens
+        columns, held = (
+            of.rows(own) if own.dim() == 3 else of.repeated(own)
+            for of, own in ((tokens["fit"], columns), (tokens["heldout"], held))
+        )
+    return in_float32(columns, held) if target.kind == "regression" else (columns.float(), held.float())
 
 
 def _fewer(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from phasefast.common.notices import warn
+from phasefast.common.notices import few, shown, warn
 
 
 @pytest.mark.parametrize(
@@ -19,3 +19,9 @@ def test_what_lies_between_is_not_the_line_that_is_named(name: str, inside: bool
     with pytest.warns(RuntimeWarning, match="something") as caught:
         names["call"]()
     assert caught[0].filename == (__file__ if inside else "between.py")
+
+
+def test_names_are_shown_in_the_order_of_their_numbers() -> None:
+    assert shown({"layer10", "layer2", "layer2.1", "a", ""}) == "['', 'a', 'layer2', 'layer2.1', 'layer10']"
+    assert shown(map(str, [10, 9, 2, 100, 3, 4])) == "['2', '3', '4', '9', '10'] ..."
+    assert few(["b", "a"]) == "['b', 'a']"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+import phasefast as pf
 from phasefast.data.axes import Widths, positions_last
+from phasefast.engine import Engine
+from tests.quiet import no_warnings
 
 
 def test_what_tells_where_the_positions_of_an_activation_are() -> None:
@@ -24,3 +28,84 @@ def test_what_tells_where_the_positions_of_an_activation_are() -> None:
         (None, (2, 16, 40), (False, True)),
     ):
         assert positions_last(nn.ReLU(), torch.Size(shape), widths) == found
+
+
+class Around(nn.Module):
+    """A block of a user's own of these parts."""
+
+    def __init__(self, *parts: nn.Module) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+
+@pytest.mark.parametrize(
+    ("block", "shape", "found"),
+    [
+        (Around(nn.Conv1d(2, 16, 3), nn.Conv1d(2, 16, 1)), (2, 16, 40), (True, False)),
+        (Around(nn.Conv1d(2, 16, 3)), (2, 40, 16), (False, False)),  # it turns what it is given, and back
+        (Around(nn.Conv1d(2, 16, 3)), (2, 16, 16), (True, True)),
+        (Around(nn.Conv1d(2, 8, 3), nn.Conv1d(2, 8, 5)), (2, 16, 40), (True, True)),  # side by side
+        (Around(nn.Conv1d(16, 16, 3), nn.Linear(16, 4), nn.Linear(4, 16)), (2, 16, 40), (True, False)),  # SE's
+        (Around(nn.LayerNorm(16), nn.Conv1d(16, 64, 3), nn.Conv1d(64, 16, 3)), (2, 40, 16), (False, False)),
+        (Around(nn.LayerNorm(16), nn.Conv1d(16, 64, 3), nn.Conv1d(64, 16, 3)), (2, 64, 16), (False, True)),
+        (Around(nn.Linear(16, 16), nn.LayerNorm(16)), (2, 40, 16), (False, False)),
+        (Around(nn.Linear(40, 40), nn.Linear(16, 16)), (2, 40, 16), (False, False)),  # a mixer's
+        (Around(), (2, 16, 40), (False, True)),
+    ],
+)
+def test_what_tells_where_the_positions_of_a_block_are(
+    block: nn.Module, shape: tuple[int, ...], found: tuple[bool, bool]
+) -> None:
+    assert positions_last(block, torch.Size(shape)) == found
+
+
+class Cut(nn.Module):
+    """Leaves out the last positions of [b, f, t], such as a causal convolution's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[..., :-2]
+
+
+class Block(nn.Module):
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.conv, self.cut, self.down = nn.Conv1d(before, after, 3, padding=2), Cut(), nn.Conv1d(before, after, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.cut(self.conv(x)) + self.down(x)).relu()
+
+
+class Temporal(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.one, self.two, self.head = Block(2, width), Block(width, width), nn.Linear(width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.two(self.one(x)).mean(-1))
+
+
+@pytest.mark.parametrize("tokens", ["mean", "last"])
+@pytest.mark.parametrize("width", [16, 5])
+def test_blocks_of_convolutions_have_their_positions_last(tokens: str, width: int) -> None:
+    torch.manual_seed(0)
+    model, x = Temporal(width), torch.randn(90, 2, 40)
+    probe_set = pf.ProbeSet.from_tensors(x[:60], None, x[60:], None)
+    with no_warnings():
+        cells = Engine(model, probe_set, layers=["one.cut", "one", "two"], tokens=tokens).activations()
+    with torch.no_grad():
+        inputs = probe_set.fit_inputs
+        one = model.one(inputs)
+        outputs = {"one.cut": model.one.cut(model.one.conv(inputs)), "one": one, "two": model.two(one)}
+    for cell in cells:
+        own = outputs[cell.layer.name]
+        expected = own.mean(2) if tokens == "mean" else own[:, :, -1]
+        torch.testing.assert_close(cell.fit + cell.shift, expected, rtol=1e-5, atol=1e-6)
+    assert len(cells) == 3
+
+
+def test_as_many_features_as_positions_are_a_guess() -> None:
+    x = torch.randn(90, 2, 40)
+    probe_set = pf.ProbeSet.from_tensors(x[:60], None, x[60:], None)
+    with pytest.warns(RuntimeWarning, match=r"of \['one', 'two'\] has the positions is a guess: the last is taken"):
+        (cell, _) = Engine(Temporal(40), probe_set, layers=["one", "two"], tokens="mean").activations()
+    assert cell.layer.dim == 40
