@@ -126,7 +126,7 @@ class BuildOps(BuildExtension):
 
     def _end(self, reason: str) -> None:
         text = f"phasefast: the compiled ops were not built ({reason}). "
-        mend = "Mend: a C++20 compiler is needed, and PHASEFAST_CUDA=0 leaves nvcc out; then install again."
+        mend = "To fix this, install a C++20 compiler (PHASEFAST_CUDA=0 leaves nvcc out) and install again."
         if REQUIRED:
             sys.exit(f"{text}{mend} Without PHASEFAST_REQUIRE_EXTENSION=1 the package is installed nevertheless.")
         works = "The package works without them, slower, on its PyTorch reference. "

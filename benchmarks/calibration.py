@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from phasefast.phases.detect import detect_curve
 from phasefast.phases.phase_report import CellPhases
 from phasefast.phases.rules import DEFAULT_RULES
-from phasefast.stages.phases import detect_curve
 
 STEPS = (4, 7, 9, 12, 17, 30, 60)
 SAMPLES = 200  # held out

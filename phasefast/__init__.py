@@ -1,5 +1,6 @@
 """See, for every layer at every checkpoint, what can still be decoded linearly and which learning phase it is in."""
 
+from .data.probe_set import ProbeSet
 from .data.target_types import Function, Input, Label, Target
 from .engine import VERSION as __version__
 from .errors import PhasefastError
@@ -8,6 +9,7 @@ from .ops._extension import build_info
 from .options import ProbeOptions
 from .phases.best import BestCheckpoint, CommonBest, best_checkpoint, best_of_runs
 from .phases.comparing import Agreement, Comparison, compare_phases
+from .phases.detect import detect_curve, detect_phases
 from .phases.phase_report import CellPhases, PhaseReport
 from .phases.rules import PhaseRules
 from .planning import LayerPlan, Plan, plan
@@ -17,8 +19,6 @@ from .report import plot_comparison, plot_maps, plot_phases, plot_reconstruction
 from .results.failures import read_failures
 from .results.scores import Scores
 from .results.shards import read_scores
-from .stages.phases import detect_curve, detect_phases
-from .stages.probe_set import ProbeSet
 from .sweep import sweep
 from .track import PhaseTracker
 from .watch import watch

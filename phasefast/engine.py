@@ -1,4 +1,4 @@
-"""The one composer that knows all stages: measure a model's layers on a probe set. Everything else calls it."""
+"""The composer of a whole measurement: a model's layers on a probe set. Everything else calls it."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from .common.random_state import fix_random_state, telling_draws
 from .configuration import Configuration
 from .data.batches import chunk_bounds, fast_size, first_rows, model_inputs, warn_of_rounding
 from .data.outputs import rows_in
+from .data.probe_set import ProbeSet
 from .data.sequences import check_padding, looks_padded
 from .data.target_cache import TargetCache
 from .data.target_types import Label
@@ -41,7 +42,6 @@ from .stages.capture import capture, discover_layers
 from .stages.own_outputs import OwnOutputs
 from .stages.plan import Problem, group_layers
 from .stages.preserve import full_float32, preserved
-from .stages.probe_set import ProbeSet
 from .stages.targets import FunctionValues, build_targets, given_columns
 from .types import Activations, Decoder, Layer, Score
 
@@ -92,7 +92,7 @@ class Engine:
         looks = looks_padded(probe_set.fit_inputs) if self.rows.padding is None else None
         if looks is not None:
             warn(
-                f"inputs look padded with {looks}, which is decoded from like other tokens: padding={looks} with "
+                f"inputs look padded with {looks}, which is treated like any other token; padding={looks} with "
                 "tokens='mean', 'cls', 'last' or 'each' leaves it out"
             )
         if self.rows.padding is not None:
@@ -193,8 +193,8 @@ class Engine:
                 self._settle(found, f" at step {step}")
         if dead := {score.layer for score in scores if score.fit is not None and score.fit.rank == 0}:
             self._tell(
-                f"layers {shown(dead)}: nothing is decoded at step {step}, as their activations are the same for all "
-                "samples",
+                f"layers {shown(dead)}: nothing is decoded at step {step}, since their activations are the same for "
+                "all samples",
                 about=f"dead {sorted(dead)}",
             )
         if not self._measured and all(score.bounds is None for score in scores):
@@ -262,7 +262,7 @@ class Engine:
             if changed:
                 self._tell(
                     f"forward changes the parameters {shown(changed)} in evaluation mode too: they are put back after "
-                    "each measurement, but move in it; to keep them still, change them only if self.training"
+                    "each measurement, but change during it; to avoid that, update them only if self.training"
                 )
 
     def _groups(self, layers: Sequence[Layer]) -> tuple[list[list[Layer]], Problem]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .algebra.dense import left_product, product
+from .data.probe_set import ProbeSet
 from .engine import Engine
 from .errors import ArgumentError
 from .metrics import LOSSES
@@ -17,7 +18,6 @@ from .options import ProbeOptions, refuse_fixed
 from .scoring import classifier
 from .stages.evaluate import evaluate
 from .stages.predict import in_given_columns
-from .stages.probe_set import ProbeSet
 from .types import Activations, BlockFit, Decoder
 
 _FIXED = {"splits": "both", "target_components": None, "layer_sketch": None}

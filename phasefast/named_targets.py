@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from .common.notices import shown, warn
+from .data.probe_set import ProbeSet
 from .data.target_types import Input, Label, Target
 from .errors import ArgumentError
 from .metrics import ACCURACY
-from .stages.probe_set import ProbeSet
 from .types import TargetMatrix
 
 _MANY, _MOSTLY = 20, 0.9  # classes, and share of samples of one
@@ -69,14 +69,14 @@ def warn_of_classes(targets: TargetMatrix, options: Mapping[str, Any]) -> None:
     classes = [block for block in targets.blocks if block.kind == "classes"] if "classifier" not in options else []
     if one := [block.name for block in classes if targets.baselines[block.name, "fit", ACCURACY] >= _MOSTLY]:
         warn(
-            f"targets {one}: {_MOSTLY:.0%} of fit samples or more are of one class, so that accuracy says little of "
-            "the others; classifier='balanced' counts all classes alike, 'ridge' says that you know"
+            f"targets {one}: {_MOSTLY:.0%} of fit samples or more are of one class, so accuracy says little about "
+            "the others; classifier='balanced' counts all classes alike, 'ridge' silences this warning"
         )
     if many := [block.name for block in classes if block.width > _MANY]:
         warn(
-            f"targets {many}: of more than {_MANY} classes the largest one-hot prediction misses those that lie "
-            "between others, the more the fewer features there are; classifier='lda' does not, 'ridge' says that you "
-            "know"
+            f"targets {many}: with more than {_MANY} classes the largest one-hot prediction misses classes that lie "
+            "between others, the more so the fewer features there are; classifier='lda' does not, 'ridge' silences "
+            "this warning"
         )
 
 

@@ -146,7 +146,9 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
     if approximations and options.get("penalty_per") == "column":
         raise ArgumentError(f"{approximations[0]}: penalty_per='column' has no approximation; leave one of them out")
     if (how := options.get("classifier", "ridge")) != "ridge" and options.get("route") == "target-free":
-        raise ArgumentError(f"classifier={how!r} needs predictions of fit rows, which route='target-free' has none of")
+        raise ArgumentError(
+            f"classifier={how!r} needs predictions of the fit rows, which route='target-free' does not make"
+        )
     if len(approximations) > 1:
         raise ArgumentError("target_components and layer_sketch: each has an interval of its own; leave one out")
     return {**options, **{name: operator.index(given) for name, given in whole.items()}}

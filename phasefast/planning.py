@@ -19,6 +19,7 @@ from .common.scalars import is_integer
 from .common.tables import Printed, aligned, counted
 from .configuration import Configuration
 from .data.batches import first_rows, model_inputs
+from .data.probe_set import ProbeSet
 from .data.target_types import Input
 from .decoding import Method
 from .engine import Engine
@@ -29,7 +30,6 @@ from .stages.batchnorm import fresh_statistics
 from .stages.capture import discover_layers
 from .stages.plan import Cost, Problem, fitting_cost, group_layers
 from .stages.preserve import preserved
-from .stages.probe_set import ProbeSet
 from .stages.targets import CHECK_COLUMNS, SKETCH_COLUMNS, build_targets
 from .types import Activations, Layer
 

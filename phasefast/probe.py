@@ -6,10 +6,10 @@ from typing import Unpack
 
 from torch import nn
 
+from .data.probe_set import ProbeSet
 from .engine import Engine
 from .options import ProbeOptions, checked_step
 from .results.scores import Scores
-from .stages.probe_set import ProbeSet
 
 
 def probe(

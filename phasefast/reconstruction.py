@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .checkpoints import Reader, check_copies, order_checkpoints
 from .checkpoints.sources import Source
 from .common.notices import few, warn
+from .data.probe_set import ProbeSet
 from .data.target_types import Input
 from .engine import Engine
 from .errors import ArgumentError, with_notes
@@ -26,7 +27,6 @@ from .options import ProbeOptions, checked_step, refuse_fixed
 from .results.selecting import in_order
 from .stages.evaluate import evaluate
 from .stages.predict import predict
-from .stages.probe_set import ProbeSet
 
 _Decoded = dict[str, tuple[Tensor, float]]  # by layer
 _SAMPLES = 4

@@ -15,6 +15,7 @@ from torch import nn
 from .checkpoints import Reader, check_copies, constants_of, order_checkpoints
 from .checkpoints.sources import Source
 from .common.notices import warn
+from .data.probe_set import ProbeSet
 from .engine import Engine
 from .errors import PASSING, ArgumentError, CheckpointError, SweepError, UnreadableError
 from .in_turn import in_words, measure_each, restored
@@ -25,7 +26,6 @@ from .results.origins import check_constants, check_origin
 from .results.paths import shard_file
 from .results.scores import Scores
 from .results.store import open_store, write_step
-from .stages.probe_set import ProbeSet
 
 
 def sweep(

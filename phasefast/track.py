@@ -14,6 +14,7 @@ from torch import nn
 from .checkpoints import weights_hash
 from .common.notices import warn
 from .common.scalars import as_float, is_integer
+from .data.probe_set import ProbeSet
 from .engine import Engine
 from .errors import ArgumentError, StoreError, may_pass, with_notes
 from .options import ProbeOptions, checked_step
@@ -21,7 +22,6 @@ from .results.failures import Failure, keep_failures, lost_layers, named
 from .results.origins import Training
 from .results.scores import Scores
 from .results.store import check_weights, open_store, write_step
-from .stages.probe_set import ProbeSet
 
 _UNCHANGED = 4  # updates without effect that are told
 
@@ -146,7 +146,7 @@ class PhaseTracker:
         came = "again, for other weights" if step == self._farthest else f"after {self._farthest}"
         text = (
             f"step: {step} came {came}; expected the number of updates since the training began, which "
-            "goes on through all epochs; of a training that begins anew a new tracker, with another out="
+            "goes on through all epochs; for a new training make a new tracker, with another out="
         )
         if self._on_error == "raise":
             raise ArgumentError(text)
@@ -163,9 +163,9 @@ class PhaseTracker:
             self._unchanged = True
             trained = any(own.requires_grad for own in self._engine.model.parameters())
             why = (
-                "is this model the one that is trained? Where it was made anew, make the tracker anew too"
+                "is this model the one that is trained? If it was made anew, make a new tracker too"
                 if trained
-                else "none of them requires a gradient, so that all steps will be alike"
+                else "none of them requires a gradient, so all steps will be alike"
             )
             warn(f"step {step}: the weights are those of step {self._since}: {why}")
 

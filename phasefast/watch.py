@@ -17,10 +17,10 @@ from torch import nn
 from .checkpoints import Reader, as_revision, by_only_file, find_checkpoints, weights_files
 from .common.notices import warn
 from .common.scalars import as_float
+from .data.probe_set import ProbeSet
 from .errors import ArgumentError, CheckpointError, RewrittenError, TwiceError, with_notes
 from .options import ProbeOptions
 from .results.scores import Scores
-from .stages.probe_set import ProbeSet
 from .sweep import Sweeper
 
 _TRIES = 3
@@ -94,7 +94,9 @@ def _rounds(sweeper: Sweeper, folder: str | os.PathLike[str], every: float) -> I
                 continue
             tries[step, written[step]] += 1
             if tries[step, written[step]] == 1:
-                warn(f"step {step} is tried {_TRIES - 1} times more, and when it has changed: {with_notes(error)}")
+                warn(
+                    f"step {step} is tried {_TRIES - 1} times more, and again when it has changed: {with_notes(error)}"
+                )
             if tries[step, written[step]] < _TRIES:  # a disk may fail once
                 del known[step]
         if sweeper.count > count or (seen is None and sweeper.steps):

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from phasefast.phases.detect import detect_curve
 from phasefast.phases.phase_report import CellPhases
 from phasefast.phases.rules import DEFAULT_RULES
-from phasefast.stages.phases import detect_curve
 
 QUICK: dict[str, Any] = {"replicates": 100, "rules": replace(DEFAULT_RULES, permutations=300)}
 

@@ -144,7 +144,7 @@ def test_where_no_layer_beats_the_largest_class_none_is_named_best(model: nn.Mod
     pf.sweep(model, copies, probe_set, out=tmp_path, layers="0", targets="label")
     printed = " ".join(invoke("report", tmp_path).stdout.split())
     assert "No layer is better than the most frequent class, " in printed
-    assert "no best one is named; classifier='balanced' counts all classes alike" in printed
+    assert "none is named best; classifier='balanced' counts all classes alike" in printed
     assert "Best:" not in printed
 
 

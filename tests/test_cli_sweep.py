@@ -138,7 +138,7 @@ def test_checkpoints_with_more_than_tensors_are_read_only_where_they_are_trusted
     monkeypatch.setattr("time.sleep", no_more)
     watched = invoke("sweep", *given, place / "watched", "--watch", "1")
     assert "2 checkpoints to step 200" in watched.stdout
-    assert "warning: step 10 is tried 2 times more, and when it has changed" in watched.stderr
+    assert "warning: step 10 is tried 2 times more, and again when it has changed" in watched.stderr
     trusted = invoke("sweep", *given, place / "trusted", "--watch", "1", "--trust")
     assert "3 checkpoints to step 200" in trusted.stdout
 

@@ -319,5 +319,5 @@ def test_a_listing_names_layers_that_do_worse_than_a_constant() -> None:
     net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
     few = pf.ProbeSet.from_tensors(x[:10], None, x[10:], None, values={"age": (noise[:10], noise[10:])})
     told = str(pf.probe(net, few, layers=["0", "2"], targets="age", alphas=[1e-6])).splitlines()[-1]
-    assert told.startswith("age fvu above 1, worse than a constant, of ['0', '2']: as where fit rows are few")
+    assert told.startswith("age fvu above 1, worse than a constant, in ['0', '2']: typical of too few fit rows")
     assert "worse" not in str(pf.probe(net, few, layers="0"))

@@ -119,7 +119,7 @@ def test_an_unfinished_checkpoint_is_read_again_when_it_has_changed(
     path.write_bytes(whole.read_bytes()[:2000])
     between_rounds(monkeypatch, [lambda: None, lambda: None, lambda: path.write_bytes(whole.read_bytes())])
     with pytest.warns(
-        RuntimeWarning, match=r"step 5 is tried 2 times more, and when it has changed: .*step_5.pt"
+        RuntimeWarning, match=r"step 5 is tried 2 times more, and again when it has changed: .*step_5.pt"
     ) as caught:
         scores = next(pf.watch(net, folder, probe_set, out=tmp_path / "out", layers="hidden"))
     assert scores.steps == [5]
@@ -235,7 +235,7 @@ def test_a_measured_checkpoint_may_be_saved_again_or_removed_piece_by_piece(
     between_rounds(monkeypatch, rounds)  # type: ignore[arg-type]
     watching = pf.watch(net, folder, probe_set, out=tmp_path / "out", layers="hidden")
     assert next(watching).steps == [1, 2]
-    with pytest.warns(RuntimeWarning, match="step 1 is tried 2 times more, and when it has changed"):
+    with pytest.warns(RuntimeWarning, match="step 1 is tried 2 times more, and again when it has changed"):
         assert next(watching).steps == [1, 2, 3]
 
 

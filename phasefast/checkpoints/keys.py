@@ -47,7 +47,7 @@ def weights_in(loaded: Any, name: str, key: str | None = None) -> tuple[dict[str
     if key is None and way and (others := _twins(whole, loaded)):
         warn(
             f"checkpoints: weights are read from {way[:-1]!r}, but {shown(others)} has tensors of the same names "
-            f"too: key={others[0]!r} (--key) reads those, key={way[:-1]!r} says that you know"
+            f"too: key={others[0]!r} (--key) reads those, key={way[:-1]!r} silences this warning"
         )
     if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(key, str) for key in loaded):
         kind = "an empty one" if isinstance(loaded, Mapping) and not loaded else type(loaded).__name__

@@ -56,7 +56,7 @@ class Reader:
                 first, second = self.ways.values()
                 warn(
                     f"checkpoints: weights are read from {first}, but from {second}: if some are averages of weights, "
-                    "these make no one curve; key= (--key) takes those under one key, load= (--load) any"
+                    "they do not form one curve; key= (--key) takes those under one key, load= (--load) any"
                 )
         return state
 

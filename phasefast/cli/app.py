@@ -30,7 +30,7 @@ Targets = Annotated[
     typer.Option(
         "--target",
         help="input, label, a name of the probe set's values, or package.module:target, such as a pf.Function or a "
-        "list; may be given again. All that the probe set has by default.",
+        "list; may be repeated. All that the probe set has by default.",
     ),
 ]
 Checkpoints = Annotated[

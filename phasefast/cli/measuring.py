@@ -21,13 +21,13 @@ def _option(name: str, kind: Any, default: Any, about: str, *flags: str, **how: 
 
 OPTIONS = (
     _option(
-        "layers", list[str] | None, None, "Glob of layers, or after ! of those left out; may be given again.", "--layer"
+        "layers", list[str] | None, None, "Glob of layers, or after ! of those left out; may be repeated.", "--layer"
     ),
     _option(
         "alphas",
         list[float] | None,
         None,
-        "Relative ridge penalty; may be given again, and the best is chosen.",
+        "Relative ridge penalty; may be repeated, and the best is chosen.",
         "--alpha",
     ),
     _option("noise", float | None, None, "Instead of --alpha: standard deviation of noise on the activations."),
@@ -57,7 +57,7 @@ OPTIONS = (
     _option(
         "layer_sketch", int | None, None, "Random combinations of a wider layer's features that are decoded.", min=1
     ),
-    _option("batch_size", int | None, None, "Of the forward passes.", min=1),
+    _option("batch_size", int | None, None, "Samples in each forward pass.", min=1),
     _option("memory", str | None, None, "Budget, such as 8GB; most of what is free by default."),
     inspect.Parameter("device", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=Device),
 )

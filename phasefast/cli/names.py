@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from ..data.probe_set import ProbeSet
 from ..data.target_types import Target
 from ..errors import ArgumentError, PhasefastError
 from ..experiments.models import torchvision_model
 from ..named_targets import by_name, named_target
-from ..stages.probe_set import ProbeSet
 
 Made = TypeVar("Made")
 

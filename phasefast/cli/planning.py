@@ -11,10 +11,10 @@ from torch import nn
 
 from ..common.console import of_results
 from ..common.tables import counted
+from ..data.probe_set import ProbeSet
 from ..errors import ArgumentError
 from ..layers.selection import select_layers
 from ..planning import COLUMNS, plan
-from ..stages.probe_set import ProbeSet
 from .app import PROBE_SET, Model, Targets, app
 from .measuring import measuring
 from .names import load_model, load_probe_set, load_targets
@@ -54,7 +54,7 @@ def plan_command(
     heldout: Annotated[int, typer.Option(help="Rows that they are scored on.")] = 1000,
     classes: Annotated[int, typer.Option(help="Classes of the label; 0 for no label.")] = 10,
     probe_set: Annotated[str | None, typer.Option(help=f"{PROBE_SET}; instead of the four sizes above.")] = None,
-    checkpoints: Annotated[int, typer.Option(min=1, help="Of the sweep.")] = 1,
+    checkpoints: Annotated[int, typer.Option(min=1, help="How many checkpoints the sweep has.")] = 1,
     target: Targets = None,
     options: Any = None,
 ) -> None:
@@ -79,7 +79,7 @@ def plan_command(
         table.add_row(*map(Text, entry.texts))
     console = of_results()
     console.print(table)
-    console.print("pass: of the data through the model")
+    console.print("pass: in which pass of the data through the model the layer is captured")
     if options["precision"] == "exact":
         console.print(
             "seconds: in float32; layers that are nearly invertible, as first ones can be, need float64 too: 5 times "

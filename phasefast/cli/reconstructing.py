@@ -23,7 +23,7 @@ def reconstruct_command(
     probe_set: Samples,
     out: Annotated[Path, typer.Option(help="The picture.")] = Path("reconstructions.png"),
     step: Annotated[
-        list[int] | None, typer.Option("--step", help="Only this checkpoint; may be given again. All by default.")
+        list[int] | None, typer.Option("--step", help="Only this checkpoint; may be repeated. All by default.")
     ] = None,
     samples: Annotated[
         int | None, typer.Option(min=1, help="How many held-out images, the first ones; 4 by default.")

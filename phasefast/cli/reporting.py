@@ -31,10 +31,10 @@ from ..results.shards import list_shards, read_scores, read_shard
 from .app import Directory, app
 
 ShownLayers = Annotated[
-    list[str] | None, typer.Option("--layer", help="Show only layers that match this glob; may be given again.")
+    list[str] | None, typer.Option("--layer", help="Show only layers that match this glob; may be repeated.")
 ]
 ShownTargets = Annotated[
-    list[str] | None, typer.Option("--target", help="Show only targets that match this glob; may be given again.")
+    list[str] | None, typer.Option("--target", help="Show only targets that match this glob; may be repeated.")
 ]
 Csv = Annotated[bool, typer.Option("--csv", help="Print comma-separated values instead, for a spreadsheet.")]
 Window = Annotated[
@@ -89,9 +89,11 @@ def report(
     window: Window = DEFAULT_RULES.window,
     out: Place = None,
 ) -> None:
-    """Like phases, and draw phases.png and maps.png, or phases-selected.png and maps-selected.png of some.
+    """Like phases, and also draw phases.png and maps.png, or with --layer or --target phases-selected.png and
+    maps-selected.png.
 
-    The last layer's before the model's output shade the upper curves, its stop window marks all.
+    The phases of the last layer, or of the last one before the class scores, shade the upper curves; its stop window is
+    marked in all of them.
     """
     write_report(directory, layers=layer, targets=target, rules=PhaseRules(window=window), form=form, out=out)
 
@@ -103,7 +105,7 @@ def compare(
     target: ShownTargets = None,
     picture: Annotated[
         Path | None,
-        typer.Option(help="Draw the last layer before the output, in all runs, into this file, such as seeds.png."),
+        typer.Option(help="Draw the last layer, or the last one before the class scores, in all runs, into this file."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     csv: Csv = False,

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from ..common.console import of_results
 from ..errors import ArgumentError
+from ..phases.detect import detect_phases
 from ..results.shards import list_shards
-from ..stages.phases import detect_phases
 from ..sweep import sweep
 from ..watch import watch
 from .app import Checkpoints, Key, Load, Model, Samples, Targets, Trust, app

@@ -58,10 +58,10 @@ def telling_draws(device: torch.device, outputs: Callable[[], Any], tell: Callab
     plain = all(isinstance(each, Tensor) and not each.is_nested for each in found)
     if not plain or not torch.equal(*(each.nan_to_num() for each in found)):
         tell(
-            "forward gives other outputs with other random numbers, which it draws in evaluation mode too: the same "
-            "ones at every measurement, but others for each sample. Where they mask or shuffle what a layer gets, as "
-            "in masked autoencoders, a feature is not the same thing in all samples, and little is decoded: give a "
-            "model whose forward does not"
+            "forward gives other outputs with other random numbers, which it draws in evaluation mode too. They are "
+            "the same at every measurement, but differ between samples: if they mask or shuffle what a layer gets, as "
+            "in masked autoencoders, a feature does not mean the same in all samples, and little can be decoded. Give "
+            "a model whose forward is not random"
         )
 
 

@@ -9,13 +9,13 @@ from rich.console import Console
 
 from ..common.console import of_results
 from ..common.devices import fastest_device, resolve_device
+from ..data.probe_set import ProbeSet
 from ..data.target_types import Input, Label
 from ..errors import ArgumentError
 from ..phases.phase_report import PhaseReport
 from ..reconstruction import Reconstructions, reconstruct
 from ..report import plot_reconstructions, write_report
 from ..results.store import RECONSTRUCTIONS
-from ..stages.probe_set import ProbeSet
 from ..track import PhaseTracker
 from .checkpointing import log2_steps
 from .datasets import digits

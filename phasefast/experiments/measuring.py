@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..data.probe_set import ProbeSet
 from ..data.target_types import Label, Target
 from ..engine import Engine
 from ..layers.selection import select_layers
+from ..phases.detect import detect_phases
 from ..phases.phase_report import PhaseReport
 from ..results.scores import Scores
-from ..stages.phases import detect_phases
-from ..stages.probe_set import ProbeSet
 from ..sweep import sweep
 from ..types import Activations
 from .datasets import Splits

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from ..data.probe_set import ProbeSet
 from ..data.target_types import Function, Input, Label, Target
 from ..errors import ArgumentError
-from ..stages.probe_set import ProbeSet
 from .datasets import Splits, adapt, keep_classes, load
 from .settings import Setting
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..data.probe_set import ProbeSet
 from ..decoding import decode
 from ..engine import Engine
 from ..errors import ArgumentError
 from ..stages.evaluate import evaluate
-from ..stages.probe_set import ProbeSet
 from ..types import Activations
 
 _WIDEST, _NARROWEST = 128, 32

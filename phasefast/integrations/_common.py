@@ -10,9 +10,9 @@ from torch import nn
 
 from ..checkpoints import state_hash
 from ..common.notices import warn
+from ..data.probe_set import ProbeSet
 from ..errors import ArgumentError
 from ..options import checked_options
-from ..stages.probe_set import ProbeSet
 from ..track import PhaseTracker
 
 _OF_TRACKERS = inspect.signature(PhaseTracker).parameters

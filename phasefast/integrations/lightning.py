@@ -7,8 +7,8 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
+from ..data.probe_set import ProbeSet
 from ..errors import ArgumentError, DependencyError
-from ..stages.probe_set import ProbeSet
 from ._common import LiveProbe
 
 

@@ -162,7 +162,7 @@ def phase_notes(cells: Sequence[CellPhases]) -> list[str]:
     if of := [cell for cell in cells if cell.left_out]:
         named = [f"{_named(cell, several)} at {', '.join(map(str, cell.left_out))}" for cell in of[:_REASONS]]
         more = f"; and of {len(of) - _REASONS} more curves" if len(of) > _REASONS else ""
-        notes.append(f"Steps that are left out, as far above their neighbours: {'; '.join(named)}{more}.")
+        notes.append(f"Steps left out, because they lie far above their neighbours: {'; '.join(named)}{more}.")
     ends = {cell: max(steps) for cell in cells if (steps := cell.evidence.get("steps"))}
     if early := [f"{_named(cell, several)} to {end}" for cell, end in ends.items() if end < max(ends.values())]:
         notes.append(
@@ -174,7 +174,7 @@ def phase_notes(cells: Sequence[CellPhases]) -> list[str]:
     told = [(cell, cell.why or cell.doubt) for cell in in_order]
     reasons = [f"{_named(cell, several)}: {text}" for cell, text in told if text]
     if (left := len(reasons) - _REASONS) > 0:
-        reasons[_REASONS:] = [f"and {left} more: cell.why, cell.doubt, or phases.json, tell of them"]
+        reasons[_REASONS:] = [f"and {left} more: see cell.why, cell.doubt or phases.json"]
     return notes + reasons
 
 

@@ -15,9 +15,9 @@ from ..errors import ArgumentError, LayerError
 from ..metrics import METRIC_OF_LOSS
 from ..phases.best import CommonBest, check_runs
 from ..phases.comparing import Agreement, Comparison, compare_phases
+from ..phases.detect import detect_phases
 from ..phases.phase_report import KINDS, CellPhases, PhaseReport, span_text
 from ..results.scores import MODEL_LAYER, Scores
-from ..stages.phases import detect_phases
 from .curves import headline, telling_layers
 from .names import shortened, spelled
 from .plot import plot_phases

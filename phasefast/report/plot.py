@@ -10,9 +10,9 @@ import numpy as np
 
 from ..errors import DataError
 from ..metrics import FVU
+from ..phases.detect import detect_phases
 from ..phases.phase_report import CellPhases, PhaseReport
 from ..results.scores import Scores
-from ..stages.phases import detect_phases
 from .bests import with_best
 from .curves import (
     Curve,

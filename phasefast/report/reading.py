@@ -12,6 +12,7 @@ from ..common.notices import shown, warn
 from ..errors import ArgumentError, DataError, LayerError
 from ..phases.best import CommonBest, best_of_runs
 from ..phases.comparing import Comparison, compare_phases
+from ..phases.detect import detect_phases
 from ..phases.phase_report import PhaseReport, failure_notes
 from ..phases.rules import DEFAULT_RULES, PhaseRules
 from ..results.failures import Failure, lost_layers, read_failures
@@ -19,7 +20,6 @@ from ..results.origins import read_origins
 from ..results.scores import Scores
 from ..results.settings import differences
 from ..results.shards import read_scores
-from ..stages.phases import detect_phases
 from .bests import task_layers, with_best
 from .compared import run_names
 from .curves import telling_layers

@@ -79,13 +79,13 @@ def _print_best(scores: Scores, best: BestCheckpoint, report: PhaseReport, conso
         text = f"No layer is better than {than if best.metric in ACCURACIES else 'the fit mean'} by more than chance"
         rare = best.metric == ACCURACY and (scores.baseline(target, best.metric) or 0.0) >= _MOSTLY
         mend = "; classifier='balanced' counts all classes alike" if rare else ""
-        console.print(f"{text}: no best one is named{mend}", soft_wrap=True)
+        console.print(f"{text}: none is named best{mend}", soft_wrap=True)
         return
     value = number(best.value, 4 if best.metric == FVU else 3)
     text = f"Best: {best.layer} at step {best.step}, {spelled(best.metric)} {value}"
     alike = [f"its steps {', '.join(_spans(best.steps, steps))}"] if len(best.steps) > 1 else []
     alike += [f"{layer} at {step}" for layer, step in best.others.items()]
-    text = f"{text}; not told apart from it: {'; '.join(alike)}" if alike else f"{text}, told apart from all"
+    text = f"{text}; not told apart from it: {'; '.join(alike)}" if alike else f"{text}, told apart from all others"
     if window := window_without(report, best.layer, best.steps):
         text += f". The input's stop window there, {window}, holds none of these steps"
     if len(steps) > 1 and best.steps[0] == steps[0]:

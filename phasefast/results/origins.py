@@ -70,9 +70,9 @@ def check_constants(directory: str | Path, constants: Mapping[str, str]) -> None
             return
     if changed := [name for name, own in constants.items() if known.get(name, own) != own]:
         warn(
-            f"{directory}: the model's tensors {shown(changed)} are in no checkpoint, and others than those of the "
-            "model that the scores there were measured with: if they are drawn at random, neither need be the "
-            "training's; make the model with its seed, in all jobs, and start over (overwrite=True, --overwrite)"
+            f"{directory}: the model's tensors {shown(changed)} are in no checkpoint, and differ from those that the "
+            "scores there were measured with. If they are drawn at random, neither may be the training's: make the "
+            "model with the training's seed, in all jobs, and start over (overwrite=True, --overwrite)"
         )
 
 

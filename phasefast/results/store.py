@@ -133,8 +133,8 @@ def check_weights(stored: Scores, expected: str) -> None:
     if stored.values_of("state_hash") != [expected]:
         raise OtherWeightsError(
             f"step {stored.steps[0]} is stored already, but was measured on other weights: another training, rank, key "
-            "or function? Of a training that went on from an older checkpoint delete the files of later steps in "
-            f"scores/, else {_ELSEWHERE}"
+            "or function? If this training went on from an older checkpoint, delete the files of later steps in "
+            f"scores/; otherwise {_ELSEWHERE}"
         )
 
 

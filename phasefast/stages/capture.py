@@ -235,7 +235,7 @@ class _Spool:
         if (width := _width(x, pool)) != self.layer.dim:
             raise LayerError(
                 f"layer {self.layer.name!r}: {self.layer.dim} features of each sample in the first batch, {width} in "
-                "another, as of sequences that a model cuts to the longest of a batch; let it keep them whole"
+                "another, for example because the model cuts sequences to the longest of a batch; turn that off"
             )
         if self.shift is None:
             zero = torch.zeros(self.layer.dim, dtype=torch.float32, device=rows.device)
@@ -310,8 +310,8 @@ def _warn_of_own_tokens(more: Mapping[str, int], length: int) -> None:
     if more:
         name, count = next(iter(more.items()))
         warn(
-            f"layers {shown(more)} have more tokens than the {length} of the input, {name!r} {count}: these are taken "
-            "for the model's own, which come first, and left out; where they are others leave these layers out"
+            f"layers {shown(more)} have more tokens than the {length} of the input, {name!r} {count}: the first ones "
+            "are taken for the model's own and left out; if they are not, leave these layers out"
         )
 
 

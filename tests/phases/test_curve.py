@@ -7,10 +7,10 @@ import re
 import numpy as np
 import pytest
 
+from phasefast.phases.detect import detect_curve
 from phasefast.phases.phase_report import CellPhases, PhaseReport, phase_notes
 from phasefast.phases.rules import DEFAULT_RULES
 from phasefast.phases.valley import odd_steps, persistence, rarely_apart, rarely_gained, valleys
-from phasefast.stages.phases import detect_curve
 from tests import curves
 from tests.curves import QUICK, kinds
 

@@ -86,7 +86,7 @@ def test_few_reasons_are_printed_those_without_a_phase_first() -> None:
     assert lines[8:] == [
         "last, label: comes back",
         *(f"constant{i}, input: hardly changes" for i in range(3)),
-        "and 3 more: cell.why, cell.doubt, or phases.json, tell of them",
+        "and 3 more: see cell.why, cell.doubt or phases.json",
     ]
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from phasefast.phases.detect import detect_phases
 from phasefast.report import plot_phases
 from phasefast.report.curves import headline
 from phasefast.report.panel import draw_panel
 from phasefast.results.scores import Scores
-from phasefast.stages.phases import detect_phases
 
 from .synthetic import log2_steps, make_scores
 

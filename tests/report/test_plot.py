@@ -13,6 +13,7 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from phasefast.errors import DataError, DependencyError, StoreError
+from phasefast.phases.detect import detect_phases
 from phasefast.phases.phase_report import PhaseReport
 from phasefast.report import plot_phases, with_best
 from phasefast.report.curves import telling_layers
@@ -20,7 +21,6 @@ from phasefast.report.panel import _marked
 from phasefast.report.scales import StepAxis
 from phasefast.results.failures import Failure
 from phasefast.results.scores import Scores
-from phasefast.stages.phases import detect_phases
 
 from .synthetic import figure_of, log2_steps, make_scores, of_widths, row, targets_apart
 

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from phasefast.errors import ArgumentError, DataError, DependencyError, StoreError
+from phasefast.phases.detect import detect_phases
 from phasefast.report import read_phases, restrict, write_report
 from phasefast.results.scores import Scores
-from phasefast.stages.phases import detect_phases
 
 from .synthetic import log2_steps, make_scores, of_widths, targets_apart, write_run
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from phasefast.phases.detect import detect_phases
 from phasefast.phases.phase_report import CellPhases, Phase, PhaseReport
 from phasefast.report import with_best
 from phasefast.report.names import shortened
 from phasefast.report.table import curve_tables, number, numbers, phase_table, print_report
 from phasefast.results.scores import Scores
-from phasefast.stages.phases import detect_phases
 
 from .synthetic import log2_steps, make_scores, row
 
@@ -153,7 +153,7 @@ def test_estimates_are_called_so() -> None:
 @pytest.mark.parametrize(
     ("steps", "shares", "texts"),
     [
-        ((0, 1, 2), (0.5, 0.6, 0.9), ["Best: a at step 2, accuracy ", "told apart from all"]),
+        ((0, 1, 2), (0.5, 0.6, 0.9), ["Best: a at step 2, accuracy ", "told apart from all others"]),
         ((0, 1, 2), (0.9, 0.6, 0.9), ["not told apart from it: its steps 0, 2", "Step 0", "no gain by training"]),
         ((500, 600, 700), (0.9, 0.6, 0.9), ["its steps 500, 700", "no gain by training after step 500"]),
         ((0, 1, 2), (0.3, 0.5, 0.48), ["No layer is better than the most frequent class, .500, by more than chance"]),

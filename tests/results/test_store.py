@@ -88,7 +88,7 @@ def test_other_weights_are_told_without_hashes(
 ) -> None:
     pf.sweep(net, {3: state}, probe_set, out=tmp_path / "a", layers="hidden")
     other = {**state, "hidden.bias": state["hidden.bias"] + 1}
-    message = "step 3 is stored already, but was measured on other weights: another training, rank, key or function? Of"
+    message = "step 3 is stored already, but was measured on other weights: another training, rank, key or function? If"
     assert message in refused(tmp_path / "a", other, net, probe_set)
     path = tmp_path / "step_3.pt"
     torch.save(state, path)

@@ -52,12 +52,12 @@ import numpy as np
 from ..common.scalars import as_float, is_integer
 from ..errors import ArgumentError, DataError
 from ..metrics import FVU, LOSSES
-from ..phases.curve import Curve
-from ..phases.phase_report import CellPhases, Phase, PhaseReport
-from ..phases.rules import DEFAULT_RULES, PhaseRules
-from ..phases.valley import bootstrap, noise_around, odd_steps, order_test, valleys
 from ..results.losses import Losses, losses_of
 from ..results.scores import Scores
+from .curve import Curve
+from .phase_report import CellPhases, Phase, PhaseReport
+from .rules import DEFAULT_RULES, PhaseRules
+from .valley import bootstrap, noise_around, odd_steps, order_test, valleys
 
 
 def detect_phases(

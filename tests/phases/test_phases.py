@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from phasefast.errors import ArgumentError, DataError, LayerError
+from phasefast.phases.detect import detect_curve, detect_phases
 from phasefast.phases.phase_report import PhaseReport
 from phasefast.results.scores import Scores
-from phasefast.stages.phases import detect_curve, detect_phases
 from tests.curves import QUICK, draw, find, kinds, log_steps
 
 CIFAR_STEPS = [0, 2, 8, 16, 32, 64, 256, 1024, 4096]

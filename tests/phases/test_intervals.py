@@ -10,9 +10,9 @@ import torch
 
 import phasefast as pf
 from phasefast.errors import DataError
+from phasefast.phases.detect import detect_curve
 from phasefast.phases.valley import bootstrap
 from phasefast.results.scores import SCHEMA, Scores
-from phasefast.stages.phases import detect_curve
 from tests.conftest import SmallNet
 from tests.curves import QUICK
 

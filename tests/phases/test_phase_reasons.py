@@ -9,10 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from phasefast.phases.detect import detect_curve
 from phasefast.phases.phase_report import PhaseReport
 from phasefast.phases.rules import DEFAULT_RULES
 from phasefast.phases.valley import apart_together
-from phasefast.stages.phases import detect_curve
 from tests.curves import find, kinds, log_steps
 
 from .test_phases import DIGITS

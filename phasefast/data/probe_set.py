@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -16,15 +15,14 @@ from torch import Tensor
 
 from ..common.files import save
 from ..common.notices import warn
-from ..data.samples import as_numbers, draw, random_order
-from ..data.target_types import Values
 from ..errors import ArgumentError, DataError
 from ..types import TargetKind
+from .contents import hash_of, warn_of_copies
+from .samples import as_numbers, draw, random_order
+from .target_types import Values
 
 Numbers = Tensor | np.ndarray | Sequence[Any]
 _FEWEST = 10  # samples of each class on average, or else they may be numbers
-_COPIES = 10  # one of so many fit samples that are copies is worth a warning
-_COMPARED = 256  # numbers of each sample, by which those that are in both splits are found
 _OF_PIXELS = (
     "those of pixels are decoded by patches (docs/sequences.md), or as numbers: masks.flatten(1).float() as values="
 )
@@ -75,7 +73,8 @@ class ProbeSet:
             raise DataError(f"labels: expected those of samples or those of tokens for both splits, got {shapes}")
         if (names := set(self.fit_values) ^ set(self.heldout_values)) or {"input", "label"} & set(self.fit_values):
             wrong = sorted(names or {"input", "label"} & set(self.fit_values))
-            raise DataError(f"values: expected the same names for both splits, none 'input' or 'label', not {wrong}")
+            mend = "names differ between the splits" if names else "these names are those of the input and the label"
+            raise DataError(f"values {wrong}: {mend}; expected the same names for both splits, and others than these")
         for split in ("fit", "heldout"):
             given, rows = getattr(self, f"{split}_values"), len(getattr(self, f"{split}_inputs"))
             shape = getattr(self, f"{split}_inputs").shape
@@ -121,7 +120,7 @@ class ProbeSet:
         fit_values, heldout_values = ({name: both[i] for name, both in (values or {}).items()} for i in (0, 1))
         parts: Any = (fit_inputs, fit_labels, heldout_inputs, heldout_labels, fit_values, heldout_values)
         given = cls(*parts)  # which makes tensors of them
-        _warn_of_copies(given.fit_inputs, given.heldout_inputs)
+        warn_of_copies(given.fit_inputs, given.heldout_inputs)
         order = random_order(given.n_fit, seed).to(given.fit_inputs.device)
         labels = None if given.fit_labels is None else given.fit_labels[order.to(given.fit_labels.device)]
         shuffled = {name: own[order.to(own.device)] for name, own in given.fit_values.items()}
@@ -257,7 +256,7 @@ class ProbeSet:
     @cached_property
     def digest(self) -> str:
         """Content hash of all inputs, labels and values, in hexadecimal."""
-        digest = _hash_of(self.fit_inputs, self.fit_labels, self.heldout_inputs, self.heldout_labels)
+        digest = hash_of(self.fit_inputs, self.fit_labels, self.heldout_inputs, self.heldout_labels)
         for split in (self.fit_values, self.heldout_values):
             for name, tensor in sorted(split.items()):
                 digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
@@ -267,7 +266,7 @@ class ProbeSet:
     @cached_property
     def inputs_digest(self) -> str:
         """Content hash of the inputs alone, in hexadecimal."""
-        return _hash_of(self.fit_inputs, self.heldout_inputs).hexdigest()
+        return hash_of(self.fit_inputs, self.heldout_inputs).hexdigest()
 
     @property
     def classes(self) -> int:
@@ -346,54 +345,9 @@ def _checked(name: str, values: Tensor, shape: torch.Size) -> Tensor:
     return values.long()
 
 
-def _warn_of_copies(fit: Tensor, heldout: Tensor) -> None:
-    copies, same = _repeated(fit, heldout, _COMPARED)
-    if copies * _COPIES >= len(fit) or same * 2 >= len(heldout):  # which may differ in what was not compared
-        copies, same = _repeated(fit, heldout, fit[0].numel())
-    if copies * _COPIES >= len(fit):
-        warn(
-            f"{copies} of {len(fit)} fit samples are copies of others: penalties are chosen by samples that are left "
-            "out, too weak ones where copies of these are not; leave copies out"
-        )
-    if same * 2 >= len(heldout):
-        warn(
-            f"{same} of {len(heldout)} held-out samples are fit samples too: held-out scores are then of samples that "
-            "decoders have seen; give other samples"
-        )
-
-
-def _repeated(fit: Tensor, heldout: Tensor, most: int) -> tuple[int, int]:
-    """How many fit samples are copies of others, and held-out ones of fit samples, by so many numbers of each."""
-    keys = _keys(fit, most)
-    known = set(keys)
-    return len(keys) - len(known), sum(key in known for key in _keys(heldout, most))
-
-
-def _keys(inputs: Tensor, most: int) -> list[bytes]:
-    """A hash of some numbers of each sample, evenly spaced."""
-    flat = inputs.detach().flatten(1)
-    some = flat[:, :: -(-flat.shape[1] // most)].cpu()
-    return [hashlib.blake2b(row, digest_size=16).digest() for row in _bytes(some).reshape(len(some), -1).numpy()]
-
-
 def _compact(given: Any) -> Any:
     """On the CPU, without the rest of a larger tensor that it is a part of."""
     if not isinstance(given, Tensor):
         return given if given is None else {name: _compact(each) for name, each in given.items()}
     tensor = given.detach().cpu()
     return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
-
-
-def _hash_of(*tensors: Tensor | None) -> hashlib.blake2b:
-    """Of their shapes, types and numbers."""
-    digest = hashlib.blake2b(digest_size=16)
-    for tensor in tensors:
-        if tensor is not None:
-            digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
-            digest.update(_bytes(tensor.detach().cpu()).numpy().data)
-    return digest
-
-
-def _bytes(tensor: Tensor) -> Tensor:
-    """Of its numbers in their order, in one dimension: others of one place may have strides that no view takes."""
-    return tensor.reshape(-1).contiguous().view(torch.uint8)

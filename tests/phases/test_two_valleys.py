@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from phasefast.phases.detect import detect_curve
 from phasefast.phases.phase_report import phase_notes
-from phasefast.stages.phases import detect_curve
 
 
 def of_two(seed: int, later: float, top: float = 0.31) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,59 @@
+"""What tensors hold: content hashes, and samples that are copies of others."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from ..common.notices import warn
+
+_COPIES = 10  # one of so many fit samples that are copies is worth a warning
+_COMPARED = 256  # numbers of each sample, by which those that are in both splits are found
+
+
+def hash_of(*tensors: Tensor | None) -> hashlib.blake2b:
+    """Of their shapes, types and numbers."""
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in tensors:
+        if tensor is not None:
+            digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
+            digest.update(_bytes(tensor.detach().cpu()).numpy().data)
+    return digest
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """Of its numbers in their order, in one dimension: others of one place may have strides that no view takes."""
+    return tensor.reshape(-1).contiguous().view(torch.uint8)
+
+
+def warn_of_copies(fit: Tensor, heldout: Tensor) -> None:
+    """Warn where many fit samples are copies of others, or held-out ones of fit samples."""
+    copies, same = _repeated(fit, heldout, _COMPARED)
+    if copies * _COPIES >= len(fit) or same * 2 >= len(heldout):  # which may differ in what was not compared
+        copies, same = _repeated(fit, heldout, fit[0].numel())
+    if copies * _COPIES >= len(fit):
+        warn(
+            f"{copies} of {len(fit)} fit samples are copies of others: penalties will be too weak, since samples "
+            "that are left out for the choice have copies among the rest; remove the copies"
+        )
+    if same * 2 >= len(heldout):
+        warn(
+            f"{same} of {len(heldout)} held-out samples are fit samples too: held-out scores are then of samples that "
+            "decoders have seen; give other samples"
+        )
+
+
+def _repeated(fit: Tensor, heldout: Tensor, most: int) -> tuple[int, int]:
+    """How many fit samples are copies of others, and held-out ones of fit samples, by so many numbers of each."""
+    keys = _keys(fit, most)
+    known = set(keys)
+    return len(keys) - len(known), sum(key in known for key in _keys(heldout, most))
+
+
+def _keys(inputs: Tensor, most: int) -> list[bytes]:
+    """A hash of some numbers of each sample, evenly spaced."""
+    flat = inputs.detach().flatten(1)
+    some = flat[:, :: -(-flat.shape[1] // most)].cpu()
+    return [hashlib.blake2b(row, digest_size=16).digest() for row in _bytes(some).reshape(len(some), -1).numpy()]

@@ -1,0 +1,106 @@
+"""Samples that belong together, such as those of one subject, or windows of one recording that overlap."""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..common.notices import warn
+from ..errors import DataError
+
+Names = Tensor | np.ndarray | Sequence[Any]  # of groups, one for each sample: integers or text
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """Which group each of n samples is of.
+
+    Attributes:
+        numbers: [n] int64 on the CPU, the same for all samples of a group.
+    """
+
+    numbers: Tensor
+
+    @cached_property
+    def _places(self) -> Tensor:
+        """[n] from 0 on, in the order of the groups' first samples."""
+        _, places = self.numbers.unique(return_inverse=True)
+        first = torch.full((int(places.max()) + 1,), len(places))
+        first.scatter_reduce_(0, places, torch.arange(len(places)), "amin")
+        return first.argsort().argsort()[places]
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """How many samples each group has, [g]."""
+        return self._places.bincount()
+
+    @cached_property
+    def weights(self) -> Tensor | None:
+        """The same over their mean, float64; None where all have as many."""
+        counts = self.counts.double()
+        return None if bool((counts == counts[0]).all()) else counts / counts.mean()
+
+    @cached_property
+    def digest(self) -> str:
+        """Content hash in hexadecimal."""
+        return hashlib.blake2b(self._places.numpy().tobytes(), digest_size=8).hexdigest()
+
+    def shuffled(self, order: Tensor) -> Tensor:
+        """An order [n] of the samples in which those of each group follow each other, from a random one."""
+        groups = Groups(self.numbers[order])
+        return order[groups._places.argsort(stable=True)]
+
+    def folds(self, offsets: Sequence[int]) -> list[int]:
+        """Offsets of folds, moved to the nearest ends of groups, whose samples follow each other.
+
+        Raises:
+            DataError: a group's samples do not, or there are not two groups for folds.
+        """
+        if bool((self._places.diff() < 0).any()):
+            raise DataError("fit_groups: expected the samples of each group side by side; from_tensors sorts them")
+        ends = [0, *self.counts.cumsum(0).tolist()]
+        count = min(len(offsets), len(ends)) - 1
+        if len(offsets) > 2 and count < 2:
+            raise DataError("groups: expected two or more among the fit samples, of which folds are made, got one")
+        found = [0]
+        for fold in range(1, count):
+            wanted = ends[-1] * fold // count
+            place = bisect.bisect_left(ends, wanted)
+            place -= place > 0 and wanted - ends[place - 1] < ends[place] - wanted
+            found.append(min(max(place, found[-1] + 1), len(ends) - 1 - (count - fold)))
+        return [ends[place] for place in [*found, len(ends) - 1]]
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Of values [n] over each group [g], in their type: their sum over the mean count, of the same mean."""
+        sums = torch.zeros(len(self.counts), dtype=torch.float64)
+        sums.index_add_(0, self._places, values.double().cpu())
+        return (sums * (len(self.counts) / len(self.numbers))).to(values.dtype)
+
+
+def numbered(given: tuple[Names, Names], sizes: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The groups of fit and held-out samples [n] and [m], as integers; a warning where both have some.
+
+    Raises:
+        DataError: there is not one for each sample.
+    """
+    both = [np.asarray(own.cpu() if isinstance(own, Tensor) else own) for own in given]
+    for split, own, size in zip(("fit", "heldout"), both, sizes, strict=True):
+        if own.shape != (size,) or own.dtype.kind not in "iubUS":
+            got = f"{own.dtype} {own.shape}"
+            raise DataError(f"{split}_groups: expected {size} integers or texts, one for each sample, got {got}")
+    names, numbers = np.unique(np.concatenate(both), return_inverse=True)
+    fit, heldout = (torch.from_numpy(own.astype(np.int64)) for own in np.split(numbers, [sizes[0]]))
+    if shared := np.intersect1d(fit, heldout).tolist():
+        warn(
+            f"groups: {len(shared)} are of both splits, such as {names[shared[0]]!r}: decoders may know held-out "
+            "samples by others of their group; split by groups"
+        )
+    return fit, heldout
