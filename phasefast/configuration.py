@@ -13,6 +13,7 @@ from torch import nn
 from .algebra.systems import DEFAULT_ALPHAS, Penalties
 from .common.devices import resolve_device
 from .common.notices import warn
+from .data.token_rows import Units
 from .decoding import Method
 from .errors import ArgumentError
 from .layers.models import check_usable, unwrap
@@ -81,11 +82,11 @@ class Configuration:
         """Whether each column of a regression chooses a penalty of its own."""
         return bool(self.options.get("penalty_per") == "column")
 
-    def settings(self, run: str, data: str, token_rows: str, batch_size: int) -> dict[str, Any]:
+    def settings(self, run: str, data: str, units: Units, batch_size: int) -> dict[str, Any]:
         """What scores of one table have in common, as JSON has it: none of these may differ.
 
         Args:
-            data, token_rows: hashes, of the samples and of the tokens that are rows; empty where samples are.
+            data: hash of the samples. units: what their rows are.
         """
         method, rows = self.method, self.rows
         settings: dict[str, Any] = {
@@ -107,8 +108,10 @@ class Configuration:
             settings["padding"] = float(rows.padding)
         if method.discriminates:
             settings["classifier"] = method.classifier
-        if token_rows:
-            settings["token_rows"] = token_rows
+        if units.token_digest:
+            settings["token_rows"] = units.token_digest
+        if units.group_digest:
+            settings["groups"] = units.group_digest
         return settings
 
 

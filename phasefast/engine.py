@@ -78,6 +78,8 @@ class Engine:
         for name, value, kind in (("probe_set", probe_set, ProbeSet), ("run", run, str)):
             if not isinstance(value, kind):
                 raise ArgumentError(f"{name}: expected a {kind.__name__}, got {type(value).__name__}")
+        if probe_set.groups is not None:  # samples that are left out alone are known by others of their group
+            options = {"selection": "folds"} | options
         config = Configuration.of(model, options)
         options = dict(config.options)
         self.model, self.device, self.rows, self.batchnorm = config.model, config.device, config.rows, config.batchnorm
@@ -92,7 +94,7 @@ class Engine:
         looks = looks_padded(probe_set.fit_inputs) if self.rows.padding is None else None
         if looks is not None:
             warn(
-                f"inputs look padded with {looks}, which is treated like any other token; padding={looks} with "
+                f"inputs look padded with {looks}, which is treated like any other token: padding={looks} with "
                 "tokens='mean', 'cls', 'last' or 'each' leaves it out"
             )
         if self.rows.padding is not None:
@@ -109,17 +111,15 @@ class Engine:
             "fit": (probe_set.fit_inputs, probe_set.fit_labels),
             "heldout": (probe_set.heldout_inputs, probe_set.heldout_labels),
         }
-        self.units = Units()
-        if each:
-            which = {"fit": probe_set.fit_rows, "heldout": probe_set.heldout_rows}
-            self.units = Units(
-                {
-                    split: TokenRows.of(split, *own, self.rows.padding, which[split])
-                    for split, own in self._splits.items()
-                }
-            )
+        which = {"fit": probe_set.fit_rows, "heldout": probe_set.heldout_rows}
+        tokens = (
+            {split: TokenRows.of(split, *own, self.rows.padding, which[split]) for split, own in self._splits.items()}
+            if each
+            else None
+        )
+        self.units = Units(tokens, probe_set.groups)
         folds = self.units.folds(self.method.folds(probe_set.n_fit))
-        data = probe_set.inputs_digest + self.units.digest
+        data = probe_set.inputs_digest + self.units.token_digest + self.units.group_digest
         cache = None if out is None or config.per_column else TargetCache(Path(out) / "cache", data)
         self._components = options.get("target_components")
         kept = (self._fit_inputs, self._heldout_inputs) if keeps else None
@@ -135,7 +135,7 @@ class Engine:
             block.name: digest if block.name not in random else f"{digest}-{random[block.name]}"
             for block, digest in zip(self.targets.blocks, self.targets.digests, strict=True)
         }
-        self.settings = config.settings(run, probe_set.inputs_digest, self.units.digest, self.batch_size)
+        self.settings = config.settings(run, probe_set.inputs_digest, self.units, self.batch_size)
         self.config_hash = hashlib.blake2b(json.dumps(self.settings).encode(), digest_size=8).hexdigest()
         self._layers: list[Layer] | None = None
         tensors = [*self.model.parameters(), *self.model.buffers()]

@@ -54,8 +54,9 @@ class ProbeOptions(TypedDict, total=False):
             ``"eigen"`` or ``"target-free"`` forces one. All give the same numbers at the same penalty, but
             ``"dual"`` forced with penalties below 1e-6, whose fit errors are off; see docs/performance.md.
         selection: how penalties are chosen: ``"gcv"`` (default), generalised cross-validation, which never takes a
-            penalty of 0 that goes through all rows; ``"folds"``: 5-fold cross-validation, of whole sequences and the
-            default for ``tokens="each"``; ``"loo"``: leave-one-out errors of all rows, from one eigendecomposition.
+            penalty of 0 that goes through all rows; ``"folds"``: 5-fold cross-validation, of whole sequences and
+            groups, the default for ``tokens="each"`` and for probe sets with groups; ``"loo"``: leave-one-out errors of
+            all rows, from one eigendecomposition.
         penalty_per: ``"target"`` (default), or ``"column"``: each column of a regression chooses its own penalty.
         classifier: of classes: ``"ridge"`` (default), the largest of the one-hot predictions, which misses classes
             between others where there are many; ``"lda"``: linear discriminant analysis with the same penalty;

@@ -41,7 +41,7 @@ OPTIONS = (
         "selection",
         str | None,
         None,
-        "How penalties are chosen: gcv (default), folds (default with --tokens each) or loo.",
+        "How penalties are chosen: gcv (default), folds (default with --tokens each, or groups) or loo.",
     ),
     _option("penalty_per", str, "target", "target, or column: each column of a regression chooses its own."),
     _option(

@@ -100,7 +100,7 @@ def numbered(given: tuple[Names, Names], sizes: tuple[int, int]) -> tuple[Tensor
     fit, heldout = (torch.from_numpy(own.astype(np.int64)) for own in np.split(numbers, [sizes[0]]))
     if shared := np.intersect1d(fit, heldout).tolist():
         warn(
-            f"groups: {len(shared)} are of both splits, such as {names[shared[0]]!r}: decoders may know held-out "
-            "samples by others of their group; split by groups"
+            f"groups: {len(shared)} have samples in both splits, such as group {names[shared[0]]}: decoders may know "
+            "held-out samples from others of their group; split by groups"
         )
     return fit, heldout

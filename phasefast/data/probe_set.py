@@ -18,6 +18,7 @@ from ..common.notices import warn
 from ..errors import ArgumentError, DataError
 from ..types import TargetKind
 from .contents import hash_of, warn_of_copies
+from .groups import Groups, numbered
 from .samples import as_numbers, draw, random_order
 from .target_types import Values
 
@@ -43,6 +44,8 @@ class ProbeSet:
             likewise, of the same names.
         fit_rows: [n] which of the given samples these are, int64; None where that is not known. heldout_rows: [m]
             likewise. Per-sample scores are in this order.
+        fit_groups: [n] int64, the same number for samples that belong together; None where each stands for itself.
+            heldout_groups: [m] likewise. Samples of a group lie side by side in the fit split.
 
     Raises:
         DataError: too few rows, shapes or lengths that do not match, NaN or Inf, labels that are not integers.
@@ -56,6 +59,8 @@ class ProbeSet:
     heldout_values: Mapping[str, Tensor] = field(default_factory=dict)
     fit_rows: Tensor | None = None
     heldout_rows: Tensor | None = None
+    fit_groups: Tensor | None = None
+    heldout_groups: Tensor | None = None
 
     def __post_init__(self) -> None:
         for split, minimum in (("fit", 2), ("heldout", 1)):
@@ -71,6 +76,8 @@ class ProbeSet:
         shapes = [tuple(each.shape) for each in (self.fit_labels, self.heldout_labels) if each is not None]
         if len({len(shape) for shape in shapes}) > 1:
             raise DataError(f"labels: expected those of samples or those of tokens for both splits, got {shapes}")
+        if (self.fit_groups is None) != (self.heldout_groups is None):
+            raise DataError("groups: expected for both splits or for none, got them for one")
         if (names := set(self.fit_values) ^ set(self.heldout_values)) or {"input", "label"} & set(self.fit_values):
             wrong = sorted(names or {"input", "label"} & set(self.fit_values))
             mend = "names differ between the splits" if names else "these names are those of the input and the label"
@@ -79,12 +86,13 @@ class ProbeSet:
             given, rows = getattr(self, f"{split}_values"), len(getattr(self, f"{split}_inputs"))
             shape = getattr(self, f"{split}_inputs").shape
             object.__setattr__(self, f"{split}_values", {name: _checked(name, of, shape) for name, of in given.items()})
-            if (which := getattr(self, f"{split}_rows")) is not None:
-                which = as_numbers(f"{split}_rows", which)
-                if which.shape != (rows,) or which.is_floating_point() or which.dtype == torch.bool:
-                    got = f"{which.dtype} {tuple(which.shape)}"
-                    raise DataError(f"{split}_rows: expected {rows} integers, one for each input, got {got}")
-                object.__setattr__(self, f"{split}_rows", which.long().cpu())
+            for name in (f"{split}_rows", f"{split}_groups"):
+                if (which := getattr(self, name)) is not None:
+                    which = as_numbers(name, which)
+                    if which.shape != (rows,) or which.is_floating_point() or which.dtype == torch.bool:
+                        got = f"{which.dtype} {tuple(which.shape)}"
+                        raise DataError(f"{name}: expected {rows} integers, one for each input, got {got}")
+                    object.__setattr__(self, name, which.long().cpu())
         for name, own in self.fit_values.items():
             held = self.heldout_values[name]
             if own.shape[1:] != held.shape[1:] or own.is_floating_point() != held.is_floating_point():
@@ -100,6 +108,7 @@ class ProbeSet:
         heldout_labels: Numbers | None,
         *,
         values: Mapping[str, tuple[Numbers, Numbers]] | None = None,
+        groups: tuple[Numbers, Numbers] | str | None = None,
         seed: int = 0,
     ) -> ProbeSet:
         """A probe set from tensors; fit rows, with their labels and values, are shuffled by ``seed``.
@@ -111,17 +120,28 @@ class ProbeSet:
             fit_labels: [n] integers, or [n, t] of tokens, or None. heldout_labels: likewise.
             values: more to decode, such as measurements or other labels: ``{name: (of fit, of held-out samples)}``,
                 [n] and [m] or [n, q] and [m, q]; see :meth:`target`.
+            groups: of samples that belong together, such as those of one subject, or overlapping windows of one
+                recording: integers or texts ([n], [m]), or the name of the values that have them. Then a group counts
+                as one sample in intervals, phases and :func:`phasefast.best_checkpoint`, and folds are of whole groups.
 
         Raises:
             DataError: too few rows, shapes or lengths that do not match, NaN or Inf, labels that are not integers.
         """
+        values = dict(values) if isinstance(values, Mapping) else values
+        of_groups = _taken(values, groups) if isinstance(groups, str) else groups
         _check_pairs(values)
         fit_inputs, heldout_inputs = _of_array("fit", fit_inputs), _of_array("heldout", heldout_inputs)
         fit_values, heldout_values = ({name: both[i] for name, both in (values or {}).items()} for i in (0, 1))
         parts: Any = (fit_inputs, fit_labels, heldout_inputs, heldout_labels, fit_values, heldout_values)
         given = cls(*parts)  # which makes tensors of them
         warn_of_copies(given.fit_inputs, given.heldout_inputs)
-        order = random_order(given.n_fit, seed).to(given.fit_inputs.device)
+        order = random_order(given.n_fit, seed)
+        of_both: tuple[Tensor, ...] = ()
+        if of_groups is not None:
+            of_fit, of_heldout = numbered(of_groups, (given.n_fit, given.n_heldout))
+            order = Groups(of_fit).shuffled(order)
+            of_both = of_fit[order], of_heldout
+        order = order.to(given.fit_inputs.device)
         labels = None if given.fit_labels is None else given.fit_labels[order.to(given.fit_labels.device)]
         shuffled = {name: own[order.to(own.device)] for name, own in given.fit_values.items()}
         return cls(
@@ -133,6 +153,7 @@ class ProbeSet:
             {name: held.clone() for name, held in given.heldout_values.items()},
             order.cpu(),
             torch.arange(given.n_heldout, device="cpu"),
+            *of_both,
         )
 
     @classmethod
@@ -143,6 +164,7 @@ class ProbeSet:
         *,
         n_fit: int | None = None,
         n_heldout: int | None = None,
+        groups: str | None = None,
         seed: int = 0,
     ) -> ProbeSet:
         """A probe set of randomly chosen samples of two map-style datasets.
@@ -153,16 +175,17 @@ class ProbeSet:
         Args:
             fit: dataset with ``len`` and ``[i]``. heldout: likewise, disjoint from ``fit``.
             n_fit: how many samples of ``fit``; all by default. n_heldout: likewise.
+            groups: the name of the values that say which samples belong together, as for :meth:`from_tensors`.
 
         Raises:
             DataError: fewer samples than asked for, or what ``from_tensors`` raises.
         """
-        inputs, labels, own, rows = draw("fit", fit, n_fit, seed)
-        held_inputs, held_labels, held, held_rows = draw("heldout", heldout, n_heldout, seed + 1)
+        inputs, labels, own, rows = draw("fit", fit, n_fit, seed, text=groups)
+        held_inputs, held_labels, held, held_rows = draw("heldout", heldout, n_heldout, seed + 1, text=groups)
         if own.keys() != held.keys():
             raise DataError(f"values: expected the same names for both splits, got {sorted(own)} and {sorted(held)}")
         values = {name: (own[name], held[name]) for name in own}
-        made = cls.from_tensors(inputs, labels, held_inputs, held_labels, values=values, seed=seed)
+        made = cls.from_tensors(inputs, labels, held_inputs, held_labels, values=values, groups=groups, seed=seed)
         # Not a copy, all of whose samples would be checked once more.
         object.__setattr__(made, "fit_rows", rows[made.fit_rows])
         object.__setattr__(made, "heldout_rows", held_rows)
@@ -186,7 +209,8 @@ class ProbeSet:
                 f"{name}: expected a probe set, got a file that is truncated or of another kind ({kind}); {mend}"
             ) from error
         names = [each.name for each in fields(cls)]
-        older: dict[str, Any] = {"fit_values": {}, "heldout_values": {}, "fit_rows": None, "heldout_rows": None}
+        older: dict[str, Any] = {each.name: None for each in fields(cls) if each.default is None}
+        older |= {"fit_values": {}, "heldout_values": {}}
         if not isinstance(found, dict) or {**older, **found}.keys() != {"digest", *names}:
             got = sorted(map(str, found)) if isinstance(found, dict) else type(found).__name__
             raise DataError(f"{name}: expected a probe set with {['digest', *names]}, got {got}; {mend}")
@@ -255,13 +279,22 @@ class ProbeSet:
 
     @cached_property
     def digest(self) -> str:
-        """Content hash of all inputs, labels and values, in hexadecimal."""
+        """Content hash of all inputs, labels, values and groups, in hexadecimal."""
         digest = hash_of(self.fit_inputs, self.fit_labels, self.heldout_inputs, self.heldout_labels)
         for split in (self.fit_values, self.heldout_values):
             for name, tensor in sorted(split.items()):
                 digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
                 digest.update(tensor.detach().cpu().contiguous().numpy().data)
+        if self.groups is not None:
+            digest.update("".join(own.digest for own in self.groups.values()).encode())
         return digest.hexdigest()
+
+    @cached_property
+    def groups(self) -> dict[str, Groups] | None:
+        """By split, which samples belong together; None where each stands for itself."""
+        if self.fit_groups is None or self.heldout_groups is None:
+            return None
+        return {"fit": Groups(self.fit_groups), "heldout": Groups(self.heldout_groups)}
 
     @cached_property
     def inputs_digest(self) -> str:
@@ -277,6 +310,8 @@ class ProbeSet:
     def __repr__(self) -> str:
         shape, labels = tuple(self.fit_inputs.shape[1:]), "with" if self.fit_labels is not None else "without"
         values = f", values {sorted(self.fit_values)}" if self.fit_values else ""
+        if self.groups is not None:
+            values += f", in {' and '.join(str(len(own.counts)) for own in self.groups.values())} groups"
         return (
             f"ProbeSet(n_fit={self.n_fit}, n_heldout={self.n_heldout}, sample shape {shape}, {labels} labels{values})"
         )
@@ -313,6 +348,14 @@ def _check_split(split: str, inputs: Tensor, labels: Tensor | None, minimum: int
 
 def _of_array(split: str, given: Any) -> Any:
     return as_numbers(f"{split}_inputs", given) if isinstance(given, np.ndarray) else given
+
+
+def _taken(values: Any, name: str) -> Any:
+    """The values of a name, which are no longer among them; DataError where there are none."""
+    if not isinstance(values, dict) or name not in values:
+        there = sorted(map(str, values)) if isinstance(values, dict) else []
+        raise DataError(f"groups {name!r}: expected a name of the values, {there}, or groups of both splits")
+    return values.pop(name)
 
 
 def _check_pairs(values: Any) -> None:

@@ -16,12 +16,12 @@ from ..errors import ArgumentError, DataError
 
 
 def draw(
-    split: str, dataset: Sized, count: int | None, seed: int
-) -> tuple[Tensor, Tensor | None, dict[str, Tensor], Tensor]:
+    split: str, dataset: Sized, count: int | None, seed: int, text: str | None = None
+) -> tuple[Tensor, Tensor | None, dict[str, Any], Tensor]:
     """Inputs [count, ...], labels [count] or of tokens [count, t] or None, values by name of random samples, and which.
 
     Args:
-        split: what it is for, in messages. count: all by default.
+        split: what it is for, in messages. count: all by default. text: the name of the values that may be text.
 
     Raises:
         DataError: too few samples, or some that are of another form or shape.
@@ -44,10 +44,12 @@ def draw(
             raise DataError(f"{split}: expected finite values, got NaN or Inf in sample {i}")
     if len({label is None for label in labels}) > 1 or any(each.keys() != values[0].keys() for each in values):
         raise DataError(f"{split}: expected the same for every sample: some have labels or values that others have not")
-    named = {}
+    named = dict[str, Any]()
     for name in values[0]:
         own = [each[name] for each in values]
-        if isinstance(own[0], str):
+        if name == text:
+            named[name] = own
+        elif isinstance(own[0], str):
             warn(f"{split}: values {name!r} are left out: they are text")
         else:
             named[name] = as_numbers(f"values {name!r}", own)

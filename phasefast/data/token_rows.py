@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import DataError, LayerError
 from .axes import OF_MAPS, Axes, is_of_features, last_part, runs_as_in_torch
+from .groups import Groups
 from .sequences import real_tokens
 
 _OWN = 16  # tokens that a model adds: of its class, registers
@@ -183,22 +184,29 @@ def _of_map(name: str, module: nn.Module, output: Tensor, length: int, axes: Axe
 
 @dataclass(frozen=True, eq=False)
 class Units:
-    """What rows are: samples, or their tokens.
+    """What rows are: samples, or their tokens; and which samples belong together.
 
     Attributes:
-        tokens: by split, where they are tokens.
+        tokens: by split, where they are tokens. groups: by split, where some samples belong together.
     """
 
     tokens: Mapping[str, TokenRows] | None = None
+    groups: Mapping[str, Groups] | None = None
 
     @property
-    def digest(self) -> str:
+    def token_digest(self) -> str:
         """Of which tokens are rows; empty where samples are."""
         return "" if self.tokens is None else "-".join(own.digest for own in self.tokens.values())
 
+    @property
+    def group_digest(self) -> str:
+        """Of which samples belong together; empty where none do."""
+        return "" if self.groups is None else "-".join(own.digest for own in self.groups.values())
+
     def folds(self, samples: Sequence[int]) -> list[int]:
-        """Offsets of rows, of those of fit samples."""
-        return list(samples) if self.tokens is None else [self.tokens["fit"].edges[each] for each in samples]
+        """Offsets of rows, of those of fit samples, which may be moved to the ends of groups."""
+        samples = list(samples) if self.groups is None else self.groups["fit"].folds(samples)
+        return samples if self.tokens is None else [self.tokens["fit"].edges[each] for each in samples]
 
     def of(self, split: str, values: Tensor) -> Tensor:
         """What each row has of values of samples [n, ...] or of tokens [n, t, ...]."""
@@ -224,13 +232,17 @@ class Units:
         return labels.to(device) if labels.dim() == 1 else None, of_tokens
 
     def by_sample(self, values: Tensor, constant: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Values [m] of held-out samples, and of the best constant, of those of rows.
+        """Values [m] of held-out samples or groups, and of the best constant, of those of rows.
 
-        Tokens of one sequence are no samples of their own, as they resemble each other. Where the constant's are not
-        known they are how many tokens each sequence has, over the mean, if these are not all the same.
+        Tokens of one sequence and samples of one group do not count by themselves, as they resemble each other. Where
+        the constant's are not known they are how many rows each has, over the mean, if these are not all the same.
         """
         own = self.tokens and self.tokens["heldout"]
-        if not own or len(values) != len(own):
-            return values, constant
-        unit = own.weights if constant is None else own.by_sequence(constant)
-        return own.by_sequence(values), unit if unit is None else unit.float()
+        if own and len(values) == len(own):
+            constant = own.weights if constant is None else own.by_sequence(constant)
+            values, constant = own.by_sequence(values), constant if constant is None else constant.float()
+        if self.groups is not None:
+            groups = self.groups["heldout"]
+            constant = groups.weights if constant is None else groups.sums(constant)
+            values, constant = groups.sums(values), constant if constant is None else constant.float()
+        return values, constant

@@ -24,6 +24,7 @@ _NAMES = {
     "batchnorm": ("batchnorm", "batch_size"),
     "rows": ("tokens", "pool", "type of rows (precision='fast': bfloat16 where the device is fast at it)"),
     "sketch": ("layer_sketch",),
+    "groups": ("which samples belong together (groups=)",),
     "token_rows": ("which tokens count (padding=, or labels of -100)",),
 }
 

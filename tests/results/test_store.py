@@ -289,7 +289,7 @@ def test_constants_that_another_job_has_drawn_otherwise_are_told(
     pf.sweep(Projected(0), states[:1], probe_set, **options)
     pf.sweep(Projected(0), states[:2], probe_set, **options)
     assert not [each for each in recwarn if "no checkpoint" in str(each.message)]
-    with pytest.warns(RuntimeWarning, match=r"the model's tensors \['drawn'\] are in no checkpoint, and others than"):
+    with pytest.warns(RuntimeWarning, match=r"the model's tensors \['drawn'\] are in no checkpoint, and differ from"):
         pf.sweep(Projected(1), states[:3], probe_set, **options)
     pf.sweep(Projected(1), states, probe_set, overwrite=True, **options)
     assert len([each for each in recwarn if "no checkpoint" in str(each.message)]) == 0

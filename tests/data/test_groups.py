@@ -1,0 +1,176 @@
+"""Samples that belong together: folds of whole groups, and scores that count a group as one sample."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import phasefast as pf
+from phasefast.data.groups import Groups, numbered
+from phasefast.engine import Engine
+from phasefast.errors import DataError, StoreError
+from tests.quiet import no_warnings
+
+
+def random_groups(seed: int, size: int, count: int) -> Tensor:
+    """Of sizes that differ, in any order, none of them empty."""
+    rng = np.random.default_rng(seed)
+    return torch.from_numpy(rng.permutation(np.concatenate([np.arange(count), rng.integers(0, count, size - count)])))
+
+
+def probe_set(groups: bool = True, **options: Any) -> pf.ProbeSet:
+    """60 and 40 samples of 13 and 9 groups."""
+    torch.manual_seed(0)
+    x = torch.randn(100, 6)
+    of_both = (random_groups(1, 60, 13), 20 + random_groups(2, 40, 9))
+    labels = (x[:, 0] > 0).long()
+    given = {"groups": of_both} if groups else {}
+    return pf.ProbeSet.from_tensors(x[:60], labels[:60], x[60:], labels[60:], **given, **options)
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_an_order_keeps_groups_together_and_folds_end_between_them(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    size = int(rng.integers(5, 80))
+    count = int(rng.integers(2, size + 1))
+    groups = random_groups(seed, size, count)
+    order = Groups(groups).shuffled(torch.randperm(size, generator=torch.Generator().manual_seed(seed)))
+    assert sorted(order.tolist()) == list(range(size))
+    sorted_groups = Groups(groups[order])
+    assert int((groups[order].diff() != 0).sum()) == count - 1
+    folds = min(int(rng.integers(1, 7)), size)
+    offsets = sorted_groups.folds([size * i // folds for i in range(folds + 1)])
+    assert (offsets[0], offsets[-1], len(offsets) - 1) == (0, size, min(folds, count))
+    assert offsets == sorted(set(offsets))
+    assert all(groups[order][edge] != groups[order][edge - 1] for edge in offsets[1:-1])
+    if count == size:
+        assert offsets == [size * i // folds for i in range(folds + 1)]
+
+
+def test_folds_are_as_even_as_groups_allow() -> None:
+    groups = Groups(torch.tensor([0] * 3 + [1] * 4 + [2] * 2 + [3] * 8 + [4] * 3))
+    assert groups.folds([0, 10, 20]) == [0, 9, 20]
+    assert groups.folds([0, 4, 8, 12, 16, 20]) == [0, 3, 7, 9, 17, 20]
+    assert groups.folds([0, 20]) == [0, 20]
+
+
+def test_folds_that_cannot_be_are_refused() -> None:
+    with pytest.raises(DataError, match="groups: expected two or more among the fit samples"):
+        Groups(torch.zeros(9)).folds([0, 4, 9])
+    with pytest.raises(DataError, match="expected the samples of each group side by side"):
+        Groups(torch.tensor([0, 1, 0])).folds([0, 1, 3])
+
+
+def test_names_of_groups_are_numbers_of_both_splits() -> None:
+    with no_warnings():
+        fit, heldout = numbered((["b", "a", "b"], ("c", "d")), (3, 2))
+    assert fit.tolist() == [1, 0, 1]
+    assert heldout.tolist() == [2, 3]
+    with pytest.warns(RuntimeWarning, match="groups: 1 have samples in both splits, such as group 7: "):
+        numbered((np.array([7, 1]), torch.tensor([7, 2])), (2, 2))
+    for wrong in ([1, 2, 3], [0.5, 1.5], [[1], [2]]):
+        with pytest.raises(DataError, match="heldout_groups: expected 2 integers or texts, one for each sample"):
+            numbered(([1, 2], wrong), (2, 2))
+
+
+@pytest.mark.parametrize("options", [{}, {"classifier": "balanced"}, {"targets": "input"}], ids=str)
+def test_a_group_counts_as_one_sample(model: nn.Module, options: dict[str, Any]) -> None:
+    grouped, plain = probe_set(), probe_set(False)
+    of = {"alphas": [1e-2], "layers": ["0", "1"], **options}
+    # The same fit rows in another order give the same decoders.
+    found, alone = pf.probe(model, grouped, **of), pf.probe(model, plain, **of)
+    groups = 20 + random_groups(2, 40, 9)
+    index = torch.stack([groups == each for each in groups.unique(sorted=True)[first_order(groups)]]).double()
+    for row in found.filter(split="heldout").to_arrow().to_pylist():
+        same = {key: row[key] for key in ("layer", "target", "metric")}
+        (other,) = alone.filter(**same, split="heldout").to_arrow().to_pylist()
+        assert row["value"] == pytest.approx(other["value"], rel=1e-4)
+        assert row["n"] == other["n"]
+        assert (row["samples"] is None) == (other["samples"] is None)
+        if row["samples"] is not None:
+            expected = index @ torch.tensor(other["samples"]).double() * (9 / 40)
+            assert row["samples"] == pytest.approx(expected.tolist(), rel=1e-3, abs=1e-6)
+            unit = [1.0] * 40 if other["baseline_samples"] is None else other["baseline_samples"]
+            expected = index @ torch.tensor(unit).double() * (9 / 40)
+            assert row["baseline_samples"] == pytest.approx(expected.tolist(), rel=1e-5)
+
+
+def first_order(groups: Tensor) -> list[int]:
+    """Sorted groups in the order of their first samples."""
+    names = groups.unique(sorted=True).tolist()
+    return sorted(range(len(names)), key=lambda i: groups.tolist().index(names[i]))
+
+
+def test_penalties_are_chosen_by_folds_of_whole_groups(model: nn.Module) -> None:
+    given = probe_set()
+    engine, plain = Engine(model, given), Engine(model, given, selection="gcv")
+    assert engine.method.selection == "folds"
+    assert plain.method.selection == "gcv"
+    assert given.fit_groups is not None
+    edges = engine.targets.folds
+    assert len(edges) == 6
+    assert all(given.fit_groups[edge] != given.fit_groups[edge - 1] for edge in edges[1:-1])
+
+
+def test_tokens_of_sequences_of_a_group_count_as_one_sample() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(100, 5, 3)
+    groups = torch.arange(100) // 4
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh())
+    grouped = pf.ProbeSet.from_tensors(x[:60], None, x[60:], None, groups=(groups[:60], groups[60:]))
+    plain = pf.ProbeSet.from_tensors(x[:60], None, x[60:], None)
+    of: dict[str, Any] = {"tokens": "each", "alphas": [1e-2]}
+    found, alone = (pf.probe(model, given, **of).samples("0", "input", "fvu")[1][0] for given in (grouped, plain))
+    assert found == pytest.approx(alone.reshape(10, 4).mean(1), rel=1e-3)
+
+
+def test_groups_are_kept_and_hashed(tmp_path: Path) -> None:
+    given, other = probe_set(), probe_set(False)
+    given.save(tmp_path / "groups.pt")
+    loaded = pf.ProbeSet.load(tmp_path / "groups.pt")
+    assert loaded.digest == given.digest != other.digest
+    assert "in 13 and 9 groups" in repr(loaded)
+    assert loaded.fit_groups is not None
+    assert given.fit_groups is not None
+    assert loaded.fit_groups.equal(given.fit_groups)
+    with pytest.raises(DataError, match="groups: expected for both splits or for none, got them for one"):
+        pf.ProbeSet(given.fit_inputs, None, given.heldout_inputs, None, fit_groups=given.fit_groups)
+    inputs = given.fit_inputs, None, given.heldout_inputs, None
+    both = {"fit_groups": given.fit_groups.float(), "heldout_groups": given.heldout_groups}
+    with pytest.raises(DataError, match=r"fit_groups: expected 60 integers, one for each input, got torch\.float32"):
+        pf.ProbeSet(*inputs, **both)
+
+
+def test_a_sweep_does_not_go_on_with_other_groups(model: nn.Module, tmp_path: Path) -> None:
+    of: dict[str, Any] = {"alphas": [1e-2], "out": tmp_path, "selection": "gcv"}
+    given = probe_set()
+    pf.sweep(model, [model.state_dict()], given, **of)
+    plain = pf.ProbeSet(given.fit_inputs, given.fit_labels, given.heldout_inputs, given.heldout_labels)
+    with pytest.raises(StoreError, match=r"which samples belong together \(groups=\) stored .*, now null"):
+        pf.sweep(model, [model.state_dict()], plain, **of)
+
+
+def test_groups_may_be_values_of_a_data_set() -> None:
+    rows = [(torch.randn(3), i % 2, {"subject": f"s{i // 5}", "age": float(i)}) for i in range(60)]
+    given = pf.ProbeSet.from_dataset(rows[:40], rows[40:], n_fit=35, groups="subject")
+    assert sorted(given.fit_values) == ["age"]
+    assert given.groups is not None
+    assert {split: len(own.counts) for split, own in given.groups.items()} == {"fit": 8, "heldout": 4}
+    assert given.fit_groups is not None
+    subjects = given.fit_values["age"] // 5
+    assert (given.fit_groups[:, None] == given.fit_groups).equal(subjects[:, None] == subjects)
+    with pytest.raises(DataError, match=r"groups 'site': expected a name of the values, \['age'\]"):
+        pf.ProbeSet.from_dataset(rows[:40], rows[40:], groups="site")
+    with pytest.raises(DataError, match=r"groups 'site': expected a name of the values, \[\]"):
+        pf.ProbeSet.from_tensors(torch.randn(4, 2), None, torch.randn(4, 2), None, groups="site")
