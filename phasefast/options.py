@@ -38,48 +38,47 @@ class ProbeOptions(TypedDict, total=False):
     """What :func:`phasefast.probe`, :func:`phasefast.sweep` and :class:`phasefast.PhaseTracker` have in common.
 
     Attributes:
-        layers: globs over ``named_modules()``, after ``!`` of those left out, or modules; by default the model's direct
-            children. Scores have them in the order in which they are computed.
-        targets: what is decoded; by default the input, where it is floating-point, the label, where there is one, and
+        layers: globs over ``named_modules()``, with ``!`` before what is left out, or modules; by default the model's
+            direct children, or blocks (README). Scores have them in the order in which they are computed.
+        targets: what is decoded; by default the input, if it is floating-point, the label, if there is one, and
             the probe set's values: ``"input"``, ``"label"`` and their names.
         alphas: ridge penalties relative to the mean diagonal of the Gram matrix; one per target is chosen on
             the fit rows, see ``selection``; ``[a]`` forces one. By default two per decade, from 1e-6 to 100.
         noise: instead of ``alphas``, the standard deviation of noise on the activations (penalty = n noise^2).
-        batchnorm: ``"recompute"`` statistics on the fit rows (default), of each ``"batch"``, or ``"running"``.
+        batchnorm: statistics: ``"recompute"`` on the fit rows (default), of each ``"batch"``, or ``"running"``.
         device: where to compute; the model's own device by default.
-        precision: ``"exact"`` (default): float32, and float64 for cells where it is not enough; ``"fast"``: float32,
-            and float64 only where it fails, of rows rounded to bfloat16 where that is faster: on a GPU, or on a CPU
+        precision: ``"exact"`` (default): float32, and float64 for layers where it is not enough; ``"fast"``: float32,
+            and float64 only where that fails, with rows rounded to bfloat16 where this is faster: on a GPU, or on a CPU
             with Intel AMX, or AVX512_BF16 on other makes; ``"double"``: float64 from the captured rows on.
-        route: how cells are solved: ``None`` (default) plans the fastest for each; ``"primal"``, ``"dual"``,
-            ``"eigen"`` or ``"target-free"`` forces one. All give the same numbers at the same penalty, but
-            ``"dual"`` forced with penalties below 1e-6, whose fit errors are off; see docs/performance.md.
+        route: how layers are solved: ``None`` (default) plans the fastest for each; ``"primal"``, ``"dual"``,
+            ``"eigen"`` or ``"target-free"`` forces one. All give the same numbers at the same penalty, except the fit
+            errors of ``"dual"`` if it is forced with penalties below 1e-6; see docs/performance.md.
         selection: how penalties are chosen: ``"gcv"`` (default), generalised cross-validation, which never takes a
             penalty of 0 that goes through all rows; ``"folds"``: 5-fold cross-validation, of whole sequences and
             groups, the default for ``tokens="each"`` and for probe sets with groups; ``"loo"``: leave-one-out errors of
             all rows, from one eigendecomposition.
         penalty_per: ``"target"`` (default), or ``"column"``: each column of a regression chooses its own penalty.
-        classifier: of classes: ``"ridge"`` (default), the largest of the one-hot predictions, which misses classes
-            between others where there are many; ``"lda"``: linear discriminant analysis with the same penalty;
-            ``"balanced"``: the same as if all classes were as frequent, with ``balanced_accuracy`` for accuracy.
-        splits: ``"both"`` (default), or ``"heldout"``: no scores on the fit rows, which wide inputs save much by.
-        target_components: decode regression targets of more columns by so many leading principal components, and 64
-            random combinations of the rest: an estimate, with a 95 % interval in the columns ``low`` and ``high``.
-            Targets of no more columns than that stay exact.
+        classifier: for classes: ``"ridge"`` (default), the largest of the one-hot predictions, which misses classes
+            that lie between others if there are many; ``"lda"``: linear discriminant analysis with the same penalty;
+            ``"balanced"``: the same as if all classes were equally frequent, with ``balanced_accuracy`` for accuracy.
+        splits: ``"both"`` (default), or ``"heldout"``: no scores on the fit rows, which saves much for wide inputs.
+        target_components: decode wider regression targets by so many leading principal components, and 64 random
+            combinations of the rest: an estimate, with a 95 % interval in the columns ``low`` and ``high``. Narrower
+            targets stay exact.
         layer_sketch: decode wider layers from so many random combinations of their features, and estimate the error of
-            all features: ``value``, from ``low`` to ``high`` (accuracies are the sketch's own). A layer for which it
+            all features: ``value``, from ``low`` to ``high`` (accuracies are the sketch's own). A layer for which this
             fails, or is far off, is decoded exactly, which is what memory and ``phasefast plan`` allow for.
         tokens: for outputs [b, t, f]: ``"flatten"`` (default), ``"mean"`` over t, ``"cls"``, the first, or ``"last"``;
-            ``"each"``: every token is decoded by itself, see docs/sequences.md.
-            Those of one-dimensional convolutions, pooling and normalisations are [b, f, t]; other modules after them
-            may be taken wrongly.
-        padding: what inputs [b, t] or [b, t, c] hold where there is none: these tokens are not among them.
-        pool: average the spatial dimensions of [b, c, h, w] and [b, c, d, h, w] to this size, where they are larger; 0
-            (default) keeps all. [b, h, w, c] of modules with parts that tell so, such as a LayerNorm of c, likewise.
+            ``"each"``: every token is decoded by itself. Outputs [b, f, t] of convolutions, and of blocks whose layers'
+            widths say so, are turned: docs/sequences.md.
+        padding: the value in inputs [b, t] or [b, t, c] that marks padding: these tokens are left out.
+        pool: average the spatial dimensions of [b, c, h, w] and [b, c, d, h, w] to this size, if they are larger; 0
+            (default) keeps all. Likewise [b, h, w, c] of modules whose parts say so, such as a LayerNorm of c.
         batch_size: of the forward passes, and of the BatchNorm statistics that need batches; 256, or 128 for
-            ``batchnorm="batch"``, by default. Wherever the numbers stay the same a GPU takes larger ones by
-            default, and long sequences of tokens are taken fewer at a time, for their logits' sake.
-        memory: budget, such as ``"8GB"``; most of what is free by default. On a CPU two fifths of it at most are kept
-            from one checkpoint to the next, which saves finding them again.
+            ``batchnorm="batch"``, by default. If the numbers stay the same, a GPU takes larger batches by default, and
+            long sequences of tokens are taken fewer at a time, because of their logits.
+        memory: budget, such as ``"8GB"``; most of what is free by default. On a CPU at most two fifths of it are kept
+            from one checkpoint to the next, which saves allocating them again.
     """
 
     layers: Layers | None

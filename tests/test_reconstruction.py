@@ -216,7 +216,7 @@ def test_spectrograms_are_drawn(tmp_path: Path) -> None:
     assert (tmp_path / "a.png").is_file()
 
 
-@pytest.mark.parametrize("shape", [(12,), (1, 12), (2, 3, 2), (40, 3), (1, 20, 2), (1, 2, 130)])
+@pytest.mark.parametrize("shape", [(12,), (1, 12), (2, 3, 2), (40, 3), (24, 3), (3, 20), (1, 20, 2), (1, 2, 130)])
 def test_what_is_no_image_is_not_drawn(shape: tuple[int, ...], tmp_path: Path) -> None:
     found = pf.reconstruct(network(math.prod(shape), 6), samples(60, 10, shape))
     with pytest.raises(DataError, match=rf"expected images .* got {re.escape(str(shape))}"):

@@ -228,7 +228,7 @@ def test_files_of_before_there_were_values_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("both", "words"),
     [
-        ((AGE[:59], AGE[60:]), r"values 'age': expected numbers \[60\] or \[60, q\] like the inputs, got .*\(59,\)"),
+        ((AGE[:59], AGE[60:]), r"values 'age': expected numbers \[60\] or \[60, q\] like fit_inputs, got .*\(59,\)"),
         ((AGE[:60] / 0, AGE[60:]), "values 'age': expected finite"),
         ((torch.zeros(60, 2, 2), AGE[60:]), r"got torch.float32 \(60, 2, 2\)"),
         ((AGE[:60],), r"values: expected {name: \(of fit, of held-out samples\)}, got 1 parts for 'age'"),
@@ -251,7 +251,7 @@ def test_values_that_cannot_be_are_named(both: tuple[Any, Any], words: str) -> N
     for wrong in ([("age", both)], {5: both}):
         with pytest.raises(DataError, match=r"values: expected {name: "):
             pf.ProbeSet.from_tensors(X[:60], None, X[60:], None, values=wrong)  # type: ignore[arg-type]
-    with pytest.raises(DataError, match=r"the same names for both splits, none 'input' or 'label', not \['label'\]"):
+    with pytest.raises(DataError, match=r"values \['label'\]: expected other names, since inputs and labels have"):
         made(label=(AGE[:60], AGE[60:]))
 
 

@@ -78,14 +78,16 @@ class ProbeSet:
             raise DataError(f"labels: expected those of samples or those of tokens for both splits, got {shapes}")
         if (self.fit_groups is None) != (self.heldout_groups is None):
             raise DataError("groups: expected for both splits or for none, got them for one")
-        if (names := set(self.fit_values) ^ set(self.heldout_values)) or {"input", "label"} & set(self.fit_values):
-            wrong = sorted(names or {"input", "label"} & set(self.fit_values))
-            mend = "names differ between the splits" if names else "these names are those of the input and the label"
-            raise DataError(f"values {wrong}: {mend}; expected the same names for both splits, and others than these")
+        if names := set(self.fit_values) ^ set(self.heldout_values):
+            raise DataError(f"values: expected the same names for both splits, got {sorted(names)} in one of them only")
+        if taken := {"input", "label"} & set(self.fit_values):
+            raise DataError(f"values {sorted(taken)}: expected other names, since inputs and labels have these")
         for split in ("fit", "heldout"):
             given, rows = getattr(self, f"{split}_values"), len(getattr(self, f"{split}_inputs"))
             shape = getattr(self, f"{split}_inputs").shape
-            object.__setattr__(self, f"{split}_values", {name: _checked(name, of, shape) for name, of in given.items()})
+            object.__setattr__(
+                self, f"{split}_values", {name: _checked(split, name, of, shape) for name, of in given.items()}
+            )
             for name in (f"{split}_rows", f"{split}_groups"):
                 if (which := getattr(self, name)) is not None:
                     which = as_numbers(name, which)
@@ -371,13 +373,13 @@ def _check_pairs(values: Any) -> None:
             raise DataError(f"{expected} {got} for {name!r}")
 
 
-def _checked(name: str, values: Tensor, shape: torch.Size) -> Tensor:
+def _checked(split: str, name: str, values: Tensor, shape: torch.Size) -> Tensor:
     """The values of inputs of a shape, as a tensor of numbers; classes are int64."""
     values, rows = as_numbers(f"values {name!r}", values), shape[0]
     of_tokens = values.dim() == 3 and values.shape[:2] == shape[:2]
     if (values.dim() not in (1, 2) and not of_tokens) or len(values) != rows or values.numel() == 0:
         got = f"{values.dtype} {tuple(values.shape)}" + f"; {_OF_PIXELS}" * (values.dim() > 2)
-        raise DataError(f"values {name!r}: expected numbers [{rows}] or [{rows}, q] like the inputs, got {got}")
+        raise DataError(f"values {name!r}: expected numbers [{rows}] or [{rows}, q] like {split}_inputs, got {got}")
     if len(bad := (~values.isfinite()).nonzero()):
         raise DataError(
             f"values {name!r}: expected finite values, got NaN or Inf in {len(bad[:, 0].unique())} rows, first in row "

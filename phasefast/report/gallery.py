@@ -26,6 +26,7 @@ _SMALL, _LARGE = 9, 13  # points
 _MOST, _STRIPS, _LARGEST = 15, 8, 1.0  # columns beside the inputs, strips, and inches that a column is wide at most
 _BESIDE, _GAP = 0.25, 0.06  # of a column: beside that of the inputs, and between two images
 _SLANT = math.radians(45)  # of long names above columns
+_FEW = 4  # places of a side that a series has, rather than an image without channels
 _LONG, _WIDEST = 8, 64  # sides of images, not of series [t, c]; but of spectrograms [1, h, w]
 _FINE = 64  # pixels of a side that an image has at least, so that gaps are thinner than one of its own
 
@@ -145,7 +146,7 @@ def plot_reconstructions(
 
 def _is_image(shape: Sequence[int]) -> bool:
     """Whether samples of a shape can be drawn: those without channels may be series, as may be those that are long."""
-    if len(shape) not in (2, 3) or min(shape[-2:]) == 1:
+    if len(shape) not in (2, 3) or min(shape[-2:]) < (_FEW if len(shape) == 2 else 2):
         return False
     high, wide = shape[-2:]
     widest = _LONG if len(shape) == 2 else _WIDEST

@@ -74,7 +74,8 @@ MODEL_LAYER = "model"
 class Scores(Printed):
     """A long, tidy table of metrics; columns are ``phasefast.results.scores.SCHEMA``.
 
-    ``samples`` of held-out ``fvu`` and ``accuracy`` rows holds one number per held-out sample; their mean is ``value``.
+    ``samples`` of held-out ``fvu`` and ``accuracy`` rows holds one number per held-out sample, or group of samples;
+    their mean is ``value``.
     Where ``approximation`` says what was left out, ``low`` to ``high`` is an interval for the exact value, of 95 % or
     more by estimate, and ``dropped`` the share of the target's squared deviation that components leave out.
     ``baseline`` is what the best constant would score: the mean, or the most frequent class, of the fit rows;
