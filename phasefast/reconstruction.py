@@ -115,7 +115,7 @@ def reconstruct(
         ArgumentError: samples or options that cannot be.
         PhasefastError: one of its subclasses, naming the layer, data or checkpoint that cannot be used.
     """
-    if steps is not None if checkpoints is None else step != 0:
+    if (checkpoints is None and steps is not None) or (checkpoints is not None and step != 0):
         raise ArgumentError("steps= chooses among checkpoints=, step= labels the model as it is: leave one of them out")
     refuse_fixed(options, _FIXED, "inputs are decoded whole, from all features")
     options |= {"targets": [Input()], "splits": "heldout"}

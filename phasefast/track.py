@@ -95,7 +95,7 @@ class PhaseTracker:
         on_error: Literal["warn", "raise"] = "warn",
         **options: Unpack[ProbeOptions],
     ) -> None:
-        if steps != "log2" if isinstance(steps, str) else not isinstance(steps, Iterable):
+        if (isinstance(steps, str) and steps != "log2") or not isinstance(steps, Iterable):
             raise ArgumentError(f"steps: expected 'log2' or a collection of integers, got {steps!r}")
         self._steps = None if isinstance(steps, str) else _checked_steps(steps)
         if on_error not in ("warn", "raise"):

@@ -56,10 +56,10 @@ def writing(path: str | os.PathLike[str], what: str, parents: bool = False) -> I
             partial.unlink(missing_ok=True)
 
 
-def write_json(path: str | os.PathLike[str], data: Any, what: str) -> None:
+def write_json(path: str | os.PathLike[str], data: Any, what: str, indent: int | None = None) -> None:
     """Data that JSON has, in a file that is there whole or not at all; arguments and errors as of :func:`writing`."""
     with writing(path, what, parents=True) as partial:
-        partial.write_text(json.dumps(data), encoding="utf-8")
+        partial.write_text(json.dumps(data, indent=indent) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:

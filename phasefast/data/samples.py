@@ -68,7 +68,9 @@ def _parts(where: str, sample: Any) -> tuple[Tensor, int | Tensor | None, Mappin
     if isinstance(sample, Mapping):
         raise DataError(f"{where}: expected (input, label), got a dict of {list(sample)}; wrap the data set")
     given = tuple(sample) if isinstance(sample, (tuple, list)) else (sample,)
-    tensor, label, *others = given if len(given) > 1 else (*given, None) if given else (given, None)
+    if len(given) < 2:
+        given = (given[0] if given else given, None)
+    tensor, label, *others = given
     if isinstance(tensor, np.ndarray):
         tensor = as_numbers(where, tensor)
     if not isinstance(tensor, Tensor):

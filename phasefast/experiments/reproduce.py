@@ -16,7 +16,7 @@ from torch import nn
 from ..checkpoints import file_hash, load_into, read_state_dict
 from ..common.console import of_results
 from ..common.devices import fastest_device, resolve_device
-from ..common.files import writing
+from ..common.files import write_json, writing
 from ..data.target_types import Input, Target
 from ..engine import VERSION, Engine
 from ..errors import ArgumentError, DependencyError
@@ -210,7 +210,7 @@ def _compare_decoders(
         found["linear"] = train_decoder(linear_decoder, cell, probe_set)
         found["conv"] = train_decoder(conv_decoder, cell, probe_set, epochs=_CONV_EPOCHS)
         rows.append({"step": step, **{key: asdict(result) for key, result in found.items()}})
-    _write_json(path, {"key": key, "rows": rows})
+    write_json(path, {"key": key, "rows": rows}, "results to", indent=1)
     return rows
 
 
@@ -218,12 +218,7 @@ def _write(folder: Path, results: dict[str, Any], measured: Sequence[Measured]) 
     parts = [s for m in measured for s in (m.batch, m.recompute, m.wide, *m.tasks.values()) if s is not None]
     with writing(folder / "scores.parquet", "the scores to") as partial, partial.open("wb") as file:
         pq.write_table(Scores.concat(parts).without_samples.to_arrow().drop_columns(PER_SAMPLE), file)
-    _write_json(folder / "results.json", results)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with writing(path, "results to") as partial:
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "results.json", results, "results to", indent=1)
 
 
 def _draw(folder: Path, results: dict[str, Any], first: Measured) -> None:

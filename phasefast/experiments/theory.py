@@ -7,7 +7,6 @@ is used here.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..common.files import writing
+from ..common.files import write_json
 from ..errors import ArgumentError
 
 CHANGE = 0.02  # a change counts from this fraction of the loss on; less is "nearly constant"
@@ -230,8 +229,7 @@ def run_theory(
         "curves": shown,
         "rows": rows,
     }
-    with writing(Path(out) / "theory.json", "results to", parents=True) as partial:
-        partial.write_text(json.dumps(_short(found)) + "\n", encoding="utf-8")
+    write_json(Path(out) / "theory.json", _short(found), "results to")
     return found
 
 

@@ -154,12 +154,12 @@ def detect_curve(
     odd = odd_steps(loss, rules.odd, least, rules.order_steps)
     kept, loss, samples = np.delete(steps, odd), np.delete(loss, odd), np.delete(samples, odd, axis=0)
     found = valleys(loss[None])
-    low = int(found.minima[0])
-    noise, rough = noise_around(low, loss, found.fit(0), rules.noise_steps)
+    minimum = int(found.minima[0])
+    noise, rough = noise_around(minimum, loss, found.fit(0), rules.noise_steps)
     curve = Curve(
         loss=loss,
         fit=found.fit(0),
-        minimum=low,
+        minimum=minimum,
         gains=found.gains(0),
         replicates=bootstrap(samples, unit, replicates, rng),
         tails=(50 * (1 - confidence), 50 * (1 + confidence)),
@@ -170,7 +170,7 @@ def detect_curve(
     ).at_lowest(found)
     spans, reason = curve.spans()
     window, early = curve.stop_window(spans), curve.early_rise(spans)
-    minima = valleys(curve.replicates).minima if curve.minimum == low else curve.replicates.argmin(axis=1)
+    minima = valleys(curve.replicates).minima if curve.minimum == minimum else curve.replicates.argmin(axis=1)
     # A percentile that is a probed step, not a number between two of them.
     low, high = np.percentile(kept[minima], curve.tails, method="inverted_cdf")
     return CellPhases(
