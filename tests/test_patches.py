@@ -109,7 +109,7 @@ def test_positions_that_padding_adds_are_not_the_models_own() -> None:
 def test_as_wide_as_long_tokens_of_the_model_are_told(probe_set: pf.ProbeSet) -> None:
     model = Vision()
     model.block = nn.Linear(6, PLACES)
-    with pytest.warns(RuntimeWarning, match="'block' 1: these are taken"):
+    with pytest.warns(RuntimeWarning, match="'block' 1: the first ones are taken"):
         pf.probe(model, probe_set, tokens="each", layers="block")
 
 

@@ -74,7 +74,7 @@ def test_a_layer_that_says_nothing_is_told(probe_set: pf.ProbeSet) -> None:
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 4))
     torch.nn.init.zeros_(model[1].weight)
     with pytest.warns(
-        RuntimeWarning, match=r"layers \['1'\]: nothing is decoded at step 0, as their activations are the same"
+        RuntimeWarning, match=r"layers \['1'\]: nothing is decoded at step 0, since their activations are the same"
     ):
         scores = pf.probe(model, probe_set, layers=["0", "1"], targets="input")
     assert scores.value(layer="1", metric="fvu", split="heldout") == pytest.approx(1.0)

@@ -119,7 +119,7 @@ def test_the_classifier_is_a_setting_and_many_classes_are_told(tmp_path: Path) -
     labels = (torch.arange(300) % 30).long()
     probe_set = pf.ProbeSet(x[:200], labels[:200], x[200:], labels[200:])
     model, state = nn.Sequential(nn.Linear(6, 30)), nn.Sequential(nn.Linear(6, 30)).state_dict()
-    with pytest.warns(RuntimeWarning, match=r"targets \['label'\]: of more than 20 classes .* classifier='lda'"):
+    with pytest.warns(RuntimeWarning, match=r"targets \['label'\]: with more than 20 classes .* classifier='lda'"):
         pf.probe(model, probe_set)
     with no_warnings():
         pf.sweep(model, {0: state}, probe_set, out=tmp_path, classifier="ridge", targets="label", layers="0")
