@@ -125,7 +125,7 @@ def test_the_classifier_is_a_setting_and_many_classes_are_told(tmp_path: Path) -
         pf.sweep(model, {0: state}, probe_set, out=tmp_path, classifier="ridge", targets="label", layers="0")
     with pytest.raises(StoreError, match='classifier stored null, now "lda"'):
         pf.sweep(model, {0: state}, probe_set, out=tmp_path, classifier="lda", targets="label", layers="0")
-    with pytest.raises(ArgumentError, match="classifier='lda' needs predictions of fit rows"):
+    with pytest.raises(ArgumentError, match="classifier='lda' needs predictions of the fit rows"):
         pf.probe(model, probe_set, classifier="lda", route="target-free", splits="heldout")
     with pytest.raises(ArgumentError, match="classifier: expected one of"):
         pf.probe(model, probe_set, classifier="svm")  # type: ignore[arg-type]
