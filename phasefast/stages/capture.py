@@ -58,7 +58,7 @@ class RowOptions:
 
     def axes(self, model: nn.Module) -> Axes:
         """What tells where outputs have their features, where that is asked."""
-        return Axes(Widths.of(model) if self.pool or self.tokens not in ("flatten", "each") else None)
+        return Axes(Widths.of(model) if self.pool or self.tokens != "flatten" else None)
 
     def real(self, inputs: Tensor) -> Tensor | None:
         """Which positions of inputs [b, t, ...] are no padding: bool [b, t]; None where that is not asked."""

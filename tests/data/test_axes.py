@@ -109,3 +109,30 @@ def test_as_many_features_as_positions_are_a_guess() -> None:
     with pytest.warns(RuntimeWarning, match=r"of \['one', 'two'\] has the positions is a guess: the last is taken"):
         (cell, _) = Engine(Temporal(40), probe_set, layers=["one", "two"], tokens="mean").activations()
     assert cell.layer.dim == 40
+
+
+class Turned(nn.Module):
+    """Takes series [b, t, c]."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.act = model, nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model.head(self.model.two(self.act(self.model.one(x.mT))).mean(-1))
+
+
+def test_each_position_of_blocks_and_activations_is_a_row() -> None:
+    torch.manual_seed(0)
+    model, x = Turned(Temporal(16)), torch.randn(90, 40, 2)
+    probe_set = pf.ProbeSet.from_tensors(x[:60], None, x[60:], None)
+    names = ["model.one.cut", "model.one", "act"]
+    with no_warnings():
+        cells = Engine(model, probe_set, layers=names, tokens="each").activations()
+    with torch.no_grad():
+        inputs = probe_set.fit_inputs.mT
+        one = model.model.one(inputs)
+        outputs = [model.model.one.cut(model.model.one.conv(inputs)), one, one.relu()]
+    assert [cell.layer.name for cell in cells] == names
+    for cell, own in zip(cells, outputs, strict=True):
+        torch.testing.assert_close(cell.fit + cell.shift, own.mT.flatten(0, 1), rtol=1e-5, atol=1e-6)
