@@ -269,6 +269,9 @@ def test_arguments_of_single_functions(net: SmallNet, probe_set: pf.ProbeSet, tm
         (lambda: pf.detect_phases(scores, replicates=wrong), "replicates='60': expected"),
         (lambda: pf.best_checkpoint(scores, confidence=wrong), "confidence: .* got '60'"),
         (lambda: pf.ProbeSet.from_tensors(*rows, seed=wrong), "seed: expected an integer, got '60'"),
+        (lambda: pf.ProbeSet.from_tensors(*rows, seed=2**70), "seed: expected an integer, got 1180"),
+        (lambda: pf.plot_phases(scores, wrong), "report: expected PhaseReport, got str; path= names a file"),
+        (lambda: pf.plot_phases(pf.PhaseReport(())), "scores: expected Scores, got PhaseReport"),  # type: ignore[arg-type]
     ):
         with pytest.raises(ArgumentError, match=match):
             call()
@@ -326,11 +329,22 @@ def test_inputs_that_lose_digits_in_the_models_type_are_told() -> None:
     x, model = torch.randn(90, 3, dtype=torch.float64), nn.Sequential(nn.Linear(3, 2))
     x[:, 1] += 1.7e9
     wide, two = nn.Sequential(nn.Linear(3, 2)).double(), nn.Sequential(nn.Linear(2, 2))
-    for inputs, own, told in ((x, model, True), (x, wide, False), (x[:, ::2], two, False)):
+    same = x.clone()
+    same[:, 1] = 0.1307  # which float32 rounds, but does not vary
+    half = nn.Sequential(nn.Linear(2, 2)).bfloat16()
+    cases = (
+        (x, model, True),
+        (x, wide, False),
+        (x[:, ::2], two, False),
+        (same, model, False),
+        (x[:, ::2], half, False),
+    )
+    for inputs, own, told in cases:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             Engine(own, pf.ProbeSet.from_tensors(inputs[:60], None, inputs[60:], None))
-        assert sum("1 of the 3 numbers of a sample lose digits" in str(each.message) for each in caught) == told
+        texts = [str(each.message) for each in caught if "lose digits" in str(each.message)]
+        assert [text[:47] for text in texts] == ["inputs: 1 of the 3 numbers of a sample lose dig"] * told
 
 
 def test_complex_samples_are_not_decoded_in_silence(recwarn: pytest.WarningsRecorder) -> None:

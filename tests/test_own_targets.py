@@ -105,3 +105,14 @@ def test_columns_that_cannot_be_are_named(
         return
     with pytest.raises(error, match=match):
         pf.probe(model, samples, targets=target)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_columns_of_tokens_are_one_for_each(count: int) -> None:
+    x = torch.randn(90, 5, 3, generator=torch.Generator().manual_seed(0))
+    probe_set = pf.ProbeSet.from_tensors(x[:60], None, x[60:], None)
+    wrong: Any = Own(lambda x: x[:, :count])
+    with pytest.raises(
+        DataError, match=rf"columns \[60, p\] or \[60, 5, p\] of the fit samples, got \(60, {count}, 3\)"
+    ):
+        pf.probe(nn.Sequential(nn.Linear(3, 4)), probe_set, targets=wrong, tokens="each")

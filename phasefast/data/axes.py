@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -34,19 +34,21 @@ OF_MAPS = (
 _NORMS = (nn.LayerNorm, nn.RMSNorm)
 _FEATURES_LAST = (nn.Linear, *_NORMS, nn.Embedding, nn.MultiheadAttention)
 _WIDTHS = ("out_channels", "num_features", "num_channels", "out_features")
-_TAKEN = ("in_features", "input_size", "embedding_dim", "embed_dim")
+_TAKEN = ("in_features", "input_size", "embedding_dim", "num_embeddings", "embed_dim")
 _MAPPING = (_ConvNd, _NormBase, *OF_MAPS, nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveMaxPool3d, nn.AdaptiveAvgPool3d)
 
 
-def positions_last(module: nn.Module, shape: torch.Size, elsewhere: Widths | None = None) -> tuple[bool, bool]:
+def positions_last(
+    module: nn.Module, shape: torch.Size, elsewhere: Widths | None = None, lengths: Collection[int] = ()
+) -> tuple[bool, bool]:
     """Whether what a module gives for sequences is [b, f, t], not [b, t, f], and whether that is a guess.
 
     A layer of PyTorch's own has it by its kind. Of any other the widths of its parts tell, such as of the convolutions
-    in a block; where it has none, such as an activation or a function, those of the model, of which only one axis may
-    be as long.
+    in a block; where it has none, such as an activation or a function, those of the model. What these leave open the
+    length of the inputs tells, if only one axis has it.
 
     Args:
-        shape: of the output. elsewhere: the widths of the model.
+        shape: of the output. elsewhere: the widths of the model. lengths: of the inputs' axes that may be positions.
     """
     part = last_part(module)
     if isinstance(part, _POSITIONS_LAST):
@@ -55,20 +57,30 @@ def positions_last(module: nn.Module, shape: torch.Size, elsewhere: Widths | Non
         widths = [getattr(part, name, None) for name in _WIDTHS]  # its own forward may turn what it gives
         places = [place for place in (1, 2) if shape[place] in widths]
         return places != [2], places != [1]
-    if (own := Widths.of(part)) is None:
-        if elsewhere is not None:
-            if shape[1] in elsewhere.first and shape[2] not in elsewhere.known:
-                return True, False
-            if shape[2] in elsewhere.last and shape[1] not in elsewhere.first:
-                return False, False
-        return False, True
-    if not own.first:
-        return False, False
-    if shape[1] in own.first and shape[2] not in own.known:
-        return True, False
-    if shape[2] in own.known and shape[1] not in own.known:
-        return False, False
-    return not own.last, True
+    second, third = shape[1], shape[2]
+    own = Widths.of(part)
+    if own is None:
+        if elsewhere is not None and second in elsewhere.first and third not in elsewhere.known:
+            return True, False
+        if elsewhere is not None and third in elsewhere.last and second not in elsewhere.first:
+            return False, False
+        turned, known = False, set[int]() if elsewhere is None else elsewhere.known
+    elif not own.first:
+        if third in own.last:
+            return False, False
+        turned, known = second in own.known and third not in own.known, own.known
+    else:
+        known = own.known | own.mapped
+        if (second in own.first or second in own.mapped) and third not in known:
+            return True, False
+        if third in known and second not in known:
+            return False, False
+        turned = not own.last
+    if (second in lengths) != (third in lengths):
+        place, other = (third, second) if third in lengths else (second, third)
+        if place not in known or other in known:
+            return third in lengths, place in known
+    return turned, True
 
 
 def runs_as_in_torch(module: nn.Module) -> bool:
@@ -133,18 +145,19 @@ class Widths(NamedTuple):
     """How many parts give how many features: those whose features come first, as convolutions', and last.
 
     ``inner`` are norms' alone, and what a Linear makes of these, as within blocks of transformers; ``known`` are those
-    that any part takes or gives.
+    that any part takes or gives, but what convolutions take, ``mapped``.
     """
 
     first: Counter[int]
     last: Counter[int]
     inner: set[int]
     known: set[int]
+    mapped: set[int]
 
     @classmethod
     def of(cls, module: nn.Module) -> Widths | None:
         """Of the parts of PyTorch's kinds in a module; None where it has none with features."""
-        found = cls(Counter(), Counter(), set(), set())
+        found = cls(Counter(), Counter(), set(), set(), set())
         parts = [*module.modules()]
         for part in parts:
             own = [getattr(part, name) for name in _WIDTHS if hasattr(part, name)]
@@ -155,15 +168,19 @@ class Widths(NamedTuple):
                 found.inner.update(own)
             elif isinstance(part, nn.RNNBase):
                 found.last.update([(part.proj_size or part.hidden_size) * (1 + part.bidirectional)])
+            elif isinstance(part, nn.Embedding):
+                found.last.update([part.embedding_dim])
             elif isinstance(part, _FEATURES_LAST):
                 found.last.update(own)
             elif isinstance(part, (_ConvNd, _NormBase, nn.GroupNorm)):
                 found.first.update(own)
+                found.mapped.update([part.in_channels] if isinstance(part, _ConvNd) else [])
         found.inner.update(
             [part.out_features for part in parts if isinstance(part, nn.Linear) and part.in_features in found.inner]
         )
         found.known.update(found.first, found.last)
-        found.known.discard(1)  # which axes of one place are, too
+        for widths in (found.known, found.mapped):
+            widths.discard(1)  # which axes of one place are, too
         return found if found.first or found.last else None
 
 
@@ -172,23 +189,24 @@ class Axes:
     """How what the modules of a model give is read, found once for each module and shape.
 
     Attributes:
-        elsewhere: the widths of the model, where these may tell.
+        elsewhere: the widths of the model, where these may tell. lengths: of the inputs' axes that may be positions.
     """
 
     elsewhere: Widths | None = None
+    lengths: frozenset[int] = frozenset()
     _found: dict[tuple[str, int, torch.Size], Any] = field(default_factory=dict, repr=False)
 
     def positions_last(self, module: nn.Module, shape: torch.Size) -> tuple[bool, bool]:
         """As the function of that name says."""
-        found: tuple[bool, bool] = self._once("positions", positions_last, module, shape)
+        found: tuple[bool, bool] = self._once("positions", positions_last, module, shape, self.lengths)
         return found
 
     def features_last(self, module: nn.Module, shape: torch.Size) -> bool:
         """As the function of that name says."""
         return bool(self._once("features", features_last, module, shape))
 
-    def _once(self, name: str, read: Callable[..., Any], module: nn.Module, shape: torch.Size) -> Any:
+    def _once(self, name: str, read: Callable[..., Any], module: nn.Module, shape: torch.Size, *more: Any) -> Any:
         key = name, id(module), shape[1:]
         if key not in self._found:
-            self._found[key] = read(module, shape, self.elsewhere)
+            self._found[key] = read(module, shape, self.elsewhere, *more)
         return self._found[key]

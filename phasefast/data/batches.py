@@ -15,7 +15,8 @@ _FIRST_ROWS = 7, 5, 11, 13  # that layers are discovered with: few, and not as m
 # On a GPU. Launches of small networks take as long as their work below so many samples; larger samples, of so many
 # numbers in all, keep it busy in smaller batches.
 _SAMPLES, _NUMBERS = 2048, 1 << 23
-_ROUNDED = 1e-8  # share of the squared deviation that rounding may be
+_LOOKED_AT, _ROUNDED = 1000, 1e-8  # samples; share of the squared deviation that rounding may be
+_SAME = 1e-12  # of its mean, by which a number that is always the same may vary
 _TOKENS = {
     "cpu": 1 << 14,
     "cuda": 1 << 16,
@@ -66,14 +67,15 @@ def _given_dtype(inputs: Tensor, model: nn.Module) -> torch.dtype:
 
 def warn_of_rounding(inputs: Tensor, model: nn.Module) -> None:
     """Warn where a model of float32 is given float64 inputs whose differences are lost in it, such as times of day."""
-    if inputs.dtype != torch.float64 or (dtype := _given_dtype(inputs, model)) == torch.float64:
+    if inputs.dtype != torch.float64 or _given_dtype(inputs, model) != torch.float32:
         return
-    deviation = inputs - inputs.mean(0)
-    left_out = inputs - inputs.to(dtype)
-    shares = left_out.square().sum(0) / deviation.square().sum(0)  # NaN where an input is the same everywhere
-    if count := int((shares > _ROUNDED).sum()):
+    some = inputs[:_LOOKED_AT].flatten(1)  # in random order
+    mean = some.mean(0)
+    deviation, rounding = (own.square().sum(0) for own in (some - mean, some - some.float()))
+    varies = deviation > len(some) * (_SAME * mean).square()  # else what it varies by is rounding itself
+    if count := int((varies & (rounding > _ROUNDED * deviation)).sum()):
         warn(
-            f"inputs: {count} of the {shares.numel()} numbers of a sample lose digits in {dtype}, in which the model "
-            "is given them as its parameters are, since they vary little beside their mean: subtract it, or make the "
-            "model .double()"
+            f"inputs: {count} of the {some.shape[1]} numbers of a sample lose digits in torch.float32, in which the "
+            "model is given them as its parameters are, since they vary little beside their mean: subtract it, or make "
+            "the model .double()"
         )

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..common.notices import warn
 from ..errors import DataError
 
+_FEW = 10  # held-out groups
 Names = Tensor | np.ndarray | Sequence[Any]  # of groups, one for each sample: integers or text
 
 
@@ -33,8 +34,8 @@ class Groups:
     def _places(self) -> Tensor:
         """[n] from 0 on, in the order of the groups' first samples."""
         _, places = self.numbers.unique(return_inverse=True)
-        first = torch.full((int(places.max()) + 1,), len(places))
-        first.scatter_reduce_(0, places, torch.arange(len(places)), "amin")
+        first = torch.full((int(places.max()) + 1,), len(places), device="cpu")
+        first.scatter_reduce_(0, places, torch.arange(len(places), device="cpu"), "amin")
         return first.argsort().argsort()[places]
 
     @cached_property
@@ -80,22 +81,23 @@ class Groups:
 
     def sums(self, values: Tensor) -> Tensor:
         """Of values [n] over each group [g], in their type: their sum over the mean count, of the same mean."""
-        sums = torch.zeros(len(self.counts), dtype=torch.float64)
+        sums = torch.zeros(len(self.counts), dtype=torch.float64, device="cpu")
         sums.index_add_(0, self._places, values.double().cpu())
         return (sums * (len(self.counts) / len(self.numbers))).to(values.dtype)
 
 
 def numbered(given: tuple[Names, Names], sizes: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The groups of fit and held-out samples [n] and [m], as integers; a warning where both have some.
+    """The groups of fit and held-out samples [n] and [m], as integers.
+
+    Warns where a group has samples in both splits, and where few are held out.
 
     Raises:
         DataError: there is not one for each sample.
     """
-    both = [np.asarray(own.cpu() if isinstance(own, Tensor) else own) for own in given]
-    for split, own, size in zip(("fit", "heldout"), both, sizes, strict=True):
-        if own.shape != (size,) or own.dtype.kind not in "iubUS":
-            got = f"{own.dtype} {own.shape}"
-            raise DataError(f"{split}_groups: expected {size} integers or texts, one for each sample, got {got}")
+    if not isinstance(given, (tuple, list)) or len(given) != 2:
+        got = f"{len(given)} parts" if isinstance(given, (tuple, list)) else type(given).__name__
+        raise DataError(f"groups: expected (of fit, of held-out samples), or the name of values, got {got}")
+    both = [_names("fit", given[0], sizes[0]), _names("heldout", given[1], sizes[1])]
     names, numbers = np.unique(np.concatenate(both), return_inverse=True)
     fit, heldout = (torch.from_numpy(own.astype(np.int64)) for own in np.split(numbers, [sizes[0]]))
     if shared := np.intersect1d(fit, heldout).tolist():
@@ -103,4 +105,24 @@ def numbered(given: tuple[Names, Names], sizes: tuple[int, int]) -> tuple[Tensor
             f"groups: {len(shared)} have samples in both splits, such as group {names[shared[0]]}: decoders may know "
             "held-out samples from others of their group; split by groups"
         )
+    if (count := len(heldout.unique())) < _FEW:
+        warn(
+            f"groups: {count} among the held-out samples: intervals, phases and best_checkpoint rest on how groups "
+            f"differ, which fewer than {_FEW} hardly show; hold out more of them"
+        )
     return fit, heldout
+
+
+def _names(split: str, given: Any, size: int) -> np.ndarray:
+    """The group of each sample [size], integers or texts: of arrays of objects and [size, 1] too."""
+    try:
+        names = np.asarray(given.cpu() if isinstance(given, Tensor) else given)
+    except ValueError as error:  # rows of different lengths
+        raise DataError(f"{split}_groups: expected {size} integers or texts, one for each sample; {error}") from error
+    names = names[:, 0] if names.shape == (size, 1) else names
+    if names.dtype == object and all(isinstance(name, (str, int, np.integer)) for name in names.flat):
+        names = names.astype(str)  # such as columns of a table
+    if names.shape != (size,) or names.dtype.kind not in "iubUS":
+        got = f"{names.dtype} {names.shape}"
+        raise DataError(f"{split}_groups: expected {size} integers or texts, one for each sample, got {got}")
+    return names

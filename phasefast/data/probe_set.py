@@ -43,7 +43,7 @@ class ProbeSet:
         fit_values: other things to decode by name, [n] or [n, q] each, or of tokens [n, t, q]. heldout_values:
             likewise, of the same names.
         fit_rows: [n] which of the given samples these are, int64; None where that is not known. heldout_rows: [m]
-            likewise. Per-sample scores are in this order.
+            likewise. Per-sample scores are in this order, or in that of the groups' first samples.
         fit_groups: [n] int64, the same number for samples that belong together; None where each stands for itself.
             heldout_groups: [m] likewise. Samples of a group lie side by side in the fit split.
 

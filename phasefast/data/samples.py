@@ -58,7 +58,7 @@ def draw(
 
 def random_order(size: int, seed: int) -> Tensor:
     """So many row numbers [size], shuffled; ArgumentError for a seed that is no integer."""
-    if not is_integer(seed, -(2**63)):
+    if not is_integer(seed, -(2**63)) or seed >= 2**64:
         raise ArgumentError(f"seed: expected an integer, got {seed!r}")
     return torch.randperm(size, generator=torch.Generator().manual_seed(int(seed)), device="cpu")
 

@@ -217,8 +217,9 @@ def own_columns(target: Target, fit: Split, heldout: Split, of_tokens: bool) -> 
     found = []
     for name, own, (inputs, _) in zip(("fit", "held-out"), both, (fit, heldout), strict=True):
         columns = as_numbers(f"target {target.name!r}", own)
-        if columns.dim() not in ((2, 3) if of_tokens else (2,)) or len(columns) != len(inputs):
-            axes = f"[{len(inputs)}, p]" + (f" or [{len(inputs)}, t, p]" if of_tokens else "")
+        of_each = of_tokens and columns.dim() == 3 and columns.shape[:2] == inputs.shape[:2]
+        if not of_each and (columns.dim() != 2 or len(columns) != len(inputs)):
+            axes = f"[{len(inputs)}, p]" + (f" or [{len(inputs)}, {inputs.shape[1]}, p]" if of_tokens else "")
             shape = tuple(columns.shape)
             raise DataError(f"target {target.name!r}: expected columns {axes} of the {name} samples, got {shape}")
         found.append(columns)

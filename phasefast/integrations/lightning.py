@@ -51,6 +51,10 @@ class PhaseCallback(LiveProbe, *_bases()):  # type: ignore[misc]
         super().__init__(probe_set, log=None if isinstance(log, bool) else log, **options)
         self._name, self._to_loggers = module, log is True
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the trainer, which copies and files cannot hold."""
+        return {**vars(self), "_log": None} if self._to_loggers else dict(vars(self))
+
     @property
     def state_key(self) -> str:
         """Tells callbacks of one trainer apart."""
@@ -79,6 +83,7 @@ class PhaseCallback(LiveProbe, *_bases()):  # type: ignore[misc]
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """With the weights of the last step, unless others have taken their place since its epoch."""
         self._end(trainer.global_step)
+        self._log = None if self._to_loggers else self._log
 
     def _network(self, pl_module: Any) -> Any:
         try:

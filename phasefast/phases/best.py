@@ -108,6 +108,7 @@ def best_checkpoint(
     loss, tried = float(own.least.mean()), sum(len(curve.steps) for curve in found.values())
     constant = wanted.filter(layer=layer).baseline(target, metric)
     share = constant if metric in ACCURACIES else None
+    rows = wanted.filter(layer=layer, metric=metric, split="heldout").without_samples.to_arrow().column("n")[0].as_py()
     return BestCheckpoint(
         target=target,
         metric=metric,
@@ -115,7 +116,7 @@ def best_checkpoint(
         step=int(own.steps[own.best]),
         value=1 - loss if metric in ACCURACIES else loss,
         samples=own.samples.shape[1],
-        beats_constant=constant is None or own.beats(share, 1 - (1 - confidence) / tried),
+        beats_constant=constant is None or own.beats(share, rows, 1 - (1 - confidence) / tried),
         steps=tuple(own.steps[alike[layer]].tolist()),
         others={
             name: int(curve.steps[places[curve.losses[places].argmin()]])
@@ -189,16 +190,32 @@ class _Curve:
     def least(self) -> np.ndarray:
         return np.asarray(self.samples[self.best], dtype=np.float64)
 
-    def beats(self, share: float | None, confidence: float) -> bool:
-        """Whether the least loss is below the constant's by more than chance; ``share``: what that is right of."""
+    def beats(self, share: float | None, rows: int, confidence: float) -> bool:
+        """Whether the least loss is below the constant's by more than chance.
+
+        Args:
+            share: what the constant is right of, for classes. rows: how many there are in all samples, of which some
+                may be groups or sequences.
+        """
         if share is None:
             return _is_above(self.unit - self.least, confidence)
         # Which samples the constant is right of is not known. Its share scatters too, as if by itself: but where
         # classes count alike, of which it has one. Errors scatter as its own at least: of a few all may be right.
-        scatter = math.sqrt(share * (1 - share) * float(np.square(self.unit).mean()))
+        scatter = math.sqrt(share * (1 - share) * float(np.square(self.unit).mean())) * self._alike_in_samples(rows)
         if (self.unit == self.unit[0]).all():
             scatter = math.hypot(scatter, self.least.std(ddof=min(1, len(self.least) - 1)))
         return _is_above(1 - share - self.least, confidence, scatter=scatter)
+
+    def _alike_in_samples(self, rows: int) -> float:
+        """How much less means over the rows of samples scatter than single rows do: 1 where each sample is one.
+
+        By the least loss, from 1 / sqrt(rows of a sample), of rows that do not depend on each other, to 1.
+        """
+        each, loss = rows / len(self.least), float(self.least.mean())
+        if each <= 1 or not 0 < loss < 1:
+            return 1.0
+        spread = float(self.least.std(ddof=min(1, len(self.least) - 1))) / math.sqrt(loss * (1 - loss))
+        return min(1.0, max(spread, 1 / math.sqrt(each)))
 
     def alike(self, other: _Curve, of_classes: bool, confidence: float) -> np.ndarray:
         """Places of the losses that are not told apart from the least of another curve."""

@@ -217,7 +217,7 @@ def _checked(steps: np.ndarray, samples: np.ndarray, where: str) -> tuple[np.nda
         raise DataError(f"{where}: expected steps [K] and samples [K, m], got {given.shape} and {samples.shape}")
     if samples.shape[0] < 2 or samples.shape[1] < 2:
         got = f"{samples.shape[0]} steps and {samples.shape[1]} samples"
-        raise DataError(f"{where}: expected at least 2 steps and 2 held-out samples, got {got}; probe more of them")
+        raise DataError(f"{where}: expected at least 2 steps and 2 held-out samples (or groups), got {got}; probe more")
     with np.errstate(invalid="ignore"):
         whole = given.astype(np.int64)
     if not np.array_equal(whole, given):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import DataError
+from ..errors import ArgumentError, DataError
 from ..metrics import FVU
 from ..phases.detect import detect_phases
 from ..phases.phase_report import CellPhases, PhaseReport
@@ -69,6 +69,9 @@ def plot_phases(
         DependencyError: matplotlib is missing.
         StoreError: the file cannot be written.
     """
+    for name, given, kind in (("scores", scores, Scores), ("report", report or PhaseReport(()), PhaseReport)):
+        if not isinstance(given, kind):
+            raise ArgumentError(f"{name}: expected {kind.__name__}, got {type(given).__name__}; path= names a file")
     fvu_name, accuracy_name = fvu_target(scores), accuracy_target(scores)
     target = headline(scores)
     if target is None:

@@ -56,9 +56,13 @@ class RowOptions:
         if self.padding is not None and self.tokens == "flatten":
             raise ArgumentError("padding: expected with tokens='mean', 'cls', 'last' or 'each', got tokens='flatten'")
 
-    def axes(self, model: nn.Module) -> Axes:
-        """What tells where outputs have their features, where that is asked."""
-        return Axes(Widths.of(model) if self.pool or self.tokens != "flatten" else None)
+    def axes(self, model: nn.Module, inputs: Tensor) -> Axes:
+        """What tells where outputs have their features, where that is asked, for inputs [b, ...]."""
+        if not self.pool and self.tokens == "flatten":
+            return Axes()
+        first = self.tokens == "each" or self.padding is not None  # inputs are [b, t, ...] then
+        lengths = inputs.shape[1:2] if first else inputs.shape[1:] if inputs.dim() < 4 else ()
+        return Axes(Widths.of(model), frozenset(lengths) - {1})
 
     def real(self, inputs: Tensor) -> Tensor | None:
         """Which positions of inputs [b, t, ...] are no padding: bool [b, t]; None where that is not asked."""
@@ -91,7 +95,7 @@ def discover_layers(
     unclear: dict[bool, list[str]] = {False: [], True: []}  # by whether their positions are taken to come last
     own: dict[str, int] = {}
     tokens = TokensOfBatch(batch.shape[1]) if options.tokens == "each" else None
-    of = _Batch(len(batch), options.real(batch), tokens, options.axes(model))
+    of = _Batch(len(batch), options.real(batch), tokens, options.axes(model, batch))
 
     def record(name: str, call: int, module: nn.Module, output: Any) -> None:
         try:
@@ -135,7 +139,7 @@ def discover_layers(
     if options.tokens == "each":
         _warn_of_own_tokens({name: count for name, count in own.items() if count}, batch.shape[1])
     for turned, axis in ((False, "second"), (True, "last")):
-        if unclear[turned] and any(isinstance(m, nn.Conv1d) for m in model.modules()):
+        if unclear[turned]:
             warn(
                 f"tokens={options.tokens!r}: whether the second or the last axis of outputs of "
                 f"{shown(unclear[turned])} has the positions is a guess: the {axis} is taken; probe convolutions of "
@@ -180,7 +184,7 @@ def capture(
     n, m = (len(inputs if tokens is None else tokens[split]) for split, inputs in samples.items())
     spools = {(layer.module, layer.call): _Spool(layer, n, m, folds, device, options.dtype) for layer in layers}
     current: dict[str, Any] = {}
-    of = _Batch(0, None, None, options.axes(model))
+    of = _Batch(0, None, None, options.axes(model, fit_inputs))
 
     def record(name: str, call: int, module: nn.Module, output: Any) -> None:
         if (spool := spools.get((name, call))) is not None:

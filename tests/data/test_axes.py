@@ -59,6 +59,26 @@ def test_what_tells_where_the_positions_of_a_block_are(
     assert positions_last(block, torch.Size(shape)) == found
 
 
+@pytest.mark.parametrize(
+    ("block", "shape", "found"),
+    [
+        (Around(nn.Conv1d(2, 8, 3), nn.Conv1d(2, 8, 5)), (2, 16, 40), (True, False)),  # side by side
+        (Around(nn.Linear(16, 4), nn.Linear(4, 16)), (2, 16, 40), (True, False)),  # of channels, such as in SE
+        (Around(nn.Conv1d(16, 40, 3)), (2, 40, 16), (False, True)),  # turned, and halved by a gate
+        (Around(nn.Conv1d(16, 40, 3)), (2, 16, 40), (True, True)),
+        (Around(), (2, 16, 40), (True, False)),
+        (Around(), (2, 40, 16), (False, False)),
+        (Around(), (2, 40, 40), (False, True)),
+        (Around(nn.Embedding(50, 8), nn.Conv1d(40, 40, 3)), (2, 40, 50), (False, True)),  # words' logits
+        (Around(nn.Linear(40, 40)), (2, 41, 40), (False, False)),  # a token more, and as many features as tokens
+    ],
+)
+def test_the_length_of_the_inputs_tells_what_widths_leave_open(
+    block: nn.Module, shape: tuple[int, ...], found: tuple[bool, bool]
+) -> None:
+    assert positions_last(block, torch.Size(shape), None, {40}) == found
+
+
 class Cut(nn.Module):
     """Leaves out the last positions of [b, f, t], such as a causal convolution's."""
 

@@ -73,15 +73,22 @@ def test_folds_that_cannot_be_are_refused() -> None:
 
 
 def test_names_of_groups_are_numbers_of_both_splits() -> None:
-    with no_warnings():
-        fit, heldout = numbered((["b", "a", "b"], ("c", "d")), (3, 2))
-    assert fit.tolist() == [1, 0, 1]
-    assert heldout.tolist() == [2, 3]
+    objects = np.array(["b", "a", "b"], object)
+    for of_fit, of_heldout in ((["b", "a", "b"], [f"c{i}" for i in range(10)]), (objects, np.arange(10)[:, None])):
+        with no_warnings():
+            fit, heldout = numbered((of_fit, of_heldout), (3, 10))
+        assert fit[0] == fit[2] != fit[1]
+        assert len({*fit.tolist(), *heldout.tolist()}) == 12
+    with pytest.warns(RuntimeWarning, match="groups: 1 among the held-out samples: intervals, phases"):
+        numbered(([1, 2], [3, 3]), (2, 2))
     with pytest.warns(RuntimeWarning, match="groups: 1 have samples in both splits, such as group 7: "):
         numbered((np.array([7, 1]), torch.tensor([7, 2])), (2, 2))
-    for wrong in ([1, 2, 3], [0.5, 1.5], [[1], [2]]):
+    for wrong in ([1, 2, 3], [0.5, 1.5], [[1, 1], [2, 2]], [None, 1], [[1], [2, 3]]):
         with pytest.raises(DataError, match="heldout_groups: expected 2 integers or texts, one for each sample"):
             numbered(([1, 2], wrong), (2, 2))
+    for wrong in ([1, 2, 3], np.arange(2), {"a": 1}):
+        with pytest.raises(DataError, match=r"groups: expected \(of fit, of held-out samples\), or the name of values"):
+            numbered(wrong, (2, 2))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("options", [{}, {"classifier": "balanced"}, {"targets": "input"}], ids=str)
@@ -174,3 +181,54 @@ def test_groups_may_be_values_of_a_data_set() -> None:
         pf.ProbeSet.from_dataset(rows[:40], rows[40:], groups="site")
     with pytest.raises(DataError, match=r"groups 'site': expected a name of the values, \[\]"):
         pf.ProbeSet.from_tensors(torch.randn(4, 2), None, torch.randn(4, 2), None, groups="site")
+
+
+def test_groups_whose_classes_are_told_beat_the_constant() -> None:
+    """A group's accuracy scatters less than a sample's does."""
+    torch.manual_seed(0)
+    x = torch.randn(1600, 2)
+    labels = ((x[:, 0] + 0.35 * torch.randn(1600)) > 0).long()
+    groups = torch.arange(1600) // 100
+    model = nn.Sequential(nn.Identity())
+    given = pf.ProbeSet.from_tensors(x[:800], labels[:800], x[800:], labels[800:], groups=(groups[:800], groups[800:]))
+    assert pf.best_checkpoint(pf.probe(model, given, layers="0", targets="label")).beats_constant
+    shuffled = labels[torch.randperm(1600)]
+    given = pf.ProbeSet.from_tensors(
+        x[:800], shuffled[:800], x[800:], shuffled[800:], groups=(groups[:800], groups[800:])
+    )
+    assert not pf.best_checkpoint(pf.probe(model, given, layers="0", targets="label")).beats_constant
+
+
+def test_groups_of_one_class_each_do_not_beat_it_by_chance() -> None:
+    """All samples of a group are right or wrong together, as of a constant."""
+    beaten = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        hits = rng.random(12) < 0.5  # of groups of 50, half of whose classes are the constant's
+        rows = []
+        for step in (0, 1):
+            rows.append(
+                {
+                    "run": "a",
+                    "step": step,
+                    "layer": "a",
+                    "dim": 3,
+                    "target": "label",
+                    "split": "heldout",
+                    "metric": "accuracy",
+                    "value": float(hits.mean()),
+                    "n": 600,
+                    "baseline": 0.5,
+                    "samples": hits.astype(np.float32),
+                }
+            )
+        beaten += pf.best_checkpoint(pf.Scores.from_rows(rows)).beats_constant
+    assert beaten <= 4
+
+
+def test_where_new_tensors_lie_by_default_matters_not() -> None:
+    with torch.device("meta"):
+        assert Groups(torch.tensor([0, 1, 1], device="cpu")).folds([0, 1, 3]) == [0, 1, 3]
+        assert Groups(torch.tensor([0, 1, 1], device="cpu")).sums(
+            torch.ones(3, device="cpu")
+        ).tolist() == pytest.approx([2 / 3, 4 / 3])

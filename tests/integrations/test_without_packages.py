@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import sys
+import threading
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -122,6 +124,22 @@ def test_a_callback_may_probe_a_module_around_the_model_or_a_part_of_it(net: Sma
         probe._begin(net, 0)
     assert around.tracker.scores.layers[0] == "model.conv"
     assert part.tracker.scores.layers == ["0"]
+
+
+def test_callbacks_that_log_to_a_trainer_are_copied_without_it(
+    net: SmallNet, probe_set: pf.ProbeSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = fresh(monkeypatch, "lightning", pytorch_lightning=SimpleNamespace(Callback=type("Callback", (), {})))
+    callback, logged = module.PhaseCallback(probe_set, **OPTIONS, log=True), dict[int, dict[str, float]]()
+    logger = SimpleNamespace(log_metrics=lambda values, step: logged.update({step: values}))
+    trainer = SimpleNamespace(is_global_zero=True, global_step=0, loggers=[logger], lock=threading.Lock())
+    callback.on_train_start(trainer, net)
+    assert copy.deepcopy(callback).tracker.scores.steps == [0]
+    trainer.global_step = 3
+    batch(net, probe_set)
+    callback.on_train_end(trainer, net)
+    assert list(logged) == [0, 3]
+    assert callback._log is None
 
 
 def test_what_is_measured_is_logged(net: SmallNet, probe_set: pf.ProbeSet) -> None:
