@@ -26,6 +26,7 @@ from .configuration import Configuration
 from .data.batches import chunk_bounds, fast_size, first_rows, model_inputs, warn_of_rounding
 from .data.outputs import rows_in
 from .data.probe_set import ProbeSet
+from .data.samples import random_order
 from .data.sequences import check_padding, looks_padded
 from .data.target_cache import TargetCache
 from .data.target_types import Label
@@ -118,6 +119,11 @@ class Engine:
             else None
         )
         self.units = Units(tokens, probe_set.groups)
+        self._mixed = None  # the order of the fit rows whose batches statistics are averaged over
+        if probe_set.groups is not None:  # whose samples stand side by side, and scatter less than all
+            self._mixed = random_order(probe_set.n_fit, 0).to(self._fit_inputs.device)
+            if self.batchnorm == "batch" and fresh_statistics(self.model):
+                warn("batchnorm='batch' takes the statistics of few groups at a time: give batchnorm='recompute'")
         folds = self.units.folds(self.method.folds(probe_set.n_fit))
         data = probe_set.inputs_digest + self.units.token_digest + self.units.group_digest
         cache = None if out is None or config.per_column else TargetCache(Path(out) / "cache", data)
@@ -256,7 +262,7 @@ class Engine:
                 layers = layers if only is None else [layer for layer in layers if layer.module in only]
                 fix_random_state(self.device)
                 fit_bounds = chunk_bounds(0, self.probe_set.n_fit, self.batch_size)
-                batches = model_inputs(self._fit_inputs, fit_bounds, self.model, self.device)
+                batches = model_inputs(self._fit_inputs, fit_bounds, self.model, self.device, self._mixed)
                 with batchnorm_mode(self.model, self.batchnorm, batches):
                     yield self._groups(layers)[0]
             if changed:

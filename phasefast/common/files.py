@@ -50,7 +50,7 @@ def writing(path: str | os.PathLike[str], what: str, parents: bool = False) -> I
         os.replace(partial, path)
     except OSError as error:
         mend = "free some space or choose another place" if error.errno in _FULL else "choose another place"
-        raise StoreError(f"cannot write {what} {path}: {error}; {mend}") from error
+        raise StoreError(f"cannot write {what} {path}: {error.strerror or error}; {mend}") from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)

@@ -66,8 +66,8 @@ def positions_last(
             return False, False
         turned, known = False, set[int]() if elsewhere is None else elsewhere.known
     elif not own.first:
-        if third in own.last:
-            return False, False
+        if third in own.last:  # in a model of convolutions channels may be mixed in their own place
+            return False, second in own.last and elsewhere is not None and second in elsewhere.first
         turned, known = second in own.known and third not in own.known, own.known
     else:
         known = own.known | own.mapped
@@ -75,7 +75,7 @@ def positions_last(
             return True, False
         if third in known and second not in known:
             return False, False
-        turned = not own.last
+        turned = own.first[second] > own.last[third] or not own.last
     if (second in lengths) != (third in lengths):
         place, other = (third, second) if third in lengths else (second, third)
         if place not in known or other in known:

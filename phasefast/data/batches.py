@@ -46,13 +46,17 @@ def fast_size(inputs: Tensor, size: int, device: torch.device) -> int:
 
 
 def model_inputs(
-    inputs: Tensor, bounds: Sequence[tuple[int, int]], model: nn.Module, device: torch.device
+    inputs: Tensor,
+    bounds: Sequence[tuple[int, int]],
+    model: nn.Module,
+    device: torch.device,
+    order: Tensor | None = None,
 ) -> Iterator[Tensor]:
-    """Batches of ``inputs`` on the model's device, floating-point ones in the model's dtype."""
+    """Batches of ``inputs``, or of these in an ``order``, on the model's device, floats in the model's dtype."""
     dtype = _given_dtype(inputs, model)
     for start, stop in bounds:
         let_interrupts_through()
-        batch = inputs[start:stop]
+        batch = inputs[start:stop] if order is None else inputs[order[start:stop]]
         pinned = device.type == "cuda" and batch.device.type == "cpu"  # only copies from pinned memory do not wait
         batch = batch.pin_memory() if pinned else batch
         # A copy always: a model may change its input in place.

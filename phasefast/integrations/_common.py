@@ -41,6 +41,8 @@ class LiveProbe:
         **options: Any,
     ) -> None:
         checked_options({name: value for name, value in options.items() if name not in _OF_TRACKERS})
+        if log is not None and not callable(log):
+            raise ArgumentError(f"log: expected a function of numbers by name and of the step, got {log!r}")
         self._probe_set, self._options, self._wrap, self._log = probe_set, options, wrap, log
         self._model: nn.Module | None = None
         self._tracker: PhaseTracker | None = None

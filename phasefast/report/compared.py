@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -145,6 +146,8 @@ def plot_comparison(
         LayerError: there is no such layer in all of them. And as ``compare_phases`` and ``plot_phases`` do.
     """
     check_runs(scores)
+    if not isinstance(comparison, (Comparison, NoneType)):
+        raise ArgumentError(f"comparison: expected Comparison, got {type(comparison).__name__}; path= names a file")
     if comparison is None:
         comparison = compare_phases({run: detect_phases(own) for run, own in scores.items()})
     common = list(dict.fromkeys(each.layer for each in comparison))

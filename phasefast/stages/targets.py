@@ -89,7 +89,8 @@ def build_targets(
         DataError: a target that cannot be made of the inputs, or is not finite.
     """
     names = [getattr(target, "name", None) for target in targets]
-    if wrong := [target for target in targets if isinstance(target, type) or not hasattr(target, "columns")]:
+    needed = ("name", "kind", "columns")
+    if wrong := [each for each in targets if isinstance(each, type) or not all(hasattr(each, own) for own in needed)]:
         raise ArgumentError(
             f"targets: expected such as phasefast.Input(), phasefast.Label(10) or phasefast.Function(fn), got {wrong}"
         )

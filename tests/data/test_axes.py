@@ -51,12 +51,20 @@ class Around(nn.Module):
         (Around(nn.Linear(16, 16), nn.LayerNorm(16)), (2, 40, 16), (False, False)),
         (Around(nn.Linear(40, 40), nn.Linear(16, 16)), (2, 40, 16), (False, False)),  # a mixer's
         (Around(), (2, 16, 40), (False, True)),
+        (Around(nn.Conv1d(16, 16, 3), nn.Conv1d(16, 16, 3), nn.Linear(16, 16)), (2, 16, 16), (True, True)),  # SE's
+        (Around(nn.LayerNorm(16), nn.Linear(16, 16), nn.Conv1d(16, 16, 3)), (2, 16, 16), (False, True)),
     ],
 )
 def test_what_tells_where_the_positions_of_a_block_are(
     block: nn.Module, shape: tuple[int, ...], found: tuple[bool, bool]
 ) -> None:
     assert positions_last(block, torch.Size(shape)) == found
+
+
+def test_parts_of_linear_layers_may_mix_channels_in_a_model_of_convolutions() -> None:
+    of_channels = Around(nn.Linear(16, 4), nn.Linear(4, 16))
+    for model, guessed in ((nn.Conv1d(3, 16, 3), True), (nn.Linear(3, 16), False)):
+        assert positions_last(of_channels, torch.Size((2, 16, 16)), Widths.of(model)) == (False, guessed)
 
 
 @pytest.mark.parametrize(

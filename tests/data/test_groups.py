@@ -232,3 +232,35 @@ def test_where_new_tensors_lie_by_default_matters_not() -> None:
         assert Groups(torch.tensor([0, 1, 1], device="cpu")).sums(
             torch.ones(3, device="cpu")
         ).tolist() == pytest.approx([2 / 3, 4 / 3])
+
+
+def offset_groups() -> tuple[Tensor, Tensor]:
+    """Samples [960, 3] of 16 groups that differ by more than samples within them do, and their groups."""
+    torch.manual_seed(0)
+    groups = torch.arange(960) // 60
+    return torch.randn(960, 3) + 4 * torch.randn(16, 3)[groups], groups
+
+
+def test_statistics_of_batchnorm_do_not_depend_on_groups() -> None:
+    x, groups = offset_groups()
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU())
+    plain = pf.ProbeSet.from_tensors(x[:600], None, x[600:], None)
+    grouped = pf.ProbeSet.from_tensors(x[:600], None, x[600:], None, groups=(groups[:600], groups[600:]))
+    of: dict[str, Any] = {"layers": ["1", "2"], "alphas": [1e-2], "batch_size": 60}
+    found, alone = (pf.probe(model, given, **of) for given in (grouped, plain))
+    whole = pf.probe(model, grouped, **of | {"batch_size": 600})
+    for layer in ("1", "2"):
+        same = {"layer": layer, "metric": "fvu", "split": "heldout"}
+        assert found.value(**same) == pytest.approx(alone.value(**same), rel=0.03)
+        assert found.value(**same) == pytest.approx(whole.value(**same), rel=0.03)
+
+
+def test_statistics_of_batches_of_few_groups_are_told() -> None:
+    x, groups = offset_groups()
+    given = pf.ProbeSet.from_tensors(x[:300], None, x[300:], None, groups=(groups[:300], groups[300:]))
+    model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8))
+    with pytest.warns(RuntimeWarning, match="batchnorm='batch' takes the statistics of few groups at a time"):
+        Engine(model, given, batchnorm="batch")
+    with no_warnings():
+        Engine(nn.Sequential(nn.Linear(3, 8)), given, batchnorm="batch")
