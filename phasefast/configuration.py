@@ -120,6 +120,6 @@ def _tell_slow(model: nn.Module, device: torch.device) -> None:
     known = (own.dtype for own in model.parameters() if own.dtype in (torch.bfloat16, torch.float16))
     if halves_are_slow(device) and (found := next(known, None)):
         warn(
-            f"model: has parameters of {found}, at which this CPU can be many times slower than at float32: a copy of "
-            "it in float32 gives activations sooner, and less rounded"
+            f"model: its parameters are {found}, with which this CPU can be many times slower than with float32: a "
+            "float32 copy of the model gives activations sooner, and less rounded"
         )

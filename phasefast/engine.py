@@ -183,8 +183,8 @@ class Engine:
             with self._workspace, self._prepared(keep, only) as groups:
                 if changed := self._functions.changed():
                     self._tell(
-                        f"targets {shown(changed)}: their functions give other values than before, but are called once "
-                        "for all steps: do they read the model's weights?"
+                        f"targets {shown(changed)}: their functions give other values than before, although they are "
+                        "evaluated once for all steps: do they read the model's weights?"
                     )
                 for index, group in enumerate(groups):
                     own = self._own_outputs() if index == 0 else None
@@ -254,8 +254,8 @@ class Engine:
         with _MEASURING:
             if self.batchnorm != "running" and (frozen := frozen_norms(self.model)):
                 self._tell(
-                    f"batchnorm={self.batchnorm!r} takes other statistics than {shown(frozen)} have, which are in "
-                    "evaluation mode in a model in training: if they are frozen, give batchnorm='running'"
+                    f"batchnorm={self.batchnorm!r} does not use the running statistics of {shown(frozen)}, which are "
+                    "in evaluation mode in a model in training: if they are frozen, give batchnorm='running'"
                 )
             with preserved(self.model, self.device, self._keep if keep else None) as changed:
                 self.lost, layers = {}, self._known_layers()
@@ -299,8 +299,8 @@ class Engine:
                 raise
             error.add_note(
                 f"The model was given samples of shape {tuple(first.shape[1:])}, {first.dtype}: does the probe "
-                "set hold what it takes? Images are numbers such as x.float() / 255. A model of several inputs "
-                "is wrapped in a module that makes them from one tensor."
+                "set hold what it takes? Give images as floats, such as x.float() / 255. Wrap a model of several "
+                "inputs in a module that makes them from one tensor."
             )
             raise
 

@@ -1,4 +1,4 @@
-"""Every error phasefast raises on purpose; each message names the culprit, what was expected, what came, the mend."""
+"""Every error phasefast raises on purpose; a message names the culprit, what was expected, what came and the remedy."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class CheckpointError(PhasefastError, ValueError):
 
 
 class TwiceError(CheckpointError):
-    """A step is there twice.
+    """A step occurs twice.
 
     Attributes:
         others: the checkpoints of all other steps, by step.
@@ -51,7 +51,7 @@ class TwiceError(CheckpointError):
 
 
 class RewrittenError(CheckpointError):
-    """A checkpoint was written again, of other weights than those that its step was measured on."""
+    """A checkpoint was written again, with other weights than those that its step was measured on."""
 
 
 class UnreadableError(CheckpointError):
@@ -63,7 +63,7 @@ class StoreError(PhasefastError, OSError):
 
 
 class DamagedError(StoreError):
-    """A file of scores is there and can be opened, but is not what was written."""
+    """A file of scores exists and can be opened, but is not what was written."""
 
 
 class OtherWeightsError(StoreError):
@@ -74,7 +74,7 @@ class SweepError(PhasefastError, RuntimeError):
     """Some checkpoints of a sweep failed; the others are stored.
 
     Attributes:
-        failed: why, by step; stored ones that are of other weights now are among them.
+        failed: the reason, by step; stored steps whose checkpoints now hold other weights are among them.
     """
 
     def __init__(self, message: str, failed: Mapping[int, Any] | None = None) -> None:
@@ -83,7 +83,7 @@ class SweepError(PhasefastError, RuntimeError):
 
 
 class DependencyError(PhasefastError, ImportError):
-    """An optional dependency is missing; the message says which extra brings it."""
+    """An optional dependency is missing; the message says how to install it."""
 
 
 # The next checkpoint would fail with these too.
@@ -98,7 +98,7 @@ def may_pass(error: Exception) -> bool:
 
 
 def with_notes(error: Exception) -> str:
-    """What an error and the notes on it say; what kind it is, of others than the package's own."""
+    """The text of an error and of the notes on it, after its type unless it is one of the package's own."""
     kind = "" if isinstance(error, PhasefastError) else f"{type(error).__name__}: "
     texts = [text for each in (f"{kind}{error}", *getattr(error, "__notes__", [])) if (text := each.strip(": \n"))]
     ended = [text if text.endswith((".", "!", "?", ":", ";")) else f"{text}." for text in texts[:-1]]

@@ -91,7 +91,7 @@ def measure_each(
             last = max(todo)
             attempt_all({last: todo[last]}, _ENOUGH + 1)
             if not begun and _none_fits(failures, sources):
-                untried = CheckpointError(f"not tried, as the first {_ENOUGH} and the last one failed alike")
+                untried = CheckpointError(f"not tried, as the first {_ENOUGH} and the last failed the same way")
                 failures |= dict.fromkeys(todo, untried)
                 return
             attempt_all(todo.copy(), len(sources))

@@ -25,13 +25,13 @@ _FIXED = {"splits": "both", "target_components": None, "layer_sketch": None}
 
 @dataclass(frozen=True, eq=False)
 class LinearDecoder:
-    """A target from activations [..., d] of a layer: ``activations @ weight.T + bias``.
+    """Predicts a target from a layer's activations [..., d]: ``activations @ weight.T + bias``.
 
     Attributes:
         layer, target: their names. metric, value: the held-out score, as ``probe`` gives it. alpha: the penalty.
         weight: [p, d] float64, on the CPU. bias: [p].
-        classes: [p] int64, of which class each row is, -1 where no fit row is of it; None for a regression. With
-            ``classifier="lda"`` predictions are logits.
+        classes: [p] int64, the class that each row of ``weight`` predicts, -1 if no fit row has that class; None for
+            a regression. With ``classifier="lda"`` predictions are logits.
         predictions: [m, p] float32, of the held-out rows in the probe set's order.
     """
 
@@ -51,7 +51,7 @@ class LinearDecoder:
             raise ArgumentError(
                 f"decoder of {self.target!r} from layer {self.layer!r}: expected activations [..., "
                 f"{self.weight.shape[1]}], got {tuple(activations.shape)}; outputs of more dimensions are flattened, "
-                "after pool= and tokens= where these were given"
+                "after pool= and tokens= if these were given"
             )
         weight, bias = self.weight.to(activations.device), self.bias.to(activations.device)
         return activations.double() @ weight.mT + bias
@@ -68,18 +68,18 @@ def fit_decoders(
 ) -> dict[tuple[str, str], LinearDecoder]:
     """The decoders whose held-out scores :func:`phasefast.probe` gives, by layer and target.
 
-    Each takes ``p (d + m)`` numbers for ``p`` columns, ``d`` features and ``m`` held-out rows: choose layers and
-    targets where these are many.
+    Each holds ``p (d + m)`` numbers for ``p`` columns, ``d`` features and ``m`` held-out rows: if these are many,
+    choose some of the layers and targets.
 
     Args:
         model: as it is; left exactly as it was found. probe_set: decoders are solved on its fit rows.
-        **options: see :class:`phasefast.ProbeOptions`; but ``splits`` and approximations. ``batchnorm="running"`` for
-            activations of the model as it is used elsewhere.
+        **options: see :class:`phasefast.ProbeOptions`, except ``splits`` and approximations. Give
+            ``batchnorm="running"`` for activations of the model as it is used elsewhere.
 
     Raises:
         PhasefastError: one of its subclasses, naming the option, layer or data that cannot be used.
     """
-    refuse_fixed(options, _FIXED, "decoders are of whole targets, from all features")
+    refuse_fixed(options, _FIXED, "decoders give whole targets, from all features")
     engine = Engine(model, probe_set, **options)
     given_as = {block.name: _Given.of(engine, block.name) for block in engine.targets.blocks}
     found = {}

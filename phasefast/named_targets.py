@@ -20,7 +20,7 @@ _WIDER = 100  # times the median deviation of columns
 
 
 def named_target(
-    name: str, probe_set: ProbeSet, each: bool = False, others: str = "such as phasefast.Function(fn)"
+    name: str, probe_set: ProbeSet, each: bool = False, others: str = "a target such as phasefast.Function(fn)"
 ) -> Target:
     """The target that has a name of its own: ``input``, ``label`` or one of the probe set's values; ArgumentError.
 
@@ -49,12 +49,12 @@ def default_targets(probe_set: ProbeSet, each: bool = False) -> list[Target]:
     if not targets:
         raise ArgumentError(
             f"targets: nothing to decode by default: the samples are {probe_set.fit_inputs.dtype}, so they are not "
-            "decoded themselves (images are given as numbers such as x.float() / 255), and there are no labels, nor "
-            "values; give such as phasefast.Function(fn)"
+            "decoded themselves (give images as floats, such as x.float() / 255), and there are no labels or values; "
+            "give a target such as phasefast.Function(fn)"
         )
     if probe_set.fit_inputs.dtype == torch.uint8:  # images, unlike the integers that stand for tokens
         warn(
-            "the samples are torch.uint8, so only the label is decoded; give images as numbers such as x.float() / 255",
+            "the samples are torch.uint8, so only the label is decoded; give images as floats, such as x.float() / 255",
         )
     if probe_set.fit_inputs.is_complex():
         warn(
@@ -105,6 +105,6 @@ def _warn_of_wide(what: str, deviations: Tensor) -> None:
     usual = deviations[deviations > 0].median() if bool((deviations > 0).any()) else deviations.new_tensor(0.0)
     if wide := (deviations > _WIDER * usual).nonzero().flatten().tolist():
         warn(
-            f"{what.format(shown(wide))} scatter more than {_WIDER} times as much as most, so that its fvu, and its "
-            "phases, are theirs alone: standardise them, or decode a function that does"
+            f"{what.format(shown(wide))} scatter more than {_WIDER} times as much as most, so they alone determine its "
+            "fvu and its phases: standardise them, or decode a function that does"
         )

@@ -62,18 +62,18 @@ class ProbeOptions(TypedDict, total=False):
             that lie between others if there are many; ``"lda"``: linear discriminant analysis with the same penalty;
             ``"balanced"``: the same as if all classes were equally frequent, with ``balanced_accuracy`` for accuracy.
         splits: ``"both"`` (default), or ``"heldout"``: no scores on the fit rows, which saves much for wide inputs.
-        target_components: decode wider regression targets by so many leading principal components, and 64 random
+        target_components: decode wider regression targets by this many leading principal components, and 64 random
             combinations of the rest: an estimate, with a 95 % interval in the columns ``low`` and ``high``. Narrower
             targets stay exact.
-        layer_sketch: decode wider layers from so many random combinations of their features, and estimate the error of
-            all features: ``value``, from ``low`` to ``high`` (accuracies are the sketch's own). A layer for which this
+        layer_sketch: decode wider layers from this many random combinations of their features, and estimate the error
+            of all features: ``value``, ``low`` to ``high`` (accuracies are the sketch's own). A layer for which this
             fails, or is far off, is decoded exactly, which is what memory and ``phasefast plan`` allow for.
         tokens: for outputs [b, t, f]: ``"flatten"`` (default), ``"mean"`` over t, ``"cls"``, the first, or ``"last"``;
             ``"each"``: every token is decoded by itself. Outputs [b, f, t] of convolutions, and of blocks whose layers'
-            widths say so, are turned: docs/sequences.md.
+            widths show this order, are transposed: docs/sequences.md.
         padding: the value in inputs [b, t] or [b, t, c] that marks padding: these tokens are left out.
         pool: average the spatial dimensions of [b, c, h, w] and [b, c, d, h, w] to this size, if they are larger; 0
-            (default) keeps all. Likewise [b, h, w, c] of modules whose parts say so, such as a LayerNorm of c.
+            (default) keeps all. Likewise [b, h, w, c], if parts of the module, such as a LayerNorm of c, show this.
         batch_size: of the forward passes, and of the BatchNorm statistics that need batches; 256, or 128 for
             ``batchnorm="batch"``, by default. If the numbers stay the same, a GPU takes larger batches by default, and
             long sequences of tokens are taken fewer at a time, because of their logits.
@@ -109,7 +109,7 @@ def as_tuple(name: str, value: Any, default: Sequence[Any]) -> tuple[Any, ...]:
         ArgumentError: a set, whose order is another in every process.
     """
     if isinstance(value, (set, frozenset)):
-        raise ArgumentError(f"{name}: expected a list, whose order is the same each time, got {value!r}")
+        raise ArgumentError(f"{name}: expected a list, which keeps its order, got {value!r}")
     if value is None:
         return tuple(default)
     return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
@@ -126,7 +126,7 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options, NumPy's integers as Python's.
 
     Raises:
-        ArgumentError: options that do not exist, values that cannot be, and what excludes each other.
+        ArgumentError: options that do not exist, values that cannot be used, and options that exclude each other.
     """
     for name in options:
         if name not in ProbeOptions.__annotations__:
@@ -144,13 +144,13 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
             raise ArgumentError(f"{name}: expected an integer >= {_INTEGERS[name]}, got {given!r}")
     approximations = [name for name in ("target_components", "layer_sketch") if options.get(name) is not None]
     if approximations and options.get("penalty_per") == "column":
-        raise ArgumentError(f"{approximations[0]}: penalty_per='column' has no approximation; leave one of them out")
+        raise ArgumentError(f"{approximations[0]}: penalty_per='column' allows no approximation; leave one of them out")
     if (how := options.get("classifier", "ridge")) != "ridge" and options.get("route") == "target-free":
         raise ArgumentError(
             f"classifier={how!r} needs predictions of the fit rows, which route='target-free' does not make"
         )
     if len(approximations) > 1:
-        raise ArgumentError("target_components and layer_sketch: each has an interval of its own; leave one out")
+        raise ArgumentError("target_components and layer_sketch exclude each other; leave one of them out")
     return {**options, **{name: operator.index(given) for name, given in whole.items()}}
 
 
@@ -163,7 +163,7 @@ def refuse_fixed(options: Mapping[str, Any], fixed: Mapping[str, Any], why: str)
 def _hint(name: str) -> str:
     """What an option that does not exist may stand for."""
     if name in _BESIDE:
-        return "only other functions have it"
+        return "it belongs to other functions only"
     near, others = (difflib.get_close_matches(name, known, n=1) for known in (ProbeOptions.__annotations__, _BESIDE))
-    guesses = [*map(repr, near), *(f"{other!r}, which some functions have" for other in others)]
+    guesses = [*map(repr, near), *(f"{other!r}, which only some functions take" for other in others)]
     return f"did you mean {' or '.join(guesses)}?" if guesses else f"there are {sorted(ProbeOptions.__annotations__)}"

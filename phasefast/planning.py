@@ -62,11 +62,11 @@ class LayerPlan:
 
 @dataclass(frozen=True, repr=False)
 class Plan(Printed, Sequence[LayerPlan]):
-    """What one checkpoint will take; printed, a line for each layer, for several their sums, and the forward passes.
+    """What one checkpoint will take; prints as a line for each layer, the sums of several, and the forward passes.
 
     Attributes:
-        forward_passes: over the data, and one over the fit rows where BatchNorm statistics are recomputed.
-        forward_seconds: expected of all of these, from a batch of a few on this machine.
+        forward_passes: number over the data, and one over the fit rows if BatchNorm statistics are recomputed.
+        forward_seconds: expected for all of these, from timing a small batch on this machine.
     """
 
     layers: tuple[LayerPlan, ...]
@@ -75,7 +75,7 @@ class Plan(Printed, Sequence[LayerPlan]):
 
     @property
     def seconds(self) -> float:
-        """Of all layers, without the forward passes."""
+        """Expected seconds for all layers, without the forward passes."""
         return sum(each.seconds for each in self.layers)
 
     @overload
@@ -110,18 +110,19 @@ def plan(
     classes: int = 0,
     **options: Unpack[ProbeOptions],
 ) -> Plan:
-    """Route, FLOPs, memory and expected time of every layer, and that of the forward passes, for one checkpoint.
+    """Route, FLOPs, memory and expected time of every layer, and the time of the forward passes, for one checkpoint.
 
     Args:
         sample: a probe set, whose targets are made as for a measurement. Before there is one, the shape of an input,
             such as (3, 32, 32), or an input itself: integers, such as tokens, are not decoded.
-        fit, heldout: numbers of samples. classes: of the label, or 0. None of these beside a probe set.
-        **options: see :class:`phasefast.ProbeOptions`; but ``targets`` only of a probe set: without one, the input and
+        fit, heldout: numbers of samples. classes: number of the label's classes, or 0. Give none of these with a probe
+            set.
+        **options: see :class:`phasefast.ProbeOptions`; ``targets`` only with a probe set: without one, the input and
             the label are planned for.
 
     Raises:
-        ArgumentError, DataError, LayerError: sizes, targets or layers that cannot be. MemoryBudgetError: a layer that
-        does not fit.
+        ArgumentError, DataError, LayerError: sizes, targets or layers that cannot be used.
+        MemoryBudgetError: a layer does not fit.
     """
     if isinstance(sample, ProbeSet):
         if fit or heldout or classes:
@@ -194,11 +195,11 @@ def _of_sizes(
     fit, heldout = fit * tokens, heldout * tokens
     width = example.numel() // tokens if example.is_floating_point() else 0
     if not width and not classes:
-        raise ArgumentError(f"nothing to decode: the sample is {example.dtype}, and there are no classes")
+        raise ArgumentError(f"nothing to decode: the sample is {example.dtype}, not floating-point, and classes=0")
     if config.options.get("targets") is not None:
         raise ArgumentError(
-            "targets: without a probe set the input and a label of so many classes= are planned for; leave it out, or "
-            "give plan(model, probe_set, targets=...)"
+            "targets: without a probe set, only the input and a label (classes=) are planned for; leave targets out, "
+            "or give plan(model, probe_set, targets=...)"
         )
     model, where, method = config.model, config.device, config.method
     with preserved(model, where, keep=torch.device("cpu")):
@@ -210,7 +211,7 @@ def _of_sizes(
             raise
         except Exception as error:  # a model may check its input by itself
             raise ArgumentError(
-                f"the model takes no {example.dtype} input of shape {shape}: {error}; give one that it takes, "
+                f"the model takes no {example.dtype} input of shape {shape}: {error}; give an input that it takes, "
                 "or the shape of one (--sample, or --probe-set)"
             ) from error
     per_column, options = config.per_column, config.options

@@ -51,7 +51,7 @@ class Reconstructions:
 
     @classmethod
     def concat(cls, parts: Iterable[Reconstructions]) -> Reconstructions:
-        """One of several, such as those of a training at some of its steps.
+        """Join several results into one, such as those for different steps of a training.
 
         Raises:
             ArgumentError: there are none, or they are not of the same samples.
@@ -74,10 +74,10 @@ class Reconstructions:
         return in_order(self.decoded)
 
     def __getitem__(self, place: tuple[int, str]) -> Tensor:
-        """The inputs [s, ...] as decoded at a step from a layer; ArgumentError where there is no such one."""
+        """The inputs [s, ...] as decoded from a layer at a step; ArgumentError if there is no such step or layer."""
         if place not in self.decoded:
             raise ArgumentError(
-                f"reconstructions: expected one of steps {self.steps} and a layer of {self.layers}, got {place}"
+                f"reconstructions: expected one of the steps {self.steps} and of the layers {self.layers}, got {place}"
             )
         return self.decoded[place]
 
@@ -101,18 +101,18 @@ def reconstruct(
     load: Callable[[Path], Mapping[str, Any]] | None = None,
     **options: Unpack[ProbeOptions],
 ) -> Reconstructions:
-    """Held-out inputs as linear decoders of each layer give them back: those whose errors ``probe`` and ``sweep`` tell.
+    """Held-out inputs as each layer's linear decoder gives them back: the decoders that ``probe`` and ``sweep`` score.
 
     Args:
         model: left exactly as it was found. probe_set: decoders are solved on its fit rows.
         checkpoints: as for :func:`phasefast.sweep`; by default the model is taken as it is, and labelled ``step``.
-        samples: how many held-out samples, the first, or which; the first 4 by default.
-        steps: of the checkpoints that are taken; all by default.
+        samples: a number of held-out samples, from the first on, or which ones; the first 4 by default.
+        steps: which of the checkpoints to take; all by default.
         weights_only, key, load: of checkpoints, as for :func:`phasefast.sweep`.
-        **options: see :class:`phasefast.ProbeOptions`; but ``targets``, ``splits`` and approximations.
+        **options: see :class:`phasefast.ProbeOptions`, except ``targets``, ``splits`` and approximations.
 
     Raises:
-        ArgumentError: samples or options that cannot be.
+        ArgumentError: samples or options that cannot be used.
         PhasefastError: one of its subclasses, naming the layer, data or checkpoint that cannot be used.
     """
     if (checkpoints is None and steps is not None) or (checkpoints is not None and step != 0):
@@ -195,7 +195,7 @@ def _rows(samples: int | Sequence[int] | None, count: int) -> list[int]:
         else:  # one too many are as wrong as a million
             rows = list(range(min(operator.index(samples), count + 1)))
     except TypeError as error:
-        raise ArgumentError(f"samples: expected a number of held-out samples, or which, got {samples!r}") from error
+        raise ArgumentError(f"samples: expected how many held-out samples, or which ones, got {samples!r}") from error
     if not rows or not all(0 <= row < count for row in rows):
         raise ArgumentError(f"samples: expected some of the {count} held-out samples, from 0 on, got {samples!r}")
     return rows

@@ -48,28 +48,28 @@ def sweep(
 
     Args:
         model: gives the architecture; left exactly as it was found.
-        checkpoints: ``{step: state dict or path}``, a list of state dicts or of paths, or a folder; what is read:
-            docs/checkpoints.md.
+        checkpoints: ``{step: state dict or path}``, a list of state dicts or of paths, or a folder;
+            docs/checkpoints.md lists what can be read.
         out: directory whose ``scores/`` gets one Parquet shard per step, whole or not at all, and ``cache/`` what later
             sweeps of the same data and targets need not make again.
         run: label of the rows. weights_only: see ``torch.load``.
-        key: under which key, or prefix of names, checkpoints keep the weights, where there are several: ``"ema"``.
-        load: reads a checkpoint, ``path -> state dict``, that the package cannot read, or only some of its weights.
+        key: the key, or prefix of names, under which checkpoints keep the weights, if there are several: ``"ema"``.
+        load: ``path -> state dict``, for checkpoints that the package cannot read, or to take only some weights.
         overwrite: start over, removing the scores in ``out``, their ``phases.json`` and pictures.
-        shard: ``(i, n)``: only every n-th checkpoint, from the i-th on (0 to n - 1). Jobs with the same ``out`` share a
-            sweep so, of the same list, and may be started again with another n.
+        shard: ``(i, n)``: only every n-th checkpoint, from the i-th on (0 to n - 1). In this way jobs with the same
+            checkpoints and ``out`` share a sweep; they may be started again with another n.
         **options: see :class:`phasefast.ProbeOptions`.
 
     Returns:
         All scores of the given checkpoints, or of the shard's; those of earlier calls included.
 
     Raises:
-        SweepError: some checkpoints failed; names them, and has them in ``failed``, after all others were measured and
-            stored, or not tried, as the first ones and the last one cannot be used for the same reason.
-        ArgumentError, DataError, LayerError, MemoryBudgetError, DependencyError: at the first checkpoint, where all
-            would fail.
-        StoreError: ``out`` cannot be written, or holds scores of another configuration or of another training: of other
-            weights, where no earlier step is of the same.
+        SweepError: some checkpoints failed; it names them and has them in ``failed``. All others have been measured and
+            stored, or were not tried, since the first ones and the last cannot be used for the same reason.
+        ArgumentError, DataError, LayerError, MemoryBudgetError, DependencyError: at the first checkpoint, if all would
+            fail.
+        StoreError: ``out`` cannot be written, or holds scores of another configuration or of another training, that is,
+            of other weights, and no earlier step has the same weights.
     """
     every = order_checkpoints(checkpoints)
     ordered = _share(every, shard)
@@ -119,7 +119,7 @@ class Sweeper:
         **options: Any,
     ) -> None:
         if not isinstance(out, (str, os.PathLike)):
-            raise ArgumentError(f"out: expected a directory, got {out!r}; pf.probe and PhaseTracker can do without")
+            raise ArgumentError(f"out: expected a directory, got {out!r}; pf.probe and PhaseTracker need none")
         self._engine, self._out, self._reader = Engine(model, probe_set, run, out, **options), out, reader
         engine, self._constants = self._engine, constants_of(self._engine.model)
         self._stored = open_store(out, engine.config_hash, engine.settings, engine.target_hashes, overwrite)

@@ -61,18 +61,18 @@ def _checked(step: Any) -> int:
 class PhaseTracker:
     """Call ``step(i)`` once per training step, with ``i`` updates done; it measures at some of them.
 
-    Where it is called less often, it measures at the first call at or after such a step.
+    If it is called less often, it measures at the first call at or after such a step.
 
     Args:
         model: the model in training; left exactly as found by each measurement.
-        probe_set: the samples. steps: ``"log2"`` (0, 1, 2, 4, ...) or the steps to measure at, none for
-            those of ``force=True`` alone.
+        probe_set: the samples. steps: ``"log2"`` (0, 1, 2, 4, ...) or the steps to measure at; an empty list
+            measures only at calls with ``force=True``.
         out: directory whose ``scores/`` gets one Parquet shard per step, and ``cache/`` what later runs on the
             same data and targets need not make again; None keeps all in memory only. Each training needs its own.
         run: label of the rows.
         overwrite: start over, removing the scores in ``out``, their ``phases.json`` and pictures.
-        on_error: ``"warn"`` lets the training go on when a measurement fails; ``"raise"`` does not. What no later
-            measurement could mend, such as layers that are not there, raises in any case, at the first one.
+        on_error: ``"warn"`` lets the training go on when a measurement fails; ``"raise"`` does not. An error that every
+            later measurement would repeat, such as layers that do not exist, is raised at the first one in any case.
         **options: see :class:`phasefast.ProbeOptions`.
 
     Attributes:
@@ -146,7 +146,7 @@ class PhaseTracker:
         came = "again, for other weights" if step == self._farthest else f"after {self._farthest}"
         text = (
             f"step: {step} came {came}; expected the number of updates since the training began, which "
-            "goes on through all epochs; for a new training make a new tracker, with another out="
+            "goes on through all epochs; for a new training create a new tracker, with another out="
         )
         if self._on_error == "raise":
             raise ArgumentError(text)
@@ -163,7 +163,7 @@ class PhaseTracker:
             self._unchanged = True
             trained = any(own.requires_grad for own in self._engine.model.parameters())
             why = (
-                "is this model the one that is trained? If it was made anew, make a new tracker too"
+                "is this model the one that is trained? If it was created again, create a new tracker too"
                 if trained
                 else "none of them requires a gradient, so all steps will be alike"
             )
@@ -177,21 +177,21 @@ class PhaseTracker:
         return bool(stored.lacking(asked, targets)) or not targets.keys() <= set(stored.targets)
 
     def step(self, step: int, force: bool = False) -> Scores | None:
-        """Measure if ``step`` is one to measure at; its scores, or None where it is not, or was called for just before.
+        """Measure if ``step`` is due; returns its scores, or None if it is not due or the last call was for it too.
 
-        Those that ``out`` holds of these weights are given, not measured again, but None where they lack a target, or a
-        layer that is asked for by name. Those that the disk refuses are kept, and written with the next ones, or where
-        a step is forced.
+        Scores that ``out`` already holds of these weights are returned, not measured again; None if they lack a target,
+        or a layer that is asked for by name. Scores that cannot be written to disk are kept, and written with the next
+        ones, or when a step is forced.
 
         Args:
             step: updates done so far, in all epochs. force: measure at any step, such as the last one.
 
         Raises:
             ArgumentError: a step that is negative or no integer, or, with ``on_error="raise"``, one that comes after a
-                later one, unless it was measured on these weights or is forced; else that is a warning.
-            StoreError: the step is stored, but of other weights: ``out`` belongs to another training. That is a warning
-                in a training that is resumed, which need not repeat what it lost bit by bit: one whose first call is
-                for a step above 1, but for that call itself and for ``on_error="raise"``.
+                later one, unless it was measured on these weights or is forced; with ``"warn"`` that is a warning.
+            StoreError: the step is stored, but of other weights: ``out`` belongs to another training. With ``"warn"``
+                it is a warning in a resumed training, whose first call is for a step above 1 and which need not repeat
+                lost updates bit by bit; at that first call it is an error too.
         """
         step = checked_step(step)
         try:

@@ -43,17 +43,17 @@ def watch(
     """Sweep a folder again and again; yields all scores so far whenever it has measured new ones, and at first.
 
     They include those that ``out`` held in the beginning. It never ends by itself: leave the loop when you have seen
-    enough. A checkpoint that cannot be read is perhaps still being written: a warning names it, and it is tried twice
-    more, as a disk may fail, and once it has changed. One that is measured must not change, or a warning names it;
-    where no earlier one is as it was, that is another training, and an error.
+    enough. A checkpoint that cannot be read may still be being written: a warning names it, and it is tried twice more,
+    since a disk may fail, and again once it has changed. A checkpoint that changes after it was measured is named in a
+    warning; if no earlier one is as it was, it belongs to another training, which is an error.
 
     Args:
-        folder: of checkpoints, or a glob of them; may be empty still. every: seconds between two looks.
+        folder: of checkpoints, or a glob of them; may still be empty. every: seconds between two looks.
         model, probe_set, out, run, weights_only, key, load, **options: as for :func:`phasefast.sweep`.
 
     Raises:
-        CheckpointError: there is no such folder, or a step is there twice; later on that is a warning.
-        And as :func:`phasefast.sweep` does, but SweepError.
+        CheckpointError: there is no such folder, or a step occurs twice; later on that is a warning.
+        All errors of :func:`phasefast.sweep`, except SweepError.
     """
     if not 0 <= as_float(every) < math.inf:
         raise ArgumentError(f"every: expected seconds >= 0, got {every!r}")
@@ -63,7 +63,7 @@ def watch(
     while glob.has_magic(os.fspath(place)) and not place.is_dir():
         place = place.parent
     if not place.is_dir():
-        raise CheckpointError(f"{folder}: expected a folder to watch, or a glob; make it first")
+        raise CheckpointError(f"{folder}: expected a folder to watch, or a glob; create the folder first")
     if isinstance(out, (str, os.PathLike)):
         out = Path(out).absolute()  # the caller may change the directory between two looks
     sweeper = Sweeper(model, probe_set, out, run=run, reader=Reader(weights_only, key, load), **options)
@@ -95,7 +95,7 @@ def _rounds(sweeper: Sweeper, folder: str | os.PathLike[str], every: float) -> I
             tries[step, written[step]] += 1
             if tries[step, written[step]] == 1:
                 warn(
-                    f"step {step} is tried {_TRIES - 1} times more, and again when it has changed: {with_notes(error)}"
+                    f"step {step} is tried {_TRIES - 1} more times, and again once it has changed: {with_notes(error)}"
                 )
             if tries[step, written[step]] < _TRIES:  # a disk may fail once
                 del known[step]

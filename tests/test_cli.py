@@ -195,7 +195,7 @@ def test_plan_knows_how_penalties_are_given_and_chosen(net: SmallNet, rows: int,
     with pytest.raises(ArgumentError, match="alphas and noise exclude each other"):
         pf.plan(net, (1, 6, 6), rows, 60, alphas=[0.1], noise=0.1)
     with pytest.raises(
-        ArgumentError, match="targets: without a probe set the input and a label of so many classes= are"
+        ArgumentError, match=r"targets: without a probe set, only the input and a label \(classes=\) are planned for"
     ):
         pf.plan(net, (1, 6, 6), rows, 60, targets=["label"])
     with pytest.raises(ArgumentError, match="model: expected a Module, got list"):
@@ -235,7 +235,7 @@ def test_plan_takes_penalties_as_the_sweep_does() -> None:
     assert noisy == plan("--alpha", "0.1")
     assert noisy != chosen != plan("--penalty-per", "column")
     assert chosen == plan("--precision", "double") == plan("--layer-sketch", "3")
-    without = "layers are planned without a sketch, as they are decoded where it fails"
+    without = "layers are planned without a sketch, the way they are decoded if it fails"
     assert without in " ".join(invoke("plan", DIGITS_NET, "--sample", "1,8,8", "--layer-sketch", "3").stdout.split())
     assert "padding: expected with tokens=" in fails("plan", DIGITS_NET, "--sample", "1,8,8", "--padding", "0")
     assert "penalty_per: expected one of" in fails("plan", DIGITS_NET, "--penalty-per", "columns")
@@ -256,7 +256,7 @@ class Picky(torch.nn.Module):
 
 @pytest.mark.parametrize("model", [DIGITS_NET, "tests.test_cli:Picky"])
 def test_plan_without_a_sample_says_how_one_is_given(model: str) -> None:
-    assert "give one that it takes, or the shape of one (--sample, or --probe-set)" in fails("plan", model)
+    assert "give an input that it takes, or the shape of one (--sample, or --probe-set)" in fails("plan", model)
 
 
 def test_plan_of_a_probe_set_is_what_a_measurement_of_it_does(
@@ -268,7 +268,7 @@ def test_plan_of_a_probe_set_is_what_a_measurement_of_it_does(
     engine = Engine(model, tokens, layers="*", tokens="mean")
     planned = pf.plan(model, x[0], 60, 20, classes=tokens.classes, layers="*", tokens="mean")
     assert [entry.cost for entry in planned] == [engine.method.cost(c, engine.targets) for c in engine.activations()]
-    with pytest.raises(ArgumentError, match=r"the sample is torch.int64, and there are no classes"):
+    with pytest.raises(ArgumentError, match=r"the sample is torch.int64, not floating-point, and classes=0"):
         pf.plan(model, x[0], 60, 20)
     with pytest.raises(ArgumentError, match="plan: a probe set has its own sizes; leave out fit, heldout and classes"):
         pf.plan(model, tokens, 60, 20)

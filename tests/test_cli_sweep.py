@@ -85,7 +85,7 @@ def test_values_of_the_probe_set_and_functions_are_targets_by_name(
     assert pf.read_scores(place / "one").targets == ["brightness"]
     assert invoke("sweep", *given, place / "all").exit_code == 0
     assert pf.read_scores(place / "all").targets == ["input", "label", "brightness"]
-    words = "target 'own_functions:fn': expected a target, got a function; take pf.Function(fn)"
+    words = "target 'own_functions:fn': expected a target, got a function; give pf.Function(fn)"
     assert words in fails("sweep", *given, place / "no", "--target", "own_functions:fn")
 
 
@@ -138,7 +138,7 @@ def test_checkpoints_with_more_than_tensors_are_read_only_where_they_are_trusted
     monkeypatch.setattr("time.sleep", no_more)
     watched = invoke("sweep", *given, place / "watched", "--watch", "1")
     assert "2 checkpoints to step 200" in watched.stdout
-    assert "warning: step 10 is tried 2 times more, and again when it has changed" in watched.stderr
+    assert "warning: step 10 is tried 2 more times, and again once it has changed" in watched.stderr
     trusted = invoke("sweep", *given, place / "trusted", "--watch", "1", "--trust")
     assert "3 checkpoints to step 200" in trusted.stdout
 
@@ -156,7 +156,7 @@ def test_a_sweep_that_is_broken_off_says_what_is_kept(place: Path, monkeypatch: 
         patch.setattr(module, "write_step", write_one)
         broken = invoke("sweep", *given)
     assert broken.exit_code == 130
-    assert "out has 1 checkpoints, run again to go on" in " ".join(broken.output.split())
+    assert "out has 1 checkpoints, run again to continue" in " ".join(broken.output.split())
     assert "3 checkpoints" in swept(place, "--layer", "hidden")
 
 
@@ -196,20 +196,20 @@ def test_where_every_checkpoint_failed_nothing_is_advised_but_to_look(place: Pat
         torch.save(torch.nn.Linear(2, 2).state_dict(), path)
     assert invoke("sweep", NET, place / "checkpoints", place / "probe_set.pt", "--out", place / "out").exit_code == 1
     line = fails(command, place / "out")
-    assert "measuring was begun there, but nothing stored: every checkpoint failed, or it was stopped" in line
+    assert "measuring began there, but stored nothing: every checkpoint failed, or it was stopped" in line
     assert "demo" not in line
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((NET, "checkpoints", "nothing.pt"), "probe set 'nothing.pt': expected a file of ProbeSet.save or"),
+        ((NET, "checkpoints", "nothing.pt"), "probe set 'nothing.pt': expected a file written by ProbeSet.save or"),
         ((NET, "checkpoints", "tests.conftest:SmallNet"), "expected a ProbeSet, got SmallNet"),
         ((NET, "missing", "probe_set.pt"), "missing: expected a folder of checkpoints"),
-        ((NET, "checkpoints", "probe_set.pt", "--shard", "1-2"), "--shard: expected such as 0/4, got '1-2'"),
+        ((NET, "checkpoints", "probe_set.pt", "--shard", "1-2"), "--shard: expected i/n, such as 0/4, got '1-2'"),
         ((NET, "checkpoints", "probe_set.pt", "--shard", "2/2"), "0 <= i < n"),
-        ((NET, "checkpoints", "probe_set.pt", "--watch", "1", "--shard", "0/2"), "--watch goes on alone"),
-        ((NET, "checkpoints", "probe_set.pt", "--watch", "1", "--overwrite"), "--watch goes on alone"),
+        ((NET, "checkpoints", "probe_set.pt", "--watch", "1", "--shard", "0/2"), "--watch runs alone and"),
+        ((NET, "checkpoints", "probe_set.pt", "--watch", "1", "--overwrite"), "--watch runs alone and"),
         ((NET, "checkpoints", "probe_set.pt", "--precision", "best"), "precision: expected one of"),
         ((NET, "checkpoints", "probe_set.pt", "--penalty-per", "row"), "penalty_per: expected one of"),
         ((NET, "checkpoints", "probe_set.pt", "--alpha", "1", "--noise", "1"), "alphas and noise exclude each other"),

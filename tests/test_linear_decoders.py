@@ -146,7 +146,7 @@ def test_labels_that_encode_otherwise_and_defaults_that_are_given() -> None:
 
 @pytest.mark.parametrize("option", [{"splits": "heldout"}, {"target_components": 4}, {"layer_sketch": 9}])
 def test_decoders_are_of_whole_targets_and_all_features(option: dict[str, Any]) -> None:
-    with pytest.raises(ArgumentError, match=f"{next(iter(option))}: decoders are of whole targets"):
+    with pytest.raises(ArgumentError, match=f"{next(iter(option))}: decoders give whole targets"):
         pf.fit_decoders(network(12, 16), samples(50, 20, (12,)), targets="input", **option)
     with pytest.raises(ArgumentError, match="target-free"):
         pf.fit_decoders(network(12, 16), samples(50, 20, (12,)), targets="input", route="target-free")

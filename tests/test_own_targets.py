@@ -94,7 +94,11 @@ def test_columns_of_few_bits_and_integers_are_decoded(model: nn.Module, samples:
         (Own(lambda x: [["a"]] * len(x)), DataError, "target 'own': expected numbers"),
         (Own(lambda x: x.to(torch.complex64)), DataError, "target 'own': expected real numbers"),
         (Own(lambda x: x, "numbers"), ArgumentError, "target 'own': expected kind 'regression' or 'classes'"),
-        (Single(lambda x: x), DataError, r"target 'own': expected \(columns of fit, of held-out samples\), got Tensor"),
+        (
+            Single(lambda x: x),
+            DataError,
+            r"target 'own': expected \(columns of fit samples, of held-out samples\), got Tensor",
+        ),
     ],
 )
 def test_columns_that_cannot_be_are_named(

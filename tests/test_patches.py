@@ -130,7 +130,8 @@ def test_as_many_features_as_places_are_told_apart_or_refused(probe_set: pf.Prob
     model.act = nn.ReLU()
     assert pf.probe(model, probe_set, tokens="each", layers="embed", targets="label").layers == ["embed"]
     with pytest.raises(
-        LayerError, match=r"layer 'act': its output \(7, 9, 3, 3\) may be a map of the 9 positions, or something else"
+        LayerError,
+        match=r"layer 'act': it is unclear whether its output \(7, 9, 3, 3\) is a map of the 9 positions; probe a",
     ):
         pf.probe(model, probe_set, tokens="each", layers="act", targets="label")
 
@@ -240,7 +241,7 @@ def test_maps_of_blocks_that_have_features_last_need_not_be_square() -> None:
     for rows, columns in ((2, 8), (4, 4)):
         output = torch.randn(3, rows, columns, 6)
         assert as_tokens("a", Block(), output, TokensOfBatch(16)).equal(output.flatten(0, 2))
-    with pytest.raises(LayerError, match="may be a map of the 16 positions, or something else"):
+    with pytest.raises(LayerError, match=r"it is unclear whether its output .* is a map of the 16 positions"):
         as_tokens("a", Block(), torch.randn(3, 2, 8, 5), TokensOfBatch(16))
 
 
@@ -249,5 +250,5 @@ def test_modules_of_ones_own_may_turn_what_their_parts_give(module: nn.Module) -
     output = torch.randn(2, 8, 4, 4)
     assert as_tokens("a", module, output, TokensOfBatch(16)).equal(output.flatten(2).mT.flatten(0, 1))
     for shape in ((4, 4, 4), (16, 4, 4), (2, 8, 2)):
-        with pytest.raises(LayerError, match="may be a map of the 16 positions, or something else"):
+        with pytest.raises(LayerError, match=r"it is unclear whether its output .* is a map of the 16 positions"):
             as_tokens("a", module, torch.randn(2, *shape), TokensOfBatch(16))

@@ -273,7 +273,7 @@ def test_statistics_that_cannot_be_recomputed_are_kept_aloud(through: str) -> No
 
 
 def test_targets_have_an_order(net: SmallNet, probe_set: pf.ProbeSet) -> None:
-    with pytest.raises(ArgumentError, match=r"expected a list, whose order is the same each time, got {"):
+    with pytest.raises(ArgumentError, match=r"targets: expected a list, which keeps its order, got {"):
         pf.probe(net, probe_set, targets={"input", "label"})  # type: ignore[arg-type]
 
 

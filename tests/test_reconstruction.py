@@ -179,7 +179,7 @@ def test_integers_are_not_reconstructed() -> None:
 def test_what_is_not_there_is_named(net: SmallNet, probe_set: pf.ProbeSet) -> None:
     found = pf.reconstruct(net, probe_set, layers="conv")
     with pytest.raises(
-        ArgumentError, match=r"expected one of steps \[0\] and a layer of \['conv'\], got \(1, 'conv'\)"
+        ArgumentError, match=r"expected one of the steps \[0\] and of the layers \['conv'\], got \(1, 'conv'\)"
     ):
         found[1, "conv"]
     with pytest.raises(ArgumentError, match="the same held-out samples"):

@@ -106,7 +106,7 @@ def test_probe_sketches_the_wide_layers_only() -> None:
     [
         ({"layer_sketch": 0}, "layer_sketch: expected an integer >= 1, got 0"),
         ({"layer_sketch": 10, "penalty_per": "column"}, "layer_sketch: penalty_per='column'"),
-        ({"layer_sketch": 10, "target_components": 5}, "leave one out"),
+        ({"layer_sketch": 10, "target_components": 5}, "leave one of them out"),
     ],
 )
 def test_options_that_cannot_be(options: dict[str, object], words: str) -> None:

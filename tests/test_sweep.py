@@ -209,7 +209,7 @@ def test_bad_checkpoints_are_named_and_the_others_stored(
         "got list",
         "lacks the keys ['head.bias']",
         "unexpected keys ['extra.weight']",
-        "it has head.bias of shape (9,), where the model's is (3,)",
+        "it has head.bias of shape (9,), while the model's is (3,)",
         "step_6.pt: holds more than plain tensors",
         "layer 'hidden': NaN or Inf",
     ):
@@ -234,7 +234,7 @@ def test_checkpoints_that_fail_alike_share_a_line(
     assert "retry" not in lines[0]
     assert lines[1].startswith(f"  step 1: {tmp_path / 'step_1.pt'} does not fit")
     assert lines[1].endswith(
-        "unexpected keys ['extra.weight']; load= (--load) may leave keys out; likewise 2 more: 2, 10"
+        "unexpected keys ['extra.weight']; load= (--load) can leave keys out; likewise 2 more: 2, 10"
     )
     assert lines[2].startswith("  step 20: ")
 
@@ -258,7 +258,7 @@ def test_after_five_that_cannot_be_used_alike_the_others_are_not_tried(
     assert lines[0] == "12 of 12 checkpoints failed, none was measured:"
     assert lines[1].startswith("  step 0: ")
     assert "expected weights under the key 'ema'" in lines[1]
-    assert lines[2].startswith("  step 5: not tried, as the first 5 and the last one failed alike; likewise 5 more: 6,")
+    assert lines[2].startswith("  step 5: not tried, as the first 5 and the last failed the same way; likewise 5 more:")
     torch.save({"net": checkpoints[0], "ema": checkpoints[0]}, tmp_path / "step_11.pt")
     with pytest.raises(SweepError, match=r"11 of 12 checkpoints failed, the other 1 is stored"):
         pf.sweep(net, tmp_path, probe_set, key="ema", **{**options, "out": tmp_path / "late"})
@@ -360,7 +360,7 @@ def test_empty_directory_is_named(tmp_path: Path) -> None:
         ({}, "at least one"),
         ([], "at least one"),
         ({-1: {}}, "-1"),
-        (["weights.pt"], "no step"),
+        (["weights.pt"], "expected a step in its name"),
         (["a/step_1.pt", "b/step_1.pt"], "given twice"),
         ("nowhere", "nowhere"),
     ],

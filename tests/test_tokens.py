@@ -158,7 +158,7 @@ def test_rows_of_nothing_but_padding_are_those_of_the_user(language: Language) -
     ids = IDS.clone()
     ids[17] = 0
     samples = pf.ProbeSet.from_tensors(ids[:100], None, ids[100:], None, values={"v": (ids[:100, 0], ids[100:, 0])})
-    with pytest.raises(DataError, match="row 17 is nothing else"):
+    with pytest.raises(DataError, match="row 17 holds nothing else"):
         pf.probe(language, samples, layers=["out"], tokens="last", padding=0)
 
 

@@ -56,14 +56,14 @@ def test_kinds_may_be_given() -> None:
 
 def test_values_of_another_probe_set_are_refused() -> None:
     other = pf.ProbeSet.from_tensors(X[:60], None, X[60:], None, values={"age": (AGE[:60], AGE[60:])}, seed=1)
-    with pytest.raises(DataError, match="target 'age': expected one of the probe set that is probed"):
+    with pytest.raises(DataError, match="target 'age': it belongs to another probe set; call target"):
         pf.probe(nn.Sequential(nn.Linear(5, 5)), everything(), targets=other.target("age"))
 
 
 def test_values_of_other_held_out_samples_are_refused() -> None:
     other = pf.ProbeSet.from_tensors(X[:60], None, X[60:].flip(0), None, values={"age": (AGE[:60], AGE[60:].flip(0))})
     assert torch.equal(other.fit_inputs, everything().fit_inputs)
-    with pytest.raises(DataError, match="target 'age': expected one of the probe set that is probed"):
+    with pytest.raises(DataError, match="target 'age': it belongs to another probe set; call target"):
         pf.probe(nn.Sequential(nn.Linear(5, 5)), everything(), targets=other.target("age"))
 
 
@@ -200,7 +200,7 @@ def test_integers_that_are_hardly_classes_are_told() -> None:
 
 def test_text_is_left_out_with_a_warning() -> None:
     samples = [(X[i], 0, {"file": f"{i}.png", "age": float(AGE[i])}) for i in range(90)]
-    with pytest.warns(RuntimeWarning, match="fit: values 'file' are left out: they are text"):
+    with pytest.warns(RuntimeWarning, match="fit: values 'file' are left out, since they are text"):
         probe_set = pf.ProbeSet.from_dataset(samples[:60], samples[60:])
     assert list(probe_set.fit_values) == ["age"]
 
@@ -251,7 +251,7 @@ def test_values_that_cannot_be_are_named(both: tuple[Any, Any], words: str) -> N
     for wrong in ([("age", both)], {5: both}):
         with pytest.raises(DataError, match=r"values: expected {name: "):
             pf.ProbeSet.from_tensors(X[:60], None, X[60:], None, values=wrong)  # type: ignore[arg-type]
-    with pytest.raises(DataError, match=r"values \['label'\]: expected other names, since inputs and labels have"):
+    with pytest.raises(DataError, match=r"values \['label'\]: expected other names, since these mean the inputs and"):
         made(label=(AGE[:60], AGE[60:]))
 
 
@@ -281,7 +281,7 @@ def test_data_sets_of_several_forms(sample: Callable[[int], Any], labels: bool, 
 @pytest.mark.parametrize(
     ("fit", "heldout", "words"),
     [
-        ([(X[0], 1), (X[1], None)], [(X[2], 1)], "some have labels or values that others have not"),
+        ([(X[0], 1), (X[1], None)], [(X[2], 1)], "expected labels and values for all samples or none: some have what"),
         (
             [(X[0], 1), (X[1, :3], 1)],
             [(X[2], 1)],

@@ -119,11 +119,11 @@ def test_an_unfinished_checkpoint_is_read_again_when_it_has_changed(
     path.write_bytes(whole.read_bytes()[:2000])
     between_rounds(monkeypatch, [lambda: None, lambda: None, lambda: path.write_bytes(whole.read_bytes())])
     with pytest.warns(
-        RuntimeWarning, match=r"step 5 is tried 2 times more, and again when it has changed: .*step_5.pt"
+        RuntimeWarning, match=r"step 5 is tried 2 more times, and again once it has changed: .*step_5.pt"
     ) as caught:
         scores = next(pf.watch(net, folder, probe_set, out=tmp_path / "out", layers="hidden"))
     assert scores.steps == [5]
-    assert sum("times more" in str(warning.message) for warning in caught) == 1
+    assert sum("more times" in str(warning.message) for warning in caught) == 1
 
 
 def test_another_training_in_the_folder_is_refused(
@@ -235,7 +235,7 @@ def test_a_measured_checkpoint_may_be_saved_again_or_removed_piece_by_piece(
     between_rounds(monkeypatch, rounds)  # type: ignore[arg-type]
     watching = pf.watch(net, folder, probe_set, out=tmp_path / "out", layers="hidden")
     assert next(watching).steps == [1, 2]
-    with pytest.warns(RuntimeWarning, match="step 1 is tried 2 times more, and again when it has changed"):
+    with pytest.warns(RuntimeWarning, match="step 1 is tried 2 more times, and again once it has changed"):
         assert next(watching).steps == [1, 2, 3]
 
 
@@ -263,7 +263,7 @@ def test_what_fails_once_is_tried_again_and_a_folder_in_disorder_is_waited_for(
         ],
     )
     watching = pf.watch(net, folder, probe_set, out=tmp_path / "out", layers="hidden")
-    with pytest.warns(RuntimeWarning, match="step 1 is tried 2 times more.*stale file handle"):
+    with pytest.warns(RuntimeWarning, match="step 1 is tried 2 more times.*stale file handle"):
         assert next(watching).steps == [1]
     with pytest.warns(RuntimeWarning, match="waiting: step 1: given twice"):
         assert next(watching).steps == [1, 2]

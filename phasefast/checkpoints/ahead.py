@@ -47,7 +47,7 @@ def _read(source: Source, device: torch.device, reader: Reader) -> tuple[Read, l
     with held() as texts:
         state = reader.read(source)
     if reader.fingerprint(source) != before:
-        raise UnreadableError(f"{source}: changed while it was read; sweep again once it is written")
+        raise UnreadableError(f"{source}: changed while it was read; sweep again once it has been written")
     if device.type == "cuda":
         stream = torch.cuda.Stream(device)
         with torch.cuda.stream(stream):

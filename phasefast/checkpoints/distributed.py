@@ -29,7 +29,7 @@ class _OfTensors(DefaultLoadPlanner):
 
 
 def read_distributed(folder: Path, *, weights_only: bool) -> dict[str, Tensor]:
-    """The tensors that a folder holds, on the CPU, with one flat name each; those of optimizers and such are not read.
+    """The tensors that a folder holds, on the CPU, with one flat name each, except those of optimizers and the like.
 
     Other entries are never read, as torch would unpickle them; ``weights_only`` is about their description.
 

@@ -51,7 +51,7 @@ def by_only_file(folder: Path) -> bool:
 
 
 def why_none(folder: Path) -> str:
-    """Why a folder named after a step is no checkpoint by its files, as part of a message; empty where it has none."""
+    """Why the files in a folder named after a step make it no checkpoint, for messages; empty if it has none."""
     files = candidates(folder)
     names = [file.name for file in files]
     if len(files) == 1:
@@ -60,7 +60,7 @@ def why_none(folder: Path) -> str:
         return ""
     first = min(names, key=lambda name: (not name.startswith("model"), name))
     name = re.sub(rf"(?<!\d)0*{parse_step(folder)}(?!\d)", "[0-9]*", first)
-    return f"holds {shown(names)}: choose one by a glob such as '{folder.parent / '*' / name}'"
+    return f"holds {shown(names)}: choose one with a glob such as '{folder.parent / '*' / name}'"
 
 
 def _says_other_step(file: Path) -> bool:
@@ -76,7 +76,7 @@ def entry_of(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     entry = find_entry(path) if path.is_dir() else path
     if entry is None:
-        why = why_none(path) or "is it still being written?"
+        why = why_none(path) or "is the checkpoint still being written?"
         raise UnreadableError(f"{path}: expected a folder with {needed()}; {why}")
     return entry
 

@@ -113,7 +113,7 @@ class Revision(os.PathLike[str]):
         entry = next((name for name in _ENTRIES if name in files), alone[0] if len(alone) == 1 else None)
         if entry is None:
             raise CheckpointError(
-                f"expected {needed(_ENTRIES)}, got {shown(alone or files)}; load= (--load) may read others"
+                f"expected {needed(_ENTRIES)}, got {shown(alone or files)}; load= (--load) can read other files"
             )
 
         def download(name: str) -> Path:
@@ -143,10 +143,10 @@ def as_revision(path: str | os.PathLike[str]) -> Revision | None:
 
 
 def revisions(given: Revision) -> list[Revision]:
-    """Those branches and tags of a repository that match a name, or all with a step where none was given.
+    """The branches and tags of a repository that match a name, or all with a step if no name was given.
 
-    Where some name a step as such, like ``step1000``, those only; else those with a number that is no release. A
-    warning tells which are left out. ``main`` alone where there are none.
+    If some name a step as such, like ``step1000``, only those; else those with a number that is no release. A warning
+    names those that are left out. ``main`` alone if there are none.
 
     Raises:
         CheckpointError: the repository cannot be read, or nothing matches.
@@ -158,19 +158,19 @@ def revisions(given: Revision) -> list[Revision]:
         except Exception as error:
             if not _offline(error) or not (commits := _cached_refs(hub, given.repo)):
                 raise
-            warn(f"{given}: the Hub cannot be reached, so only the {len(commits)} revisions in its cache are taken")
+            warn(f"{given}: the Hub cannot be reached, so only the {len(commits)} revisions in its cache are used")
     if given.name is not None and not any(letter in given.name for letter in "*?["):
         return [Revision(given.repo, given.name, commits.get(given.name))]
     matching = [name for name in commits if fnmatchcase(name, given.name or "*")]
     numbered = [name for name in matching if has_step(name) and not _VERSION.fullmatch(name)]
     with_step = [name for name in matching if names_step(name)] or numbered
     if left := sorted(name for name in matching if with_step and name not in {*with_step, _MAIN}):
-        warn(f"{given}: left out {shown(left)}, with no step in their names")
+        warn(f"{given}: left out {shown(left)}, which have no step in their names")
     if with_step:
         return [Revision(given.repo, name, commits[name]) for name in with_step]
     if given.name is None:
         return [given]
-    raise CheckpointError(f"{given}: expected revisions that match and have steps in their names, got {shown(commits)}")
+    raise CheckpointError(f"{given}: expected matching revisions with steps in their names, got {shown(commits)}")
 
 
 def _offline(error: Exception) -> bool:
@@ -196,7 +196,7 @@ def _named(what: Revision) -> Iterator[Any]:
     try:
         import huggingface_hub as hub
     except ImportError as error:
-        raise DependencyError(f"{what}: the Hub needs huggingface_hub: pip install 'phasefast[hub]'") from error
+        raise DependencyError(f"{what}: reading the Hub needs huggingface_hub: pip install 'phasefast[hub]'") from error
     try:
         yield hub
     except PhasefastError as error:

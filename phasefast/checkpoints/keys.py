@@ -47,7 +47,7 @@ def weights_in(loaded: Any, name: str, key: str | None = None) -> tuple[dict[str
     if key is None and way and (others := _twins(whole, loaded)):
         warn(
             f"checkpoints: weights are read from {way[:-1]!r}, but {shown(others)} has tensors of the same names "
-            f"too: key={others[0]!r} (--key) reads those, key={way[:-1]!r} silences this warning"
+            f"too: key={others[0]!r} (--key) reads these, key={way[:-1]!r} silences this warning"
         )
     if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(key, str) for key in loaded):
         kind = "an empty one" if isinstance(loaded, Mapping) and not loaded else type(loaded).__name__
@@ -55,7 +55,7 @@ def weights_in(loaded: Any, name: str, key: str | None = None) -> tuple[dict[str
     if bad := [entry for entry, value in loaded.items() if not isinstance(value, Tensor)]:
         found, several = [way + state for state in _all_states(loaded)], len(_states(loaded)) > 1
         under = f"give key= (--key), one of {shown(found)}" if found else "save model.state_dict()"
-        under += ", or load= for the tensors beside" if found and not several else ""
+        under += ", or load= to read the tensors beside it" if found and not several else ""
         inert = any(isinstance(loaded[entry], Inert) for entry in bad)
         under += f", or, if you trust the file, {IF_TRUSTED}" if inert else ""
         raise CheckpointError(

@@ -22,10 +22,10 @@ def load_into(
 ) -> None:
     """Load a state dict whose keys and shapes must be the model's.
 
-    Keys that are not the model's may stand under one prefix, such as those of ``torch.compile``, DDP or a Lightning
-    module: what is not under it is left alone. So may all of the model's, as of a module around the one that was
-    stored. A head that the model has an ``Identity`` for is left out with a warning. Of tensors that the model ties,
-    one is enough.
+    The state dict's keys may all have one more prefix than the model's, as with ``torch.compile``, DDP or a Lightning
+    module: keys without it are ignored. Or the model's keys may have one that the state dict's lack, if the model is
+    around the stored module. A head in whose place the model has an ``Identity`` is left out with a warning. Of tensors
+    that the model ties, one is enough.
 
     Args:
         spare: what is loaded where the state lacks it.
@@ -52,16 +52,16 @@ def load_into(
     problems += [*_wrong_shapes(state, own)[:5], *_wrong_kinds(state, own)[:5], *_untied(state, own)[:5]]
     if problems:
         under = f" under {prefix!r}" if prefix else ""
-        mend = "; load= (--load) may leave keys out" if own.keys() <= state.keys() != own.keys() else ""
+        mend = "; load= (--load) can leave keys out" if own.keys() <= state.keys() != own.keys() else ""
         of = next((type(part).__name__ for part in model.modules() if hasattr(part, "from_pretrained")), None)
         if of is not None and own.keys() - state.keys() and state.keys() - own.keys():
             mend = (
-                f"; if transformers renames them, give load= a function that reads them by {of}.from_pretrained and "
-                "refuses missing keys, which that makes up: docs/checkpoints.md"
+                f"; if transformers renames keys, give load= a function that calls {of}.from_pretrained and refuses "
+                "missing keys, whose weights that would make up: docs/checkpoints.md"
             )
         raise CheckpointError(f"{name} does not fit {type(model).__name__}: it{under} " + "; it ".join(problems) + mend)
     if left:
-        warn(f"checkpoints: {shown(left)} are left out, as the model has nothing there, like an encoder without a head")
+        warn(f"checkpoints: {shown(left)} are left out, since the model, like an encoder without a head, lacks them")
     try:
         model.load_state_dict(state)
     except RuntimeError as error:  # such as tensors that are sparse or without values
@@ -79,7 +79,7 @@ def check_copies(model: nn.Module, checkpoints: Mapping[int, object]) -> None:
     held = {step: memory for step, given in checkpoints.items() if (memory := _memory(_tensors(given)))}
     if len(checkpoints) < 2 or not held:
         return
-    mend = "copy.deepcopy(model.state_dict()) keeps the weights of a step"
+    mend = "keep the weights of each step by copy.deepcopy(model.state_dict())"
     common = frozenset.intersection(*held.values())  # such as a frozen backbone: loading it changes nothing
     same = len(set(held.values())) == 1
     if shared := [step for step, memory in held.items() if (memory & own) - (frozenset() if same else common)]:
@@ -112,8 +112,8 @@ def _prefix(state: Mapping[str, Tensor], own: Mapping[str, Any], name: str, spar
     fitting = [prefix for prefix in candidates if _fits(_whole(_without_prefix(state, prefix), own, spare), own)]
     if len(fitting) > 1:
         raise CheckpointError(
-            f"{name}: expected the model's keys under one prefix, they are under each of {shown(fitting)}; give key= "
-            "(--key), one of these" + (", or load= for those under none" if "" in fitting else "")
+            f"{name}: expected the model's keys under one prefix, got them under each of {shown(fitting)}; give one of "
+            "these as key= (--key)" + (", or load= for those without a prefix" if "" in fitting else "")
         )
     return fitting[0] if fitting else max(counts, key=lambda prefix: counts[prefix], default="")
 
@@ -153,7 +153,7 @@ def _untied(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> list[str]:
     both = [(key, value) for key, value in own.items() if key in state and isinstance(value, Tensor)]
     pairs = [(first.setdefault(id(value), key), key) for key, value in both]
     return [
-        f"has other values in {one} than in {key}, which the model ties"
+        f"has other values in {one} than in {key}, although the model ties them"
         for one, key in pairs
         if one != key and not torch.equal(*(state[each].to_dense().nan_to_num() for each in (one, key)))
     ]
@@ -192,7 +192,7 @@ def _fits(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> bool:
 
 def _wrong_shapes(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> list[str]:
     return [
-        f"has {key} of shape {tuple(state[key].shape)}, where the model's is {tuple(value.shape)}"
+        f"has {key} of shape {tuple(state[key].shape)}, while the model's is {tuple(value.shape)}"
         for key, value in own.items()
         if key in state and isinstance(value, Tensor) and state[key].shape != value.shape
     ]
@@ -201,7 +201,7 @@ def _wrong_shapes(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> list[s
 def _wrong_kinds(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> list[str]:
     """Integers, such as of quantised weights, are no numbers of a model without their scale."""
     return [
-        f"has {key} of type {state[key].dtype}, where the model's is {value.dtype}"
+        f"has {key} of type {state[key].dtype}, while the model's is {value.dtype}"
         for key, value in own.items()
         if key in state
         and isinstance(value, Tensor)

@@ -31,6 +31,6 @@ def damage_named(path: str | os.PathLike[str]) -> Iterator[None]:
 def not_plain(path: str | os.PathLike[str]) -> CheckpointError:
     """The error of a checkpoint that only unpickling arbitrary objects would read."""
     return CheckpointError(
-        f"{os.fspath(path)}: holds more than plain tensors; save model.state_dict(), or, if you trust it and there is "
-        f"a state dict in it, {IF_TRUSTED}"
+        f"{os.fspath(path)}: holds more than plain tensors; save model.state_dict(), or, if you trust the file and it "
+        f"has a state dict in it, {IF_TRUSTED}"
     )

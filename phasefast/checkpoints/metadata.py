@@ -63,7 +63,7 @@ def read_metadata(path: Path, *, weights_only: bool) -> Metadata:
 
 
 def of_tensors(metadata: Metadata, keys: Iterable[str], folder: Path) -> Metadata:
-    """The description of some of the tensors and of nothing else, made anew from numbers and names.
+    """The description of some of the tensors and of nothing else, built from numbers and names alone.
 
     Raises:
         CheckpointError: one that torch has not written so, or has written in part only; names it.
@@ -93,7 +93,7 @@ def _rebuilt(entry: Any) -> TensorStorageMetadata:
 
 
 def _unexpected(folder: Path, what: str) -> CheckpointError:
-    return CheckpointError(f"{folder}: its .metadata is not as torch.distributed.checkpoint writes it: {what}")
+    return CheckpointError(f"{folder}: expected .metadata as torch.distributed.checkpoint writes it, got {what}")
 
 
 def _layout(name: str) -> torch.layout:

@@ -34,7 +34,7 @@ def find_checkpoints(folder: str | os.PathLike[str]) -> dict[int, Path]:
     Of what is no folder those that match it as a glob.
 
     Raises:
-        CheckpointError: a folder that cannot be read, or a step that is there twice.
+        CheckpointError: a folder cannot be read, or a step occurs twice.
     """
     folder = Path(folder)
     if not folder.is_dir() and glob.has_magic(os.fspath(folder)):
@@ -72,7 +72,7 @@ def order_checkpoints(
             out, with a warning. Of ``hf://repository@name`` those revisions that match, or all with a step.
 
     Raises:
-        CheckpointError: nothing to sweep, a step that is missing, negative or there twice.
+        CheckpointError: there is nothing to sweep, or a step is missing, negative or occurs twice.
     """
     if isinstance(checkpoints, (str, os.PathLike)):
         hub = as_revision(checkpoints)
@@ -118,7 +118,7 @@ def _at(path: Path) -> Mapping[int, Path] | list[Path]:
     if not path.exists():
         several = _matches(path)
         if not several:
-            raise CheckpointError(f"{path}: expected a folder of checkpoints, a file or a glob; there is none")
+            raise CheckpointError(f"{path}: expected a folder of checkpoints, a file or a glob; nothing matches it")
         return _of_matches(path, several) or several
     if not path.is_dir():
         return [path]
@@ -155,7 +155,7 @@ def _tell_doubtful(where: Path, found: Sequence[Path], with_step: Mapping[Path, 
     Args: with_step: by path the name that says its step.
     """
     if with_step and (left := [path.name for path in found if path not in with_step]):
-        warn(f"{where}: left out {left}, with no step in their names")
+        warn(f"{where}: left out {left}, which have no step in their names")
     _tell_units(where, with_step.values())
 
 
@@ -168,7 +168,10 @@ def _tell_units(where: str | Path, names: Iterable[Path]) -> None:
             units.setdefault(unit_of(name), name.name)
     if len(units) > 1:
         kinds = ", ".join(f"{unit} as in {name}" for unit, name in units.items())
-        warn(f"{where}: names have {kinds}; all count as steps of one training: give {{step: path}}, or a glob of some")
+        warn(
+            f"{where}: names have {kinds}; all are taken for steps of one training: give {{step: path}}, or a glob of "
+            "some of them"
+        )
 
 
 def _tell_epochs(where: str | Path, names: Iterable[Path]) -> None:
@@ -179,8 +182,8 @@ def _tell_epochs(where: str | Path, names: Iterable[Path]) -> None:
         if own[0] > latest[0] and own[1] < latest[1]:
             warn(
                 f"{where}: {own[2]} is of a later epoch than {latest[2]}, but comes before it, as its step is smaller: "
-                "if steps are counted anew in each epoch, give {step: path} with the updates since the training "
-                "began; if these are two trainings, a glob of one"
+                "if steps start again in each epoch, give {step: path} with the number of updates since the training "
+                "began; if these are two trainings, give a glob that matches one"
             )
             return
         latest = max(latest, own, key=lambda each: each[1])
@@ -205,7 +208,7 @@ def _by_step(pairs: Sequence[tuple[int, _Some]]) -> dict[int, _Some]:
         others = f", likewise {named(twice[1:])}" if len(twice) > 1 else ""
         raise TwiceError(
             f"step {twice[0]}: given twice, as {first} and {second}{others}; give {{step: path}}, or a glob that "
-            "matches only one of them, or put the others elsewhere",
+            "matches only one of them, or move the others elsewhere",
             {step: sources[0] for step, sources in ordered.items() if len(sources) == 1},
         )
     return {step: source for step, (source,) in ordered.items()}
@@ -221,7 +224,7 @@ def _without_steps(folder: Path) -> list[Path]:
     if not found:
         empty = f", and {unfinished} {_UNFINISHED}: {_why_left_out(folder, unfinished)}" if unfinished else ""
         inside = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and _sorted_out(path)[0]]
-        others = f"; but its folders {shown(inside)} do: give one" if inside and not unfinished else ""
+        others = f"; its folders {shown(inside)} do: give one of these" if inside and not unfinished else ""
         raise CheckpointError(
             f"{folder}: holds no files ending in {', '.join(SUFFIXES)}, no folders of weights{empty}{others}"
         )

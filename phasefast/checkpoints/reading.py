@@ -56,7 +56,7 @@ class Reader:
                 first, second = self.ways.values()
                 warn(
                     f"checkpoints: weights are read from {first}, but from {second}: if some are averages of weights, "
-                    "they do not form one curve; key= (--key) takes those under one key, load= (--load) any"
+                    "they do not form one curve; key= (--key) takes those under one key, load= (--load) any others"
                 )
         return state
 
@@ -75,11 +75,11 @@ class Reader:
             kind = type(error).__name__
             raise CheckpointError(f"{os.fspath(source)}: load= raised {kind}: {error}") from error
         if not isinstance(loaded, Mapping):
-            raise CheckpointError(f"{os.fspath(source)}: expected a state dict of load=, got {type(loaded).__name__}")
+            raise CheckpointError(f"{os.fspath(source)}: expected a state dict from load=, got {type(loaded).__name__}")
         try:
             return _read_state(loaded, key=self.key)
         except CheckpointError as error:
-            raise CheckpointError(f"{os.fspath(source)}, as it is loaded: {error}") from error
+            raise CheckpointError(f"{os.fspath(source)}, as load= reads it: {error}") from error
 
     def fingerprint(self, source: Source) -> str | None:
         """Hash of the file or folder, with the key and whether a function reads it: other weights of a file are others.
@@ -156,20 +156,20 @@ def _loaded(entry: Path, weights_only: bool) -> Any:
 def _merged(index: Path, weights_only: bool) -> dict[str, Tensor]:
     """The tensors of all shards that an index lists: each from the shard that it says, and what it does not list too.
 
-    What is not listed is not dropped unsaid: the model either has it, or its keys are named as unexpected.
+    What is not listed is not dropped silently: the model either has it, or its keys are named as unexpected.
     """
     shards = read_index(index)
     if absent := [shard for shard in shards if not (index.parent / shard).is_file()]:
         raise UnreadableError(
-            f"{index}: lists {len(shards)} shards, but {shown(absent)} are not there; "
-            "save or download the checkpoint again, if it is not still being written"
+            f"{index}: lists {len(shards)} shards, but {shown(absent)} are missing; "
+            "save or download the checkpoint again, unless it is still being written"
         )
     listed, found = dict[str, Tensor](), dict[str, Tensor]()
     for shard, names in shards.items():
         state = read_state_dict(index.parent / shard, weights_only=weights_only)
         if lost := names - state.keys():
             raise UnreadableError(
-                f"{index.parent / shard}: expected {shown(lost)} in it, as {index.name} says, but it lacks them; "
+                f"{index.parent / shard}: lacks {shown(lost)}, which {index.name} lists; "
                 "save or download the checkpoint again"
             )
         listed |= {name: state[name] for name in names}

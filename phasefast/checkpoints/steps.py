@@ -40,7 +40,7 @@ def parse_step(name: str | os.PathLike[str]) -> int:
         if step % 1 == 0:
             return int(step)
     raise CheckpointError(
-        f"{name}: no step in its name (expected such as step_128.pt, step64k.pt or 128.pt); give {{step: path}} instead"
+        f"{name}: expected a step in its name, as in step_128.pt, step64k.pt or 128.pt; give {{step: path}} instead"
     )
 
 

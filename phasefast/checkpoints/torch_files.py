@@ -47,8 +47,8 @@ def read_torch_file(path: Path, *, weights_only: bool) -> Any:
                 except RuntimeError as misfit:
                     if "pickle_module" in str(misfit):
                         raise CheckpointError(
-                            f"{path}: holds more than plain tensors as torch.save writes them by default, and "
-                            "TORCH_FORCE_WEIGHTS_ONLY_LOAD is set, by which torch reads nothing else: unset it"
+                            f"{path}: holds more than plain tensors as torch.save writes them by default; "
+                            "TORCH_FORCE_WEIGHTS_ONLY_LOAD makes torch read nothing else: unset it"
                         ) from misfit
                     raise
                 if found is Inert or (isinstance(found, Inert) and not found):

@@ -14,14 +14,14 @@ from ..common.console import of_work
 from ..engine import VERSION
 from ..errors import PhasefastError
 
-PROBE_SET = "File of ProbeSet.save, or package.module:callable that makes a ProbeSet"
+PROBE_SET = "File written by ProbeSet.save, or package.module:callable that makes a ProbeSet"
 
 Directory = Annotated[Path, typer.Argument(help="Run directory: the one that holds scores/.", show_default=False)]
-Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:0; CUDA if there is any.")]
+Device = Annotated[str | None, typer.Option(help="Device, such as cpu or cuda:0; by default CUDA if there is any.")]
 Model = Annotated[
     str,
     typer.Argument(
-        help="package.module:callable that makes a model, or a torchvision name; or 'name(num_classes=10)'.",
+        help="package.module:callable that makes a model, or a torchvision name, also as 'name(num_classes=10)'.",
         show_default=False,
     ),
 ]
@@ -29,8 +29,8 @@ Targets = Annotated[
     list[str] | None,
     typer.Option(
         "--target",
-        help="input, label, a name of the probe set's values, or package.module:target, such as a pf.Function or a "
-        "list; may be repeated. All that the probe set has by default.",
+        help="input, label, the name of one of the probe set's values, or package.module:target, such as a pf.Function "
+        "or a list; may be repeated. By default all that the probe set has.",
     ),
 ]
 Checkpoints = Annotated[
@@ -73,7 +73,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="For every layer at every checkpoint: how much of the input can still be decoded, and in which phase it is.",
+    help="For every layer at every checkpoint: how much of the input can still be decoded, and its learning phase.",
 )
 
 
@@ -89,7 +89,7 @@ def _options(
         bool, typer.Option("--debug", help="Show the traceback of an error, not only its message.")
     ] = False,
     version: Annotated[
-        bool, typer.Option("--version", help="Show the version and leave.", is_eager=True, callback=_show_version)
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
     ] = False,
 ) -> None:
     """Options of all commands; read by the group where an error arrives."""

@@ -21,7 +21,7 @@ from .names import load_function
 def demo(
     out: Annotated[Path, typer.Option(help="Directory for scores, phases.json and pictures.")] = Path("runs/demo"),
     seed: Annotated[
-        int, typer.Option(min=0, max=2**32 - 1, help="Of the data split, the weights and the order of the batches.")
+        int, typer.Option(min=0, max=2**32 - 1, help="Seed of data split, weights and order of the batches.")
     ] = 0,
     steps: Annotated[int, typer.Option(help="Training steps; probed at 0, 1, 2, 4, ... and the last.")] = 4096,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.002,
@@ -34,35 +34,35 @@ def demo(
 @app.command()
 def reproduce(
     name: Annotated[
-        str, typer.Argument(help="MODEL-DATA such as vgg8-cifar10, or digits-vgg, the small one.", show_default=False)
+        str, typer.Argument(help="MODEL-DATA such as vgg8-cifar10; digits-vgg is the small one.", show_default=False)
     ],
     data: Annotated[
         Path | None, typer.Option(help="An .npz of images and labels instead of torchvision's data set.")
     ] = None,
-    root: Annotated[Path, typer.Option(help="Where torchvision finds, or puts, its data sets.")] = Path("data"),
+    root: Annotated[Path, typer.Option(help="Directory of torchvision's data sets.")] = Path("data"),
     out: Annotated[Path, typer.Option(help="Directory for checkpoints, scores, results.json and figures.")] = Path(
         "runs/reproduce"
     ),
-    seeds: Annotated[int, typer.Option(min=1, help="How many trainings, with seeds 0, 1, ...")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of trainings, with seeds 0, 1, ...")] = 1,
     steps: Annotated[int | None, typer.Option(help="Training steps; the setting's own by default.")] = None,
     task: Annotated[
-        list[str] | None, typer.Option(help="Transfer task: a data set, an .npz, or rest; more than once.")
+        list[str] | None, typer.Option(help="Transfer task: a data set, an .npz, or rest; may be repeated.")
     ] = None,
     function: Annotated[
         list[str] | None,
         typer.Option(help="Transfer task: package.module:function of a batch of images that gives classes."),
     ] = None,
-    fit: Annotated[int, typer.Option(min=2, help="Fit images that are measured.")] = 10_000,
-    heldout: Annotated[int, typer.Option(min=1, help="Held-out images that are measured.")] = 2_000,
+    fit: Annotated[int, typer.Option(min=2, help="Number of fit images to measure.")] = 10_000,
+    heldout: Annotated[int, typer.Option(min=1, help="Number of held-out images to measure.")] = 2_000,
     all_rows: Annotated[
         bool, typer.Option("--all-rows", help="Measure the authors' way on all images, as they do.")
     ] = False,
     wide: Annotated[bool, typer.Option(help="Measure layers of more than 2048 features too.")] = True,
     decoders: Annotated[bool, typer.Option("--decoders", help="Train the paper's decoders too (minutes).")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Exit with 1 where a claim does not hold.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Exit with status 1 if a claim does not hold.")] = False,
     device: Device = None,
 ) -> None:
-    """Train, sweep, detect phases, back-test the advice: an experiment of the paper, beside its published figures."""
+    """Train, sweep, detect phases, back-test the advice: an experiment of the paper, with its published figures."""
     functions: list[Target] = [Function(load_function(given), kind="classes") for given in function or ()]
     results = run_reproduce(
         name,

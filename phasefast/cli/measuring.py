@@ -21,7 +21,7 @@ def _option(name: str, kind: Any, default: Any, about: str, *flags: str, **how: 
 
 OPTIONS = (
     _option(
-        "layers", list[str] | None, None, "Glob of layers, or after ! of those left out; may be repeated.", "--layer"
+        "layers", list[str] | None, None, "Glob of layers, after ! of layers to leave out; may be repeated.", "--layer"
     ),
     _option(
         "alphas",
@@ -31,8 +31,8 @@ OPTIONS = (
         "--alpha",
     ),
     _option("noise", float | None, None, "Instead of --alpha: standard deviation of noise on the activations."),
-    _option("batchnorm", str, "recompute", "Statistics: recompute, batch or running."),
-    _option("tokens", str, "flatten", "Of sequences: flatten, mean, cls, last or each."),
+    _option("batchnorm", str, "recompute", "Statistics of BatchNorm layers: recompute, batch or running."),
+    _option("tokens", str, "flatten", "How to take the tokens of sequences: flatten, mean, cls, last or each."),
     _option("padding", float | None, None, "Value that marks padding in the inputs, such as 0."),
     _option("pool", int, 0, "Average images to this size; 0 keeps every position."),
     _option("precision", str, "exact", "exact, fast or double."),
@@ -41,24 +41,20 @@ OPTIONS = (
         "selection",
         str | None,
         None,
-        "How penalties are chosen: gcv (default), folds (default with --tokens each, or groups) or loo.",
+        "How penalties are chosen: gcv (default), folds (default with --tokens each or groups) or loo.",
     ),
     _option("penalty_per", str, "target", "target, or column: each column of a regression chooses its own."),
     _option(
         "classifier",
         str | None,
         None,
-        "Of classes: ridge, the largest of one-hot predictions (default), lda, or balanced.",
+        "Classifier for classes: ridge, the largest one-hot prediction (default), lda or balanced.",
     ),
-    _option("route", str | None, None, "Force primal, dual, eigen or target-free."),
-    _option(
-        "target_components", int | None, None, "Leading components of wide regression targets that are decoded.", min=1
-    ),
-    _option(
-        "layer_sketch", int | None, None, "Random combinations of a wider layer's features that are decoded.", min=1
-    ),
+    _option("route", str | None, None, "Force one route: primal, dual, eigen or target-free."),
+    _option("target_components", int | None, None, "Number of leading components of wide regression targets.", min=1),
+    _option("layer_sketch", int | None, None, "Number of random combinations of a wider layer's features.", min=1),
     _option("batch_size", int | None, None, "Samples in each forward pass.", min=1),
-    _option("memory", str | None, None, "Budget, such as 8GB; most of what is free by default."),
+    _option("memory", str | None, None, "Memory budget, such as 8GB; by default most of what is free."),
     inspect.Parameter("device", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=Device),
 )
 

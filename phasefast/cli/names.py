@@ -39,7 +39,7 @@ def load_model(name: str) -> nn.Module:
     except Exception as error:  # of whatever kind networks have for them
         if not given:
             raise
-        raise ArgumentError(f"model {name!r}: expected arguments that it takes; {error}") from error
+        raise ArgumentError(f"model {name!r}: it does not take these arguments; {error}") from error
 
 
 def load_probe_set(name: str) -> ProbeSet:
@@ -47,7 +47,7 @@ def load_probe_set(name: str) -> ProbeSet:
     if Path(name).is_file():
         return ProbeSet.load(name)
     if ":" not in name:
-        raise ArgumentError(f"probe set {name!r}: expected a file of ProbeSet.save or package.module:callable")
+        raise ArgumentError(f"probe set {name!r}: expected a file written by ProbeSet.save or package.module:callable")
     return _made(*_parted(name, "probe set"), "probe set", ProbeSet)
 
 
@@ -80,7 +80,7 @@ def _made(name: str, given: dict[str, Any], what: str, kind: type[Made]) -> Made
     made = _import(name, what)
     asks = _misfit(made, given) if callable(made) else ""
     if kind is Target and inspect.isfunction(made) and asks and not given:
-        raise ArgumentError(f"{what} {name!r}: expected a target, got a function; take pf.Function({made.__name__})")
+        raise ArgumentError(f"{what} {name!r}: expected a target, got a function; give pf.Function({made.__name__})")
     if callable(made) and (isinstance(made, type) or not isinstance(made, kind)):  # a class has what its instances have
         if asks:
             named = (

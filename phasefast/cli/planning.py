@@ -24,10 +24,10 @@ from .names import load_model, load_probe_set, load_targets
 def layers(
     model: Model,
     pattern: Annotated[
-        list[str] | None, typer.Option("--layer", "--pattern", help="Glob of names; may be given more than once.")
+        list[str] | None, typer.Option("--layer", "--pattern", help="Glob of names; may be repeated.")
     ] = None,
 ) -> None:
-    """List the modules of a model; * marks those that are probed by default, or match."""
+    """List the modules of a model; * marks those that are probed by default, or that match --layer."""
     network = load_model(model)
     chosen = set(select_layers(network, pattern))
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -50,21 +50,21 @@ def layers(
 def plan_command(
     model: Model,
     sample: Annotated[str, typer.Option(help="Shape of one input.")] = "3,32,32",
-    fit: Annotated[int, typer.Option(help="Rows that decoders are fitted on.")] = 4000,
-    heldout: Annotated[int, typer.Option(help="Rows that they are scored on.")] = 1000,
-    classes: Annotated[int, typer.Option(help="Classes of the label; 0 for no label.")] = 10,
+    fit: Annotated[int, typer.Option(help="Number of rows that decoders are fitted on.")] = 4000,
+    heldout: Annotated[int, typer.Option(help="Number of rows that decoders are scored on.")] = 1000,
+    classes: Annotated[int, typer.Option(help="Number of classes of the label; 0 for no label.")] = 10,
     probe_set: Annotated[str | None, typer.Option(help=f"{PROBE_SET}; instead of the four sizes above.")] = None,
-    checkpoints: Annotated[int, typer.Option(min=1, help="How many checkpoints the sweep has.")] = 1,
+    checkpoints: Annotated[int, typer.Option(min=1, help="Number of checkpoints in the sweep.")] = 1,
     target: Targets = None,
     options: Any = None,
 ) -> None:
-    """Route, work and memory of each layer, and its expected time, from what small cells take on this machine."""
+    """Show route, work, memory and expected time of each layer, estimated from small cells on this machine."""
     samples: ProbeSet | list[int] = _shape(sample)
     if probe_set is not None:
         samples = load_probe_set(probe_set)
         options |= {"targets": load_targets(target, samples, options["tokens"] == "each")} if target else {}
     elif target:
-        raise ArgumentError("--target: without --probe-set the input and a label of so many --classes are planned for")
+        raise ArgumentError("--target: without --probe-set only the input and a label (--classes) are planned for")
     network = load_model(model)
     if isinstance(samples, ProbeSet):
         found = plan(network, samples, **options)
@@ -79,14 +79,14 @@ def plan_command(
         table.add_row(*map(Text, entry.texts))
     console = of_results()
     console.print(table)
-    console.print("pass: in which pass of the data through the model the layer is captured")
+    console.print("pass: the forward pass over the data in which the layer is captured")
     if options["precision"] == "exact":
         console.print(
             "seconds: in float32; layers that are nearly invertible, as first ones can be, need float64 too: 5 times "
             "as long on a CPU",
         )
     if "layer_sketch" in options:
-        console.print("layers are planned without a sketch, as they are decoded where it fails")
+        console.print("layers are planned without a sketch, the way they are decoded if it fails")
     if found.forward_passes > found[-1].forward_pass:
         console.print("one forward pass over the fit rows is for the BatchNorm statistics (--batchnorm)")
     if any(entry.cost.target_free for entry in found):

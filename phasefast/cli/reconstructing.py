@@ -21,12 +21,12 @@ def reconstruct_command(
     model: Model,
     checkpoints: Checkpoints,
     probe_set: Samples,
-    out: Annotated[Path, typer.Option(help="The picture.")] = Path("reconstructions.png"),
+    out: Annotated[Path, typer.Option(help="File of the picture.")] = Path("reconstructions.png"),
     step: Annotated[
         list[int] | None, typer.Option("--step", help="Only this checkpoint; may be repeated. All by default.")
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(min=1, help="How many held-out images, the first ones; 4 by default.")
+        int | None, typer.Option(min=1, help="Number of held-out images, from the first on; 4 by default.")
     ] = None,
     options: Any = None,
     key: Key = None,

@@ -39,10 +39,10 @@ ShownTargets = Annotated[
 Csv = Annotated[bool, typer.Option("--csv", help="Print comma-separated values instead, for a spreadsheet.")]
 Window = Annotated[
     float,
-    typer.Option(help="How far above the minimum the stop window goes, as a share of the decrease before it."),
+    typer.Option(help="How far the stop window goes above the minimum, as a share of the decrease before it."),
 ]
 Place = Annotated[
-    Path | None, typer.Option("--out", help="A directory that is there, to write into instead of the run's own.")
+    Path | None, typer.Option("--out", help="An existing directory to write into instead of the run's own.")
 ]
 _EXTRAS = {
     "torchvision": "vision",
@@ -85,11 +85,11 @@ def report(
     directory: Directory,
     layer: ShownLayers = None,
     target: ShownTargets = None,
-    form: Annotated[str, typer.Option("--format", help="Of the pictures: png, pdf or svg.")] = "png",
+    form: Annotated[str, typer.Option("--format", help="Format of the pictures: png, pdf or svg.")] = "png",
     window: Window = DEFAULT_RULES.window,
     out: Place = None,
 ) -> None:
-    """Like phases, and also draw phases.png and maps.png, or with --layer or --target phases-selected.png and
+    """Do what phases does, and draw phases.png and maps.png, or with --layer or --target phases-selected.png and
     maps-selected.png.
 
     The phases of the last layer, or of the last one before the class scores, shade the upper curves; its stop window is
@@ -111,7 +111,7 @@ def compare(
     csv: Csv = False,
     window: Window = DEFAULT_RULES.window,
 ) -> None:
-    """What the phases of several runs have in common, the stop window of all, and mean curves, or those of two."""
+    """Show what the phases of several runs have in common, their stop window, and mean curves, or those of two runs."""
     rules = PhaseRules(window=window)
     show = _as_text(json, csv)
     write_comparison(directories, layers=layer, targets=target, picture=picture, rules=rules, show=show)
@@ -135,7 +135,7 @@ def scores_command(
     if step is not None and step not in shards and (failure := read_failures(directory).get(step)):
         raise StoreError(f"--step: step {step} was not measured: {failure.error}")
     if step is not None and shards and step not in shards:
-        raise ArgumentError(f"--step: {directory} has no step {step}, but {', '.join(map(str, shards))}")
+        raise ArgumentError(f"--step: {directory} has no step {step}, only {', '.join(map(str, shards))}")
     scores = read_shard(shards[step]) if step in shards else read_scores(directory)
     found = scores.select(layer, target)
     if csv:
@@ -147,7 +147,7 @@ def scores_command(
 def _as_text(json: bool, csv: bool) -> Callable[[PhaseReport | Comparison], None] | None:
     """What prints phases as JSON or CSV; None for tables."""
     if json and csv:
-        raise ArgumentError("--json and --csv: expected one of them")
+        raise ArgumentError("--json and --csv: give only one of them")
     if json:
         return lambda found: typer.echo(found.to_json())
     return (lambda found: _print_csv(found.rows())) if csv else None
@@ -165,7 +165,7 @@ def _print_csv(rows: Sequence[Mapping[str, Any]]) -> None:
 
 @app.command()
 def info() -> None:
-    """Versions, how the extension was built or why it is not used, and what there is to compute on."""
+    """Show versions, how the extension was built or why it is not used, and which devices there are."""
     table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")

@@ -41,7 +41,7 @@ def sweep_command(
         str | None, typer.Option(help="i/n: every n-th checkpoint from the i-th on, from 0; torchrun's by default.")
     ] = None,
     watch_every: Annotated[
-        float | None, typer.Option("--watch", min=0, help="Go on, looking for new checkpoints after so many seconds.")
+        float | None, typer.Option("--watch", min=0, help="Keep looking for new checkpoints, every this many seconds.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over.")] = False,
     trust: Trust = False,
@@ -49,7 +49,7 @@ def sweep_command(
     """Measure every checkpoint of a training, once; several jobs may share the work."""
     share = _shard(shard)
     if watch_every is not None and (share is not None or overwrite):
-        raise ArgumentError("--watch goes on alone and from what is there: leave out --shard, torchrun and --overwrite")
+        raise ArgumentError("--watch runs alone and keeps what is stored: leave out --shard, torchrun and --overwrite")
     samples = load_probe_set(probe_set)
     options["targets"] = load_targets(target, samples, options["tokens"] == "each") if target else None
     inputs = load_model(model), checkpoints, samples
@@ -63,7 +63,7 @@ def sweep_command(
         stored = len(list_shards(out))
         more = stored - len(found.steps)  # of another share, or whose files are gone
         were = "was" if more == 1 else "were"
-        others = f", beside {more} more that {were} measured before or by others" if more > 0 else ""
+        others = f", beside {more} more that {were} measured earlier or by other jobs" if more > 0 else ""
         these = "1 checkpoint is" if len(found.steps) == 1 else f"{len(found.steps)} checkpoints are"
         text = f"{part}{these} in {out}{others}; see phasefast report {out}"
         console.print(text, soft_wrap=True)
@@ -81,7 +81,7 @@ def _told_when_stopped(out: Path, console: Console) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        console.print(f"stopped; {out} has {len(list_shards(out))} checkpoints, run again to go on", soft_wrap=True)
+        console.print(f"stopped; {out} has {len(list_shards(out))} checkpoints, run again to continue", soft_wrap=True)
         raise
 
 
@@ -91,6 +91,6 @@ def _shard(given: str | None) -> tuple[int, int] | None:
         given = "{RANK}/{WORLD_SIZE}".format_map(os.environ) if {"RANK", "WORLD_SIZE"} <= os.environ.keys() else "0/1"
     match = re.fullmatch(r"(\d+)/(\d+)", given)
     if match is None:
-        raise ArgumentError(f"--shard: expected such as 0/4, got {given!r}")
+        raise ArgumentError(f"--shard: expected i/n, such as 0/4, got {given!r}")
     share = int(match[1]), int(match[2])
     return None if share == (0, 1) else share

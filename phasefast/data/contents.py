@@ -36,12 +36,12 @@ def warn_of_copies(fit: Tensor, heldout: Tensor) -> None:
     if copies * _COPIES >= len(fit):
         warn(
             f"{copies} of {len(fit)} fit samples are copies of others: penalties will be too weak, since samples "
-            "that are left out for the choice have copies among the rest; remove the copies"
+            "that are left out to choose them have copies among the rest; remove the copies"
         )
     if same * 2 >= len(heldout):
         warn(
-            f"{same} of {len(heldout)} held-out samples are fit samples too: held-out scores are then of samples that "
-            "decoders have seen; give other samples"
+            f"{same} of {len(heldout)} held-out samples are fit samples too: held-out scores will be of samples that "
+            "the decoders have seen; give other samples"
         )
 
 

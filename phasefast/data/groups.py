@@ -70,7 +70,7 @@ class Groups:
         ends = [0, *self.counts.cumsum(0).tolist()]
         count = min(len(offsets), len(ends)) - 1
         if len(offsets) > 2 and count < 2:
-            raise DataError("groups: expected two or more among the fit samples, of which folds are made, got one")
+            raise DataError("groups: expected two or more among the fit samples, to make folds of, got one")
         found = [0]
         for fold in range(1, count):
             wanted = ends[-1] * fold // count
@@ -103,7 +103,7 @@ def numbered(given: tuple[Names, Names], sizes: tuple[int, int]) -> tuple[Tensor
     if shared := np.intersect1d(fit, heldout).tolist():
         warn(
             f"groups: {len(shared)} have samples in both splits, such as group {names[shared[0]]}: decoders may know "
-            "held-out samples from others of their group; split by groups"
+            "their held-out samples from the others; split by groups"
         )
     if (count := len(heldout.unique())) < _FEW:
         warn(

@@ -70,7 +70,7 @@ def unpacked(name: str, packed: PackedSequence) -> tuple[Tensor, Tensor]:
     rows, lengths = pad_packed_sequence(packed, batch_first=True)
     if len(lengths) > 1 and _is_sorted(packed, lengths):
         raise LayerError(
-            f"layer {name!r}: gives packed sequences as sorted by their lengths, so that which sample is which is not "
-            "known; pack them as they are, with enforce_sorted=False, or give samples in another order"
+            f"layer {name!r}: gives packed sequences sorted by their lengths, so that which sample is which is not "
+            "known; pack them unsorted, with enforce_sorted=False, or give samples in another order"
         )
     return rows, torch.arange(rows.shape[1], device=rows.device) < lengths[:, None].to(rows.device)

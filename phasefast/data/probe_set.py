@@ -25,7 +25,7 @@ from .target_types import Values
 Numbers = Tensor | np.ndarray | Sequence[Any]
 _FEWEST = 10  # samples of each class on average, or else they may be numbers
 _OF_PIXELS = (
-    "those of pixels are decoded by patches (docs/sequences.md), or as numbers: masks.flatten(1).float() as values="
+    "decode labels of pixels by patches (docs/sequences.md), or as numbers: give masks.flatten(1).float() as values="
 )
 
 
@@ -38,11 +38,11 @@ class ProbeSet:
 
     Attributes:
         fit_inputs: [n, ...] as the model takes them, n >= 2. heldout_inputs: [m, ...], m >= 1.
-        fit_labels: [n], heldout_labels: [m], int64, or None. Of inputs [n, t] or [n, t, c] also [n, t], one of each
-            token, for ``tokens="each"``, which leaves those of -100 out.
+        fit_labels: [n], heldout_labels: [m], int64, or None. With inputs [n, t] or [n, t, c] also [n, t], one for each
+            token, for ``tokens="each"``, which leaves out tokens labelled -100.
         fit_values: other things to decode by name, [n] or [n, q] each, or of tokens [n, t, q]. heldout_values:
             likewise, of the same names.
-        fit_rows: [n] which of the given samples these are, int64; None where that is not known. heldout_rows: [m]
+        fit_rows: [n] which of the given samples these are, int64; None if that is not known. heldout_rows: [m]
             likewise. Per-sample scores are in this order, or in that of the groups' first samples.
         fit_groups: [n] int64, the same number for samples that belong together; None where each stands for itself.
             heldout_groups: [m] likewise. Samples of a group lie side by side in the fit split.
@@ -72,16 +72,16 @@ class ProbeSet:
                 f"got {tuple(self.heldout_inputs.shape[1:])}"
             )
         if (self.fit_labels is None) != (self.heldout_labels is None):
-            raise DataError("labels: expected for both splits or for none, got them for one")
+            raise DataError("labels: expected them for both splits or for none, got them for one")
         shapes = [tuple(each.shape) for each in (self.fit_labels, self.heldout_labels) if each is not None]
         if len({len(shape) for shape in shapes}) > 1:
-            raise DataError(f"labels: expected those of samples or those of tokens for both splits, got {shapes}")
+            raise DataError(f"labels: expected one per sample, or one per token, in both splits, got shapes {shapes}")
         if (self.fit_groups is None) != (self.heldout_groups is None):
-            raise DataError("groups: expected for both splits or for none, got them for one")
+            raise DataError("groups: expected them for both splits or for none, got them for one")
         if names := set(self.fit_values) ^ set(self.heldout_values):
             raise DataError(f"values: expected the same names for both splits, got {sorted(names)} in one of them only")
         if taken := {"input", "label"} & set(self.fit_values):
-            raise DataError(f"values {sorted(taken)}: expected other names, since inputs and labels have these")
+            raise DataError(f"values {sorted(taken)}: expected other names, since these mean the inputs and labels")
         for split in ("fit", "heldout"):
             given, rows = getattr(self, f"{split}_values"), len(getattr(self, f"{split}_inputs"))
             shape = getattr(self, f"{split}_inputs").shape
@@ -115,15 +115,15 @@ class ProbeSet:
     ) -> ProbeSet:
         """A probe set from tensors; fit rows, with their labels and values, are shuffled by ``seed``.
 
-        Warns where half of the held-out samples or more are fit samples too, or a tenth of these copies of others.
+        Warns if half of the held-out samples or more are fit samples too, or a tenth of the fit samples are copies.
 
         Args:
             fit_inputs: [n, ...] as the model takes them, n >= 2. heldout_inputs: [m, ...], m >= 1.
             fit_labels: [n] integers, or [n, t] of tokens, or None. heldout_labels: likewise.
             values: more to decode, such as measurements or other labels: ``{name: (of fit, of held-out samples)}``,
                 [n] and [m] or [n, q] and [m, q]; see :meth:`target`.
-            groups: of samples that belong together, such as those of one subject, or overlapping windows of one
-                recording: integers or texts ([n], [m]), or the name of the values that have them. Then a group counts
+            groups: which samples belong together, such as those of one subject, or overlapping windows of one
+                recording: integers or texts ([n], [m]), or the name of the values that hold them. Then a group counts
                 as one sample in intervals, phases and :func:`phasefast.best_checkpoint`, and folds are of whole groups.
 
         Raises:
@@ -171,8 +171,8 @@ class ProbeSet:
     ) -> ProbeSet:
         """A probe set of randomly chosen samples of two map-style datasets.
 
-        They yield ``(input, label)``, inputs alone, or ``(input, label, {name: value, ...})`` with more to decode, see
-        :meth:`target`. A label may be None.
+        They yield ``(input, label)``, the input alone, or ``(input, label, {name: value, ...})`` with more to decode,
+        see :meth:`target`. A label may be None.
 
         Args:
             fit: dataset with ``len`` and ``[i]``. heldout: likewise, disjoint from ``fit``.
@@ -223,7 +223,7 @@ class ProbeSet:
             raise DataError(f"{name}: {error}; {mend}") from error
         if loaded.digest != expected:
             raise DataError(
-                f"{name}: expected samples of digest {expected}, found {loaded.digest}: damaged or changed; {mend}"
+                f"{name}: expected samples of digest {expected}, got {loaded.digest}: damaged or changed; {mend}"
             )
         return loaded
 
@@ -242,9 +242,9 @@ class ProbeSet:
         """One of the ``values`` as a target: ``targets=[pf.Input(), probe_set.target("age")]``.
 
         Args:
-            kind: ``"classes"`` for integers [n], by default, or ``"regression"``, by default for other numbers.
+            kind: ``"classes"``, the default for integers [n], or ``"regression"``, the default for other numbers.
             num_classes: for ``classes``; one more than the largest value by default.
-            each: for ``tokens="each"``: integers [n, t] are classes by default. By name targets are so by themselves.
+            each: for ``tokens="each"``: integers [n, t] are classes by default, as they are for targets given by name.
 
         Raises:
             ArgumentError: there are no such values.
@@ -264,7 +264,7 @@ class ProbeSet:
             shape = ", ".join(map(str, own.shape[1:]))
             warn(
                 f"target {name!r}: integers [n, {shape}] are decoded as numbers; for classes give each column as "
-                "values [n] of its own, or of tokens kind='classes'; for numbers floats, or kind='regression'"
+                "values [n] of its own, or for tokens kind='classes'; for numbers give floats, or kind='regression'"
             )
         kind = kind or ("regression" if numbers else "classes")
         return Values(name, kind, own, held, (self.fit_inputs, self.heldout_inputs), num_classes)
@@ -293,7 +293,7 @@ class ProbeSet:
 
     @cached_property
     def groups(self) -> dict[str, Groups] | None:
-        """By split, which samples belong together; None where each stands for itself."""
+        """By split, which samples belong together; None if each stands for itself."""
         if self.fit_groups is None or self.heldout_groups is None:
             return None
         return {"fit": Groups(self.fit_groups), "heldout": Groups(self.heldout_groups)}
@@ -337,11 +337,11 @@ def _check_split(split: str, inputs: Tensor, labels: Tensor | None, minimum: int
     if labels.is_floating_point():
         whole = "; if they are classes, give labels.long()" if bool((labels == labels.round()).all()) else ""
         raise DataError(
-            f"{split}_labels: expected integers, got {labels.dtype}; other numbers are given as "
+            f"{split}_labels: expected integers, got {labels.dtype}; give other numbers as "
             f"values={{name: (of fit, of held-out samples)}}{whole}"
         )
     if labels.shape != (len(inputs),) and not (inputs.dim() < 4 and labels.shape == inputs.shape[:2]):
-        several = "of one-hot ones give labels.argmax(1), several of each sample as values="
+        several = "for one-hot labels give labels.argmax(1); give several labels per sample as values="
         several = _OF_PIXELS if labels.dim() > 2 else "give labels.squeeze(1)" if labels.shape[1:] == (1,) else several
         got = f"{tuple(labels.shape)}; {several}" if len(labels) == len(inputs) else f"{tuple(labels.shape)}"
         raise DataError(f"{split}_labels: expected shape ({len(inputs)},) like the inputs, got {got}")
@@ -356,7 +356,7 @@ def _taken(values: Any, name: str) -> Any:
     """The values of a name, which are no longer among them; DataError where there are none."""
     if not isinstance(values, dict) or name not in values:
         there = sorted(map(str, values)) if isinstance(values, dict) else []
-        raise DataError(f"groups {name!r}: expected a name of the values, {there}, or groups of both splits")
+        raise DataError(f"groups {name!r}: expected the name of one of the values, {there}, or groups of both splits")
     return values.pop(name)
 
 

@@ -43,14 +43,14 @@ def draw(
         if each.is_floating_point() and not bool(each.isfinite().all()):
             raise DataError(f"{split}: expected finite values, got NaN or Inf in sample {i}")
     if len({label is None for label in labels}) > 1 or any(each.keys() != values[0].keys() for each in values):
-        raise DataError(f"{split}: expected the same for every sample: some have labels or values that others have not")
+        raise DataError(f"{split}: expected labels and values for all samples or none: some have what others lack")
     named = dict[str, Any]()
     for name in values[0]:
         own = [each[name] for each in values]
         if name == text:
             named[name] = own
         elif isinstance(own[0], str):
-            warn(f"{split}: values {name!r} are left out: they are text")
+            warn(f"{split}: values {name!r} are left out, since they are text")
         else:
             named[name] = as_numbers(f"values {name!r}", own)
     return torch.stack(inputs), None if labels[0] is None else as_numbers(f"{split}_labels", labels), named, rows
@@ -98,8 +98,8 @@ def _label(where: str, label: Any) -> int | Tensor:
             return numbers
         got = f"{tuple(label.shape)} {label.dtype}" if array else repr(label)
         raise DataError(
-            f"{where}: expected labels that are integers or None, got {got}; other things to "
-            "decode are given as (input, None, {name: value})"
+            f"{where}: expected labels that are integers or None, got {got}; give other things to "
+            "decode as (input, None, {name: value})"
         ) from error
 
 
@@ -122,9 +122,9 @@ def as_numbers(what: str, given: Any) -> Tensor:
         else:
             numbers = given if isinstance(given, Tensor) else _from_numpy(np.asarray(given))
     except (TypeError, ValueError, RuntimeError) as error:
-        got = f"as many for every sample, got {_odd(given)}; {error}"
+        got = f"the same number for every sample, got {_odd(given)}; {error}"
         if any(kind in str(error) for kind in ("numpy.str_", "numpy.bytes_")):
-            got = "got text; numpy.unique(text, return_inverse=True) numbers it"
+            got = "got text; numpy.unique(text, return_inverse=True) turns it into integers"
         raise DataError(f"{what}: expected numbers, {got}") from error
     if numbers.is_complex() or numbers.layout != torch.strided:
         raise DataError(f"{what}: expected real numbers in a dense tensor, got {numbers.dtype}, {numbers.layout}")

@@ -40,13 +40,13 @@ def check_padding(padding: float, splits: Mapping[str, Tensor], rows: Mapping[st
         if len(empty := (~real.any(1)).nonzero()):
             known = rows.get(name)
             row = int(empty[0] if known is None else known[empty[:, 0].cpu()].min())
-            raise DataError(f"{name}_inputs: expected more than padding={padding}, row {row} is nothing else")
+            raise DataError(f"{name}_inputs: expected more than padding={padding}, but row {row} holds nothing else")
         inside = (real.cumsum(1) > 0) & (real.flip(1).cumsum(1).flip(1) > 0)
         some, between = some + int((~real).sum()), between + int((inside & ~real).sum())
     if not some:
         warn(f"padding={padding} changes nothing: no input holds it")
     elif 2 * between > some:
-        warn(f"padding={padding} stands between other tokens in {between} of {some} places: is it another number?")
+        warn(f"padding={padding} stands between other tokens in {between} of {some} places: is padding another number?")
 
 
 def looks_padded(inputs: Tensor) -> int | None:
@@ -87,9 +87,9 @@ def as_one(
         return (output.transpose(1, 2), 1) if mode == "mean" else (output[:, _ONE[mode]], 0)
     if real.shape != output.shape[:2]:
         count = real.shape[1]
-        hint = "are its positions last?" if output.shape[2] == count else "probe it without padding="
+        hint = "are its positions on the last axis?" if output.shape[2] == count else "probe it without padding="
         raise LayerError(
-            f"layer {name!r}: expected an output for each of the {count} positions of the input, of which padding= "
+            f"layer {name!r}: expected an output for each of the {count} positions of the input, since padding= "
             f"leaves some out, got shape {shape}; {hint}"
         )
     if mode == "mean":

@@ -68,7 +68,7 @@ class TargetCache:
         try:
             save((key, targets), self._path(key), "the target statistics to", parents=True)
         except StoreError as error:
-            warn(f"{error}; they are made again next time")
+            warn(f"{error}; they will be computed again next time")
 
     def _path(self, key: str) -> Path:
         return self.folder / f"targets-{key}.pt"

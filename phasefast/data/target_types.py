@@ -20,7 +20,7 @@ _MOST_CLASSES = 1_000_000  # vocabularies have a quarter of that
 _MOST_COLUMNS = 20_000  # integers may be numbers
 _WHOLE = 256  # classes of which each has a column, whether a row is of it or not
 _EACH = "give tokens='each', inputs [n, t, ...] and one integer for each token"
-_LACKING = "leave samples that have none out of the probe set; only labels of tokens may be -100"
+_LACKING = "leave samples without a class out of the probe set; only labels of tokens may be -100"
 Split = tuple[Tensor, Tensor | None]
 
 
@@ -39,7 +39,7 @@ class Target(Protocol):
     def columns(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
         """Target columns [n, p] and [m, p] for (inputs, labels) of the fit and the held-out split.
 
-        With ``tokens="each"`` columns [n, t, p] and [m, t, p] are of the tokens.
+        With ``tokens="each"`` columns [n, t, p] and [m, t, p] belong to the tokens.
         """
 
 
@@ -54,7 +54,7 @@ class OwnTarget:
         return self.encoded(*self.given(fit, heldout))
 
     def given(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
-        """What there is of both splits, [n, ...] and [m, ...], or of tokens [n, t, ...]; DataError where it is not."""
+        """The values for both splits, [n, ...] and [m, ...], or for tokens [n, t, ...]; DataError if there are none."""
         raise NotImplementedError
 
     def encoded(self, values: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,9 +70,9 @@ class Input(OwnTarget):
     kind: TargetKind = field(default="regression", init=False)
 
     def given(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
-        """The inputs; DataError for such as are not floating point."""
+        """The inputs; DataError if they are not floating-point."""
         if not fit[0].is_floating_point():
-            mend = "give images as numbers such as x.float() / 255, or leave this target out"
+            mend = "give images as floats, such as x.float() / 255, or leave this target out"
             if fit[0].dim() == 2:
                 mend = (
                     "leave this target out, and decode a phasefast.Function of ids, such as their one-hot columns, or "
@@ -102,15 +102,15 @@ class Label(OwnTarget):
         _check_kind(f"Label {self.name!r}", self.kind, self.num_classes)
 
     def given(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
-        """The labels; DataError where there are none."""
+        """The labels; DataError if there are none."""
         if fit[1] is None or heldout[1] is None:
             raise DataError(f"target {self.name!r}: the probe set has no labels; give labels or leave this target out")
         return fit[1], heldout[1]
 
     def encoded(self, values: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
-        """One-hot columns [n, k] and [m, k]; DataError where they are out of range, or those of tokens."""
+        """One-hot columns [n, k] and [m, k]; DataError if labels are out of range, or belong to tokens."""
         if values.dim() != 1:
-            raise DataError(f"target {self.name!r}: labels {tuple(values.shape)} are those of tokens: {_EACH}")
+            raise DataError(f"target {self.name!r}: labels {tuple(values.shape)} belong to tokens: {_EACH}")
         return _one_hot(self.name, values, held, self.num_classes)
 
 
@@ -120,8 +120,8 @@ class Function(OwnTarget):
     matrix products without TF32.
 
     Args:
-        fn: takes inputs [b, ...]; gives [b] or [b, q] numbers (``regression``) or [b] integers (``classes``). With
-            ``tokens="each"`` and inputs [b, t, ...] what it gives as [b, t] or [b, t, q] is of the tokens.
+        fn: takes inputs [b, ...]; returns [b] or [b, q] numbers (``regression``) or [b] integers (``classes``). With
+            ``tokens="each"`` and inputs [b, t, ...], results [b, t] or [b, t, q] belong to the tokens.
         kind: ``"regression"`` or ``"classes"``.
         name: name in the scores; the function's own by default.
         num_classes: for ``classes``; one more than the largest value by default.
@@ -138,7 +138,7 @@ class Function(OwnTarget):
             object.__setattr__(self, "name", getattr(self.fn, "__name__", "function").strip("<>"))
 
     def given(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
-        """Its values of both splits."""
+        """Its values for both splits."""
         return self.values(fit[0]), self.values(heldout[0])
 
     def encoded(self, values: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,14 +148,14 @@ class Function(OwnTarget):
         return _columns(self, values, held)
 
     def values(self, inputs: Tensor) -> Tensor:
-        """What it gives for inputs [b, ...], as [b, ...]; DataError for what is not one row for each."""
+        """Its values [b, ...] for inputs [b, ...]; DataError if there is not one row for each input."""
         parts = []
         for batch in inputs.split(_CHUNK):
             given = self.fn(batch.clone())
             value = as_numbers(f"target {self.name!r}", given)
             if value.dim() == 0 or len(value) != len(batch):
                 raise DataError(
-                    f"target {self.name!r}: expected one row per input of {len(batch)}, got {tuple(value.shape)}"
+                    f"target {self.name!r}: expected one row for each of {len(batch)} inputs, got {tuple(value.shape)}"
                 )
             parts.append(value)
         return torch.cat(parts)
@@ -188,7 +188,7 @@ class Values(OwnTarget):
             here is own or torch.equal(here, own.to(here.device))
             for here, own in zip((fit[0], heldout[0]), self.of, strict=True)
         ):
-            raise DataError(f"target {self.name!r}: expected one of the probe set that is probed, got one of another")
+            raise DataError(f"target {self.name!r}: it belongs to another probe set; call target() of the one probed")
         return self.fit, self.heldout
 
     def encoded(self, values: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
@@ -213,7 +213,7 @@ def own_columns(target: Target, fit: Split, heldout: Split, of_tokens: bool) -> 
     both: Any = target.columns(fit, heldout)
     if not isinstance(both, (tuple, list)) or len(both) != 2:
         got = f"{len(both)} parts" if isinstance(both, (tuple, list)) else type(both).__name__
-        raise DataError(f"target {target.name!r}: expected (columns of fit, of held-out samples), got {got}")
+        raise DataError(f"target {target.name!r}: expected (columns of fit samples, of held-out samples), got {got}")
     found = []
     for name, own, (inputs, _) in zip(("fit", "held-out"), both, (fit, heldout), strict=True):
         columns = as_numbers(f"target {target.name!r}", own)

@@ -60,7 +60,7 @@ class TokenRows:
         if len(empty := (~real.any(1)).nonzero()[:, 0]):
             first = int(empty[0] if rows is None else rows[empty].min())
             raise DataError(
-                f"{split}_inputs: expected a token in each sequence that is no padding and has a label other than "
+                f"{split}_inputs: expected a token in each sequence that is not padding and has a label other than "
                 f"{IGNORED}, got none in {len(empty)} sequences, first in row {first}; leave them out"
             )
         return cls(real)
@@ -140,7 +140,7 @@ def as_tokens(
         output = _of_map(name, module, output, tokens.length, axes)
     if output.dim() < 3 or output.shape[1] != tokens.length:
         raise LayerError(
-            f"layer {name!r}: expected an output for each of the {tokens.length} positions of the input, as "
+            f"layer {name!r}: expected an output for each of the {tokens.length} positions of the input, since "
             f"tokens='each' decodes them one by one, got shape {shape}; leave this layer out"
         )
     rows = output.flatten(2).flatten(0, 1)
@@ -176,8 +176,8 @@ def _of_map(name: str, module: nn.Module, output: Tensor, length: int, axes: Axe
         return output.flatten(1, 2)
     if first == length or (before and (after or first != second)):
         raise LayerError(
-            f"layer {name!r}: its output {tuple(output.shape)} may be a map of the {length} positions, or something "
-            "else; probe a convolution, Linear or LayerNorm in it, or leave it out"
+            f"layer {name!r}: it is unclear whether its output {tuple(output.shape)} is a map of the {length} "
+            "positions; probe a convolution, Linear or LayerNorm in it, or leave it out"
         )
     return output.flatten(2).mT if after else output.flatten(1, 2) if before else output
 

@@ -117,7 +117,7 @@ def reasons(lost: Mapping[str, Exception]) -> dict[str, str]:
 
 
 def read_failures(directory: str | Path) -> dict[int, Failure]:
-    """The checkpoints of a run directory that could not be measured, or some of whose layers are not finite, by step.
+    """The checkpoints of a run directory, by step, that could not be measured, or have layers that are not finite.
 
     Raises:
         StoreError: such a file cannot be read.
@@ -138,7 +138,7 @@ def stored_failures(directory: str | Path) -> Iterator[tuple[int, Failure]]:
     """All that a run directory tells of, by step: of stored ones only what is partial.
 
     Raises:
-        StoreError: such a file cannot be read; when it is come to.
+        StoreError: such a file cannot be read; raised when its turn comes.
     """
     stored = list_shards(directory)
     for path in sorted(store_folder(directory).glob(FAILED.format("*"))):
@@ -150,7 +150,7 @@ def stored_failures(directory: str | Path) -> Iterator[tuple[int, Failure]]:
         except FileNotFoundError:  # another job has measured it by now
             continue
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise StoreError(f"cannot read {path}, which tells what failed: {error}; delete it") from error
+            raise StoreError(f"cannot read {path}, a record of what failed: {error}; delete it") from error
         if failure.partial or step not in stored:  # another job may have measured it before this was written
             yield step, failure
 

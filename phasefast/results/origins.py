@@ -36,8 +36,8 @@ def check_origin(directory: str | Path, origin: str, confirmed: bool, of_all: bo
     new = confirmed or not list_shards(directory)
     if not new and known:
         warn(
-            f"{directory}: holds scores of checkpoints in {known[0]}, these are in {origin}: if that is another "
-            "training, give another out= (--out)"
+            f"{directory}: holds scores of checkpoints in {known[0]}, but these are in {origin}: if they belong to "
+            "another training, give another out= (--out)"
         )
     if new or known:
         # One that is confirmed is another place of one of them.
@@ -71,7 +71,7 @@ def check_constants(directory: str | Path, constants: Mapping[str, str]) -> None
     if changed := [name for name, own in constants.items() if known.get(name, own) != own]:
         warn(
             f"{directory}: the model's tensors {shown(changed)} are in no checkpoint, and differ from those that the "
-            "scores there were measured with. If they are drawn at random, neither may be the training's: make the "
+            "stored scores were measured with. If they are drawn at random, neither may be the training's: make the "
             "model with the training's seed, in all jobs, and start over (overwrite=True, --overwrite)"
         )
 
@@ -96,8 +96,8 @@ class Training:
         known = self._known()
         if known not in (None, self._own, self._before):
             raise StoreError(
-                f"{self._directory}: another training stores scores there, or another tracker of this one, begun later "
-                "or at once; give each its own out="
+                f"{self._directory}: another training, or another tracker of this one, has stored scores there since "
+                "this tracker was created; give each its own out="
             )
         if known != self._own:
             write_json(self._file, self._own, "whose scores these are to")

@@ -79,7 +79,7 @@ class Scores(Printed):
     Where ``approximation`` says what was left out, ``low`` to ``high`` is an interval for the exact value, of 95 % or
     more by estimate, and ``dropped`` the share of the target's squared deviation that components leave out.
     ``baseline`` is what the best constant would score: the mean, or the most frequent class, of the fit rows;
-    ``baseline_samples`` holds its held-out ``fvu`` for each sample; of accuracies what each counts, if not alike.
+    ``baseline_samples`` holds its held-out ``fvu`` for each sample; for accuracies the samples' weights, if unequal.
     """
 
     def __init__(self, table: pa.Table) -> None:
@@ -126,12 +126,12 @@ class Scores(Printed):
 
     @classmethod
     def from_rows(cls, rows: Iterable[dict[str, Any]]) -> Scores:
-        """Scores from dictionaries with the schema's columns; absent ones are null."""
+        """Scores from dictionaries with the schema's columns; missing columns are null."""
         return cls(pa.Table.from_pylist(list(rows), schema=SCHEMA))
 
     @classmethod
     def concat(cls, parts: Sequence[Scores]) -> Scores:
-        """All rows of ``parts``, in the order of their steps; what several have once, with samples if one has them.
+        """All rows of ``parts`` by step; those that several have are kept once, with samples if one has them.
 
         Raises:
             DataError: a run's step has different weights, or a target of a configuration different values.
@@ -172,7 +172,7 @@ class Scores(Printed):
             raise DependencyError("to_pandas needs pandas: pip install 'phasefast[report]'") from error
 
     def to_dict(self, split: str = "heldout") -> dict[str, float]:
-        """Values of one measurement by ``"layer/target/metric"``, as loggers take them; ArgumentError for several."""
+        """Values of one measurement by ``"layer/target/metric"``, for loggers; ArgumentError if there are several."""
         rows = self.filter(split=split)._table.select([*_CURVE[:3], "value"]).to_pylist()
         found = {"/".join(row[name] for name in _CURVE[:3]): row["value"] for row in rows}
         if len(found) < len(rows) or len(self.steps) > 1:
@@ -235,7 +235,7 @@ class Scores(Printed):
         return ["none" if value is None else value for value in self._table.column(column).unique().to_pylist()]
 
     def approximations(self, target: str, metric: str) -> list[str]:
-        """What held-out values of a target were estimated from, such as ``"sketch of 64 of 512 features"``."""
+        """What a target's held-out values were estimated from, such as ``"sketch of 64 of 512 features"``."""
         found = self.filter(target=target, metric=metric, split="heldout").values_of("approximation")
         return [each for each in found if each != "none"]
 
@@ -243,7 +243,7 @@ class Scores(Printed):
         """Rows whose columns equal the given values: ``scores.filter(layer="fc", metric="fvu", split="heldout")``."""
         known = [column for column in SCHEMA.names if column not in PER_SAMPLE]
         if unknown := [column for column in equal if column not in known]:
-            raise ArgumentError(f"scores have no column {unknown[0]!r} of one value each; they have {known}")
+            raise ArgumentError(f"scores have no column {unknown[0]!r} to filter by; they have {known}")
         wanted = [pc.equal(self._table.column(column), pa.scalar(value)) for column, value in equal.items()]
         return self._cut(self._table.filter(functools.reduce(pc.and_, wanted))) if wanted else self
 
@@ -253,10 +253,10 @@ class Scores(Printed):
         targets: Sequence[str] | None = None,
         steps: Iterable[int] | None = None,
     ) -> Scores:
-        """Rows of the layers and targets whose names match a glob, with the model's own of those targets; None for all.
+        """Rows of layers and targets that match a glob, and the model's own rows of these targets; None for all.
 
-        Of ``steps``, such as ``range(1000)``, those that there are. The pattern ``"model"`` alone gives no rows but
-        these. What matches a glob that begins with ``!`` is left out, these by ``"!model"``.
+        Of ``steps``, such as ``range(1000)``, those that exist. The pattern ``"model"`` gives only the model's own rows.
+        What matches a glob that begins with ``!`` is left out, the model's own rows by ``"!model"``.
 
         Raises:
             LayerError, ArgumentError: a pattern matches no layer or no target, or no layer has such a target, or step.
@@ -279,14 +279,14 @@ class Scores(Printed):
         return self if len(found) == len(self) else self._cut(found)
 
     def value(self, **equal: str | int | float) -> float:
-        """The one value that the given columns select; LookupError where there is none or more than one."""
+        """The one value that the given columns select; LookupError if there is none or more than one."""
         values = self.filter(**equal)._table.column("value").to_pylist()
         if len(values) != 1:
             raise LookupError(f"{equal} selects {len(values)} rows of the scores, expected one")
         return float(values[0])
 
     def curve(self, layer: str, target: str, metric: str, split: str = "heldout") -> tuple[np.ndarray, np.ndarray]:
-        """Steps [K] int64 and values [K] float64 of one metric; LookupError names what there is instead."""
+        """Steps [K] int64 and values [K] float64 of one metric; if there is none, LookupError names what there is."""
         rows = self._of(layer, target, metric, split)._table
         steps = rows.column("step").to_numpy()
         if len(np.unique(steps)) < len(steps) and len(runs := self.values_of("run")) > 1:
@@ -302,13 +302,13 @@ class Scores(Printed):
         return np.asarray(self._of(layer, target, metric)._table.column("approximation").is_valid())
 
     def baseline(self, target: str, metric: str) -> float | None:
-        """What the best constant prediction scores on the held-out rows; None where that is not known, or several."""
+        """The held-out score of the best constant prediction; None if that is not known, or there are several."""
         rows = self.filter(target=target, metric=metric, split="heldout")._table
         known = rows.column("baseline").drop_null().to_pylist()
         return known[0] if known and max(known) - min(known) <= _ROUNDING * max(map(abs, known)) else None
 
     def check_one_run(self) -> None:
-        """DataError where these are of several runs, whose curves would be one."""
+        """DataError if these are of several runs, whose curves would be mixed."""
         if len(runs := self.values_of("run")) > 1:
             raise DataError(f"expected the scores of one run, got those of {runs}: choose with filter(run=...)")
 
@@ -345,7 +345,7 @@ class Scores(Printed):
         return rows._table.column("step").to_numpy(), flat.reshape(len(rows), -1)
 
     def baseline_samples(self, layer: str, target: str, metric: str) -> np.ndarray | None:
-        """What the best constant scores for each held-out sample, [m] float32; None where that is not known."""
+        """What the best constant scores for each held-out sample, [m] float32; None if that is not known."""
         lists = self._of(layer, target, metric)._lists_of("baseline_samples")
         return next((own.flatten().to_numpy(zero_copy_only=False) for own in lists if own is not None), None)
 
@@ -379,7 +379,7 @@ class Scores(Printed):
         """Write a run that was kept in memory only into an empty directory, which ``phasefast report`` reads.
 
         Raises:
-            DataError: there are none, or of several runs. StoreError: it holds some already, or cannot be written.
+            DataError: no scores, or those of several runs. StoreError: the directory holds some, or cannot be written.
         """
         self.check_one_run()
         if not len(self):

@@ -43,7 +43,7 @@ def differences(first: str | Path, second: str | Path, names: tuple[str, str]) -
 def difference(folder: Path, config_hash: str, settings: Mapping[str, Any]) -> str:
     """Which settings another configuration has otherwise, or that it left no word, as part of a sentence."""
     if (others := read_json(settings_file(folder, config_hash))) is None:
-        return ", of which no settings are kept"
+        return ", whose settings were not kept"
     if others.get("layout") != settings.get("layout"):
         return f", {_OTHER_VERSION}"
     return ": " + _listed(others, json.loads(json.dumps(settings)))

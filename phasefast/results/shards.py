@@ -71,7 +71,7 @@ def read_shard(path: Path) -> Scores:
         raise StoreError(f"cannot read the shard {path}: {error}; delete it and sweep again") from error
     match = _SHARD.search(path.name)
     if match is None or scores.steps != [int(match[1])]:
-        raise StoreError(f"{path}: expected the step in the file's name, it holds {scores.steps}; was it renamed?")
+        raise StoreError(f"{path}: expected the step in the file's name, got {scores.steps}; was the file renamed?")
     return scores
 
 
@@ -93,14 +93,14 @@ def set_aside(directory: str | Path, damaged: Collection[Path]) -> None:
     if told:
         likewise = f"; likewise {len(told) - 1} more" if len(told) > 1 else ""
         (path, first), new = told[0], DAMAGED.format("*")
-        warn(f"{path}: damaged ({first.__cause__}){likewise}; renamed to {new}, its step can be measured again")
+        warn(f"{path}: damaged ({first.__cause__}){likewise}; renamed to {new}, so that its step can be measured again")
 
 
 def _rename(path: Path, error: DamagedError) -> None:
     try:
         path.replace(path.with_name(DAMAGED.format(path.name)))
     except OSError as refused:
-        raise StoreError(f"{error}: it cannot be renamed ({refused})") from error
+        raise StoreError(f"{error}: the file cannot be renamed ({refused})") from error
 
 
 def writing_alone(directory: str | Path) -> contextlib.AbstractContextManager[None]:
@@ -112,7 +112,8 @@ def read_scores(directory: str | Path) -> Scores:
     """All scores of a run directory, merged over its shards.
 
     Raises:
-        StoreError: there are none, or some cannot be read. DataError: they are not of one training and targets.
+        StoreError: there are no scores, or some cannot be read. DataError: they are not all of the same training and
+            targets.
     """
     shards = list_shards(directory)
     if not shards and Path(directory).name == "scores":
@@ -121,11 +122,11 @@ def read_scores(directory: str | Path) -> Scores:
         raise StoreError(f"no scores in {directory}: expected files named step-*.parquet, got {sorted(others)[:3]}")
     if not shards and store_folder(directory).is_dir():
         raise StoreError(
-            f"no scores in {directory}: measuring was begun there, but nothing stored: every checkpoint failed, or it "
-            "was stopped before the first was measured; sweep again to see what fails"
+            f"no scores in {directory}: measuring began there, but stored nothing: every checkpoint failed, or it was "
+            "stopped before the first was measured; sweep again to see what fails"
         )
     if runs := [] if shards else sorted(path.parent.name for path in Path(directory).glob("*/scores")):
-        raise StoreError(f"no scores in {directory}, but in its folders {', '.join(runs)}; give one, or compare them")
+        raise StoreError(f"no scores in {directory}, only in its folders {', '.join(runs)}; give one, or compare them")
     if not shards:
         raise StoreError(
             f"no scores in {directory}: expected {store_folder(directory)}/step-*.parquet; sweep or run the demo first"
@@ -138,7 +139,9 @@ def read_scores(directory: str | Path) -> Scores:
             damaged[path.name] = error
     if damaged:
         first = next(iter(damaged.values()))
-        raise DamagedError(f"{first}; of {len(shards)} shards {len(damaged)} are so: {', '.join(damaged)}") from first
+        raise DamagedError(
+            f"{first}; {len(damaged)} of {len(shards)} shards are damaged: {', '.join(damaged)}"
+        ) from first
     try:
         return Scores.concat(found)
     except DataError as error:

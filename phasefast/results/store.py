@@ -98,8 +98,8 @@ def write_step(
         (found,) = read_shard(path).values_of("config_hash")
         if found != config_hash:
             raise StoreError(
-                f"{directory}: another job stores scores there{difference(folder, found, settings)}; give each its "
-                "own out= (--out)"
+                f"{directory}: another job stores scores there, with another configuration"
+                f"{difference(folder, found, settings)}; give each its own out= (--out)"
             )
     for path in others:  # of jobs that stored nothing
         remove_file(path)

@@ -198,7 +198,7 @@ def test_options_that_cannot_be() -> None:
     for given in ({"target_components": 0}, {"target_components": 2.5}, {"target_components": True}):
         with pytest.raises(ArgumentError, match="target_components: expected an integer >= 1"):
             pf.probe(model, probe_set, **given)
-    with pytest.raises(ArgumentError, match="target_components: penalty_per='column' has no approximation"):
+    with pytest.raises(ArgumentError, match="target_components: penalty_per='column' allows no approximation"):
         pf.probe(model, probe_set, target_components=3, penalty_per="column")
 
 

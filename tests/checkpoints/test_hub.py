@@ -157,10 +157,10 @@ def test_revisions_are_ordered_by_the_steps_in_their_names(store: Store) -> None
     with pytest.raises(CheckpointError, match="step 1000: given twice"):
         order_checkpoints(f"hf://{REPO}@stage*")
     del store.files["stage2-step1000-tokens4B"]
-    with pytest.warns(RuntimeWarning, match=r"left out \['draft'\], with no step in their names"):
+    with pytest.warns(RuntimeWarning, match=r"left out \['draft'\], which have no step in their names"):
         found = order_checkpoints(f"hf://{REPO}")
     assert list(found) == [1000, 2000]
-    with pytest.raises(CheckpointError, match=r"@x\*: expected revisions that match and have steps"):
+    with pytest.raises(CheckpointError, match=r"@x\*: expected matching revisions with steps in their"):
         order_checkpoints(f"hf://{REPO}@x*")
 
 
@@ -186,7 +186,7 @@ def test_shards_and_single_files_are_read(store: Store, tmp_path: Path) -> None:
     loaded = Reader(load=lambda path: torch.load(path / "own.pt")["net"]).read(Revision(REPO, "alone"))
     assert loaded.keys() == state.keys()
     store.files["several"] = {**store.files["alone"], "other.pt": b"", "config.json": b"{}"}
-    with pytest.raises(CheckpointError, match=r"got \['other.pt', 'own.pt'\]; load= \(--load\) may read others"):
+    with pytest.raises(CheckpointError, match=r"got \['other.pt', 'own.pt'\]; load= \(--load\) can read other files"):
         Reader().read(Revision(REPO, "several"))
     names: list[str] = []
 
@@ -219,7 +219,7 @@ def test_without_a_network_the_cache_is_enough(steps: Store, monkeypatch: pytest
     for name in ("model_info", "list_repo_refs", "hf_hub_download"):
         monkeypatch.setattr(hub.hf_api.HfApi, name, unreachable)
     assert Revision(REPO, "step16").commit == Revision(REPO, commit).commit == commit
-    with pytest.warns(RuntimeWarning, match="cannot be reached, so only the 2 revisions in its cache are taken"):
+    with pytest.warns(RuntimeWarning, match="cannot be reached, so only the 2 revisions in its cache are used"):
         found = order_checkpoints(f"hf://{REPO}")
     assert list(found) == [16, 128]
     assert Reader().read(found[16]).keys() == network(0).state_dict().keys()
@@ -233,7 +233,7 @@ def test_releases_are_no_steps(store: Store) -> None:
     with pytest.warns(RuntimeWarning, match=r"left out \['1.0', '8-bit'\]"):
         assert list(order_checkpoints(f"hf://{REPO}")) == [0, 64]
     store.files = dict.fromkeys(("main", "1.0", "v2.0"), content)
-    with pytest.raises(CheckpointError, match=rf"hf://{REPO}: main: no step in its name"):
+    with pytest.raises(CheckpointError, match=rf"hf://{REPO}: main: expected a step in its name"):
         order_checkpoints(f"hf://{REPO}")
     assert str(order_checkpoints({3: Path(f"hf://{REPO}@main")})[3]) == f"hf://{REPO}@main"
 

@@ -120,7 +120,7 @@ def test_what_a_key_does_not_find_is_named(tmp_path: Path) -> None:
     ):
         read_state_dict(tmp_path / "step_1.pt", key="mean")
     with pytest.raises(
-        CheckpointError, match=r"\['extra'\] are not tensors; give key= .* \['extra'\], or load= for the"
+        CheckpointError, match=r"\['extra'\] are not tensors; give key= .* \['extra'\], or load= to read the"
     ):
         read_state_dict({**OWN, "extra": {"scale": torch.ones(1)}})
     with pytest.raises(ArgumentError, match="key: expected a string, got 5"):
@@ -166,9 +166,9 @@ def test_a_function_may_read_checkpoints(tmp_path: Path) -> None:
     reader = Reader(load=half)
     assert torch.equal(reader.read(tmp_path / "step_1.weights")["weight"], OWN["weight"] / 2)
     assert torch.equal(reader.read(OWN)["weight"], OWN["weight"])
-    with pytest.raises(CheckpointError, match=r"step_1.weights: expected a state dict of load=, got Tensor"):
+    with pytest.raises(CheckpointError, match=r"step_1.weights: expected a state dict from load=, got Tensor"):
         Reader(load=lambda path: torch.load(path)["net"]["weight"]).read(tmp_path / "step_1.weights")
-    with pytest.raises(CheckpointError, match=r"step_1.weights, as it is loaded: .* expected a state dict"):
+    with pytest.raises(CheckpointError, match=r"step_1.weights, as load= reads it: .* expected a state dict"):
         Reader(load=lambda _: {"a": 1}).read(tmp_path / "step_1.weights")
     with pytest.raises(CheckpointError, match=r"step_1.weights: load= raised KeyError: 'epochs'"):
         Reader(load=lambda path: torch.load(path)["epochs"]).read(tmp_path / "step_1.weights")

@@ -91,7 +91,7 @@ def test_what_torch_cannot_load_is_named(change: Callable[[Tensor], Tensor]) -> 
 def test_what_is_no_floating_point_is_no_weight(dtype: torch.dtype) -> None:
     model = nn.Linear(2, 2)
     state = model.state_dict() | {"weight": torch.ones(2, 2).to(dtype)}
-    with pytest.raises(CheckpointError, match=rf"has weight of type {dtype}, where the model's is torch.float32"):
+    with pytest.raises(CheckpointError, match=rf"has weight of type {dtype}, while the model's is torch.float32"):
         load_into(model, state, "x.pt")
 
 
@@ -114,11 +114,11 @@ def test_a_head_that_the_encoder_has_nothing_for_is_left_out(prefix: str, nothin
             self.blocks, self.act, self.head = network(), nn.ReLU(), head
 
     saved, model = Encoder(nn.Sequential(nn.Linear(2, 9), nn.Linear(9, 3))), Encoder(nothing)
-    with pytest.warns(RuntimeWarning, match=r"\['head.0.bias', .*\] are left out, as the model has nothing there"):
+    with pytest.warns(RuntimeWarning, match=r"\['head.0.bias', .*\] are left out, since the model, like an encoder"):
         load_into(model, under(prefix, saved), "x.ckpt")
     assert same(model.blocks, saved.blocks)
     for odd in ("blocks.9.weight", "act.weight", "headless.weight", "other.head.weight"):
-        with pytest.raises(CheckpointError, match=rf"has the unexpected keys \['{odd}'\]; load= \(--load\) may leave"):
+        with pytest.raises(CheckpointError, match=rf"has the unexpected keys \['{odd}'\]; load= \(--load\) can leave"):
             load_into(model, {**under(prefix, saved), f"{prefix}{odd}": torch.ones(1)}, "x.ckpt")
     with pytest.raises(CheckpointError, match="lacks the keys"):
         load_into(Encoder(nn.Linear(2, 3)), under(prefix, model), "x.ckpt")
@@ -176,11 +176,11 @@ def test_keys_under_a_prefix_are_named_without_it() -> None:
     state = {**under("model.", network()), "model.3.weight": torch.ones(1)}
     with pytest.raises(
         CheckpointError,
-        match=r"it under 'model.' has the unexpected keys \['3.weight'\]; load= \(--load\) may leave keys out$",
+        match=r"it under 'model.' has the unexpected keys \['3.weight'\]; load= \(--load\) can leave keys out$",
     ):
         load_into(network(), state, "x.ckpt")
     state = {**under("model.", network()), "model.2.bias": torch.ones(9)}
-    with pytest.raises(CheckpointError, match=r"has 2.bias of shape \(9,\), where the model's is \(2,\)$"):
+    with pytest.raises(CheckpointError, match=r"has 2.bias of shape \(9,\), while the model's is \(2,\)$"):
         load_into(network(), state, "x.ckpt")
     with pytest.raises(CheckpointError, match=r"lacks the keys \['0.bias', .* \.\.\.; it has the unexpected"):
         load_into(network(), {"other": torch.ones(1)}, "x.ckpt")
@@ -213,7 +213,9 @@ def test_tied_tensors_that_the_checkpoint_has_apart_are_refused() -> None:
     state = {key: value.clone() for key, value in Tied().state_dict().items()}
     load_into(Tied(), state, "x.ckpt")
     state["lm_head.weight"] += 1
-    with pytest.raises(CheckpointError, match=r"other values in embed.weight than in lm_head.weight, which the model"):
+    with pytest.raises(
+        CheckpointError, match=r"other values in embed.weight than in lm_head.weight, although the model"
+    ):
         load_into(Tied(), state, "x.ckpt")
 
 
@@ -263,7 +265,7 @@ def test_a_module_around_the_one_that_was_stored_takes_its_weights() -> None:
         load_into(model, {f"{prefix}{name}": value + 1 for name, value in stored.items()}, "a")
         assert torch.equal(model[0][0][0].weight, stored["0.weight"] + 1)  # type: ignore[index]
     with pytest.raises(
-        CheckpointError, match=r"it has the unexpected keys \['0.0.head'\]; load= \(--load\) may leave keys out"
+        CheckpointError, match=r"it has the unexpected keys \['0.0.head'\]; load= \(--load\) can leave keys out"
     ):
         load_into(model, {**stored, "head": torch.zeros(1)}, "a")
 
@@ -281,8 +283,8 @@ def test_models_of_transformers_may_read_other_names() -> None:
 
     model = nn.Sequential(Pretrained(2, 2))
     renamed = {"0.old": torch.zeros(2, 2), "0.bias": torch.zeros(2)}
-    hint = "load= a function that reads them by Pretrained.from_pretrained and refuses missing keys"
-    with pytest.raises(CheckpointError, match=rf"'0.weight'.*'0.old'.*; if transformers renames them, give {hint}"):
+    hint = "load= a function that calls Pretrained.from_pretrained and refuses missing keys"
+    with pytest.raises(CheckpointError, match=rf"'0.weight'.*'0.old'.*; if transformers renames keys, give {hint}"):
         load_into(model, renamed, "step 1")
     with pytest.raises(CheckpointError, match=r"lacks the keys \['0.weight'\]$"):
         load_into(model, {"0.bias": torch.zeros(2)}, "step 1")

@@ -143,7 +143,7 @@ def test_a_description_is_of_exactly_the_types_that_torch_writes(
     folder = save(dict(STATE), tmp_path / "step_1")
     path = folder / ".metadata"
     path.write_bytes(pickle.dumps(change(pickle.loads(path.read_bytes()))))
-    with pytest.raises(CheckpointError, match=r"step_1: its .metadata is not as torch.distributed.checkpoint writes"):
+    with pytest.raises(CheckpointError, match=r"step_1: expected .metadata as torch.distributed.checkpoint writes it"):
         read_state_dict(folder, weights_only=False)
 
 

@@ -28,7 +28,7 @@ def test_files_of_a_folder_without_a_step_are_left_out_aloud(tmp_path: Path) -> 
 
 def test_a_folder_without_any_step_is_refused(tmp_path: Path) -> None:
     touch(tmp_path / "run", "best.pt")
-    with pytest.raises(CheckpointError, match=r"best.pt: no step in its name"):
+    with pytest.raises(CheckpointError, match=r"best.pt: expected a step in its name"):
         order_checkpoints(tmp_path / "run")
 
 
@@ -82,7 +82,7 @@ def test_folders_without_weights_are_left_out_aloud_where_they_have_a_step(tmp_p
 
 def test_weights_of_the_end_beside_the_steps_are_left_out_aloud(tmp_path: Path) -> None:
     touch(tmp_path, "checkpoint-1/model.safetensors", "model.safetensors", "best/model.safetensors")
-    with pytest.warns(RuntimeWarning, match=r"left out \['best', 'model.safetensors'\], with no step"):
+    with pytest.warns(RuntimeWarning, match=r"left out \['best', 'model.safetensors'\], which have no step"):
         assert list(order_checkpoints(tmp_path)) == [1]
 
 
@@ -151,14 +151,14 @@ def test_other_folders_are_no_checkpoints_by_their_only_file(
 def test_of_several_files_of_a_step_a_glob_chooses(tmp_path: Path) -> None:
     for step in (1, 2):
         touch(tmp_path / f"step_{step}", "model.pt", "ema.pt", "optimizer.pt")
-    several = r"step_1 holds \['ema.pt', 'model.pt'\]: choose one by a glob such as '.*/\*/model.pt'"
+    several = r"step_1 holds \['ema.pt', 'model.pt'\]: choose one with a glob such as '.*/\*/model.pt'"
     with pytest.raises(CheckpointError, match=several):
         order_checkpoints(tmp_path)
     touch(
         tmp_path / "numbered",
         *(f"step_{step}/{name}_{step}.pt" for step in (1, 2) for name in ("ema", "model", "model_ema")),
     )
-    with pytest.raises(CheckpointError, match=r"by a glob such as '.*numbered/\*/model_\[0-9\]\*.pt'"):
+    with pytest.raises(CheckpointError, match=r"with a glob such as '.*numbered/\*/model_\[0-9\]\*.pt'"):
         order_checkpoints(tmp_path / "numbered")
     assert list(order_checkpoints(tmp_path / "numbered/*/model_[0-9]*.pt")) == [1, 2]
     shutil.rmtree(tmp_path / "numbered")
@@ -179,7 +179,7 @@ def test_a_glob_leaves_out_what_is_temporary_aloud(tmp_path: Path) -> None:
     for name in ("model_*", "resnet_*", "step_*", "last"):
         with (
             pytest.warns(RuntimeWarning, match=r"left out \['.*tmp-step_2/"),
-            pytest.raises(CheckpointError, match="there is none"),
+            pytest.raises(CheckpointError, match="nothing matches it"),
         ):
             order_checkpoints(tmp_path / "*" / f"{name}.pt")
     shutil.rmtree(tmp_path / "tmp-step_2")
@@ -251,7 +251,7 @@ def test_a_number_in_a_file_is_no_step_beside_the_word_of_its_folder(tmp_path: P
 def test_a_folder_of_runs_names_them(tmp_path: Path) -> None:
     touch(tmp_path, "seed0/step_1.pt", "seed1/step_1/model.pt", "logs/a.txt")
     with pytest.raises(
-        CheckpointError, match=r"no folders of weights; but its folders \['seed0', 'seed1'\] do: give one"
+        CheckpointError, match=r"no folders of weights; its folders \['seed0', 'seed1'\] do: give one of these"
     ):
         order_checkpoints(tmp_path)
 
@@ -274,7 +274,7 @@ def test_a_named_step_of_a_folder_counts_before_those_in_it(tmp_path: Path) -> N
 
 def test_the_number_of_a_run_is_no_step_where_there_are_named_ones(tmp_path: Path) -> None:
     touch(tmp_path / "run-2", "model.safetensors", "checkpoint-64/model.safetensors", "step_128.pt")
-    with pytest.warns(RuntimeWarning, match=r"left out \['model.safetensors'\], with no step"):
+    with pytest.warns(RuntimeWarning, match=r"left out \['model.safetensors'\], which have no step"):
         assert list(order_checkpoints(tmp_path / "run-2")) == [64, 128]
 
 
@@ -320,10 +320,10 @@ def test_folders_with_nothing_to_sweep_are_refused(tmp_path: Path) -> None:
     touch(tmp_path, "final/model.safetensors")
     with (
         pytest.warns(RuntimeWarning, match="checkpoint-2"),
-        pytest.raises(CheckpointError, match="final: no step in its name"),
+        pytest.raises(CheckpointError, match="final: expected a step in its name"),
     ):
         order_checkpoints(tmp_path)
-    with pytest.raises(CheckpointError, match="final: no step in its name"):
+    with pytest.raises(CheckpointError, match="final: expected a step in its name"):
         order_checkpoints(tmp_path / "final")
 
 
@@ -364,9 +364,9 @@ def test_a_glob_is_a_list_of_files(tmp_path: Path) -> None:
     (tmp_path / "step_1_ema.pt").unlink()
     assert list(find_checkpoints(tmp_path)) == [1, 2, 10]
     (tmp_path / "step_final.pt").touch()
-    with pytest.warns(RuntimeWarning, match=r"left out \['step_final.pt'\], with no step in their names"):
+    with pytest.warns(RuntimeWarning, match=r"left out \['step_final.pt'\], which have no step in their names"):
         assert list(order_checkpoints(tmp_path / "step_*.pt")) == [1, 2]
-    with pytest.raises(CheckpointError, match=r"expected a folder of checkpoints, a file or a glob; there is none"):
+    with pytest.raises(CheckpointError, match="expected a folder of checkpoints, a file or a glob; nothing matches it"):
         order_checkpoints(tmp_path / "epoch_*")
 
 

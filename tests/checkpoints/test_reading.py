@@ -114,10 +114,10 @@ def test_of_two_forms_in_a_folder_safetensors_counts(tmp_path: Path) -> None:
 def test_incomplete_shards_are_named(tmp_path: Path, save: Callable[..., object], name: str) -> None:
     first, second = write_shards(tmp_path, save, name)
     save({"a.bias": STATE["a.bias"]}, second)
-    with pytest.raises(CheckpointError, match=rf"{second.name}: expected \['b.count'\] in it, as {name}.index.json"):
+    with pytest.raises(CheckpointError, match=rf"{second.name}: lacks \['b.count'\], which {name}.index.json lists"):
         read_state_dict(tmp_path)
     first.unlink()
-    with pytest.raises(CheckpointError, match=rf"index.json: lists 2 shards, but \['{first.name}'\] are not there"):
+    with pytest.raises(CheckpointError, match=rf"index.json: lists 2 shards, but \['{first.name}'\] are missing;"):
         read_state_dict(tmp_path)
 
 
@@ -267,7 +267,7 @@ def test_where_nothing_may_be_unpickled_that_is_said(tmp_path: Path, monkeypatch
         torch.save(saved, path, pickle_protocol=protocol)
         for weights_only in (True, False):
             with pytest.raises(
-                CheckpointError, match=r"more than plain tensors as .* TORCH_FORCE_WEIGHTS_ONLY_LOAD is set, by"
+                CheckpointError, match=r"more than plain tensors as .* TORCH_FORCE_WEIGHTS_ONLY_LOAD makes torch"
             ):
                 read_state_dict(path, weights_only=weights_only)
     torch.save(STATE, path)

@@ -88,7 +88,7 @@ def test_a_step_is_read_as_it_is_meant(name: str, step: int) -> None:
     ],
 )
 def test_what_may_mean_something_else_is_refused(name: str) -> None:
-    with pytest.raises(CheckpointError, match="no step in its name"):
+    with pytest.raises(CheckpointError, match="expected a step in its name"):
         parse_step(name)
 
 

@@ -151,7 +151,7 @@ def test_groups_are_kept_and_hashed(tmp_path: Path) -> None:
     assert loaded.fit_groups is not None
     assert given.fit_groups is not None
     assert loaded.fit_groups.equal(given.fit_groups)
-    with pytest.raises(DataError, match="groups: expected for both splits or for none, got them for one"):
+    with pytest.raises(DataError, match="groups: expected them for both splits or for none, got them for one"):
         pf.ProbeSet(given.fit_inputs, None, given.heldout_inputs, None, fit_groups=given.fit_groups)
     inputs = given.fit_inputs, None, given.heldout_inputs, None
     both = {"fit_groups": given.fit_groups.float(), "heldout_groups": given.heldout_groups}
@@ -177,9 +177,9 @@ def test_groups_may_be_values_of_a_data_set() -> None:
     assert given.fit_groups is not None
     subjects = given.fit_values["age"] // 5
     assert (given.fit_groups[:, None] == given.fit_groups).equal(subjects[:, None] == subjects)
-    with pytest.raises(DataError, match=r"groups 'site': expected a name of the values, \['age'\]"):
+    with pytest.raises(DataError, match=r"groups 'site': expected the name of one of the values, \['age'\]"):
         pf.ProbeSet.from_dataset(rows[:40], rows[40:], groups="site")
-    with pytest.raises(DataError, match=r"groups 'site': expected a name of the values, \[\]"):
+    with pytest.raises(DataError, match=r"groups 'site': expected the name of one of the values, \[\]"):
         pf.ProbeSet.from_tensors(torch.randn(4, 2), None, torch.randn(4, 2), None, groups="site")
 
 

@@ -51,7 +51,9 @@ def test_packed_sequences_whose_samples_are_not_known_are_refused() -> None:
         pf.probe(Packing(), GIVEN, layers="rnn")
     alike = probe_set(torch.randint(1, 9, (40, 5)), torch.randint(1, 9, (20, 5)))
     for given in (GIVEN, alike):
-        with pytest.raises(LayerError, match=r"layer 'rnn': .* as sorted by their lengths, .* enforce_sorted=False"):
+        with pytest.raises(
+            LayerError, match=r"layer 'rnn': .* packed sequences sorted by their lengths, .* enforce_sorted=False"
+        ):
             pf.probe(Packing(ordered=True), given, layers="rnn", tokens="last")
     pf.probe(Packing(), alike, layers="rnn", tokens="last")
 
@@ -75,7 +77,7 @@ def test_samples_that_may_come_in_the_order_of_their_lengths_by_chance_are_taken
         ([1, *range(40, 2, -1), *[2] * 60], False, False),
     ):
         if refused:
-            with pytest.raises(LayerError, match="as sorted by their lengths"):
+            with pytest.raises(LayerError, match="sequences sorted by their lengths"):
                 unpacked("a", packed(lengths, ordered))
         else:
             assert unpacked("a", packed(lengths, ordered))[1].sum(1).tolist() == lengths

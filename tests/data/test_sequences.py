@@ -134,7 +134,7 @@ def test_samples_of_nothing_but_padding_are_named_and_none_is_told(reader: Reade
     empty = GIVEN.heldout_inputs.clone()
     empty[3] = 0
     given = pf.ProbeSet(GIVEN.fit_inputs, None, empty, None)
-    with pytest.raises(DataError, match="heldout_inputs: expected more than padding=0, row 3 is nothing else"):
+    with pytest.raises(DataError, match="heldout_inputs: expected more than padding=0, but row 3 holds nothing else"):
         Engine(reader, given, tokens="mean", padding=0, targets=pf.Function(lambda x: x.sum(1).float()))
     with pytest.warns(RuntimeWarning, match="padding=11 changes nothing: no input holds it"):
         Engine(reader, GIVEN, tokens="mean", padding=11)
@@ -169,7 +169,7 @@ def test_inputs_that_look_padded_are_told(inputs: Tensor, found: int | None) -> 
 
 def test_padding_between_tokens_is_asked_about(reader: Reader) -> None:
     with pytest.warns(
-        RuntimeWarning, match=r"padding=5 stands between other tokens in \d+ of \d+ places: is it another"
+        RuntimeWarning, match=r"padding=5 stands between other tokens in \d+ of \d+ places: is padding another"
     ):
         Engine(reader, GIVEN, tokens="mean", padding=5)
 

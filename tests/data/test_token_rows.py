@@ -295,7 +295,7 @@ def test_what_has_no_tokens_is_named(causal: Causal, probe_set: pf.ProbeSet) -> 
     with pytest.warns(RuntimeWarning, match=f"layers: left out 1: {words}"):
         scores = pf.probe(Pooling(), probe_set, tokens="each")
     assert scores.layers == ["embed", "embed:1", "mix", "conv", "out"]
-    with pytest.raises(DataError, match=r"target 'label': labels \(90, 5\) are those of tokens: give tokens='each'"):
+    with pytest.raises(DataError, match=r"target 'label': labels \(90, 5\) belong to tokens: give tokens='each'"):
         pf.probe(causal, probe_set, targets="label")
     with pytest.raises(DataError, match=r"target 'kind': expected \[b\] integers .* tokens: give tokens='each'"):
         pf.probe(causal, probe_set, targets=probe_set.target("kind", "classes"))

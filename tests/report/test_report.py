@@ -89,7 +89,7 @@ def test_without_matplotlib_all_but_the_picture_is_done(run: Path, monkeypatch: 
 
 
 def test_a_folder_of_runs_and_shards_of_other_names_are_told(run: Path) -> None:
-    with pytest.raises(StoreError, match=r"no scores in .*, but in its folders run; give one, or compare them"):
+    with pytest.raises(StoreError, match=r"no scores in .*, only in its folders run; give one, or compare them"):
         read_phases(run.parent)
     for path in (run / "scores").glob("step-*.parquet"):
         path.rename(path.with_name(f"of-{path.name}"))

@@ -222,7 +222,7 @@ def test_a_sweep_that_is_killed_has_kept_what_failed_before_it_measured(
 def test_a_damaged_file_is_named(swept: Path) -> None:
     path = swept / "scores" / "_failed-000000000002.json"
     path.write_text("{")
-    with pytest.raises(StoreError, match=r"_failed-000000000002\.json, which tells what failed"):
+    with pytest.raises(StoreError, match=r"_failed-000000000002\.json, a record of what failed"):
         read_failures(swept)
 
 

@@ -50,7 +50,7 @@ def test_damaged_shards_are_named_and_measured_again(
     first, second, *_ = sorted((tmp_path / "scores").glob("step-*.parquet"))
     first.write_bytes(b"PAR1 not really")
     second.write_bytes(second.read_bytes()[:-9])
-    named = f"of {len(states)} shards 2 are so: {first.name}, {second.name}"
+    named = f"2 of {len(states)} shards are damaged: {first.name}, {second.name}"
     with pytest.raises(
         DamagedError, match=f"{first} is damaged .*; a sweep measures the step again, or delete it; {named}"
     ):
@@ -90,7 +90,7 @@ def test_shards_that_the_system_does_not_give_are_left_as_they_are(
     for file in (tmp_path / "scores").glob("step-*.parquet"):
         file.write_bytes(b"")
         file.with_name(f"_{file.name}.damaged").mkdir()
-    with pytest.raises(StoreError, match=r"is damaged .*, or delete it: it cannot be renamed \("):
+    with pytest.raises(StoreError, match=r"is damaged .*, or delete it: the file cannot be renamed \("):
         pf.sweep(net, states, probe_set, out=tmp_path, layers="hidden")
 
 

@@ -80,7 +80,7 @@ def test_another_model_and_other_data_are_told_by_name(
     (settings,) = (tmp_path / "scores").glob("_settings-*.json")
     settings.unlink()
     told = refused(tmp_path, state, net, probe_set)
-    assert "measured with another configuration, of which no settings are kept; give the same model" in told
+    assert "measured with another configuration, whose settings were not kept; give the same model" in told
 
 
 def test_other_weights_are_told_without_hashes(
