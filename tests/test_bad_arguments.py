@@ -31,14 +31,14 @@ from tests.quiet import no_warnings
         ({"step": "last"}, "step: expected the number of updates done, an integer >= 0, got 'last'"),
         ({"step": 1.5}, "got 1.5"),
         ({"step": -3}, ">= 0, got -3"),
-        ({"memory": -1}, "memory: expected bytes"),
-        ({"memory": float("nan")}, "memory: expected bytes"),
+        ({"memory": -1}, "memory: expected a number of bytes"),
+        ({"memory": float("nan")}, "memory: expected a number of bytes"),
         ({"alphas": {1e-3, 1.0}}, "alphas: expected a list, which keeps its"),
         ({"targets": {"input"}}, "targets: expected a list"),
         ({"batchnorm": "none"}, "batchnorm: expected one of"),
-        ({"alphas": [True]}, r"alphas: expected finite numbers >= 0, at least one, got \(True,\)"),
-        ({"alphas": [0.1, -1]}, "alphas: expected finite numbers >= 0"),
-        ({"noise": float("inf")}, "noise: expected finite numbers >= 0"),
+        ({"alphas": [True]}, r"alphas: expected one or more finite numbers >= 0, got \(True,\)"),
+        ({"alphas": [0.1, -1]}, "alphas: expected one or more finite numbers >= 0"),
+        ({"noise": float("inf")}, "noise: expected one or more finite numbers >= 0"),
         ({"route": "fast"}, "route: expected one of"),
         ({"keys": "ema"}, r"unknown option 'keys'; did you mean 'tokens' or 'key', which only some functions take\?$"),
         ({"every": 5}, "unknown option 'every'; it belongs to other functions only$"),
@@ -77,7 +77,7 @@ def test_sizes_of_memory(text: str, size: float) -> None:
 
 @pytest.mark.parametrize("memory", ["0GB", "", "8 apples", 0, 0.5, -1, float("inf"), float("nan"), True, [8]], ids=str)
 def test_sizes_that_are_none(memory: Any) -> None:
-    with pytest.raises(ArgumentError, match="memory: expected bytes, or a text such as '8GB'"):
+    with pytest.raises(ArgumentError, match="memory: expected a number of bytes, or a text such as '8GB'"):
         memory_budget(memory, torch.device("cpu"))
     assert memory_budget(np.int64(8), torch.device("cpu")) == 8
 
@@ -106,7 +106,7 @@ def test_names_may_be_given_arguments() -> None:
     assert load_model(f"{__name__}:THING") is THING
     for name, words in {
         "made_with": r"or \S+:made_with\(name=value\); missing a required argument: 'width'",
-        "made_with(size=4)": "it does not take these arguments; missing a required argument: 'width'",
+        "made_with(size=4)": "expected arguments that it takes; missing a required argument: 'width'",
         "made_with(4)": "expected plain values by name",
         "made_with(width=open)": "expected plain values by name",
         "made_with(width=4": "expected plain values by name",
@@ -123,9 +123,9 @@ def test_names_may_be_given_arguments() -> None:
 def test_torchvision_names_may_be_given_arguments() -> None:
     pytest.importorskip("torchvision")
     assert load_model("resnet18(num_classes=7)").fc.out_features == 7  # type: ignore[union-attr]
-    with pytest.raises(ArgumentError, match=r"model 'resnet18\(num_clases=7\)': it does not take these arguments; "):
+    with pytest.raises(ArgumentError, match=r"model 'resnet18\(num_clases=7\)': expected arguments that it takes; "):
         load_model("resnet18(num_clases=7)")
-    with pytest.raises(ArgumentError, match=r"model 'resnet18\(num_classes=-1\)': it does not take these arguments; "):
+    with pytest.raises(ArgumentError, match=r"model 'resnet18\(num_classes=-1\)': expected arguments that it takes; "):
         load_model("resnet18(num_classes=-1)")
     with pytest.raises(
         ArgumentError, match=r"^model 'resnet19': expected package.module:callable or a torchvision name"

@@ -237,7 +237,7 @@ def test_plan_takes_penalties_as_the_sweep_does() -> None:
     assert chosen == plan("--precision", "double") == plan("--layer-sketch", "3")
     without = "layers are planned without a sketch, the way they are decoded if it fails"
     assert without in " ".join(invoke("plan", DIGITS_NET, "--sample", "1,8,8", "--layer-sketch", "3").stdout.split())
-    assert "padding: expected with tokens=" in fails("plan", DIGITS_NET, "--sample", "1,8,8", "--padding", "0")
+    assert "padding: needs tokens=" in fails("plan", DIGITS_NET, "--sample", "1,8,8", "--padding", "0")
     assert "penalty_per: expected one of" in fails("plan", DIGITS_NET, "--penalty-per", "columns")
 
 

@@ -122,7 +122,7 @@ def test_scores_prints_a_checkpoint(run: Path) -> None:
         f"{scores.value(layer='stage1', step=scores.steps[0], target='input', metric='fvu', split='heldout'):.4g}"
         in first
     )
-    assert "has no step 99999, but " in fails("scores", run, "--step", "99999")
+    assert "has no step 99999, only " in fails("scores", run, "--step", "99999")
 
 
 def test_the_models_own_scores_are_shown_by_name(run: Path) -> None:
@@ -157,11 +157,11 @@ def test_the_stop_window_is_as_wide_as_asked(run: Path) -> None:
     )["cells"]
     assert cell["stop_windows"] == dict.fromkeys(("run", "other"), wide[0])
     for bad in ("nan", "inf", "-0.1"):
-        assert f"window: expected a number that is not below 0, got {bad}" in fails("phases", run, "--window", bad)
+        assert f"window: expected a number >= 0, got {bad}" in fails("phases", run, "--window", bad)
     for name, value in (("fewest", "4"), ("permutations", 2000.5), ("permutations", 0)):
         with pytest.raises(ArgumentError, match=f"{name}: expected a positive integer, got {value!r}"):
             pf.PhaseRules(**{name: value})  # type: ignore[arg-type]
-    with pytest.raises(ArgumentError, match="change: expected a number that is not below 0, got True"):
+    with pytest.raises(ArgumentError, match="change: expected a number >= 0, got True"):
         pf.PhaseRules(change=True)
     rules = pf.PhaseRules(fewest=np.int64(7), window=np.float32(0.5))  # type: ignore[arg-type]
     assert json.loads(pf.detect_phases(pf.read_scores(run), rules=rules).to_json())["cells"]
@@ -191,7 +191,7 @@ def test_of_a_few_steps_it_is_said_that_they_tell_no_phases(count: int, told: bo
     for command in ("phases", "report"):
         shown = invoke(command, steps).stdout
         shown = " ".join(shown.split())
-        assert (f"{count} steps show changes between single ones, not phases" in shown) is told
+        assert (f"{count} steps show changes from step to step, not phases" in shown) is told
         assert ("Fewer than 8 steps" in shown) is not told
 
 

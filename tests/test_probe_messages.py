@@ -64,7 +64,7 @@ def test_samples_that_are_not_decoded_themselves_need_a_target_or_labels() -> No
 def test_labels_that_the_model_was_not_trained_on_are_said_once(net: SmallNet) -> None:
     x, y = torch.randn(60, 1, 6, 6), torch.randint(1, 4, (60,))  # from 1 to 3, where the model has three outputs
     probe_set = pf.ProbeSet.from_tensors(x[:40], y[:40], x[40:], y[40:])
-    with pytest.warns(RuntimeWarning, match="the model has 3 outputs, target 'label' 4 classes") as caught:
+    with pytest.warns(RuntimeWarning, match="the model has 3 outputs, but target 'label' has 4 classes") as caught:
         scores = pf.probe(net, probe_set, layers="hidden")
     assert len(caught) == 1
     assert "model" not in scores.to_pandas()["layer"].tolist()
@@ -82,7 +82,9 @@ def test_a_layer_that_says_nothing_is_told(probe_set: pf.ProbeSet) -> None:
 
 def test_a_model_without_logits_has_no_accuracy_of_its_own_and_says_so(probe_set: pf.ProbeSet) -> None:
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Unflatten(1, (1, 2)))
-    with pytest.warns(RuntimeWarning, match="no rows of layer 'model': what the model returns has no row of numbers"):
+    with pytest.warns(
+        RuntimeWarning, match="no rows of layer 'model': the model's output has no row of numbers, such as"
+    ):
         scores = pf.probe(model, probe_set, layers="0")
     assert scores.values_of("layer") == ["0"]
     with no_warnings():
@@ -154,7 +156,7 @@ def test_modules_of_a_glob_that_are_not_used_are_left_out(net: SmallNet, probe_s
 def test_layers_may_be_modules(net: SmallNet, probe_set: pf.ProbeSet) -> None:
     for layers in (net.hidden, [net.hidden], ["hidden"]):
         assert pf.probe(net, probe_set, layers=layers, alphas=[0.1]).layers == ["hidden"]
-    for layers, words in (([torch.nn.Linear(3, 3)], "Linear is not in the model"), ([3], "int is none of these")):
+    for layers, words in (([torch.nn.Linear(3, 3)], "got Linear, which is not in it"), ([3], "got int")):
         with pytest.raises(LayerError, match=f"expected names, globs or modules of the model, {words}"):
             pf.probe(net, probe_set, layers=layers)  # type: ignore[arg-type]
 
@@ -294,7 +296,7 @@ def test_nested_tensors_are_left_out_and_named() -> None:
     ids = torch.randint(1, 20, (80, 12)) * (torch.arange(12) < torch.randint(4, 13, (80, 1)))
     probe_set = pf.ProbeSet.from_tensors(ids[:60], ids[:60, 0] % 2, ids[60:], ids[60:, 0] % 2)
     with pytest.warns(
-        RuntimeWarning, match="encoder.layers.0.*nested tensor, of no shape; give enable_nested_tensor=False"
+        RuntimeWarning, match="encoder.layers.0.*nested tensor, shapeless; set enable_nested_tensor=False"
     ):
         scores = pf.probe(Padded(), probe_set, layers=["encoder*", "head"], alphas=[0.1])
     assert scores.layers == ["encoder", "head"]

@@ -41,7 +41,7 @@ class Penalties:
         numbers = [as_float(value) for value in values]
         if not values or not all(0 <= number < math.inf for number in numbers):
             name = "alphas" if self.noise is None else "noise"
-            raise ArgumentError(f"{name}: expected finite numbers >= 0, at least one, got {values}")
+            raise ArgumentError(f"{name}: expected one or more finite numbers >= 0, got {values}")
         # As floats, so that 1 and 1.0 are one configuration.
         object.__setattr__(self, "alphas", tuple(sorted({float(alpha) + 0.0 for alpha in self.alphas})))  # no -0.0
         object.__setattr__(self, "noise", None if self.noise is None else float(self.noise))

@@ -39,7 +39,7 @@ def load_model(name: str) -> nn.Module:
     except Exception as error:  # of whatever kind networks have for them
         if not given:
             raise
-        raise ArgumentError(f"model {name!r}: it does not take these arguments; {error}") from error
+        raise ArgumentError(f"model {name!r}: expected arguments that it takes; {error}") from error
 
 
 def load_probe_set(name: str) -> ProbeSet:

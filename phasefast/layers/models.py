@@ -30,7 +30,7 @@ def check_usable(model: nn.Module) -> None:
         what = f"its module {name!r}" if name else "it"
         if isinstance(module, torch.jit.ScriptModule):
             raise ArgumentError(
-                f"model: {what} is TorchScript, which runs no hooks; give the module that it was made of"
+                f"model: {what} is TorchScript, which runs no hooks; give the module that it was made from"
             )
         tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         if any(tensor.is_meta for tensor in tensors):
@@ -39,5 +39,5 @@ def check_usable(model: nn.Module) -> None:
             )
         if any(map(is_lazy, tensors)):
             raise ArgumentError(
-                f"model: {what} is lazy, and has no weights before its first batch; call the model once before"
+                f"model: {what} is lazy, and has no weights before its first batch; call the model once first"
             )

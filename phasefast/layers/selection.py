@@ -20,14 +20,14 @@ def select_layers(model: nn.Module, patterns: Layers | None = None) -> list[str]
     """Names of the modules to probe, in the order of ``named_modules()``: usually that of depth.
 
     Args:
-        patterns: fnmatch globs over ``named_modules()``, or modules themselves; by default the model's direct children
-            but losses and dropouts. In the place of one of them are: of a ModuleList or a ModuleDict the members; of
-            an only child (but of PyTorch's own), of the only one with a list of blocks in it, such as a transformer's
-            or a MobileNet's, and of a network of nine tenths of the parameters, behind nothing but layers and plain
-            sequences of them, its children; of one Sequential of layers or two, with half of the layers that are no
-            children, such as a VGG's, or an encoder and a decoder, each layer with what follows it, such as its
-            activation. What matches a glob that begins with ``!`` is left out of what the others match, or of the
-            default. ``"model"`` is the name of the model's own metrics: its parts stand in for a module of that name.
+        patterns: fnmatch globs over ``named_modules()``, or modules themselves; by default the model's direct children,
+            except losses and dropouts. Some of these are replaced: a ModuleList or ModuleDict by its members; an only
+            child (unless it is PyTorch's own), the only child with a list of blocks in it, as in a transformer or a
+            MobileNet, and a network with nine tenths of the parameters that follows only layers and plain sequences of
+            them, by their children; one or two Sequentials with half of the layers that are no children, as in a VGG,
+            or in an encoder and a decoder, by each layer with what follows it, such as its activation. What matches a
+            glob that begins with ``!`` is left out of what the others match, or of the default. ``"model"`` is the
+            name of the model's own metrics: of a module with that name, the parts are probed instead.
 
     Raises:
         LayerError: a pattern matches nothing, or nothing is left; the message lists near misses.
@@ -41,17 +41,21 @@ def select_layers(model: nn.Module, patterns: Layers | None = None) -> list[str]
     if not patterns:
         raise LayerError("layers: expected at least one pattern, got none")
     if MODEL_LAYER in patterns:
-        raise LayerError(f"layer {MODEL_LAYER!r}: the name of the model's own metrics; probe its parts: 'model.*'")
+        raise LayerError(
+            f"layer {MODEL_LAYER!r}: this name stands for the model's own metrics; probe the parts: 'model.*'"
+        )
     available = [name for name, _ in model.named_modules() if name not in ("", MODEL_LAYER)]
     if (pattern := idle(available, patterns)) is not None:
         if (module := pattern.lstrip("!").rpartition(":")[0]) in available:
-            raise LayerError(f"layers: {pattern!r} is one call of {module!r}, of which all calls are probed, or none")
+            raise LayerError(
+                f"layers: {pattern!r} is one call of {module!r}; all calls of a module are probed, or none"
+            )
         near = difflib.get_close_matches(pattern.lstrip("!"), available, n=5, cutoff=0.5)
-        named = f"closest: {near}" if near else f"the first of them: {available[:20]}"
+        named = f"closest: {near}" if near else f"the first: {available[:20]}"
         raise LayerError(f"no layer matches {pattern!r} among {len(available)} module names; {named}")
     names = chosen(available, patterns, lambda: default_names(model))
     if not names:
-        raise LayerError(f"layers: {list(patterns)} leave no layer of {len(available)}")
+        raise LayerError(f"layers: {list(patterns)} leave none of {len(available)} modules to probe")
     return names
 
 
@@ -66,6 +70,6 @@ def _as_names(model: nn.Module, given: Layers) -> list[str]:
     several = [given] if isinstance(given, (str, nn.Module)) else list(given)
     for each in several:
         if not isinstance(each, str) and id(each) not in names:
-            what = "is not in the model" if isinstance(each, nn.Module) else "is none of these"
-            raise LayerError(f"layers: expected names, globs or modules of the model, {type(each).__name__} {what}")
+            what = ", which is not in it" if isinstance(each, nn.Module) else ""
+            raise LayerError(f"layers: expected names, globs or modules of the model, got {type(each).__name__}{what}")
     return [each if isinstance(each, str) else names[id(each)] for each in several]

@@ -26,11 +26,11 @@ class BestCheckpoint:
 
     Attributes:
         layer, step: where. value: the held-out ``metric`` there, ``accuracy``, ``balanced_accuracy`` or ``fvu``.
-        samples: how many are held out.
+        samples: number of held-out samples.
         beats_constant: whether it is better than the best constant, the most frequent class or the fit mean, by more
-            than the choice of samples explains in the best of so many; True where that constant is not known.
-        steps: of that layer, whose values are not told apart from the best, which is among them.
-        others: of each other layer that has such steps, the best of them.
+            than the choice of samples explains in the best of so many; True if that constant is not known.
+        steps: the steps of that layer that cannot be told apart from the best, which is among them.
+        others: the best such step of each other layer that has any.
     """
 
     target: str
@@ -49,7 +49,7 @@ class CommonBest:
     """Where several runs decode a target best, in the mean.
 
     Attributes:
-        layer, step: where, among the layers and steps that all runs have.
+        layer, step: where, among the layers and steps that all runs have in common.
         values: the held-out ``metric`` there, by run. own: each run's own best.
     """
 
@@ -67,7 +67,7 @@ class CommonBest:
 
     @property
     def deviation(self) -> float:
-        """Standard deviation (n - 1) of the values: training again gives others."""
+        """Standard deviation (n - 1) of the values, which another training would change."""
         return float(np.std(list(self.values.values()), ddof=1))
 
 
@@ -76,10 +76,11 @@ def best_checkpoint(
 ) -> BestCheckpoint:
     """The layer and step of the best held-out score of a target, such as of the task you mean to transfer to.
 
-    Others are told apart where the difference of the same samples excludes 0: of classes by the sign test (McNemar
-    1947), where samples do not count alike by all their signs (Fisher 1935), of numbers by the standard error of the
-    ratio and Student's t, where FVUs differ by more than 0.0001, as phases have it. Of many the best seems a little
-    better than it is, and of a few numbers (below 20) up to twice as many are told apart as should be.
+    Others are told apart from it if the interval of their difference on the same samples excludes 0: for classes by the
+    sign test (McNemar 1947), or, if samples have different weights, by all their signs (Fisher 1935); for numbers by
+    the standard error of the ratio and Student's t, if FVUs differ by more than 0.0001, as for phases. The best of many
+    seems a little better than it is; for numbers, with few samples (below 20) up to twice as many are told apart as
+    should be.
 
     Args:
         scores: of one run, with per-sample held-out values. layers: names or globs; None for all.
@@ -91,7 +92,7 @@ def best_checkpoint(
     if not 0 < as_float(confidence) < 1:
         raise ArgumentError(f"confidence: expected a number between 0 and 1, got {confidence!r}")
     if not len(scores):
-        raise DataError(f"nothing is best: expected held-out scores, got {scores!r}; probe first")
+        raise DataError(f"best_checkpoint: expected held-out scores, got {scores!r}; probe first")
     if target not in scores.targets:
         raise ArgumentError(f"target {target!r}: expected one of {scores.targets}")
     scores.check_one_run()
@@ -135,7 +136,7 @@ def best_of_runs(
         scores: of each run by name; two or more. layers: as for :func:`best_checkpoint`.
 
     Raises:
-        As :func:`best_checkpoint` does; DataError also where the runs have no layer and step in common.
+        All errors of :func:`best_checkpoint`; DataError also if the runs have no layer and step in common.
     """
     check_runs(scores)
     own = {run: best_checkpoint(each, target, layers=layers) for run, each in scores.items()}

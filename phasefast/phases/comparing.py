@@ -28,7 +28,7 @@ class Agreement:
     cells: Mapping[str, CellPhases] = field(hash=False)
 
     def count(self, kind: PhaseKind) -> int:
-        """In how many runs there is such a phase."""
+        """The number of runs that have such a phase."""
         return sum(cell.phase(kind) is not None for cell in self.cells.values())
 
     @property
@@ -39,7 +39,7 @@ class Agreement:
 
     @property
     def stop_window(self) -> tuple[int, int] | None:
-        """The steps that are in the stop windows of all runs; None where a run has none, or they do not meet."""
+        """The steps that are in the stop windows of all runs; None if a run has none, or they do not overlap."""
         shared, without = self._shared
         return None if without else shared
 
@@ -53,7 +53,7 @@ class Agreement:
 
     @property
     def stop_open(self) -> bool:
-        """Whether the window ends where runs were measured last whose own is open, and no other run's ends there."""
+        """Whether the window is open: every run whose own window ends at the same step has an open one."""
         window, cells = self.stop_window, self.cells.values()
         ending = [each for each in cells if window and each.stop_window and each.stop_window[1] == window[1]]
         return bool(ending) and all(each.stop_open for each in ending)
@@ -65,7 +65,7 @@ class Agreement:
 
     @property
     def why(self) -> str:
-        """Why there is no stop window in common; empty where there is one."""
+        """Why there is no stop window in common; empty if there is one."""
         if self.stop_window is not None:
             return ""
         shared, without = self._shared
@@ -75,7 +75,7 @@ class Agreement:
             others = "the other has" if len(self.cells) - len(without) == 1 else "the others share"
             others = f"; {others} {span_text(*shared)}" if shared else ""
             return f"none in {', '.join(without)}{others}"
-        return "; ".join(f"{run} {cell.window_text}" for run, cell in self.cells.items()) + " do not meet"
+        return "; ".join(f"{run} {cell.window_text}" for run, cell in self.cells.items()) + " do not overlap"
 
     def __repr__(self) -> str:
         phases = Counter(", ".join(phase.kind for phase in cell.phases) or "none" for cell in self.cells.values())
@@ -88,7 +88,7 @@ class Comparison:
     """The agreement of runs on each layer and target that all of them have; iterable, printed as a list.
 
     Attributes:
-        best: where each target but the input is decoded best, where the scores were read from directories.
+        best: where each target except the input is decoded best, if the scores were read from directories.
     """
 
     runs: tuple[str, ...]
@@ -105,7 +105,7 @@ class Comparison:
         return "\n".join([f"Comparison of {', '.join(self.runs)}", *(f"  {each!r}" for each in self)])
 
     def agreement(self, layer: str, target: str = "input") -> Agreement:
-        """That on one layer and target; KeyError names what there is."""
+        """The agreement on one layer and target; if there is none, KeyError names what there is."""
         return looked_up(self.agreements, layer, target)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -148,7 +148,7 @@ def compare_phases(reports: Mapping[str, PhaseReport]) -> Comparison:
         raise DataError(f"expected the phases of two runs or more by name, {{name: PhaseReport}}, got {got}")
     names = [str(run) for run in reports]
     if len(set(names)) < len(names):
-        raise DataError(f"expected a name of its own for each run, got {names}")
+        raise DataError(f"expected a different name for each run, got {names}")
     reports = dict(zip(names, reports.values(), strict=True))
     cells = {run: {(cell.layer, cell.target, cell.metric): cell for cell in report} for run, report in reports.items()}
     first, *others = cells.values()

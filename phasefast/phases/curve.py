@@ -120,7 +120,7 @@ class Curve:
         if last + 1 < self.rules.fewest:
             return (
                 [],
-                f"{last + 1} steps show changes between single ones, not phases; take {self.rules.order_steps} or more",
+                f"{last + 1} steps show changes from step to step, not phases; take {self.rules.order_steps} or more",
             )
         start, end = Span("constant", 0, last, slice(0, 1)), self._ascent()
         level = self.loss.mean()
@@ -213,7 +213,7 @@ class Curve:
         if self._rests_on_one(span):
             left, asked = self._without_one(span)
             return "without one step by only {} ({} needed)".format(*_apart(max(0.0, left), asked))
-        return f"the interval of that, {low:.2g} to {high:.2g}, includes 0"
+        return f"the interval of this change, {low:.2g} to {high:.2g}, includes 0"
 
     def _failing_fall(self, fall: Span) -> str:
         """Why what leads to the minimum is no decrease."""
@@ -221,13 +221,13 @@ class Curve:
         if self._size(fall) >= self._asked(fall):
             return f"falls from {start} to the minimum by {self._size(fall):.2g}, but {self._failing(fall, -1)}"
         fallen, asked = _apart(max(0.0, self._size(fall)), self._asked(fall))
-        return f"from {start} to the minimum falls by only {fallen} ({asked} needed)"
+        return f"falls from {start} to the minimum by only {fallen} ({asked} needed)"
 
     def _small(self, fall: Span, rise: Span) -> str:
         """By how much a curve that varies is short of a decrease and of an increase."""
         risen, asked = _apart(max(0.0, self._size(rise)), self._asked(rise))
         return (
-            f"varies by {np.ptp(self.loss):.2g}, but {self._failing_fall(fall)}, and from there to the last step rises "
+            f"varies by {np.ptp(self.loss):.2g}, but {self._failing_fall(fall)}, and rises from there to the last step "
             f"by only {risen} ({asked} needed)"
         )
 
@@ -356,16 +356,16 @@ class Curve:
             return None
         below = float(self.loss[self.minimum] - self.loss[-1])
         if "increase" in kinds:
-            text = f"the last step lies {below:.2g} below the minimum, but it alone: later ones would tell"
+            text = f"the last step alone lies {below:.2g} below the minimum: later steps would show if that lasts"
             return text if below >= self._needed(self.loss[-1]) else None
         rise = self._ascent()
         if self._size(rise) <= self._margin:
             return None
         risen, asked = _apart(self._size(rise), self._asked(rise))
         why = self._failing(rise) if self._size(rise) >= self._asked(rise) else f"{asked} would be certain"
-        of = "the decrease" if self.early_rise(spans) is None else "what it falls by from before its first rise"
+        of = "the decrease" if self.early_rise(spans) is None else "the fall from before its first rise"
         share = f"{self.rules.window:g} of {of}"
-        return f"open, though it ends {risen} above its minimum, more than {share}: {why}"
+        return f"open, though the curve ends {risen} above its minimum, more than {share}: {why}"
 
     def early_rise(self, spans: Sequence[Span]) -> tuple[int, int] | None:
         """Indices of the first and last step of a rise before the decrease, which is none of the phases; or None."""

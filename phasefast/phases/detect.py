@@ -70,7 +70,7 @@ def detect_phases(
     replicates: int = 1_000,
     rules: PhaseRules = DEFAULT_RULES,
 ) -> PhaseReport:
-    """The phases of every probed layer and target of one run; of those with two steps or more, where there are any.
+    """The phases of every probed layer and target of one run, leaving out those of one step if others have more.
 
     Args:
         scores: rows of at least two steps with per-sample held-out ``fvu``, or ``accuracy`` (analysed as ``error``).
@@ -80,12 +80,12 @@ def detect_phases(
         rules: thresholds.
 
     Raises:
-        DataError: there is nothing to analyse, of several runs, of fewer than two steps, or a loss is not finite.
+        DataError: scores without held-out ones, of several runs or of fewer than two steps, or a loss is not finite.
         LayerError, ArgumentError: a pattern matches no layer or no target.
     """
     if not isinstance(scores, Scores):
         raise ArgumentError(
-            f"scores: expected those of one run, got {type(scores).__name__}; see compare_phases for more"
+            f"scores: expected those of one run, got {type(scores).__name__}; for several runs see compare_phases"
         )
     scores.check_one_run()
     wanted = scores.select(layers, targets)
@@ -116,22 +116,22 @@ def detect_curve(
 
     At most one phase of each kind is named, in the order constant, decrease, increase. A decrease ends at the minimum,
     below the loss of the first step; an increase starts there, or at the end of a plateau, and the last step still lies
-    above it, or alone does not. Phases share their boundary steps, but where a curve rises before it falls, which has
-    no name. Single steps far above both their neighbours are left out. There may be no phase at all, where the curve
-    changes but neither falls below its start nor ends above its minimum.
+    above it, or is the only one that does not. Phases share their boundary steps, unless the curve rises before it
+    falls: that rise has no name. Single steps far above both their neighbours are left out. There may be no phase at
+    all, if the curve changes but neither falls below its start nor ends above its minimum.
 
     Args:
         steps: [K] training steps, in any order.
         samples: [K, m] loss of each held-out sample at each step.
-        baseline_samples: [m] losses of the best constant, whose mean the losses are told in units of, as FVU is: other
-            samples would have had another mean, so intervals are of the ratio.
-        layer, target, metric: what the result is labelled with.
+        baseline_samples: [m] losses of the best constant, whose mean is the unit of the losses, as for FVU: other
+            samples would have another mean, so intervals are of the ratio.
+        layer, target, metric: labels of the result.
         seed, confidence, replicates, rules: as for ``detect_phases``.
 
     Returns:
         Phases with signed changes, the minimum, and the stop window: the probed steps around the minimum whose loss is
-        at most 25 % of the decrease above it, or of the fall from before a rise that comes first; to the last step
-        where no increase counts. None where nothing decreases.
+        at most 25 % of the decrease above it, or of the fall from before a rise that comes first; it goes to the last
+        step if no increase counts, and is None if nothing decreases.
     """
     if not 0 < as_float(confidence) < 1 or not is_integer(replicates, 100):
         got = f"confidence={confidence!r}, replicates={replicates!r}"
@@ -225,7 +225,7 @@ def _checked(steps: np.ndarray, samples: np.ndarray, where: str) -> tuple[np.nda
     order = np.argsort(whole, kind="stable")
     whole, samples = whole[order], samples[order]
     if (twice := whole[1:][np.diff(whole) == 0]).size:
-        raise DataError(f"{where}: step {twice[0]} is there more than once; pass one run's scores: filter(run=...)")
+        raise DataError(f"{where}: step {twice[0]} occurs more than once; give the scores of one run: filter(run=...)")
     if (bad := ~np.isfinite(samples).all(axis=1)).any():
         raise DataError(
             f"{where}: the loss of step {whole[bad][0]} is not finite in {(~np.isfinite(samples[bad][0])).sum()} of "

@@ -35,7 +35,7 @@ class Phase:
 
 @dataclass(frozen=True, repr=False)
 class CellPhases:
-    """The phases of one layer and target; ``stop_window`` is None where the curve gives no advice."""
+    """The phases of one layer and target; ``stop_window`` is None if the curve gives no advice."""
 
     layer: str
     target: str
@@ -47,7 +47,7 @@ class CellPhases:
     evidence: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def phase(self, kind: PhaseKind) -> Phase | None:
-        """The phase of that kind, or None where it is not there."""
+        """The phase of that kind, or None if there is none."""
         return next((phase for phase in self.phases if phase.kind == kind), None)
 
     @property
@@ -62,17 +62,17 @@ class CellPhases:
 
     @property
     def why(self) -> str:
-        """Why neither a decrease nor an increase is named, or only an increase; empty where a decrease is."""
+        """Why no decrease is named; empty if one is."""
         return self.evidence.get("reason") or ""
 
     @property
     def doubt(self) -> str:
-        """What speaks against the end of an open stop window, though it is not certain; empty where nothing does."""
+        """The reason for doubt about where the stop window ends; empty if there is none."""
         return self.evidence.get("doubt") or ""
 
     @property
     def left_out(self) -> tuple[int, ...]:
-        """Steps whose loss lies far above that of their neighbours; phases, minimum and stop window leave them out."""
+        """Steps whose loss lies far above their neighbours', which phases, minimum and stop window leave out."""
         return tuple(self.evidence.get("left_out", ()))
 
     def phases_text(self) -> str:
@@ -132,7 +132,7 @@ def failure_notes(failed: Mapping[int, Failure]) -> list[str]:
             f"{text}: {line}" for line in listed({k: each for k, each in failed.items() if each.partial == partial})
         ]
     if (left := len(lines) - _REASONS) > 0:
-        lines[_REASONS:] = [f"and {left} more for other reasons, which phases.json has"]
+        lines[_REASONS:] = [f"and {left} more for other reasons, listed in phases.json"]
     return lines
 
 
@@ -143,25 +143,25 @@ def phase_notes(cells: Sequence[CellPhases]) -> list[str]:
     """
     notes = []
     if (share := next((cell.evidence.get("window", 0.25) for cell in cells if cell.stop_open), None)) is not None:
-        notes.append(f"+ open: no certain rise, of {share:g} of the decrease or more, up to the last step")
+        notes.append(f"+ open: no certain rise of {share:g} of the decrease or more, up to the last step")
     if any(cell.phases and cell.evidence.get("samples", FEW_SAMPLES) < FEW_SAMPLES for cell in cells):
-        notes.append(f"Fewer than {FEW_SAMPLES} held-out samples: intervals are narrower than what they should cover.")
+        notes.append(f"Fewer than {FEW_SAMPLES} held-out samples: intervals are too narrow.")
     if any(cell.phases and cell.evidence.get("order_p", 0) is None for cell in cells):
         notes.append(f"Fewer than {FEW_STEPS} steps: a trend cannot be told from noise between them.")
     several = len({cell.target for cell in cells}) > 1
     if single := [_named(cell, several) for cell in cells if cell.stop_window and len({*cell.stop_window}) == 1]:
-        notes.append(f"Stop windows of one step, which noise may have made the lowest: {_few(single)}.")
+        notes.append(f"Stop windows of one step, which may be the lowest only by noise: {_few(single)}.")
     rises = [(cell, steps) for cell in cells if (steps := cell.evidence.get("early_rise"))]
     if rising := [f"{_named(cell, several)} {span_text(*steps)}" for cell, steps in rises]:
         notes.append(f"Rises before the decrease, which no phase names: {_few(rising)}.")
     others = [(cell, step) for cell in cells if (step := cell.evidence.get("other_minimum")) is not None]
     if again := [f"{_named(cell, several)} at {step}" for cell, step in others]:
         notes.append(
-            f"Two valleys, of which the lower one counts, single steps aside; the other is lowest here: {_few(again)}."
+            f"Two valleys, of which the lower one counts, single steps aside; lowest of the other: {_few(again)}."
         )
     if of := [cell for cell in cells if cell.left_out]:
         named = [f"{_named(cell, several)} at {', '.join(map(str, cell.left_out))}" for cell in of[:_REASONS]]
-        more = f"; and of {len(of) - _REASONS} more curves" if len(of) > _REASONS else ""
+        more = f"; and in {len(of) - _REASONS} more curves" if len(of) > _REASONS else ""
         notes.append(f"Steps left out, because they lie far above their neighbours: {'; '.join(named)}{more}.")
     ends = {cell: max(steps) for cell in cells if (steps := cell.evidence.get("steps"))}
     if early := [f"{_named(cell, several)} to {end}" for cell, end in ends.items() if end < max(ends.values())]:
@@ -193,9 +193,9 @@ class PhaseReport(Printed):
     """The phases of all cells of a run; iterable, printed as a table, and written as ``phases.json``.
 
     Attributes:
-        failed: checkpoints of the run that could not be measured, or some of whose layers could not, by step, where it
-            was read from a directory.
-        best: where each target but the input is decoded best, likewise.
+        failed: checkpoints of the run, by step, that could not be measured, or some of whose layers could not, if the
+            report was read from a directory.
+        best: where each target except the input is decoded best, likewise.
     """
 
     cells: tuple[CellPhases, ...]
@@ -220,13 +220,13 @@ class PhaseReport(Printed):
         return "\n".join([*lines, *phase_notes(self.cells), *failure_notes(self.failed)])
 
     def cell(self, layer: str, target: str = "input") -> CellPhases:
-        """The phases of one layer and target; KeyError names what there is."""
+        """The phases of one layer and target; if there are none, KeyError names what there is."""
         return looked_up(self.cells, layer, target)
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for each cell: first and last step of each phase, its change, minimum, their intervals, stop window.
 
-        NaN where there is no such one; and the steps that are left out. For ``pandas.DataFrame``.
+        NaN if there is none; also the steps that are left out. For ``pandas.DataFrame``.
         """
         return [cell.row() for cell in self]
 
@@ -237,6 +237,6 @@ class PhaseReport(Printed):
         return json.dumps({"cells": cells, "best": [asdict(each) for each in self.best], "failed": failed}, indent=2)
 
     def write(self, path: str | Path) -> None:
-        """Write ``to_json()`` to ``path``; StoreError where that cannot be."""
+        """Write ``to_json()`` to ``path``; StoreError if that fails."""
         with writing(path, "the phases to") as partial:
             partial.write_text(self.to_json() + "\n", encoding="utf-8")

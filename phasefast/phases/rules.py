@@ -17,7 +17,7 @@ class PhaseRules:
     """When a change counts, what near-constant means, and how wide the stop window is.
 
     Raises:
-        ArgumentError: one is not a number, or below 0.
+        ArgumentError: a threshold is not a number, or is below 0.
     """
 
     change: float = 0.02  # a change is at least this fraction of the loss before it,
@@ -41,7 +41,7 @@ class PhaseRules:
             if whole and not is_integer(value, 1):
                 raise ArgumentError(f"{each.name}: expected a positive integer, got {value!r}")
             if not 0 <= (known := as_float(value)) < math.inf:
-                raise ArgumentError(f"{each.name}: expected a number that is not below 0, got {value!r}")
+                raise ArgumentError(f"{each.name}: expected a number >= 0, got {value!r}")
             if each.name == "window" and known >= 1:
                 raise ArgumentError(f"window: expected a fraction below 1, got {value!r}")
             plain = operator.index(getattr(self, each.name)) if whole else known

@@ -255,8 +255,8 @@ class Scores(Printed):
     ) -> Scores:
         """Rows of layers and targets that match a glob, and the model's own rows of these targets; None for all.
 
-        Of ``steps``, such as ``range(1000)``, those that exist. The pattern ``"model"`` gives only the model's own rows.
-        What matches a glob that begins with ``!`` is left out, the model's own rows by ``"!model"``.
+        Of ``steps``, such as ``range(1000)``, those that exist. The pattern ``"model"`` alone gives the model's rows
+        only. What matches a glob that begins with ``!`` is left out, the model's own rows by ``"!model"``.
 
         Raises:
             LayerError, ArgumentError: a pattern matches no layer or no target, or no layer has such a target, or step.

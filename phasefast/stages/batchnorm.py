@@ -110,7 +110,7 @@ def _averaging(norms: Mapping[str, _BatchNorm]) -> Iterator[None]:
     if uncalled := [name for name in norms if not calls[name]]:
         warn(
             f"batchnorm='recompute': {shown(uncalled)} keep their statistics, as the model does not call these modules "
-            "(unused, or through a function); batchnorm='running' keeps all"
+            "(unused, or called through a function); batchnorm='running' keeps those of all"
         )
     for name in uncalled:
         for buffer, own in zip(norms[name].buffers(), stored[name], strict=True):
@@ -119,7 +119,7 @@ def _averaging(norms: Mapping[str, _BatchNorm]) -> Iterator[None]:
 
 @contextmanager
 def several_rows(mode: BatchNormMode) -> Iterator[None]:
-    """Name the mend where a batch is too small for batch statistics.
+    """Name the remedy if a batch is too small for batch statistics.
 
     Raises:
         ArgumentError: BatchNorm saw one value per channel.

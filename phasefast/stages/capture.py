@@ -52,9 +52,9 @@ class RowOptions:
         if self.tokens not in TOKEN_MODES:
             raise ArgumentError(f"tokens: expected one of {TOKEN_MODES}, got {self.tokens!r}")
         if self.padding is not None and (isinstance(self.padding, bool) or not isinstance(self.padding, _NUMBERS)):
-            raise ArgumentError(f"padding: expected a number that inputs have at padding, got {self.padding!r}")
+            raise ArgumentError(f"padding: expected the number that marks padding in inputs, got {self.padding!r}")
         if self.padding is not None and self.tokens == "flatten":
-            raise ArgumentError("padding: expected with tokens='mean', 'cls', 'last' or 'each', got tokens='flatten'")
+            raise ArgumentError("padding: needs tokens='mean', 'cls', 'last' or 'each', got tokens='flatten'")
 
     def axes(self, model: nn.Module, inputs: Tensor) -> Axes:
         """What tells where outputs have their features, where that is asked, for inputs [b, ...]."""
@@ -129,8 +129,8 @@ def discover_layers(
         )
     if silent:
         warn(
-            f"layers: left out {silent}, whose forward hooks never fired on the first samples (unused, called "
-            "through a function, or only what is inside them runs, as of torch.fx's models: probe that)"
+            f"layers: left out {silent}, whose forward hooks never fired on the first samples (unused, called through "
+            "a function, or only the modules inside them are called, as in models of torch.fx: probe those)"
         )
     if options.pool and all(len(own) not in _POOLED or max(own[2:]) <= options.pool for own in shapes.values()):
         warn(f"pool={options.pool} changes nothing: no layer's output is [b, c, h, w] or [b, c, d, h, w], and larger")
@@ -141,9 +141,9 @@ def discover_layers(
     for turned, axis in ((False, "second"), (True, "last")):
         if unclear[turned]:
             warn(
-                f"tokens={options.tokens!r}: whether the second or the last axis of outputs of "
-                f"{shown(unclear[turned])} has the positions is a guess: the {axis} is taken; probe convolutions of "
-                "torch.nn instead"
+                f"tokens={options.tokens!r}: the outputs of {shown(unclear[turned])} may have their positions on the "
+                f"second or the last axis: the {axis} is taken, which is a guess; probe convolutions of torch.nn "
+                "instead"
             )
     places = places_of_calls(model, batch)
     found = [replace(layer, place=places.get((layer.module, layer.call))) for layer in found]
@@ -238,8 +238,8 @@ class _Spool:
         rows = self.rows[split][start:stop]
         if (width := _width(x, pool)) != self.layer.dim:
             raise LayerError(
-                f"layer {self.layer.name!r}: {self.layer.dim} features of each sample in the first batch, {width} in "
-                "another, for example because the model cuts sequences to the longest of a batch; turn that off"
+                f"layer {self.layer.name!r}: expected {self.layer.dim} features of each sample, as in the first batch, "
+                f"got {width}; if the model cuts sequences to the longest of a batch, turn that off"
             )
         if self.shift is None:
             zero = torch.zeros(self.layer.dim, dtype=torch.float32, device=rows.device)
@@ -304,7 +304,7 @@ def _warn_of_tokens(mode: TokenMode, shapes: Mapping[str, torch.Size], batch: Te
     whole = [name for name, shape in shapes.items() if len(shape) != 3 and counts & {*shape[1:]}]
     if whole:
         warn(
-            f"tokens={mode!r} takes one row of outputs [b, t, f]; those of {shown(whole)} have other shapes, such as "
+            f"tokens={mode!r} needs outputs [b, t, f]; those of {shown(whole)} have other shapes, such as "
             f"{tuple(shapes[whole[0]])}, and are decoded whole, with all tokens: leave these layers out"
         )
 
@@ -314,7 +314,7 @@ def _warn_of_own_tokens(more: Mapping[str, int], length: int) -> None:
     if more:
         name, count = next(iter(more.items()))
         warn(
-            f"layers {shown(more)} have more tokens than the {length} of the input, {name!r} {count}: the first ones "
+            f"layers {shown(more)} have more tokens than the input's {length}, {name!r} {count} more: the first ones "
             "are taken for the model's own and left out; if they are not, leave these layers out"
         )
 
@@ -355,7 +355,7 @@ def _as_cell(name: str, module: nn.Module, output: Any, of: _Batch, options: Row
         rows, real = unpacked(name, output)
         if len(rows) != of.size:
             raise LayerError(
-                f"layer {name!r}: expected {of.size} packed sequences, as there are samples, got {len(rows)}"
+                f"layer {name!r}: expected {of.size} packed sequences, one for each sample, got {len(rows)}"
             )
         return as_one(name, nn.Identity(), rows, options.tokens, real)
     if not isinstance(output, Tensor) or not output.is_floating_point():
@@ -363,14 +363,14 @@ def _as_cell(name: str, module: nn.Module, output: Any, of: _Batch, options: Row
         mend = "; give tokens='mean', 'cls' or 'last'" if isinstance(output, PackedSequence) else ""
         raise LayerError(f"layer {name!r}: expected a floating-point tensor as output, got {kind}{mend}")
     if output.is_nested:
-        raise LayerError(f"layer {name!r}: its output is a nested tensor, of no shape; give enable_nested_tensor=False")
+        raise LayerError(f"layer {name!r}: its output is a nested tensor, shapeless; set enable_nested_tensor=False")
     if output.dim() < 2 or len(output) != of.size or output.numel() == 0:
         second = output.dim() == 3 and output.shape[1] == of.size
-        mend = "they come second: give batch_first=True, or " if second else ""
+        mend = "samples are on the second axis: set batch_first=True, or " if second else ""
         mend = "give it a second axis, output[:, None], or " if tuple(output.shape) == (of.size,) else mend
         raise LayerError(
             f"layer {name!r}: expected an output with a row of numbers for each sample, got shape "
-            f"{tuple(output.shape)} for {of.size} samples; {mend}probe a module whose output has the samples first"
+            f"{tuple(output.shape)} for {of.size} samples; {mend}probe a module whose output has samples first"
         )
     if of.tokens is not None:
         return as_tokens(name, module, output, of.tokens, of.axes), 0

@@ -95,13 +95,13 @@ class OwnOutputs:
         """Why there are no scores, if the model's outputs are the reason; else empty."""
         if self._kind is None:
             return (
-                f"no rows of layer {MODEL_LAYER!r}: what the model returns has no row of numbers for each sample, or "
-                "token, such as logits; its own accuracy is not known"
+                f"no rows of layer {MODEL_LAYER!r}: the model's output has no row of numbers, such as logits, for each "
+                "sample or token; its own accuracy is not known"
             )
         of_tokens, width = self._kind
         if any(labels[of_tokens] is None for labels in self._labels.values()):
             return (
-                f"no rows of layer {MODEL_LAYER!r}: what the model returns is of samples, target {self._name!r} of "
+                f"no rows of layer {MODEL_LAYER!r}: the model's output is for samples, but target {self._name!r} for "
                 "their tokens"
             )
         if width == self._classes:
@@ -114,9 +114,9 @@ class OwnOutputs:
         to = " and ".join(f"{top} in {split}" for split, top in tops.items())
         up = f" (up to {to} samples)" if len(set(tops.values())) > 1 else ""
         return (
-            f"no rows of layer {MODEL_LAYER!r}: the model has {width} outputs, target {self._name!r} "
-            f"{self._classes} classes{up}, as where it is an encoder; if it was trained on such labels, give them as "
-            "they were, from 0, or Label(classes)"
+            f"no rows of layer {MODEL_LAYER!r}: the model has {width} outputs, but target {self._name!r} has "
+            f"{self._classes} classes{up}, as for an encoder; if it was trained on these labels, give them numbered as "
+            "in training, from 0, or Label(classes)"
         )
 
     @property

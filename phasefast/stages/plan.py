@@ -117,8 +117,8 @@ def routes(dim: int, problem: Problem, forced: ForcedRoute | None = None) -> lis
         raise ArgumentError("route='dual': a penalty of 0 has no solution in coordinates of the rows; give alphas > 0")
     if forced == "target-free" and (problem.fit_scores or problem.per_column):
         raise ArgumentError(
-            "route='target-free': it gives held-out scores with one penalty per target; give splits='heldout' and "
-            "penalty_per='target', or leave the route out"
+            "route='target-free': gives only held-out scores, with one penalty per target; give splits='heldout' and "
+            "penalty_per='target', or leave route out"
         )
     if forced == "eigen" and problem.zero:
         raise ArgumentError("route='eigen': a penalty of 0 needs route='primal'; give alphas > 0")
@@ -268,7 +268,7 @@ def group_layers(
         need = fitting_cost(layer.dim, problem, budget, forced).bytes
         if need > budget:
             raise MemoryBudgetError(
-                f"layer {layer.name!r}: its {layer.dim} features need {need / 1e6:,.1f} MB, "
+                f"layer {layer.name!r}: its {layer.dim} features need {need / 1e6:,.1f} MB, but "
                 f"the budget is {budget / 1e6:,.1f} MB; pool it (pool=), give one penalty (alphas=[a]), "
                 f"fewer rows, or memory='{math.ceil(need / 1e6)}MB' or more"
             )
@@ -301,7 +301,7 @@ def memory_budget(memory: str | float | None, device: torch.device) -> int:
     else:
         size = as_float(memory)
     if not 1 <= size < math.inf:
-        raise ArgumentError(f"memory: expected bytes, or a text such as '8GB', got {memory!r}")
+        raise ArgumentError(f"memory: expected a number of bytes, or a text such as '8GB', got {memory!r}")
     return int(size)
 
 

@@ -92,11 +92,12 @@ def build_targets(
     needed = ("name", "kind", "columns")
     if wrong := [each for each in targets if isinstance(each, type) or not all(hasattr(each, own) for own in needed)]:
         raise ArgumentError(
-            f"targets: expected such as phasefast.Input(), phasefast.Label(10) or phasefast.Function(fn), got {wrong}"
+            "targets: expected targets such as phasefast.Input(), phasefast.Label(10) or phasefast.Function(fn), got "
+            f"{wrong}"
         )
     if not names or len(set(names)) != len(names):
         raise ArgumentError(
-            f"targets: expected at least one, with different names, got {names}; Function(fn, name=...) gives one"
+            f"targets: expected at least one, with different names, got {names}; Function(fn, name=...) sets the name"
         )
     blocks, fit_parts, heldout_parts, start = [], [], [], 0
     for target in targets:
@@ -106,7 +107,7 @@ def build_targets(
         columns, held = _columns_of(target, *given, tokens)
         if columns.shape[1] == 0 or columns.shape[1] != held.shape[1]:
             raise DataError(
-                f"target {target.name!r}: expected the same number of columns on both splits, at least one, "
+                f"target {target.name!r}: expected the same number of columns in both splits, at least one, "
                 f"got {columns.shape[1]} and {held.shape[1]}"
             )
         if target.kind == "classes":
@@ -127,7 +128,7 @@ def build_targets(
     for split, known in (("fit", mean), ("heldout", heldout_columns.sum(0, dtype=torch.float64))):
         finite = known.isfinite().cpu()
         if bad := [block.name for block in blocks if not bool(finite[block.start : block.stop].all())]:
-            raise DataError(f"target {bad[0]!r}: expected finite values, got NaN or Inf on the {split} split")
+            raise DataError(f"target {bad[0]!r}: expected finite values, got NaN or Inf in the {split} split")
     center = mean.clone()
     for block in blocks:
         if block.kind == "classes":

@@ -141,7 +141,7 @@ def test_what_a_key_does_not_find_is_named(tmp_path: Path) -> None:
 def test_the_names_in_the_error_of_several_prefixes_are_keys() -> None:
     state = {"state_dict": {**{f"net.{name}": value for name, value in OWN.items()}, **under("ema.")}}
     model = nn.Linear(4, 3)
-    with pytest.raises(CheckpointError, match=r"under each of \['ema.', 'net.'\]; give key= \(--key\)"):
+    with pytest.raises(CheckpointError, match=r"under each of \['ema.', 'net.'\]; give one of these as key= \(--key\)"):
         load_into(model, read_state_dict(state), "x.pt")
     load_into(model, read_state_dict(state, key="ema."), "x.pt")
     assert torch.equal(model.weight, AVERAGE["weight"])

@@ -233,7 +233,10 @@ def test_names_that_wrappers_of_parts_add_are_no_other_keys(wrapper: str) -> Non
 def test_state_dicts_that_later_ones_would_change_are_refused(tmp_path: Path) -> None:
     model, probe_set = SmallNet(), ProbeSet.from_tensors(*images(60, 1), *images(30, 2))
     states = {0: copy.deepcopy(model.state_dict()), 1: {"state_dict": model.state_dict()}}
-    with pytest.raises(ArgumentError, match=r"step 1 holds the model's own tensors, not copies; copy\.deepcopy"):
+    with pytest.raises(
+        ArgumentError,
+        match=r"step 1 holds the model's own tensors, not copies; keep the weights of each step by copy\.deepcopy",
+    ):
         sweep(model, states, probe_set, out=tmp_path / "own", layers="conv")
     other = SmallNet().state_dict()
     with pytest.warns(RuntimeWarning, match=r"steps \['3', '5'\] are the same tensors, so the same weights"):

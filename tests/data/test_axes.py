@@ -134,7 +134,10 @@ def test_blocks_of_convolutions_have_their_positions_last(tokens: str, width: in
 def test_as_many_features_as_positions_are_a_guess() -> None:
     x = torch.randn(90, 2, 40)
     probe_set = pf.ProbeSet.from_tensors(x[:60], None, x[60:], None)
-    with pytest.warns(RuntimeWarning, match=r"of \['one', 'two'\] has the positions is a guess: the last is taken"):
+    with pytest.warns(
+        RuntimeWarning,
+        match=r"of \['one', 'two'\] may have their positions on the second or the last axis: the last is taken",
+    ):
         (cell, _) = Engine(Temporal(40), probe_set, layers=["one", "two"], tokens="mean").activations()
     assert cell.layer.dim == 40
 

@@ -61,7 +61,11 @@ def test_unusable_tensors_are_named(arguments: tuple, words: str) -> None:
         (Pairs(5, {"x": torch.zeros(2)}), {}, r"sample \d: expected \(input, label\), got a dict of \['x'\]"),
         (Pairs(5, ()), {}, "expected inputs that are tensors, got tuple"),
         (Pairs(5, (torch.zeros(2), 1, 2)), {}, r"\(input, label, {name: value}\), got \(Tensor, int, int\)"),
-        (Pairs(5, (torch.zeros(2), 0.5)), {}, r"labels that are integers or None, got 0.5; other .* \(input, None, "),
+        (
+            Pairs(5, (torch.zeros(2), 0.5)),
+            {},
+            r"labels that are integers or None, got 0.5; give other .* \(input, None, ",
+        ),
         (Pairs(5, (torch.zeros(2), torch.eye(3)[0])), {}, r"integers or None, got \(3,\) torch.float32"),
         (Pairs(5, (torch.zeros(2), "7")), {}, "integers or None, got '7'"),
         (Pairs(5, (torch.zeros(2), 1, {"age": {}})), {}, "values 'age': expected numbers, .* got dict"),
@@ -182,8 +186,8 @@ class Unsafe:
         (edited(fit_inputs=X / 0), "fit_inputs: expected finite"),
         (edited(fit_labels="text"), "got text"),
         (edited(fit_labels=None), "for both splits or for none"),
-        (edited(fit_labels=Y.flip(0)), "expected samples of digest [0-9a-f]{32}, found [0-9a-f]{32}"),
-        (edited(digest="0"), "expected samples of digest 0, found"),
+        (edited(fit_labels=Y.flip(0)), "expected samples of digest [0-9a-f]{32}, got [0-9a-f]{32}"),
+        (edited(digest="0"), "expected samples of digest 0, got"),
         (flipped, "damaged or changed"),
     ],
 )

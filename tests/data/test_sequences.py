@@ -119,10 +119,10 @@ def test_layers_of_other_positions_are_named(reader: Reader) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"padding": 0}, "padding: expected with tokens='mean', 'cls', 'last' or 'each', got tokens='flatten'"),
-        ({"padding": "0", "tokens": "mean"}, "padding: expected a number .*, got '0'"),
-        ({"padding": Fraction(1, 2), "tokens": "mean"}, "padding: expected a number .*, got Fraction"),
-        ({"padding": True, "tokens": "mean"}, "padding: expected a number .*, got True"),
+        ({"padding": 0}, "padding: needs tokens='mean', 'cls', 'last' or 'each', got tokens='flatten'"),
+        ({"padding": "0", "tokens": "mean"}, "padding: expected the number .*, got '0'"),
+        ({"padding": Fraction(1, 2), "tokens": "mean"}, "padding: expected the number .*, got Fraction"),
+        ({"padding": True, "tokens": "mean"}, "padding: expected the number .*, got True"),
     ],
 )
 def test_padding_that_cannot_be_is_refused(reader: Reader, options: dict[str, Any], words: str) -> None:
@@ -253,7 +253,7 @@ def test_what_reads_features_first_gives_them_first(layer: nn.Module) -> None:
 def test_an_order_that_no_shape_tells_is_asked_about() -> None:
     model = nn.Sequential(nn.Embedding(10, 6), Causal(6, 8, 3), nn.Flatten())  # as many positions
     with pytest.warns(
-        RuntimeWarning, match=r"second or the last axis of outputs of \['1'\] has the positions is a guess"
+        RuntimeWarning, match=r"outputs of \['1'\] may have their positions on the second or the last axis"
     ):
         Engine(model, GIVEN, layers=["1"], tokens="mean", padding=0).activations()
 
@@ -286,7 +286,7 @@ def test_convolutions_have_their_positions_last(channels: int, padding: int | No
     torch.manual_seed(0)
     model = Convolving(channels).eval()
     names = ["conv", "block", "act"]
-    guesses = [r"of \['act'\] has the positions is a guess: the second"] * (channels == 8)
+    guesses = [r"of \['act'\] may have their positions on the second or the last axis: the second"] * (channels == 8)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         engine = Engine(model, GIVEN, layers=names, tokens="mean", padding=padding, batchnorm="running")
@@ -320,6 +320,6 @@ def test_batches_that_a_model_cuts_are_told_without_padding() -> None:
     probe_set = pf.ProbeSet(ids[:250], ids[:250].sum(1) % 5, ids[250:], ids[250:].sum(1) % 5)
     with (
         pytest.warns(RuntimeWarning, match="look padded"),
-        pytest.raises(LayerError, match="'embed': 48 features of each sample in the first batch, 96 in another"),
+        pytest.raises(LayerError, match="'embed': expected 48 features of each sample, as in the first batch, got 96"),
     ):
         pf.probe(Cutting(), probe_set, layers="embed", batch_size=50)

@@ -380,6 +380,6 @@ def test_outputs_of_sequences_are_no_answers_to_labels_of_tokens(causal: Causal)
 
     inputs = ids(60, 1)[0]
     probe_set = pf.ProbeSet(inputs[:40], inputs[:40], inputs[40:], inputs[40:])
-    with pytest.warns(RuntimeWarning, match="no rows of layer 'model': what the model returns is of samples, target"):
+    with pytest.warns(RuntimeWarning, match="no rows of layer 'model': the model's output is for samples, but target"):
         scores = pf.probe(Pooled(), probe_set, tokens="each", layers="mix")
     assert not scores.has_curve("model", "label", "accuracy")

@@ -46,9 +46,9 @@ def test_layers_are_left_out_of_a_model() -> None:
     assert select_layers(nn.Sequential(Odd()), ["0.*", "!*.[it]*"]) == ["0.body", "0.pair", "0.head"]
     with pytest.raises(LayerError, match=r"no layer matches '!heed' among 5 module names; closest: \['head'\]"):
         select_layers(Odd(), ["*", "!heed"])
-    with pytest.raises(LayerError, match="'!head:1' is one call of 'head', of which all calls are probed, or none"):
+    with pytest.raises(LayerError, match="'!head:1' is one call of 'head'; all calls of a module are probed, or none"):
         select_layers(Odd(), ["*", "!head:1"])
-    with pytest.raises(LayerError, match=r"\['head', '!head'\] leave no layer of 5"):
+    with pytest.raises(LayerError, match=r"\['head', '!head'\] leave none of 5 modules to probe"):
         select_layers(Odd(), ["head", "!head"])
 
 

@@ -196,7 +196,7 @@ def test_random_predictions_seldom_beat_a_constant_that_is_drawn_too() -> None:
 
 
 def test_nothing_measured_has_no_best() -> None:
-    with pytest.raises(DataError, match=r"nothing is best: .*got Scores\(0 rows, .*; probe first"):
+    with pytest.raises(DataError, match=r"best_checkpoint: .*got Scores\(0 rows, .*; probe first"):
         pf.best_checkpoint(pf.Scores.from_rows([]), "label")
 
 

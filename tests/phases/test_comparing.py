@@ -28,7 +28,7 @@ def run(window: tuple[int, int] | None, minimum: int = 64, layers: str = "a", la
         ([(16, 64), (64, 512)], (64, 64), "64", ""),
         ([(16, 512), (64, 512)], (64, 512), "64-512+", ""),
         ([(16, 512), (64, 128)], (64, 128), "64-128", ""),
-        ([(16, 32), (64, 128)], None, "-", "s0 16-32; s1 64-128 do not meet"),
+        ([(16, 32), (64, 128)], None, "-", "s0 16-32; s1 64-128 do not overlap"),
         ([(16, 32), None, (16, 32)], None, "-", "none in s1; the others share 16-32"),
         ([(16, 32), None], None, "-", "none in s1; the other has 16-32"),
         ([(8, 16), None, (32, 64)], None, "-", "none in s1"),
@@ -87,7 +87,7 @@ def test_seeds_may_be_named_by_numbers() -> None:
     found = pf.compare_phases(reports)  # type: ignore[arg-type]
     assert found.runs == ("0", "1")
     assert "Comparison of 0, 1" in repr(found)
-    with pytest.raises(DataError, match=r"a name of its own for each run, got \['0', '0'\]"):
+    with pytest.raises(DataError, match=r"a different name for each run, got \['0', '0'\]"):
         pf.compare_phases({0: reports[0], "0": reports[1]})  # type: ignore[dict-item]
 
 

@@ -188,7 +188,7 @@ def test_an_open_window_tells_what_speaks_against_it() -> None:
     cell = find(np.array([0.575, 0.569, 0.565, 0.500, 0.483, 0.432, 0.397, 0.461, 0.527, 0.472, 0.458, 0.458]))
     assert kinds(cell) == "cd"
     assert cell.stop_open
-    assert cell.doubt.startswith("open, though it ends 0.06")
+    assert cell.doubt.startswith("open, though the curve ends 0.06")
     assert any("would be certain" in note for note in phase_notes([cell]))
     assert find(np.linspace(0.6, 0.4, 12)).doubt == ""
 

@@ -94,10 +94,10 @@ def test_a_change_too_small_to_count() -> None:
 
 
 SMALL = re.compile(
-    r"varies by (\S+), but from (its plateau|the first step) to the minimum falls by only (\S+) \((\S+) needed\), "
-    r"and from there to the last step rises by only (\S+) \((\S+) needed\)"
+    r"varies by (\S+), but falls from (its plateau|the first step) to the minimum by only (\S+) \((\S+) needed\), "
+    r"and rises from there to the last step by only (\S+) \((\S+) needed\)"
 )
-UNSURE = re.compile(r"(falls|rises) by (\S+), but the interval of that, (\S+) to (\S+), includes 0")
+UNSURE = re.compile(r"(falls|rises) by (\S+), but the interval of this change, (\S+) to (\S+), includes 0")
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,9 @@ def test_what_is_said_of_random_curves_is_true_of_them() -> None:
         loss, low = samples.mean(axis=1), int(samples.mean(axis=1).argmin())
         assert bool(cell.why) == (not cell.phase("decrease"))
         assert cell.why.startswith("no stop window: ") == bool(cell.phase("increase") and not cell.phase("decrease"))
-        if fallen := re.fullmatch(r"no stop window: .* falls by only (\S+) \((\S+) needed\)", cell.why):
+        if fallen := re.fullmatch(
+            r"no stop window: falls from .* to the minimum by only (\S+) \((\S+) needed\)", cell.why
+        ):
             told += 1
             assert float(fallen[1]) < float(fallen[2])
         elif unsure := UNSURE.match(cell.why):
@@ -182,7 +184,7 @@ def test_a_curve_that_rises_before_it_falls_is_not_constant() -> None:
     samples = np.random.default_rng(0).uniform(0.5, 1.5, (1, 300))
     cell = detect_curve(log_steps(14), np.array(HUMP)[:, None] * samples / samples.mean())
     assert cell.phases == ()
-    assert cell.why.startswith("varies by 0.32, but from the first step to the minimum falls by only 0.13")
+    assert cell.why.startswith("varies by 0.32, but falls from the first step to the minimum by only 0.13")
     cell = detect_curve(log_steps(14), np.array(LATE)[:, None] * samples / samples.mean())
     assert cell.phases_text() == "constant 0-16, decrease 128-2048"
     assert cell.phases[1].change == pytest.approx(-0.4)

@@ -23,14 +23,14 @@ def cell(layer: str, *phases: Phase, window: tuple[int, int] | None = None, **ev
 
 def test_few_samples_are_told() -> None:
     few = cell("a", FALL, window=(32, 128), samples=29)
-    assert "Fewer than 30 held-out samples: intervals are narrower" in str(PhaseReport((few,)))
+    assert "Fewer than 30 held-out samples: intervals are too narrow" in str(PhaseReport((few,)))
     enough = [cell("a", FALL, window=(32, 128), samples=30), cell("a", samples=5), cell("a", FALL)]
     assert "Fewer than 30" not in str(PhaseReport(tuple(enough)))
 
 
 def test_windows_of_one_step_are_told() -> None:
     single = [cell(name, FALL, RISE, window=(64, 64)) for name in "abcdef"]
-    assert "Stop windows of one step, which noise may have made the lowest: a." in str(PhaseReport((single[0],)))
+    assert "Stop windows of one step, which may be the lowest only by noise: a." in str(PhaseReport((single[0],)))
     assert "the lowest: a; b; c; d and 2 more." in str(PhaseReport(tuple(single)))
     assert "of one step" not in str(PhaseReport((cell("a", FALL, RISE, window=(64, 128)), cell("b", RISE))))
 

@@ -227,7 +227,7 @@ def test_many_samples_give_the_same_interval_in_groups() -> None:
 def test_few_steps(curve: list[float], expected: str) -> None:
     cell = find(curve, scatter=0.005)
     assert kinds(cell) == expected
-    assert ("show changes between single ones" in cell.why) is (len(curve) < 4)
+    assert ("show changes from step to step" in cell.why) is (len(curve) < 4)
     assert len(curve) >= 4 or cell.stop_window is None
     assert cell.evidence["order_p"] is None
 
@@ -337,7 +337,7 @@ def test_scores_that_cannot_be_analysed(scores: Scores) -> None:
         detect_phases(scores.filter(step=0))
     with pytest.raises(DataError, match=r"of one run, got those of \['a', 'other'\]"):
         detect_phases(Scores.concat([scores, scores.with_column("run", "other")]))
-    with pytest.raises(DataError, match=r"layer 'conv1'.*step 0 is there more than once"):
+    with pytest.raises(DataError, match=r"layer 'conv1'.*step 0 occurs more than once"):
         detect_phases(Scores.concat([scores, scores.with_column("config_hash", "other")]))
     bare = [rows(step, np.ones(2), layer="a", target="input", metric="fvu", samples=None) for step in (0, 1)]
     with pytest.raises(DataError, match="no per-sample 'fvu' is stored for layer 'a'"):
@@ -360,7 +360,7 @@ def test_a_loss_that_is_not_finite_is_named(bad: float) -> None:
         ([0, 1], (3, 9), "expected steps"),
         ([0, 1], (2,), "expected steps"),
         ([0, 0.5], (2, 9), "whole numbers"),
-        ([4, 0, 4], (3, 9), "step 4 is there more than once"),
+        ([4, 0, 4], (3, 9), "step 4 occurs more than once"),
     ],
 )
 def test_bad_curves(steps: list[float], shape: tuple[int, ...], message: str) -> None:

@@ -179,5 +179,5 @@ def test_a_last_step_that_is_the_lowest_of_all_is_told() -> None:
     cell = detect_curve(np.arange(len(curve)), scattered(curve))
     assert (cell.minimum_step, cell.stop_open) == (8, False)
     (note,) = phase_notes([cell])
-    assert note == "curve: the last step lies 0.1 below the minimum, but it alone: later ones would tell"
+    assert note == "curve: the last step alone lies 0.1 below the minimum: later steps would show if that lasts"
     assert not detect_curve(np.arange(len(curve)), scattered([*curve[:-1], 0.159])).doubt

@@ -242,7 +242,7 @@ def test_numbers_as_comma_separated_values(command: str, swept: Path, again: Pat
     else:
         assert len(table) == len(report) * len(runs)
         assert [row["layer"] for row in table][:2] == [cell.layer for cell in report][:2]
-        assert "expected one of them" in fails(command, *runs, "--csv", "--json")
+        assert "give only one of them" in fails(command, *runs, "--csv", "--json")
 
 
 def test_values_of_no_layer_are_no_lines(swept: Path) -> None:

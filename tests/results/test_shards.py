@@ -56,7 +56,7 @@ def test_damaged_shards_are_named_and_measured_again(
     ):
         pf.read_scores(tmp_path)
     with pytest.warns(
-        RuntimeWarning, match="; likewise 1 more; renamed to _[*].damaged, its step can be measured again"
+        RuntimeWarning, match="; likewise 1 more; renamed to _[*].damaged, so that its step can be measured again"
     ):
         again = pf.sweep(net, states, probe_set, out=tmp_path, layers="hidden")
     same = [name for name in whole.to_arrow().column_names if name != "seconds"]

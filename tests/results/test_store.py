@@ -125,7 +125,7 @@ def test_checkpoints_of_another_folder_are_told(
     (tmp_path / "c").rename(tmp_path / "a")
     pf.sweep(net, str(tmp_path / "a"), probe_set, **options)
     assert not [each for each in recwarn if "another training" in str(each.message)]
-    with pytest.warns(RuntimeWarning, match=rf"scores of checkpoints in {tmp_path}/a, these are in {tmp_path}/b"):
+    with pytest.warns(RuntimeWarning, match=rf"scores of checkpoints in {tmp_path}/a, but these are in {tmp_path}/b"):
         pf.sweep(net, str(tmp_path / "b"), probe_set, **options)
     with pytest.warns(RuntimeWarning, match=rf"checkpoints in {tmp_path}/a, {tmp_path}/b: are they of one training"):
         read_phases(tmp_path / "out")
