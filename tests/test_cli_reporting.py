@@ -38,7 +38,7 @@ def test_phases_as_json_prints_nothing_else(run: Path) -> None:
 @pytest.mark.parametrize("command", ["phases", "report"])
 def test_a_single_step_has_scores_and_no_phases(command: str, tmp_path: Path) -> None:
     directory = write_run(tmp_path / "one", make_scores(["stage1"], [8]))
-    assert f"expected at least 2 steps, got [8]: phases are of a training; phasefast scores {directory}" in fails(
+    assert f"expected at least 2 steps, got [8]: phases need a training; phasefast scores {directory}" in fails(
         command, directory
     )
     assert "step 8" in invoke("scores", directory).stdout

@@ -346,7 +346,7 @@ def test_steps_that_lack_what_was_added_are_named(
     failed = read_phases(tmp_path)[1].failed
     assert list(failed) == [0, 1]
     assert all(
-        each.partial and each.error == "['input'] of layers ['conv'] is not measured; a sweep may add it"
+        each.partial and each.error == "['input'] of layers ['conv'] was not measured; another sweep may add it"
         for each in failed.values()
     )
     pf.sweep(net, states, probe_set, out=tmp_path, layers="conv", targets="input")

@@ -94,7 +94,7 @@ def test_a_model_that_draws_random_numbers_is_told(probe_set: pf.ProbeSet, draw:
     model, found = Scaled(), []
     for _ in range(2):
         draw()  # the training's own
-        with pytest.warns(RuntimeWarning, match="forward gives other outputs with other random numbers"):
+        with pytest.warns(RuntimeWarning, match="the model's outputs depend on random numbers, which its forward"):
             found.append(pf.probe(model, probe_set, layers="hidden", alphas=[0.1]).to_arrow().drop_columns("seconds"))
     assert found[0].equals(found[1])
 

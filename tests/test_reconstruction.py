@@ -245,7 +245,7 @@ def test_command(net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path, monkeypa
     assert (tmp_path / "reconstructions.png").is_file()
     done = CliRunner().invoke(app, [*command, "--out", "nowhere/known.png"])
     assert done.exit_code == 1
-    assert "expected a folder that is there" in done.output
+    assert "expected an existing folder" in done.output
 
 
 def test_images_are_as_they_were_given(probe_set: pf.ProbeSet, net: SmallNet) -> None:

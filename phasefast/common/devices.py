@@ -25,5 +25,5 @@ def resolve_device(given: str | torch.device | None, home: torch.device) -> torc
         torch.empty(0, dtype=torch.float64, device=device)  # which MPS lacks
     except (RuntimeError, AssertionError, TypeError) as error:
         known = "'cpu' or 'cuda'" if torch.cuda.is_available() else "'cpu'"
-        raise ArgumentError(f"device {str(given)!r} cannot be used: {error}; give such as {known}") from error
+        raise ArgumentError(f"device {str(given)!r} cannot be used: {error}; give one such as {known}") from error
     return device

@@ -104,4 +104,4 @@ def remove_file(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        raise StoreError(f"cannot remove {path} of earlier work: {error}; choose another directory") from error
+        raise StoreError(f"cannot remove {path}, left by earlier work: {error}; choose another directory") from error

@@ -25,7 +25,7 @@ def free_memory() -> int:
     """
     known = [*_of_machine(), *_of_groups()]
     if not known:
-        raise ArgumentError("memory: this system does not say how much is free; give it, such as memory='8GB'")
+        raise ArgumentError("memory: this system does not report how much is free; give it, such as memory='8GB'")
     return max(min(known), 0)
 
 

@@ -58,7 +58,7 @@ def telling_draws(device: torch.device, outputs: Callable[[], Any], tell: Callab
     plain = all(isinstance(each, Tensor) and not each.is_nested for each in found)
     if not plain or not torch.equal(*(each.nan_to_num() for each in found)):
         tell(
-            "forward gives other outputs with other random numbers, which it draws in evaluation mode too. They are "
+            "the model's outputs depend on random numbers, which its forward draws in evaluation mode too. These are "
             "the same at every measurement, but differ between samples: if they mask or shuffle what a layer gets, as "
             "in masked autoencoders, a feature does not mean the same in all samples, and little can be decoded. Give "
             "a model whose forward is not random"

@@ -106,10 +106,10 @@ def _resume(
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
-        raise CheckpointError(f"{path}: cannot be read ({error}); delete it to train anew") from error
+        raise CheckpointError(f"{path}: cannot be read ({error}); delete it to train from the start") from error
     if state["settings"] != settings:
         changed = sorted(k for k in {*settings, *state["settings"]} if settings.get(k) != state["settings"].get(k))
-        listed = ", ".join(f"{k}: {state['settings'].get(k)!r} there, {settings.get(k)!r} asked" for k in changed)
+        listed = ", ".join(f"{k}: {state['settings'].get(k)!r} there, {settings.get(k)!r} now" for k in changed)
         raise ArgumentError(f"{folder}: holds checkpoints of another training ({listed}); give another out=")
     missing = [step for step in steps if not checkpoint_path(folder, step).exists()]
     if not missing:

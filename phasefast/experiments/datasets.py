@@ -203,7 +203,7 @@ def _from_torchvision(name: str, root: str | Path) -> Splits:
             found: Any = getattr(datasets, _TORCHVISION[name])(str(root), train=train, download=True)
         except (RuntimeError, OSError) as error:
             raise DataError(
-                f"data set {name!r}: neither in {root} nor to be downloaded ({error}); give --data FILE or --root"
+                f"data set {name!r}: not in {root}, and cannot be downloaded ({error}); give --data FILE or --root"
             ) from error
         images = found.data if isinstance(found.data, np.ndarray) else found.data.numpy()
         parts += [_as_images(images, name), torch.as_tensor(found.targets, dtype=torch.int64)]

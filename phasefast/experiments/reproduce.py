@@ -229,4 +229,4 @@ def _draw(folder: Path, results: dict[str, Any], first: Measured) -> None:
         if results["decoders"]:
             plot_decoders(results, folder / "decoders.png")
     except DependencyError as error:
-        raise DependencyError(f"{error}; {folder}/results.json and scores.parquet are written") from error
+        raise DependencyError(f"{error}; {folder}/results.json and scores.parquet were written") from error

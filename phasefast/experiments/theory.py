@@ -56,7 +56,9 @@ class AttributeData:
         if not (0 <= self.frequency <= 1 and 0 <= self.rho <= 1 and self.input_noise >= 0):
             raise ArgumentError(f"AttributeData: expected frequency and rho in 0 ... 1, input_noise >= 0, got {self}")
         if self.classes < 2 or self.attributes < 1 or self.samples < self.classes:
-            raise ArgumentError(f"AttributeData: expected 2 classes, 1 attribute, a sample per class, got {self}")
+            raise ArgumentError(
+                f"AttributeData: expected 2 classes, 1 attribute, 1 sample per class or more, got {self}"
+            )
 
     def draw(self, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Inputs [n, d], labels [n] and which samples deviate [n]."""

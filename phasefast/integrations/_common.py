@@ -23,13 +23,13 @@ class LiveProbe:
 
     Args:
         probe_set: the samples. **options: see :class:`phasefast.PhaseTracker`.
-        wrap: makes of the model that is trained the one that is probed: a module around it that makes its inputs of
+        wrap: turns the model that is trained into the one that is probed: a module around it that makes its inputs from
             the samples, or a part of it, such as ``lambda model: model.encoder``.
-        log: called with what each measured step gives, ``{"phasefast/fc/input/fvu": 0.41, ...}`` of the held-out
-            samples, and with the step, such as ``lambda values, step: wandb.log(values)``.
+        log: called for each measured step with its held-out values, ``{"phasefast/fc/input/fvu": 0.41, ...}``, and with
+            the step, such as ``lambda values, step: wandb.log(values)``.
 
     Raises:
-        ArgumentError: options that there are none of, or that cannot be.
+        ArgumentError: options that do not exist, or values that cannot be used.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class LiveProbe:
             ArgumentError: no training has begun, or this is not rank 0.
         """
         if self._tracker is None:
-            raise ArgumentError("tracker: there is one once the training has begun, and on rank 0 alone")
+            raise ArgumentError("tracker: exists only once the training has begun, and only on rank 0")
         return self._tracker
 
     def _begin(self, model: nn.Module, step: int) -> None:

@@ -30,13 +30,13 @@ def _bases() -> list[Any]:
 class PhaseCallback(LiveProbe, *_bases()):  # type: ignore[misc]
     """Measures before the first optimizer step, then at ``trainer.global_step``, and at the last step.
 
-    Lightning counts the steps of all optimizers: where a batch takes several, give ``steps=`` that occur. Not for
+    Lightning counts the steps of all optimizers: if a batch takes several, give ``steps=`` that occur. Not for
     models that are sharded over ranks, which rank 0 cannot run by itself; the others meet it in their next step.
 
     Args:
         probe_set: the samples. module: name of the network in the LightningModule; by default the LightningModule
             itself, whose ``forward`` then takes the samples.
-        log: where the numbers go, as ``LiveProbe`` has it; True for the trainer's own loggers.
+        log: a function of the values and the step, as for ``LiveProbe``; True for the trainer's own loggers.
         **options: see :class:`phasefast.PhaseTracker`.
     """
 
@@ -62,7 +62,7 @@ class PhaseCallback(LiveProbe, *_bases()):  # type: ignore[misc]
         return f"PhaseCallback{options | {'module': self._name}}"
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """After the sanity check and, where a training is resumed, with its weights."""
+        """After the sanity check and, if a training is resumed, with its weights."""
         if self._to_loggers:
             self._log = partial(_log_to, trainer)
         if trainer.is_global_zero:
@@ -73,7 +73,7 @@ class PhaseCallback(LiveProbe, *_bases()):  # type: ignore[misc]
         self._after(trainer.global_step)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Of the last one, before callbacks that average weights put these in the place of the last step's."""
+        """After the last epoch, before callbacks that average weights replace those of the last step."""
         steps_done = 0 <= trainer.max_steps <= trainer.global_step
         stops = trainer.should_stop and getattr(trainer.fit_loop, "_can_stop_early", True)  # min_epochs, min_steps
         self._keep_hash()
@@ -81,7 +81,7 @@ class PhaseCallback(LiveProbe, *_bases()):  # type: ignore[misc]
             self._end(trainer.global_step)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """With the weights of the last step, unless others have taken their place since its epoch."""
+        """With the weights of the last step, unless others have replaced them since its epoch ended."""
         self._end(trainer.global_step)
         self._log = None if self._to_loggers else self._log
 
@@ -90,7 +90,7 @@ class PhaseCallback(LiveProbe, *_bases()):  # type: ignore[misc]
             return pl_module.get_submodule(self._name)
         except AttributeError as error:
             there = f"such as one of {[*dict(pl_module.named_children())]}"
-            raise ArgumentError(f"module: expected a network {there}, got {self._name!r}") from error
+            raise ArgumentError(f"module: expected the name of a network, {there}, got {self._name!r}") from error
 
 
 def _log_to(trainer: Any, values: dict[str, float], step: int) -> None:

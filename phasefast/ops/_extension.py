@@ -18,8 +18,8 @@ from . import _cuda
 OPS = ("capture", "gram", "ridge_solve", "residual")
 _LOADING = threading.Lock()
 _MEND = (
-    "install phasefast again with this Python and this torch, by pip install --no-build-isolation, where there is a "
-    "C++20 compiler; PHASEFAST_REQUIRE_EXTENSION=1 then shows what fails"
+    "install phasefast again with this Python and this torch, by pip install --no-build-isolation, with a C++20 "
+    "compiler; PHASEFAST_REQUIRE_EXTENSION=1 then shows what fails"
 )
 
 
@@ -32,19 +32,19 @@ def _load() -> tuple[ModuleType | None, str | None]:
 @functools.cache
 def _loaded() -> tuple[ModuleType | None, str | None]:
     if os.environ.get("PHASEFAST_REFERENCE") == "1":
-        return None, "PHASEFAST_REFERENCE=1 asks for the PyTorch reference; unset it to use the compiled ops"
+        return None, "PHASEFAST_REFERENCE=1 selects the PyTorch reference; unset it to use the compiled ops"
     try:
         module = importlib.import_module("phasefast._C")
     except ModuleNotFoundError as error:
         if error.name != "phasefast._C":
             raise
-        return None, f"phasefast._C is not built, for want of a compiler, or built for another Python; {_MEND}"
+        return None, f"phasefast._C is missing: no compiler was found, or it was built for another Python; {_MEND}"
     except (ImportError, OSError, RuntimeError) as error:
         reason = f"phasefast._C does not load under torch {torch.__version__}: {error}; {_MEND}"
         warn(f"{reason}; the PyTorch reference is used, which is slower")
         return None, reason
     if not hasattr(module, "pools"):
-        return None, f"phasefast._C is of an older version; {_MEND}"
+        return None, f"phasefast._C was built from an older version; {_MEND}"
     for op in OPS:
         torch.library.register_fake(f"phasefast::{op}", _fake)
     library, built = _cuda_library(), module.build_info()["cuda"]
@@ -57,8 +57,8 @@ def _loaded() -> tuple[ModuleType | None, str | None]:
 def _warn_of_products(taken: str) -> None:
     wanted = os.environ.get("PHASEFAST_PRODUCTS") or taken
     if wanted != taken:
-        expected = "expected blas, avx2, avx512 or amx, whichever this processor and build have"
-        warn(f"PHASEFAST_PRODUCTS={wanted}: {expected}; {taken} is taken")
+        expected = "expected blas, avx2, avx512 or amx, if this processor and build have it"
+        warn(f"PHASEFAST_PRODUCTS={wanted}: {expected}; {taken} is used")
 
 
 @functools.cache
@@ -107,8 +107,8 @@ def build_info() -> dict[str, Any]:
     """How the extension was built, or why there is none.
 
     Keys: ``compiled`` and ``problem``; with an extension also ``torch`` (built with), ``compiler``, ``cuda``,
-    ``cuda_version``, ``archs``, ``flags``, ``abi_target``, ``products``: how the CPU ops multiply, by ``blas``,
-    ``avx2``, ``avx512`` or ``amx``, the fastest of them or what ``PHASEFAST_PRODUCTS`` names, and ``bfloat16_is_fast``.
+    ``cuda_version``, ``archs``, ``flags``, ``abi_target``, ``bfloat16_is_fast``, and ``products``, how the CPU ops
+    multiply: ``blas``, ``avx2``, ``avx512`` or ``amx``, the fastest of them or what ``PHASEFAST_PRODUCTS`` names.
     """
     module, reason = _load()
     info: dict[str, Any] = {"compiled": module is not None, "problem": reason}

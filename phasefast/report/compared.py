@@ -62,7 +62,7 @@ def print_comparison(
     one = next(iter(scores.values()))
     of_target = targets.get(headline(one) or "", next(iter(targets.values())))
     last = min(of_target, key=lambda each: telling.index(each.layer))
-    stop = f"stop at {last.window_text}" if last.stop_window else f"no common stop window: {last.why}"
+    stop = f"stop at {last.window_text}" if last.stop_window else f"no stop window in common: {last.why}"
     console.print(Text(f"\nAll runs, by {last.layer} and target {last.target}: {stop}", style="bold"))
     for best in comparison.best:
         console.print(Text(_best_text(best, comparison, _sign(console)), style="bold"))
@@ -77,9 +77,9 @@ def _best_text(best: CommonBest, comparison: Comparison, sign: str) -> str:
         for run, each in best.own.items()
         if (each.layer, each.step) != (best.layer, best.step)
     ]:
-        text += f"; by itself {', '.join(elsewhere)}"
+        text += f"; single runs: {', '.join(elsewhere)}"
     if window := window_without(comparison, best.layer, [best.step]):
-        text += f". The input's stop window there, {window}, does not hold that step"
+        text += f". The input's stop window there, {window}, does not contain that step"
     return f"All runs, target {best.target}: best is {text}"
 
 
@@ -106,7 +106,7 @@ def _print_phases(agreements: Sequence[Agreement], console: Console) -> None:
         if each.why:
             reasons.setdefault(each.why, []).append(each.layer)
     for why, layers in reasons.items():
-        console.print(Text(f"{', '.join(layers)}: no stop window of all runs: {why}", style="dim"))
+        console.print(Text(f"{', '.join(layers)}: no stop window in common: {why}", style="dim"))
 
 
 def _print_curves(agreements: Sequence[Agreement], scores: Mapping[str, Scores], console: Console) -> None:
@@ -136,14 +136,14 @@ def plot_comparison(
 ) -> Figure:
     """One layer of several runs in one picture, a row and a curve for each run, as ``plot_phases`` draws them.
 
-    The phases are those of the input, or of what ``plot_phases`` shows instead. Marked is the stop window of all runs.
+    The phases are those of the input, or of what ``plot_phases`` shows instead. The stop window of all runs is marked.
 
     Args:
         scores: of two runs or more by name. comparison: theirs, by default of what ``detect_phases`` finds.
-        path: where it is written too. layer: that all have, by default the last before the model's own output.
+        path: file to write it to as well. layer: one that all have, by default the last before the model's own output.
 
     Raises:
-        LayerError: there is no such layer in all of them. And as ``compare_phases`` and ``plot_phases`` do.
+        LayerError: not all runs have such a layer. All errors of ``compare_phases`` and ``plot_phases``.
     """
     check_runs(scores)
     if not isinstance(comparison, (Comparison, NoneType)):

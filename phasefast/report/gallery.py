@@ -85,28 +85,28 @@ def plot_reconstructions(
     path: str | Path | None = None,
     title: str = "What each layer still knows of held-out images",
 ) -> Figure:
-    """Inputs that are images, and what is decoded of them, which a notebook shows.
+    """A figure, shown by notebooks, of inputs that are images, and of what is decoded of them.
 
-    A row for each sample; a column for each step, in a strip of its own for each layer, or for each layer where there
-    is one step; of more than 15 columns, or 8 strips, some, with the steps of the layers' least errors. Below each
-    column stands the FVU of all held-out samples. Colours go from the least to the largest value that a channel has on
-    the fit samples.
+    It has a row for each sample and a column for each step, in a strip of its own for each layer, or, for a single
+    step, a column for each layer. Of more than 15 columns, or 8 strips, some are shown, with the steps of the layers'
+    least errors. Below each column stands the FVU of all held-out samples. Colours go from the least to the largest
+    value that a channel has on the fit samples.
 
     Args:
-        path: where it is written too, as a PNG of up to 1,620 pixels' width, PDF or SVG.
+        path: file to write it to as well, as a PNG at most 1,620 pixels wide, a PDF or an SVG.
 
     Raises:
-        DataError: the inputs are no images [c, h, w] of one or three channels, nor [h, w], such as series [t, c].
+        DataError: the inputs are not images [c, h, w] of one or three channels, or [h, w], but, say, series [t, c].
         ArgumentError: these are no reconstructions. DependencyError: matplotlib is missing.
         StoreError: the file cannot be written.
     """
     if not isinstance(found, Reconstructions):
-        raise ArgumentError(f"expected Reconstructions, got {type(found).__name__}")
+        raise ArgumentError(f"plot_reconstructions: expected Reconstructions, got {type(found).__name__}")
     shape = tuple(found.inputs.shape[1:])
     if not _is_image(shape):
         raise DataError(
-            f"nothing to draw: expected images [c, h, w] of 1 or 3 channels, or [h, w], of sides that are not much "
-            f"longer than the others, got {shape}; pf.reconstruct gives the numbers"
+            f"nothing to draw: expected images [c, h, w] of 1 or 3 channels, or [h, w], with no side much longer than "
+            f"the other, got {shape}; pf.reconstruct gives the numbers"
         )
     table = _arranged(found)
     layout = _Layout.of(table, len(found.samples), shape, title)

@@ -92,14 +92,14 @@ class _Map:
 
 @picture
 def plot_maps(scores: Scores, path: str | Path | None = None, title: str = "What each layer gives back") -> Figure:
-    """The held-out score of every layer and step, a map for each target, which a notebook shows.
+    """A figure, shown by notebooks, of the held-out score of every layer and step, with a map for each target.
 
-    A row for each layer, the first one on top, the model's own output below all; a column for each step. Bright is
-    decoded well; the best step of each layer is bold, or has a dot, that of all layers a frame. Of more than 45 layers,
-    60 steps or 12 targets some are shown.
+    Each map has a row for each layer, the first one on top and the model's own output last, and a column for each step.
+    Bright means decoded well; the best step of each layer is bold, or has a dot, and the best of all has a frame. Of
+    more than 45 layers, 60 steps or 12 targets some are shown.
 
     Args:
-        scores: of one run. path: where it is written too, as a PNG of 1,620 pixels' width, PDF or SVG.
+        scores: of one run. path: file to write it to as well, as a PNG 1,620 pixels wide, a PDF or an SVG.
 
     Raises:
         DataError: there is no finite held-out FVU or accuracy to draw. ArgumentError: ``path`` is of another kind.

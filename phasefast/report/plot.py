@@ -47,22 +47,22 @@ def plot_phases(
     marks: Mapping[str, CellPhases] | None = None,
     layers: Sequence[str] | None = None,
 ) -> Figure:
-    """All layers of a run in one picture, which a notebook shows; in a PNG 1,620 pixels wide, a PDF or an SVG too.
+    """A figure, shown by notebooks, of all layers of a run.
 
-    On top, a row per layer, of more than 45 of some, shows its phases and its stop window. The upper panel shows the
-    held-out FVU of the input, on a log axis where the layers' differ much, the lower one the held-out accuracy of
-    linear decoders of the label, with a ring at the report's best where training gained by it, and the network's own;
-    dark curves are late layers. The phases of the last analysed layer before the model's own output, as far as labels
-    tell which that is, shade the upper panel, or, without the input's, that of the label; its stop window is marked in
-    both.
+    On top, each layer (of more than 45, some) has a row with its phases and its stop window. The upper panel shows the
+    held-out FVU of the input, on a log axis if the layers' differ much. The lower panel shows the held-out accuracy of
+    linear decoders of the label, with a ring at the report's best if training gained by it, and the network's own
+    accuracy. Dark curves are late layers. The phases of the last analysed layer before the model's own output, as far
+    as labels show which that is, shade the upper panel, or, without the input, that of the label; its stop window is
+    marked in both.
 
     Args:
         scores: of one run.
         report: its phases, by default as ``detect_phases`` finds them; may be empty. Dotted lines mark the steps that
             failed.
-        path: where it is written too.
-        marks: instead of that layer's, whose phases and stop window go through the panels, by target.
-        layers: of which the first that was analysed is that layer; by default as said above.
+        path: file to write it to as well, as a PNG 1,620 pixels wide, a PDF or an SVG.
+        marks: by target, the phases and stop window that go through the panels instead of that layer's.
+        layers: the first of these that was analysed is that layer; by default as described above.
 
     Raises:
         DataError: there is no finite FVU or accuracy to draw. ArgumentError: ``path`` is of another kind.

@@ -34,7 +34,7 @@ def read_phases(directory: str | Path, rules: PhaseRules = DEFAULT_RULES) -> tup
     """
     scores = _one_run(directory)
     if len(origins := read_origins(directory)) > 1:
-        warn(f"{directory}: holds scores of checkpoints in {', '.join(origins)}: are they of one training?")
+        warn(f"{directory}: holds scores of checkpoints in {', '.join(origins)}: do they belong to one training?")
     failed = read_failures(directory)
     failed |= _gaps(scores, failed, lost_layers(directory))
     return scores, with_best(scores, replace(detect_phases(scores, rules=rules), failed=dict(sorted(failed.items()))))
@@ -54,11 +54,11 @@ def _gaps(scores: Scores, failed: Mapping[int, Failure], lost: Mapping[int, Coll
             lacking -= {layer for layer in lacking if f"layer {layer!r}:" in before.error}  # as older versions kept it
             gaps.setdefault(frozenset(lacking), []).append(target)
         texts = [
-            f"{shown(targets)} of layers {shown(layers)} is not measured" for layers, targets in gaps.items() if layers
+            f"{shown(targets)} of layers {shown(layers)} was not measured" for layers, targets in gaps.items() if layers
         ]
         if texts:
             error = "; ".join([*filter(None, [before.error]), *texts])
-            found[step] = replace(before, error=f"{error}; a sweep may add it")
+            found[step] = replace(before, error=f"{error}; another sweep may add it")
     return found
 
 
@@ -130,7 +130,7 @@ def _tell_differences(directories: Sequence[str | Path], scores: Mapping[str, Sc
             warn(f"{', '.join(group)} {were} not measured as {names[0]}: {others}")
     for one, other in itertools.combinations(names, 2):
         if same := _same_weights(scores[one], scores[other]):
-            warn(f"{one} and {other} have the same weights at {same} steps after 0: are they one training?")
+            warn(f"{one} and {other} have the same weights at {same} steps after 0: are they the same training?")
 
 
 def _tell_left_out(comparison: Comparison, scores: Mapping[str, Scores]) -> None:
@@ -166,11 +166,11 @@ def _one_run(directory: str | Path) -> Scores:
         if len(found := scores.values_of(column)) > 1:
             raise DataError(
                 f"{directory}: expected the scores of one run, got those of {len(found)} {what} ({column} "
-                f"{', '.join(found)}), as of jobs that ran together; measure again, each with its own out="
+                f"{', '.join(found)}), perhaps from jobs that ran together; measure again, each with its own out="
             )
     if len(scores.steps) < 2:
         raise DataError(
-            f"{directory}: expected at least 2 steps, got {scores.steps}: phases are of a training; phasefast scores "
-            f"{directory} prints a single one"
+            f"{directory}: expected at least 2 steps, got {scores.steps}: phases need a training; phasefast scores "
+            f"{directory} prints a single step"
         )
     return scores

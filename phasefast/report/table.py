@@ -58,7 +58,7 @@ def print_report(scores: Scores, report: PhaseReport, console: Console) -> None:
                 console.print()
             console.print(table)
         if shown in ACCURACIES and (baseline := scores.baseline(target, shown)) is not None:
-            console.print(Text(f"The class that most fit samples have, alone: {number(baseline)}", style="dim"))
+            console.print(Text(f"Always the most frequent fit class: {number(baseline)}", style="dim"))
         if estimates := scores.approximations(target, shown):
             console.print(f"~ estimates: {'; '.join(estimates)}. Intervals: columns low and high.", style="dim")
         for best in report.best:
@@ -79,7 +79,7 @@ def _print_best(scores: Scores, best: BestCheckpoint, report: PhaseReport, conso
         text = f"No layer is better than {than if best.metric in ACCURACIES else 'the fit mean'} by more than chance"
         rare = best.metric == ACCURACY and (scores.baseline(target, best.metric) or 0.0) >= _MOSTLY
         mend = "; classifier='balanced' counts all classes alike" if rare else ""
-        console.print(f"{text}: none is named best{mend}", soft_wrap=True)
+        console.print(f"{text}, so none is named best{mend}", soft_wrap=True)
         return
     value = number(best.value, 4 if best.metric == FVU else 3)
     text = f"Best: {best.layer} at step {best.step}, {spelled(best.metric)} {value}"
@@ -87,10 +87,10 @@ def _print_best(scores: Scores, best: BestCheckpoint, report: PhaseReport, conso
     alike += [f"{layer} at {step}" for layer, step in best.others.items()]
     text = f"{text}; not told apart from it: {'; '.join(alike)}" if alike else f"{text}, told apart from all others"
     if window := window_without(report, best.layer, best.steps):
-        text += f". The input's stop window there, {window}, holds none of these steps"
+        text += f". The input's stop window there, {window}, contains none of these steps"
     if len(steps) > 1 and best.steps[0] == steps[0]:
         gain = f"training after step {steps[0]}" if steps[0] else "training"
-        text += f". Step {steps[0]}, the first, is among these: here these samples tell of no gain by {gain}"
+        text += f". Step {steps[0]}, the first, is among these: these samples show no gain here by {gain}"
     console.print(Text(text))
 
 
@@ -114,7 +114,7 @@ def _spans(some: Sequence[int], steps: Sequence[int]) -> Iterator[str]:
 def say_thinned(steps: Collection[int], console: Console) -> None:
     """That not all of so many steps are in a table."""
     if len(steps) > MOST_STEPS:
-        console.print(Text(f"{MOST_STEPS} of {len(steps)} steps; the scores have all", style="dim"))
+        console.print(Text(f"{MOST_STEPS} of {len(steps)} steps; the scores have them all", style="dim"))
 
 
 def _print_phases(cells: Sequence[CellPhases], console: Console) -> None:

@@ -67,7 +67,7 @@ def write_report(
     plot_maps(part[0], maps, title=f"What each layer gives back: {name}")
     console.print(f"wrote {place / PHASES}, {picture} and {maps}", soft_wrap=True)
     if left := [target for target in part[0].targets if target not in (fvu_target(part[0]), accuracy_target(part[0]))]:
-        console.print(f"{picture.name} leaves out {shown(left)}: --target {left[0]} alone draws it", soft_wrap=True)
+        console.print(f"{picture.name} leaves out {shown(left)}: --target {left[0]} draws it alone", soft_wrap=True)
     return report
 
 
@@ -118,6 +118,6 @@ def check_picture(path: str | Path) -> None:
     """ArgumentError where a picture cannot be: to ask before what takes long."""
     picture_format(path)
     if not (folder := Path(path).resolve().parent).is_dir():
-        raise ArgumentError(f"picture: expected a folder that is there, got {folder}; make it first")
+        raise ArgumentError(f"picture: expected an existing folder, got {folder}; create it first")
     if not os.access(folder, os.W_OK):
-        raise ArgumentError(f"picture: expected a folder that can be written to, got {folder}; choose another one")
+        raise ArgumentError(f"picture: expected a writable folder, got {folder}; choose another one")

@@ -91,7 +91,7 @@ def test_other_ranks_do_nothing(net: SmallNet, probe_set: pf.ProbeSet, monkeypat
     state = SimpleNamespace(is_world_process_zero=False, global_step=1)
     for hook in (callback.on_train_begin, callback.on_step_end, callback.on_train_end):
         hook(args, state, control, model=net)
-    with pytest.raises(ArgumentError, match="once the training has begun, and on rank 0 alone"):
+    with pytest.raises(ArgumentError, match="once the training has begun, and only on rank 0"):
         _ = callback.tracker
 
 

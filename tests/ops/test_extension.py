@@ -131,7 +131,7 @@ def test_absent_or_broken_library_gives_a_message(tmp_path, broken):
     assert run.returncode == 0, run.stderr
     assert str(tmp_path) in run.stdout
     assert "False 6.0 phasefast._C" in run.stdout
-    assert ("is not built" if broken is None else "does not load") in run.stdout
+    assert ("is missing: no compiler was found" if broken is None else "does not load") in run.stdout
     assert "pip install" in run.stdout
     assert ("the PyTorch reference is used, which is slower" in run.stderr) is (broken is not None)
 

@@ -117,7 +117,7 @@ def test_runs_of_one_training_or_of_other_targets_are_told(tmp_path: Path) -> No
         read_runs([tmp_path / name for name in "abc"])
     assert [str(each.message) for each in caught] == [
         "c was not measured as a: other values of ['input', 'label']",
-        f"a and b have the same weights at {len(scores.steps) - 1} steps after 0: are they one training?",
+        f"a and b have the same weights at {len(scores.steps) - 1} steps after 0: are they the same training?",
     ]
 
 
@@ -138,7 +138,7 @@ def test_what_is_not_in_all_runs_is_told(runs: list[Path], tmp_path: Path) -> No
 def test_a_picture_is_checked_before_anything_is_computed(runs: list[Path], tmp_path: Path) -> None:
     for picture, words in (
         ("seeds.jpg", r"a name that ends with \.png, \.pdf, \.svg"),
-        ("absent/seeds.png", "a folder that is there"),
+        ("absent/seeds.png", "an existing folder"),
     ):
         with pytest.raises(ArgumentError, match=f"picture: expected {words}"):
             write_comparison(runs, picture=tmp_path / picture)
@@ -147,7 +147,7 @@ def test_a_picture_is_checked_before_anything_is_computed(runs: list[Path], tmp_
 def test_many_steps_are_thinned_in_tables(tmp_path: Path) -> None:
     many = [write_run(tmp_path / name, make_scores(["a"], range(150), accuracy=False, network=False)) for name in "xy"]
     text = printed(many)
-    assert "60 of 150 steps; the scores have all" in text
+    assert "60 of 150 steps; the scores have them all" in text
     shown = [int(word) for line in text.splitlines() if line.startswith("step ") for word in line.split()[1:]]
     assert (len(shown), shown[0], shown[-1]) == (60, 0, 149)
 

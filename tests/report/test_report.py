@@ -75,7 +75,7 @@ def test_targets_that_are_not_drawn_are_told(tmp_path: Path) -> None:
     run = write_run(tmp_path / "several", Scores.concat([scores, *more]))
     console = Console(width=200, file=io.StringIO())
     write_report(run, console)
-    assert "phases.png leaves out ['kind']: --target kind alone draws it" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "phases.png leaves out ['kind']: --target kind draws it alone" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_without_matplotlib_all_but_the_picture_is_done(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

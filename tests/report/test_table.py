@@ -154,8 +154,12 @@ def test_estimates_are_called_so() -> None:
     ("steps", "shares", "texts"),
     [
         ((0, 1, 2), (0.5, 0.6, 0.9), ["Best: a at step 2, accuracy ", "told apart from all others"]),
-        ((0, 1, 2), (0.9, 0.6, 0.9), ["not told apart from it: its steps 0, 2", "Step 0", "no gain by training"]),
-        ((500, 600, 700), (0.9, 0.6, 0.9), ["its steps 500, 700", "no gain by training after step 500"]),
+        (
+            (0, 1, 2),
+            (0.9, 0.6, 0.9),
+            ["not told apart from it: its steps 0, 2", "Step 0", "show no gain here by training"],
+        ),
+        ((500, 600, 700), (0.9, 0.6, 0.9), ["its steps 500, 700", "show no gain here by training after step 500"]),
         ((0, 1, 2), (0.3, 0.5, 0.48), ["No layer is better than the most frequent class, .500, by more than chance"]),
     ],
 )

@@ -127,7 +127,9 @@ def test_checkpoints_of_another_folder_are_told(
     assert not [each for each in recwarn if "another training" in str(each.message)]
     with pytest.warns(RuntimeWarning, match=rf"scores of checkpoints in {tmp_path}/a, but these are in {tmp_path}/b"):
         pf.sweep(net, str(tmp_path / "b"), probe_set, **options)
-    with pytest.warns(RuntimeWarning, match=rf"checkpoints in {tmp_path}/a, {tmp_path}/b: are they of one training"):
+    with pytest.warns(
+        RuntimeWarning, match=rf"checkpoints in {tmp_path}/a, {tmp_path}/b: do they belong to one training"
+    ):
         read_phases(tmp_path / "out")
     (tmp_path / "all").mkdir()
     for place in ("a/step_1", "a/step_2", "b/step_3"):
