@@ -1,4 +1,4 @@
-"""What is measured of a model, and how, as the options say; before any data is looked at."""
+"""What is measured of a model, and how, according to the options, before any data is looked at."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class Configuration:
 
 
 def _tell_slow(model: nn.Module, device: torch.device) -> None:
-    """Warn of a model of 16 bits on a CPU that has no instructions for them."""
+    """Warn of a 16-bit model on a CPU that has no instructions for such numbers."""
     known = (own.dtype for own in model.parameters() if own.dtype in (torch.bfloat16, torch.float16))
     if halves_are_slow(device) and (found := next(known, None)):
         warn(

@@ -1,4 +1,4 @@
-"""Captured cells become decoders, each by the route that its plan says: the composer of the algebraic stages."""
+"""Captured cells become decoders, each by the route of its plan: the composer of the algebraic stages."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Method:
 
     @property
     def discriminates(self) -> bool:
-        """Whether classes are told by discriminants, which are made of fit rows' predictions."""
+        """Whether classes are predicted by discriminants, which are made from the fit rows' predictions."""
         return self.classifier != "ridge"
 
     @property
@@ -214,7 +214,7 @@ class _Work:
 
 
 def _is_out_of_range(cell: Activations) -> bool:
-    """Whether squares of the rows are so small or large that float32 does not hold their sums and what they tell."""
+    """Whether squares of the rows are so small or large that float32 cannot hold their sums accurately."""
     mean = math.nan if cell.mean_square is None else cell.mean_square * len(cell.fit)
     return (mean < _RANGE[0] or mean > _RANGE[1]) and bool(cell.fit.any())
 

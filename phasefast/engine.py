@@ -154,7 +154,7 @@ class Engine:
 
     @property
     def recomputed(self) -> dict[str, Tensor]:
-        """What a checkpoint may lack, as it is made anew: BatchNorm statistics by name, as before any batch."""
+        """What a checkpoint may lack, since it is recomputed: BatchNorm statistics by name, as before any batch."""
         return {} if self.batchnorm == "running" else fresh_statistics(self.model)
 
     @property
@@ -174,8 +174,8 @@ class Engine:
         """Scores of the model as it is now, labelled ``step``. The model is left exactly as it was found.
 
         Args:
-            keep: False leaves parameters that its forward changes as they are then, where other weights come next.
-            only: of ``modules``, whose layers to measure where others are measured already; None for all.
+            keep: False leaves parameters that its forward changes as they are then, if other weights come next.
+            only: those of ``modules`` whose layers to measure, if others are measured already; None for all.
         """
         scores: list[Score] = []
         with _MEASURING:
@@ -219,10 +219,10 @@ class Engine:
     def decoders(
         self, keep: bool = True, whole: bool = False
     ) -> Generator[tuple[Activations, Decoder, Activations | None]]:
-        """Of each layer the rows that its decoder of ``measure`` applies to, and the decoder.
+        """For each layer, the rows that its decoder of ``measure`` applies to, and the decoder.
 
         Args:
-            keep: as for ``measure``. whole: give the rows as they were captured too, where others have their place.
+            keep: as for ``measure``. whole: also give the rows as they were captured, if others take their place.
         """
         found = False
         with _MEASURING, self._workspace, self._prepared(keep) as groups:
@@ -241,7 +241,7 @@ class Engine:
             return given_columns(target, self._splits["fit"], self._splits["heldout"], self.units.tokens)
 
     def _settle(self, found: bool, when: str = "") -> None:
-        """Raise why layers were lost where nothing was ``found`` but them, else tell, of the same layers once."""
+        """Raise the reason why layers were lost if nothing else was ``found``; otherwise warn, once for each set."""
         if self.lost and not found:
             raise next(iter(self.lost.values()))
         if self.lost:
@@ -276,7 +276,7 @@ class Engine:
         return group_layers(layers, problem, int(self.method.budget), self.method.route), problem
 
     def _tell(self, text: str, about: str = "") -> None:
-        """Warn, but of the same once: of the same text, or ``about`` the same."""
+        """Warn, but only once with the same text, or ``about`` the same."""
         if (about or text) not in self._told:
             self._told.add(about or text)
             warn(text)

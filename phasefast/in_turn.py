@@ -23,7 +23,7 @@ _ENOUGH = 5  # first checkpoints that fail alike: if the last one does too, so d
 
 @contextlib.contextmanager
 def restored(engine: Engine) -> Iterator[None]:
-    """The engine's model on the engine's device; its weights are put back after, and it too."""
+    """The engine's model, moved to the engine's device; afterwards it is moved back, and has its weights again."""
     with interrupts_held():
         before = copy.deepcopy(engine.model.state_dict())
         try:
@@ -46,12 +46,13 @@ def measure_each(
     """Load each checkpoint, read while the one before is measured, and call ``measure``.
 
     Args:
-        what: is done, for the progress. measure: gets the step, and the fingerprint of its files, None for a mapping.
-        failures: gets what failed, by step, as soon as it does.
+        what: name of the work in the progress. measure: is given the step and the fingerprint of its files, None for a
+            mapping. failures: filled with the errors, by step, as they occur.
         begun: whether another checkpoint was measured already. all_of_them: try each, however many fail.
 
     Raises:
-        StoreError: any. What would fail at all checkpoints, or is the model's own error, before the first is measured.
+        StoreError: always. Errors that all checkpoints would share, or that are the model's own, only before the first
+            is measured.
     """
     spare, outer = engine.recomputed, sys.exception()
 
@@ -105,7 +106,7 @@ def _none_fits(failures: Mapping[int, Exception], sources: Mapping[int, Source])
 
 
 def in_words(failures: Mapping[int, Exception], sources: Mapping[int, Source]) -> dict[int, Failure]:
-    """What failed, by step, with what each checkpoint is called."""
+    """The failures by step, each with the name of its checkpoint."""
     return {step: Failure.of(name_of(step, sources[step]), error) for step, error in failures.items()}
 
 

@@ -16,5 +16,5 @@ LISTED = (FVU, *ACCURACIES, LOSS)  # in a step's listing; not the MSE, which say
 
 
 def accuracy_by(balanced: bool) -> str:
-    """Which accuracy a target of classes is scored by: ``balanced``, where all classes count alike."""
+    """Which accuracy a target of classes is scored by; ``balanced``: all classes count alike."""
     return BALANCED_ACCURACY if balanced else ACCURACY

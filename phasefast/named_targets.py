@@ -1,4 +1,4 @@
-"""Targets by their names and by default, and what is warned of about them."""
+"""Targets by name and by default, and warnings about them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def named_target(
 
 
 def by_name(given: Sequence[Target | str], probe_set: ProbeSet, each: bool = False) -> list[Target]:
-    """Targets as they are given, or those that names stand for; ArgumentError where a name stands for none."""
+    """Targets as they are given, or those that names stand for; ArgumentError if a name stands for none."""
     return [named_target(own, probe_set, each) if isinstance(own, str) else own for own in given]
 
 
@@ -81,7 +81,7 @@ def warn_of_classes(targets: TargetMatrix, options: Mapping[str, Any]) -> None:
 
 
 def warn_of_scales(chosen: Sequence[Target], inputs: Tensor, targets: TargetMatrix) -> None:
-    """Warn where columns of a regression are of quite another scale than most, which its fvu is of alone.
+    """Warn if some columns of a regression vary so much more than most that they alone determine its fvu.
 
     Args:
         inputs: [n, f], or series [n, t, c]: where they are decoded, of all times or all channels together.

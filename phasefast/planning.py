@@ -43,9 +43,9 @@ _EXPONENTS = 0.5, 1.0  # of the time, over the work
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """One layer's cost per checkpoint; ``seconds``: expected, from what cells of three sizes take on this machine.
+    """One layer's cost per checkpoint; ``seconds``: expected time, from timing cells of three sizes on this machine.
 
-    ``forward_pass``: number, from 1, of the pass over the data in which it is captured.
+    ``forward_pass``: number, from 1, of the pass over the data in which the layer is captured.
     """
 
     layer: Layer
@@ -55,7 +55,7 @@ class LayerPlan:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """What ``COLUMNS`` have of it."""
+        """Its values for ``COLUMNS``, as text."""
         cost, sizes = self.cost, (f"{self.cost.flops / 1e9:.1f}", f"{self.cost.bytes / 1e9:.3f}")
         return self.layer.name, f"{self.layer.dim}", cost.route, *sizes, f"{self.seconds:.3f}", f"{self.forward_pass}"
 

@@ -1,4 +1,4 @@
-"""Of which training the stored steps of a sweep are, as far as their checkpoints tell."""
+"""Which training the stored steps of a sweep belong to, as far as their checkpoints show."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .results.store import check_weights
 
 
 class Provenance:
-    """What stored steps were measured on, against the checkpoints that are given for them now.
+    """Compares what stored steps were measured on with the checkpoints that are given for them now.
 
     Args:
         engine: whose model has the weights of a checkpoint while that is measured. stored: by step; steps that are
@@ -37,13 +37,13 @@ class Provenance:
     def compare(
         self, given: Mapping[int, Source], todo: Collection[int]
     ) -> tuple[dict[int, Exception], dict[int, Exception]]:
-        """Compare the checkpoints that are stored and not to be measured with what they were measured on.
+        """Compare the given checkpoints that are not to be measured again with what their steps were measured on.
 
         Returns:
-            Why those that cannot be compared cannot, and those that were written again, by step.
+            By step, the reasons why some cannot be compared, and the errors of those that were written again.
 
         Raises:
-            OtherWeightsError: one is of another training.
+            OtherWeightsError: a checkpoint belongs to another training.
         """
         self._given, self.equal = given, set[int]()
         # Step 0 tells nothing: trainings may begin alike.
@@ -68,7 +68,7 @@ class Provenance:
         """Compare the checkpoint that is loaded with what the stored step was measured on.
 
         Raises:
-            RewrittenError: it was written again. OtherWeightsError: it is of another training.
+            RewrittenError: it was written again. OtherWeightsError: it belongs to another training.
         """
         try:
             check_weights(self._stored[step], weights_hash(self._engine.model))
@@ -83,10 +83,10 @@ class Provenance:
         self.confirmed = True
 
     def _rewritten(self, step: int, error: OtherWeightsError) -> RewrittenError:
-        """That a step's checkpoint was written again, where the training went on from an older one.
+        """The error that a step's checkpoint was written again, if the training went on from an older one.
 
         Raises:
-            OtherWeightsError: ``error``, where no earlier step but the first of all is known to be of that training.
+            OtherWeightsError: ``error``, if no earlier step except step 0 is known to belong to that training.
         """
         for earlier, source in self._sources.items():
             taken = earlier in self.equal or isinstance(source, Mapping)
@@ -96,7 +96,7 @@ class Provenance:
         raise error
 
     def _is_as_measured(self, step: int, source: Source) -> bool:
-        """Whether the files of a stored step's checkpoint are there, and have not changed; no, where none can tell."""
+        """Whether the files of a stored step's checkpoint exist, and have not changed; False if that is unknown."""
         with suppress(CheckpointError):  # which is told once it is read
             return _is_known(self._stored[step], source, self._reader)
         return False
@@ -117,10 +117,10 @@ def origin_of(sources: Iterable[Source]) -> str | None:
 
 
 def _is_known(stored: Scores, source: Source, reader: Reader) -> bool:
-    """Whether stored scores, which are all of the same weights, are of these very files.
+    """Whether stored scores, which all have the same weights, were measured on these very files.
 
     Raises:
-        CheckpointError: the files cannot be told.
+        CheckpointError: the files cannot be read.
     """
     return reader.is_there(source) and reader.fingerprint(source) in stored.values_of("source_hash")
 
@@ -128,7 +128,7 @@ def _is_known(stored: Scores, source: Source, reader: Reader) -> bool:
 def _is_same(stored: Scores, source: Source, engine: Engine, reader: Reader) -> bool:
     """Stored scores must be of this checkpoint: compare files without loading them, else the weights once loaded.
 
-    False where it is not there any more. What a function reads is loaded: it may be another function than before.
+    False if it no longer exists. What ``load`` reads is always loaded: it may be another function than before.
     """
     same_function = reader.load is None or isinstance(source, Revision)  # all of these would be downloaded again
     with interrupts_free():

@@ -42,7 +42,7 @@ def read_ahead(
 
 
 def _read(source: Source, device: torch.device, reader: Reader) -> tuple[Read, list[str]]:
-    """What is read, and what is to be warned of."""
+    """What was read, and the warnings about it."""
     before = reader.fingerprint(source)
     with held() as texts:
         state = reader.read(source)

@@ -92,7 +92,7 @@ def weights_files(path: str | os.PathLike[str]) -> list[Path]:
 
 
 def is_there(path: str | os.PathLike[str]) -> bool:
-    """Whether any of a checkpoint's weights is there; of a folder that was emptied to save space, the rest may be.
+    """Whether any file of a checkpoint's weights exists; a folder that was emptied to save space may keep other files.
 
     Raises:
         CheckpointError: an index that cannot be read.

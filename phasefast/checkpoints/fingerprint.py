@@ -55,7 +55,7 @@ def weights_hash(model: nn.Module) -> str:
 def constants_of(model: nn.Module) -> dict[str, str]:
     """Hashes of a model's tensors that are in no state dict: buffers that are not persistent, and plain attributes.
 
-    But for counters, of one number, and what autograd knows, such as a loss that a forward in training has kept.
+    Except counters of one number, and what autograd tracks, such as a loss that a forward in training has kept.
     """
     found = dict[str, str]()
     for prefix, module in model.named_modules():

@@ -70,7 +70,7 @@ def load_into(
 
 
 def check_copies(model: nn.Module, checkpoints: Mapping[int, object]) -> None:
-    """Refuse state dicts that change when others are loaded; warn of such as are the same tensors.
+    """Refuse state dicts that change when others are loaded; warn of those that are the same tensors.
 
     Raises:
         ArgumentError: one of several holds tensors of the model itself, as ``model.state_dict()`` does.

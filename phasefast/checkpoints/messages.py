@@ -13,7 +13,7 @@ IF_TRUSTED = "pass weights_only=False (--trust)"
 
 @contextlib.contextmanager
 def damage_named(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Make an UnreadableError that names ``path`` of whatever goes wrong while it is read."""
+    """Turn whatever goes wrong while ``path`` is read into an UnreadableError that names it."""
     name = os.fspath(path)
     try:
         yield

@@ -1,4 +1,4 @@
-"""What may be a checkpoint by its name."""
+"""Which files may be checkpoints, judging by their names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which training step the name of a checkpoint says."""
+"""Which training step the name of a checkpoint gives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The options of all commands that measure: :class:`phasefast.ProbeOptions`, but the targets, by name."""
+"""The options of all commands that measure: :class:`phasefast.ProbeOptions` by name, except the targets."""
 
 from __future__ import annotations
 
@@ -21,13 +21,17 @@ def _option(name: str, kind: Any, default: Any, about: str, *flags: str, **how: 
 
 OPTIONS = (
     _option(
-        "layers", list[str] | None, None, "Glob of layers, after ! of layers to leave out; may be repeated.", "--layer"
+        "layers",
+        list[str] | None,
+        None,
+        "Glob of layers, or, after !, of layers to leave out; may be repeated.",
+        "--layer",
     ),
     _option(
         "alphas",
         list[float] | None,
         None,
-        "Relative ridge penalty; may be repeated, and the best is chosen.",
+        "Relative ridge penalty; may be repeated to let the best be chosen.",
         "--alpha",
     ),
     _option("noise", float | None, None, "Instead of --alpha: standard deviation of noise on the activations."),
@@ -35,15 +39,15 @@ OPTIONS = (
     _option("tokens", str, "flatten", "How to take the tokens of sequences: flatten, mean, cls, last or each."),
     _option("padding", float | None, None, "Value that marks padding in the inputs, such as 0."),
     _option("pool", int, 0, "Average images to this size; 0 keeps every position."),
-    _option("precision", str, "exact", "exact, fast or double."),
-    _option("splits", str, "both", "both, or heldout: no scores on the fit rows."),
+    _option("precision", str, "exact", "Precision: exact, fast or double."),
+    _option("splits", str, "both", "Scores on both splits, or heldout: none on the fit rows."),
     _option(
         "selection",
         str | None,
         None,
         "How penalties are chosen: gcv (default), folds (default with --tokens each or groups) or loo.",
     ),
-    _option("penalty_per", str, "target", "target, or column: each column of a regression chooses its own."),
+    _option("penalty_per", str, "target", "One penalty per target, or per column of a regression: target or column."),
     _option(
         "classifier",
         str | None,
@@ -51,9 +55,11 @@ OPTIONS = (
         "Classifier for classes: ridge, the largest one-hot prediction (default), lda or balanced.",
     ),
     _option("route", str | None, None, "Force one route: primal, dual, eigen or target-free."),
-    _option("target_components", int | None, None, "Number of leading components of wide regression targets.", min=1),
-    _option("layer_sketch", int | None, None, "Number of random combinations of a wider layer's features.", min=1),
-    _option("batch_size", int | None, None, "Samples in each forward pass.", min=1),
+    _option(
+        "target_components", int | None, None, "Decode this many leading components of wide regression targets.", min=1
+    ),
+    _option("layer_sketch", int | None, None, "Decode wider layers from this many combinations of features.", min=1),
+    _option("batch_size", int | None, None, "Number of samples per forward pass.", min=1),
     _option("memory", str | None, None, "Memory budget, such as 8GB; by default most of what is free."),
     inspect.Parameter("device", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=Device),
 )

@@ -1,1 +1,1 @@
-"""What any module may need and nothing of the field is in: files, names, notices, progress, hooks, memory, time."""
+"""What any module may need and is not specific to the field: files, names, notices, progress, hooks, memory, time."""

@@ -1,4 +1,4 @@
-"""Quantiles of the distributions that intervals are told by, without a library of statistics."""
+"""Quantiles of the distributions that intervals are based on, without a library of statistics."""
 
 from __future__ import annotations
 

@@ -40,12 +40,12 @@ def fix_random_state(device: torch.device, seed: int = 0) -> None:
 
 @contextmanager
 def telling_draws(device: torch.device, outputs: Callable[[], Any], tell: Callable[[str], None]) -> Iterator[None]:
-    """Tell of a model whose outputs depend on random numbers, in evaluation mode, where dropout draws none.
+    """Report a model whose outputs depend on random numbers even in evaluation mode, in which dropout draws none.
 
-    Inside :func:`random_state_kept`.
+    To be used inside :func:`random_state_kept`.
 
     Args:
-        outputs: runs the model once more, where numbers were drawn in the block.
+        outputs: runs the model once more, if numbers were drawn in the block.
     """
     before = _states(device)
     yield

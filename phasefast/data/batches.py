@@ -70,7 +70,7 @@ def _given_dtype(inputs: Tensor, model: nn.Module) -> torch.dtype:
 
 
 def warn_of_rounding(inputs: Tensor, model: nn.Module) -> None:
-    """Warn where a model of float32 is given float64 inputs whose differences are lost in it, such as times of day."""
+    """Warn if a float32 model is given float64 inputs whose differences float32 loses, such as points in time."""
     if inputs.dtype != torch.float64 or _given_dtype(inputs, model) != torch.float32:
         return
     some = inputs[:_LOOKED_AT].flatten(1)  # in random order

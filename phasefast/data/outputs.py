@@ -17,9 +17,9 @@ _CHANCE = 1e-3  # that samples come in the order of their lengths
 
 
 def rows_in(output: Any, preferred: str = "") -> Any:
-    """What a module gives; of several the first that may be rows of numbers, those called ``preferred`` before others.
+    """A module's output; of several the first that may hold rows of numbers, one called ``preferred`` before others.
 
-    The first of all where none may. A packed sequence is one of them.
+    If none may, the first of all. A packed sequence may.
     """
     if (found := _found(output, preferred)) is not None:
         return found
@@ -40,7 +40,7 @@ def _found(output: Any, preferred: str) -> Tensor | PackedSequence | None:
 
 
 def _entries(output: Any) -> dict[Any, Any]:
-    """What a container holds, by name or place; nothing of anything else."""
+    """What a container holds, by name or place; empty for anything else."""
     if isinstance(output, Mapping):
         return dict(output)
     if is_dataclass(output) and not isinstance(output, type):

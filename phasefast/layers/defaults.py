@@ -1,4 +1,4 @@
-"""Which modules are probed where none are asked for."""
+"""Which modules are probed if none are asked for."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class _Model(NamedTuple):
 
 
 def default_names(model: nn.Module) -> list[str]:
-    """Names of the layers that ``select_layers`` takes by default, which says what they are; there may be none."""
+    """Names of the layers that ``select_layers`` takes by default, as described there; there may be none."""
     count = Counter(id(part) for module in model.modules() for part in module._modules.values() if part is not None)
     whole = _Model(_least_stack(model), frozenset(own for own, times in count.items() if times > 1), {})
     chosen = {id(model.get_submodule(name)) for name in _names(model, "", True, whole)}

@@ -1,4 +1,4 @@
-"""The compiled extension: loaded once, on first use; where it cannot be, the reason is kept, with its mend."""
+"""The compiled extension: loaded once, on first use; if that fails, the reason is kept, with the remedy."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a loss curve says: minimum, phases, stop window; those of a run, of several runs, and the best checkpoint."""
+"""What a loss curve shows: minimum, phases, stop window; those of a run or of several runs; the best checkpoint."""

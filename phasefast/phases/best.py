@@ -1,4 +1,4 @@
-"""Which layer of which checkpoint a target is decoded best from, and what is not told apart from that."""
+"""The layer and checkpoint that a target is decoded best from, and those that cannot be told apart from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What several runs, such as seeds of one training, say together: which phases they share, and when all may stop."""
+"""What several runs, such as seeds of one training, agree on: which phases they share, and when all may stop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of a run: the phases of its layers, and when to stop."""
+"""What is reported of a run: the phases of its layers, and when to stop."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def looked_up(cells: Iterable[_Found], layer: str, target: str) -> _Found:
 
 
 def failure_notes(failed: Mapping[int, Failure]) -> list[str]:
-    """What is to be said of checkpoints that are not in the scores, at most so many lines."""
+    """Notes on checkpoints that are not in the scores, at most a few lines."""
     lines = []
     for partial, text in ((False, "Not measured"), (True, "Measured in part")):
         lines += [
@@ -137,9 +137,9 @@ def failure_notes(failed: Mapping[int, Failure]) -> list[str]:
 
 
 def phase_notes(cells: Sequence[CellPhases]) -> list[str]:
-    """What is to be said below a table of cells: what ``+`` means, and why layers show no change, at most so many.
+    """Notes below a table of cells: what ``+`` means, and why layers show no change, of these at most a few.
 
-    Doubts come first, then those without any phase; targets are named where there is more than one.
+    Doubts come first, then cells without any phase; targets are named if there is more than one.
     """
     notes = []
     if (share := next((cell.evidence.get("window", 0.25) for cell in cells if cell.stop_open), None)) is not None:

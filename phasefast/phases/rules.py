@@ -1,4 +1,4 @@
-"""The thresholds by which phases are told."""
+"""The thresholds by which phases are named."""
 
 from __future__ import annotations
 

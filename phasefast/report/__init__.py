@@ -1,4 +1,4 @@
-"""What a run directory's scores say: ``phases.json``, ``phases.png``, ``maps.png`` and tables."""
+"""What a run directory's scores show: ``phases.json``, ``phases.png``, ``maps.png`` and tables."""
 
 from .bests import with_best
 from .compared import plot_comparison

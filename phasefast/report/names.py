@@ -1,4 +1,4 @@
-"""Long names in few letters, such that those shown together are still told apart."""
+"""Long names in few letters, so that those shown together can still be told apart."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ _Result = TypeVar("_Result")
 
 
 def need_matplotlib() -> None:
-    """DependencyError where it is missing: to ask before what takes long."""
+    """Raise DependencyError if it is missing: to be called before work that takes long."""
     try:
         import matplotlib.style  # noqa: F401
     except ImportError as error:
@@ -46,14 +46,14 @@ def need_matplotlib() -> None:
 
 
 def picture_format(path: str | Path) -> str:
-    """That of a picture by the end of its name; ArgumentError where it is none of these."""
+    """The format of a picture, from the end of its name; ArgumentError if it is not one of ``FORMATS``."""
     if (suffix := Path(path).suffix.lower()) not in FORMATS:
         raise ArgumentError(f"picture: expected a name that ends with {', '.join(FORMATS)}, got {path}")
     return suffix[1:]
 
 
 def picture(draw: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """Draws with matplotlib's own settings, whatever the user's are; DependencyError where it is missing."""
+    """Draws with matplotlib's own settings, whatever the user's are; DependencyError if it is missing."""
 
     @functools.wraps(draw)
     def drawn(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:

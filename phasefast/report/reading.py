@@ -1,4 +1,4 @@
-"""What the scores in run directories say: phases, what is best, what runs have in common."""
+"""What the scores in run directories show: phases, what is best, what runs have in common."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def read_phases(directory: str | Path, rules: PhaseRules = DEFAULT_RULES) -> tup
 
     Raises:
         StoreError: there are no scores.
-        DataError: scores of several runs, of fewer than two steps, or such that cannot be analysed.
+        DataError: scores of several runs, of fewer than two steps, or that cannot be analysed.
     """
     scores = _one_run(directory)
     if len(origins := read_origins(directory)) > 1:
@@ -41,7 +41,7 @@ def read_phases(directory: str | Path, rules: PhaseRules = DEFAULT_RULES) -> tup
 
 
 def _gaps(scores: Scores, failed: Mapping[int, Failure], lost: Mapping[int, Collection[str]]) -> dict[int, Failure]:
-    """Steps that lack layers or targets, though nothing was wrong with these, and what had failed there already."""
+    """Steps that lack layers or targets without a known reason, together with what had failed there already."""
     asked = {
         target: [each for each in scores.layers if not scores.lacking([each], [target])] for target in scores.targets
     }
@@ -115,7 +115,7 @@ def read_runs(
 
 
 def _tell_differences(directories: Sequence[str | Path], scores: Mapping[str, Scores]) -> None:
-    """Warn where runs [in their order] were measured otherwise than the first one, or are of the same weights."""
+    """Warn if runs (in their order) were measured differently from the first one, or have the same weights."""
     names = list(scores)
     alike: dict[str, list[str]] = {}
     for name, directory in zip(names[1:], directories[1:], strict=True):
@@ -134,7 +134,7 @@ def _tell_differences(directories: Sequence[str | Path], scores: Mapping[str, Sc
 
 
 def _tell_left_out(comparison: Comparison, scores: Mapping[str, Scores]) -> None:
-    """Warn of layers that not all runs have phases of."""
+    """Warn of layers whose phases not all runs have."""
     common = {(each.layer, each.target) for each in comparison}
     there = (itertools.product([own], own.layers, own.targets) for own in scores.values())
     cells = itertools.chain.from_iterable(there)

@@ -41,10 +41,10 @@ def write_report(
     These are ``phases.png``, by ``plot_phases``, and ``maps.png``, by ``plot_maps``.
 
     Args:
-        layers, targets: names or globs of what is shown, in ``phases-selected.png`` and ``maps-selected.png`` then;
-            ``phases.json``, and what is returned, have all. rules: thresholds of the phases. form: of the pictures,
-            and the end of their names: png, pdf or svg. out: another directory that is there, as where that is not
-            to be written.
+        layers, targets: names or globs of what is shown, then in ``phases-selected.png`` and ``maps-selected.png``;
+            ``phases.json`` and the result have all. rules: thresholds of the phases. form: of the pictures, and the
+            end of their names: png, pdf or svg. out: another existing directory, for example if the run's own cannot
+            be written to.
 
     Raises:
         DependencyError: matplotlib is missing; all else is written and printed by then.
@@ -96,7 +96,7 @@ def write_comparison(
         show: prints it instead of the tables and all else.
 
     Raises:
-        DependencyError: matplotlib is missing; all else is printed by then. And as ``read_runs`` does.
+        DependencyError: matplotlib is missing; all else is printed by then. All errors of ``read_runs``.
     """
     console = console or of_results()
     if picture is not None:
@@ -115,7 +115,7 @@ def write_comparison(
 
 
 def check_picture(path: str | Path) -> None:
-    """ArgumentError where a picture cannot be: to ask before what takes long."""
+    """Raise ArgumentError if a picture cannot be written: to be called before work that takes long."""
     picture_format(path)
     if not (folder := Path(path).resolve().parent).is_dir():
         raise ArgumentError(f"picture: expected an existing folder, got {folder}; create it first")

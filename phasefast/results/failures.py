@@ -64,9 +64,9 @@ def named(steps: Sequence[int]) -> str:
 
 
 def keep_failures(directory: str | Path, failures: Mapping[int, Failure]) -> None:
-    """Write why checkpoints were not measured, each until it is; a warning where that cannot be written.
+    """Record why checkpoints were not measured, until they are; warns if that cannot be written.
 
-    Of one that is stored only what is ``partial``: else another job has measured it.
+    Of a stored checkpoint only what is ``partial`` is recorded: if nothing is, another job has measured it.
     """
     if not failures:
         return
@@ -87,7 +87,7 @@ def keep_failures(directory: str | Path, failures: Mapping[int, Failure]) -> Non
 
 
 def settle_failures(directory: str | Path, steps: Collection[int]) -> None:
-    """Of stored steps that lack nothing that is asked for, only what layers cannot be measured stays."""
+    """For stored steps that lack nothing asked for, keep only the record of layers that cannot be measured."""
     with writing_alone(directory):
         for step, failure in list(stored_failures(directory)):
             if step in steps and failure.partial:
@@ -95,7 +95,7 @@ def settle_failures(directory: str | Path, steps: Collection[int]) -> None:
 
 
 def _write_failure(directory: str | Path, step: int, failure: Failure) -> None:
-    """A warning where it cannot be: the scores are written, or the failure is yet to be told."""
+    """Write a record; only warns if that fails, since the scores are stored, or the failure will be reported."""
     try:
         write_json(_failure_file(directory, step), asdict(failure), "what failed to")
     except StoreError as error:
@@ -112,7 +112,7 @@ def write_lost(directory: str | Path, step: int, layers: Mapping[str, str]) -> N
 
 
 def reasons(lost: Mapping[str, Exception]) -> dict[str, str]:
-    """Why layers were left out, where it is to be told: such as are not called by all batches are so at every step."""
+    """Why layers were left out, if it is to be reported: those not called on all batches fail at every step."""
     return {layer: str(error) if isinstance(error, NonFiniteError) else "" for layer, error in lost.items()}
 
 
@@ -126,7 +126,7 @@ def read_failures(directory: str | Path) -> dict[int, Failure]:
 
 
 def lost_layers(directory: str | Path) -> dict[int, dict[str, str]]:
-    """Layers that steps of a run directory were measured without, as they cannot be; the reason where it is to be told.
+    """Layers that could not be measured at steps of a run directory, with the reason if it is to be reported.
 
     Raises:
         StoreError: as ``read_failures``.
@@ -135,7 +135,7 @@ def lost_layers(directory: str | Path) -> dict[int, dict[str, str]]:
 
 
 def stored_failures(directory: str | Path) -> Iterator[tuple[int, Failure]]:
-    """All that a run directory tells of, by step: of stored ones only what is partial.
+    """All failures that a run directory records, by step: for stored steps only those that are partial.
 
     Raises:
         StoreError: such a file cannot be read; raised when its turn comes.

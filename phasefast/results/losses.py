@@ -1,4 +1,4 @@
-"""Held-out losses of single samples, lower is better: what phases and the best checkpoint are told from."""
+"""Held-out losses of single samples, lower is better, from which phases and the best checkpoint are found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Of which training the scores in a run directory are: where its checkpoints lie, what they lack, who stores them."""
+"""Which training the scores in a run directory belong to: where its checkpoints lie, what they lack, who stores."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ORIGIN_FILES = _ORIGIN, _TRAINING, _CONSTANTS = "_origin.json", "_training.json"
 
 
 def check_origin(directory: str | Path, origin: str, confirmed: bool, of_all: bool) -> None:
-    """Warn where the scores that are there are of checkpoints elsewhere, which may be another training's.
+    """Warn if the stored scores are of checkpoints elsewhere, which may belong to another training.
 
     Args:
         origin: folder or repository that all checkpoints are in; kept beside the scores, each that was warned of too.
@@ -54,7 +54,7 @@ def read_origins(directory: str | Path) -> list[str]:
 
 
 def check_constants(directory: str | Path, constants: Mapping[str, str]) -> None:
-    """Warn where a model's tensors that no checkpoint has are others than those that the scores there are of.
+    """Warn if a model's tensors that no checkpoint has differ from those that the stored scores were measured with.
 
     Args:
         constants: their hashes by name, kept beside the scores.
@@ -77,7 +77,7 @@ def check_constants(directory: str | Path, constants: Mapping[str, str]) -> None
 
 
 class Training:
-    """One that stores scores in a run directory, where no other may while it does."""
+    """A training that stores scores in a run directory, where no other may do so at the same time."""
 
     def __init__(self, directory: str | Path) -> None:
         self._directory, self._file = directory, store_folder(directory) / _TRAINING

@@ -1,4 +1,4 @@
-"""What tables hold of each sample: rows' lists of numbers, which tables cut from each other share, not copy."""
+"""What tables hold for each sample: lists of numbers per row, which tables cut from others share, not copy."""
 
 from __future__ import annotations
 

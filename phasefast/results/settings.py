@@ -1,4 +1,4 @@
-"""The settings that scores were measured with, kept beside them, and how those of others differ, in words."""
+"""The settings that scores were measured with, kept beside them, and how other settings differ, in words."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _NAMES = {
 
 
 def differences(first: str | Path, second: str | Path, names: tuple[str, str]) -> str:
-    """How the settings of two run directories differ, in words, but in ``run``, layers and targets.
+    """How the settings of two run directories differ, in words, except for ``run``, layers and targets.
 
-    Empty where that is not known.
+    Empty if that is not known.
     """
     there, here = _kept(first), _kept(second)
     if there and here and there.get("layout") != here.get("layout"):
@@ -41,7 +41,7 @@ def differences(first: str | Path, second: str | Path, names: tuple[str, str]) -
 
 
 def difference(folder: Path, config_hash: str, settings: Mapping[str, Any]) -> str:
-    """Which settings another configuration has otherwise, or that it left no word, as part of a sentence."""
+    """Which settings differ in another configuration, or that it kept none, as part of a sentence."""
     if (others := read_json(settings_file(folder, config_hash))) is None:
         return ", whose settings were not kept"
     if others.get("layout") != settings.get("layout"):
@@ -68,7 +68,7 @@ def _listed(stored: Mapping[str, Any], now: Mapping[str, Any], words: tuple[str,
 
 
 def _changes(key: str, stored: Any, now: Any, words: tuple[str, str] = _WORDS) -> Iterator[str]:
-    """What differs in a setting: in words what is long or a hash."""
+    """What differs in a setting; of long values and hashes only that they differ."""
     names = _NAMES.get(key, (key,))
     parts = [(", ".join(names), stored, now)]
     if len(names) > 1 and all(isinstance(each, list) and len(each) == len(names) for each in (stored, now)):

@@ -1,4 +1,4 @@
-"""The model's own loss and accuracy, of outputs that are looked at batch by batch: all of them may be large."""
+"""The model's own loss and accuracy, from outputs taken batch by batch: all of them together may be large."""
 
 from __future__ import annotations
 

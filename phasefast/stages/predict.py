@@ -1,4 +1,4 @@
-"""What a decoder predicts of single held-out rows, in the columns that a target was given in."""
+"""What a decoder predicts for single held-out rows, in the columns in which the target was given."""
 
 from __future__ import annotations
 
