@@ -167,7 +167,7 @@ def test_the_stop_window_is_as_wide_as_asked(run: Path) -> None:
     assert json.loads(pf.detect_phases(pf.read_scores(run), rules=rules).to_json())["cells"]
     assert (type(rules.fewest), type(rules.window)) == (int, float)
     open_to_the_end = invoke("phases", run, "--target", "input", "--window", 0).stdout
-    assert ("+ open: no certain rise, of 0 of the decrease" in open_to_the_end) == ("+\n" in open_to_the_end)
+    assert ("+ open: no certain rise of 0 of the decrease" in open_to_the_end) == ("+\n" in open_to_the_end)
 
 
 def test_a_report_of_some_layers_keeps_the_picture_of_all(run: Path) -> None:

@@ -76,7 +76,7 @@ def capture(
                 + ("; set its pool to 0" if pool else "")
             )
         if pool and 0 in x.shape[2:]:
-            raise ArgumentError(f"activations[{i}] has shape {list(x.shape)}, which leaves nothing to pool")
+            raise ArgumentError(f"activations[{i}] has shape {list(x.shape)}: nothing to pool")
         width = x.shape[1] * pool ** (x.dim() - 2) if pool else math.prod(x.shape[1:])
         tensor(f"activations[{i}]", x, x.shape, FLOATS, x.device)
         tensor(f"shifts[{i}]", shifts[i], [width], [torch.float32], x.device)
@@ -149,7 +149,7 @@ def residual(
         raise ArgumentError(f"blocks is {list(blocks)}, expected edges that ascend from 0 to at most {columns}")
     for j, flag in enumerate(classes):
         if flag and blocks[j] == blocks[j + 1]:
-            raise ArgumentError(f"blocks[{j}] is of classes, but has no column")
+            raise ArgumentError(f"blocks[{j}] holds classes but no column")
     for i, row in enumerate(rows):
         tensor(f"rows[{i}]", row, [samples, None], FLOATS, device)
         tensor(f"weights[{i}]", weights[i], [row.shape[1], columns], WIDE, device)

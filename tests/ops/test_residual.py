@@ -179,7 +179,7 @@ def test_repeats_are_bit_identical_and_agree_with_the_reference():
         ("blocks", [0, 4, 2], r"blocks is \[0, 4, 2\]"),
         ("blocks", [0, 4, 7], r"blocks is \[0, 4, 7\], expected edges that ascend from 0 to at most 6"),
         ("blocks", [-1, 4, 6], r"blocks is \[-1, 4, 6\]"),
-        ("blocks", [0, 6, 6], r"blocks\[1\] is of classes, but has no column"),
+        ("blocks", [0, 6, 6], r"blocks\[1\] holds classes but no column"),
         ("errors", [torch.zeros(2, 5)], r"errors\[0\] has dtype"),
         ("errors", [torch.zeros(5, 2, dtype=torch.float64).T], r"errors\[0\] has strides"),
         ("hits", [torch.zeros(2, 5)], r"hits\[0\] has dtype"),

@@ -31,7 +31,7 @@ def test_few_samples_are_told() -> None:
 def test_windows_of_one_step_are_told() -> None:
     single = [cell(name, FALL, RISE, window=(64, 64)) for name in "abcdef"]
     assert "Stop windows of one step, which may be the lowest only by noise: a." in str(PhaseReport((single[0],)))
-    assert "the lowest: a; b; c; d and 2 more." in str(PhaseReport(tuple(single)))
+    assert "the lowest only by noise: a; b; c; d and 2 more." in str(PhaseReport(tuple(single)))
     assert "of one step" not in str(PhaseReport((cell("a", FALL, RISE, window=(64, 128)), cell("b", RISE))))
 
 
@@ -72,7 +72,7 @@ def test_a_report_prints_as_a_table() -> None:
         "layer     target  phases                       stop window",
         "stage1    input   none                         -",
         "features  input   constant 0-8, decrease 8-64  64-4096+",
-        "+ open: no certain rise, of 0.25 of the decrease or more, up to the last step",
+        "+ open: no certain rise of 0.25 of the decrease or more, up to the last step",
         "stage1: it changes by amounts that come back",
     ]
     assert repr(report) == "PhaseReport(2 cells, layers ['stage1', 'features'], targets ['input'])"
@@ -135,4 +135,4 @@ def test_steps_that_are_left_out_are_named_with_their_curves() -> None:
     cells = [cell("a", left_out=[8, 64]), cell("b"), cell("c", left_out=[64])]
     assert "far above their neighbours: a at 8, 64; c at 64." in str(PhaseReport(tuple(cells)))
     many = tuple(cell(f"layer{i}", left_out=[8]) for i in range(7))
-    assert "layer3 at 8; and of 3 more curves." in str(PhaseReport(many))
+    assert "layer3 at 8; and in 3 more curves." in str(PhaseReport(many))

@@ -121,7 +121,7 @@ def test_open_windows_and_reasons_are_explained_below_the_table() -> None:
     print_report(scores, PhaseReport(cells), console)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert next(line for line in lines if line.startswith("a ")).split()[-1] == "64-4096+"
-    assert "+ open: no certain rise, of 0.25 of the decrease or more, up to the last step" in lines
+    assert "+ open: no certain rise of 0.25 of the decrease or more, up to the last step" in lines
     assert "b: comes back [x]" in lines
     print_report(scores, PhaseReport(cells[1:]), console)
     assert console.file.getvalue().count("+ open") == 1  # type: ignore[attr-defined]
