@@ -161,7 +161,9 @@ def test_a_held_out_class_that_fit_samples_lack_is_told(net: SmallNet, probe_set
     odd = probe_set.heldout_labels.clone()
     odd[3] = 7
     given = pf.ProbeSet.from_tensors(probe_set.fit_inputs, probe_set.fit_labels, probe_set.heldout_inputs, odd)
-    with pytest.warns(RuntimeWarning, match=r"target 'label' 8 classes \(up to 2 in fit and 7 in heldout samples\)"):
+    with pytest.warns(
+        RuntimeWarning, match=r"target 'label' has 8 classes \(up to 2 in fit and 7 in heldout samples\)"
+    ):
         pf.probe(net, given, layers="hidden", targets="label")
 
 

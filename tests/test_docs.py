@@ -211,7 +211,7 @@ def test_the_document_on_sequences_runs_as_written(capsys: pytest.CaptureFixture
     images = torch.randn(400, 3, 8, 8)
     names |= {"vit": Vit(), "images": images, "part_of_pixel": (images[:, 0] > 0).long()}
     with pytest.warns(
-        RuntimeWarning, match=r"more tokens than the 4 of the input, 'model.blocks.0' 1: the first ones are"
+        RuntimeWarning, match=r"more tokens than the 4 of the input, 'model.blocks.0' 1 more: the first ones are"
     ):
         exec(patches, names)
     printed = capsys.readouterr().out

@@ -53,7 +53,9 @@ def probe_set() -> pf.ProbeSet:
 def test_rows_of_tokens_and_maps_are_those_of_their_places(model: Vision, probe_set: pf.ProbeSet) -> None:
     how: dict[str, Any] = {"alphas": [1e-3], "targets": ["input", "label"]}
     layers = ["embed", "block", "last"]
-    with pytest.warns(RuntimeWarning, match="layers \\['block'\\] have more tokens than the 9 of the input, 'block' 1"):
+    with pytest.warns(
+        RuntimeWarning, match="layers \\['block'\\] have more tokens than the 9 of the input, 'block' 1 more"
+    ):
         found = pf.probe(model, probe_set, tokens="each", layers=layers, **how)
     kept: dict[str, Tensor] = {}
     model.embed.register_forward_hook(lambda module, args, out: kept.update(embed=out.flatten(2).mT))
@@ -109,7 +111,7 @@ def test_positions_that_padding_adds_are_not_the_models_own() -> None:
 def test_as_wide_as_long_tokens_of_the_model_are_told(probe_set: pf.ProbeSet) -> None:
     model = Vision()
     model.block = nn.Linear(6, PLACES)
-    with pytest.warns(RuntimeWarning, match="'block' 1: the first ones are taken"):
+    with pytest.warns(RuntimeWarning, match="'block' 1 more: the first ones are taken"):
         pf.probe(model, probe_set, tokens="each", layers="block")
 
 

@@ -314,8 +314,8 @@ def _warn_of_own_tokens(more: Mapping[str, int], length: int) -> None:
     if more:
         name, count = next(iter(more.items()))
         warn(
-            f"layers {shown(more)} have more tokens than the input's {length}, {name!r} {count} more: the first ones "
-            "are taken for the model's own and left out; if they are not, leave these layers out"
+            f"layers {shown(more)} have more tokens than the {length} of the input, {name!r} {count} more: the first "
+            "ones are taken for the model's own and left out; if they are not, leave these layers out"
         )
 
 

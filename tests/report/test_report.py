@@ -95,7 +95,7 @@ def test_a_folder_of_runs_and_shards_of_other_names_are_told(run: Path) -> None:
         path.rename(path.with_name(f"of-{path.name}"))
     with pytest.raises(StoreError, match=r"expected files named step-\*.parquet, got \['of-step-0"):
         read_phases(run)
-    with pytest.raises(ArgumentError, match="scores: expected those of one run, got list; see compare_phases"):
+    with pytest.raises(ArgumentError, match="scores: expected those of one run, got list; for several runs see"):
         detect_phases([])  # type: ignore[arg-type]
 
 
