@@ -191,7 +191,7 @@ class PhaseTracker:
                 later one, unless it was measured on these weights or is forced; with ``"warn"`` that is a warning.
             StoreError: the step is stored, but of other weights: ``out`` belongs to another training. With ``"warn"``
                 it is a warning in a resumed training, whose first call is for a step above 1 and which need not repeat
-                lost updates bit by bit; at that first call it is an error too.
+                lost updates bit by bit; at that first call it is an error.
         """
         step = checked_step(step)
         try:

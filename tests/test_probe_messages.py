@@ -296,7 +296,7 @@ def test_nested_tensors_are_left_out_and_named() -> None:
     ids = torch.randint(1, 20, (80, 12)) * (torch.arange(12) < torch.randint(4, 13, (80, 1)))
     probe_set = pf.ProbeSet.from_tensors(ids[:60], ids[:60, 0] % 2, ids[60:], ids[60:, 0] % 2)
     with pytest.warns(
-        RuntimeWarning, match="encoder.layers.0.*nested tensor, shapeless; set enable_nested_tensor=False"
+        RuntimeWarning, match="encoder.layers.0.*shapeless nested tensor; set enable_nested_tensor=False"
     ):
         scores = pf.probe(Padded(), probe_set, layers=["encoder*", "head"], alphas=[0.1])
     assert scores.layers == ["encoder", "head"]

@@ -363,7 +363,7 @@ def _as_cell(name: str, module: nn.Module, output: Any, of: _Batch, options: Row
         mend = "; give tokens='mean', 'cls' or 'last'" if isinstance(output, PackedSequence) else ""
         raise LayerError(f"layer {name!r}: expected a floating-point tensor as output, got {kind}{mend}")
     if output.is_nested:
-        raise LayerError(f"layer {name!r}: its output is a nested tensor, shapeless; set enable_nested_tensor=False")
+        raise LayerError(f"layer {name!r}: its output is a shapeless nested tensor; set enable_nested_tensor=False")
     if output.dim() < 2 or len(output) != of.size or output.numel() == 0:
         second = output.dim() == 3 and output.shape[1] == of.size
         mend = "samples are on the second axis: set batch_first=True, or " if second else ""
