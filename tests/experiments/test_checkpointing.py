@@ -92,9 +92,9 @@ def test_a_finished_training_is_not_repeated(tmp_path: Path, monkeypatch: pytest
 
 def test_another_training_is_refused(tmp_path: Path) -> None:
     run(tmp_path)
-    with pytest.raises(ArgumentError, match=r"lr: 0.1 there, 0.2 asked"):
+    with pytest.raises(ArgumentError, match=r"lr: 0.1 there, 0.2 now"):
         run(tmp_path, lr=0.2)
-    with pytest.raises(ArgumentError, match="model: None there, 'b' asked"):
+    with pytest.raises(ArgumentError, match="model: None there, 'b' now"):
         run(tmp_path, recipe={"model": "b"})
 
 
