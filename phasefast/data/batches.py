@@ -80,6 +80,6 @@ def warn_of_rounding(inputs: Tensor, model: nn.Module) -> None:
     if count := int((varies & (rounding > _ROUNDED * deviation)).sum()):
         warn(
             f"inputs: {count} of the {some.shape[1]} numbers of a sample vary little beside their mean, and lose "
-            "digits in torch.float32, the type of the model's parameters, in which it is given them: subtract the mean, "
-            "or make the model .double()"
+            "digits in torch.float32, the type of the model's parameters, in which it is given them: subtract the "
+            "mean, or make the model .double()"
         )
