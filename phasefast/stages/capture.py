@@ -60,8 +60,9 @@ class RowOptions:
         """What tells where outputs have their features, where that is asked, for inputs [b, ...]."""
         if not self.pool and self.tokens == "flatten":
             return Axes()
-        first = self.tokens == "each" or self.padding is not None  # inputs are [b, t, ...] then
-        lengths = inputs.shape[1:2] if first else inputs.shape[1:] if inputs.dim() < 4 else ()
+        first = self.tokens == "each" or self.padding is not None or not inputs.is_floating_point()  # [b, t, ...]
+        series = inputs.dim() == 3  # [b, t, c] or [b, c, t]; other floats are of features or images
+        lengths = inputs.shape[1:2] if first else inputs.shape[1:] if series else ()
         return Axes(Widths.of(model), frozenset(lengths) - {1})
 
     def real(self, inputs: Tensor) -> Tensor | None:

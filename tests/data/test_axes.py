@@ -131,6 +131,17 @@ def test_blocks_of_convolutions_have_their_positions_last(tokens: str, width: in
     assert len(cells) == 3
 
 
+def test_features_of_samples_are_no_positions() -> None:
+    class Tokens(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([x, 2 * x, x.square()], 1)  # [b, 3, 4]
+
+    x = torch.randn(90, 4)
+    probe_set = pf.ProbeSet.from_tensors(x[:60], None, x[60:], None)
+    (cell,) = Engine(nn.Sequential(Tokens(), nn.Flatten()), probe_set, layers="0", tokens="mean").activations()
+    torch.testing.assert_close(cell.fit + cell.shift, Tokens()(probe_set.fit_inputs).mean(1))
+
+
 def test_as_many_features_as_positions_are_a_guess() -> None:
     x = torch.randn(90, 2, 40)
     probe_set = pf.ProbeSet.from_tensors(x[:60], None, x[60:], None)
