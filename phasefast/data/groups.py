@@ -120,8 +120,11 @@ def _names(split: str, given: Any, size: int) -> np.ndarray:
     except ValueError as error:  # rows of different lengths
         raise DataError(f"{split}_groups: expected {size} integers or texts, one for each sample; {error}") from error
     names = names[:, 0] if names.shape == (size, 1) else names
-    if names.dtype == object and all(isinstance(name, (str, int, np.integer)) for name in names.flat):
-        names = names.astype(str)  # such as columns of a table
+    if names.dtype == object:  # such as columns of a table
+        if missing := sum(name is None or name != name for name in names.flat):
+            raise DataError(f"{split}_groups: expected the group of each sample, got none for {missing} of them")
+        if all(isinstance(name, (str, int, np.integer)) for name in names.flat):
+            names = names.astype(str)
     if names.shape != (size,) or names.dtype.kind not in "iubUS":
         got = f"{names.dtype} {names.shape}"
         raise DataError(f"{split}_groups: expected {size} integers or texts, one for each sample, got {got}")

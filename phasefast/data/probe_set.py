@@ -182,6 +182,8 @@ class ProbeSet:
         Raises:
             DataError: fewer samples than asked for, or what ``from_tensors`` raises.
         """
+        if not isinstance(groups, (str, NoneType)):
+            raise DataError(f"groups: expected the name of values of the data sets, got {type(groups).__name__}")
         inputs, labels, own, rows = draw("fit", fit, n_fit, seed, text=groups)
         held_inputs, held_labels, held, held_rows = draw("heldout", heldout, n_heldout, seed + 1, text=groups)
         if own.keys() != held.keys():

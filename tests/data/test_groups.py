@@ -83,9 +83,14 @@ def test_names_of_groups_are_numbers_of_both_splits() -> None:
         numbered(([1, 2], [3, 3]), (2, 2))
     with pytest.warns(RuntimeWarning, match="groups: 1 have samples in both splits, such as group 7: "):
         numbered((np.array([7, 1]), torch.tensor([7, 2])), (2, 2))
-    for wrong in ([1, 2, 3], [0.5, 1.5], [[1, 1], [2, 2]], [None, 1], [[1], [2, 3]]):
+    for wrong in ([1, 2, 3], [0.5, 1.5], [[1, 1], [2, 2]], [[1], [2, 3]]):
         with pytest.raises(DataError, match="heldout_groups: expected 2 integers or texts, one for each sample"):
             numbered(([1, 2], wrong), (2, 2))
+    for missing in (None, float("nan")):
+        with pytest.raises(
+            DataError, match="heldout_groups: expected the group of each sample, got none for 1 of them"
+        ):
+            numbered(([1, 2], np.array(["a", missing], object)), (2, 2))
     for wrong in ([1, 2, 3], np.arange(2), {"a": 1}):
         with pytest.raises(DataError, match=r"groups: expected \(of fit, of held-out samples\), or the name of values"):
             numbered(wrong, (2, 2))  # type: ignore[arg-type]
