@@ -121,8 +121,12 @@ class Engine:
         self.units = Units(tokens, probe_set.groups)
         self._mixed = None  # the order of the fit rows whose batches statistics are averaged over
         if probe_set.groups is not None:  # whose samples stand side by side, and scatter less than all
-            self._mixed = random_order(probe_set.n_fit, 0).to(self._fit_inputs.device)
-            if self.batchnorm == "batch" and fresh_statistics(self.model):
+            mixed = random_order(probe_set.n_fit, 0)
+            if probe_set.fit_rows is not None:  # as they would stand without groups
+                mixed = probe_set.fit_rows.argsort()[mixed]
+            self._mixed = mixed.to(self._fit_inputs.device)
+            alone = int(probe_set.groups["fit"].counts.max()) == 1
+            if self.batchnorm == "batch" and not alone and fresh_statistics(self.model):
                 warn("batchnorm='batch' takes the statistics of few groups at a time: give batchnorm='recompute'")
         folds = self.units.folds(self.method.folds(probe_set.n_fit))
         data = probe_set.inputs_digest + self.units.token_digest + self.units.group_digest

@@ -65,6 +65,8 @@ def positions_last(
         if elsewhere is not None and third in elsewhere.last and second not in elsewhere.first:
             return False, False
         turned, known = False, set[int]() if elsewhere is None else elsewhere.known
+    elif isinstance(part, (*_FEATURES_LAST, nn.RNNBase)) and runs_as_in_torch(part):
+        return False, False
     elif not own.first:
         if third in own.last:  # in a model of convolutions channels may be mixed in their own place
             return False, second in own.last and elsewhere is not None and second in elsewhere.first
@@ -75,7 +77,7 @@ def positions_last(
             return True, False
         if third in known and second not in known:
             return False, False
-        turned = own.first[second] > own.last[third] or not own.last
+        turned = own.turning and (own.first[second] > own.last[third] or not own.last)
     if (second in lengths) != (third in lengths):
         place, other = (third, second) if third in lengths else (second, third)
         if place not in known or other in known:
@@ -145,7 +147,7 @@ class Widths(NamedTuple):
     """How many parts give how many features: those whose features come first, as convolutions', and last.
 
     ``inner`` are norms' alone, and what a Linear makes of these, as within blocks of transformers; ``known`` are those
-    that any part takes or gives, but what convolutions take, ``mapped``.
+    that any part takes or gives, but what convolutions take, ``mapped``. ``turning``: whether one is of series.
     """
 
     first: Counter[int]
@@ -153,12 +155,14 @@ class Widths(NamedTuple):
     inner: set[int]
     known: set[int]
     mapped: set[int]
+    turning: bool
 
     @classmethod
     def of(cls, module: nn.Module) -> Widths | None:
         """Of the parts of PyTorch's kinds in a module; None where it has none with features."""
-        found = cls(Counter(), Counter(), set(), set(), set())
         parts = [*module.modules()]
+        turning = any(isinstance(part, (nn.Conv1d, nn.ConvTranspose1d)) for part in parts)
+        found = cls(Counter(), Counter(), set(), set(), set(), turning)
         for part in parts:
             own = [getattr(part, name) for name in _WIDTHS if hasattr(part, name)]
             found.known.update(getattr(part, name) for name in _TAKEN if isinstance(getattr(part, name, None), int))

@@ -17,6 +17,7 @@ from ..results.losses import LEAST_CHANGE, losses_of
 from ..results.scores import Scores
 
 _FEW = 50  # samples that are right in one of two cases only, up to which their chance is counted
+_SHOWING = 3  # rows of each sample that are wrong, on average, to show how much they depend on each other
 _HEAVY = 10  # of samples that do not count alike, all of whose signs are tried
 
 
@@ -210,10 +211,11 @@ class _Curve:
     def _alike_in_samples(self, rows: int) -> float:
         """How much less means over the rows of samples scatter than single rows do: 1 where each sample is one.
 
-        By the least loss, from 1 / sqrt(rows of a sample), of rows that do not depend on each other, to 1.
+        By the least loss, from 1 / sqrt(rows of a sample), of rows that do not depend on each other, to 1; and 1 where
+        too few rows are wrong, or right, to show it.
         """
         each, loss = rows / len(self.least), float(self.least.mean())
-        if each <= 1 or not 0 < loss < 1:
+        if each <= 1 or min(loss, 1 - loss) * rows < _SHOWING * len(self.least):
             return 1.0
         spread = float(self.least.std(ddof=min(1, len(self.least) - 1))) / math.sqrt(loss * (1 - loss))
         return min(1.0, max(spread, 1 / math.sqrt(each)))

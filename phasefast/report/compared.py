@@ -152,8 +152,8 @@ def plot_comparison(
         comparison = compare_phases({run: detect_phases(own) for run, own in scores.items()})
     common = list(dict.fromkeys(each.layer for each in comparison))
     if layer is None:
-        layer = next(each for each in telling_layers(next(iter(scores.values()))) if each in common)
-    elif layer not in common:
+        layer = next((each for each in telling_layers(next(iter(scores.values()))) if each in common), None)
+    if layer not in common:
         raise LayerError(f"layer {layer!r}: expected one of {common}, which all runs have")
     alike = [own.filter(layer=layer).with_column("layer", run).with_column("run", run) for run, own in scores.items()]
     together = Scores.concat(alike)

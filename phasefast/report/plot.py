@@ -69,7 +69,10 @@ def plot_phases(
         DependencyError: matplotlib is missing.
         StoreError: the file cannot be written.
     """
-    for name, given, kind in (("scores", scores, Scores), ("report", report or PhaseReport(()), PhaseReport)):
+    for name, given, kind in (
+        ("scores", scores, Scores),
+        ("report", PhaseReport(()) if report is None else report, PhaseReport),
+    ):
         if not isinstance(given, kind):
             raise ArgumentError(f"{name}: expected {kind.__name__}, got {type(given).__name__}; path= names a file")
     fvu_name, accuracy_name = fvu_target(scores), accuracy_target(scores)

@@ -109,7 +109,7 @@ def discover_layers(
         shapes[name] = (_features_first(module, first, of) if options.pool else first).shape
         if first.dim() == 3 and options.tokens != "flatten":
             turned, guessed = of.axes.positions_last(module, first.shape)
-            if guessed:
+            if guessed and (turned or (of.axes.elsewhere is not None and of.axes.elsewhere.turning)):
                 unclear[turned].append(name)
         if of.tokens is not None and first.dim() == 3:
             own[name] = max(own.get(name, 0), own_tokens(module, first.shape, of.tokens.length, of.axes))

@@ -53,6 +53,10 @@ class Around(nn.Module):
         (Around(), (2, 16, 40), (False, True)),
         (Around(nn.Conv1d(16, 16, 3), nn.Conv1d(16, 16, 3), nn.Linear(16, 16)), (2, 16, 16), (True, True)),  # SE's
         (Around(nn.LayerNorm(16), nn.Linear(16, 16), nn.Conv1d(16, 16, 3)), (2, 16, 16), (False, True)),
+        (Around(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 256, 3)), (2, 64, 256), (False, True)),  # patches of images
+        (Around(nn.Conv2d(3, 64, 4)), (2, 64, 64), (False, True)),
+        (nn.GRU(16, 16), (2, 16, 16), (False, False)),
+        (nn.Linear(16, 16), (2, 16, 16), (False, False)),
     ],
 )
 def test_what_tells_where_the_positions_of_a_block_are(

@@ -269,3 +269,27 @@ def test_statistics_of_batches_of_few_groups_are_told() -> None:
         Engine(model, given, batchnorm="batch")
     with no_warnings():
         Engine(nn.Sequential(nn.Linear(3, 8)), given, batchnorm="batch")
+
+
+def test_groups_of_one_sample_each_are_none(model: nn.Module) -> None:
+    x, _ = offset_groups()
+    net = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU())
+    each = torch.arange(960)
+    plain = pf.ProbeSet.from_tensors(x[:600], None, x[600:], None)
+    grouped = pf.ProbeSet.from_tensors(x[:600], None, x[600:], None, groups=(each[:600], each[600:]))
+    of: dict[str, Any] = {"alphas": [1e-2], "batch_size": 60}
+    with no_warnings():
+        found, alone = (pf.probe(net, given, **of) for given in (grouped, plain))
+        Engine(net, grouped, batchnorm="batch")
+    keep = ["layer", "target", "split", "metric", "value", "samples", "baseline_samples"]
+    assert found.to_arrow().select(keep).equals(alone.to_arrow().select(keep))
+
+
+def test_a_better_decoder_does_not_beat_a_constant_less() -> None:
+    beaten = []
+    for wrong in (0.0, 1 / 600, 0.01):  # of all rows
+        samples = np.ones(6, np.float32) - np.array([6 * wrong, 0, 0, 0, 0, 0], np.float32)
+        same = {"run": "a", "step": 0, "layer": "a", "dim": 3, "target": "label", "split": "heldout"}
+        row = {**same, "metric": "accuracy", "value": 1 - wrong, "n": 600, "baseline": 0.5, "samples": samples}
+        beaten.append(pf.best_checkpoint(pf.Scores.from_rows([row])).beats_constant)
+    assert beaten == sorted(beaten, reverse=True)
