@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..common.notices import warn
 from ..errors import DataError
+from .samples import instead_of_a_pair
 
 _FEW = 10  # held-out groups
 Names = Tensor | np.ndarray | Sequence[Any]  # of groups, one for each sample: integers or text
@@ -94,8 +95,7 @@ def numbered(given: tuple[Names, Names], sizes: tuple[int, int]) -> tuple[Tensor
     Raises:
         DataError: there is not one for each sample.
     """
-    if not isinstance(given, (tuple, list)) or len(given) != 2:
-        got = f"{len(given)} parts" if isinstance(given, (tuple, list)) else type(given).__name__
+    if got := instead_of_a_pair(given):
         raise DataError(f"groups: expected (of fit, of held-out samples), or the name of values, got {got}")
     both = [_names("fit", given[0], sizes[0]), _names("heldout", given[1], sizes[1])]
     names, numbers = np.unique(np.concatenate(both), return_inverse=True)

@@ -19,7 +19,7 @@ from ..errors import ArgumentError, DataError
 from ..types import TargetKind
 from .contents import hash_of, warn_of_copies
 from .groups import Groups, numbered
-from .samples import as_numbers, draw, random_order
+from .samples import as_numbers, draw, instead_of_a_pair, random_order
 from .target_types import Values
 
 Numbers = Tensor | np.ndarray | Sequence[Any]
@@ -370,8 +370,7 @@ def _check_pairs(values: Any) -> None:
     for name, both in (values or {}).items():
         if not isinstance(name, str):
             raise DataError(f"{expected} {name!r} as a name")
-        if not isinstance(both, (tuple, list)) or len(both) != 2:
-            got = f"{len(both)} parts" if isinstance(both, (tuple, list)) else type(both).__name__
+        if got := instead_of_a_pair(both):
             raise DataError(f"{expected} {got} for {name!r}")
 
 

@@ -56,6 +56,13 @@ def draw(
     return torch.stack(inputs), None if labels[0] is None else as_numbers(f"{split}_labels", labels), named, rows
 
 
+def instead_of_a_pair(given: Any) -> str:
+    """What is given where one thing for each split is expected, for messages; empty for a tuple or list of two."""
+    if isinstance(given, (tuple, list)):
+        return "" if len(given) == 2 else f"{len(given)} parts"
+    return type(given).__name__
+
+
 def random_order(size: int, seed: int) -> Tensor:
     """So many row numbers [size], shuffled; ArgumentError for a seed that is no integer."""
     if not is_integer(seed, -(2**63)) or seed >= 2**64:

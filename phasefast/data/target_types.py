@@ -13,7 +13,7 @@ from ..common.notices import warn
 from ..common.scalars import is_integer
 from ..errors import ArgumentError, DataError
 from ..types import TargetKind
-from .samples import as_numbers
+from .samples import as_numbers, instead_of_a_pair
 
 _CHUNK = 1024
 _MOST_CLASSES = 1_000_000  # vocabularies have a quarter of that
@@ -211,8 +211,7 @@ def own_columns(target: Target, fit: Split, heldout: Split, of_tokens: bool) -> 
     """
     _check_kind(f"target {target.name!r}", target.kind, None)
     both: Any = target.columns(fit, heldout)
-    if not isinstance(both, (tuple, list)) or len(both) != 2:
-        got = f"{len(both)} parts" if isinstance(both, (tuple, list)) else type(both).__name__
+    if got := instead_of_a_pair(both):
         raise DataError(f"target {target.name!r}: expected (columns of fit samples, of held-out samples), got {got}")
     found = []
     for name, own, (inputs, _) in zip(("fit", "held-out"), both, (fit, heldout), strict=True):
