@@ -29,8 +29,9 @@ A curve is the mean held-out loss at each probed step. What is asked of it, in t
   the following change of their mean, with at most a third of its slope (per probed step), and whose own drift would
   not count as a change. A straight line has none.
 
-Intervals are percentiles of a bootstrap over held-out samples (Efron 1979), the same samples at all steps. They say
-what other held-out samples would have given *for these checkpoints*, not what another training run would give.
+Intervals are percentiles of a bootstrap over held-out samples (Efron 1979), the same samples at all steps, widened as
+Student's t is for few samples. They say what other held-out samples would have given *for these checkpoints*, not what
+another training run would give.
 
 What this cannot do, and how often it is right: docs/phases.md, measured by ``benchmarks/calibration.py``. A random
 walk is as smooth as a trend, and is often reported as one. Fewer than four steps have no phases; of fewer than eight
@@ -161,7 +162,7 @@ def detect_curve(
         fit=found.fit(0),
         minimum=minimum,
         gains=found.gains(0),
-        replicates=bootstrap(samples, unit, replicates, rng),
+        replicates=bootstrap(samples, unit, replicates, confidence, rng),
         tails=(50 * (1 - confidence), 50 * (1 + confidence)),
         noise=noise,
         rough=rough,

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ..errors import ArgumentError, LayerError
-from ..metrics import METRIC_OF_LOSS
+from ..metrics import ACCURACIES, METRIC_OF_LOSS
 from ..phases.best import CommonBest, check_runs
 from ..phases.comparing import Agreement, Comparison, compare_phases
 from ..phases.detect import detect_phases
@@ -70,6 +70,11 @@ def print_comparison(
 
 def _best_text(best: CommonBest, comparison: Comparison, sign: str) -> str:
     """Where the runs decode a target best, and whether that lies in the input's stop window."""
+    without = [run for run, each in best.own.items() if not each.beats_constant]
+    constant = "the most frequent class" if best.metric in ACCURACIES else "the fit mean"
+    chance = f"no layer is better than {constant} by more than chance"
+    if len(without) == len(best.own):
+        return f"All runs, target {best.target}: {chance}, so none is named best"
     value, deviation = numbers([best.mean, best.deviation])
     text = f"{best.layer} at step {best.step}, {spelled(best.metric)} {value} {sign} {deviation}"
     if elsewhere := [
@@ -80,6 +85,8 @@ def _best_text(best: CommonBest, comparison: Comparison, sign: str) -> str:
         text += f"; single runs: {', '.join(elsewhere)}"
     if window := window_without(comparison, best.layer, [best.step]):
         text += f". The input's stop window there, {window}, does not contain that step"
+    if without:
+        text += f". In {', '.join(without)} {chance}"
     return f"All runs, target {best.target}: best is {text}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,11 +54,18 @@ def picture_format(path: str | Path) -> str:
 
 
 def picture(draw: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """Draws with matplotlib's own settings, whatever the user's are; DependencyError if it is missing."""
+    """Draws with matplotlib's own settings, whatever the user's are.
+
+    Raises, before it draws:
+        DependencyError: it is missing. ArgumentError: a ``path`` is of no picture.
+    """
+    signature = inspect.signature(draw)
 
     @functools.wraps(draw)
     def drawn(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
         need_matplotlib()
+        if (path := signature.bind(*args, **kwargs).arguments.get("path")) is not None:
+            picture_format(path)
         import matplotlib.style
 
         with matplotlib.style.context("default"):

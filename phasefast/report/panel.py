@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -132,7 +133,7 @@ def _value_axis(axes: Axes, panel: Panel) -> None:
         unit = 10.0 ** np.floor(np.log10(top)) if top < 0.01 else 1.0
         notes += [f"in units of {unit:.0e}"] if unit < 1 else []
         notes += ["axis does not begin at 0"] if bottom > (NARROW - ROOM) * top else []
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value / unit:.4g}" if abs(value) > top * 1e-9 else "0")
+        axes.yaxis.set_major_formatter(partial(_tick, unit, top))
     label = axes.set_ylabel("", fontsize=10.5, color=INK, parse_math=False)
     fit(label, panel.target, panel.height + _BEYOND, panel.title)
     axes.set_title(", ".join(notes), loc="left", pad=2.5, fontsize=8.5, color=MUTED)
@@ -140,6 +141,11 @@ def _value_axis(axes: Axes, panel: Panel) -> None:
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
+
+
+def _tick(unit: float, top: float, value: float, _: int | None) -> str:
+    """A value of an axis up to ``top`` in a unit; a function with a name, so that figures can be pickled."""
+    return f"{value / unit:.4g}" if abs(value) > top * 1e-9 else "0"
 
 
 def _cut(axes: Axes, place: float, height: float) -> None:

@@ -44,9 +44,21 @@ def test_intervals_of_fvu_hold_the_change_of_all_possible_samples(proportional: 
     assert shares[1] == 1 if proportional else shares[1] < 0.5
 
 
+@pytest.mark.parametrize("few", [2, 3, 5, 10, 30])
+def test_intervals_of_few_samples_hold_the_change_as_often_as_of_many(few: int) -> None:
+    held = []
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        own = np.linspace(0.6, 0.2, 9)[:, None] * (1 + 0.1 * rng.normal(size=few))
+        cell = detect_curve(np.arange(9), own + 0.001 * rng.normal(size=(9, few)), **QUICK)
+        fall = cell.phase("decrease")
+        held.append(fall is None or fall.ci[0] <= -0.4 <= fall.ci[1])
+    assert 0.9 <= np.mean(held)
+
+
 def test_replicates_of_the_unit_itself_are_one() -> None:
     _, unit = measured(0, False, 2500)
-    found = bootstrap(np.stack([unit, 3 * unit]), unit, 50, np.random.default_rng(0))
+    found = bootstrap(np.stack([unit, 3 * unit]), unit, 50, 0.95, np.random.default_rng(0))
     np.testing.assert_allclose(found, np.tile([1.0, 3.0], (50, 1)))
 
 

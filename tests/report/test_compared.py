@@ -13,7 +13,7 @@ from rich.console import Console
 
 from phasefast.errors import ArgumentError, LayerError
 from phasefast.report import read_runs, write_comparison
-from phasefast.report.compared import run_names
+from phasefast.report.compared import print_comparison, run_names
 from phasefast.results.scores import Scores
 from tests.quiet import no_warnings
 
@@ -168,3 +168,22 @@ def test_the_best_of_runs_is_among_what_is_compared(tmp_path: Path) -> None:
     with pytest.warns(RuntimeWarning, match=r"not all runs have their phases: \['once/label'\]"):
         comparison, _, _ = read_runs(directories)
     assert [each.layer for each in comparison.best] == ["features"]
+
+
+@pytest.mark.parametrize("without", [0, 1, 3])
+def test_a_best_that_is_no_better_than_the_constant_is_not_named(tmp_path: Path, without: int) -> None:
+    directories = []
+    for run in range(3):
+        right = (np.arange(200) < (100 if run < without else 150)).astype(float)
+        rows = [{**row(step, "features", "label", "accuracy", right), "baseline": 0.5} for step in (0, 1)]
+        directories.append(write_run(tmp_path / f"seed{run}", Scores.from_rows(rows)))
+    console = Console(width=400, file=io.StringIO())
+    comparison, scores, telling = read_runs(directories)
+    print_comparison(comparison, scores, telling, console)
+    last = console.file.getvalue().splitlines()[-1]  # type: ignore[attr-defined]
+    chance = "no layer is better than the most frequent class by more than chance"
+    if without == 3:
+        assert last == f"All runs, target label: {chance}, so none is named best"
+    else:
+        assert "All runs, target label: best is features at step 0, accuracy ." in last
+        assert last.endswith(f"In seed0 {chance}") == bool(without)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,8 @@ from matplotlib.image import imread
 from matplotlib.text import Text
 
 import phasefast as pf
-from phasefast.errors import DataError, LayerError
-from phasefast.report import with_best
+from phasefast.errors import ArgumentError, DataError, LayerError
+from phasefast.report import page, with_best
 
 from .synthetic import log2_steps, make_scores
 
@@ -59,3 +61,16 @@ def test_what_cannot_be_compared_in_a_picture_is_told() -> None:
             pf.plot_comparison(wrong)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="no layer and target in common"):
         pf.plot_comparison({"one": runs()["seed 0"], "other": runs(("x",))["seed 1"]})
+
+
+@pytest.mark.parametrize("draw", [pf.plot_phases, pf.plot_maps, lambda scores: pf.plot_comparison(runs())])
+def test_figures_can_be_pickled(draw: Callable[[pf.Scores], Figure]) -> None:
+    figure = draw(make_scores(["a", "b"], log2_steps(10)))
+    assert pixels(pickle.loads(pickle.dumps(figure))) == pixels(figure)
+
+
+def test_a_name_of_no_picture_is_told_before_anything_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "blank", None)
+    for draw in (pf.plot_phases, pf.plot_maps):
+        with pytest.raises(ArgumentError, match=r"expected a name that ends with \.png, \.pdf, \.svg, got a\.doc"):
+            draw(make_scores(["a"], log2_steps(4)), path="a.doc")
