@@ -108,6 +108,8 @@ class Configuration:
             settings["padding"] = float(rows.padding)
         if method.discriminates:
             settings["classifier"] = method.classifier
+        if self.options.get("predicts") is not None:
+            settings["predicts"] = self.options["predicts"]
         if units.token_digest:
             settings["token_rows"] = units.token_digest
         if units.group_digest:

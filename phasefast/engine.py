@@ -9,7 +9,6 @@ import time
 from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -29,22 +28,21 @@ from .data.probe_set import ProbeSet
 from .data.samples import random_order
 from .data.sequences import check_padding, looks_padded
 from .data.target_cache import TargetCache
-from .data.target_types import Label
 from .data.token_rows import TokenRows, Units
 from .decoding import decode
 from .errors import ArgumentError, PhasefastError
 from .metrics import FVU
 from .named_targets import by_name, default_targets, warn_of_classes, warn_of_scales
 from .options import as_tuple
+from .predicted import Predicted
 from .results.scores import Scores
 from .scoring import score_cells
 from .stages.batchnorm import batchnorm_mode, fresh_statistics, frozen_norms, several_rows
 from .stages.capture import capture, discover_layers
-from .stages.own_outputs import OwnOutputs
 from .stages.plan import Problem, group_layers
 from .stages.preserve import full_float32, preserved
-from .stages.targets import FunctionValues, build_targets, given_columns
-from .types import Activations, Decoder, Layer, Score
+from .stages.targets import FunctionValues, build_targets, given_values
+from .types import Activations, Decoder, Layer, Score, TakesOutputs
 
 _AUTHORS_BATCH = 128  # arXiv 2312.06887 measures with the batch statistics of 128 images
 _BATCH = 256
@@ -107,7 +105,6 @@ class Engine:
         each = self.rows.tokens == "each"
         wanted = default_targets(probe_set, each) if options.get("targets") is None else options["targets"]
         self.chosen = by_name(as_tuple("targets", wanted, ()), probe_set, each)
-        self.label = next((target for target in self.chosen if isinstance(target, Label)), None)
         self._splits = {
             "fit": (probe_set.fit_inputs, probe_set.fit_labels),
             "heldout": (probe_set.heldout_inputs, probe_set.heldout_labels),
@@ -136,6 +133,8 @@ class Engine:
         with full_float32(self.device):
             how = self.device, config.per_column, cache, self._components, kept, self.units.tokens
             self.targets = build_targets(self.chosen, self._splits["fit"], self._splits["heldout"], folds, *how)
+            how_own = self._splits, self.units, self.targets, self.device, self.method.balanced
+            self._predicted = Predicted.of(self.chosen, options.get("predicts"), *how_own)
             self._functions = FunctionValues(self.chosen, probe_set.fit_inputs)
         warn_of_classes(self.targets, options)
         warn_of_scales(self.chosen, probe_set.fit_inputs, self.targets)
@@ -191,7 +190,7 @@ class Engine:
                         "evaluated once for all steps: do they read the model's weights?"
                     )
                 for index, group in enumerate(groups):
-                    own = self._own_outputs() if index == 0 else None
+                    own = self._predicted.outputs() if self._predicted and index == 0 else None
                     cells = self._capture(group, own)
                     if own is not None:
                         scores += own.scores()
@@ -242,7 +241,8 @@ class Engine:
         """Columns [n, p] of a target on the fit rows as they were given, classes not one-hot."""
         (target,) = (target for target in self.chosen if target.name == name)
         with full_float32(self.device):
-            return given_columns(target, self._splits["fit"], self._splits["heldout"], self.units.tokens)
+            values, _ = given_values(target, self._splits["fit"], self._splits["heldout"], self.units.tokens)
+        return values.reshape(len(values), -1)
 
     def _settle(self, found: bool, when: str = "") -> None:
         """Raise the reason why layers were lost if nothing else was ``found``; otherwise warn, once for each set."""
@@ -269,11 +269,13 @@ class Engine:
                 batches = model_inputs(self._fit_inputs, fit_bounds, self.model, self.device, self._mixed)
                 with batchnorm_mode(self.model, self.batchnorm, batches):
                     yield self._groups(layers)[0]
-            if changed:
-                self._tell(
-                    f"forward changes the parameters {shown(changed)} in evaluation mode too: they are put back after "
-                    "each measurement, but change during it; to avoid that, update them only if self.training"
-                )
+            for kind, names in changed.items():
+                if names:
+                    self._tell(
+                        f"forward changes the {kind} {shown(names)} in evaluation mode too: they are put back after "
+                        "each measurement, but change during it, so scores depend on the batches; to avoid that, "
+                        "update them only if self.training"
+                    )
 
     def _groups(self, layers: Sequence[Layer]) -> tuple[list[list[Layer]], Problem]:
         problem = self.method.problem(len(self.targets.heldout), self.targets, self.rows.dtype)
@@ -308,28 +310,15 @@ class Engine:
             )
             raise
 
-    def _capture(self, group: Sequence[Layer], own: OwnOutputs | None = None) -> list[Activations]:
+    def _capture(self, group: Sequence[Layer], own: TakesOutputs | None = None) -> list[Activations]:
         """Activations of a group of layers; ``own`` gets the model's outputs."""
         arguments = (self._fit_inputs, self._heldout_inputs, self.targets.folds, self._forward_batch)
         fix_random_state(self.device)
         with several_rows(self.batchnorm):
             how = self.rows, self.device, self.named, self.units.tokens
-            cells, lost = capture(self.model, group, *arguments, *how, outputs=None if own is None else own.add)
+            cells, lost = capture(self.model, group, *arguments, *how, own)
         self.lost |= lost
         return cells
-
-    def _own_outputs(self) -> OwnOutputs | None:
-        """What the model's own outputs are given to; None where there is no label."""
-        if self.label is None:
-            return None
-        rows = {"fit": len(self.targets.fit), "heldout": len(self.targets.heldout)}
-        sizes = {split: (len(inputs), rows[split]) for split, (inputs, _) in self._splits.items()}
-        return OwnOutputs(self.label.name, self.label.num_classes, self._labels, sizes, self.method.balanced)
-
-    @cached_property
-    def _labels(self) -> dict[str, tuple[Tensor | None, Tensor | None]]:
-        """By split, of samples and of tokens that are rows; copied once, as a GPU would wait for each copy."""
-        return {split: self.units.labels(split, own, self.device) for split, (_, own) in self._splits.items()}
 
     def _say_that_all_is_exact(self, step: int, widest: int) -> None:
         """Warn where an approximation was asked for that was not needed, or of no use, in layers so wide at most."""

@@ -49,12 +49,14 @@ def default_targets(probe_set: ProbeSet, each: bool = False) -> list[Target]:
     if not targets:
         raise ArgumentError(
             f"targets: nothing to decode by default: the samples are {probe_set.fit_inputs.dtype}, so they are not "
-            "decoded themselves (give images as floats, such as x.float() / 255), and there are no labels or values; "
+            "decoded themselves (give images as the floats that the model takes, such as x.float() / 255), and there "
+            "are no labels or values; "
             "give a target such as phasefast.Function(fn)"
         )
     if probe_set.fit_inputs.dtype == torch.uint8:  # images, unlike the integers that stand for tokens
         warn(
-            "the samples are torch.uint8, so only the label is decoded; give images as floats, such as x.float() / 255",
+            "the samples are torch.uint8, so they are not decoded themselves: give images as the floats that the model "
+            "takes, such as x.float() / 255, or, if it takes integers, pf.Function(lambda x: x.float(), name='input')"
         )
     if probe_set.fit_inputs.is_complex():
         warn(

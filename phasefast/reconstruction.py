@@ -30,7 +30,7 @@ from .stages.predict import predict
 
 _Decoded = dict[str, tuple[Tensor, float]]  # by layer
 _SAMPLES = 4
-_FIXED = {"targets": None, "target_components": None, "layer_sketch": None, "splits": "heldout"}
+_FIXED: Mapping[str, Any] = {"targets": None, "target_components": None, "layer_sketch": None, "splits": "heldout"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +118,7 @@ def reconstruct(
     if (checkpoints is None and steps is not None) or (checkpoints is not None and step != 0):
         raise ArgumentError("steps= chooses among checkpoints=, step= labels the model as it is: leave one of them out")
     refuse_fixed(options, _FIXED, "inputs are decoded whole, from all features")
-    options |= {"targets": [Input()], "splits": "heldout"}
+    options |= {"targets": [Input()], "splits": "heldout", "predicts": None}
     engine = Engine(model, probe_set, **options)
     rows = _rows(samples, probe_set.n_heldout)
     inputs, fit = probe_set.heldout_inputs[rows].float().cpu(), probe_set.fit_inputs

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -368,3 +368,14 @@ class Score:
     samples: torch.Tensor | None = None
     bounds: Bounds | None = None
     weights: torch.Tensor | None = None
+
+
+class TakesOutputs(Protocol):
+    """What the model's own outputs are given to, batch by batch."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether outputs of all shapes are wanted, or rows of numbers only."""
+
+    def add(self, split: str, of_tokens: bool, start: int, outputs: torch.Tensor) -> None:
+        """Outputs [b, ...] of samples, or [b, c] of the tokens that are rows, from ``start`` on."""

@@ -51,7 +51,7 @@ def run(tmp_path: Path) -> Path:
     [
         ("sweep", set()),
         ("plan", set()),
-        ("reconstruct", {"targets", "splits", "classifier", "target_components", "layer_sketch"}),
+        ("reconstruct", {"targets", "splits", "predicts", "classifier", "target_components", "layer_sketch"}),
     ],
 )
 def test_commands_that_measure_have_all_options(command: str, without: set[str]) -> None:

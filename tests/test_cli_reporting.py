@@ -54,9 +54,9 @@ def test_report_draws_the_picture(run: Path) -> None:
 
 
 def test_reports_may_be_written_elsewhere(run: Path, tmp_path: Path) -> None:
-    before, place = sorted(run.iterdir()), tmp_path / "elsewhere"
-    assert f"cannot write the phases to {place / 'phases.json'}" in fails("report", run, "--out", place)
-    place.mkdir()
+    before, place = sorted(run.iterdir()), tmp_path / "somewhere/else"
+    (no_folder := tmp_path / "file").touch()
+    assert f"cannot write the phases to {no_folder / 'phases.json'}" in fails("report", run, "--out", no_folder)
     for command, made in (("phases", {"phases.json"}), ("report", {"phases.json", "phases.png", "maps.png"})):
         assert invoke(command, run, "--out", place).exit_code == 0
         assert {path.name for path in place.iterdir()} == made

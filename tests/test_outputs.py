@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.distributions import Categorical, Independent, Normal
 
 import phasefast as pf
 from phasefast.errors import LayerError
@@ -130,3 +132,108 @@ def test_a_model_may_return_one_number(probe_set: pf.ProbeSet) -> None:
             return super().forward(x).mean()
 
     assert pf.probe(Loss(), probe_set, layers="hidden").layers == ["hidden"]
+
+
+class Hidden(SmallNet):
+    """Keeps a state from call to call."""
+
+    state = 0.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = super().forward(x) + self.state
+        self.state = 0.5 * found.mean().item()
+        return found
+
+
+class OwnGenerator(SmallNet):
+    """Draws from a generator of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = torch.Generator()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = super().forward(x)
+        return found + 0.1 * torch.randn(found.shape, generator=self.generator)
+
+
+@pytest.mark.parametrize("kind", [Hidden, OwnGenerator])
+def test_a_state_that_lasts_from_call_to_call_is_told(probe_set: pf.ProbeSet, kind: type[SmallNet]) -> None:
+    with pytest.warns(RuntimeWarning, match="the model gives other outputs for the same samples when it is called"):
+        pf.probe(kind(), probe_set, layers="hidden", alphas=[0.1])
+
+
+class Normalised(SmallNet):
+    """Standardises by running statistics of its own, which it updates in evaluation mode too."""
+
+    def __init__(self, moving: bool = True) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1, 6, 6))
+        self.register_buffer("calls", torch.tensor(0))
+        self.moving = moving
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if self.moving:
+            self.mean.lerp_(x.mean(0), 0.1)
+        return super().forward(x - self.mean)
+
+
+def test_buffers_that_forward_updates_are_told_and_put_back(probe_set: pf.ProbeSet) -> None:
+    model = Normalised()
+    told = r"forward changes the buffers \['mean'\] in evaluation mode too"
+    with pytest.warns(RuntimeWarning, match=told), pytest.warns(RuntimeWarning, match="gives other outputs"):
+        pf.probe(model, probe_set, layers="hidden")
+    assert (float(model.mean.abs().max()), int(model.calls)) == (0, 0)
+    with no_warnings():
+        pf.probe(Normalised(moving=False), probe_set, layers="hidden")
+
+
+@pytest.mark.parametrize("form", ["logits", "probabilities", "logarithms"])
+@pytest.mark.parametrize("batch_size", [5, 64])
+def test_the_loss_is_the_cross_entropy_of_logits_or_probabilities(
+    net: SmallNet, probe_set: pf.ProbeSet, form: str, batch_size: int
+) -> None:
+    last = {"logits": nn.Identity(), "probabilities": nn.Softmax(1), "logarithms": nn.LogSoftmax(1)}[form]
+    with torch.no_grad():
+        net.head.weight *= 30
+        logits = net.eval()(probe_set.heldout_inputs).double()
+    expected = nn.functional.cross_entropy(logits, probe_set.heldout_labels)
+    with no_warnings():
+        scores = pf.probe(
+            nn.Sequential(net, last), probe_set, layers="0.hidden", batch_size=batch_size, batchnorm="running"
+        )
+    assert scores.value(layer="model", metric="loss", split="heldout") == pytest.approx(float(expected), rel=1e-4)
+
+
+class Policy(SmallNet):
+    """Gives a distribution over actions, and a value."""
+
+    def __init__(self, of: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.of = of
+
+    def forward(self, x: torch.Tensor) -> Any:
+        logits = super().forward(x)
+        return self.of(logits), logits[:, :1]
+
+
+def test_distributions_are_their_logits_or_means(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    expected = pf.probe(net, probe_set, layers="hidden", alphas=[0.1])
+    for of in (
+        lambda logits: Categorical(logits=logits),
+        lambda logits: {"pi": Independent(Normal(logits, 1.0), 1)},
+    ):
+        model = Policy(of)
+        model.load_state_dict(net.state_dict())
+        found = pf.probe(model, probe_set, layers="hidden", alphas=[0.1])
+        for metric in ("accuracy", "loss"):
+            own = {"layer": "model", "metric": metric, "split": "heldout"}
+            assert found.value(**own) == pytest.approx(expected.value(**own), rel=1e-5)
+
+
+def test_a_model_that_predicts_none_of_the_targets_has_no_rows(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    with no_warnings():
+        for model in (net, nn.Sequential(net, nn.Linear(3, 2))):
+            scores = pf.probe(model, probe_set, predicts="none", layers="*hidden")
+            assert "model" not in scores.values_of("layer")

@@ -44,7 +44,7 @@ def test_images_whose_type_is_not_decoded_are_warned_of_and_tokens_are_not(dtype
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         scores = pf.probe(Net(), pf.ProbeSet.from_tensors(x[:40], y[:40], x[40:], y[40:]))
-    told = [warning for warning in caught if "so only the label is decoded" in str(warning.message)]
+    told = [warning for warning in caught if "so they are not decoded themselves" in str(warning.message)]
     assert [warning.filename for warning in told] == [__file__] * count
     assert scores.targets == ["label"]
 

@@ -20,7 +20,7 @@ LEVELS = (
     ("algebra", "layers", "phases"),
     ("stages",),
     ("decoding",),
-    ("named_targets", "options", "scoring"),
+    ("named_targets", "options", "predicted", "scoring"),
     ("checkpoints", "configuration"),
     ("engine",),
     ("in_turn", "linear_decoders", "probe", "track", "planning"),

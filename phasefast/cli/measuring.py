@@ -40,6 +40,9 @@ OPTIONS = (
     _option("padding", float | None, None, "Value that marks padding in the inputs, such as 0."),
     _option("pool", int, 0, "Average images to this size; 0 keeps every position."),
     _option("precision", str, "exact", "Precision: exact, fast or double."),
+    _option(
+        "predicts", str | None, None, "Target that the model's own output predicts, or none; by default the label."
+    ),
     _option("splits", str, "both", "Scores on both splits, or heldout: none on the fit rows."),
     _option(
         "selection",

@@ -16,7 +16,7 @@ from .names import load_function, load_model, load_probe_set
 
 
 @app.command("reconstruct")
-@measuring("splits", "classifier", "target_components", "layer_sketch")  # which change no picture
+@measuring("splits", "predicts", "classifier", "target_components", "layer_sketch")  # which change no picture
 def reconstruct_command(
     model: Model,
     checkpoints: Checkpoints,

@@ -42,7 +42,8 @@ Window = Annotated[
     typer.Option(help="How far the stop window goes above the minimum, as a share of the decrease before it."),
 ]
 Place = Annotated[
-    Path | None, typer.Option("--out", help="An existing directory to write into instead of the run's own.")
+    Path | None,
+    typer.Option("--out", help="A directory to write into instead of the run's own; made if there is none."),
 ]
 _EXTRAS = {
     "torchvision": "vision",

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_ROUNDING = 1e-4  # by which two calls may differ: on GPUs, and where memory is aligned in another way
 # NumPy's global state is what a model's forward would draw from.
 # ruff: noqa: NPY002
 
@@ -42,21 +43,26 @@ def fix_random_state(device: torch.device, seed: int = 0) -> None:
 def telling_draws(device: torch.device, outputs: Callable[[], Any], tell: Callable[[str], None]) -> Iterator[None]:
     """Report a model whose outputs depend on random numbers even in evaluation mode, in which dropout draws none.
 
-    To be used inside :func:`random_state_kept`.
+    Or on what it keeps from one call to the next. To be used inside :func:`random_state_kept`.
 
     Args:
-        outputs: runs the model once more, if numbers were drawn in the block.
+        outputs: runs the model once more, on the same samples.
     """
     before = _states(device)
     yield
-    if _states(device) == before:
-        return
-    found = []
-    for seed in (0, 1):
+    drawn, found = _states(device) != before, []
+    for seed in (0, 1) if drawn else (0, 0):
         fix_random_state(device, seed)
         found.append(outputs())
     plain = all(isinstance(each, Tensor) and not each.is_nested for each in found)
-    if not plain or not torch.equal(*(each.nan_to_num() for each in found)):
+    one, other = (each.nan_to_num() if plain else each for each in found)
+    if not drawn and plain and not torch.allclose(one, other, _ROUNDING, _ROUNDING * float(one.abs().max())):
+        tell(
+            "the model gives other outputs for the same samples when it is called again: it keeps a state from call to "
+            "call, such as the hidden one of a recurrent network, or random numbers of its own. Scores then depend on "
+            "the order and the size of batches: make forward begin anew at each call"
+        )
+    if drawn and not (plain and torch.equal(one, other)):
         tell(
             "the model's outputs depend on random numbers, which its forward draws in evaluation mode too. These are "
             "the same at every measurement, but differ between samples: if they mask or shuffle what a layer gets, as "

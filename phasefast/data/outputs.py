@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from ..errors import LayerError
@@ -45,10 +46,22 @@ def _entries(output: Any) -> dict[Any, Any]:
         return dict(output)
     if is_dataclass(output) and not isinstance(output, type):
         return {field.name: getattr(output, field.name) for field in fields(output)}
+    if isinstance(output, Distribution):
+        return _parameters(output)
     if not isinstance(output, (tuple, list)):
         return {}
     names = getattr(output, "_fields", range(len(output)))
     return dict(zip(names, output, strict=True))
+
+
+def _parameters(distribution: Distribution) -> dict[str, Any]:
+    """What a distribution over actions and the like is known by: its logits, if it is over classes, or its mean."""
+    if hasattr(distribution, "logits"):
+        return {"logits": distribution.logits}
+    try:
+        return {"mean": distribution.mean}
+    except NotImplementedError:  # of transformed ones
+        return {}
 
 
 def _is_sorted(packed: PackedSequence, lengths: Tensor) -> bool:

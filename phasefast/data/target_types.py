@@ -20,7 +20,9 @@ _MOST_CLASSES = 1_000_000  # vocabularies have a quarter of that
 _MOST_COLUMNS = 20_000  # integers may be numbers
 _WHOLE = 256  # classes of which each has a column, whether a row is of it or not
 _EACH = "give tokens='each', inputs [n, t, ...] and one integer for each token"
-_LACKING = "leave samples without a class out of the probe set; only labels of tokens may be -100"
+_LACKING = (
+    "number classes from 0, and leave samples without one out of the probe set; only labels of tokens may be -100"
+)
 Split = tuple[Tensor, Tensor | None]
 
 
@@ -72,7 +74,7 @@ class Input(OwnTarget):
     def given(self, fit: Split, heldout: Split) -> tuple[Tensor, Tensor]:
         """The inputs; DataError if they are not floating-point."""
         if not fit[0].is_floating_point():
-            mend = "give images as floats, such as x.float() / 255, or leave this target out"
+            mend = "give images as the floats that the model takes, such as x.float() / 255, or leave this target out"
             if fit[0].dim() == 2:
                 mend = (
                     "leave this target out, and decode a phasefast.Function of ids, such as their one-hot columns, or "

@@ -237,6 +237,6 @@ class PhaseReport(Printed):
         return json.dumps({"cells": cells, "best": [asdict(each) for each in self.best], "failed": failed}, indent=2)
 
     def write(self, path: str | Path) -> None:
-        """Write ``to_json()`` to ``path``; StoreError if that fails."""
-        with writing(path, "the phases to") as partial:
+        """Write ``to_json()`` to ``path``, with its folder; StoreError if that fails."""
+        with writing(path, "the phases to", parents=True) as partial:
             partial.write_text(self.to_json() + "\n", encoding="utf-8")

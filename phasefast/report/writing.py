@@ -43,8 +43,8 @@ def write_report(
     Args:
         layers, targets: names or globs of what is shown, then in ``phases-selected.png`` and ``maps-selected.png``;
             ``phases.json`` and the result have all. rules: thresholds of the phases. form: of the pictures, and the
-            end of their names: png, pdf or svg. out: another existing directory, for example if the run's own cannot
-            be written to.
+            end of their names: png, pdf or svg. out: another directory, for example if the run's own cannot be
+            written to.
 
     Raises:
         DependencyError: matplotlib is missing; all else is written and printed by then.

@@ -57,7 +57,7 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _remarks(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     worse: dict[str, list[str]] = {}
     for row in rows:
-        if row["metric"] == FVU and row["value"] > _WORSE:
+        if row["metric"] == FVU and row["value"] > _WORSE and row["alpha"] is not None:  # no model's own, untrained
             worse.setdefault(row["target"], []).append(row["layer"])
     for target, layers in worse.items():
         yield (

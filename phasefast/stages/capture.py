@@ -25,9 +25,9 @@ from ..data.outputs import rows_in, unpacked
 from ..data.sequences import TOKEN_MODES, as_one, real_tokens
 from ..data.token_rows import TokenRows, TokensOfBatch, as_tokens, own_tokens
 from ..errors import ArgumentError, LayerError, NonFiniteError, PhasefastError
-from ..types import Activations, Layer, TokenMode
+from ..types import Activations, Layer, TakesOutputs, TokenMode
 
-OutputsTaken = Callable[[str, bool, int, Tensor], None]
+_DIVERGED = "the weights have diverged or overflow in their dtype"
 _NUMBERS = (int, float, np.integer, np.floating)
 _POOLED: dict[int, Callable[..., Tensor]] = {
     4: nn.functional.adaptive_avg_pool2d,
@@ -163,16 +163,14 @@ def capture(
     device: torch.device,
     given: Collection[str] = (),
     tokens: Mapping[str, TokenRows] | None = None,
-    outputs: OutputsTaken | None = None,
+    own: TakesOutputs | None = None,
 ) -> tuple[list[Activations], dict[str, PhasefastError]]:
     """Activations of layers in one pass over the fit and one over the held-out inputs.
 
     Args:
         fit_inputs: [n, ...]. heldout_inputs: [m, ...]. folds: k + 1 row offsets, whose sums are kept apart.
         given: modules that the user named. tokens: by split, which tokens are rows, where each is one.
-        outputs: gets the split, whether they are of tokens, the place of the first, and the model's own outputs [b, c]
-            where they are one float tensor of that shape, or of [b, t, c] those of the token that stands for all, or of
-            each that is a row.
+        own: gets the model's own outputs.
 
     Returns:
         Activations of each layer but those that have none, as they hold NaN or Inf, or as the model does not call them
@@ -202,9 +200,10 @@ def capture(
                 current.update(split=split, start=first, stop=last)
                 reset()
                 output = model(batch)
-                if outputs is not None and (own := _logits(model, output, of, options)) is not None:
-                    logits, of_tokens = own
-                    outputs(split, of_tokens, first if of_tokens else start, logits)
+                if own is not None and (taken := _own_rows(model, output, of, options, own.whole)) is not None:
+                    rows, of_tokens = taken
+                    own.add(split, of_tokens, first if of_tokens else start, rows)
+                    del taken, rows
                 del output
     totals = torch.stack([spool.totals for spool in spools.values()]).tolist()
     cells, problems = [], {}
@@ -274,10 +273,11 @@ class _Spool:
                     "the model does not call it on every batch"
                 )
             if not finite[split]:
-                bad = int((~torch.isfinite(rows)).any(0).sum())
+                bad, only = (~torch.isfinite(rows)).any(0), bool((torch.isfinite(rows) | torch.isneginf(rows)).all())
+                what, why = ("-Inf", "as masks have") if only else ("NaN or Inf", _DIVERGED)
                 return NonFiniteError(
-                    f"layer {self.layer.name!r}: NaN or Inf in {bad} of {self.layer.dim} features on the {split} rows; "
-                    "the weights have diverged or overflow in their dtype"
+                    f"layer {self.layer.name!r}: {what} in {int(bad.sum())} of {self.layer.dim} features on the "
+                    f"{split} rows; {why}"
                 )
         return None
 
@@ -330,22 +330,29 @@ class _Batch:
     axes: Axes
 
 
-def _logits(model: nn.Module, output: Any, of: _Batch, options: RowOptions) -> tuple[Tensor, bool] | None:
+def _own_rows(
+    model: nn.Module, output: Any, of: _Batch, options: RowOptions, whole: bool
+) -> tuple[Tensor, bool] | None:
     """The model's own output [batch, c], if it is such; of several, such as those of Hugging Face, the logits.
 
     Of [batch, t, c] those of the token that stands for all, or of each that is a row: whether it is so.
+
+    Args:
+        whole: outputs of samples [batch, ...] of any shape are such.
     """
     found = rows_in(output, "logits")
-    if not isinstance(found, Tensor) or found.is_nested or found.dim() < 2 or not found.is_floating_point():
+    if not isinstance(found, Tensor) or found.is_nested or not found.is_floating_point():
         return None
-    if len(found) != of.size:
+    if found.shape[:1] != (of.size,) or (found.dim() < 2 and not whole):
         return None
     of_tokens = found.dim() in (3, 4) and of.tokens is not None
     with contextlib.suppress(LayerError):
         if found.dim() in (3, 4) and of.tokens is not None:
             found = as_tokens("model", model, found, of.tokens, of.axes, own=False)  # labels are of the input's tokens
-        elif found.dim() == 3 and options.tokens in ("cls", "last"):
+        elif found.dim() == 3 and options.tokens in ("cls", "last") and not whole:
             found = as_one("model", model, found, options.tokens, of.real, of.axes)[0]
+    if whole and of.tokens is None:
+        return (found[:, None] if found.dim() == 1 else found), False
     return (found.float(), of_tokens) if found.dim() == 2 else None
 
 

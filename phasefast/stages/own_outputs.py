@@ -1,137 +1,241 @@
-"""The model's own loss and accuracy, from outputs taken batch by batch: all of them together may be large."""
+"""The model's own errors, from outputs taken batch by batch: all of them together may be large."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..common.fetching import fetched
 from ..errors import NonFiniteError, PhasefastError
-from ..metrics import LOSS, accuracy_by
+from ..metrics import FVU, LOSS, MSE, accuracy_by
 from ..results.scores import MODEL_LAYER
 from ..types import Score, balanced_weights
 
-_AT_ONCE = 1 << 26  # logits, of which a copy is made
-Labels = tuple[Tensor | None, Tensor | None]
+_AT_ONCE = 1 << 26  # numbers, of which a copy is made
+_SHOWING, _ROUNDING = 64, 1e-3  # rows that show whether numbers are probabilities, and of these in 16 bits
+Expected = tuple[Tensor | None, Tensor | None]
 
 
 class OwnOutputs:
-    """Cross-entropy ``loss`` and ``accuracy`` of the model's own outputs for a label, layer ``"model"``.
+    """Scores of the model's own outputs for a target, layer ``"model"``.
 
     Args:
-        name: of the label target. classes: its number of them.
-        labels: by split, of samples and of tokens that are rows, [n] each; None where there are none of these.
+        name: of the target. shape: of an output, without samples.
+        expected: by split, what outputs of samples and of tokens that are rows should be, [n, ...] each; or None.
         sizes: by split, how many samples and rows there are.
-        balanced: ``balanced_accuracy`` instead: all classes that a split has count alike.
 
     Attributes:
+        whole: whether outputs of all shapes count, or rows of numbers only.
         lost: why there are no scores, if the outputs are not numbers.
     """
+
+    whole: ClassVar[bool]
+
+    def __init__(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        expected: Mapping[str, Expected],
+        sizes: Mapping[str, tuple[int, int]],
+    ) -> None:
+        self.lost = dict[str, PhasefastError]()
+        self._name, self._shape, self._expected, self._sizes = name, shape, expected, sizes
+        self._found: dict[str, list[tuple[bool, int, tuple[int, ...]]]] = {split: [] for split in expected}
+        self._sums: dict[str, list[Tensor]] = {split: [] for split in expected}
+        self._rows: dict[str, list[Tensor]] = {split: [] for split in expected}
+
+    def add(self, split: str, of_tokens: bool, start: int, outputs: Tensor) -> None:
+        """Outputs [b, ...] of the samples, or [b, c] of the tokens, from ``start`` on."""
+        shape = tuple(outputs.shape[1:])
+        self._found[split].append((of_tokens, len(outputs), shape))
+        expected = self._expected[split][of_tokens]
+        if expected is None or not self._fits(shape):
+            return
+        for part in outputs.split(max(_AT_ONCE // max(shape[0], outputs[0].numel()), 1)):
+            total, rows = self._errors(part, expected[start : start + len(part)].to(part.device))
+            self._sums[split].append(total)
+            self._rows[split].append(rows)
+            start += len(part)
+
+    def _fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether outputs of a shape are those expected."""
+        return shape == self._shape
+
+    def _errors(self, outputs: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum of the losses of some outputs, NaN where there is none, and what there is of each, [b]."""
+        raise NotImplementedError
+
+    def scores(self) -> list[Score]:
+        """None of splits without outputs for each sample or row, or of which nothing is expected, and none of NaN."""
+        scores = []
+        there = [split for split, sums in self._sums.items() if self._kind is not None and sums]
+        parts = (part for split in there for part in (torch.stack(self._sums[split]).sum(), *self._of_rows(split)))
+        own = iter(fetched(*parts))
+        for split, total, rows, weights in zip(there, own, own, own, strict=True):
+            if total.isnan():
+                text = f"NaN or Inf in the model's outputs on the {split} rows; the weights have diverged or overflow"
+                self.lost.setdefault(MODEL_LAYER, NonFiniteError(f"layer {MODEL_LAYER!r}: {text}"))
+                continue
+            scores += self._scores(split, float(total), rows, weights)
+        return scores
+
+    def _of_rows(self, split: str) -> tuple[Tensor, Tensor]:
+        """What there is of each row, [n], and what they count, [n] or nothing."""
+        rows = torch.cat(self._rows[split])
+        return rows, rows.new_empty(0)
+
+    def _scores(self, split: str, total: float, rows: Tensor, weights: Tensor) -> list[Score]:
+        raise NotImplementedError
+
+    @property
+    def problem(self) -> str:
+        """Why there are no scores, if the model's outputs are the reason; else empty."""
+        none = f"no rows of layer {MODEL_LAYER!r}"
+        if self._kind is None:
+            return f"{none}: {self._no_rows}"
+        of_tokens, shape = self._kind
+        if any(expected[of_tokens] is None for expected in self._expected.values()):
+            return f"{none}: the model's output is for samples, but target {self._name!r} for their tokens"
+        return "" if self._fits(shape) else f"{none}: {self._misfit(shape, of_tokens)}"
+
+    _no_rows: ClassVar[str]
+
+    def _misfit(self, shape: tuple[int, ...], of_tokens: bool) -> str:
+        """Why outputs of a shape are not those expected."""
+        raise NotImplementedError
+
+    @property
+    def _kind(self) -> tuple[bool, tuple[int, ...]] | None:
+        """Whether outputs are of tokens, and their shape, if there are some for all samples, or rows, and all alike.
+
+        Such as [b, b] are none of classes.
+        """
+        kinds = {(of_tokens, shape) for found in self._found.values() for of_tokens, _, shape in found}
+        if len(kinds) != 1:
+            return None
+        ((of_tokens, shape),) = kinds
+        counts = {split: sum(rows for _, rows, _ in found) for split, found in self._found.items()}
+        whole = all(counts[split] == sizes[of_tokens] for split, sizes in self._sizes.items())
+        return (of_tokens, shape) if whole else None
+
+
+class OwnClasses(OwnOutputs):
+    """Cross-entropy ``loss`` and ``accuracy`` of logits, or of probabilities.
+
+    Args:
+        classes: how many. expected: labels. balanced: ``balanced_accuracy`` instead: all classes that a split has count
+            alike. others: as for :class:`OwnOutputs`.
+    """
+
+    whole = False
+    _no_rows = (
+        "the model's output has no row of numbers, such as logits, for each sample or token; its own accuracy is not "
+        "known; predicts='none' if it predicts no classes"
+    )
 
     def __init__(
         self,
         name: str,
         classes: int,
-        labels: Mapping[str, Labels],
+        expected: Mapping[str, Expected],
         sizes: Mapping[str, tuple[int, int]],
         balanced: bool = False,
     ) -> None:
-        self._balanced, self.lost = balanced, dict[str, PhasefastError]()
-        self._name, self._classes, self._labels, self._sizes = name, classes, labels, sizes
-        self._found: dict[str, list[tuple[bool, int, int]]] = {split: [] for split in labels}  # of tokens, rows, width
-        self._losses: dict[str, list[Tensor]] = {split: [] for split in labels}
-        self._hits: dict[str, list[Tensor]] = {split: [] for split in labels}
+        super().__init__(name, (classes,), expected, sizes)
+        self._classes, self._balanced = classes, balanced
 
-    def add(self, split: str, of_tokens: bool, start: int, logits: Tensor) -> None:
-        """Outputs [b, c] of the samples, or of the tokens, from ``start`` on."""
-        self._found[split].append((of_tokens, *logits.shape))
-        labels = self._labels[split][of_tokens]
-        if labels is None or logits.shape[1] != self._classes:
-            return
-        for part in logits.split(max(_AT_ONCE // logits.shape[1], 1)):
-            expected = labels[start : start + len(part)].to(part.device)
-            top, guess = part.max(1)  # NaN where there is any
-            # In float64 wide outputs would take longer than the model.
-            totals = (part - top[:, None]).exp_().sum(1).double()
-            below = (top - part.gather(1, expected[:, None])[:, 0]).double()
-            self._losses[split].append((totals.log() + below).sum())
-            self._hits[split].append((guess == expected) & ~top.isnan())
-            start += len(part)
+    def _errors(self, outputs: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
+        top, guess = outputs.max(1)  # NaN where there is any
+        own = outputs.gather(1, expected[:, None])[:, 0].double()
+        # In float64 wide outputs would take longer than the model.
+        totals = (outputs - top[:, None]).exp_().sum(1).double()
+        losses = totals.log() + (top.double() - own)
+        # Probabilities, of a softmax at the end, are no logits.
+        some = outputs[:_SHOWING]
+        shares = (some >= 0).all() & ((some.sum(1) - 1).abs() < _ROUNDING).all()
+        return torch.where(shares, -own.log(), losses).sum(), (guess == expected) & ~top.isnan()
 
-    def scores(self) -> list[Score]:
-        """None of splits without outputs for each sample or row, or without labels, and none of NaN or Inf."""
-        scores = []
-        there = [split for split, losses in self._losses.items() if self._kind is not None and losses]
-        own = iter(fetched(*(part for split in there for part in self._sums(split))))
-        for split, loss, hits, weights in zip(there, own, own, own, strict=True):
-            if loss.isnan():
-                text = f"NaN or Inf in the model's outputs on the {split} rows; the weights have diverged or overflow"
-                self.lost.setdefault(MODEL_LAYER, NonFiniteError(f"layer {MODEL_LAYER!r}: {text}"))
-                continue
-            rows, samples = len(hits), hits.float() if split == "heldout" else None
-            same = MODEL_LAYER, self._classes, self._name, split
-            units = weights.float() if self._balanced and samples is not None else None
-            scores.append(Score(*same, LOSS, float(loss) / rows, rows))
-            accuracy = accuracy_by(self._balanced)
-            scores.append(Score(*same, accuracy, float(hits.mean()), rows, samples=samples, weights=units))
-        return scores
+    def _of_rows(self, split: str) -> tuple[Tensor, Tensor]:
+        hits, weights = super()._of_rows(split)
+        if not self._balanced:
+            return hits, weights
+        ((of_tokens, _, _), *_) = self._found[split]
+        labels = self._expected[split][of_tokens]
+        assert labels is not None
+        weights = balanced_weights(labels.to(hits.device), self._classes)
+        return hits * weights, weights
 
-    def _sums(self, split: str) -> tuple[Tensor, Tensor, Tensor]:
-        """The sum of all losses, what each row is right about, [n], and counts, [n] or nothing."""
-        hits = torch.cat(self._hits[split])
-        weights = hits.new_empty(0)
-        if self._balanced:
-            ((of_tokens, _, _), *_) = self._found[split]
-            labels = self._labels[split][of_tokens]
-            assert labels is not None
-            weights = balanced_weights(labels.to(hits.device), self._classes)
-            hits = hits * weights
-        return torch.stack(self._losses[split]).sum(), hits, weights
+    def _scores(self, split: str, total: float, rows: Tensor, weights: Tensor) -> list[Score]:
+        samples = rows.float() if split == "heldout" else None
+        units = weights.float() if self._balanced and samples is not None else None
+        same, accuracy = (MODEL_LAYER, self._classes, self._name, split), accuracy_by(self._balanced)
+        return [
+            Score(*same, LOSS, total / len(rows), len(rows)),
+            Score(*same, accuracy, float(rows.mean()), len(rows), samples=samples, weights=units),
+        ]
 
-    @property
-    def problem(self) -> str:
-        """Why there are no scores, if the model's outputs are the reason; else empty."""
-        if self._kind is None:
-            return (
-                f"no rows of layer {MODEL_LAYER!r}: the model's output has no row of numbers, such as logits, for each "
-                "sample or token; its own accuracy is not known"
-            )
-        of_tokens, width = self._kind
-        if any(labels[of_tokens] is None for labels in self._labels.values()):
-            return (
-                f"no rows of layer {MODEL_LAYER!r}: the model's output is for samples, but target {self._name!r} for "
-                "their tokens"
-            )
-        if width == self._classes:
-            return ""
+    def _misfit(self, shape: tuple[int, ...], of_tokens: bool) -> str:
         tops = {
             split: int(found.max())
-            for split, labels in self._labels.items()
+            for split, labels in self._expected.items()
             if (found := labels[of_tokens]) is not None
         }
         to = " and ".join(f"{top} in {split}" for split, top in tops.items())
         up = f" (up to {to} samples)" if len(set(tops.values())) > 1 else ""
+        outputs = f"{shape[0]} output{'s' * (shape[0] > 1)}"
         return (
-            f"no rows of layer {MODEL_LAYER!r}: the model has {width} outputs, but target {self._name!r} has "
-            f"{self._classes} classes{up}, as for an encoder; if it was trained on these labels, give them numbered as "
-            "in training, from 0, or Label(classes)"
+            f"the model has {outputs}, but target {self._name!r} has {self._classes} classes{up}, as for an encoder; "
+            "if it was trained on these labels, give them numbered as in training, from 0, or Label(classes); if not, "
+            "predicts='none'"
         )
 
-    @property
-    def _kind(self) -> tuple[bool, int] | None:
-        """Whether outputs are of tokens, and their width, if there are some for all samples, or rows, and all as wide.
 
-        Such as [b, b] are none of classes.
-        """
-        kinds = {(of_tokens, width) for found in self._found.values() for of_tokens, _, width in found}
-        if len(kinds) != 1:
-            return None
-        ((of_tokens, width),) = kinds
-        counts = {split: sum(rows for _, rows, _ in found) for split, found in self._found.items()}
-        return (
-            (of_tokens, width)
-            if all(counts[split] == sizes[of_tokens] for split, sizes in self._sizes.items())
-            else None
-        )
+class OwnNumbers(OwnOutputs):
+    """``mse`` and ``fvu`` of predicted numbers, such as reconstructions of the input.
+
+    Args:
+        expected: the target's values as they were given. wholes: by split, ``TargetMatrix.wholes``.
+        others: as for :class:`OwnOutputs`.
+    """
+
+    whole = True
+    _no_rows = "the model's output has no numbers for each sample, or token; its own error is not known"
+
+    def __init__(
+        self,
+        name: str,
+        expected: Mapping[str, Expected],
+        sizes: Mapping[str, tuple[int, int]],
+        wholes: Mapping[str, Mapping[str, float]],
+    ) -> None:
+        one = next(own for own in expected["fit"] if own is not None)
+        super().__init__(name, tuple(one.shape[1:]), expected, sizes)
+        self._wholes = wholes
+
+    def _fits(self, shape: tuple[int, ...]) -> bool:
+        """Axes of length 1 aside, or one is flat: [b, h, w, c] are not [b, c, h, w]."""
+        own, given = ([side for side in sides if side > 1] for sides in (self._shape, shape))
+        flat = len(own) < 2 or len(given) < 2
+        return own == given or (flat and torch.Size(own).numel() == torch.Size(given).numel())
+
+    def _errors(self, outputs: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
+        rows = (outputs.double().flatten(1) - expected.reshape(len(expected), -1)).square_().sum(1)
+        total = rows.sum()
+        return torch.where(total.isfinite(), total, math.nan), rows
+
+    def _scores(self, split: str, total: float, rows: Tensor, weights: Tensor) -> list[Score]:
+        whole = self._wholes[split]
+        same = MODEL_LAYER, torch.Size(self._shape).numel(), self._name, split
+        samples = (rows * (len(rows) / whole[FVU])).float() if split == "heldout" else None
+        return [
+            Score(*same, MSE, total / whole[MSE], len(rows)),
+            Score(*same, FVU, total / whole[FVU], len(rows), samples=samples),
+        ]
+
+    def _misfit(self, shape: tuple[int, ...], of_tokens: bool) -> str:
+        of, given, own = "token" if of_tokens else "sample", list(shape), list(self._shape) or [1]
+        return f"the model gives {given} numbers for each {of}, but target {self._name!r} has {own}"

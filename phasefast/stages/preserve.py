@@ -9,13 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from ..common.interrupts import interrupts_held
 from ..common.random_state import random_state_kept
 
 
 @contextmanager
-def preserved(model: nn.Module, device: torch.device, keep: torch.device | None = None) -> Iterator[list[str]]:
+def preserved(
+    model: nn.Module, device: torch.device, keep: torch.device | None = None
+) -> Iterator[dict[str, list[str]]]:
     """Evaluate ``model`` on ``device`` without gradients, matrix products in full float32; restore everything after.
 
     Buffers are replaced by copies meanwhile, so that a backward pass under way still finds the ones it saved.
@@ -25,9 +28,10 @@ def preserved(model: nn.Module, device: torch.device, keep: torch.device | None 
             are not put back, for models that get other weights next.
 
     Yields:
-        A list that names, in the end, the parameters whose values were put back.
+        Lists that name, in the end, the ``"parameters"`` whose values were put back, and the ``"buffers"`` of numbers,
+        except BatchNorm's, which other modes than theirs may change.
     """
-    changed: list[str] = []
+    changed: dict[str, list[str]] = {"parameters": [], "buffers": []}
     with (
         interrupts_held(),
         _modes_kept(model),
@@ -37,14 +41,32 @@ def preserved(model: nn.Module, device: torch.device, keep: torch.device | None 
         _uncompiled(),
         _own_forward(model),
         on_device(model, device),
-        _values_kept(model, keep, changed),
+        _values_kept(model, keep, changed["parameters"]),
     ):
+        found = _numbers(model) if keep is not None else {}
         copies = {id(buffer): buffer.detach().clone() for buffer in model.buffers()}
         for module in model.modules():
             named = {name: copies[id(b)] for name, b in module._buffers.items() if b is not None}
             module._buffers.update(named)
         model.eval()
         yield changed
+        now = _numbers(model) if found else {}
+        alike = [name for name, own in found.items() if name in now and now[name].shape == own.shape]
+        differ = _differ([(now[name], found[name]) for name in alike])
+        changed["buffers"] += [name for name, differs in zip(alike, differ, strict=True) if differs]
+
+
+def _numbers(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers of numbers by name, except BatchNorm's."""
+    return {
+        f"{place}.{name}".lstrip("."): buffer
+        for place, module in model.named_modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+        and buffer.is_floating_point()
+        and buffer.layout == torch.strided
+        and not isinstance(module, _NormBase)
+    }
 
 
 @contextmanager
@@ -105,7 +127,7 @@ def _values_kept(model: nn.Module, where: torch.device | None, changed: list[str
 
 def _differ(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[bool]:
     """Which tensors differ from copies of them, on whose device they are compared; NaN is the same as itself."""
-    if all(copied.device.type == "cpu" for _, copied in pairs):
+    if all(copied.device.type == "cpu" for _, copied in pairs):  # or there are none
         return [not torch.equal(_integers(own.cpu()), _integers(copied)) for own, copied in pairs]
     flags = [(_integers(own.to(copied.device)) != _integers(copied)).any() for own, copied in pairs]
     found: list[bool] = torch.stack(flags).tolist()  # a GPU is waited for once

@@ -186,18 +186,23 @@ def build_targets(
     return made
 
 
-def given_columns(target: Target, fit: Split, heldout: Split, tokens: Mapping[str, TokenRows] | None) -> Tensor:
-    """Columns [n, p] of a target on the fit rows as they were given: with their means, and all, of classes the numbers.
+def given_values(
+    target: Target, fit: Split, heldout: Split, tokens: Mapping[str, TokenRows] | None
+) -> tuple[Tensor, Tensor]:
+    """What rows [n, ...] and [m, ...] have of a target as it was given: with means, and all, of classes the numbers.
 
     Args:
         fit, heldout, tokens: as for ``build_targets``.
     """
     plain = target if _encodes_as_usual(target) else None
-    values, _ = own_columns(target, fit, heldout, tokens is not None) if plain is None else plain.given(fit, heldout)
-    if tokens is not None:
-        of_tokens = plain is not None or values.dim() == 3
-        values = tokens["fit"].rows(values) if of_tokens else tokens["fit"].repeated(values)
-    return values.reshape(len(values), -1)
+    both = own_columns(target, fit, heldout, tokens is not None) if plain is None else plain.given(fit, heldout)
+    if tokens is None:
+        return both
+    found = [
+        tokens[split].rows(own) if plain is not None or own.dim() == 3 else tokens[split].repeated(own)
+        for split, own in zip(("fit", "heldout"), both, strict=True)
+    ]
+    return found[0], found[1]
 
 
 def _encodes_as_usual(target: Target) -> TypeGuard[OwnTarget]:

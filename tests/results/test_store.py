@@ -242,6 +242,7 @@ OTHERWISE = {
     "padding": 0,
     "pool": 2,
     "batch_size": 7,
+    "predicts": "input",
 }
 # What is measured beside them is added to a step, and where and by which way changes no number.
 NO_SETTINGS = {"layers", "targets", "target_components", "device", "route", "memory"}

@@ -207,7 +207,7 @@ def test_what_changed_is_named_and_put_back_after_errors_too() -> None:
     with pytest.raises(RuntimeError, match="midway"):
         fail()
     (changed,) = seen
-    assert changed == ["other", "turned"]
+    assert changed == {"parameters": ["other", "turned"], "buffers": []}
     assert all(torch.equal(each.nan_to_num(7.0), before[name].nan_to_num(7.0)) for name, each in parameters.items())
     assert parameters["turned"].stride() == before["turned"].stride()
 
