@@ -19,6 +19,7 @@ import phasefast as pf
 from phasefast.checkpoints.sources import SUFFIXES
 from phasefast.cli import app
 from phasefast.experiments.claims import check_claims
+from tests.quiet import no_warnings
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(ROOT.glob("docs/*.md.jinja"))
@@ -238,3 +239,69 @@ def test_the_document_on_sequences_runs_as_written(capsys: pytest.CaptureFixture
     printed = capsys.readouterr().out
     assert "model.of_image" in printed
     assert "image fvu" in printed
+
+
+class _Vae(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 8))
+        self.latent, self.decoder = torch.nn.Identity(), torch.nn.Linear(4, 64)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        mean, spread = self.encoder(x).chunk(2, 1)
+        mean = self.latent(mean)
+        return self.decoder(mean).view_as(x), mean, spread
+
+
+class _Unet(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.Conv2d(4, 1, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.up(self.down(x) + time[:, None, None, None] / 100)
+        return found
+
+
+class _Policy(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.pi, self.value = (torch.nn.Linear(i, o) for i, o in ((6, 5), (5, 3), (5, 1)))
+
+    def forward(self, x: torch.Tensor) -> tuple[Any, torch.Tensor]:
+        hidden = self.trunk(x).tanh()
+        return torch.distributions.Categorical(logits=self.pi(hidden)), self.value(hidden)[:, 0]
+
+
+def test_the_recipes_run_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    recipes = re.findall(r"```python\n(.*?)```", (ROOT / "docs/recipes.md").read_text("utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    state = torch.randn(400, 6)
+    names: dict[str, Any] = {
+        "pf": pf,
+        "torch": torch,
+        "images": torch.rand(400, 1, 8, 8),
+        "vae": _Vae(),
+        "unet": _Unet(),
+        "policy": _Policy(),
+        "observations": state + 0.1 * torch.randn(400, 6),
+        "state": state[:, :2],
+        "actions": torch.randint(3, (400,)),
+        "episode": torch.arange(400) // 10,
+    }
+    shown = list[Any]()
+    with no_warnings():
+        for recipe in recipes:
+            exec(recipe, names | {"print": shown.append})
+    autoencoder, diffusion, agent = shown
+    assert Path("vae.png").is_file()
+    assert autoencoder.has_curve("model", "input", "fvu")
+    assert autoencoder.layers == ["encoder", "latent", "decoder"]
+    assert diffusion.has_curve("model", "noise", "fvu")
+    assert diffusion.targets == ["input", "clean", "noise"]
+    assert agent.has_curve("model", "label", "accuracy")
+    assert (
+        len(agent.filter(layer="trunk", target="state", metric="fvu", split="heldout").to_arrow()["samples"][0]) == 10
+    )
