@@ -25,7 +25,6 @@ from .configuration import Configuration
 from .data.batches import chunk_bounds, fast_size, first_rows, model_inputs, warn_of_rounding
 from .data.outputs import rows_in
 from .data.probe_set import ProbeSet
-from .data.samples import random_order
 from .data.sequences import check_padding, looks_padded
 from .data.target_cache import TargetCache
 from .data.token_rows import TokenRows, Units
@@ -116,15 +115,12 @@ class Engine:
             else None
         )
         self.units = Units(tokens, probe_set.groups)
-        self._mixed = None  # the order of the fit rows whose batches statistics are averaged over
-        if probe_set.groups is not None:  # whose samples stand side by side, and scatter less than all
-            mixed = random_order(probe_set.n_fit, 0)
-            if probe_set.fit_rows is not None:  # as they would stand without groups
-                mixed = probe_set.fit_rows.argsort()[mixed]
-            self._mixed = mixed.to(self._fit_inputs.device)
+        if probe_set.groups is not None and self.batchnorm == "batch":
             alone = int(probe_set.groups["fit"].counts.max()) == 1
-            if self.batchnorm == "batch" and not alone and fresh_statistics(self.model):
+            if not alone and fresh_statistics(self.model):
                 warn("batchnorm='batch' takes the statistics of few groups at a time: give batchnorm='recompute'")
+        mixed = probe_set.mixed  # rows of a group resemble each other: batches of them would scatter less than all
+        self._mixed = None if mixed is None else mixed.to(self._fit_inputs.device)
         folds = self.units.folds(self.method.folds(probe_set.n_fit))
         data = probe_set.inputs_digest + self.units.token_digest + self.units.group_digest
         cache = None if out is None or config.per_column else TargetCache(Path(out) / "cache", data)

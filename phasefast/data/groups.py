@@ -87,6 +87,14 @@ class Groups:
         return (sums * (len(self.counts) / len(self.numbers))).to(values.dtype)
 
 
+def taken(values: Any, name: str) -> Any:
+    """The values of a name, which are no longer among them; DataError where there are none."""
+    if not isinstance(values, dict) or name not in values:
+        there = sorted(map(str, values)) if isinstance(values, dict) else []
+        raise DataError(f"groups {name!r}: expected the name of one of the values, {there}, or groups of both splits")
+    return values.pop(name)
+
+
 def numbered(given: tuple[Names, Names], sizes: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """The groups of fit and held-out samples [n] and [m], as integers.
 

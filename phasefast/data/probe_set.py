@@ -18,7 +18,7 @@ from ..common.notices import warn
 from ..errors import ArgumentError, DataError
 from ..types import TargetKind
 from .contents import hash_of, warn_of_copies
-from .groups import Groups, numbered
+from .groups import Groups, numbered, taken
 from .samples import as_numbers, draw, instead_of_a_pair, random_order
 from .target_types import Values
 
@@ -130,7 +130,7 @@ class ProbeSet:
             DataError: too few rows, shapes or lengths that do not match, NaN or Inf, labels that are not integers.
         """
         values = dict(values) if isinstance(values, Mapping) else values
-        of_groups = _taken(values, groups) if isinstance(groups, str) else groups
+        of_groups = taken(values, groups) if isinstance(groups, str) else groups
         _check_pairs(values)
         fit_inputs, heldout_inputs = _of_array("fit", fit_inputs), _of_array("heldout", heldout_inputs)
         fit_values, heldout_values = ({name: both[i] for name, both in (values or {}).items()} for i in (0, 1))
@@ -300,6 +300,14 @@ class ProbeSet:
             return None
         return {"fit": Groups(self.fit_groups), "heldout": Groups(self.heldout_groups)}
 
+    @property
+    def mixed(self) -> Tensor | None:
+        """An order [n] of the fit rows that mixes groups, as they would stand without them; None without groups."""
+        if self.groups is None:
+            return None
+        order = random_order(self.n_fit, 0)
+        return order if self.fit_rows is None else self.fit_rows.argsort()[order]
+
     @cached_property
     def inputs_digest(self) -> str:
         """Content hash of the inputs alone, in hexadecimal."""
@@ -352,14 +360,6 @@ def _check_split(split: str, inputs: Tensor, labels: Tensor | None, minimum: int
 
 def _of_array(split: str, given: Any) -> Any:
     return as_numbers(f"{split}_inputs", given) if isinstance(given, np.ndarray) else given
-
-
-def _taken(values: Any, name: str) -> Any:
-    """The values of a name, which are no longer among them; DataError where there are none."""
-    if not isinstance(values, dict) or name not in values:
-        there = sorted(map(str, values)) if isinstance(values, dict) else []
-        raise DataError(f"groups {name!r}: expected the name of one of the values, {there}, or groups of both splits")
-    return values.pop(name)
 
 
 def _check_pairs(values: Any) -> None:
