@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .algebra.components import RANDOM_COLUMNS
 from .algebra.workspace import Workspace
 from .checkpoints import weights_hash
-from .common.notices import shown, warn
+from .common.notices import Once, shown, warn
 from .common.random_state import fix_random_state, telling_draws
 from .configuration import Configuration
 from .data.batches import chunk_bounds, fast_size, first_rows, model_inputs, warn_of_rounding
@@ -146,7 +146,7 @@ class Engine:
         tensors = [*self.model.parameters(), *self.model.buffers()]
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # of sparse ones too
         self._keep = self.device if size <= _KEPT_SHARE * budget else torch.device("cpu")
-        self._told: set[str] = set()  # what was warned of
+        self._once = Once()
         self.lost: dict[str, PhasefastError] = {}
         self._workspace = Workspace(_FREE_SHARE * budget)
         self._measured = False
@@ -181,7 +181,7 @@ class Engine:
             start, weights = time.perf_counter(), weights_hash(self.model)
             with self._workspace, self._prepared(keep, only) as groups:
                 if changed := self._functions.changed():
-                    self._tell(
+                    self._once.warn(
                         f"targets {shown(changed)}: their functions give other values than before, although they are "
                         "evaluated once for all steps: do they read the model's weights?"
                     )
@@ -192,12 +192,12 @@ class Engine:
                         scores += own.scores()
                         self.lost |= own.lost
                         if own.problem:
-                            self._tell(own.problem)
+                            self._once.warn(own.problem)
                     scores += score_cells(cells, self.targets, self.method)
                 found = only is not None or any(score.fit is not None for score in scores)
                 self._settle(found, f" at step {step}")
         if dead := {score.layer for score in scores if score.fit is not None and score.fit.rank == 0}:
-            self._tell(
+            self._once.warn(
                 f"layers {shown(dead)}: nothing is decoded at step {step}, since their activations are the same for "
                 "all samples",
                 about=f"dead {sorted(dead)}",
@@ -246,14 +246,14 @@ class Engine:
             raise next(iter(self.lost.values()))
         if self.lost:
             text = "; ".join(map(str, self.lost.values()))
-            self._tell(f"layers: left out {len(self.lost)}{when}: {text}", about=f"lost {sorted(self.lost)}")
+            self._once.warn(f"layers: left out {len(self.lost)}{when}: {text}", about=f"lost {sorted(self.lost)}")
 
     @contextmanager
     def _prepared(self, keep: bool = True, only: Collection[str] | None = None) -> Iterator[list[list[Layer]]]:
         """The model ready to be run, and restored after; yields the layers in groups that are captured together."""
         with _MEASURING:
             if self.batchnorm != "running" and (frozen := frozen_norms(self.model)):
-                self._tell(
+                self._once.warn(
                     f"batchnorm={self.batchnorm!r} does not use the running statistics of {shown(frozen)}, which are "
                     "in evaluation mode in a model in training: if they are frozen, give batchnorm='running'"
                 )
@@ -267,7 +267,7 @@ class Engine:
                     yield self._groups(layers)[0]
             for kind, names in changed.items():
                 if names:
-                    self._tell(
+                    self._once.warn(
                         f"forward changes the {kind} {shown(names)} in evaluation mode too: they are put back after "
                         "each measurement, but change during it, so scores depend on the batches; to avoid that, "
                         "update them only if self.training"
@@ -277,12 +277,6 @@ class Engine:
         problem = self.method.problem(len(self.targets.heldout), self.targets, self.rows.dtype)
         return group_layers(layers, problem, int(self.method.budget), self.method.route), problem
 
-    def _tell(self, text: str, about: str = "") -> None:
-        """Warn, but only once with the same text, or ``about`` the same."""
-        if (about or text) not in self._told:
-            self._told.add(about or text)
-            warn(text)
-
     def _known_layers(self) -> list[Layer]:
         self._layers = self._layers or self._discovered()
         return self._layers
@@ -291,7 +285,7 @@ class Engine:
         """The layers, as the first few samples show them."""
         first = next(model_inputs(self._fit_inputs, first_rows(self._fit_inputs), self.model, self.device))
         try:
-            with telling_draws(self.device, lambda: rows_in(self.model(first.clone())), self._tell):
+            with telling_draws(self.device, lambda: rows_in(self.model(first.clone())), self._once.warn):
                 return discover_layers(self.model, self.names, first, self.rows, self.named)
         except PhasefastError:
             raise

@@ -14,7 +14,7 @@ from torch import nn
 
 from .checkpoints import Reader, check_copies, constants_of, order_checkpoints
 from .checkpoints.sources import Source
-from .common.notices import warn
+from .common.notices import Once
 from .data.probe_set import ProbeSet
 from .engine import Engine
 from .errors import PASSING, ArgumentError, CheckpointError, SweepError, UnreadableError
@@ -125,7 +125,7 @@ class Sweeper:
         self._stored = open_store(out, engine.config_hash, engine.settings, engine.target_hashes, overwrite)
         self._lost = lost_layers(out) if self._stored else {}
         self.count = 0
-        self._told = False  # of another job
+        self._once = Once()
         self._measured = False
         self._provenance = Provenance(engine, reader, self._stored)
 
@@ -191,11 +191,11 @@ class Sweeper:
             scores = self._stored[step]
         elif source_hash is not None:
             scores = scores.with_column("source_hash", source_hash)
-        if step not in self._stored and not self._told and shard_file(self._out, step).exists():
-            self._told = True
-            warn(
+        if step not in self._stored and shard_file(self._out, step).exists():
+            self._once.warn(
                 f"{self._out}: another job has stored step {step} meanwhile: jobs that do the same work can share it, "
-                "with shard=(i, n) (--shard)"
+                "with shard=(i, n) (--shard)",
+                about="another job",
             )
         if not self._measured and self._constants and source_hash is not None:  # what a forward changes is none
             now = constants_of(engine.model)

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from ..common.notices import held, warn
+from ..common.notices import held
 from ..errors import UnreadableError
 from .reading import Reader
 from .sources import Source
@@ -68,9 +68,7 @@ def _taken(future: Future[tuple[Read, list[str]]], device: torch.device, reader:
     """
     read, texts = future.result()
     for text in texts:
-        if text not in reader.told:
-            reader.told.add(text)
-            warn(text)
+        reader.once.warn(text)
     for value in read[0].values() if device.type == "cuda" else ():
         value.record_stream(torch.cuda.current_stream(device))
     return read

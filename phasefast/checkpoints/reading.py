@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..common.notices import shown, warn
+from ..common.notices import Once, shown, warn
 from ..errors import ArgumentError, CheckpointError, PhasefastError, UnreadableError
 from .entries import entry_of, is_there
 from .fingerprint import file_hash, salted
@@ -29,13 +29,13 @@ class Reader:
 
     Attributes:
         load: gives the state dict of a path instead.
-        told: what was warned of. ways: the keys under which weights were, with the first checkpoint of each.
+        once: what was warned of. ways: the keys under which weights were, with the first checkpoint of each.
     """
 
     weights_only: bool = True
     key: str | None = None
     load: Callable[[Path], Mapping[str, Any]] | None = None
-    told: set[str] = field(default_factory=set, compare=False, repr=False)
+    once: Once = field(default_factory=Once, compare=False, repr=False)
     ways: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -26,6 +26,19 @@ def warn(text: str) -> None:
     warnings.warn(text, RuntimeWarning, stacklevel=level)
 
 
+class Once:
+    """Warnings that are given but once."""
+
+    def __init__(self) -> None:
+        self._told = set[str]()
+
+    def warn(self, text: str, about: str = "") -> None:
+        """Warn, unless it was done with the same text, or ``about`` the same."""
+        if (about or text) not in self._told:
+            self._told.add(about or text)
+            warn(text)
+
+
 @contextlib.contextmanager
 def held() -> Iterator[list[str]]:
     """The warnings of this thread are kept, for the one that waits for it: there is no line of the user's in this."""
