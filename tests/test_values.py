@@ -217,14 +217,6 @@ def test_saved_and_loaded_and_told_apart(tmp_path: Path) -> None:
     assert made(age=(AGE[:60], AGE[60:])).digest != made(years=(AGE[:60], AGE[60:])).digest
 
 
-def test_files_of_before_there_were_values_are_read(tmp_path: Path) -> None:
-    probe_set = made()
-    probe_set.save(tmp_path / "p.pt")
-    content = torch.load(tmp_path / "p.pt")
-    torch.save({name: each for name, each in content.items() if "values" not in name}, tmp_path / "old.pt")
-    assert pf.ProbeSet.load(tmp_path / "old.pt").digest == probe_set.digest
-
-
 @pytest.mark.parametrize(
     ("both", "words"),
     [

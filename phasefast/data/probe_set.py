@@ -212,12 +212,10 @@ class ProbeSet:
             raise DataError(
                 f"{name}: expected a probe set, got a file that is truncated or of another kind ({kind}); {mend}"
             ) from error
-        names = [each.name for each in fields(cls)]
-        older: dict[str, Any] = {each.name: None for each in fields(cls) if each.default is None}
-        older |= {"fit_values": {}, "heldout_values": {}}
-        if not isinstance(found, dict) or {**older, **found}.keys() != {"digest", *names}:
+        names = ["digest", *(each.name for each in fields(cls))]
+        if not isinstance(found, dict) or found.keys() != set(names):
             got = sorted(map(str, found)) if isinstance(found, dict) else type(found).__name__
-            raise DataError(f"{name}: expected a probe set with {['digest', *names]}, got {got}; {mend}")
+            raise DataError(f"{name}: expected a probe set with {names}, got {got}; {mend}")
         expected = found.pop("digest")
         try:
             loaded = cls(**found)

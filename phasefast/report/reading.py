@@ -51,7 +51,7 @@ def _gaps(scores: Scores, failed: Mapping[int, Failure], lost: Mapping[int, Coll
         gaps: dict[frozenset[str], list[str]] = {}
         for target, layers in asked.items():
             lacking = {*part.lacking(layers, [target])} - {*lost.get(step, ())}
-            lacking -= {layer for layer in lacking if f"layer {layer!r}:" in before.error}  # as older versions kept it
+            lacking -= {layer for layer in lacking if f"layer {layer!r}:" in before.error}  # which says why
             gaps.setdefault(frozenset(lacking), []).append(target)
         texts = [
             f"{shown(targets)} of layers {shown(layers)} was not measured" for layers, targets in gaps.items() if layers

@@ -48,9 +48,7 @@ def check_origin(directory: str | Path, origin: str, confirmed: bool, of_all: bo
 def read_origins(directory: str | Path) -> list[str]:
     """The folders or repositories that a run directory has scores of checkpoints from, as far as they are known."""
     known = read_json(store_folder(directory) / _ORIGIN)
-    if known is None:
-        return []
-    return [str(each) for each in known] if isinstance(known, list) else [str(known)]
+    return [str(each) for each in known] if isinstance(known, list) else []
 
 
 def check_constants(directory: str | Path, constants: Mapping[str, str]) -> None:

@@ -66,8 +66,6 @@ _KEY = ["run", "step", "layer", "target", "split", "metric", "batchnorm", "confi
 _CURVE = ["layer", "target", "metric", "split"]  # what rows of several steps are known by
 _ROUNDING = 1e-6  # of a baseline, by which its rows may differ
 PER_SAMPLE = ["samples", "baseline_samples"]
-# Null in tables of versions that did not have them.
-_LATER = ("approximation", "low", "high", "dropped", "baseline", "baseline_samples", "target_hash", "place")
 MODEL_LAYER = "model"
 
 
@@ -84,11 +82,8 @@ class Scores(Printed):
 
     def __init__(self, table: pa.Table) -> None:
         there = set(table.column_names)  # made anew each time
-        missing = [name for name in SCHEMA.names if name not in there]
-        if not set(missing) <= set(_LATER):
+        if missing := [name for name in SCHEMA.names if name not in there]:
             raise StoreError(f"table of scores lacks the columns {missing}; it has {table.column_names}")
-        for name in missing:
-            table = table.append_column(SCHEMA.field(name), pa.nulls(len(table), SCHEMA.field(name).type))
         if not table.schema.equals(SCHEMA) or not len(table):
             table = table.select(SCHEMA.names).cast(SCHEMA) if len(table) else SCHEMA.empty_table()
         self._keep(table, {name: rows_of(table.column(name)) for name in PER_SAMPLE})

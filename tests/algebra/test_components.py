@@ -15,7 +15,6 @@ from phasefast.data.target_types import Input, Label
 from phasefast.decoding import Method, decode
 from phasefast.errors import ArgumentError, StoreError
 from phasefast.planning import plan
-from phasefast.results.scores import SCHEMA
 from phasefast.stages.evaluate import evaluate
 from phasefast.stages.targets import build_targets
 from phasefast.types import Activations, Score, TargetMatrix
@@ -186,8 +185,6 @@ def test_probe_labels_what_it_estimated(tmp_path) -> None:
     label = {"layer": "1", "target": "label", "metric": "accuracy", "split": "heldout"}
     assert some.value(**label) == exact.value(**label)
     assert exact.values_of("approximation") == ["none"]
-    older = some.to_arrow().drop_columns(["approximation", "low", "high", "dropped"])
-    assert pf.Scores(older).to_arrow().schema == SCHEMA
     with pytest.raises(StoreError, match="another configuration"):
         pf.sweep(model, {0: model.state_dict()}, probe_set, **sweep)
 

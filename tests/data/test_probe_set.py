@@ -164,6 +164,10 @@ def edited(**changes: object) -> Callable[[Path], None]:
     return lambda path: torch.save(torch.load(path) | changes, path)
 
 
+def lacking(name: str) -> Callable[[Path], None]:
+    return lambda path: torch.save({key: each for key, each in torch.load(path).items() if key != name}, path)
+
+
 class Unsafe:
     """An object whose unpickling would run code."""
 
@@ -182,6 +186,7 @@ class Unsafe:
         (lambda path: torch.save(Unsafe(), path), "truncated or of another kind"),
         (lambda path: torch.save(X, path), "got Tensor"),
         (lambda path: torch.save({"weight": X}, path), r"got \['weight'\]"),
+        (lacking("fit_values"), r"expected a probe set with \['digest', .*'fit_values', .*\], got \['digest', .*\]"),
         (edited(fit_inputs=X.tolist()), "fit_inputs: expected a tensor"),
         (edited(fit_inputs=X / 0), "fit_inputs: expected finite"),
         (edited(fit_labels="text"), "got text"),

@@ -82,14 +82,25 @@ def test_scores_of_one_training_are_put_together_once(net: SmallNet, probe_set: 
         pf.Scores.concat([one, one.with_column("target_hash", "other")])
     fewer = one.with_column("target_hash", "other").with_column("config_hash", "of fewer rows")  # as experiments draw
     assert len(pf.Scores.concat([one, fewer])) == 2 * len(one)
-    older = pf.Scores(one.to_arrow().drop_columns(["target_hash", "place"]))
-    assert len(pf.Scores.concat([one, older])) == len(one)
+    bare = pf.Scores.from_rows(one.to_arrow().drop_columns(["target_hash", "place"]).to_pylist())
+    assert len(pf.Scores.concat([one, bare])) == len(one)
     with torch.no_grad():
         net.hidden.weight.add_(1)
     changed = pf.probe(net, probe_set, layers="hidden", step=3)
     with pytest.raises(DataError, match="run 'run', step 3: expected those of one training"):
         pf.Scores.concat([one, changed])
     assert len(pf.Scores.concat([one, changed.with_column("run", "b")])) == len(one) + len(changed)
+
+
+def test_a_shard_without_a_column_is_named_with_the_column(
+    net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path
+) -> None:
+    path = pf.probe(net, probe_set, layers="hidden", step=3).write_shard(tmp_path)
+    pq.write_table(pq.read_table(path).drop_columns(["place"]), path)
+    with pytest.raises(
+        StoreError, match=r"step-000000000003\.parquet: .*lacks the columns \['place'\]; it has \['run', "
+    ):
+        pf.read_scores(tmp_path)
 
 
 def test_of_equal_rows_those_with_samples_are_kept(net: SmallNet, probe_set: pf.ProbeSet) -> None:
