@@ -35,6 +35,7 @@ from .named_targets import by_name, default_targets, warn_of_classes, warn_of_sc
 from .options import as_tuple
 from .predicted import Predicted
 from .results.scores import Scores
+from .results.store import Store
 from .scoring import score_cells
 from .stages.batchnorm import batchnorm_mode, fresh_statistics, frozen_norms, several_rows
 from .stages.capture import capture, discover_layers
@@ -168,6 +169,10 @@ class Engine:
         """The layers in groups that are captured together, and what their costs depend on beside their widths."""
         with _MEASURING, preserved(self.model, self.device, self._keep):
             return self._groups(self._known_layers())
+
+    def store(self, directory: str | Path) -> Store:
+        """A run directory for the scores of ``measure``."""
+        return Store(directory, self.config_hash, self.settings, self.target_hashes)
 
     def measure(self, step: int, keep: bool = True, only: Collection[str] | None = None) -> Scores:
         """Scores of the model as it is now, labelled ``step``. The model is left exactly as it was found.

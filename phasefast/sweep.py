@@ -122,7 +122,7 @@ class Sweeper:
             raise ArgumentError(f"out: expected a directory, got {out!r}; pf.probe and PhaseTracker need none")
         self._engine, self._out, self._reader = Engine(model, probe_set, run, out, **options), out, reader
         engine, self._constants = self._engine, constants_of(self._engine.model)
-        self._stored = open_store(out, engine.config_hash, engine.settings, engine.target_hashes, overwrite)
+        self._stored = open_store(engine.store(out), overwrite)
         self._lost = lost_layers(out) if self._stored else {}
         self.count = 0
         self._once = Once()
@@ -200,7 +200,7 @@ class Sweeper:
         if not self._measured and self._constants and source_hash is not None:  # what a forward changes is none
             now = constants_of(engine.model)
             check_constants(self._out, {name: own for name, own in self._constants.items() if now.get(name) == own})
-        scores = write_step(self._out, scores, engine.config_hash, engine.settings, engine.lost)
+        scores = write_step(engine.store(self._out), scores, engine.lost)
         self._provenance.measured(step)
         self._stored[step], self._measured = scores, True
         self._lost[step] = {**reasons(engine.lost), **self._lost.get(step, {})}

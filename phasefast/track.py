@@ -114,8 +114,7 @@ class PhaseTracker:
         self._unstored: dict[int, tuple[Scores, Mapping[str, Exception]]] = {}  # with why layers were left out
         self.scores = Scores.from_rows([])
         if out is not None:
-            engine = self._engine
-            stored = open_store(out, engine.config_hash, engine.settings, engine.target_hashes, overwrite)
+            stored = open_store(self._engine.store(out), overwrite)
             self._training = Training(out)
             self.scores = Scores.concat([*stored.values()])
 
@@ -258,12 +257,12 @@ class PhaseTracker:
         """Write what is not stored yet, each step that the disk refused before too."""
         if self._out is None:
             return
-        engine, failed = self._engine, dict[int, Exception]()
+        store, failed = self._engine.store(self._out), dict[int, Exception]()
         for step, (scores, lost) in list(self._unstored.items()):
             try:
                 if not _is_another_rank():  # all of a sharded training store the same
                     self._training.claim()
-                write_step(self._out, scores, engine.config_hash, engine.settings, lost)
+                write_step(store, scores, lost)
             except Exception as error:
                 failed[step] = error
                 if isinstance(error.__cause__, OSError):

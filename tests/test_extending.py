@@ -27,7 +27,7 @@ from phasefast.report import read_phases
 from phasefast.results.failures import Failure, keep_failures, lost_layers, read_failures
 from phasefast.results.scores import Scores
 from phasefast.results.shards import read_shard
-from phasefast.results.store import write_step
+from phasefast.results.store import Store, write_step
 from tests.quiet import no_warnings
 
 from .conftest import SmallNet, images
@@ -181,7 +181,7 @@ def test_layers_that_are_lost_are_not_tried_again(
     assert failure.error.startswith(f"{before[1].error}; layer 'drop': NaN or Inf")
     step = pf.read_scores(tmp_path).filter(step=1)
     (hash_,) = step.values_of("config_hash")
-    write_step(tmp_path, step, hash_, {}, {"hidden": NonFiniteError("as another rank has it")})
+    write_step(Store(tmp_path, hash_, {}, {}), step, {"hidden": NonFiniteError("as another rank has it")})
     assert read_failures(tmp_path)[1] == failure
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +23,37 @@ PICTURES, SELECTED, RECONSTRUCTIONS = ("phases", "maps"), ("phases-selected", "m
 FORMATS = ".png", ".pdf", ".svg"
 
 
-def open_store(
-    directory: str | Path,
-    config_hash: str,
-    settings: Mapping[str, Any],
-    targets: Mapping[str, str],
-    overwrite: bool = False,
-) -> dict[int, Scores]:
+@dataclass(frozen=True)
+class Store:
+    """A run directory, and what all scores in it have in common.
+
+    Attributes:
+        config_hash: of ``settings``, which are kept beside the shards. targets: hashes of their values, by name.
+    """
+
+    directory: str | Path
+    config_hash: str
+    settings: Mapping[str, Any]
+    targets: Mapping[str, str]
+
+    def difference(self, config_hash: str) -> str:
+        """How the settings of other scores in the directory differ, as part of a sentence."""
+        return difference(store_folder(self.directory), config_hash, self.settings)
+
+
+def open_store(store: Store, overwrite: bool = False) -> dict[int, Scores]:
     """Make a run directory's ``scores/``; the steps that are there, whatever layers and targets they have.
 
     Damaged shards get another name, with a warning, so that their steps can be measured again.
 
     Args:
-        config_hash: of ``settings``, which are kept beside the shards. targets: their hashes, by name.
         overwrite: start over: remove the shards, and the phases and the pictures that were made of them.
 
     Raises:
         StoreError: the directory cannot be written, or a shard was measured with other options, data, run or
-            architecture, or has other values of one of these targets.
+            architecture, or has other values of one of the targets.
     """
+    directory = store.directory
     folder = prepare_store(directory)
     beside = *ORIGIN_FILES, *(name.format("*") for name in (SETTINGS, FAILED, DAMAGED))
     for path in (path for pattern in beside for path in folder.glob(pattern)) if overwrite else ():
@@ -61,24 +74,18 @@ def open_store(
             damaged.append(path)
             continue
         found = scores.values_of("config_hash")
-        if found != [config_hash]:
+        if found != [store.config_hash]:
             raise StoreError(
-                f"{path}: measured with another configuration{difference(folder, found[0], settings)}; "
+                f"{path}: measured with another configuration{store.difference(found[0])}; "
                 f"give the same model, run, options and data, or {_ELSEWHERE}"
             )
-        _check_targets(path, scores, targets)
+        _check_targets(path, scores, store.targets)
         done[step] = scores
     set_aside(directory, damaged)
     return done
 
 
-def write_step(
-    directory: str | Path,
-    scores: Scores,
-    config_hash: str,
-    settings: Mapping[str, Any],
-    lost: Mapping[str, Exception],
-) -> Scores:
+def write_step(store: Store, scores: Scores, lost: Mapping[str, Exception]) -> Scores:
     """Write the scores of one step, with those of other layers and targets that are there; beside them the settings.
 
     Args:
@@ -91,20 +98,20 @@ def write_step(
         StoreError: it cannot be written; or another job writes into the directory too, of another configuration or, if
             that has stored the step already, of other weights.
     """
-    folder = store_folder(directory)
-    kept = settings_file(folder, config_hash)
+    directory, folder = store.directory, store_folder(store.directory)
+    kept = settings_file(folder, store.config_hash)
     others = [path for path in folder.glob(SETTINGS.format("*")) if path != kept]
     for path in list_shards(directory).values() if others else ():
         (found,) = read_shard(path).values_of("config_hash")
-        if found != config_hash:
+        if found != store.config_hash:
             raise StoreError(
                 f"{directory}: another job stores scores there, with another configuration"
-                f"{difference(folder, found, settings)}; give each its own out= (--out)"
+                f"{store.difference(found)}; give each its own out= (--out)"
             )
     for path in others:  # of jobs that stored nothing
         remove_file(path)
     if not kept.exists():
-        write_json(kept, settings, "the settings to")
+        write_json(kept, store.settings, "the settings to")
     (step,) = scores.steps
     with writing_alone(directory):  # another job may add other layers to the same step
         before = None

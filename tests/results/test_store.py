@@ -159,12 +159,12 @@ def test_jobs_that_add_to_one_step_at_once_lose_nothing(
     net.load_state_dict(state)
     engines = {layer: Engine(net, probe_set, layers=layer) for layer in ("conv", "head")}
     scores = {layer: engine.measure(0) for layer, engine in engines.items()}
-    engine = engines["conv"]
+    store = engines["conv"].store(tmp_path)
     monkeypatch.setattr(Scores, "write_shard", slowly)
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(write_step, tmp_path, scores["conv"], engine.config_hash, engine.settings, {})
+        first = pool.submit(write_step, store, scores["conv"], {})
         assert begun.wait(10), first.result()
-        second = pool.submit(write_step, tmp_path, scores["head"], engine.config_hash, engine.settings, {})
+        second = pool.submit(write_step, store, scores["head"], {})
         for job in (first, second):
             job.result(10)
     assert pf.read_scores(tmp_path).layers == ["conv", "hidden", "head"]
