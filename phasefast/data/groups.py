@@ -46,9 +46,9 @@ class Groups:
 
     @cached_property
     def weights(self) -> Tensor | None:
-        """The same over their mean, float64; None where all have as many."""
+        """The same over their mean, float32; None where all have as many."""
         counts = self.counts.double()
-        return None if bool((counts == counts[0]).all()) else counts / counts.mean()
+        return None if bool((counts == counts[0]).all()) else (counts / counts.mean()).float()
 
     @cached_property
     def digest(self) -> str:

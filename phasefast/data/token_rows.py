@@ -80,9 +80,9 @@ class TokenRows:
 
     @cached_property
     def weights(self) -> Tensor | None:
-        """How many rows each sequence has, over their mean, [n] float64; None where all have as many."""
+        """How many rows each sequence has, over their mean, [n] float32; None where all have as many."""
         counts = self.real.sum(1).double()
-        return None if bool((counts == counts[0]).all()) else counts / counts.mean()
+        return None if bool((counts == counts[0]).all()) else (counts / counts.mean()).float()
 
     def tokens(self, start: int, stop: int, device: torch.device) -> TokensOfBatch:
         """The rows of some sequences; found once, as a GPU would wait for each copy."""
@@ -239,10 +239,8 @@ class Units:
         """
         own = self.tokens and self.tokens["heldout"]
         if own and len(values) == len(own):
-            constant = own.weights if constant is None else own.by_sequence(constant)
-            values, constant = own.by_sequence(values), constant if constant is None else constant.float()
+            values, constant = own.by_sequence(values), own.weights if constant is None else own.by_sequence(constant)
         if self.groups is not None:
             groups = self.groups["heldout"]
-            constant = groups.weights if constant is None else groups.sums(constant)
-            values, constant = groups.sums(values), constant if constant is None else constant.float()
+            values, constant = groups.sums(values), groups.weights if constant is None else groups.sums(constant)
         return values, constant
