@@ -19,11 +19,13 @@ from .errors import ArgumentError
 from .layers.models import check_usable, unwrap
 from .layers.selection import given_names, select_layers
 from .ops import bfloat16_is_fast, halves_are_slow
-from .options import as_tuple, checked_options
+from .options import DEFAULTS, as_tuple, checked_options
 from .stages.capture import RowOptions, rows_dtype
 from .stages.plan import memory_budget
 from .types import BatchNormMode
 
+_AUTHORS_BATCH = 128  # arXiv 2312.06887 measures with the batch statistics of 128 images
+_BATCH = 256
 _LAYOUT = 2  # raise it where settings would differ that are stored now: a new one is stored where it is no default
 
 
@@ -35,7 +37,7 @@ class Configuration:
         model: without what DDP and the like wrap it in. device: where it is measured.
         method: with the whole memory budget. rows: what becomes of outputs.
         names: of the modules that are probed. named: those of them that the user named.
-        options: as they were checked.
+        options: as they were checked, with the ``DEFAULTS`` of others.
     """
 
     model: nn.Module
@@ -48,13 +50,16 @@ class Configuration:
     options: Mapping[str, Any]
 
     @classmethod
-    def of(cls, model: nn.Module, options: Mapping[str, Any]) -> Configuration:
+    def of(cls, model: nn.Module, options: Mapping[str, Any], grouped: bool = False) -> Configuration:
         """As :class:`phasefast.ProbeOptions` say.
+
+        Args:
+            grouped: whether some samples belong together.
 
         Raises:
             ArgumentError, LayerError: a model, options or layers that cannot be used.
         """
-        options = checked_options(options)
+        options = DEFAULTS | checked_options(options)
         if not isinstance(model, nn.Module):
             made = f"; give what {model.__name__}(...) makes" if isinstance(model, (type, FunctionType)) else ""
             raise ArgumentError(f"model: expected a Module, got {type(model).__name__}{made}")
@@ -64,25 +69,30 @@ class Configuration:
         device = resolve_device(options.get("device"), home)
         penalties = Penalties(as_tuple("alphas", options.get("alphas"), DEFAULT_ALPHAS), options.get("noise"))
         of_method = ("precision", "route", "selection", "splits", "layer_sketch", "classifier")
-        # Tokens of one sequence are alike: of those left out alone too much is known.
-        how: dict[str, Any] = {"selection": "folds"} if options.get("tokens") == "each" else {}
+        # Tokens of one sequence and samples of one group are alike: of those left out alone too much is known.
+        how: dict[str, Any] = {"selection": "folds"} if grouped or options["tokens"] == "each" else {}
         how |= {name: options[name] for name in of_method if name in options}
         method = Method(penalties, budget=memory_budget(options.get("memory"), device), **how)
         narrow = method.precision == "fast" and bfloat16_is_fast(device)
         _tell_slow(model, device)
         of_rows: dict[str, Any] = {name: options[name] for name in ("tokens", "padding") if name in options}
-        of_rows["pool"] = options.get("pool") or 0
+        of_rows["pool"] = options["pool"] or 0
         rows = RowOptions(dtype=rows_dtype(model, narrow), **of_rows)
         layers = options.get("layers")
         names, named = select_layers(model, layers), given_names(model, layers)
-        return cls(model, device, method, rows, options.get("batchnorm", "recompute"), names, named, options)
+        return cls(model, device, method, rows, options["batchnorm"], names, named, options)
 
     @property
     def per_column(self) -> bool:
         """Whether each column of a regression chooses a penalty of its own."""
-        return bool(self.options.get("penalty_per") == "column")
+        return bool(self.options["penalty_per"] == "column")
 
-    def settings(self, run: str, data: str, units: Units, batch_size: int) -> dict[str, Any]:
+    @property
+    def batch_size(self) -> int:
+        """Samples of the forward passes, and of the BatchNorm statistics that need batches."""
+        return self.options.get("batch_size") or (_AUTHORS_BATCH if self.batchnorm == "batch" else _BATCH)
+
+    def settings(self, run: str, data: str, units: Units) -> dict[str, Any]:
         """What scores of one table have in common, as JSON has it: none of these may differ.
 
         Args:
@@ -97,7 +107,7 @@ class Configuration:
             "data": data,
             "penalties": [method.penalties.alphas, method.penalties.noise],
             "choice": [method.selection, self.per_column],
-            "batchnorm": [self.batchnorm, batch_size],
+            "batchnorm": [self.batchnorm, self.batch_size],
             "precision": method.precision,
             "splits": method.splits,
             "rows": [rows.tokens, rows.pool, str(rows.dtype)],

@@ -44,8 +44,6 @@ from .stages.preserve import full_float32, preserved
 from .stages.targets import FunctionValues, build_targets, given_values
 from .types import Activations, Decoder, Layer, Score, TakesOutputs
 
-_AUTHORS_BATCH = 128  # arXiv 2312.06887 measures with the batch statistics of 128 images
-_BATCH = 256
 _KEPT_SHARE = 0.1  # of the budget, that inputs kept on a GPU may take
 _MEASURING = threading.RLock()  # modes, hooks, random states and settings of PyTorch are the same for all threads
 _FREE_SHARE = 0.4  # of the budget, in use or free: beyond, what is free is not kept for the next checkpoints
@@ -77,9 +75,7 @@ class Engine:
         for name, value, kind in (("probe_set", probe_set, ProbeSet), ("run", run, str)):
             if not isinstance(value, kind):
                 raise ArgumentError(f"{name}: expected a {kind.__name__}, got {type(value).__name__}")
-        if probe_set.groups is not None:  # samples that are left out alone are known by others of their group
-            options = {"selection": "folds"} | options
-        config = Configuration.of(model, options)
+        config = Configuration.of(model, options, grouped=probe_set.groups is not None)
         options = dict(config.options)
         self.model, self.device, self.rows, self.batchnorm = config.model, config.device, config.rows, config.batchnorm
         self.names, self.named, self.probe_set, self.run = config.names, config.named, probe_set, run
@@ -99,7 +95,7 @@ class Engine:
         if self.rows.padding is not None:
             samples = {"fit": probe_set.fit_inputs, "heldout": probe_set.heldout_inputs}
             check_padding(self.rows.padding, samples, {"fit": probe_set.fit_rows, "heldout": probe_set.heldout_rows})
-        self.batch_size = options.get("batch_size") or (_AUTHORS_BATCH if self.batchnorm == "batch" else _BATCH)
+        self.batch_size = config.batch_size
         free = self.batchnorm != "batch" and options.get("batch_size") is None
         self._forward_batch = fast_size(inputs[0], self.batch_size, self.device) if free else self.batch_size
         each = self.rows.tokens == "each"
@@ -141,7 +137,7 @@ class Engine:
             block.name: digest if block.name not in random else f"{digest}-{random[block.name]}"
             for block, digest in zip(self.targets.blocks, self.targets.digests, strict=True)
         }
-        self.settings = config.settings(run, probe_set.inputs_digest, self.units, self.batch_size)
+        self.settings = config.settings(run, probe_set.inputs_digest, self.units)
         self.config_hash = hashlib.blake2b(json.dumps(self.settings).encode(), digest_size=8).hexdigest()
         self._layers: list[Layer] | None = None
         tensors = [*self.model.parameters(), *self.model.buffers()]

@@ -12,9 +12,10 @@ import torch
 
 from .common.scalars import is_integer
 from .data.target_types import Target
-from .decoding import Classifier, PenaltyPer, Precision, Splits
+from .decoding import Classifier, Method, PenaltyPer, Precision, Splits
 from .errors import ArgumentError
 from .layers.selection import Layers
+from .stages.capture import RowOptions
 from .stages.plan import FORCED_ROUTES, ForcedRoute, Selection
 from .types import BatchNormMode, TokenMode
 
@@ -26,6 +27,15 @@ _CHOICES = {
     "classifier": get_args(Classifier),
     "splits": get_args(Splits),
     "route": (None, *FORCED_ROUTES),
+}
+# Those that depend on nothing else, of options of which it does not matter whether they were given.
+DEFAULTS: dict[str, Any] = {
+    "batchnorm": "recompute",
+    "penalty_per": "target",
+    "precision": Method.precision,
+    "splits": Method.splits,
+    "tokens": RowOptions.tokens,
+    "pool": RowOptions.pool,
 }
 # What else some of the functions take that have these options, by name.
 _BESIDE = (

@@ -10,12 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from ..common.devices import fastest_device
+from ..options import DEFAULTS
 from .app import Device
 
 
-def _option(name: str, kind: Any, default: Any, about: str, *flags: str, **how: Any) -> inspect.Parameter:
-    """Args: name: of ProbeOptions. default: None where it matters whether it was given. flags, how: as for Typer."""
-    annotation = Annotated[kind, typer.Option(*flags, help=about, **how)]
+def _option(name: str, kind: Any, about: str, *flags: str, **how: Any) -> inspect.Parameter:
+    """Args: name: of ProbeOptions; it is None if it was not given and has no default. flags, how: as for Typer."""
+    annotation, default = Annotated[kind, typer.Option(*flags, help=about, **how)], DEFAULTS.get(name)
     return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=annotation)
 
 
@@ -23,47 +24,39 @@ OPTIONS = (
     _option(
         "layers",
         list[str] | None,
-        None,
         "Glob of layers, or, after !, of layers to leave out; may be repeated.",
         "--layer",
     ),
     _option(
         "alphas",
         list[float] | None,
-        None,
         "Relative ridge penalty; may be repeated to let the best be chosen.",
         "--alpha",
     ),
-    _option("noise", float | None, None, "Instead of --alpha: standard deviation of noise on the activations."),
-    _option("batchnorm", str, "recompute", "Statistics of BatchNorm layers: recompute, batch or running."),
-    _option("tokens", str, "flatten", "How to take the tokens of sequences: flatten, mean, cls, last or each."),
-    _option("padding", float | None, None, "Value that marks padding in the inputs, such as 0."),
-    _option("pool", int, 0, "Average images to this size; 0 keeps every position."),
-    _option("precision", str, "exact", "Precision: exact, fast or double."),
-    _option(
-        "predicts", str | None, None, "Target that the model's own output predicts, or none; by default the label."
-    ),
-    _option("splits", str, "both", "Scores on both splits, or heldout: none on the fit rows."),
+    _option("noise", float | None, "Instead of --alpha: standard deviation of noise on the activations."),
+    _option("batchnorm", str, "Statistics of BatchNorm layers: recompute, batch or running."),
+    _option("tokens", str, "How to take the tokens of sequences: flatten, mean, cls, last or each."),
+    _option("padding", float | None, "Value that marks padding in the inputs, such as 0."),
+    _option("pool", int, "Average images to this size; 0 keeps every position."),
+    _option("precision", str, "Precision: exact, fast or double."),
+    _option("predicts", str | None, "Target that the model's own output predicts, or none; by default the label."),
+    _option("splits", str, "Scores on both splits, or heldout: none on the fit rows."),
     _option(
         "selection",
         str | None,
-        None,
         "How penalties are chosen: gcv (default), folds (default with --tokens each or groups) or loo.",
     ),
-    _option("penalty_per", str, "target", "One penalty per target, or per column of a regression: target or column."),
+    _option("penalty_per", str, "One penalty per target, or per column of a regression: target or column."),
     _option(
         "classifier",
         str | None,
-        None,
         "Classifier for classes: ridge, the largest one-hot prediction (default), lda or balanced.",
     ),
-    _option("route", str | None, None, "Force one route: primal, dual, eigen or target-free."),
-    _option(
-        "target_components", int | None, None, "Decode this many leading components of wide regression targets.", min=1
-    ),
-    _option("layer_sketch", int | None, None, "Decode wider layers from this many combinations of features.", min=1),
-    _option("batch_size", int | None, None, "Number of samples per forward pass.", min=1),
-    _option("memory", str | None, None, "Memory budget, such as 8GB; by default most of what is free."),
+    _option("route", str | None, "Force one route: primal, dual, eigen or target-free."),
+    _option("target_components", int | None, "Decode this many leading components of wide regression targets.", min=1),
+    _option("layer_sketch", int | None, "Decode wider layers from this many combinations of features.", min=1),
+    _option("batch_size", int | None, "Number of samples per forward pass.", min=1),
+    _option("memory", str | None, "Memory budget, such as 8GB; by default most of what is free."),
     inspect.Parameter("device", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=Device),
 )
 
