@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import NoneType
 from typing import Any, TypedDict, get_args
 
+import numpy as np
 import torch
 
 from .common.scalars import is_integer
@@ -27,6 +28,7 @@ _CHOICES = {
     "classifier": get_args(Classifier),
     "splits": get_args(Splits),
     "route": (None, *FORCED_ROUTES),
+    "tokens": get_args(TokenMode),
 }
 # Those that depend on nothing else, of options of which it does not matter whether they were given.
 DEFAULTS: dict[str, Any] = {
@@ -43,6 +45,7 @@ _BESIDE = (
     *("samples", "shard", "step", "steps", "weights_only"),
 )
 _INTEGERS = {"batch_size": 1, "target_components": 1, "layer_sketch": 1, "pool": 0}  # and their least values
+_NUMBERS = (int, float, np.integer, np.floating)
 
 
 class ProbeOptions(TypedDict, total=False):
@@ -168,6 +171,11 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
         )
     if len(approximations) > 1:
         raise ArgumentError("target_components and layer_sketch exclude each other; leave one of them out")
+    if (padding := options.get("padding")) is not None:
+        if isinstance(padding, bool) or not isinstance(padding, _NUMBERS):
+            raise ArgumentError(f"padding: expected the number that marks padding in inputs, got {padding!r}")
+        if options.get("tokens", DEFAULTS["tokens"]) == "flatten":
+            raise ArgumentError("padding: needs tokens='mean', 'cls', 'last' or 'each', got tokens='flatten'")
     return {**options, **{name: operator.index(given) for name, given in whole.items()}}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,6 @@ from ..errors import DataError, LayerError
 from ..types import TokenMode
 from .axes import Axes
 
-TOKEN_MODES: tuple[TokenMode, ...] = get_args(TokenMode)
 _RUN, _OFTEN = 3, 0.3  # tokens alike at the end of a sequence, and the share of sequences, that look like padding
 _ONE = {"cls": 0, "last": -1}  # position of the token that stands for all
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
@@ -22,13 +21,12 @@ from ..common.timeline import stage
 from ..data.axes import Axes, Widths
 from ..data.batches import chunk_bounds, model_inputs
 from ..data.outputs import rows_in, unpacked
-from ..data.sequences import TOKEN_MODES, as_one, real_tokens
+from ..data.sequences import as_one, real_tokens
 from ..data.token_rows import TokenRows, TokensOfBatch, as_tokens, own_tokens
-from ..errors import ArgumentError, LayerError, NonFiniteError, PhasefastError
+from ..errors import LayerError, NonFiniteError, PhasefastError
 from ..types import Activations, Layer, TakesOutputs, TokenMode
 
 _DIVERGED = "the weights have diverged or overflow in their dtype"
-_NUMBERS = (int, float, np.integer, np.floating)
 _POOLED: dict[int, Callable[..., Tensor]] = {
     4: nn.functional.adaptive_avg_pool2d,
     5: nn.functional.adaptive_avg_pool3d,
@@ -47,14 +45,6 @@ class RowOptions:
     pool: int = 0
     dtype: torch.dtype = torch.float32
     padding: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.tokens not in TOKEN_MODES:
-            raise ArgumentError(f"tokens: expected one of {TOKEN_MODES}, got {self.tokens!r}")
-        if self.padding is not None and (isinstance(self.padding, bool) or not isinstance(self.padding, _NUMBERS)):
-            raise ArgumentError(f"padding: expected the number that marks padding in inputs, got {self.padding!r}")
-        if self.padding is not None and self.tokens == "flatten":
-            raise ArgumentError("padding: needs tokens='mean', 'cls', 'last' or 'each', got tokens='flatten'")
 
     def axes(self, model: nn.Module, inputs: Tensor) -> Axes:
         """What tells where outputs have their features, where that is asked, for inputs [b, ...]."""
