@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from phasefast.common.notices import few, shown, warn
+from phasefast.common.notices import Once, few, shown, warn
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,12 @@ def test_names_are_shown_in_the_order_of_their_numbers() -> None:
     assert shown({"layer10", "layer2", "layer2.1", "a", ""}) == "['', 'a', 'layer2', 'layer2.1', 'layer10']"
     assert shown(map(str, [10, 9, 2, 100, 3, 4])) == "['2', '3', '4', '9', '10'] ..."
     assert few(["b", "a"]) == "['b', 'a']"
+
+
+def test_a_warning_is_given_once_for_the_same_text_or_matter() -> None:
+    once = Once()
+    given = [("a", ""), ("a", ""), ("b", "matter"), ("c", "matter"), ("d", "")]
+    with pytest.warns(RuntimeWarning) as caught:
+        [once.warn(text, about) for text, about in given]
+    assert [str(each.message) for each in caught] == ["a", "b", "d"]
+    assert {each.filename for each in caught} == {__file__}
