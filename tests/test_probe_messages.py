@@ -176,6 +176,13 @@ def test_a_model_without_memory_is_refused(probe_set: pf.ProbeSet) -> None:
         pf.probe(model, probe_set)
 
 
+def test_a_model_without_a_forward_is_refused(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    both = torch.nn.ModuleDict({"generator": net, "discriminator": SmallNet()})
+    parts = r"ModuleDict has no forward; give one of its parts, \['generator', 'discriminator'\]"
+    with pytest.raises(ArgumentError, match=f"model: {parts}"):
+        pf.probe(both, probe_set)
+
+
 def test_arrays_are_taken_as_inputs(net: SmallNet) -> None:
     x, y = torch.randn(60, 1, 6, 6), torch.randint(0, 3, (60,))
     options: dict[str, Any] = {"layers": "hidden", "alphas": [0.1]}

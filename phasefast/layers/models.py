@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from ..common.notices import few
 from ..errors import ArgumentError
 
 
@@ -21,11 +22,15 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def check_usable(model: nn.Module) -> None:
-    """Refuse models whose modules run no hooks, or have no weights yet.
+    """Refuse models without a forward, and those whose modules run no hooks, or have no weights yet.
 
     Raises:
-        ArgumentError: TorchScript, lazy modules that were never called, or the meta device; it names the module.
+        ArgumentError: no forward, TorchScript, lazy modules that were never called, or the meta device; it names the module.
     """
+    if getattr(type(model), "forward", None) is nn.Module.forward and "forward" not in vars(model):
+        parts = [name for name, _ in model.named_children()]
+        mend = f"; give one of its parts, {few(parts)}" if parts else ""
+        raise ArgumentError(f"model: {type(model).__name__} has no forward{mend}")
     for name, module in model.named_modules():
         what = f"its module {name!r}" if name else "it"
         if isinstance(module, torch.jit.ScriptModule):

@@ -15,7 +15,6 @@ from ..metrics import FVU, LOSS, MSE, accuracy_by
 from ..results.scores import MODEL_LAYER
 from ..types import Score, balanced_weights
 
-_AT_ONCE = 1 << 26  # numbers, of which a copy is made
 _SHOWING, _ROUNDING = 64, 1e-3  # rows that show whether numbers are probabilities, and of these in 16 bits
 Expected = tuple[Tensor | None, Tensor | None]
 
@@ -34,6 +33,8 @@ class OwnOutputs:
     """
 
     whole: ClassVar[bool]
+    _at_once: ClassVar[int]  # numbers, of which copies are made
+    _no_rows: ClassVar[str]  # why there are no scores, if no outputs are rows
 
     def __init__(
         self,
@@ -55,7 +56,7 @@ class OwnOutputs:
         expected = self._expected[split][of_tokens]
         if expected is None or not self._fits(shape):
             return
-        for part in outputs.split(max(_AT_ONCE // max(shape[0], outputs[0].numel()), 1)):
+        for part in outputs.split(max(self._at_once // max(outputs[0].numel(), 1), 1)):
             total, rows = self._errors(part, expected[start : start + len(part)].to(part.device))
             self._sums[split].append(total)
             self._rows[split].append(rows)
@@ -102,8 +103,6 @@ class OwnOutputs:
             return f"{none}: the model's output is for samples, but target {self._name!r} for their tokens"
         return "" if self._fits(shape) else f"{none}: {self._misfit(shape, of_tokens)}"
 
-    _no_rows: ClassVar[str]
-
     def _misfit(self, shape: tuple[int, ...], of_tokens: bool) -> str:
         """Why outputs of a shape are not those expected."""
         raise NotImplementedError
@@ -131,7 +130,7 @@ class OwnClasses(OwnOutputs):
             alike. others: as for :class:`OwnOutputs`.
     """
 
-    whole = False
+    whole, _at_once = False, 1 << 26
     _no_rows = (
         "the model's output has no row of numbers, such as logits, for each sample or token; its own accuracy is not "
         "known; predicts='none' if it predicts no classes"
@@ -202,7 +201,7 @@ class OwnNumbers(OwnOutputs):
         others: as for :class:`OwnOutputs`.
     """
 
-    whole = True
+    whole, _at_once = True, 1 << 22  # of two in float64
     _no_rows = "the model's output has no numbers for each sample, or token; its own error is not known"
 
     def __init__(
