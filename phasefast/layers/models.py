@@ -25,7 +25,8 @@ def check_usable(model: nn.Module) -> None:
     """Refuse models without a forward, and those whose modules run no hooks, or have no weights yet.
 
     Raises:
-        ArgumentError: no forward, TorchScript, lazy modules that were never called, or the meta device; it names the module.
+        ArgumentError: no forward, TorchScript, lazy modules that were never called, or the meta device; it names the
+            module.
     """
     if getattr(type(model), "forward", None) is nn.Module.forward and "forward" not in vars(model):
         parts = [name for name, _ in model.named_children()]
