@@ -15,13 +15,14 @@ from .algebra.systems import Penalties, PenaltyChoice, System
 from .common.fetching import fetched
 from .common.interrupts import let_interrupts_through
 from .common.timeline import stage, staged
+from .data.target_matrix import TargetMatrix
 from .stages.gcv import select_by_gcv
 from .stages.plan import Cost, ForcedRoute, Problem, Selection, fitting_cost
 from .stages.reduce import reduce_features, subset
 from .stages.select import select_by_folds, select_by_leave_one_out
 from .stages.solve import solve, solve_target_free
 from .stages.statistics import accumulate
-from .types import Activations, Decoder, Statistics, TargetMatrix
+from .types import Activations, Decoder, Statistics
 
 ERROR_TOLERANCE = 1e-5  # relative, of the squared errors: above it, float32 is not enough
 _FOLDS = 5

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from .common.notices import shown, warn
 from .data.probe_set import ProbeSet
+from .data.target_matrix import TargetMatrix
 from .data.target_types import Input, Label, Target
 from .errors import ArgumentError
 from .metrics import ACCURACY
-from .types import TargetMatrix
 
 _MANY, _MOSTLY = 20, 0.9  # classes, and share of samples of one
 _WIDER = 100  # times the median deviation of columns

@@ -9,12 +9,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from .data.target_matrix import TargetMatrix
 from .data.target_types import Label, OwnTarget, Split, Target
 from .data.token_rows import Units
 from .errors import ArgumentError
 from .stages.own_outputs import OwnClasses, OwnNumbers, OwnOutputs
 from .stages.targets import given_values
-from .types import TargetMatrix
 
 NOTHING = "none"  # in the place of a name
 

@@ -6,11 +6,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from .data.target_matrix import TargetMatrix
 from .decoding import Method, decode
 from .stages.discriminate import discriminants
 from .stages.evaluate import evaluate, squared_errors
 from .stages.sketch import measure, sketch_features
-from .types import Activations, Bounds, Decoder, Score, TargetMatrix
+from .types import Activations, Bounds, Decoder, Score
 
 _FREE = 0.7  # of the degrees of freedom a sketch has: decoders that take more miss much of what it lacks
 _FAR = 0.25  # of a sketched error: where the exact one may be farther away, the sketch is of no use

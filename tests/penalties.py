@@ -8,11 +8,12 @@ import numpy as np
 import torch
 
 from phasefast.algebra.systems import Penalties, PenaltyChoice
+from phasefast.data.target_matrix import TargetMatrix
 from phasefast.data.target_types import Input, Label
 from phasefast.stages.gcv import select_by_gcv
 from phasefast.stages.statistics import accumulate
 from phasefast.stages.targets import build_targets
-from phasefast.types import Activations, TargetMatrix
+from phasefast.types import Activations
 from tests.oracle import captured, mean_diagonal, rows64
 
 CPU = torch.device("cpu")

@@ -10,12 +10,13 @@ from torch import nn
 
 import phasefast as pf
 from phasefast.algebra.systems import Penalties
+from phasefast.data.target_matrix import TargetMatrix
 from phasefast.data.target_types import Input, Label
 from phasefast.decoding import Method
 from phasefast.errors import ArgumentError
 from phasefast.scoring import score_cells
 from phasefast.stages.targets import build_targets
-from phasefast.types import Activations, Score, TargetMatrix
+from phasefast.types import Activations, Score
 from tests.oracle import captured
 
 CPU = torch.device("cpu")

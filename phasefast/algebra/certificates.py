@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..common.fetching import later
 from ..common.timeline import stage, staged
-from ..types import Activations, Check, CheckColumns, TargetBlock, TargetMatrix
+from ..data.target_matrix import Check, CheckColumns, TargetMatrix
+from ..types import Activations, TargetBlock
 from .dense import centred_left_product, centred_product, inner, product, wide_rows
 from .systems import Solution, System
 

@@ -9,7 +9,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..types import Activations, TargetBlock, TargetMatrix, TargetSketch
+from ..data.target_matrix import TargetMatrix, TargetSketch
+from ..types import Activations, TargetBlock
 from .dense import converted_rows, wide_rows
 from .systems import Penalties, PenaltyChoice, System, fold_sums
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from .. import ops
 from ..common.fetching import fetched
-from ..types import Activations, Statistics, TargetMatrix
+from ..data.target_matrix import TargetMatrix
+from ..types import Activations, Statistics
 from .choosing import (
     FEW,
     LEFT,

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from .. import ops
 from ..common.scalars import as_float
+from ..data.target_matrix import TargetMatrix
 from ..errors import ArgumentError, SolveError
-from ..types import Activations, Moments, TargetMatrix
+from ..types import Activations, Moments
 from .dense import Factor, aligned_empty, inner, left_product, multiplies_fast, row_chunk, strips
 from .workspace import give_back
 

@@ -11,14 +11,16 @@ from typing import Any
 
 import torch
 
-from .. import types
 from ..common.files import save
 from ..common.notices import warn
 from ..errors import StoreError
-from ..types import TargetMatrix
+from . import target_matrix
+from .target_matrix import TargetMatrix
 
 FORMAT = 9  # raise it with any change of what `build_targets` makes of the same columns
-_RECORDS: list[Any] = [record for record in vars(types).values() if isinstance(record, type) and is_dataclass(record)]
+_RECORDS: list[Any] = [
+    record for record in vars(target_matrix).values() if isinstance(record, type) and is_dataclass(record)
+]
 _LAYOUT = [(record.__name__, [(field.name, field.type) for field in fields(record)]) for record in _RECORDS]
 
 

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from ..algebra.dense import wide_rows
 from ..common.timeline import stage
-from ..types import Activations, Decoder, TargetMatrix
+from ..data.target_matrix import TargetMatrix
+from ..types import Activations, Decoder
 
 # Share of a variate's variance within classes, where it is less: rounding decides what it is.
 _LEAST = {torch.float32: 1e-5, torch.float64: 1e-10}

@@ -14,8 +14,9 @@ from .. import ops
 from ..algebra.components import interval
 from ..common.fetching import later
 from ..common.timeline import stage, staged
+from ..data.target_matrix import TargetMatrix
 from ..metrics import BALANCED_ACCURACY, FVU, MSE, accuracy_by
-from ..types import Activations, BlockFit, Bounds, Decoder, Score, TargetBlock, TargetMatrix
+from ..types import Activations, BlockFit, Bounds, Decoder, Score, TargetBlock
 
 
 @stage("scores")

@@ -12,7 +12,8 @@ from ..algebra.choosing import DOUBTFUL, FLOAT32_ALPHA, LEFT_OUT, LOOKED_AT, MIS
 from ..algebra.scanning import Scan
 from ..algebra.systems import Penalties, PenaltyChoice
 from ..common.fetching import fetched
-from ..types import Activations, Statistics, TargetMatrix
+from ..data.target_matrix import TargetMatrix
+from ..types import Activations, Statistics
 
 
 def select_by_gcv(

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from ..common.fetching import fetched
+from ..data.target_matrix import balanced_weights
 from ..errors import NonFiniteError, PhasefastError
 from ..metrics import FVU, LOSS, MSE, accuracy_by
 from ..results.scores import MODEL_LAYER
-from ..types import Score, balanced_weights
+from ..types import Score
 
 _SHOWING, _ROUNDING = 64, 1e-3  # rows that show whether numbers are probabilities, and of these in 16 bits
 Expected = tuple[Tensor | None, Tensor | None]

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..algebra.dense import left_product, product
-from ..types import Activations, Decoder, TargetBlock, TargetMatrix
+from ..data.target_matrix import TargetMatrix
+from ..types import Activations, Decoder, TargetBlock
 
 
 def predict(

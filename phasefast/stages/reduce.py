@@ -12,7 +12,8 @@ from ..algebra.choosing import sketch_of
 from ..algebra.isometry import coordinates
 from ..algebra.systems import fold_sums
 from ..common.timeline import stage
-from ..types import Activations, TargetMatrix
+from ..data.target_matrix import TargetMatrix
+from ..types import Activations
 
 _PLACES = 5
 

@@ -14,7 +14,8 @@ from .. import ops
 from ..algebra.choosing import column_errors, least_error, offsets_of, per_unit
 from ..algebra.dense import product, wide_rows
 from ..algebra.systems import Penalties, PenaltyChoice, System, eigen_path, ridge_paths, solve_eigen
-from ..types import Activations, Moments, Statistics, TargetMatrix
+from ..data.target_matrix import TargetMatrix
+from ..types import Activations, Moments, Statistics
 
 _FOLDS_BYTES = 1 << 30
 _WEAK, _NEAR = 1e-4, 1e-3  # penalty up to which float32's errors of folds are not trusted; their rounding beyond it

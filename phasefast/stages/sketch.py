@@ -14,7 +14,8 @@ from .. import ops
 from ..algebra.dense import centred_left_product, centred_product, cholesky, converted_rows, inner
 from ..algebra.systems import fold_sums
 from ..common.distributions import chi_square, normal, student
-from ..types import Activations, BlockFit, TargetMatrix
+from ..data.target_matrix import TargetMatrix
+from ..types import Activations, BlockFit
 
 _SEGMENTS = 8  # nonzeros for each feature
 _CACHED = 256  # rows

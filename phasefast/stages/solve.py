@@ -15,7 +15,8 @@ from ..algebra.certificates import Certificate, Part, certify, certify_target_fr
 from ..algebra.dense import aligned_empty, converted_rows, empty, left_product
 from ..algebra.systems import Penalties, PenaltyChoice, Solution, System, solve_cholesky, solve_eigen
 from ..common.timeline import stage
-from ..types import Activations, BlockFit, Decoder, Statistics, TargetBlock, TargetMatrix
+from ..data.target_matrix import TargetMatrix
+from ..types import Activations, BlockFit, Decoder, Statistics, TargetBlock
 
 _REFINE_ABOVE = 1e-8  # error estimate of a float64 solution that a step of refinement still mends
 _GAIN = 50  # by which a step of refinement in float32 makes errors smaller, in every other cell

@@ -11,7 +11,8 @@ from torch import Tensor
 from .. import ops
 from ..algebra.dense import aligned_empty, converted_rows
 from ..common.timeline import stage
-from ..types import Activations, Moments, Statistics, TargetMatrix, rounding_of
+from ..data.target_matrix import TargetMatrix, rounding_of
+from ..types import Activations, Moments, Statistics
 
 
 @stage("moments")

@@ -19,10 +19,11 @@ from ..algebra.systems import fold_sums
 from ..common.notices import warn
 from ..common.timeline import stage
 from ..data.target_cache import TargetCache
+from ..data.target_matrix import Check, TargetMatrix, TargetSketch
 from ..data.target_types import Function, Input, Label, OwnTarget, Split, Target, Values, in_float32, own_columns
 from ..data.token_rows import TokenRows
 from ..errors import ArgumentError, DataError
-from ..types import Check, TargetBlock, TargetMatrix, TargetSketch
+from ..types import TargetBlock
 
 SKETCH_COLUMNS = 64
 _UNSEEN = 100  # one of so many held-out samples of classes without fit samples is worth a warning

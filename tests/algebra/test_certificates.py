@@ -11,6 +11,7 @@ import torch
 
 from phasefast.algebra import certificates
 from phasefast.algebra.systems import Penalties, PenaltyChoice, fold_sums
+from phasefast.data.target_matrix import TargetMatrix
 from phasefast.data.target_types import Input, Label
 from phasefast.stages import solve as solve_stage
 from phasefast.stages.evaluate import evaluate
@@ -18,7 +19,7 @@ from phasefast.stages.reduce import reduce_features
 from phasefast.stages.solve import _corrected, solve, solve_target_free
 from phasefast.stages.statistics import accumulate
 from phasefast.stages.targets import build_targets
-from phasefast.types import Activations, Decoder, TargetMatrix
+from phasefast.types import Activations, Decoder
 from tests.oracle import captured
 
 CPU = torch.device("cpu")

@@ -11,13 +11,14 @@ import phasefast as pf
 from phasefast.algebra import components as components_module
 from phasefast.algebra.components import RANDOM_COLUMNS, columns_with_components, interval, project
 from phasefast.algebra.systems import Penalties
+from phasefast.data.target_matrix import TargetMatrix
 from phasefast.data.target_types import Input, Label
 from phasefast.decoding import Method, decode
 from phasefast.errors import ArgumentError, StoreError
 from phasefast.planning import plan
 from phasefast.stages.evaluate import evaluate
 from phasefast.stages.targets import build_targets
-from phasefast.types import Activations, Score, TargetMatrix
+from phasefast.types import Activations, Score
 from tests.oracle import captured
 
 CPU = torch.device("cpu")

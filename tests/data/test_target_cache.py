@@ -17,9 +17,9 @@ from torch import Tensor, nn
 import phasefast as pf
 from phasefast.data import target_cache
 from phasefast.data.target_cache import TargetCache
+from phasefast.data.target_matrix import TargetMatrix
 from phasefast.engine import Engine
 from phasefast.stages import targets as target_stage
-from phasefast.types import TargetMatrix
 from tests.test_sweep import without_seconds
 
 ROWS, WIDTH = (40, 12), 90

@@ -12,12 +12,13 @@ from torch import nn
 import phasefast as pf
 from phasefast.algebra import scanning
 from phasefast.algebra.systems import DEFAULT_ALPHAS, Penalties
+from phasefast.data.target_matrix import TargetMatrix
 from phasefast.data.target_types import Input
 from phasefast.stages import gcv
 from phasefast.stages.reduce import reduce_features
 from phasefast.stages.statistics import accumulate
 from phasefast.stages.targets import build_targets
-from phasefast.types import Activations, TargetMatrix
+from phasefast.types import Activations
 from tests.oracle import captured
 from tests.penalties import chosen, curve, hats, make
 

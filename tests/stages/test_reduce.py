@@ -9,6 +9,7 @@ import torch
 
 from phasefast.algebra.isometry import coordinates
 from phasefast.algebra.systems import Penalties
+from phasefast.data.target_matrix import TargetMatrix
 from phasefast.data.target_types import Input, Label
 from phasefast.decoding import Method, decode
 from phasefast.errors import ArgumentError
@@ -16,7 +17,7 @@ from phasefast.stages import targets as target_stage
 from phasefast.stages.evaluate import evaluate
 from phasefast.stages.plan import ForcedRoute, Problem, fitting_cost, routes
 from phasefast.stages.targets import build_targets
-from phasefast.types import Activations, TargetMatrix
+from phasefast.types import Activations
 from tests.oracle import captured
 
 CPU = torch.device("cpu")

@@ -11,6 +11,7 @@ import torch
 from sklearn.linear_model import Ridge
 
 from phasefast.algebra.systems import DEFAULT_ALPHAS, Penalties
+from phasefast.data.target_matrix import TargetMatrix
 from phasefast.data.target_types import Input, Label
 from phasefast.decoding import Method, decode
 from phasefast.stages import select
@@ -19,7 +20,7 @@ from phasefast.stages.reduce import subset
 from phasefast.stages.select import select_by_folds, select_by_leave_one_out
 from phasefast.stages.statistics import accumulate
 from phasefast.stages.targets import build_targets
-from phasefast.types import Activations, TargetMatrix
+from phasefast.types import Activations
 from tests.oracle import captured, mean_diagonal, ridge_heldout_error
 
 CPU = torch.device("cpu")

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from phasefast.algebra.systems import Penalties, PenaltyChoice
+from phasefast.data.target_matrix import TargetMatrix
 from phasefast.data.target_types import Function, Input
 from phasefast.stages.reduce import reduce_features
 from phasefast.stages.sketch import Measured, measure, sketch_features
 from phasefast.stages.solve import solve
 from phasefast.stages.statistics import accumulate
 from phasefast.stages.targets import build_targets
-from phasefast.types import Activations, Decoder, TargetMatrix
+from phasefast.types import Activations, Decoder
 from tests.oracle import captured
 
 CPU = torch.device("cpu")
