@@ -118,7 +118,7 @@ class Configuration:
             settings["padding"] = float(rows.padding)
         if method.discriminates:
             settings["classifier"] = method.classifier
-        if self.options.get("predicts") is not None:
+        if self.options.get("predicts") not in (None, "label"):  # which is what is predicted by default
             settings["predicts"] = self.options["predicts"]
         if units.token_digest:
             settings["token_rows"] = units.token_digest

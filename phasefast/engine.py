@@ -270,7 +270,7 @@ class Engine:
                 if names:
                     self._once.warn(
                         f"forward changes the {kind} {shown(names)} in evaluation mode too: they are put back after "
-                        "each measurement, but change during it, so scores depend on the batches; to avoid that, "
+                        "each measurement, but change during it, so scores may depend on the batches; to avoid that, "
                         "update them only if self.training"
                     )
 

@@ -77,7 +77,7 @@ class ProbeOptions(TypedDict, total=False):
             ``"balanced"``: the same as if all classes were equally frequent, with ``balanced_accuracy`` for accuracy.
         predicts: the name of the target that the model's own output predicts: the label by default, ``"input"`` for an
             autoencoder, one of the values for a regression, ``"none"``. Its errors are rows of layer ``model``. Of
-            several outputs the first that holds rows of numbers counts, or ``logits``.
+            several outputs ``logits`` count, or the first that holds rows of numbers, or, of numbers, that fits.
         splits: ``"both"`` (default), or ``"heldout"``: no scores on the fit rows, which saves much for wide inputs.
         target_components: decode wider regression targets by this many leading principal components, and 64 random
             combinations of the rest: an estimate, with a 95 % interval in the columns ``low`` and ``high``. Narrower

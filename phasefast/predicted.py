@@ -72,7 +72,7 @@ class Predicted:
 
     @cached_property
     def _expected(self) -> dict[str, tuple[Tensor | None, Tensor | None]]:
-        """By split, of samples and of tokens that are rows; copied once, as a GPU would wait for each copy."""
+        """By split, of samples and of tokens that are rows; labels are on the device, since a GPU waits for copies."""
         both = self.splits["fit"], self.splits["heldout"]
         if self.target.kind == "classes" and isinstance(self.target, OwnTarget):
             labels = (own.flatten() if own.shape[1:] == (1,) else own for own in self.target.given(*both))
@@ -80,15 +80,16 @@ class Predicted:
                 split: self.units.labels(split, own.long(), self.device)
                 for split, own in zip(self.splits, labels, strict=True)
             }
-        values = (own.to(self.device) for own in given_values(self.target, *both, self.units.tokens))
+        values = given_values(self.target, *both, self.units.tokens)
         if self.target.kind == "classes":  # one-hot columns of a user's own
-            values = (own.argmax(1) for own in values)
+            fit, heldout = values
+            values = fit.argmax(1).to(self.device), heldout.argmax(1).to(self.device)
         return {
             split: (own, None) if self.units.tokens is None else (None, own)
             for split, own in zip(self.splits, values, strict=True)
         }
 
-    @property
+    @cached_property
     def _classes(self) -> int:
         """How many classes the target has: of many it may have columns of those only that rows have."""
         if count := getattr(self.target, "num_classes", None):

@@ -187,8 +187,11 @@ class TakesOutputs(Protocol):
     """What the model's own outputs are given to, batch by batch."""
 
     @property
-    def whole(self) -> bool:
-        """Whether outputs of all shapes are wanted, or rows of numbers only."""
+    def numbers(self) -> bool:
+        """Whether outputs are numbers like the target's, of any shape, or rows of one for each class."""
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether outputs [b, *shape] are those expected."""
 
     def add(self, split: str, of_tokens: bool, start: int, outputs: torch.Tensor) -> None:
         """Outputs [b, ...] of samples, or [b, c] of the tokens that are rows, from ``start`` on."""

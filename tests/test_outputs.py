@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch import nn
 from torch.distributions import Categorical, Independent, Normal
 
 import phasefast as pf
+from phasefast.common.random_state import differ
 from phasefast.errors import LayerError
 from tests.conftest import SmallNet
 from tests.quiet import no_warnings
@@ -163,6 +165,70 @@ def test_a_state_that_lasts_from_call_to_call_is_told(probe_set: pf.ProbeSet, ki
         pf.probe(kind(), probe_set, layers="hidden", alphas=[0.1])
 
 
+class Masked(Hidden):
+    """The same, with one class masked."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = super().forward(x)
+        return torch.cat([found, torch.full_like(found[:, :1], -1e9), torch.full_like(found[:, :1], -torch.inf)], 1)
+
+
+class Growing(SmallNet):
+    """Gives one row more at each call."""
+
+    rows = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.rows += 1
+        return super().forward(x)[:1].expand(self.rows, -1)
+
+
+@pytest.mark.parametrize("kind", [Masked, Growing])
+def test_a_state_is_told_beside_masks_and_by_shapes(probe_set: pf.ProbeSet, kind: type[SmallNet]) -> None:
+    with pytest.warns(RuntimeWarning, match="the model gives other outputs for the same samples when it is called"):
+        pf.probe(kind(), probe_set, layers="hidden", alphas=[0.1])
+
+
+@pytest.mark.parametrize(
+    "turned",
+    [
+        lambda x: x > 0,
+        lambda x: x.to_sparse(),
+        lambda x: x.to_sparse_csr(),
+        lambda x: x.to(torch.float8_e4m3fn),
+        lambda x: x[:, :0],
+        lambda x: x.long(),
+        lambda x: [],
+        lambda x: (x * (1 + 2**-7)).half(),
+    ],
+)
+def test_outputs_of_any_kind_are_no_state(probe_set: pf.ProbeSet, turned: Callable[[torch.Tensor], Any]) -> None:
+    class Any_(SmallNet):
+        def forward(self, x: torch.Tensor) -> Any:
+            return turned(super().forward(x))
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "the model gives other outputs")
+        pf.probe(Any_(), probe_set, layers="hidden", alphas=[0.1])
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        (torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0 + 1e-5]), False),
+        (torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.01]), True),
+        (torch.tensor([1.0, 2.0]).half(), torch.tensor([1.0, 2.0 + 2**-9]).half(), False),
+        (torch.tensor([1.0, -torch.inf]), torch.tensor([1.0, -torch.inf]), False),
+        (torch.tensor([1.0, 3.0, -1e9]), torch.tensor([1.1, 3.0, -1e9]), True),
+        (torch.tensor([1.0, torch.nan]), torch.tensor([1.0, 2.0]), True),
+        (torch.tensor([1, 2]), torch.tensor([1, 3]), True),
+        (torch.tensor([1.0]), None, None),
+    ],
+)
+def test_outputs_of_two_calls_may_be_apart_by_rounding(one: Any, other: Any, expected: bool | None) -> None:
+    assert differ(one, other, rounding=True) is expected
+
+
 class Normalised(SmallNet):
     """Standardises by running statistics of its own, which it updates in evaluation mode too."""
 
@@ -187,6 +253,50 @@ def test_buffers_that_forward_updates_are_told_and_put_back(probe_set: pf.ProbeS
     assert (float(model.mean.abs().max()), int(model.calls)) == (0, 0)
     with no_warnings():
         pf.probe(Normalised(moving=False), probe_set, layers="hidden")
+        pf.probe(Cached(), probe_set, layers="hidden")
+
+
+class Cached(SmallNet):
+    """Keeps tables in buffers, made anew in another type and size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.ones(3), persistent=False)
+        self.register_buffer("longer", torch.ones(3), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.table, self.longer = self.table.to(torch.float64), torch.ones(len(x))
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("batch_size", [1, 7, 60])
+def test_probabilities_of_16_bits_are_known_as_such(dtype: torch.dtype, batch_size: int) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(160, 5), torch.randint(10, (160,))
+    probe_set = pf.ProbeSet.from_tensors(x[:100], y[:100], x[100:], y[100:])
+
+    class Rounded(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (3 * super().forward(x)).softmax(1).to(dtype)
+
+    model = nn.Sequential(nn.Linear(5, 5), Rounded(5, 10))
+    scores = pf.probe(model, probe_set, layers="0", batch_size=batch_size)
+    with torch.no_grad():
+        own = model(probe_set.heldout_inputs).double().gather(1, probe_set.heldout_labels[:, None])
+    expected = -own.log().mean()
+    assert scores.value(layer="model", metric="loss", split="heldout") == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_the_loss_of_a_probability_that_was_rounded_to_0_is_finite(probe_set: pf.ProbeSet) -> None:
+    class Certain(SmallNet):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.one_hot(super().forward(x).argmax(1), 3).float()
+
+    scores = pf.probe(Certain(), probe_set, layers="hidden", alphas=[0.1])
+    wrong = 1 - scores.value(layer="model", metric="accuracy", split="heldout")
+    tiny = np.log(np.finfo(np.float32).tiny)
+    assert scores.value(layer="model", metric="loss", split="heldout") == pytest.approx(-wrong * tiny, rel=1e-6)
 
 
 @pytest.mark.parametrize("form", ["logits", "probabilities", "logarithms"])

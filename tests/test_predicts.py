@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributions import Bernoulli, Categorical, Independent
 
 import phasefast as pf
+from phasefast.engine import Engine
 from phasefast.errors import ArgumentError, StoreError
+from phasefast.report.curves import telling_layers
 from tests.quiet import no_warnings
 
 FIT, HELD = 90, 40
@@ -65,7 +69,8 @@ def test_an_autoencoder_has_the_error_of_its_reconstructions(shape: tuple[int, .
             row = own.filter(metric="fvu").to_arrow().to_pylist()[0]
             np.testing.assert_allclose(row["samples"], samples, rtol=1e-4)
             assert (row["dim"], row["n"]) == (128, HELD)
-    assert "'model'" not in str(scores)  # among those that do worse than a constant
+    assert "'model'" not in str(scores)  # among the layers that do worse than a constant
+    assert "input fvu of the model itself above 1: it is not trained yet, or predicts other numbers" in str(scores)
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 2), (2, 64), (128, 1, 1)])
@@ -111,6 +116,124 @@ def test_classes_among_the_values_can_be_what_is_predicted() -> None:
         row["value"] for row in usual.to_arrow().to_pylist()
     ]
     assert len(own) == 4
+
+
+@pytest.mark.parametrize("form", ["column", "more classes", "one-hot"])
+def test_classes_are_numbered_as_they_are_given(form: str) -> None:
+    kinds = tuple(torch.randint(3, (n,)) for n in (FIT, HELD))
+    given = tuple(own[:, None] for own in kinds) if form == "column" else kinds
+    probe_set, classes = images(kind=given), 5 if form == "more classes" else 3
+    target: Any = probe_set.target("kind", kind="classes", num_classes=classes)
+    if form == "one-hot":
+        target = OneHot()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(128, classes))
+    labelled = pf.ProbeSet(
+        probe_set.fit_inputs,
+        probe_set.fit_values["kind"].flatten() if form != "one-hot" else probe_set.fit_inputs[:, 0, 0, :3].argmax(1),
+        probe_set.heldout_inputs,
+        probe_set.heldout_values["kind"].flatten()
+        if form != "one-hot"
+        else probe_set.heldout_inputs[:, 0, 0, :3].argmax(1),
+    )
+    own = pf.probe(model, probe_set, predicts=target.name, targets=[target]).filter(layer="model")
+    usual = pf.probe(model, labelled, targets=[pf.Label(classes)]).filter(layer="model")
+    assert own.to_arrow().column("value").to_pylist() == usual.to_arrow().column("value").to_pylist()
+
+
+class OneHot:
+    """A target of a user's own."""
+
+    name, kind = "largest", "classes"
+
+    def columns(self, fit: Any, heldout: Any) -> tuple[Tensor, Tensor]:
+        fit, heldout = (nn.functional.one_hot(own[0][:, 0, 0, :3].argmax(1), 3) for own in (fit, heldout))
+        return fit, heldout
+
+
+def test_of_several_outputs_the_one_that_fits_is_compared() -> None:
+    class Critic(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.pi, self.value = nn.Linear(6, 5), nn.Linear(5, 3), nn.Linear(5, 1)
+
+        def forward(self, x: Tensor) -> dict[str, Any]:
+            body = self.body(x).tanh()
+            return {"pi": Categorical(logits=self.pi(body)), "parts": (body, self.value(body)[:, 0])}
+
+    torch.manual_seed(0)
+    x, y = torch.randn(130, 6), torch.randn(130)
+    probe_set = pf.ProbeSet.from_tensors(x[:90], None, x[90:], None, values={"return": (y[:90], y[90:])})
+    model = Critic()
+    own = pf.probe(model, probe_set, predicts="return").filter(layer="model", metric="mse", split="heldout")
+    with torch.no_grad():
+        expected = (model(probe_set.heldout_inputs)["parts"][1] - probe_set.heldout_values["return"]).square().mean()
+    assert own.value() == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("form", [Bernoulli, lambda logits: Independent(Bernoulli(logits=logits), 3)])
+def test_a_distribution_of_pixels_is_compared_by_its_mean(form: Callable[..., Any]) -> None:
+    class Vae(Autoencoder):
+        def forward(self, x: Tensor) -> Any:
+            logits, _ = super().forward(x)
+            return form(logits=logits)
+
+    model, probe_set = Vae(), images()
+    own = pf.probe(model, probe_set, predicts="input").filter(layer="model", metric="fvu", split="heldout")
+    with torch.no_grad():
+        mean = Autoencoder.forward(model, probe_set.heldout_inputs)[0].sigmoid()
+    assert own.value() == pytest.approx(fvu(mean, probe_set.heldout_inputs, probe_set.fit_inputs)[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("tokens", ["last", "cls"])
+def test_a_regression_of_sequences_is_compared_at_its_token(tokens: Any) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(130, 6, 4), torch.randn(130, 2)
+    probe_set = pf.ProbeSet.from_tensors(x[:90], None, x[90:], None, values={"y": (y[:90], y[90:])})
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    scores = pf.probe(model, probe_set, targets="y", predicts="y", tokens=tokens)
+    with torch.no_grad():
+        one = model(probe_set.heldout_inputs)[:, -1 if tokens == "last" else 0]
+    expected = (one - probe_set.heldout_values["y"]).square().mean()
+    own = scores.value(layer="model", metric="mse", split="heldout")
+    assert own == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_tokens_of_wide_numbers_are_compared_as_they_are() -> None:
+    """Of as many features as tokens, and with float64 kept."""
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv1d(5, 5, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.conv(x.mT).mT + 1e9
+            return found
+
+    torch.manual_seed(0)
+    x = torch.randn(130, 5, 5, dtype=torch.float64)
+    y = 1e9 + torch.randn(130, 5, 5, dtype=torch.float64)
+    probe_set = pf.ProbeSet.from_tensors(x[:90], None, x[90:], None, values={"y": (y[:90], y[90:])})
+    model = Mixed().double()
+    scores = pf.probe(model, probe_set, targets="y", predicts="y", tokens="each")
+    with torch.no_grad():
+        expected = (model(probe_set.heldout_inputs) - probe_set.heldout_values["y"]).square().mean()
+    own = scores.value(layer="model", metric="mse", split="heldout")
+    assert own == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_a_run_of_an_autoencoder_is_judged_by_its_last_layer() -> None:
+    scores = pf.probe(Autoencoder(), images(), predicts="input")
+    assert telling_layers(scores) == ["decoder", "encoder"]
+
+
+def test_the_label_by_name_is_what_is_predicted_by_default() -> None:
+    net, probe_set = nn.Sequential(nn.Flatten(), nn.Linear(128, 3)), images(kind=(torch.ones(FIT), torch.ones(HELD)))
+    labelled = pf.ProbeSet.from_tensors(
+        probe_set.fit_inputs, torch.randint(3, (FIT,)), probe_set.heldout_inputs, torch.randint(3, (HELD,))
+    )
+    hashes = {Engine(net, labelled, predicts=name).config_hash for name in (None, "label", "none", "input")}
+    assert len(hashes) == 3
 
 
 def test_tokens_are_predicted_one_by_one() -> None:

@@ -19,7 +19,7 @@ from .hub import Revision
 from .index import INDEX, read_index
 from .keys import weights_in
 from .safetensors_files import read_safetensors
-from .sources import DISTRIBUTED, NESTED, SAFETENSORS, Source
+from .sources import DISTRIBUTED, NESTED, SAFETENSORS, Source, suffix_of
 from .torch_files import read_torch_file
 
 
@@ -148,7 +148,7 @@ def _loaded(entry: Path, weights_only: bool) -> Any:
         return read_distributed(entry.parent, weights_only=weights_only)
     if entry.name.endswith(INDEX):
         return _merged(entry, weights_only)
-    if entry.suffix == SAFETENSORS:
+    if suffix_of(entry) == SAFETENSORS:
         return read_safetensors(entry)
     return read_torch_file(entry, weights_only=weights_only)
 

@@ -34,8 +34,8 @@ ENTRIES = (
 
 
 def suffix_of(path: Path) -> str:
-    """The suffix by which a file may be weights; empty where it may not."""
-    return next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), "")
+    """The suffix by which a file may be weights, in small letters; empty where it may not."""
+    return next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), "")
 
 
 def may_be_weights(file: Path) -> bool:

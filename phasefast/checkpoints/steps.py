@@ -14,8 +14,10 @@ _STEP = r"(?:global_?step|steps?|iter(?:ation)?|(?<![a-z])its?"
 _WORDS = _STEP + "|checkpoint|ckpt)[-_=]?"
 _NUMBER = r"(\d+(?:\.\d+)?)([km]?)(?![a-z\d]|[.,]\d)"  # 500, 64k, 1.5k, but not 1e3 or 1,000
 _NAMED = re.compile(_WORDS + _NUMBER + r"(?!_\d{3}(?!\d))", re.IGNORECASE)  # nor 1_000
-# Not of resnet18, rank_0, nor step_-5.
-_OTHER = r"(?<![a-z])(?:ep(?:ochs?)?|model|weights|net|state)|(?<![a-z\d])(?<!\d[.,])(?<!rank[-_])(?<![=_]-)"
+# What a number after these words counts is no steps.
+_NONE = "".join(rf"(?<!{word}[-_=])" for word in ("rank", "seed", "fold", "cv", "trial", "version"))
+# Nor those of resnet18 and step_-5.
+_OTHER = rf"(?<![a-z])(?:ep(?:ochs?)?|model|weights|net|state)|(?<![a-z\d])(?<!\d[.,]){_NONE}(?<![=_]-)"
 _ALONE = re.compile(f"(?:{_OTHER}){_NUMBER}", re.IGNORECASE)
 # Of epoch=3-val_loss=0.53.
 _EPOCH = re.compile(rf"(?<![a-z])ep(?:och)?[-_=]?{_NUMBER}(?!_\d{{3}}(?!\d))", re.IGNORECASE)
@@ -108,4 +110,4 @@ def _undated(name: str | os.PathLike[str]) -> str:
 def stem_of(name: str | os.PathLike[str]) -> str:
     """The name of a file or folder without what says the kind of file."""
     path = Path(name)
-    return path.name.removesuffix(suffix_of(path))
+    return path.name[: len(path.name) - len(suffix_of(path))]

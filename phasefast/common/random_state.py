@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_ROUNDING = 1e-4  # by which two calls may differ: on GPUs, and where memory is aligned in another way
+_ROUNDING = 1e-4  # by which two calls may be apart
 # NumPy's global state is what a model's forward would draw from.
 # ruff: noqa: NPY002
 
@@ -54,21 +54,45 @@ def telling_draws(device: torch.device, outputs: Callable[[], Any], tell: Callab
     for seed in (0, 1) if drawn else (0, 0):
         fix_random_state(device, seed)
         found.append(outputs())
-    plain = all(isinstance(each, Tensor) and not each.is_nested for each in found)
-    one, other = (each.nan_to_num() if plain else each for each in found)
-    if not drawn and plain and not torch.allclose(one, other, _ROUNDING, _ROUNDING * float(one.abs().max())):
+    apart = differ(found[0], found[1], rounding=not drawn)
+    if not drawn and apart:
         tell(
             "the model gives other outputs for the same samples when it is called again: it keeps a state from call to "
             "call, such as the hidden one of a recurrent network, or random numbers of its own. Scores then depend on "
             "the order and the size of batches: make forward begin anew at each call"
         )
-    if drawn and not (plain and torch.equal(one, other)):
+    if drawn and apart is not False:
         tell(
             "the model's outputs depend on random numbers, which its forward draws in evaluation mode too. These are "
             "the same at every measurement, but differ between samples: if they mask or shuffle what a layer gets, as "
             "in masked autoencoders, a feature does not mean the same in all samples, and little can be decoded. Give "
             "a model whose forward is not random"
         )
+
+
+def differ(one: Any, other: Any, rounding: bool) -> bool | None:
+    """Whether two outputs of a model differ; None where that is not known, as of sparse tensors.
+
+    Args:
+        rounding: not by what two calls may be apart, on GPUs and where memory is aligned in another way.
+    """
+    if not all(
+        isinstance(each, Tensor) and not each.is_nested and each.layout == torch.strided for each in (one, other)
+    ):
+        return None
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return True
+    if not one.is_floating_point():
+        return not torch.equal(one, other)
+    limit = max(_ROUNDING, 4 * torch.finfo(one.dtype).eps) if rounding else 0.0
+    one, other = one.double().flatten(), other.double().flatten()
+    finite = one.isfinite()
+    if not torch.equal(finite, other.isfinite()):
+        return True
+    one, other = one[finite], other[finite]
+    # What masks fill in is far from all others, whose median counts.
+    usual = one.abs().median() if len(one) else one.sum()
+    return bool(((one - other).abs() > limit * (usual + one.abs())).any())
 
 
 def _generators(device: torch.device) -> list[torch.Generator]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Categorical, Distribution, OneHotCategorical
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from ..errors import LayerError
@@ -27,6 +27,14 @@ def rows_in(output: Any, preferred: str = "") -> Any:
     while entries := _entries(output):
         output = next(iter(entries.values()))
     return output
+
+
+def tensors_in(output: Any) -> Iterator[Tensor]:
+    """All tensors of a module's output, in their order."""
+    if isinstance(output, Tensor):
+        yield output
+    for each in _entries(output).values():
+        yield from tensors_in(each)
 
 
 def _found(output: Any, preferred: str) -> Tensor | PackedSequence | None:
@@ -56,11 +64,11 @@ def _entries(output: Any) -> dict[Any, Any]:
 
 def _parameters(distribution: Distribution) -> dict[str, Any]:
     """What a distribution over actions and the like is known by: its logits, if it is over classes, or its mean."""
-    if hasattr(distribution, "logits"):
+    if isinstance(distribution, (Categorical, OneHotCategorical)):
         return {"logits": distribution.logits}
     try:
         return {"mean": distribution.mean}
-    except NotImplementedError:  # of transformed ones
+    except (NotImplementedError, AttributeError):  # of transformed ones, and some of a user's own
         return {}
 
 

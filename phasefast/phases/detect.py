@@ -147,6 +147,7 @@ def detect_curve(
             f"{unit.shape}{span}"
         )
     unit = unit / unit.mean()
+    of_classes = metric != FVU or bool(((samples == 0) | (samples == 1)).all())
     rng = np.random.default_rng(seed)
     loss = samples.mean(axis=1)
     # What few samples change from step to step is no news of the step: an error more among hundreds without any.
@@ -162,7 +163,7 @@ def detect_curve(
         fit=found.fit(0),
         minimum=minimum,
         gains=found.gains(0),
-        replicates=bootstrap(samples, unit, replicates, confidence, rng),
+        replicates=bootstrap(samples, unit, replicates, confidence, rng, of_classes),
         tails=(50 * (1 - confidence), 50 * (1 + confidence)),
         noise=noise,
         rough=rough,

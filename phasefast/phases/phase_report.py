@@ -145,7 +145,7 @@ def phase_notes(cells: Sequence[CellPhases]) -> list[str]:
     if (share := next((cell.evidence.get("window", 0.25) for cell in cells if cell.stop_open), None)) is not None:
         notes.append(f"+ open: no certain rise of {share:g} of the decrease or more, up to the last step")
     if any(cell.phases and cell.evidence.get("samples", FEW_SAMPLES) < FEW_SAMPLES for cell in cells):
-        notes.append(f"Fewer than {FEW_SAMPLES} held-out samples: intervals may be too narrow.")
+        notes.append(f"Fewer than {FEW_SAMPLES} held-out samples, or groups: intervals may be too narrow.")
     if any(cell.phases and cell.evidence.get("order_p", 0) is None for cell in cells):
         notes.append(f"Fewer than {FEW_STEPS} steps: a trend cannot be told from noise between them.")
     several = len({cell.target for cell in cells}) > 1

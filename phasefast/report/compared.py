@@ -80,7 +80,7 @@ def _best_text(best: CommonBest, comparison: Comparison, sign: str) -> str:
     if elsewhere := [
         f"{run} {each.layer} at {each.step}"
         for run, each in best.own.items()
-        if (each.layer, each.step) != (best.layer, best.step)
+        if each.beats_constant and (each.layer, each.step) != (best.layer, best.step)
     ]:
         text += f"; single runs: {', '.join(elsewhere)}"
     if window := window_without(comparison, best.layer, [best.step]):
@@ -130,7 +130,10 @@ def _print_curves(agreements: Sequence[Agreement], scores: Mapping[str, Scores],
     if shared < taken:
         console.print(Text(f"at the {len(shared)} of {len(taken)} steps that all runs have", style="dim"))
     say_thinned(shared, console)
-    curves = {name: curve for each in agreements for name, curve in _curves(each, scores, shown, sign)}
+    layers = [each.layer for each in agreements]
+    if all(own.has_curve(MODEL_LAYER, target, shown) for own in scores.values()):
+        layers.append(MODEL_LAYER)
+    curves = {name: curve for layer in layers for name, curve in _curves(layer, target, scores, shown, sign)}
     for part, table in enumerate(curve_tables(curves, console.width)):
         console.print(*[""] * bool(part), table, sep="\n")
 
@@ -178,20 +181,19 @@ def _marked(agreement: Agreement) -> CellPhases:
 
 
 def _curves(
-    agreement: Agreement, scores: Mapping[str, Scores], metric: str, sign: str
+    layer: str, target: str, scores: Mapping[str, Scores], metric: str, sign: str
 ) -> Iterator[tuple[str, dict[int, str]]]:
     """Those of two runs, else mean and standard deviation, as texts, at the steps that all of them have."""
     curves = [
-        dict(zip(*(part.tolist() for part in own.curve(agreement.layer, agreement.target, metric)), strict=True))
-        for own in scores.values()
+        dict(zip(*(part.tolist() for part in own.curve(layer, target, metric)), strict=True)) for own in scores.values()
     ]
     steps = [step for step in curves[0] if all(step in curve for curve in curves)]
     values = np.array([[curve[step] for curve in curves] for step in steps]).reshape(len(steps), len(curves))
     if len(scores) == _FEW:
         for run, found in zip(scores, values.T, strict=True):
-            yield f"{agreement.layer} {run}", dict(zip(steps, numbers(found.tolist()), strict=True))
+            yield f"{layer} {run}", dict(zip(steps, numbers(found.tolist()), strict=True))
         return
     spread = values.std(1, ddof=1)
     spread[spread < 1e-9 * np.abs(values).max(1, initial=0.0)] = 0.0  # rounding
     for name, found in (("", values.mean(1)), (f" {sign}", spread)):
-        yield agreement.layer + name, dict(zip(steps, numbers(found.tolist()), strict=True))
+        yield layer + name, dict(zip(steps, numbers(found.tolist()), strict=True))

@@ -105,10 +105,10 @@ def telling_layers(scores: Scores) -> list[str]:
     Args:
         scores: of all targets.
     """
-    table = scores.without_samples.to_arrow()
-    dims = dict(zip(table.column("layer").to_pylist(), table.column("dim").to_pylist(), strict=True))
-    layers = scores.layers[::-1]
-    before = next((i for i, layer in enumerate(layers) if dims[layer] != dims.get(MODEL_LAYER)), 0)
+    rows = scores.without_samples.to_arrow().select(["layer", "dim", "metric"]).to_pylist()
+    classes = next((row["dim"] for row in rows if row["layer"] == MODEL_LAYER and row["metric"] in ACCURACIES), None)
+    dims, layers = {row["layer"]: row["dim"] for row in rows}, scores.layers[::-1]
+    before = next((i for i, layer in enumerate(layers) if dims[layer] != classes), 0)
     return layers[before:] + layers[:before]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +14,7 @@ from ..errors import ArgumentError, DataError
 from ..metrics import FVU
 from ..phases.detect import detect_phases
 from ..phases.phase_report import CellPhases, PhaseReport
-from ..results.scores import Scores
+from ..results.scores import MODEL_LAYER, Scores
 from .bests import with_best
 from .curves import (
     Curve,
@@ -130,9 +132,12 @@ def _best_of(
 
 
 def _fvu_panel(curves: Sequence[Curve], target: str) -> Panel:
-    axis, height = fvu_axis(curves, _FVU), _FVU
+    # An untrained model's own error would press those of layers flat.
+    top = max((float(each.finite.max()) for each in curves if each.look.name != MODEL_LAYER), default=math.inf)
+    shown = [replace(each, values=np.minimum(each.values, top)) for each in curves]
+    axis, height = fvu_axis(shown, _FVU), _FVU
     if axis.log and not axis.cuts:
-        axis, height = fvu_axis(curves, _LOG_FVU), _LOG_FVU
+        axis, height = fvu_axis(shown, _LOG_FVU), _LOG_FVU
     return _panel(curves, axis, height, "{} variance not decodable (FVU)", target)
 
 

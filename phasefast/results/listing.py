@@ -57,7 +57,13 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _remarks(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     worse: dict[str, list[str]] = {}
     for row in rows:
-        if row["metric"] == FVU and row["value"] > _WORSE and row["alpha"] is not None:  # no model's own, untrained
+        if row["metric"] == FVU and row["value"] > _WORSE:
+            if row["alpha"] is None:
+                yield (
+                    f"{row['target']} fvu of the model itself above 1: it is not trained yet, or predicts other "
+                    "numbers than the target's, such as standardised ones or logits"
+                )
+                continue
             worse.setdefault(row["target"], []).append(row["layer"])
     for target, layers in worse.items():
         yield (

@@ -20,7 +20,7 @@ from ..common.notices import shown, warn
 from ..common.timeline import stage
 from ..data.axes import Axes, Widths
 from ..data.batches import chunk_bounds, model_inputs
-from ..data.outputs import rows_in, unpacked
+from ..data.outputs import rows_in, tensors_in, unpacked
 from ..data.sequences import as_one, real_tokens
 from ..data.token_rows import TokenRows, TokensOfBatch, as_tokens, own_tokens
 from ..errors import LayerError, NonFiniteError, PhasefastError
@@ -190,7 +190,7 @@ def capture(
                 current.update(split=split, start=first, stop=last)
                 reset()
                 output = model(batch)
-                if own is not None and (taken := _own_rows(model, output, of, options, own.whole)) is not None:
+                if own is not None and (taken := _own_rows(model, output, of, options, own)) is not None:
                     rows, of_tokens = taken
                     own.add(split, of_tokens, first if of_tokens else start, rows)
                     del taken, rows
@@ -321,29 +321,39 @@ class _Batch:
 
 
 def _own_rows(
-    model: nn.Module, output: Any, of: _Batch, options: RowOptions, whole: bool
+    model: nn.Module, output: Any, of: _Batch, options: RowOptions, own: TakesOutputs
 ) -> tuple[Tensor, bool] | None:
-    """The model's own output [batch, c], if it is such; of several, such as those of Hugging Face, the logits.
+    """The model's own output [batch, ...] for each sample, or each token that is a row: whether it is so.
 
-    Of [batch, t, c] those of the token that stands for all, or of each that is a row: whether it is so.
-
-    Args:
-        whole: outputs of samples [batch, ...] of any shape are such.
+    Of several, such as those of Hugging Face, the logits; or, of numbers, the first that fits.
     """
-    found = rows_in(output, "logits")
-    if not isinstance(found, Tensor) or found.is_nested or not found.is_floating_point():
+    several = [rows_in(output, "logits"), *(tensors_in(output) if own.numbers else ())]
+    found = (rows for each in several if (rows := _rows_of_own(model, each, of, options, own)) is not None)
+    first = next(found, None)
+    if first is None or own.fits(tuple(first[0].shape[1:])):
+        return first
+    return next((rows for rows in found if own.fits(tuple(rows[0].shape[1:]))), first)
+
+
+def _rows_of_own(
+    model: nn.Module, output: Any, of: _Batch, options: RowOptions, own: TakesOutputs
+) -> tuple[Tensor, bool] | None:
+    """One of the model's own outputs, if it is one; of [batch, t, c] the token that stands for all, where it may."""
+    if not isinstance(output, Tensor) or output.is_nested or output.layout != torch.strided:
         return None
-    if found.shape[:1] != (of.size,) or (found.dim() < 2 and not whole):
+    if not output.is_floating_point() or output.shape[:1] != (of.size,) or (output.dim() < 2 and not own.numbers):
         return None
-    of_tokens = found.dim() in (3, 4) and of.tokens is not None
+    output = output[:, None] if output.dim() == 1 else output
     with contextlib.suppress(LayerError):
-        if found.dim() in (3, 4) and of.tokens is not None:
-            found = as_tokens("model", model, found, of.tokens, of.axes, own=False)  # labels are of the input's tokens
-        elif found.dim() == 3 and options.tokens in ("cls", "last") and not whole:
-            found = as_one("model", model, found, options.tokens, of.real, of.axes)[0]
-    if whole and of.tokens is None:
-        return (found[:, None] if found.dim() == 1 else found), False
-    return (found.float(), of_tokens) if found.dim() == 2 else None
+        if of.tokens is not None:
+            if output.dim() not in (3, 4):
+                return output, False
+            # Labels are of the input's tokens, and numbers of tokens have its axes.
+            how = (nn.Identity(), None) if own.numbers else (model, of.axes)
+            return as_tokens("model", how[0], output, of.tokens, how[1], own=False), True
+        if output.dim() == 3 and options.tokens in ("cls", "last") and not own.fits(tuple(output.shape[1:])):
+            return as_one("model", model, output, options.tokens, of.real, of.axes)[0], False
+    return (output, False) if of.tokens is None else None
 
 
 def _as_cell(name: str, module: nn.Module, output: Any, of: _Batch, options: RowOptions) -> tuple[Tensor, int]:

@@ -16,7 +16,7 @@ from ..metrics import FVU, LOSS, MSE, accuracy_by
 from ..results.scores import MODEL_LAYER
 from ..types import Score
 
-_SHOWING, _ROUNDING = 64, 1e-3  # rows that show whether numbers are probabilities, and of these in 16 bits
+_SHOWING, _ROUNDING = 64, 1e-4  # rows of a batch that show whether they are probabilities, whose sums may be off
 Expected = tuple[Tensor | None, Tensor | None]
 
 
@@ -29,11 +29,11 @@ class OwnOutputs:
         sizes: by split, how many samples and rows there are.
 
     Attributes:
-        whole: whether outputs of all shapes count, or rows of numbers only.
+        numbers: whether outputs are numbers like the target's, of any shape, or rows of one for each class.
         lost: why there are no scores, if the outputs are not numbers.
     """
 
-    whole: ClassVar[bool]
+    numbers: ClassVar[bool]
     _at_once: ClassVar[int]  # numbers, of which copies are made
     _no_rows: ClassVar[str]  # why there are no scores, if no outputs are rows
 
@@ -55,35 +55,39 @@ class OwnOutputs:
         shape = tuple(outputs.shape[1:])
         self._found[split].append((of_tokens, len(outputs), shape))
         expected = self._expected[split][of_tokens]
-        if expected is None or not self._fits(shape):
+        if expected is None or not self.fits(shape):
             return
         for part in outputs.split(max(self._at_once // max(outputs[0].numel(), 1), 1)):
-            total, rows = self._errors(part, expected[start : start + len(part)].to(part.device))
-            self._sums[split].append(total)
+            sums, rows = self._errors(part, expected[start : start + len(part)].to(part.device))
+            self._sums[split].append(sums)
             self._rows[split].append(rows)
             start += len(part)
 
-    def _fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether outputs of a shape are those expected."""
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether outputs [b, *shape] are those expected."""
         return shape == self._shape
 
     def _errors(self, outputs: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
-        """The sum of the losses of some outputs, NaN where there is none, and what there is of each, [b]."""
+        """Sums [k] over some outputs, and what there is of each, [b]."""
         raise NotImplementedError
 
     def scores(self) -> list[Score]:
         """None of splits without outputs for each sample or row, or of which nothing is expected, and none of NaN."""
         scores = []
         there = [split for split, sums in self._sums.items() if self._kind is not None and sums]
-        parts = (part for split in there for part in (torch.stack(self._sums[split]).sum(), *self._of_rows(split)))
-        own = iter(fetched(*parts))
-        for split, total, rows, weights in zip(there, own, own, own, strict=True):
-            if total.isnan():
+        totals = fetched(*(torch.stack(self._sums[split]).sum(0) for split in there))
+        own = iter(fetched(*(part for split in there for part in self._of_rows(split))))
+        for split, total, rows, weights in zip(there, self._totals(totals), own, own, strict=True):
+            if math.isnan(total):
                 text = f"NaN or Inf in the model's outputs on the {split} rows; the weights have diverged or overflow"
                 self.lost.setdefault(MODEL_LAYER, NonFiniteError(f"layer {MODEL_LAYER!r}: {text}"))
                 continue
-            scores += self._scores(split, float(total), rows, weights)
+            scores += self._scores(split, total, rows, weights)
         return scores
+
+    def _totals(self, sums: list[Tensor]) -> list[float]:
+        """What is lost in each split, of its sums [k]; NaN where outputs are none."""
+        raise NotImplementedError
 
     def _of_rows(self, split: str) -> tuple[Tensor, Tensor]:
         """What there is of each row, [n], and what they count, [n] or nothing."""
@@ -102,7 +106,7 @@ class OwnOutputs:
         of_tokens, shape = self._kind
         if any(expected[of_tokens] is None for expected in self._expected.values()):
             return f"{none}: the model's output is for samples, but target {self._name!r} for their tokens"
-        return "" if self._fits(shape) else f"{none}: {self._misfit(shape, of_tokens)}"
+        return "" if self.fits(shape) else f"{none}: {self._misfit(shape, of_tokens)}"
 
     def _misfit(self, shape: tuple[int, ...], of_tokens: bool) -> str:
         """Why outputs of a shape are not those expected."""
@@ -131,7 +135,7 @@ class OwnClasses(OwnOutputs):
             alike. others: as for :class:`OwnOutputs`.
     """
 
-    whole, _at_once = False, 1 << 26
+    numbers, _at_once = False, 1 << 26
     _no_rows = (
         "the model's output has no row of numbers, such as logits, for each sample or token; its own accuracy is not "
         "known; predicts='none' if it predicts no classes"
@@ -148,16 +152,29 @@ class OwnClasses(OwnOutputs):
         super().__init__(name, (classes,), expected, sizes)
         self._classes, self._balanced = classes, balanced
 
+    def add(self, split: str, of_tokens: bool, start: int, outputs: Tensor) -> None:
+        """Outputs [b, c]; those of other shapes are no logits."""
+        if outputs.dim() == 2:
+            super().add(split, of_tokens, start, outputs)
+
     def _errors(self, outputs: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums of the losses of logits and of probabilities, and whether the outputs are none of these."""
+        rounding = torch.finfo(outputs.dtype)
+        outputs = outputs.float()
         top, guess = outputs.max(1)  # NaN where there is any
         own = outputs.gather(1, expected[:, None])[:, 0].double()
         # In float64 wide outputs would take longer than the model.
         totals = (outputs - top[:, None]).exp_().sum(1).double()
-        losses = totals.log() + (top.double() - own)
-        # Probabilities, of a softmax at the end, are no logits.
+        of_logits = totals.log() + (top.double() - own)
+        of_shares = -own.clamp(min=rounding.tiny).log()  # what is less was rounded to 0
         some = outputs[:_SHOWING]
-        shares = (some >= 0).all() & ((some.sum(1) - 1).abs() < _ROUNDING).all()
-        return torch.where(shares, -own.log(), losses).sum(), (guess == expected) & ~top.isnan()
+        shares = (some >= 0).all() & ((some.sum(1) - 1).abs() < _ROUNDING + rounding.eps).all()
+        sums = torch.stack([of_logits.sum(), of_shares.sum(), (~shares).double()])
+        return sums, (guess == expected) & ~top.isnan()
+
+    def _totals(self, sums: list[Tensor]) -> list[float]:
+        of_shares = all(not bool(own[2]) for own in sums)
+        return [float(own[int(of_shares)]) for own in sums]
 
     def _of_rows(self, split: str) -> tuple[Tensor, Tensor]:
         hits, weights = super()._of_rows(split)
@@ -186,11 +203,17 @@ class OwnClasses(OwnOutputs):
         }
         to = " and ".join(f"{top} in {split}" for split, top in tops.items())
         up = f" (up to {to} samples)" if len(set(tops.values())) > 1 else ""
-        outputs = f"{shape[0]} output{'s' * (shape[0] > 1)}"
+        outputs = f"{shape[0]} output{'s' * (shape[0] != 1)}"
+        if shape == (1,) and self._classes == 2:
+            mend = "if this is a logit z, or a probability p, wrap the model to give [0, z], or [1 - p, p]"
+        else:
+            mend = (
+                "if it was trained on these labels, give them numbered as in training, from 0, or Label(classes), or "
+                "num_classes= of values"
+            )
         return (
             f"the model has {outputs}, but target {self._name!r} has {self._classes} classes{up}, as for an encoder; "
-            "if it was trained on these labels, give them numbered as in training, from 0, or Label(classes); if not, "
-            "predicts='none'"
+            f"{mend}; if not, predicts='none'"
         )
 
 
@@ -202,7 +225,7 @@ class OwnNumbers(OwnOutputs):
         others: as for :class:`OwnOutputs`.
     """
 
-    whole, _at_once = True, 1 << 22  # of two in float64
+    numbers, _at_once = True, 1 << 22  # of two in float64
     _no_rows = "the model's output has no numbers for each sample, or token; its own error is not known"
 
     def __init__(
@@ -216,7 +239,7 @@ class OwnNumbers(OwnOutputs):
         super().__init__(name, tuple(one.shape[1:]), expected, sizes)
         self._wholes = wholes
 
-    def _fits(self, shape: tuple[int, ...]) -> bool:
+    def fits(self, shape: tuple[int, ...]) -> bool:
         """Axes of length 1 aside, or one is flat: [b, h, w, c] are not [b, c, h, w]."""
         own, given = ([side for side in sides if side > 1] for sides in (self._shape, shape))
         flat = len(own) < 2 or len(given) < 2
@@ -224,8 +247,10 @@ class OwnNumbers(OwnOutputs):
 
     def _errors(self, outputs: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
         rows = (outputs.double().flatten(1) - expected.reshape(len(expected), -1)).square_().sum(1)
-        total = rows.sum()
-        return torch.where(total.isfinite(), total, math.nan), rows
+        return rows.sum()[None], rows
+
+    def _totals(self, sums: list[Tensor]) -> list[float]:
+        return [total if math.isfinite(total) else math.nan for total in map(float, sums)]
 
     def _scores(self, split: str, total: float, rows: Tensor, weights: Tensor) -> list[Score]:
         whole = self._wholes[split]

@@ -51,7 +51,11 @@ def preserved(
         model.eval()
         yield changed
         now = _numbers(model) if found else {}
-        alike = [name for name, own in found.items() if name in now and now[name].shape == own.shape]
+        alike = [
+            name
+            for name, own in found.items()
+            if name in now and (now[name].shape, now[name].dtype) == (own.shape, own.dtype)
+        ]
         differ = _differ([(now[name], found[name]) for name in alike])
         changed["buffers"] += [name for name, differs in zip(alike, differ, strict=True) if differs]
 

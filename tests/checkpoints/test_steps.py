@@ -85,6 +85,11 @@ def test_a_step_is_read_as_it_is_meant(name: str, step: int) -> None:
         "epoch_1_000-x_5.pt",
         "step_-5.pt",
         "step=-1.ckpt",
+        "seed_1_final.pt",
+        "net_fold-2.pt",
+        "cv_3.pt",
+        "trial=4.pt",
+        "net_version_2.pt",
     ],
 )
 def test_what_may_mean_something_else_is_refused(name: str) -> None:

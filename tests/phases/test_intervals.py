@@ -56,6 +56,24 @@ def test_intervals_of_few_samples_hold_the_change_as_often_as_of_many(few: int) 
     assert np.mean(held) >= 0.9
 
 
+@pytest.mark.parametrize("metric", ["fvu", "error"])
+def test_samples_that_are_all_right_by_chance_give_no_certain_change(metric: str) -> None:
+    right = np.concatenate([np.ones((6, 3)), np.zeros((6, 3))])
+    assert not detect_curve(np.arange(12), right, metric=metric).phases
+    held, widths = [], []
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        hard = np.where(np.arange(12) < 6, 0.9, 0.1)[:, None]
+        wrong = (rng.random(8) + 0.1 * rng.uniform(-1, 1, (12, 8))).clip(0, 1) < hard
+        cell = detect_curve(np.arange(12), wrong.astype(float), metric=metric, **QUICK)
+        if (fall := cell.phase("decrease")) is not None:
+            held.append(fall.ci[0] <= -0.8 <= fall.ci[1])
+            widths.append(fall.ci[1] - fall.ci[0])
+    assert len(held) > 80
+    assert min(widths) > 0.1
+    assert np.mean(held) >= 0.9
+
+
 def test_replicates_of_the_unit_itself_are_one() -> None:
     _, unit = measured(0, False, 2500)
     found = bootstrap(np.stack([unit, 3 * unit]), unit, 50, 0.95, np.random.default_rng(0))

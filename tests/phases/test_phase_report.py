@@ -23,7 +23,7 @@ def cell(layer: str, *phases: Phase, window: tuple[int, int] | None = None, **ev
 
 def test_few_samples_are_told() -> None:
     few = cell("a", FALL, window=(32, 128), samples=29)
-    assert "Fewer than 30 held-out samples: intervals may be too narrow" in str(PhaseReport((few,)))
+    assert "Fewer than 30 held-out samples, or groups: intervals may be too narrow" in str(PhaseReport((few,)))
     enough = [cell("a", FALL, window=(32, 128), samples=30), cell("a", samples=5), cell("a", FALL)]
     assert "Fewer than 30" not in str(PhaseReport(tuple(enough)))
 
