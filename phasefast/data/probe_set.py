@@ -250,7 +250,9 @@ class ProbeSet:
             ArgumentError: there are no such values.
         """
         if name not in self.fit_values:
-            raise ArgumentError(f"target {name!r}: expected one of the probe set's values, {sorted(self.fit_values)}")
+            mend = "; labels are classes: give numbers as values=" if name == "label" else ""
+            known = sorted(self.fit_values)
+            raise ArgumentError(f"target {name!r}: expected one of the probe set's values, {known}{mend}")
         own, held = self.fit_values[name], self.heldout_values[name]
         of_tokens = each and own.shape == self.fit_inputs.shape[:2]
         numbers = own.is_floating_point() or (own.dim() > 1 and not of_tokens)
