@@ -92,11 +92,12 @@ class Configuration:
         """Samples of the forward passes, and of the BatchNorm statistics that need batches."""
         return self.options.get("batch_size") or (_AUTHORS_BATCH if self.batchnorm == "batch" else _BATCH)
 
-    def settings(self, run: str, data: str, units: Units) -> dict[str, Any]:
+    def settings(self, run: str, data: str, units: Units, predicts: str | None = None) -> dict[str, Any]:
         """What scores of one table have in common, as JSON has it: none of these may differ.
 
         Args:
-            data: hash of the samples. units: what their rows are.
+            data: hash of the samples. units: what their rows are. predicts: the target that the model predicts, if it
+                is another one than by default.
         """
         method, rows = self.method, self.rows
         settings: dict[str, Any] = {
@@ -118,8 +119,8 @@ class Configuration:
             settings["padding"] = float(rows.padding)
         if method.discriminates:
             settings["classifier"] = method.classifier
-        if self.options.get("predicts") not in (None, "label"):  # which is what is predicted by default
-            settings["predicts"] = self.options["predicts"]
+        if predicts is not None:
+            settings["predicts"] = predicts
         if units.token_digest:
             settings["token_rows"] = units.token_digest
         if units.group_digest:

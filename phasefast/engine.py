@@ -33,7 +33,7 @@ from .errors import ArgumentError, PhasefastError
 from .metrics import FVU
 from .named_targets import by_name, default_targets, warn_of_classes, warn_of_scales
 from .options import as_tuple
-from .predicted import Predicted
+from .predicted import Predicted, not_by_default
 from .results.scores import Scores
 from .results.store import Store
 from .scoring import score_cells
@@ -137,7 +137,8 @@ class Engine:
             block.name: digest if block.name not in random else f"{digest}-{random[block.name]}"
             for block, digest in zip(self.targets.blocks, self.targets.digests, strict=True)
         }
-        self.settings = config.settings(run, probe_set.inputs_digest, self.units)
+        predicts = not_by_default(self.chosen, options.get("predicts"))
+        self.settings = config.settings(run, probe_set.inputs_digest, self.units, predicts)
         self.config_hash = hashlib.blake2b(json.dumps(self.settings).encode(), digest_size=8).hexdigest()
         self._layers: list[Layer] | None = None
         tensors = [*self.model.parameters(), *self.model.buffers()]

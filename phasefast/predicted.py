@@ -19,6 +19,12 @@ from .stages.targets import given_values
 NOTHING = "none"  # in the place of a name
 
 
+def not_by_default(targets: Sequence[Target], name: str | None) -> str | None:
+    """The name of the target that is predicted, unless it is that by default: the first :class:`Label`."""
+    default = next((each.name for each in targets if isinstance(each, Label)), None)
+    return None if name == default else name
+
+
 @dataclass(frozen=True, eq=False)
 class Predicted:
     """A target that the model itself predicts, and what outputs of both splits should be.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, Protocol
@@ -190,8 +191,8 @@ class TakesOutputs(Protocol):
     def numbers(self) -> bool:
         """Whether outputs are numbers like the target's, of any shape, or rows of one for each class."""
 
-    def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether outputs [b, *shape] are those expected."""
+    def fits(self, of_tokens: bool, shape: Sequence[int], exact: bool = False) -> bool:
+        """Whether outputs [b, *shape] are of those expected; ``exact``: of that very shape."""
 
     def add(self, split: str, of_tokens: bool, start: int, outputs: torch.Tensor) -> None:
         """Outputs [b, ...] of samples, or [b, c] of the tokens that are rows, from ``start`` on."""

@@ -222,6 +222,14 @@ def test_outputs_of_any_kind_are_no_state(probe_set: pf.ProbeSet, turned: Callab
         (torch.tensor([1.0, 3.0, -1e9]), torch.tensor([1.1, 3.0, -1e9]), True),
         (torch.tensor([1.0, torch.nan]), torch.tensor([1.0, 2.0]), True),
         (torch.tensor([1, 2]), torch.tensor([1, 3]), True),
+        (torch.tensor([1.0, torch.inf]), torch.tensor([1.0, -torch.inf]), True),
+        (torch.tensor([0.0, 0.0, 0.0, 1.0]), torch.tensor([1e-6, 0.0, 1e-6, 1.0]), False),
+        (torch.tensor([1e-20, 1e-9, 1.0]), torch.tensor([3e-20, 1.1e-9, 1.0]), False),
+        (torch.tensor([1.0, *[-1e9] * 6]), torch.tensor([1.5, *[-1e9] * 6]), True),
+        (torch.tensor([1.0, *[-65504.0] * 6]).half(), torch.tensor([1.5, *[-65504.0] * 6]).half(), True),
+        (torch.tensor([1 + 1j]), torch.tensor([1 + 1j + 1e-7]), False),
+        (torch.tensor([1 + 1j]), torch.tensor([1 + 2j]), True),
+        (torch.zeros(2), torch.zeros(2), False),
         (torch.tensor([1.0]), None, None),
     ],
 )
@@ -269,16 +277,18 @@ class Cached(SmallNet):
         return super().forward(x)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "scale"), [(torch.float16, 6), (torch.bfloat16, 3), (torch.bfloat16, 40), (torch.float64, 300)]
+)
 @pytest.mark.parametrize("batch_size", [1, 7, 60])
-def test_probabilities_of_16_bits_are_known_as_such(dtype: torch.dtype, batch_size: int) -> None:
+def test_probabilities_of_all_types_are_known_as_such(dtype: torch.dtype, scale: int, batch_size: int) -> None:
     torch.manual_seed(0)
     x, y = torch.randn(160, 5), torch.randint(10, (160,))
     probe_set = pf.ProbeSet.from_tensors(x[:100], y[:100], x[100:], y[100:])
 
     class Rounded(nn.Linear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return (3 * super().forward(x)).softmax(1).to(dtype)
+            return (scale * super().forward(x)).double().softmax(1).to(dtype)
 
     model = nn.Sequential(nn.Linear(5, 5), Rounded(5, 10))
     scores = pf.probe(model, probe_set, layers="0", batch_size=batch_size)
@@ -295,7 +305,7 @@ def test_the_loss_of_a_probability_that_was_rounded_to_0_is_finite(probe_set: pf
 
     scores = pf.probe(Certain(), probe_set, layers="hidden", alphas=[0.1])
     wrong = 1 - scores.value(layer="model", metric="accuracy", split="heldout")
-    tiny = np.log(np.finfo(np.float32).tiny)
+    tiny = np.log(np.finfo(np.float32).smallest_subnormal)
     assert scores.value(layer="model", metric="loss", split="heldout") == pytest.approx(-wrong * tiny, rel=1e-6)
 
 

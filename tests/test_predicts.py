@@ -184,6 +184,39 @@ def test_a_distribution_of_pixels_is_compared_by_its_mean(form: Callable[..., An
     assert own.value() == pytest.approx(fvu(mean, probe_set.heldout_inputs, probe_set.fit_inputs)[1], rel=1e-5)
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_of_outputs_of_equal_size_the_one_of_the_very_shape_is_compared(order: tuple[int, int]) -> None:
+    class Beside(Autoencoder):
+        def forward(self, x: Tensor) -> Any:
+            found, _ = super().forward(x)
+            both = torch.zeros(len(x), 128), found
+            return both[order[0]], x[:, :0].flatten(1), both[order[1]]
+
+    own = pf.probe(Beside(), images(), predicts="input").filter(layer="model", metric="fvu", split="heldout")
+    usual = pf.probe(Autoencoder(), images(), predicts="input").filter(layer="model", metric="fvu", split="heldout")
+    assert own.value() == usual.value()
+
+
+def test_an_output_of_tokens_is_found_behind_one_of_samples() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Any:
+            found = self.body(x)
+            return {"pooled": found.mean(1), "empty": found[:, :, :0], "tokens": found}
+
+    torch.manual_seed(0)
+    x, y = torch.randn(130, 6, 4), torch.randn(130, 6, 2)
+    probe_set = pf.ProbeSet.from_tensors(x[:90], None, x[90:], None, values={"y": (y[:90], y[90:])})
+    model = Both()
+    own = pf.probe(model, probe_set, targets="y", predicts="y", tokens="each").filter(layer="model", metric="mse")
+    with torch.no_grad():
+        expected = (model(probe_set.heldout_inputs)["tokens"] - probe_set.heldout_values["y"]).square().mean()
+    assert own.value(split="heldout") == pytest.approx(float(expected), rel=1e-5)
+
+
 @pytest.mark.parametrize("tokens", ["last", "cls"])
 def test_a_regression_of_sequences_is_compared_at_its_token(tokens: Any) -> None:
     torch.manual_seed(0)
@@ -234,6 +267,9 @@ def test_the_label_by_name_is_what_is_predicted_by_default() -> None:
     )
     hashes = {Engine(net, labelled, predicts=name).config_hash for name in (None, "label", "none", "input")}
     assert len(hashes) == 3
+    digit = [pf.Label(3, name="digit"), pf.Function(lambda x: x.mean((1, 2, 3)), name="label")]
+    hashes = {Engine(net, labelled, targets=digit, predicts=name).config_hash for name in (None, "label", "digit")}
+    assert len(hashes) == 2
 
 
 def test_tokens_are_predicted_one_by_one() -> None:

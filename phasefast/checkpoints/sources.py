@@ -21,8 +21,8 @@ BESIDE = (
     r"(?:optim(?:izer)?s?|\w+_optim_states|(?:lr_)?schedulers?|(?:grad_)?scalers?|data_?loaders?|rng(?:_states?)?"
     r"|training_args)(?:[-_]?\d+)?"
 )
-_BESIDE = re.compile(rf"{BESIDE}(?:\.\w+)+")
-TEMPORARY = re.compile(r"(tmp|\.).*|.*\.(tmp|part|partial|incomplete)")
+_BESIDE = re.compile(rf"{BESIDE}(?:\.\w+)+", re.IGNORECASE)
+TEMPORARY = re.compile(r"(tmp|\.).*|.*\.(tmp|part|partial|incomplete)", re.IGNORECASE)
 # Of several in a folder the first counts, in the order of transformers.
 ENTRIES = (
     f"model{SAFETENSORS}",

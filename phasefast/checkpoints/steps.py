@@ -14,11 +14,11 @@ _STEP = r"(?:global_?step|steps?|iter(?:ation)?|(?<![a-z])its?"
 _WORDS = _STEP + "|checkpoint|ckpt)[-_=]?"
 _NUMBER = r"(\d+(?:\.\d+)?)([km]?)(?![a-z\d]|[.,]\d)"  # 500, 64k, 1.5k, but not 1e3 or 1,000
 _NAMED = re.compile(_WORDS + _NUMBER + r"(?!_\d{3}(?!\d))", re.IGNORECASE)  # nor 1_000
-# What a number after these words counts is no steps.
-_NONE = "".join(rf"(?<!{word}[-_=])" for word in ("rank", "seed", "fold", "cv", "trial", "version"))
-# Nor those of resnet18 and step_-5.
-_OTHER = rf"(?<![a-z])(?:ep(?:ochs?)?|model|weights|net|state)|(?<![a-z\d])(?<!\d[.,]){_NONE}(?<![=_]-)"
+# Not of resnet18, rank_0, nor step_-5.
+_OTHER = r"(?<![a-z])(?:ep(?:ochs?)?|model|weights|net|state)|(?<![a-z\d])(?<!\d[.,])(?<!rank[-_])(?<![=_]-)"
 _ALONE = re.compile(f"(?:{_OTHER}){_NUMBER}", re.IGNORECASE)
+# What a number after these words counts is no steps.
+_OF_OTHERS = re.compile(r"(?<![a-z])(?:seed|fold|split|trial|version)s?[-_=. ]*$", re.IGNORECASE)
 # Of epoch=3-val_loss=0.53.
 _EPOCH = re.compile(rf"(?<![a-z])ep(?:och)?[-_=]?{_NUMBER}(?!_\d{{3}}(?!\d))", re.IGNORECASE)
 # Of a day, and of a time after it: no steps.
@@ -36,8 +36,9 @@ def parse_step(name: str | os.PathLike[str]) -> int:
         CheckpointError: no step, or several numbers of which none is named.
     """
     stem = _undated(name)
-    named, alone = _NAMED.findall(stem), _ALONE.findall(stem)
-    for number, unit in named[-1:] or (alone if len(alone) == 1 else _EPOCH.findall(stem)[-1:]):
+    named, alone = _NAMED.findall(stem), list(_ALONE.finditer(stem))
+    single = [own.groups() for own in alone if len(alone) == 1 and not _OF_OTHERS.search(stem[: own.start(1)])]
+    for number, unit in named[-1:] or single or _EPOCH.findall(stem)[-1:]:
         step = Decimal(number) * _UNITS[unit.lower()]
         if step % 1 == 0:
             return int(step)

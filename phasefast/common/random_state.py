@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 _ROUNDING = 1e-4  # by which two calls may be apart
+_FAR, _LARGE = 1e3, 1e4  # times the next smaller value, and at least so much: what masks fill in
 # NumPy's global state is what a model's forward would draw from.
 # ruff: noqa: NPY002
 
@@ -82,17 +83,26 @@ def differ(one: Any, other: Any, rounding: bool) -> bool | None:
         return None
     if one.shape != other.shape or one.dtype != other.dtype:
         return True
+    if one.is_complex():
+        one, other = torch.view_as_real(one.resolve_conj()), torch.view_as_real(other.resolve_conj())
     if not one.is_floating_point():
         return not torch.equal(one, other)
     limit = max(_ROUNDING, 4 * torch.finfo(one.dtype).eps) if rounding else 0.0
     one, other = one.double().flatten(), other.double().flatten()
     finite = one.isfinite()
-    if not torch.equal(finite, other.isfinite()):
+    signs = (each.masked_fill(each.isfinite(), 0).nan_to_num(2, 1, -1) for each in (one, other))
+    if not torch.equal(*signs):
         return True
     one, other = one[finite], other[finite]
-    # What masks fill in is far from all others, whose median counts.
-    usual = one.abs().median() if len(one) else one.sum()
-    return bool(((one - other).abs() > limit * (usual + one.abs())).any())
+    return bool(((one - other).abs() > limit * (_usual(one) + one.abs())).any())
+
+
+def _usual(values: Tensor) -> float:
+    """The root mean square of values, but of those that are 0, and of those far above others, as masks fill in."""
+    sizes = values.abs()[values != 0].sort()[0]
+    far = ((sizes[1:] > _FAR * sizes[:-1]) & (sizes[1:] >= _LARGE)).nonzero()
+    sizes = sizes[: int(far[0, 0]) + 1] if len(far) else sizes
+    return float(sizes.square().mean().sqrt()) if len(sizes) else 0.0
 
 
 def _generators(device: torch.device) -> list[torch.Generator]:

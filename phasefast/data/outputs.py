@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Categorical, Distribution, OneHotCategorical
+from torch.distributions import Categorical, Distribution, OneHotCategorical, RelaxedOneHotCategorical
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from ..errors import LayerError
@@ -64,7 +64,7 @@ def _entries(output: Any) -> dict[Any, Any]:
 
 def _parameters(distribution: Distribution) -> dict[str, Any]:
     """What a distribution over actions and the like is known by: its logits, if it is over classes, or its mean."""
-    if isinstance(distribution, (Categorical, OneHotCategorical)):
+    if isinstance(distribution, (Categorical, OneHotCategorical, RelaxedOneHotCategorical)):
         return {"logits": distribution.logits}
     try:
         return {"mean": distribution.mean}

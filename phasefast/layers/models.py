@@ -28,7 +28,8 @@ def check_usable(model: nn.Module) -> None:
         ArgumentError: no forward, TorchScript, lazy modules that were never called, or the meta device; it names the
             module.
     """
-    if getattr(type(model), "forward", None) is nn.Module.forward and "forward" not in vars(model):
+    own = [getattr(type(model), name, None) for name in ("forward", "__call__")]
+    if own == [nn.Module.forward, nn.Module.__call__] and "forward" not in vars(model):
         parts = [name for name, _ in model.named_children()]
         mend = f"; give one of its parts, {few(parts)}" if parts else ""
         raise ArgumentError(f"model: {type(model).__name__} has no forward{mend}")

@@ -146,8 +146,8 @@ def detect_curve(
             f"{where}: expected baseline_samples of {samples.shape[1]} finite numbers >= 0, not all 0, got "
             f"{unit.shape}{span}"
         )
+    of_classes = bool(((samples == 0) | (samples == unit)).all())  # each right or wrong, whatever it counts
     unit = unit / unit.mean()
-    of_classes = metric != FVU or bool(((samples == 0) | (samples == 1)).all())
     rng = np.random.default_rng(seed)
     loss = samples.mean(axis=1)
     # What few samples change from step to step is no news of the step: an error more among hundreds without any.
@@ -157,13 +157,14 @@ def detect_curve(
     kept, loss, samples = np.delete(steps, odd), np.delete(loss, odd), np.delete(samples, odd, axis=0)
     found = valleys(loss[None])
     minimum = int(found.minima[0])
+    replicated, plain = bootstrap(samples, unit, replicates, confidence, rng, of_classes)
     noise, rough = noise_around(minimum, loss, found.fit(0), rules.noise_steps)
     curve = Curve(
         loss=loss,
         fit=found.fit(0),
         minimum=minimum,
         gains=found.gains(0),
-        replicates=bootstrap(samples, unit, replicates, confidence, rng, of_classes),
+        replicates=replicated,
         tails=(50 * (1 - confidence), 50 * (1 + confidence)),
         noise=noise,
         rough=rough,
@@ -172,7 +173,7 @@ def detect_curve(
     ).at_lowest(found)
     spans, reason = curve.spans()
     window, early = curve.stop_window(spans), curve.early_rise(spans)
-    minima = valleys(curve.replicates).minima if curve.minimum == minimum else curve.replicates.argmin(axis=1)
+    minima = valleys(plain).minima if curve.minimum == minimum else plain.argmin(axis=1)
     # A percentile that is a probed step, not a number between two of them.
     low, high = np.percentile(kept[minima], curve.tails, method="inverted_cdf")
     return CellPhases(

@@ -143,7 +143,7 @@ def bootstrap(
     confidence: float,
     rng: np.random.Generator,
     of_classes: bool = False,
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean curves [R, K] of resampled held-out samples [K, m], the same ones at every step, over the unit's mean [m].
 
     Many samples are first put into 1,000 random groups, and groups are drawn: as good a spread, and much cheaper. Of
@@ -151,8 +151,11 @@ def bootstrap(
     moved apart by as much (Hesterberg 2015, doi:10.1080/00031305.2015.1089789), for intervals of a confidence.
 
     Args:
-        of_classes: samples are right or wrong. Few may all change alike, though others would not: two more are drawn
-            from, which are right or wrong by chance (Agresti & Min 2005, doi:10.1002/sim.1781, on pairs).
+        of_classes: samples are right or wrong. Few may all change alike, though others would not: of less than 1,000,
+            two more are drawn from, which are right or wrong by chance (Agresti & Min 2005, doi:10.1002/sim.1781).
+
+    Returns:
+        The curves, from 0 to 1 of classes, and without what is drawn by chance, which says nothing of where they lie.
     """
     groups = min(samples.shape[1], _GROUPS)
     starts = np.arange(groups) * samples.shape[1] // groups
@@ -164,14 +167,20 @@ def bootstrap(
     weights = np.bincount(drawn.ravel(), minlength=replicates * pool).reshape(replicates, pool).astype(np.float64)
     others, weights = weights[:, groups:].sum(axis=1), weights[:, :groups]
     whole = weights @ units + others
-    totals = weights @ sums.T
-    if more:
-        totals += rng.binomial(others.astype(np.int64)[:, None], 0.5, size=totals.shape)
-    means = totals / np.where(whole > 0, whole, units.sum())[:, None]  # that has none of it
-    middle, share = (sums.sum(axis=1) + more / 2) / (units.sum() + more), (1 + confidence) / 2
-    spread: float = student(share, pool - 1) / normal(share) * math.sqrt(pool / (pool - 1))
-    found: np.ndarray = middle + spread * (means - middle)
-    return found
+    totals, share = weights @ sums.T, (1 + confidence) / 2
+    spread = student(share, pool - 1) / normal(share) * math.sqrt(pool / (pool - 1))
+
+    def spread_out(totals: np.ndarray, whole: np.ndarray, middle: np.ndarray) -> np.ndarray:
+        means = totals / np.where(whole > 0, whole, units.sum())[:, None]  # that has none of it
+        apart: np.ndarray = middle + spread * (means - middle)
+        return apart
+
+    plain = spread_out(totals, weights @ units, sums.sum(axis=1) / units.sum())
+    if not more:
+        return plain, plain
+    totals = totals + rng.binomial(others.astype(np.int64)[:, None], 0.5, size=totals.shape)
+    middle = (sums.sum(axis=1) + more / 2) / (units.sum() + more)
+    return spread_out(totals, whole, middle).clip(0, 1), plain
 
 
 def order_test(curve: np.ndarray, permutations: int, rng: np.random.Generator) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -132,8 +131,8 @@ def _best_of(
 
 
 def _fvu_panel(curves: Sequence[Curve], target: str) -> Panel:
-    # An untrained model's own error would press those of layers flat.
-    top = max((float(each.finite.max()) for each in curves if each.look.name != MODEL_LAYER), default=math.inf)
+    # An untrained model's own error would press those of layers flat: of its own, the last counts.
+    top = max(float(each.finite.max() if each.look.name != MODEL_LAYER else each.end[1]) for each in curves)
     shown = [replace(each, values=np.minimum(each.values, top)) for each in curves]
     axis, height = fvu_axis(shown, _FVU), _FVU
     if axis.log and not axis.cuts:

@@ -328,11 +328,9 @@ def _own_rows(
     Of several, such as those of Hugging Face, the logits; or, of numbers, the first that fits.
     """
     several = [rows_in(output, "logits"), *(tensors_in(output) if own.numbers else ())]
-    found = (rows for each in several if (rows := _rows_of_own(model, each, of, options, own)) is not None)
-    first = next(found, None)
-    if first is None or own.fits(tuple(first[0].shape[1:])):
-        return first
-    return next((rows for rows in found if own.fits(tuple(rows[0].shape[1:]))), first)
+    found = [rows for each in several if (rows := _rows_of_own(model, each, of, options, own)) is not None]
+    fitting = (rows for exact in (True, False) for rows in found if own.fits(rows[1], rows[0].shape[1:], exact))
+    return next(fitting, found[0] if found else None)
 
 
 def _rows_of_own(
@@ -351,7 +349,7 @@ def _rows_of_own(
             # Labels are of the input's tokens, and numbers of tokens have its axes.
             how = (nn.Identity(), None) if own.numbers else (model, of.axes)
             return as_tokens("model", how[0], output, of.tokens, how[1], own=False), True
-        if output.dim() == 3 and options.tokens in ("cls", "last") and not own.fits(tuple(output.shape[1:])):
+        if output.dim() == 3 and options.tokens in ("cls", "last") and not own.fits(False, output.shape[1:]):
             return as_one("model", model, output, options.tokens, of.real, of.axes)[0], False
     return (output, False) if of.tokens is None else None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -55,7 +55,7 @@ class OwnOutputs:
         shape = tuple(outputs.shape[1:])
         self._found[split].append((of_tokens, len(outputs), shape))
         expected = self._expected[split][of_tokens]
-        if expected is None or not self.fits(shape):
+        if expected is None or not self.fits(of_tokens, shape):
             return
         for part in outputs.split(max(self._at_once // max(outputs[0].numel(), 1), 1)):
             sums, rows = self._errors(part, expected[start : start + len(part)].to(part.device))
@@ -63,8 +63,13 @@ class OwnOutputs:
             self._rows[split].append(rows)
             start += len(part)
 
-    def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether outputs [b, *shape] are those expected."""
+    def fits(self, of_tokens: bool, shape: Sequence[int], exact: bool = False) -> bool:
+        """Whether outputs [b, *shape] are of those expected; ``exact``: of that very shape."""
+        known = any(own[of_tokens] is not None for own in self._expected.values())
+        return known and self._is_like(tuple(shape), exact)
+
+    def _is_like(self, shape: tuple[int, ...], exact: bool) -> bool:
+        """Whether a shape is what is expected."""
         return shape == self._shape
 
     def _errors(self, outputs: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,7 +111,7 @@ class OwnOutputs:
         of_tokens, shape = self._kind
         if any(expected[of_tokens] is None for expected in self._expected.values()):
             return f"{none}: the model's output is for samples, but target {self._name!r} for their tokens"
-        return "" if self.fits(shape) else f"{none}: {self._misfit(shape, of_tokens)}"
+        return "" if self.fits(of_tokens, shape) else f"{none}: {self._misfit(shape, of_tokens)}"
 
     def _misfit(self, shape: tuple[int, ...], of_tokens: bool) -> str:
         """Why outputs of a shape are not those expected."""
@@ -160,15 +165,17 @@ class OwnClasses(OwnOutputs):
     def _errors(self, outputs: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
         """Sums of the losses of logits and of probabilities, and whether the outputs are none of these."""
         rounding = torch.finfo(outputs.dtype)
+        outputs = outputs if outputs.element_size() > 1 else outputs.float()  # few ops take these
+        own = outputs.gather(1, expected[:, None])[:, 0].double()
         outputs = outputs.float()
         top, guess = outputs.max(1)  # NaN where there is any
-        own = outputs.gather(1, expected[:, None])[:, 0].double()
         # In float64 wide outputs would take longer than the model.
         totals = (outputs - top[:, None]).exp_().sum(1).double()
         of_logits = totals.log() + (top.double() - own)
-        of_shares = -own.clamp(min=rounding.tiny).log()  # what is less was rounded to 0
+        of_shares = -own.clamp(min=rounding.tiny * rounding.eps).log()  # what is less was rounded to 0
         some = outputs[:_SHOWING]
-        shares = (some >= 0).all() & ((some.sum(1) - 1).abs() < _ROUNDING + rounding.eps).all()
+        sums_up = (some.sum(1) - 1).abs() < _ROUNDING + rounding.eps
+        shares = (((some >= 0).all(1) & sums_up) | some.isnan().any(1)).all()
         sums = torch.stack([of_logits.sum(), of_shares.sum(), (~shares).double()])
         return sums, (guess == expected) & ~top.isnan()
 
@@ -239,10 +246,10 @@ class OwnNumbers(OwnOutputs):
         super().__init__(name, tuple(one.shape[1:]), expected, sizes)
         self._wholes = wholes
 
-    def fits(self, shape: tuple[int, ...]) -> bool:
-        """Axes of length 1 aside, or one is flat: [b, h, w, c] are not [b, c, h, w]."""
-        own, given = ([side for side in sides if side > 1] for sides in (self._shape, shape))
-        flat = len(own) < 2 or len(given) < 2
+    def _is_like(self, shape: tuple[int, ...], exact: bool) -> bool:
+        """Axes of length 1 aside, or, not exact, one is flat: [b, h, w, c] are not [b, c, h, w]."""
+        own, given = ([side for side in sides if side != 1] for sides in (self._shape, shape))
+        flat = not exact and min(len(own), len(given)) < 2
         return own == given or (flat and torch.Size(own).numel() == torch.Size(given).numel())
 
     def _errors(self, outputs: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:

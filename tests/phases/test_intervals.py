@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,24 @@ def test_intervals_of_few_samples_hold_the_change_as_often_as_of_many(few: int) 
     assert np.mean(held) >= 0.9
 
 
+@pytest.mark.parametrize("metric", ["fvu", "error", "cross-entropy"])
+def test_small_losses_and_means_of_groups_are_no_single_samples(metric: str) -> None:
+    rng = np.random.default_rng(0)
+    shape = np.interp(np.arange(12), [0, 3, 7, 11], [0.3, 0.3, 0.2, 0.2])[:, None]
+    for losses in (0.01 * shape * rng.gamma(4, 0.25, 200), rng.binomial(100, shape, (12, 10)) / 100):
+        cell = detect_curve(np.arange(12), losses, metric=metric, **QUICK)
+        assert cell == replace(detect_curve(np.arange(12), losses, **QUICK), metric=metric)
+        assert cell.phase("decrease") is not None
+
+
+def test_where_the_minimum_lies_is_not_drawn_by_chance() -> None:
+    right = np.random.default_rng(0).random((12, 500)) < np.linspace(0.5, 1.2, 12)[:, None]
+    assert right[9:].all()
+    cell = detect_curve(np.arange(12), (~right).astype(float), **QUICK)
+    assert cell.minimum_ci[1] <= 9
+    assert min(end for phase in cell.phases for end in phase.ci) >= -1
+
+
 @pytest.mark.parametrize("metric", ["fvu", "error"])
 def test_samples_that_are_all_right_by_chance_give_no_certain_change(metric: str) -> None:
     right = np.concatenate([np.ones((6, 3)), np.zeros((6, 3))])
@@ -76,7 +95,7 @@ def test_samples_that_are_all_right_by_chance_give_no_certain_change(metric: str
 
 def test_replicates_of_the_unit_itself_are_one() -> None:
     _, unit = measured(0, False, 2500)
-    found = bootstrap(np.stack([unit, 3 * unit]), unit, 50, 0.95, np.random.default_rng(0))
+    found, _ = bootstrap(np.stack([unit, 3 * unit]), unit, 50, 0.95, np.random.default_rng(0))
     np.testing.assert_allclose(found, np.tile([1.0, 3.0], (50, 1)))
 
 

@@ -187,3 +187,26 @@ def test_a_best_that_is_no_better_than_the_constant_is_not_named(tmp_path: Path,
     else:
         assert "All runs, target label: best is features at step 0, accuracy ." in last
         assert last.endswith(f"In seed0 {chance}") == bool(without)
+
+
+def test_the_models_own_curve_stands_below_those_of_layers(runs: list[Path]) -> None:
+    lines = printed(runs).splitlines()
+    start = next(place for place, line in enumerate(lines) if line.startswith("Held-out accuracy of target label"))
+    names = [line.split()[0] for line in lines[start + 4 : start + 10]]
+    assert names == ["stage1", "stage1", "features", "features", "model", "model"]
+
+
+def test_single_runs_name_no_best_that_is_no_better_than_the_constant(tmp_path: Path) -> None:
+    directories = []
+    for run, (first, second) in enumerate([(100, 104), (190, 120), (190, 120)]):
+        right = {"a": first, "b": second}
+        rows = [
+            {**row(0, layer, "label", "accuracy", (np.arange(200) < count).astype(float)), "baseline": 0.5}
+            for layer, count in right.items()
+        ]
+        again = [{**each, "step": 1} for each in rows]
+        directories.append(write_run(tmp_path / f"seed{run}", Scores.from_rows(rows + again)))
+    last = printed(directories).replace("\n", " ")
+    assert "target label: best is a at step 0" in last
+    assert "single runs" not in last
+    assert "In seed0 no layer is better than" in last

@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
@@ -16,7 +17,7 @@ import phasefast as pf
 from phasefast.errors import ArgumentError, DataError, LayerError
 from phasefast.report import page, with_best
 
-from .synthetic import log2_steps, make_scores
+from .synthetic import log2_steps, make_scores, row
 
 
 def pixels(figure: Figure) -> bytes:
@@ -74,3 +75,13 @@ def test_a_name_of_no_picture_is_told_before_anything_is_drawn(monkeypatch: pyte
     for draw in (pf.plot_phases, pf.plot_maps):
         with pytest.raises(ArgumentError, match=r"expected a name that ends with \.png, \.pdf, \.svg, got a\.doc"):
             draw(make_scores(["a"], log2_steps(4)), path="a.doc")
+
+
+def test_an_untrained_models_own_error_presses_no_curve_flat() -> None:
+    scores = make_scores(["a"], log2_steps(8), network=False)
+    untrained = [row(step, "model", "input", "fvu", np.full(200, 50.0 / (step + 1) + 0.1)) for step in log2_steps(8)]
+    figure = pf.plot_phases(pf.Scores.concat([scores, pf.Scores.from_rows(untrained)]))
+    (upper,) = (axes for axes in figure.axes if "FVU" in axes.get_ylabel())
+    last = 50.0 / (log2_steps(8)[-1] + 1) + 0.1
+    assert last < upper.get_ylim()[1] < 2
+    assert "are drawn there" in upper.get_title(loc="left")
