@@ -298,6 +298,35 @@ def test_probabilities_of_all_types_are_known_as_such(dtype: torch.dtype, scale:
     assert scores.value(layer="model", metric="loss", split="heldout") == pytest.approx(float(expected), rel=1e-6)
 
 
+def test_logits_that_sum_to_one_are_no_probabilities(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    class Centred(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 30 * (x - x.mean(1, keepdim=True)) + 1 / 3
+
+    scores = pf.probe(nn.Sequential(net, Centred()), probe_set, layers="0.hidden", batchnorm="running")
+    with torch.no_grad():
+        expected = nn.functional.cross_entropy(30 * net.eval()(probe_set.heldout_inputs), probe_set.heldout_labels)
+    assert scores.value(layer="model", metric="loss", split="heldout") == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_nan_in_one_split_leaves_the_probabilities_of_the_other(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    model = nn.Sequential(net, nn.Softmax(1))
+    held = probe_set.heldout_inputs
+
+    class Lost(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found = model(x)
+            return found / 0 * 0 if torch.equal(x[0], held[0]) else found
+
+    usual, whole = pf.probe(model, probe_set, layers="0.hidden"), Lost()
+    whole.add_module("inside", model)
+    with pytest.warns(RuntimeWarning, match="NaN or Inf in the model's outputs on the heldout rows"):
+        scores = pf.probe(whole, probe_set, layers="inside.0.hidden")
+    fit = {"layer": "model", "metric": "loss", "split": "fit"}
+    assert scores.value(**fit) == pytest.approx(usual.value(**fit), rel=1e-6)
+    assert not len(scores.filter(layer="model", split="heldout"))
+
+
 def test_the_loss_of_a_probability_that_was_rounded_to_0_is_finite(probe_set: pf.ProbeSet) -> None:
     class Certain(SmallNet):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
