@@ -20,8 +20,8 @@ NOTHING = "none"  # in the place of a name
 
 
 def not_by_default(targets: Sequence[Target], name: str | None) -> str | None:
-    """The name of the target that is predicted, unless it is that by default: the first :class:`Label`."""
-    default = next((each.name for each in targets if isinstance(each, Label)), None)
+    """The name of the target that is predicted, unless it is that by default: the first :class:`Label`, or none."""
+    default = next((each.name for each in targets if isinstance(each, Label)), NOTHING)
     return None if name == default else name
 
 
@@ -62,7 +62,8 @@ class Predicted:
             return cls(target, splits, units, matrix, device, balanced)
         if name not in (None, NOTHING):
             raise ArgumentError(
-                f"predicts: expected one of the targets {[each.name for each in targets]}, got {name!r}"
+                f"predicts: expected one of the targets {[each.name for each in targets]}, got {name!r}; targets= "
+                "(--target) chooses them"
             )
         return None
 

@@ -192,7 +192,7 @@ class TakesOutputs(Protocol):
         """Whether outputs are numbers like the target's, of any shape, or rows of one for each class."""
 
     def fits(self, of_tokens: bool, shape: Sequence[int], exact: bool = False) -> bool:
-        """Whether outputs [b, *shape] are of those expected; ``exact``: of that very shape."""
+        """Whether outputs [b, *shape] are of those expected; ``exact``: not if one is flat."""
 
     def add(self, split: str, of_tokens: bool, start: int, outputs: torch.Tensor) -> None:
         """Outputs [b, ...] of samples, or [b, c] of the tokens that are rows, from ``start`` on."""

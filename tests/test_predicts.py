@@ -260,6 +260,13 @@ def test_a_run_of_an_autoencoder_is_judged_by_its_last_layer() -> None:
     assert telling_layers(scores) == ["decoder", "encoder"]
 
 
+def test_a_run_of_a_regression_is_judged_by_the_layer_before_its_predictions() -> None:
+    probe_set = images(place=(torch.rand(FIT, 2), torch.rand(HELD, 2)))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(128, 5), nn.Linear(5, 2))
+    assert telling_layers(pf.probe(model, probe_set, predicts="place"))[0] == "1"
+    assert telling_layers(pf.probe(model, probe_set))[0] == "2"
+
+
 def test_the_label_by_name_is_what_is_predicted_by_default() -> None:
     net, probe_set = nn.Sequential(nn.Flatten(), nn.Linear(128, 3)), images(kind=(torch.ones(FIT), torch.ones(HELD)))
     labelled = pf.ProbeSet.from_tensors(
@@ -268,8 +275,12 @@ def test_the_label_by_name_is_what_is_predicted_by_default() -> None:
     hashes = {Engine(net, labelled, predicts=name).config_hash for name in (None, "label", "none", "input")}
     assert len(hashes) == 3
     digit = [pf.Label(3, name="digit"), pf.Function(lambda x: x.mean((1, 2, 3)), name="label")]
-    hashes = {Engine(net, labelled, targets=digit, predicts=name).config_hash for name in (None, "label", "digit")}
-    assert len(hashes) == 2
+    known = {name: Engine(net, labelled, targets=digit, predicts=name).config_hash for name in (None, "label", "digit")}
+    assert known[None] == known["digit"] != known["label"]
+    unlabelled = images()
+    assert (
+        Engine(Autoencoder(), unlabelled).config_hash == Engine(Autoencoder(), unlabelled, predicts="none").config_hash
+    )
 
 
 def test_tokens_are_predicted_one_by_one() -> None:

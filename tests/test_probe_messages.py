@@ -83,7 +83,8 @@ def test_a_layer_that_says_nothing_is_told(probe_set: pf.ProbeSet) -> None:
 def test_a_model_without_logits_has_no_accuracy_of_its_own_and_says_so(probe_set: pf.ProbeSet) -> None:
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Unflatten(1, (1, 2)))
     with pytest.warns(
-        RuntimeWarning, match="no rows of layer 'model': the model's output has no row of numbers, such as"
+        RuntimeWarning,
+        match="no rows of layer 'model': the model's output, or the first of several, has no row of numbers, such as",
     ):
         scores = pf.probe(model, probe_set, layers="0")
     assert scores.values_of("layer") == ["0"]
@@ -181,6 +182,14 @@ def test_a_model_without_a_forward_is_refused(net: SmallNet, probe_set: pf.Probe
     parts = r"ModuleDict has no forward; give one of its parts, \['generator', 'discriminator'\]"
     with pytest.raises(ArgumentError, match=f"model: {parts}"):
         pf.probe(both, probe_set)
+
+    class CallOnly(SmallNet):
+        forward = torch.nn.Module.forward
+
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            return SmallNet.forward(self, x)
+
+    assert pf.probe(CallOnly(), probe_set, layers="hidden", alphas=[0.1]).layers == ["hidden"]
 
 
 def test_arrays_are_taken_as_inputs(net: SmallNet) -> None:

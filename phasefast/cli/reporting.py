@@ -93,8 +93,8 @@ def report(
     """Do what phases does, and draw phases.png and maps.png, or with --layer or --target phases-selected.png and
     maps-selected.png.
 
-    The phases of the last layer, or of the last one before the class scores, shade the upper curves; its stop window is
-    marked in all of them.
+    The phases of the last layer, or of the last one before the heads, shade the upper curves; its stop window is marked
+    in all of them.
     """
     write_report(directory, layers=layer, targets=target, rules=PhaseRules(window=window), form=form, out=out)
 
@@ -106,7 +106,7 @@ def compare(
     target: ShownTargets = None,
     picture: Annotated[
         Path | None,
-        typer.Option(help="Draw the last layer, or the last one before the class scores, in all runs, into this file."),
+        typer.Option(help="Draw the last layer, or the last one before the heads, in all runs, into this file."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     csv: Csv = False,

@@ -16,6 +16,7 @@ from ..metrics import ACCURACIES, LOSSES
 from ..results.losses import LEAST_CHANGE, losses_of
 from ..results.scores import Scores
 
+FEWEST_SIGNS = 6  # samples of which all signs are alike by chance in less than one case of twenty
 _FEW = 50  # samples that are right in one of two cases only, up to which their chance is counted
 _SHOWING = 3  # rows of each sample that are wrong, on average, to show how much they depend on each other
 _HEAVY = 10  # of samples that do not count alike, all of whose signs are tried

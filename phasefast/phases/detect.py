@@ -146,8 +146,9 @@ def detect_curve(
             f"{where}: expected baseline_samples of {samples.shape[1]} finite numbers >= 0, not all 0, got "
             f"{unit.shape}{span}"
         )
-    of_classes = bool(((samples == 0) | (samples == unit)).all())  # each right or wrong, whatever it counts
     unit = unit / unit.mean()
+    # Each is right or wrong, whatever it counts. FVUs are not: all that lie at the mean are as wrong as the constant.
+    of_classes = (metric != FVU or baseline_samples is None) and _right_or_wrong(samples, unit)
     rng = np.random.default_rng(seed)
     loss = samples.mean(axis=1)
     # What few samples change from step to step is no news of the step: an error more among hundreds without any.
@@ -196,6 +197,11 @@ def detect_curve(
             "confidence": confidence,
         },
     )
+
+
+def _right_or_wrong(samples: np.ndarray, unit: np.ndarray) -> bool:
+    """Whether all losses [K, m] are 0, or what their samples [m] count."""
+    return bool(((samples == 0) | np.isclose(samples, unit, rtol=1e-6, atol=0)).all())
 
 
 def _phases_of(losses: Losses, **options: Any) -> CellPhases:

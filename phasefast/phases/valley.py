@@ -171,7 +171,8 @@ def bootstrap(
     spread = student(share, pool - 1) / normal(share) * math.sqrt(pool / (pool - 1))
 
     def spread_out(totals: np.ndarray, whole: np.ndarray, middle: np.ndarray) -> np.ndarray:
-        means = totals / np.where(whole > 0, whole, units.sum())[:, None]  # that has none of it
+        means = np.tile(middle, (len(totals), 1))  # also where none was drawn that counts
+        np.divide(totals, whole[:, None], out=means, where=whole[:, None] > 0)
         apart: np.ndarray = middle + spread * (means - middle)
         return apart
 

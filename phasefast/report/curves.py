@@ -99,16 +99,17 @@ def headline(scores: Scores) -> str | None:
 def telling_layers(scores: Scores) -> list[str]:
     """The layers whose phases and stop window a run is judged by, the last one first; all others after them.
 
-    The last layers that are as wide as the model's own output are its classifier, which a transfer replaces: the paper
-    decodes the features before it. Without labels that width is not known.
+    The last layers that are as wide as the model's own output for a label or a value, or single numbers, are its heads,
+    which a transfer replaces: the paper decodes the features before them. An autoencoder's reconstruction is none.
 
     Args:
         scores: of all targets.
     """
-    rows = scores.without_samples.to_arrow().select(["layer", "dim", "metric"]).to_pylist()
-    classes = next((row["dim"] for row in rows if row["layer"] == MODEL_LAYER and row["metric"] in ACCURACIES), None)
+    rows = scores.without_samples.to_arrow().select(["layer", "dim", "target"]).to_pylist()
+    heads = {row["dim"] for row in rows if row["layer"] == MODEL_LAYER and row["target"] != "input"}
+    heads |= {1} if heads else set()
     dims, layers = {row["layer"]: row["dim"] for row in rows}, scores.layers[::-1]
-    before = next((i for i, layer in enumerate(layers) if dims[layer] != classes), 0)
+    before = next((i for i, layer in enumerate(layers) if dims[layer] not in heads), 0)
     return layers[before:] + layers[:before]
 
 

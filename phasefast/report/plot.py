@@ -31,7 +31,7 @@ from .names import LONGEST, cut, spelled
 from .page import EDGE, LINE, NAME, Page, picture, widest, written
 from .panel import Panel, draw_panel
 from .phase_map import BAR, KEY, Row, draw_key, draw_map, draw_stop_bar, map_height, sampled
-from .scales import StepAxis, ValueAxis, accuracy_axis, fvu_axis
+from .scales import MAX_FVU, StepAxis, ValueAxis, accuracy_axis, fvu_axis
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -131,8 +131,10 @@ def _best_of(
 
 
 def _fvu_panel(curves: Sequence[Curve], target: str) -> Panel:
-    # An untrained model's own error would press those of layers flat: of its own, the last counts.
-    top = max(float(each.finite.max() if each.look.name != MODEL_LAYER else each.end[1]) for each in curves)
+    layers = [each for each in curves if each.look.name != MODEL_LAYER]
+    # An untrained model's own error would press those of layers flat: of what is more than theirs, the last counts.
+    tops = [MAX_FVU, *(each.end[1] for each in curves), *(float(each.finite.max()) for each in layers or curves)]
+    top = max(tops)
     shown = [replace(each, values=np.minimum(each.values, top)) for each in curves]
     axis, height = fvu_axis(shown, _FVU), _FVU
     if axis.log and not axis.cuts:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..metrics import ACCURACIES, ACCURACY, FVU, LOSSES, METRIC_OF_LOSS
-from ..phases.best import BestCheckpoint
+from ..phases.best import FEWEST_SIGNS, BestCheckpoint
 from ..phases.comparing import Agreement
 from ..phases.phase_report import (
     KINDS,
@@ -85,10 +85,15 @@ def _print_best(scores: Scores, best: BestCheckpoint, report: PhaseReport, conso
     text = f"Best: {best.layer} at step {best.step}, {spelled(best.metric)} {value}"
     alike = [f"its steps {', '.join(_spans(best.steps, steps))}"] if len(best.steps) > 1 else []
     alike += [f"{layer} at {step}" for layer, step in best.others.items()]
-    text = f"{text}; not told apart from it: {'; '.join(alike)}" if alike else f"{text}, told apart from all others"
+    tells = best.metric not in ACCURACIES or best.samples >= FEWEST_SIGNS
+    if not tells:
+        text += f"; {best.samples} held-out samples, or groups, are too few to tell others apart from it"
+    else:
+        text = f"{text}; not told apart from it: {'; '.join(alike)}" if alike else f"{text}, told apart from all others"
     if window := window_without(report, best.layer, best.steps):
-        text += f". The input's stop window there, {window}, contains none of these steps"
-    if len(steps) > 1 and best.steps[0] == steps[0]:
+        contained = "contains none of these steps" if len(best.steps) > 1 else "does not contain it"
+        text += f". The input's stop window there, {window}, {contained}"
+    if tells and len(steps) > 1 and best.steps[0] == steps[0]:
         gain = f"training after step {steps[0]}" if steps[0] else "training"
         text += f". Step {steps[0]}, the first, is among these: these samples show no gain here by {gain}"
     console.print(Text(text))

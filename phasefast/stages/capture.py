@@ -325,7 +325,7 @@ def _own_rows(
 ) -> tuple[Tensor, bool] | None:
     """The model's own output [batch, ...] for each sample, or each token that is a row: whether it is so.
 
-    Of several, such as those of Hugging Face, the logits; or, of numbers, the first that fits.
+    Of several, such as those of Hugging Face, the logits; of numbers the first of the target's shape, or that fits.
     """
     several = [rows_in(output, "logits"), *(tensors_in(output) if own.numbers else ())]
     found = [rows for each in several if (rows := _rows_of_own(model, each, of, options, own)) is not None]

@@ -64,7 +64,7 @@ class OwnOutputs:
             start += len(part)
 
     def fits(self, of_tokens: bool, shape: Sequence[int], exact: bool = False) -> bool:
-        """Whether outputs [b, *shape] are of those expected; ``exact``: of that very shape."""
+        """Whether outputs [b, *shape] are of those expected; ``exact``: not if one is flat."""
         known = any(own[of_tokens] is not None for own in self._expected.values())
         return known and self._is_like(tuple(shape), exact)
 
@@ -142,8 +142,8 @@ class OwnClasses(OwnOutputs):
 
     numbers, _at_once = False, 1 << 26
     _no_rows = (
-        "the model's output has no row of numbers, such as logits, for each sample or token; its own accuracy is not "
-        "known; predicts='none' if it predicts no classes"
+        "the model's output, or the first of several, has no row of numbers, such as logits, for each sample or token; "
+        "its own accuracy is not known; predicts='none' if it predicts no classes"
     )
 
     def __init__(
@@ -166,13 +166,14 @@ class OwnClasses(OwnOutputs):
         """Sums of the losses of logits and of probabilities, and whether the outputs are none of these."""
         rounding = torch.finfo(outputs.dtype)
         outputs = outputs if outputs.element_size() > 1 else outputs.float()  # few ops take these
-        own = outputs.gather(1, expected[:, None])[:, 0].double()
+        share = outputs.gather(1, expected[:, None])[:, 0].double()  # float32 has none as small as float64's
         outputs = outputs.float()
         top, guess = outputs.max(1)  # NaN where there is any
         # In float64 wide outputs would take longer than the model.
         totals = (outputs - top[:, None]).exp_().sum(1).double()
-        of_logits = totals.log() + (top.double() - own)
-        of_shares = -own.clamp(min=rounding.tiny * rounding.eps).log()  # what is less was rounded to 0
+        of_logits = totals.log() + (top - outputs.gather(1, expected[:, None])[:, 0]).double()
+        least = rounding.tiny * rounding.eps  # what is less was rounded to 0
+        of_shares = torch.where(top.isnan(), math.nan, -share.clamp(min=least).log())
         some = outputs[:_SHOWING]
         sums_up = (some.sum(1) - 1).abs() < _ROUNDING + rounding.eps
         shares = (((some >= 0).all(1) & sums_up) | some.isnan().any(1)).all()

@@ -46,9 +46,9 @@ def test_a_folder_without_any_step_is_refused(tmp_path: Path) -> None:
 
 
 def touch(folder: Path, *names: str) -> None:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
+    for path in (folder / name for name in names):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
 
 
 @pytest.fixture(autouse=True)

@@ -72,7 +72,27 @@ def test_where_the_minimum_lies_is_not_drawn_by_chance() -> None:
     assert right[9:].all()
     cell = detect_curve(np.arange(12), (~right).astype(float), **QUICK)
     assert cell.minimum_ci[1] <= 9
-    assert min(end for phase in cell.phases for end in phase.ci) >= -1
+
+
+@pytest.mark.parametrize("few", [2, 5, 8])
+def test_shares_that_are_wrong_stay_shares(few: int) -> None:
+    wrong = np.concatenate([np.ones((6, few)), np.zeros((6, few))])
+    wrong[5, 0] = 0
+    both = bootstrap(wrong, np.ones(few), 400, 0.95, np.random.default_rng(0), True)
+    assert (both[0].min(), both[0].max()) == (0, 1)
+    assert (both[1][:, 0] > both[1][:, 11]).all()  # also where no sample was drawn
+
+
+def test_samples_that_count_differently_are_right_or_wrong_too() -> None:
+    counts = np.array([0.5, 0.5, 2.0, 1.0, 1.0])
+    losses = np.concatenate([np.ones((6, 5)), np.zeros((6, 5))]) * counts
+    cell = detect_curve(np.arange(12), losses, baseline_samples=counts, metric="balanced_error")
+    assert all(phase.ci[1] - phase.ci[0] > 0.1 for phase in cell.phases)
+    dead = detect_curve(np.arange(12), np.tile(counts, (12, 1)), baseline_samples=counts)
+    assert [phase.ci for phase in dead.phases] == [(0, 0)]
+    twice = detect_curve(np.arange(12), 2 * losses, baseline_samples=2 * np.ones(5), metric="loss")
+    assert all(phase.ci[0] <= phase.change <= phase.ci[1] for phase in twice.phases)
+    assert twice.phase("decrease") is not None
 
 
 @pytest.mark.parametrize("metric", ["fvu", "error"])

@@ -83,5 +83,11 @@ def test_an_untrained_models_own_error_presses_no_curve_flat() -> None:
     figure = pf.plot_phases(pf.Scores.concat([scores, pf.Scores.from_rows(untrained)]))
     (upper,) = (axes for axes in figure.axes if "FVU" in axes.get_ylabel())
     last = 50.0 / (log2_steps(8)[-1] + 1) + 0.1
-    assert last < upper.get_ylim()[1] < 2
+    assert max(1, last) < upper.get_ylim()[1] < 2
     assert "are drawn there" in upper.get_title(loc="left")
+    alone = [
+        row(step, "model", "input", "fvu", np.full(200, 0.9 / (place + 1))) for place, step in enumerate(log2_steps(8))
+    ]
+    figure = pf.plot_phases(pf.Scores.concat([scores.filter(target="label"), pf.Scores.from_rows(alone)]))
+    (upper,) = (axes for axes in figure.axes if "FVU" in axes.get_ylabel())
+    assert upper.get_ylim()[1] > 0.9

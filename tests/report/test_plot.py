@@ -129,6 +129,8 @@ def test_a_run_is_judged_by_its_features_not_by_its_output() -> None:
     assert telling_layers(of_widths(widths, 10)) == ["features", "conv", "softmax", "head"]
     assert telling_layers(of_widths(widths, 7))[0] == telling_layers(of_widths(widths, None))[0] == "softmax"
     assert telling_layers(of_widths({"a": 10, "b": 10}, 10)) == ["b", "a"]
+    assert telling_layers(of_widths({"trunk": 64, "actor": 10, "critic": 1}, 10)) == ["trunk", "critic", "actor"]
+    assert telling_layers(of_widths({"trunk": 64, "score": 1}, None)) == ["score", "trunk"]
     assert telling_layers(of_widths({"a": 10, "b": 20}, 10))[0] == "b"
 
 

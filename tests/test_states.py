@@ -1,0 +1,156 @@
+"""What a model keeps from call to call: hidden states, generators and buffers, which are told."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import phasefast as pf
+from phasefast.common.random_state import differ
+from tests.conftest import SmallNet
+from tests.quiet import no_warnings
+
+
+class Hidden(SmallNet):
+    """Keeps a state from call to call."""
+
+    state = 0.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = super().forward(x) + self.state
+        self.state = 0.5 * found.mean().item()
+        return found
+
+
+class OwnGenerator(SmallNet):
+    """Draws from a generator of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = torch.Generator()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = super().forward(x)
+        return found + 0.1 * torch.randn(found.shape, generator=self.generator)
+
+
+@pytest.mark.parametrize("kind", [Hidden, OwnGenerator])
+def test_a_state_that_lasts_from_call_to_call_is_told(probe_set: pf.ProbeSet, kind: type[SmallNet]) -> None:
+    with pytest.warns(RuntimeWarning, match="the model gives other outputs for the same samples when it is called"):
+        pf.probe(kind(), probe_set, layers="hidden", alphas=[0.1])
+
+
+class Masked(Hidden):
+    """The same, with one class masked."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = super().forward(x)
+        return torch.cat([found, torch.full_like(found[:, :1], -1e9), torch.full_like(found[:, :1], -torch.inf)], 1)
+
+
+class Growing(SmallNet):
+    """Gives one row more at each call."""
+
+    rows = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.rows += 1
+        return super().forward(x)[:1].expand(self.rows, -1)
+
+
+@pytest.mark.parametrize("kind", [Masked, Growing])
+def test_a_state_is_told_beside_masks_and_by_shapes(probe_set: pf.ProbeSet, kind: type[SmallNet]) -> None:
+    with pytest.warns(RuntimeWarning, match="the model gives other outputs for the same samples when it is called"):
+        pf.probe(kind(), probe_set, layers="hidden", alphas=[0.1])
+
+
+@pytest.mark.parametrize(
+    "turned",
+    [
+        lambda x: x > 0,
+        lambda x: x.to_sparse(),
+        lambda x: x.to_sparse_csr(),
+        lambda x: x.to(torch.float8_e4m3fn),
+        lambda x: x[:, :0],
+        lambda x: x.long(),
+        lambda x: [],
+        lambda x: (x * (1 + 2**-7)).half(),
+    ],
+)
+def test_outputs_of_any_kind_are_no_state(probe_set: pf.ProbeSet, turned: Callable[[torch.Tensor], Any]) -> None:
+    class Any_(SmallNet):
+        def forward(self, x: torch.Tensor) -> Any:
+            return turned(super().forward(x))
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "the model gives other outputs")
+        pf.probe(Any_(), probe_set, layers="hidden", alphas=[0.1])
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        (torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0 + 1e-5]), False),
+        (torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.01]), True),
+        (torch.tensor([1.0, 2.0]).half(), torch.tensor([1.0, 2.0 + 2**-9]).half(), False),
+        (torch.tensor([1.0, -torch.inf]), torch.tensor([1.0, -torch.inf]), False),
+        (torch.tensor([1.0, 3.0, -1e9]), torch.tensor([1.1, 3.0, -1e9]), True),
+        (torch.tensor([1.0, torch.nan]), torch.tensor([1.0, 2.0]), True),
+        (torch.tensor([1, 2]), torch.tensor([1, 3]), True),
+        (torch.tensor([1.0, torch.inf]), torch.tensor([1.0, -torch.inf]), True),
+        (torch.tensor([0.0, 0.0, 0.0, 1.0]), torch.tensor([1e-6, 0.0, 1e-6, 1.0]), False),
+        (torch.tensor([1e-20, 1e-9, 1.0]), torch.tensor([3e-20, 1.1e-9, 1.0]), False),
+        (torch.tensor([1.0, *[-1e9] * 6]), torch.tensor([1.5, *[-1e9] * 6]), True),
+        (torch.tensor([1.0, *[-65504.0] * 6]).half(), torch.tensor([1.5, *[-65504.0] * 6]).half(), True),
+        (torch.tensor([1 + 1j]), torch.tensor([1 + 1j + 1e-7]), False),
+        (torch.tensor([1 + 1j]), torch.tensor([1 + 2j]), True),
+        (torch.zeros(2), torch.zeros(2), False),
+        (torch.tensor([1.0]), None, None),
+    ],
+)
+def test_outputs_of_two_calls_may_be_apart_by_rounding(one: Any, other: Any, expected: bool | None) -> None:
+    assert differ(one, other, rounding=True) is expected
+
+
+class Normalised(SmallNet):
+    """Standardises by running statistics of its own, which it updates in evaluation mode too."""
+
+    def __init__(self, moving: bool = True) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1, 6, 6))
+        self.register_buffer("calls", torch.tensor(0))
+        self.moving = moving
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if self.moving:
+            self.mean.lerp_(x.mean(0), 0.1)
+        return super().forward(x - self.mean)
+
+
+def test_buffers_that_forward_updates_are_told_and_put_back(probe_set: pf.ProbeSet) -> None:
+    model = Normalised()
+    told = r"forward changes the buffers \['mean'\] in evaluation mode too"
+    with pytest.warns(RuntimeWarning, match=told), pytest.warns(RuntimeWarning, match="gives other outputs"):
+        pf.probe(model, probe_set, layers="hidden")
+    assert (float(model.mean.abs().max()), int(model.calls)) == (0, 0)
+    with no_warnings():
+        pf.probe(Normalised(moving=False), probe_set, layers="hidden")
+        pf.probe(Cached(), probe_set, layers="hidden")
+
+
+class Cached(SmallNet):
+    """Keeps tables in buffers, made anew in another type and size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.ones(3), persistent=False)
+        self.register_buffer("longer", torch.ones(3), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.table, self.longer = self.table.to(torch.float64), torch.ones(len(x))
+        return super().forward(x)
