@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
-from phasefast.checkpoints import Reader, find_checkpoints, order_checkpoints, weights_files
+from phasefast.checkpoints import find_checkpoints, order_checkpoints, weights_files
 from phasefast.checkpoints.entries import entry_of
 from phasefast.errors import CheckpointError
 from tests.quiet import no_warnings
@@ -26,17 +24,6 @@ def test_files_of_a_folder_without_a_step_are_left_out_aloud(tmp_path: Path) -> 
     (tmp_path / "last.ckpt").unlink()
     with no_warnings():
         assert list(order_checkpoints(tmp_path)) == [1, 2]
-
-
-def test_names_in_capital_letters_are_the_same(tmp_path: Path) -> None:
-    torch.save({"weight": torch.ones(2)}, tmp_path / "STEP_5.PT")
-    save_file({"weight": torch.ones(2)}, tmp_path / "step_9.SafeTensors")
-    touch(tmp_path, "OPTIMIZER_5.PT", "TMP-step_7.PT", "Scheduler.pt")
-    with pytest.warns(RuntimeWarning, match=r"left out \['TMP-step_7.PT'\]"):
-        found = order_checkpoints(tmp_path)
-    assert list(found) == [5, 9]
-    for path in found.values():
-        assert Reader().read(path)["weight"].tolist() == [1, 1]
 
 
 def test_a_folder_without_any_step_is_refused(tmp_path: Path) -> None:

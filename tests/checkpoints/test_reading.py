@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from phasefast.checkpoints import read_state_dict, weights_files
+from phasefast.checkpoints import order_checkpoints, read_state_dict, weights_files
 from phasefast.checkpoints.entries import is_there
 from phasefast.checkpoints.inert import Inert, _load
 from phasefast.errors import CheckpointError, DependencyError
@@ -102,6 +102,18 @@ def test_of_a_distributed_folder_the_description_alone_is_no_weights(tmp_path: P
         assert not is_there(tmp_path)
         (tmp_path / name).touch()
     assert is_there(tmp_path)
+
+
+def test_names_in_capital_letters_are_the_same(tmp_path: Path) -> None:
+    torch.save(STATE, tmp_path / "STEP_5.PT")
+    save_file(STATE, tmp_path / "step_9.SafeTensors")
+    for name in ("OPTIMIZER_5.PT", "TMP-step_7.PT", "Scheduler.pt"):
+        (tmp_path / name).touch()
+    with pytest.warns(RuntimeWarning, match=r"left out \['TMP-step_7.PT'\]"):
+        found = order_checkpoints(tmp_path)
+    assert list(found) == [5, 9]
+    for path in found.values():
+        assert torch.equal(read_state_dict(path)["a.weight"], STATE["a.weight"])
 
 
 def test_of_two_forms_in_a_folder_safetensors_counts(tmp_path: Path) -> None:
