@@ -57,10 +57,12 @@ class Predicted:
         Raises:
             ArgumentError: there is no target of that name.
         """
+        if name == NOTHING:
+            return None
         wanted = (each for each in targets if (isinstance(each, Label) if name is None else each.name == name))
         if (target := next(wanted, None)) is not None:
             return cls(target, splits, units, matrix, device, balanced)
-        if name not in (None, NOTHING):
+        if name is not None:
             raise ArgumentError(
                 f"predicts: expected one of the targets {[each.name for each in targets]}, got {name!r}; targets= "
                 "(--target) chooses them"

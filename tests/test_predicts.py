@@ -265,6 +265,8 @@ def test_a_run_of_a_regression_is_judged_by_the_layer_before_its_predictions() -
     model = nn.Sequential(nn.Flatten(), nn.Linear(128, 5), nn.Linear(5, 2))
     assert telling_layers(pf.probe(model, probe_set, predicts="place"))[0] == "1"
     assert telling_layers(pf.probe(model, probe_set))[0] == "2"
+    wide = nn.Sequential(nn.Flatten(), *(nn.Linear(n, m) for n, m in ((128, 5), (5, 2), (2, 2), (2, 2))))
+    assert telling_layers(pf.probe(wide, probe_set, predicts="place"))[0] == "3"
 
 
 def test_the_label_by_name_is_what_is_predicted_by_default() -> None:

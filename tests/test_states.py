@@ -109,11 +109,22 @@ def test_outputs_of_any_kind_are_no_state(probe_set: pf.ProbeSet, turned: Callab
         (torch.tensor([1 + 1j]), torch.tensor([1 + 1j + 1e-7]), False),
         (torch.tensor([1 + 1j]), torch.tensor([1 + 2j]), True),
         (torch.zeros(2), torch.zeros(2), False),
+        (torch.zeros(1 << 20, 4), torch.tensor([0.0, 0.0, 0.0, 1.0]).repeat(1 << 20, 1), True),
+        (torch.tensor([0.1, *[1e6] * 30]), torch.tensor([0.1, *[1e6 + 0.25] * 30]), False),
         (torch.tensor([1.0]), None, None),
     ],
 )
 def test_outputs_of_two_calls_may_be_apart_by_rounding(one: Any, other: Any, expected: bool | None) -> None:
     assert differ(one, other, rounding=True) is expected
+
+
+def test_numbers_that_are_drawn_count_however_small(probe_set: pf.ProbeSet) -> None:
+    one = torch.tensor([1.0, torch.nan])
+    assert differ(one, one.clone(), rounding=False) is False
+    assert differ(one, one + 1e-6, rounding=False) is True
+    assert differ(one.to(torch.float8_e5m2), one.to(torch.float8_e5m2), rounding=False) is False
+    many = torch.zeros(1 << 20, 4)
+    assert differ(many, many + torch.tensor([0.0, 0, 0, 1e-9]), rounding=False) is True
 
 
 class Normalised(SmallNet):

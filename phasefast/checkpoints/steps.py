@@ -18,7 +18,7 @@ _NAMED = re.compile(_WORDS + _NUMBER + r"(?!_\d{3}(?!\d))", re.IGNORECASE)  # no
 _OTHER = r"(?<![a-z])(?:ep(?:ochs?)?|model|weights|net|state)|(?<![a-z\d])(?<!\d[.,])(?<!rank[-_])(?<![=_]-)"
 _ALONE = re.compile(f"(?:{_OTHER}){_NUMBER}", re.IGNORECASE)
 # What a number after these words counts is no steps.
-_OF_OTHERS = re.compile(r"(?<![a-z])(?:seed|k?fold|crossfold|split|trial|version|rank)s?[-_=. ]*$", re.IGNORECASE)
+_OF_OTHERS = re.compile(r"(?<![a-z\d])(?:seed|k?fold|crossfold|split|trial|version|rank)s?[-_=. ]*$", re.IGNORECASE)
 # Of epoch=3-val_loss=0.53.
 _EPOCH = re.compile(rf"(?<![a-z])ep(?:och)?[-_=]?{_NUMBER}(?!_\d{{3}}(?!\d))", re.IGNORECASE)
 # Of a day, and of a time after it: no steps.

@@ -14,7 +14,8 @@ from torch import Tensor
 
 _ROUNDING = 1e-4  # by which two calls may be apart
 _SOME = 1 << 20  # numbers that are compared, of those that are not all the same
-_FAR, _LARGE = 1e2, 1e4  # times the next smaller value, and at least so much: what masks fill in
+# Masks fill in values that are so many times the next smaller one, and at least so large; one in so many lies below.
+_FAR, _LARGE, _BELOW = 1e2, 1e4, 10
 # NumPy's global state is what a model's forward would draw from.
 # ruff: noqa: NPY002
 
@@ -90,9 +91,14 @@ def differ(one: Any, other: Any, rounding: bool) -> bool | None:
         return not torch.equal(one, other)
     if torch.equal(*(each.view(torch.uint8) if one.element_size() == 1 else each for each in (one, other))):
         return False
-    limit = max(_ROUNDING, 4 * torch.finfo(one.dtype).eps) if rounding else 0.0
-    some = slice(None, None, max(one.numel() // _SOME, 1))
-    one, other = one.flatten()[some].double(), other.flatten()[some].double()
+    if not rounding:
+        return one.element_size() == 1 or bool(((one != other) & ~(one.isnan() & other.isnan())).any())
+    limit = max(_ROUNDING, 4 * torch.finfo(one.dtype).eps)
+    one, other = one.flatten(), other.flatten()
+    if len(one) > _SOME:
+        some = torch.randint(len(one), (_SOME,), generator=torch.Generator().manual_seed(0), device="cpu")
+        one, other = one[some.to(one.device)], other[some.to(one.device)]
+    one, other = one.double(), other.double()
     finite = one.isfinite()
     signs = (each.masked_fill(each.isfinite(), 0).nan_to_num(2, 1, -1) for each in (one, other))
     if not torch.equal(*signs):
@@ -105,6 +111,7 @@ def _usual(values: Tensor) -> float:
     """The root mean square of values, but of those that are 0, and of those far above others, as masks fill in."""
     sizes = values.abs()[values != 0].sort()[0]
     far = ((sizes[1:] > _FAR * sizes[:-1]) & (sizes[1:] >= _LARGE)).nonzero()
+    far = far[far[:, 0] >= len(sizes) // _BELOW]  # not where but few are small, by chance
     sizes = sizes[: int(far[0, 0]) + 1] if len(far) else sizes
     return float(sizes.square().mean().sqrt()) if len(sizes) else 0.0
 

@@ -171,8 +171,9 @@ def bootstrap(
     spread = student(share, pool - 1) / normal(share) * math.sqrt(pool / (pool - 1))
 
     def spread_out(totals: np.ndarray, whole: np.ndarray, middle: np.ndarray) -> np.ndarray:
-        means = np.tile(middle, (len(totals), 1))  # also where none was drawn that counts
-        np.divide(totals, whole[:, None], out=means, where=whole[:, None] > 0)
+        means = totals / np.where(whole > 0, whole, units.sum())[:, None]  # that has none of it
+        if more:  # where nothing else was drawn
+            means[whole == 0] = middle
         apart: np.ndarray = middle + spread * (means - middle)
         return apart
 

@@ -150,7 +150,7 @@ def plot_comparison(
 
     Args:
         scores: of two runs or more by name. comparison: theirs, by default of what ``detect_phases`` finds.
-        path: file to write it to as well. layer: one that all have, by default the last before the model's own output.
+        path: file to write it to as well. layer: one that all have, by default the last before the model's heads.
 
     Raises:
         LayerError: not all runs have such a layer. All errors of ``compare_phases`` and ``plot_phases``.

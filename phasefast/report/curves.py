@@ -99,17 +99,22 @@ def headline(scores: Scores) -> str | None:
 def telling_layers(scores: Scores) -> list[str]:
     """The layers whose phases and stop window a run is judged by, the last one first; all others after them.
 
-    The last layers that are as wide as the model's own output for a label or a value, or single numbers, are its heads,
-    which a transfer replaces: the paper decodes the features before them. An autoencoder's reconstruction is none.
+    The last layers that are as wide as the model's own output for a label, the last one that is as wide as that for a
+    value, and single numbers are its heads, which a transfer replaces: the paper decodes the features before them. An
+    autoencoder's reconstruction is none. Where there are no other layers, the last one tells.
 
     Args:
         scores: of all targets.
     """
-    rows = scores.without_samples.to_arrow().select(["layer", "dim", "target"]).to_pylist()
-    heads = {row["dim"] for row in rows if row["layer"] == MODEL_LAYER and row["target"] != "input"}
-    heads |= {1} if heads else set()
-    dims, layers = {row["layer"]: row["dim"] for row in rows}, scores.layers[::-1]
-    before = next((i for i, layer in enumerate(layers) if dims[layer] not in heads), 0)
+    rows = scores.without_samples.to_arrow().select(["layer", "dim", "target", "metric"]).to_pylist()
+    own = [row for row in rows if row["layer"] == MODEL_LAYER and row["target"] != "input"]
+    classes = {row["dim"] for row in own if row["metric"] in ACCURACIES} | ({1} if own else set())
+    values = {row["dim"] for row in own if row["metric"] == FVU}
+    dims, layers, before = {row["layer"]: row["dim"] for row in rows}, scores.layers[::-1], 0
+    while before < len(layers) and (dims[layers[before]] in classes or dims[layers[before]] in values):
+        values -= {dims[layers[before]]}  # those before it are hidden ones that are as wide
+        before += 1
+    before %= len(layers) or 1
     return layers[before:] + layers[:before]
 
 

@@ -112,7 +112,7 @@ def test_what_may_mean_something_else_is_refused(name: str) -> None:
         (["epoch=1-step=10", "epoch=2-step=20"], ""),
         (["step_1", "step64k", "checkpoint-100"], ""),
         (["net_1", "net_2"], ""),
-        (["manifold_20", "scaffold_30", "recv_40"], ""),
+        (["manifold_20", "scaffold_30", "10fold_40"], ""),
         (["init_0", "step_100", "step_200"], ""),
         (["0", "epoch_1"], ""),
         (["epoch=0", "epoch=1-step=500"], "epochs as in epoch=0.pt, steps as in epoch=1-step=500.pt"),

@@ -131,6 +131,7 @@ def test_a_run_is_judged_by_its_features_not_by_its_output() -> None:
     assert telling_layers(of_widths({"a": 10, "b": 10}, 10)) == ["b", "a"]
     assert telling_layers(of_widths({"trunk": 64, "actor": 10, "critic": 1}, 10)) == ["trunk", "critic", "actor"]
     assert telling_layers(of_widths({"trunk": 64, "score": 1}, None)) == ["score", "trunk"]
+    assert telling_layers(of_widths({"a": 10, "score": 1}, 10)) == ["score", "a"]
     assert telling_layers(of_widths({"a": 10, "b": 20}, 10))[0] == "b"
 
 
