@@ -80,9 +80,10 @@ class OwnOutputs:
         """None of splits without outputs for each sample or row, or of which nothing is expected, and none of NaN."""
         scores = []
         there = [split for split, sums in self._sums.items() if self._kind is not None and sums]
-        totals = fetched(*(torch.stack(self._sums[split]).sum(0) for split in there))
-        own = iter(fetched(*(part for split in there for part in self._of_rows(split))))
-        for split, total, rows, weights in zip(there, self._totals(totals), own, own, strict=True):
+        sums = [torch.stack(self._sums[split]).sum(0) for split in there]
+        found = fetched(*sums, *(part for split in there for part in self._of_rows(split)))
+        totals, own = self._totals(found[: len(there)]), iter(found[len(there) :])
+        for split, total, rows, weights in zip(there, totals, own, own, strict=True):
             if math.isnan(total):
                 text = f"NaN or Inf in the model's outputs on the {split} rows; the weights have diverged or overflow"
                 self.lost.setdefault(MODEL_LAYER, NonFiniteError(f"layer {MODEL_LAYER!r}: {text}"))
