@@ -13,6 +13,7 @@ from torch import nn
 from .algebra.systems import DEFAULT_ALPHAS, Penalties
 from .common.devices import resolve_device
 from .common.notices import warn
+from .data.output_rows import RowOptions, rows_dtype
 from .data.token_rows import Units
 from .decoding import Method
 from .errors import ArgumentError
@@ -20,7 +21,6 @@ from .layers.models import check_usable, unwrap
 from .layers.selection import given_names, select_layers
 from .ops import bfloat16_is_fast, halves_are_slow
 from .options import DEFAULTS, as_tuple, checked_options
-from .stages.capture import RowOptions, rows_dtype
 from .stages.plan import memory_budget
 from .types import BatchNormMode
 
@@ -92,12 +92,11 @@ class Configuration:
         """Samples of the forward passes, and of the BatchNorm statistics that need batches."""
         return self.options.get("batch_size") or (_AUTHORS_BATCH if self.batchnorm == "batch" else _BATCH)
 
-    def settings(self, run: str, data: str, units: Units, predicts: str | None = None) -> dict[str, Any]:
+    def settings(self, run: str, data: str, units: Units) -> dict[str, Any]:
         """What scores of one table have in common, as JSON has it: none of these may differ.
 
         Args:
-            data: hash of the samples. units: what their rows are. predicts: the target that the model predicts, if it
-                is another one than by default.
+            data: hash of the samples. units: what their rows are.
         """
         method, rows = self.method, self.rows
         settings: dict[str, Any] = {
@@ -119,8 +118,6 @@ class Configuration:
             settings["padding"] = float(rows.padding)
         if method.discriminates:
             settings["classifier"] = method.classifier
-        if predicts is not None:
-            settings["predicts"] = predicts
         if units.token_digest:
             settings["token_rows"] = units.token_digest
         if units.group_digest:

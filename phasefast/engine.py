@@ -6,7 +6,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -20,7 +20,7 @@ from .algebra.components import RANDOM_COLUMNS
 from .algebra.workspace import Workspace
 from .checkpoints import weights_hash
 from .common.notices import Once, shown, warn
-from .common.random_state import fix_random_state, telling_draws
+from .common.random_state import fix_random_state, repeats
 from .configuration import Configuration
 from .data.batches import chunk_bounds, fast_size, first_rows, model_inputs, warn_of_rounding
 from .data.outputs import rows_in
@@ -33,16 +33,16 @@ from .errors import ArgumentError, PhasefastError
 from .metrics import FVU
 from .named_targets import by_name, default_targets, warn_of_classes, warn_of_scales
 from .options import as_tuple
-from .predicted import Predicted, not_by_default
-from .results.scores import Scores
+from .predicted import Predicted
+from .results.scores import MODEL_LAYER, Scores
 from .results.store import Store
 from .scoring import score_cells
 from .stages.batchnorm import batchnorm_mode, fresh_statistics, frozen_norms, several_rows
-from .stages.capture import capture, discover_layers
+from .stages.capture import capture, discover_layers, warn_of_order
 from .stages.plan import Problem, group_layers
 from .stages.preserve import full_float32, preserved
 from .stages.targets import FunctionValues, build_targets, given_values
-from .types import Activations, Decoder, Layer, Score, TakesOutputs
+from .types import Activations, Decoder, Layer, OwnPlace, Score, TakesOutputs
 
 _KEPT_SHARE = 0.1  # of the budget, that inputs kept on a GPU may take
 _MEASURING = threading.RLock()  # modes, hooks, random states and settings of PyTorch are the same for all threads
@@ -127,7 +127,8 @@ class Engine:
             how = self.device, config.per_column, cache, self._components, kept, self.units.tokens
             self.targets = build_targets(self.chosen, self._splits["fit"], self._splits["heldout"], folds, *how)
             how_own = self._splits, self.units, self.targets, self.device, self.method.balanced
-            self._predicted = Predicted.of(self.chosen, options.get("predicts"), *how_own)
+            self._asked = options.get("predicts")
+            self._predicted = Predicted.of(self.chosen, self._asked, *how_own)
             self._functions = FunctionValues(self.chosen, probe_set.fit_inputs)
         warn_of_classes(self.targets, options)
         warn_of_scales(self.chosen, probe_set.fit_inputs, self.targets)
@@ -137,10 +138,11 @@ class Engine:
             block.name: digest if block.name not in random else f"{digest}-{random[block.name]}"
             for block, digest in zip(self.targets.blocks, self.targets.digests, strict=True)
         }
-        predicts = not_by_default(self.chosen, options.get("predicts"))
-        self.settings = config.settings(run, probe_set.inputs_digest, self.units, predicts)
+        self.settings = config.settings(run, probe_set.inputs_digest, self.units)
         self.config_hash = hashlib.blake2b(json.dumps(self.settings).encode(), digest_size=8).hexdigest()
         self._layers: list[Layer] | None = None
+        self._own: OwnPlace | None = None  # where the model's output has its predictions, if it does
+        self._misfit = ""  # why it has none
         tensors = [*self.model.parameters(), *self.model.buffers()]
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # of sparse ones too
         self._keep = self.device if size <= _KEPT_SHARE * budget else torch.device("cpu")
@@ -156,11 +158,23 @@ class Engine:
 
     @property
     def modules(self) -> list[str]:
-        """Those of ``names`` whose layers can be measured, as the model's first samples show."""
+        """Those of ``names``, and ``"model"``, whose layers can be measured, as the model's first samples show."""
         if self._layers is None:
             with _MEASURING, preserved(self.model, self.device, self._keep):
                 self._known_layers()
-        return list(dict.fromkeys(layer.module for layer in self._layers or ()))
+        return list(dict.fromkeys(layer.module for layer in self._layers or ())) + [MODEL_LAYER] * bool(self._own)
+
+    @property
+    def asked(self) -> list[str]:
+        """Modules that the user named, and ``"model"`` if its target is."""
+        return [*self.named, *([MODEL_LAYER] if self._asked and self._predicted else [])]
+
+    def lacking(self, stored: Scores, names: Iterable[str]) -> list[str]:
+        """Those of the layers of these ``names`` of which scores lack a target."""
+        predicted = [] if self._predicted is None else [self._predicted.name]
+        return [
+            name for name in names if stored.lacking([name], predicted if name == MODEL_LAYER else self.target_hashes)
+        ]
 
     def planned(self) -> tuple[list[list[Layer]], Problem]:
         """The layers in groups that are captured together, and what their costs depend on beside their widths."""
@@ -187,14 +201,16 @@ class Engine:
                         f"targets {shown(changed)}: their functions give other values than before, although they are "
                         "evaluated once for all steps: do they read the model's weights?"
                     )
-                for index, group in enumerate(groups):
-                    own = self._predicted.outputs() if self._predicted and index == 0 else None
+                if self._misfit:
+                    self._once.warn(f"no rows of layer {MODEL_LAYER!r}: {self._misfit}")
+                own = self._predicted.outputs(self._own) if self._predicted and self._own else None
+                own = own if only is None or MODEL_LAYER in only else None
+                for group in groups or ([] if own is None else [[]]):
                     cells = self._capture(group, own)
                     if own is not None:
                         scores += own.scores()
                         self.lost |= own.lost
-                        if own.problem:
-                            self._once.warn(own.problem)
+                        own = None
                     scores += score_cells(cells, self.targets, self.method)
                 found = only is not None or any(score.fit is not None for score in scores)
                 self._settle(found, f" at step {step}")
@@ -287,8 +303,9 @@ class Engine:
         """The layers, as the first few samples show them."""
         first = next(model_inputs(self._fit_inputs, first_rows(self._fit_inputs), self.model, self.device))
         try:
-            with telling_draws(self.device, lambda: rows_in(self.model(first.clone())), self._once.warn):
-                return discover_layers(self.model, self.names, first, self.rows, self.named)
+            layers, place, some = discover_layers(self.model, self.names, first, self.rows, self.named, self._predicted)
+            if repeats(self.device, lambda: rows_in(self.model(first.clone())), self._once.warn):
+                warn_of_order(self.model, self.names, first, some, self.rows)
         except PhasefastError:
             raise
         except Exception as error:  # the model's own
@@ -301,6 +318,11 @@ class Engine:
                 "inputs in a module that makes them from one tensor."
             )
             raise
+        self._misfit = self._predicted.misfit(place) if self._predicted else ""
+        if self._misfit and self._asked:
+            raise ArgumentError(f"predicts={self._asked!r}: {self._misfit}")
+        self._own = None if self._misfit else place
+        return layers
 
     def _capture(self, group: Sequence[Layer], own: TakesOutputs | None = None) -> list[Activations]:
         """Activations of a group of layers; ``own`` gets the model's outputs."""

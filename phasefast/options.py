@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from .common.scalars import is_integer
+from .data.output_rows import RowOptions
 from .data.target_types import Target
 from .decoding import Classifier, Method, PenaltyPer, Precision, Splits
 from .errors import ArgumentError
 from .layers.selection import Layers
-from .stages.capture import RowOptions
 from .stages.plan import FORCED_ROUTES, ForcedRoute, Selection
 from .types import BatchNormMode, TokenMode
 
@@ -77,7 +77,7 @@ class ProbeOptions(TypedDict, total=False):
             ``"balanced"``: the same as if all classes were equally frequent, with ``balanced_accuracy`` for accuracy.
         predicts: the name of the target that the model's own output predicts: the label by default, ``"input"`` for an
             autoencoder, one of the values for a regression, ``"none"``. Its errors are rows of layer ``model``. Of
-            several outputs ``logits`` count, or the first that holds rows of numbers, or, of numbers, that fits.
+            several outputs that of the target's name counts, or ``logits``, or the first that fits.
         splits: ``"both"`` (default), or ``"heldout"``: no scores on the fit rows, which saves much for wide inputs.
         target_components: decode wider regression targets by this many leading principal components, and 64 random
             combinations of the rest: an estimate, with a 95 % interval in the columns ``low`` and ``high``. Narrower

@@ -206,7 +206,7 @@ def _of_sizes(
         bounds = first_rows(example[None])
         batch = next(model_inputs(torch.stack([example] * bounds[0][1]), bounds, model, where))
         try:
-            found = discover_layers(model, config.names, batch, config.rows, config.named)
+            found = discover_layers(model, config.names, batch, config.rows, config.named).layers
         except PhasefastError:
             raise
         except Exception as error:  # a model may check its input by itself

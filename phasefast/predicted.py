@@ -15,14 +15,9 @@ from .data.token_rows import Units
 from .errors import ArgumentError
 from .stages.own_outputs import OwnClasses, OwnNumbers, OwnOutputs
 from .stages.targets import given_values
+from .types import OwnPlace
 
 NOTHING = "none"  # in the place of a name
-
-
-def not_by_default(targets: Sequence[Target], name: str | None) -> str | None:
-    """The name of the target that is predicted, unless it is that by default: the first :class:`Label`, or none."""
-    default = next((each.name for each in targets if isinstance(each, Label)), NOTHING)
-    return None if name == default else name
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,15 +64,79 @@ class Predicted:
             )
         return None
 
-    def outputs(self) -> OwnOutputs:
-        """What the model's own outputs are given to, for one measurement."""
-        name, rows = self.target.name, {"fit": len(self.matrix.fit), "heldout": len(self.matrix.heldout)}
-        sizes = {split: (len(inputs), rows[split]) for split, (inputs, _) in self.splits.items()}
-        if self.target.kind == "classes":
-            return OwnClasses(name, self._classes, self._expected, sizes, self.balanced)
-        place = next(index for index, block in enumerate(self.matrix.blocks) if block.name == name)
-        wholes = {split: self.matrix.wholes(place, split, count) for split, count in rows.items()}
-        return OwnNumbers(name, self._expected, sizes, wholes)
+    @property
+    def name(self) -> str:
+        """Of the target."""
+        return self.target.name
+
+    @property
+    def numbers(self) -> bool:
+        """Whether outputs are to be numbers like the target's, of any shape, or one for each class."""
+        return self.target.kind != "classes"
+
+    def likeness(self, of_tokens: bool, shape: tuple[int, ...]) -> int:
+        """How much outputs [b, *shape] are like those expected: 0 if they are none, 3 for the very shape.
+
+        Numbers may have other axes of length 1 (2), or one of both is flat (1): [b, h, w, c] are not [b, c, h, w].
+        """
+        if self._given(of_tokens) is None:
+            return 0
+        if shape == self._shape:
+            return 3
+        if not self.numbers:
+            return int(shape == (1,) and self._classes == 2)  # the logit of the second, or its share
+        own, given = ([side for side in sides if side != 1] for sides in (self._shape, shape))
+        same = torch.Size(own).numel() == torch.Size(given).numel()
+        return 2 if own == given else int(min(len(own), len(given)) < 2 and same)
+
+    def misfit(self, place: OwnPlace | None) -> str:
+        """Why outputs at a place are not those expected; empty if they are. Args: place: None if there is none."""
+        if place is not None and self.likeness(place.of_tokens, place.shape):
+            return ""
+        if place is None or (not self.numbers and len(place.shape) != 1):
+            numbers = "numbers" if self.numbers else "row of numbers, such as logits,"
+            return f"the model's output has no {numbers} for each sample or token; predicts='none' if it predicts none"
+        if self._given(place.of_tokens) is None:
+            return f"the model's output is for samples, but target {self.name!r} for their tokens"
+        elsewhere = "if it is in another tensor of the output, or in some columns of it, wrap the model to give that"
+        if self.numbers:
+            of, own = "token" if place.of_tokens else "sample", list(self._shape) or [1]
+            return (
+                f"the model gives {list(place.shape)} numbers for each {of}, but target {self.name!r} has {own}; "
+                f"{elsewhere}"
+            )
+        labels = {split: own[place.of_tokens] for split, own in self._expected.items()}
+        tops = {split: int(found.max()) for split, found in labels.items() if found is not None}
+        to = " and ".join(f"{top} in {split}" for split, top in tops.items())
+        up = f" (up to {to} samples)" if len(set(tops.values())) > 1 else ""
+        outputs = f"{place.shape[0]} output{'s' * (place.shape[0] != 1)}"
+        return (
+            f"the model has {outputs}, but target {self.name!r} has {self._classes} classes{up}, as for an encoder; if "
+            "it was trained on these labels, give them numbered as in training, from 0, or Label(classes), or "
+            f"num_classes= of values; {elsewhere}; if it does not predict it, predicts='none'"
+        )
+
+    def outputs(self, place: OwnPlace) -> OwnOutputs:
+        """What the model's predictions are given to, for one measurement. Args: place: that fits."""
+        expected = {split: own for split, both in self._expected.items() if (own := both[place.of_tokens]) is not None}
+        if not self.numbers:
+            return OwnClasses(self.name, place, expected, self._classes, self.balanced)
+        where = next(index for index, block in enumerate(self.matrix.blocks) if block.name == self.name)
+        rows = {"fit": len(self.matrix.fit), "heldout": len(self.matrix.heldout)}
+        wholes = {split: self.matrix.wholes(where, split, count) for split, count in rows.items()}
+        return OwnNumbers(self.name, place, expected, wholes)
+
+    def _given(self, of_tokens: bool) -> Tensor | None:
+        """What is expected on the fit rows, of samples or of tokens; None if nothing is, of either split."""
+        own = [both[of_tokens] for both in self._expected.values()]
+        return None if any(each is None for each in own) else own[0]
+
+    @cached_property
+    def _shape(self) -> tuple[int, ...]:
+        """Of what is expected of a sample, or of a token."""
+        if not self.numbers:
+            return (self._classes,)
+        return tuple(next(own for own in self._expected["fit"] if own is not None).shape[1:])
 
     @cached_property
     def _expected(self) -> dict[str, tuple[Tensor | None, Tensor | None]]:

@@ -24,7 +24,7 @@ from .provenance import Provenance, origin_of
 from .results.failures import keep_failures, listed, lost_layers, named, reasons, settle_failures
 from .results.origins import check_constants, check_origin
 from .results.paths import shard_file
-from .results.scores import Scores
+from .results.scores import MODEL_LAYER, Scores
 from .results.store import open_store, write_step
 
 
@@ -207,11 +207,12 @@ class Sweeper:
         self.count += 1
 
     def _lacking(self, step: int) -> list[str]:
-        """Modules whose layers a stored step has no scores of, though they can be measured."""
+        """Modules, and ``"model"``, whose layers a stored step has no scores of, though they can be measured."""
         engine, lost = self._engine, self._lost.get(step, {})
         # What is not called by all batches is an error where it is asked for by name.
-        names = [name for name in engine.names if name not in lost or (name in engine.named and not lost[name])]
-        lacking = self._stored[step].lacking(names, engine.target_hashes)
+        names = [*engine.names, MODEL_LAYER]
+        names = [name for name in names if name not in lost or (name in engine.named and not lost[name])]
+        lacking = engine.lacking(self._stored[step], names)
         return [name for name in lacking if name in self._usable] if lacking else []
 
     @cached_property
@@ -220,7 +221,7 @@ class Sweeper:
         try:
             return self._engine.modules
         except Exception:  # then these may be what it lacks
-            return self._engine.names
+            return [*self._engine.names, MODEL_LAYER]
 
 
 def _share(ordered: Mapping[int, Source], shard: tuple[int, int] | None) -> dict[int, Source]:

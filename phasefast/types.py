@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 
@@ -184,15 +183,45 @@ class Score:
     weights: torch.Tensor | None = None
 
 
-class TakesOutputs(Protocol):
-    """What the model's own outputs are given to, batch by batch."""
+class OwnPlace(NamedTuple):
+    """Where in a model's output its predictions are, and how they become rows.
+
+    Attributes:
+        nth: among all tensors of the output. one: of [b, t, c] the token that stands for all is taken.
+        numbers: they are numbers like a target's, of any shape; else there is one for each class.
+        of_tokens: rows are tokens, not samples. shape: of a row.
+        share: single numbers are probabilities of the second of two classes, not logits.
+    """
+
+    nth: int
+    one: bool
+    numbers: bool
+    of_tokens: bool = False
+    shape: tuple[int, ...] = ()
+    share: bool = False
+
+
+class TakesShapes(Protocol):
+    """What a model's own outputs may be compared with."""
+
+    @property
+    def name(self) -> str:
+        """Of the target."""
 
     @property
     def numbers(self) -> bool:
-        """Whether outputs are numbers like the target's, of any shape, or rows of one for each class."""
+        """Whether outputs are to be numbers like the target's, of any shape, or one for each class."""
 
-    def fits(self, of_tokens: bool, shape: Sequence[int], exact: bool = False) -> bool:
-        """Whether outputs [b, *shape] are of those expected; ``exact``: not if one is flat."""
+    def likeness(self, of_tokens: bool, shape: tuple[int, ...]) -> int:
+        """How much outputs [b, *shape] are like those expected: 0 if they are none, 3 for the very shape."""
 
-    def add(self, split: str, of_tokens: bool, start: int, outputs: torch.Tensor) -> None:
-        """Outputs [b, ...] of samples, or [b, c] of the tokens that are rows, from ``start`` on."""
+
+class TakesOutputs(Protocol):
+    """What the model's own predictions are given to, batch by batch."""
+
+    @property
+    def place(self) -> OwnPlace:
+        """Where they are."""
+
+    def add(self, split: str, start: int, outputs: torch.Tensor) -> None:
+        """Predictions [b, ...] of the samples, or of the tokens that are rows, from ``start`` on."""

@@ -58,15 +58,28 @@ def test_the_models_own_scores_are_found_among_several_outputs(
 
 
 class Table(SmallNet):
-    """Gives a table beside its outputs, as large as no batch."""
+    """Gives a table before its outputs, as large as no first batch, or alone."""
+
+    alone = False
 
     def forward(self, x: torch.Tensor) -> Any:
-        return torch.ones(4, 3), super().forward(x)
+        output = super().forward(x)
+        return torch.ones(4, 3) if self.alone else (torch.ones(4, 3), output)
 
 
-def test_a_table_is_no_output_of_samples(probe_set: pf.ProbeSet) -> None:
+def test_a_table_is_no_output_of_samples(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    table = Table()
+    table.load_state_dict(net.state_dict())
     for batch_size in (None, 4):  # as large as some batches
-        scores = pf.probe(Table(), probe_set, layers="hidden", alphas=[0.1], batch_size=batch_size)
+        both = [
+            pf.probe(each, probe_set, layers="hidden", alphas=[0.1], batch_size=batch_size) for each in (net, table)
+        ]
+        expected, found = (each.filter(layer="model").to_arrow().column("value") for each in both)
+        assert len(found) == 4
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    table.alone = True
+    for batch_size in (None, 4):
+        scores = pf.probe(table, probe_set, layers="hidden", alphas=[0.1], batch_size=batch_size)
         assert len(scores.filter(layer="model")) == 0
 
 

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Independent
 
 import phasefast as pf
-from phasefast.engine import Engine
-from phasefast.errors import ArgumentError, StoreError
+from phasefast.errors import ArgumentError
 from phasefast.report.curves import telling_layers
 from tests.quiet import no_warnings
 
@@ -79,10 +78,10 @@ def test_images_of_other_axes_are_not_compared(shape: tuple[int, ...]) -> None:
     pattern = "" if flat else r"the model gives \[.*\] numbers for each sample, but target 'input' has \[2, 8, 8\]"
     if flat:
         scores = pf.probe(Autoencoder(shape), images(), predicts="input", layers="encoder")
+        assert len(scores.filter(layer="model"))
     else:
-        with pytest.warns(RuntimeWarning, match=pattern):
-            scores = pf.probe(Autoencoder(shape), images(), predicts="input", layers="encoder")
-    assert bool(len(scores.filter(layer="model"))) == flat
+        with pytest.raises(ArgumentError, match="predicts='input': " + pattern):
+            pf.probe(Autoencoder(shape), images(), predicts="input", layers="encoder")
 
 
 @pytest.mark.parametrize("squeezed", [False, True])
@@ -269,20 +268,62 @@ def test_a_run_of_a_regression_is_judged_by_the_layer_before_its_predictions() -
     assert telling_layers(pf.probe(wide, probe_set, predicts="place"))[0] == "3"
 
 
-def test_the_label_by_name_is_what_is_predicted_by_default() -> None:
-    net, probe_set = nn.Sequential(nn.Flatten(), nn.Linear(128, 3)), images(kind=(torch.ones(FIT), torch.ones(HELD)))
+def test_the_first_label_is_what_is_predicted_by_default(tmp_path: Path) -> None:
+    net, probe_set = nn.Sequential(nn.Flatten(), nn.Linear(128, 3)), images()
     labelled = pf.ProbeSet.from_tensors(
         probe_set.fit_inputs, torch.randint(3, (FIT,)), probe_set.heldout_inputs, torch.randint(3, (HELD,))
     )
-    hashes = {Engine(net, labelled, predicts=name).config_hash for name in (None, "label", "none", "input")}
-    assert len(hashes) == 3
     digit = [pf.Label(3, name="digit"), pf.Function(lambda x: x.mean((1, 2, 3)), name="label")]
-    known = {name: Engine(net, labelled, targets=digit, predicts=name).config_hash for name in (None, "label", "digit")}
-    assert known[None] == known["digit"] != known["label"]
-    unlabelled = images()
-    assert (
-        Engine(Autoencoder(), unlabelled).config_hash == Engine(Autoencoder(), unlabelled, predicts="none").config_hash
-    )
+    one, other = (pf.probe(net, labelled, targets=digit, predicts=name) for name in (None, "digit"))
+    assert one.filter(layer="model").values_of("target") == ["digit"]
+    loss, same = (each.value(layer="model", metric="loss", split="fit") for each in (one, other))
+    assert loss == same
+
+
+def test_what_is_predicted_can_be_added_to_a_stored_sweep(tmp_path: Path) -> None:
+    """In whichever order targets and predictions are asked for."""
+    kinds = torch.randint(2, (FIT,)), torch.randint(2, (HELD,))
+    probe_set = images(kind=kinds)
+    model = Autoencoder()
+    states = {step: {name: own * (1 + 0.05 * step) for name, own in model.state_dict().items()} for step in range(2)}
+    calls: list[int] = []
+    model.encoder.register_forward_hook(lambda *_: calls.append(1))
+    how: dict[str, Any] = {"layers": ["encoder"], "out": tmp_path, "alphas": [0.1]}
+    for targets, predicts, rows in (
+        (["input"], "none", []),
+        (["input", "kind"], "none", []),
+        (["input"], None, []),
+        (["input"], "input", ["input"]),
+        (["input"], "none", ["input"]),
+    ):
+        scores = pf.sweep(model, states, probe_set, targets=targets, predicts=predicts, **how)
+        assert scores.filter(layer="model").values_of("target") == rows
+        assert len(scores.filter(layer="model")) == 8 * len(rows)  # steps, splits, metrics
+    whole = pf.sweep(model, states, probe_set, predicts="input", **how | {"out": tmp_path / "whole"})
+    for step in states:
+        own = [each.filter(layer="model", step=step).to_arrow().column("value") for each in (scores, whole)]
+        assert own[0].equals(own[1])
+    del calls[:]
+    pf.sweep(model, states, probe_set, targets=["input"], predicts="input", **how)
+    assert not calls
+
+
+def test_an_encoder_is_not_measured_again_for_predictions_that_it_has_not(tmp_path: Path) -> None:
+    x, y = torch.randn(130, 6), torch.randint(3, (130,))
+    probe_set = pf.ProbeSet.from_tensors(x[:90], y[:90], x[90:], y[90:])
+    model, calls = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 7)), []
+    with pytest.warns(RuntimeWarning, match="the model has 7 outputs, but target 'label' has 3 classes"):
+        pf.sweep(model, {0: model.state_dict()}, probe_set, out=tmp_path)
+    model[0].register_forward_hook(lambda *_: calls.append(len(_[1][0])))
+    pf.sweep(model, {0: model.state_dict()}, probe_set, out=tmp_path)
+    assert not calls or max(calls) < 90  # a look at the first samples
+
+
+def test_a_resumed_tracker_says_that_steps_lack_what_is_predicted(tmp_path: Path) -> None:
+    model, probe_set = Autoencoder(), images()
+    pf.PhaseTracker(model, probe_set, out=tmp_path).step(0)
+    assert pf.PhaseTracker(model, probe_set, out=tmp_path).step(0) is not None
+    assert pf.PhaseTracker(model, probe_set, out=tmp_path, predicts="input").step(0) is None
 
 
 def test_tokens_are_predicted_one_by_one() -> None:
@@ -303,7 +344,7 @@ def test_tokens_are_predicted_one_by_one() -> None:
     row = own.to_arrow().to_pylist()[0]
     assert len(row["samples"]) == HELD
     np.testing.assert_allclose(np.mean(row["samples"]), row["value"], rtol=1e-5)
-    with pytest.warns(RuntimeWarning, match="the model's output is for samples, but target 'input' for their tokens"):
+    with pytest.raises(ArgumentError, match="the model's output is for samples, but target 'input' for their tokens"):
         pf.probe(_Pooled(model), probe_set, predicts="input", tokens="each", padding=0, layers="whole.*")
 
 
@@ -340,5 +381,3 @@ def test_a_sweep_keeps_what_is_predicted_and_draws_it(tmp_path: Path) -> None:
     figure = pf.plot_phases(scores)
     texts = {text.get_text() for axes in figure.axes for text in axes.texts}
     assert "model" in texts
-    with pytest.raises(StoreError, match='predicts stored "input", now null'):
-        pf.sweep(model, states, images(), out=tmp_path)

@@ -84,7 +84,7 @@ def test_a_model_without_logits_has_no_accuracy_of_its_own_and_says_so(probe_set
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Unflatten(1, (1, 2)))
     with pytest.warns(
         RuntimeWarning,
-        match="no rows of layer 'model': the model's output, or the first of several, has no row of numbers, such as",
+        match="no rows of layer 'model': the model's output has no row of numbers, such as logits, for each sample",
     ):
         scores = pf.probe(model, probe_set, layers="0")
     assert scores.values_of("layer") == ["0"]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize
 
 import phasefast as pf
 from phasefast.common.random_state import differ
@@ -165,3 +168,94 @@ class Cached(SmallNet):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.table, self.longer = self.table.to(torch.float64), torch.ones(len(x))
         return super().forward(x)
+
+
+class Conjugate(SmallNet):
+    """Keeps a view of complex numbers, and changes another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("factor", torch.randn(3, dtype=torch.complex64).conj())
+        self.register_buffer("moved", torch.randn(3, dtype=torch.complex64).conj())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.moved += 1
+        return super().forward(x) * self.factor.real[0]
+
+
+def test_conjugate_buffers_are_put_back(probe_set: pf.ProbeSet) -> None:
+    model = Conjugate()
+    before = {name: own.clone() for name, own in model.named_buffers()}
+    pf.probe(model, probe_set, layers="hidden", alphas=[0.1])
+    assert all(torch.equal(own, before[name]) for name, own in model.named_buffers())
+
+
+@pytest.mark.parametrize("fill", [-1e9, torch.finfo(torch.float32).min, -1e4])
+@pytest.mark.parametrize("share", [0.5, 0.95])
+def test_a_state_is_told_beside_many_masks(fill: float, share: float) -> None:
+    """Such as of illegal actions, of which there may be many."""
+    values = torch.randn(7, 40)
+    masked = torch.arange(40) < 40 * share
+    one, other = ((values + offset).masked_fill(masked, fill) for offset in (0, 0.01))
+    assert differ(one, other, rounding=True)
+    assert not differ(one, one + 1e-6, rounding=True)
+
+
+class Sorted(SmallNet):
+    """Runs its samples in another order, and puts their outputs back."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        order = x.flatten(1).sum(1).argsort()
+        return super().forward(x[order])[order.argsort()]
+
+
+class Centred(SmallNet):
+    """Takes from each sample what is common to its batch."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x - x[:1])
+
+
+@pytest.mark.parametrize("kind", [Sorted, Centred])
+def test_rows_in_another_order_are_told(probe_set: pf.ProbeSet, kind: type[SmallNet]) -> None:
+    words = r"layers \['conv', 'hidden'\]: their rows depend on the order of the samples, or on the others in a batch"
+    with no_warnings():
+        pf.probe(SmallNet(), probe_set, layers=["conv", "hidden"], alphas=[0.1])
+    with pytest.warns(RuntimeWarning, match=words):
+        pf.probe(kind(), probe_set, layers=["conv", "hidden"], alphas=[0.1])
+
+
+class Mixing(nn.Module):
+    """Changes each token by itself, or, ``turned``, together with those of another sample."""
+
+    def __init__(self, turned: bool) -> None:
+        super().__init__()
+        self.body, self.turned = nn.Linear(3, 4), turned
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.body(x + x.roll(1, 0) if self.turned else x)
+        return found
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("tokens", ["each", "mean", "last"])
+def test_tokens_in_another_order_are_told(tokens: Any, turned: bool) -> None:
+    x = torch.randn(60, 6, 3)
+    probe_set = pf.ProbeSet.from_tensors(x[:40], None, x[40:], None)
+    told = pytest.warns(RuntimeWarning, match="their rows depend on the order") if turned else no_warnings()
+    with told:
+        pf.probe(Mixing(turned), probe_set, tokens=tokens, alphas=[0.1])
+
+
+def test_parametrized_weights_are_those_of_the_step(probe_set: pf.ProbeSet, tmp_path: Path) -> None:
+    """Also where a training keeps them until its next update."""
+    model = nn.Sequential(nn.Flatten(), parametrizations.weight_norm(nn.Linear(36, 8)), nn.Linear(8, 3))
+    states = {step: {k: own * (1 + step) + 0.1 * step for k, own in model.state_dict().items()} for step in range(3)}
+    expected = pf.sweep(model, states, probe_set, out=tmp_path / "plain", alphas=[0.1])
+    with parametrize.cached():
+        kept = model[1].weight
+        scores = pf.sweep(model, states, probe_set, out=tmp_path / "cached", alphas=[0.1])
+        assert model[1].weight is kept
+    values = [each.to_arrow().column("value") for each in (expected, scores)]
+    assert values[0].equals(values[1])
+    assert len(set(expected.filter(layer="1", metric="fvu", split="fit").to_arrow().column("value").to_pylist())) == 3

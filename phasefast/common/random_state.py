@@ -14,8 +14,9 @@ from torch import Tensor
 
 _ROUNDING = 1e-4  # by which two calls may be apart
 _SOME = 1 << 20  # numbers that are compared, of those that are not all the same
-# Masks fill in values that are so many times the next smaller one, and at least so large; one in so many lies below.
-_FAR, _LARGE, _BELOW = 1e2, 1e4, 10
+# Masks fill in values that are so many times the next smaller one, and at least so large; one in so many lies below, or
+# those above are alike.
+_FAR, _LARGE, _BELOW, _ALIKE = 1e2, 1e4, 10, 2
 # NumPy's global state is what a model's forward would draw from.
 # ruff: noqa: NPY002
 
@@ -42,22 +43,21 @@ def fix_random_state(device: torch.device, seed: int = 0) -> None:
         generator.manual_seed(seed)
 
 
-@contextmanager
-def telling_draws(device: torch.device, outputs: Callable[[], Any], tell: Callable[[str], None]) -> Iterator[None]:
-    """Report a model whose outputs depend on random numbers even in evaluation mode, in which dropout draws none.
+def repeats(device: torch.device, outputs: Callable[[], Any], tell: Callable[[str], None]) -> bool:
+    """Whether a model gives the same each time; tell if it depends on random numbers even in evaluation mode.
 
-    Or on what it keeps from one call to the next. To be used inside :func:`random_state_kept`.
+    In which dropout draws none. Or on what it keeps from one call to the next. To be used inside
+    :func:`random_state_kept`.
 
     Args:
-        outputs: runs the model once more, on the same samples.
+        outputs: runs the model, on the same samples each time.
     """
+    fix_random_state(device)
     before = _states(device)
-    yield
-    drawn, found = _states(device) != before, []
-    for seed in (0, 1) if drawn else (0, 0):
-        fix_random_state(device, seed)
-        found.append(outputs())
-    apart = differ(found[0], found[1], rounding=not drawn)
+    first = outputs()
+    drawn = _states(device) != before
+    fix_random_state(device, seed=int(drawn))
+    apart = differ(first, outputs(), rounding=not drawn)
     if not drawn and apart:
         tell(
             "the model gives other outputs for the same samples when it is called again: it keeps a state from call to "
@@ -71,6 +71,7 @@ def telling_draws(device: torch.device, outputs: Callable[[], Any], tell: Callab
             "in masked autoencoders, a feature does not mean the same in all samples, and little can be decoded. Give "
             "a model whose forward is not random"
         )
+    return not (drawn or apart)
 
 
 def differ(one: Any, other: Any, rounding: bool) -> bool | None:
@@ -111,7 +112,8 @@ def _usual(values: Tensor) -> float:
     """The root mean square of values, but of those that are 0, and of those far above others, as masks fill in."""
     sizes = values.abs()[values != 0].sort()[0]
     far = ((sizes[1:] > _FAR * sizes[:-1]) & (sizes[1:] >= _LARGE)).nonzero()
-    far = far[far[:, 0] >= len(sizes) // _BELOW]  # not where but few are small, by chance
+    alike = sizes[-1:] <= _ALIKE * sizes[1:][far[:, 0]]
+    far = far[(far[:, 0] >= len(sizes) // _BELOW) | alike]  # not where but few are small, by chance
     sizes = sizes[: int(far[0, 0]) + 1] if len(far) else sizes
     return float(sizes.square().mean().sqrt()) if len(sizes) else 0.0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, OneHotCategorical, RelaxedOneHotCategorical
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+from torch.overrides import TorchFunctionMode
 
 from ..errors import LayerError
 
 _CHANCE = 1e-3  # that samples come in the order of their lengths
+_SIGMOIDS = {"sigmoid", "sigmoid_", "special_expit"}
+_KEEPING = {"clamp", "clip", "clone", "contiguous", "double", "float", "half", "nan_to_num", "to"}  # what a share is
 
 
 def rows_in(output: Any, preferred: str = "") -> Any:
@@ -35,6 +38,41 @@ def tensors_in(output: Any) -> Iterator[Tensor]:
         yield output
     for each in _entries(output).values():
         yield from tensors_in(each)
+
+
+def called(output: Any, name: str) -> Tensor | None:
+    """The tensor of that name in a module's output, in whichever container; the first of several."""
+    entries = _entries(output)
+    if isinstance(found := entries.get(name), Tensor):
+        return found
+    return next((found for each in entries.values() if (found := called(each, name)) is not None), None)
+
+
+def ends_in_sigmoid(run: Callable[[], Tensor]) -> bool:
+    """Whether the tensor that ``run`` gives is one of shares, as far as PyTorch's functions that it calls tell.
+
+    Its numbers do not: logits, too, may lie between 0 and 1.
+    """
+    shares: list[Tensor] = []
+
+    def is_share(tensor: Any) -> bool:
+        return isinstance(tensor, Tensor) and any(_same_memory(tensor, share) for share in shares)
+
+    class Watching(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            found, name = func(*args, **(kwargs or {})), getattr(func, "__name__", "")
+            if name in _SIGMOIDS or (name in _KEEPING and args and is_share(args[0])):
+                shares.append(found)
+            return found
+
+    with Watching():
+        output = run()
+    return is_share(output)
+
+
+def _same_memory(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are views of the same numbers."""
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def _found(output: Any, preferred: str) -> Tensor | PackedSequence | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,65 +17,42 @@ from .. import ops
 from ..algebra.dense import empty
 from ..common.hooks import hooked, places_of_calls
 from ..common.notices import shown, warn
+from ..common.random_state import differ
 from ..common.timeline import stage
-from ..data.axes import Axes, Widths
 from ..data.batches import chunk_bounds, model_inputs
-from ..data.outputs import rows_in, tensors_in, unpacked
-from ..data.sequences import as_one, real_tokens
-from ..data.token_rows import TokenRows, TokensOfBatch, as_tokens, own_tokens
+from ..data.output_rows import POOLED, Batch, RowOptions, as_cell, features_first, own_places, own_rows
+from ..data.outputs import ends_in_sigmoid, rows_in, tensors_in, unpacked
+from ..data.token_rows import TokenRows, TokensOfBatch, own_tokens
 from ..errors import LayerError, NonFiniteError, PhasefastError
-from ..types import Activations, Layer, TakesOutputs, TokenMode
+from ..types import Activations, Layer, OwnPlace, TakesOutputs, TakesShapes, TokenMode
 
 _DIVERGED = "the weights have diverged or overflow in their dtype"
-_POOLED: dict[int, Callable[..., Tensor]] = {
-    4: nn.functional.adaptive_avg_pool2d,
-    5: nn.functional.adaptive_avg_pool3d,
-}  # by dimensions of an output
+_COMPARED = 256  # numbers of a sample, to tell the order of rows
 _SHIFT_ROWS = 256  # of the first batch, whose mean is the shift
 
 
-@dataclass(frozen=True)
-class RowOptions:
-    """How an output becomes rows: ``tokens`` for [b, t, f]; ``pool`` > 0 averages larger spatial dims of images.
+class Discovered(NamedTuple):
+    """The layers; where the model's output comes closest to what is wanted, if anywhere; ``_some`` rows by call."""
 
-    ``dtype``: what rows are stored in. ``padding``: what inputs [b, t, ...] have where ``tokens`` leaves them out.
-    """
-
-    tokens: TokenMode = "flatten"
-    pool: int = 0
-    dtype: torch.dtype = torch.float32
-    padding: float | None = None
-
-    def axes(self, model: nn.Module, inputs: Tensor) -> Axes:
-        """What tells where outputs have their features, where that is asked, for inputs [b, ...]."""
-        if not self.pool and self.tokens == "flatten":
-            return Axes()
-        first = self.tokens == "each" or self.padding is not None or not inputs.is_floating_point()  # [b, t, ...]
-        series = inputs.dim() == 3  # [b, t, c] or [b, c, t]; other floats are of features or images
-        lengths = inputs.shape[1:2] if first else inputs.shape[1:] if series else ()
-        return Axes(Widths.of(model), frozenset(lengths) - {1})
-
-    def real(self, inputs: Tensor) -> Tensor | None:
-        """Which positions of inputs [b, t, ...] are no padding: bool [b, t]; None where that is not asked."""
-        each = self.tokens == "each"
-        return None if self.padding is None or each else real_tokens(inputs, self.padding)
-
-
-def rows_dtype(model: nn.Module, narrow: bool = False) -> torch.dtype:
-    """What the rows of a model are stored in; ``narrow``: bfloat16 will do, but never for a float64 model."""
-    if any(parameter.dtype == torch.float64 for parameter in model.parameters()):
-        return torch.float64
-    return torch.bfloat16 if narrow else torch.float32
+    layers: list[Layer]
+    place: OwnPlace | None
+    some: Mapping[tuple[str, int], Tensor]
 
 
 def discover_layers(
-    model: nn.Module, names: Sequence[str], batch: Tensor, options: RowOptions, given: Collection[str]
-) -> list[Layer]:
+    model: nn.Module,
+    names: Sequence[str],
+    batch: Tensor,
+    options: RowOptions,
+    given: Collection[str],
+    wanted: TakesShapes | None = None,
+) -> Discovered:
     """Run one small batch and learn which layers fire, in which order, how often, and how wide their rows are.
 
     Args:
         names: names of modules. batch: [b, ...]. A module called k times gives k layers: ``relu``, ``relu:1``, ...
         given: names that the user gave; others that cannot be probed are left out, with a warning.
+        wanted: what the model's own output may be compared with.
 
     Raises:
         LayerError: a given hook never fires, or its output cannot be made into rows; or so with all of them.
@@ -85,28 +62,29 @@ def discover_layers(
     shapes: dict[str, torch.Size] = {}
     unclear: dict[bool, list[str]] = {False: [], True: []}  # by whether their positions are taken to come last
     own: dict[str, int] = {}
-    tokens = TokensOfBatch(batch.shape[1]) if options.tokens == "each" else None
-    of = _Batch(len(batch), options.real(batch), tokens, options.axes(model, batch))
+    some: dict[tuple[str, int], Tensor] = {}
+    of = _first_batch(model, batch, options)
 
     def record(name: str, call: int, module: nn.Module, output: Any) -> None:
         try:
-            x, pool = _as_cell(name, module, output, of, options)
+            x, pool = as_cell(name, module, output, of, options)
         except LayerError as error:
             unusable.setdefault(name, error)
             return
         if isinstance(first := rows_in(output), PackedSequence):
             first = unpacked(name, first)[0]
-        shapes[name] = (_features_first(module, first, of) if options.pool else first).shape
+        shapes[name] = (features_first(module, first, of.axes) if options.pool else first).shape
         if first.dim() == 3 and options.tokens != "flatten":
             turned, guessed = of.axes.positions_last(module, first.shape)
             if guessed and (turned or (of.axes.elsewhere is not None and of.axes.elsewhere.turning)):
                 unclear[turned].append(name)
         if of.tokens is not None and first.dim() == 3:
             own[name] = max(own.get(name, 0), own_tokens(module, first.shape, of.tokens.length, of.axes))
+        some[name, call] = _some(x, len(batch))
         found.append(Layer(name if call == 0 else f"{name}:{call}", name, call, _width(x, pool)))
 
     with hooked(model, names, record):
-        model(batch.clone())  # which it may change
+        output = model(batch.clone())  # which it may change
     usable = [name for name in names if name not in unusable]
     silent = [name for name in usable if name not in {layer.module for layer in found}]
     if wrong := list(unusable) if len(silent) == len(usable) else [name for name in unusable if name in given]:
@@ -123,7 +101,7 @@ def discover_layers(
             f"layers: left out {silent}, whose forward hooks never fired on the first samples (unused, called through "
             "a function, or only the modules inside them are called, as in models of torch.fx: probe those)"
         )
-    if options.pool and all(len(own) not in _POOLED or max(own[2:]) <= options.pool for own in shapes.values()):
+    if options.pool and all(len(own) not in POOLED or max(own[2:]) <= options.pool for own in shapes.values()):
         warn(f"pool={options.pool} changes nothing: no layer's output is [b, c, h, w] or [b, c, d, h, w], and larger")
     if options.tokens not in ("flatten", "each"):
         _warn_of_tokens(options.tokens, shapes, batch)
@@ -138,7 +116,72 @@ def discover_layers(
             )
     places = places_of_calls(model, batch)
     found = [replace(layer, place=places.get((layer.module, layer.call))) for layer in found]
-    return [layer for layer in found if layer.module not in unusable]
+    layers = [layer for layer in found if layer.module not in unusable]
+    place = None if wanted is None else _own_place(model, batch, output, of, options, wanted)
+    return Discovered(layers, place, some)
+
+
+def warn_of_order(
+    model: nn.Module,
+    names: Sequence[str],
+    batch: Tensor,
+    before: Mapping[tuple[str, int], Tensor],
+    options: RowOptions,
+) -> None:
+    """Warn of layers that do not give the same rows for samples in reversed order.
+
+    Args:
+        before: ``some`` of :class:`Discovered`, of a model that gives the same each time.
+    """
+    found = dict[str, None]()
+    other = batch.flip(0)
+    of = _first_batch(model, other, options)
+
+    def record(name: str, call: int, module: nn.Module, output: Any) -> None:
+        with contextlib.suppress(LayerError):
+            rows = _some(as_cell(name, module, output, of, options)[0], len(batch)).flip(0)
+            if (name, call) in before and differ(before[name, call], rows, rounding=True):
+                found[name] = None
+
+    with hooked(model, names, record):
+        model(other.clone())
+    if found:
+        warn(
+            f"layers {shown(found)}: their rows depend on the order of the samples, or on the others in a batch, so "
+            "that little can be decoded: probe a module behind which samples are in the order of the inputs"
+        )
+
+
+def _some(rows: Tensor, samples: int) -> Tensor:
+    """A copy, as the model may change them in place, of some numbers of each sample in rows of these or of tokens."""
+    rows = rows.reshape(samples, -1)
+    return rows[:, :: -(-rows.shape[1] // _COMPARED)].clone()
+
+
+def _first_batch(model: nn.Module, batch: Tensor, options: RowOptions) -> Batch:
+    """What the first samples are, of which all tokens are rows."""
+    tokens = TokensOfBatch(batch.shape[1]) if options.tokens == "each" else None
+    return Batch(len(batch), options.real(batch), tokens, options.axes(model, batch))
+
+
+def _own_place(
+    model: nn.Module, batch: Tensor, output: Any, of: Batch, options: RowOptions, wanted: TakesShapes
+) -> OwnPlace | None:
+    """Where in the model's output its predictions are; warns if they may be in several places."""
+    places = own_places(model, output, of, options, wanted)
+    if not places:
+        return None
+    (place, likeness), *others = places
+    others = [each for each in others if each[0].nth != place.nth and each[1] == likeness]
+    if likeness and others:
+        warn(
+            f"the model's output has {1 + len(others)} tensors that may be what it predicts for {wanted.name!r}: the "
+            f"first is taken for layer 'model'; to tell them apart, give a dictionary with the key {wanted.name!r}, or "
+            "wrap the model"
+        )
+    if place.shape == (1,) and not wanted.numbers and likeness:
+        place = place._replace(share=ends_in_sigmoid(lambda: [*tensors_in(model(batch.clone()))][place.nth]))
+    return place
 
 
 @stage("forward passes")
@@ -160,7 +203,7 @@ def capture(
     Args:
         fit_inputs: [n, ...]. heldout_inputs: [m, ...]. folds: k + 1 row offsets, whose sums are kept apart.
         given: modules that the user named. tokens: by split, which tokens are rows, where each is one.
-        own: gets the model's own outputs.
+        own: gets the model's own predictions.
 
     Returns:
         Activations of each layer but those that have none, as they hold NaN or Inf, or as the model does not call them
@@ -173,11 +216,17 @@ def capture(
     n, m = (len(inputs if tokens is None else tokens[split]) for split, inputs in samples.items())
     spools = {(layer.module, layer.call): _Spool(layer, n, m, folds, device, options.dtype) for layer in layers}
     current: dict[str, Any] = {}
-    of = _Batch(0, None, None, options.axes(model, fit_inputs))
+    of = Batch(0, None, None, options.axes(model, fit_inputs))
 
     def record(name: str, call: int, module: nn.Module, output: Any) -> None:
-        if (spool := spools.get((name, call))) is not None:
-            spool.write(*_as_cell(name, module, output, of, options), **current)
+        if (spool := spools.get((name, call))) is None or spool.refused is not None:
+            return
+        try:
+            spool.write(*as_cell(name, module, output, of, options), **current)
+        except LayerError as error:  # such as of an expert, which gets some of the samples
+            if name in given:
+                raise
+            spool.refused = error
 
     with hooked(model, sorted({layer.module for layer in layers}), record) as reset:
         for split, inputs in samples.items():
@@ -190,12 +239,11 @@ def capture(
                 current.update(split=split, start=first, stop=last)
                 reset()
                 output = model(batch)
-                if own is not None and (taken := _own_rows(model, output, of, options, own)) is not None:
-                    rows, of_tokens = taken
-                    own.add(split, of_tokens, first if of_tokens else start, rows)
-                    del taken, rows
+                if own is not None and (rows := own_rows(model, output, of, options, own.place)) is not None:
+                    own.add(split, first if own.place.of_tokens else start, rows)
+                    del rows
                 del output
-    totals = torch.stack([spool.totals for spool in spools.values()]).tolist()
+    totals = torch.stack([spool.totals for spool in spools.values()]).tolist() if spools else []
     cells, problems = [], {}
     for (module, _), spool, (*sums, squares) in zip(spools, spools.values(), totals, strict=True):
         if (problem := spool.problem(dict(zip(samples, map(math.isfinite, sums), strict=True)))) is None:
@@ -214,6 +262,7 @@ class _Spool:
         self, layer: Layer, n: int, m: int, folds: Sequence[int], device: torch.device, dtype: torch.dtype
     ) -> None:
         self.layer, self.folds = layer, tuple(folds)
+        self.refused: LayerError | None = None
         self.rows = {split: empty((count, layer.dim), dtype, device) for split, count in (("fit", n), ("heldout", m))}
         self.written = {"fit": 0, "heldout": 0}
         self.shift: Tensor | None = None
@@ -256,6 +305,8 @@ class _Spool:
 
     def problem(self, finite: Mapping[str, bool]) -> PhasefastError | None:
         """Why the rows cannot be used; None where they can. Args: finite: by split, whether its rows are."""
+        if self.refused is not None:
+            return self.refused
         for split, rows in self.rows.items():
             if self.written[split] != len(rows):
                 return LayerError(
@@ -288,7 +339,7 @@ def _warn_of_tokens(mode: TokenMode, shapes: Mapping[str, torch.Size], batch: Te
     """Warn of layers whose outputs have an axis as long as a sequence, but are kept whole."""
     counts = {shape[1] for shape in shapes.values() if len(shape) == 3}
     if not counts:
-        hint = "; pool=1 takes the mean of maps" if any(len(shape) in _POOLED for shape in shapes.values()) else ""
+        hint = "; pool=1 takes the mean of maps" if any(len(shape) in POOLED for shape in shapes.values()) else ""
         warn(f"tokens={mode!r} changes nothing: no layer's output is [b, t, f]{hint}")
         return
     counts |= {batch.shape[1]} if batch.dim() < 4 else set()
@@ -308,91 +359,3 @@ def _warn_of_own_tokens(more: Mapping[str, int], length: int) -> None:
             f"layers {shown(more)} have more tokens than the {length} of the input, {name!r} {count} more: the first "
             "ones are taken for the model's own and left out; if they are not, leave these layers out"
         )
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """So many samples: which of their tokens are no padding, bool [b, t], which are rows; how outputs are read."""
-
-    size: int
-    real: Tensor | None
-    tokens: TokensOfBatch | None
-    axes: Axes
-
-
-def _own_rows(
-    model: nn.Module, output: Any, of: _Batch, options: RowOptions, own: TakesOutputs
-) -> tuple[Tensor, bool] | None:
-    """The model's own output [batch, ...] for each sample, or each token that is a row: whether it is so.
-
-    Of several, such as those of Hugging Face, the logits; of numbers the first of the target's shape, or that fits.
-    """
-    several = [rows_in(output, "logits"), *(tensors_in(output) if own.numbers else ())]
-    found = [rows for each in several if (rows := _rows_of_own(model, each, of, options, own)) is not None]
-    fitting = (rows for exact in (True, False) for rows in found if own.fits(rows[1], rows[0].shape[1:], exact))
-    return next(fitting, found[0] if found else None)
-
-
-def _rows_of_own(
-    model: nn.Module, output: Any, of: _Batch, options: RowOptions, own: TakesOutputs
-) -> tuple[Tensor, bool] | None:
-    """One of the model's own outputs, if it is one; of [batch, t, c] the token that stands for all, where it may."""
-    if not isinstance(output, Tensor) or output.is_nested or output.layout != torch.strided:
-        return None
-    if not output.is_floating_point() or output.shape[:1] != (of.size,) or (output.dim() < 2 and not own.numbers):
-        return None
-    output = output[:, None] if output.dim() == 1 else output
-    with contextlib.suppress(LayerError):
-        if of.tokens is not None:
-            if output.dim() not in (3, 4):
-                return output, False
-            # Labels are of the input's tokens, and numbers of tokens have its axes.
-            how = (nn.Identity(), None) if own.numbers else (model, of.axes)
-            return as_tokens("model", how[0], output, of.tokens, how[1], own=False), True
-        if output.dim() == 3 and options.tokens in ("cls", "last") and not own.fits(False, output.shape[1:]):
-            return as_one("model", model, output, options.tokens, of.real, of.axes)[0], False
-    return (output, False) if of.tokens is None else None
-
-
-def _as_cell(name: str, module: nn.Module, output: Any, of: _Batch, options: RowOptions) -> tuple[Tensor, int]:
-    """The tensor [b, ...] that the capture op flattens, and the pool size it applies."""
-    output = rows_in(output)
-    if isinstance(output, PackedSequence) and options.tokens not in ("flatten", "each"):
-        rows, real = unpacked(name, output)
-        if len(rows) != of.size:
-            raise LayerError(
-                f"layer {name!r}: expected {of.size} packed sequences, one for each sample, got {len(rows)}"
-            )
-        return as_one(name, nn.Identity(), rows, options.tokens, real)
-    if not isinstance(output, Tensor) or not output.is_floating_point():
-        kind = output.dtype if isinstance(output, Tensor) else type(output).__name__
-        mend = "; give tokens='mean', 'cls' or 'last'" if isinstance(output, PackedSequence) else ""
-        raise LayerError(f"layer {name!r}: expected a floating-point tensor as output, got {kind}{mend}")
-    if output.is_nested:
-        raise LayerError(f"layer {name!r}: its output is a shapeless nested tensor; set enable_nested_tensor=False")
-    if output.dim() < 2 or len(output) != of.size or output.numel() == 0:
-        second = output.dim() == 3 and output.shape[1] == of.size
-        mend = "samples are on the second axis: set batch_first=True, or " if second else ""
-        mend = "give it a second axis, output[:, None], or " if tuple(output.shape) == (of.size,) else mend
-        raise LayerError(
-            f"layer {name!r}: expected an output with a row of numbers for each sample, got shape "
-            f"{tuple(output.shape)} for {of.size} samples; {mend}probe a module whose output has samples first"
-        )
-    if of.tokens is not None:
-        return as_tokens(name, module, output, of.tokens, of.axes), 0
-    if output.dim() == 3 and options.tokens != "flatten":
-        return as_one(name, module, output, options.tokens, of.real, of.axes)
-    output = _features_first(module, output, of) if options.pool else output
-    sides = output.shape[2:] if output.dim() in _POOLED else ()
-    if max(sides, default=0) <= options.pool:
-        return output, 0
-    if min(sides, default=0) >= options.pool:
-        return output, options.pool
-    # No side is made larger, of which the op knows nothing.
-    return _POOLED[output.dim()](output, [min(side, options.pool) for side in sides]), 0
-
-
-def _features_first(module: nn.Module, output: Tensor, of: _Batch) -> Tensor:
-    """Maps [b, h, w, f], and volumes, as [b, f, h, w]; any other output as it is."""
-    turned = output.dim() in _POOLED and of.axes.features_last(module, output.shape)
-    return output.movedim(-1, 1) if turned else output

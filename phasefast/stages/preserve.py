@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils import parametrize
 
 from ..common.interrupts import interrupts_held
 from ..common.random_state import random_state_kept
@@ -40,6 +41,7 @@ def preserved(
         full_float32(device),
         _uncompiled(),
         _own_forward(model),
+        _uncached(),
         on_device(model, device),
         _values_kept(model, keep, changed["parameters"]),
     ):
@@ -141,7 +143,7 @@ def _differ(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[bool]:
 def _integers(tensor: Tensor) -> Tensor:
     """The bytes of a tensor, as few numbers as may be."""
     kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32}.get(tensor.element_size(), torch.int64)
-    return tensor.contiguous().flatten().view(kind)
+    return tensor.resolve_conj().resolve_neg().contiguous().flatten().view(kind)
 
 
 def _local(tensor: Tensor) -> Tensor:
@@ -193,6 +195,17 @@ def _uncompiled() -> AbstractContextManager[None]:
     """
     compiles = "torch._dynamo" in sys.modules and not torch.compiler.is_compiling()
     return torch.compiler.set_stance("force_eager") if compiles else nullcontext()
+
+
+@contextmanager
+def _uncached() -> Iterator[None]:
+    """Parametrized tensors are made of the weights as they are, also inside ``parametrize.cached()``."""
+    enabled, cache = parametrize._cache_enabled, parametrize._cache
+    parametrize._cache_enabled, parametrize._cache = 0, {}
+    try:
+        yield
+    finally:
+        parametrize._cache_enabled, parametrize._cache = enabled, cache
 
 
 @contextmanager

@@ -1,0 +1,182 @@
+"""How what modules give becomes rows: that of a layer, and the model's own predictions."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from ..errors import LayerError
+from ..types import OwnPlace, TakesShapes, TokenMode
+from .axes import Axes, Widths
+from .outputs import called, rows_in, tensors_in, unpacked
+from .sequences import as_one, real_tokens
+from .token_rows import TokensOfBatch, as_tokens
+
+POOLED: dict[int, Callable[..., Tensor]] = {
+    4: nn.functional.adaptive_avg_pool2d,
+    5: nn.functional.adaptive_avg_pool3d,
+}  # by dimensions of an output
+_LOGITS = "logits"  # as Hugging Face names them
+
+
+@dataclass(frozen=True)
+class RowOptions:
+    """How an output becomes rows: ``tokens`` for [b, t, f]; ``pool`` > 0 averages larger spatial dims of images.
+
+    ``dtype``: what rows are stored in. ``padding``: what inputs [b, t, ...] have where ``tokens`` leaves them out.
+    """
+
+    tokens: TokenMode = "flatten"
+    pool: int = 0
+    dtype: torch.dtype = torch.float32
+    padding: float | None = None
+
+    def axes(self, model: nn.Module, inputs: Tensor) -> Axes:
+        """What tells where outputs have their features, where that is asked, for inputs [b, ...]."""
+        if not self.pool and self.tokens == "flatten":
+            return Axes()
+        first = self.tokens == "each" or self.padding is not None or not inputs.is_floating_point()  # [b, t, ...]
+        series = inputs.dim() == 3  # [b, t, c] or [b, c, t]; other floats are of features or images
+        lengths = inputs.shape[1:2] if first else inputs.shape[1:] if series else ()
+        return Axes(Widths.of(model), frozenset(lengths) - {1})
+
+    def real(self, inputs: Tensor) -> Tensor | None:
+        """Which positions of inputs [b, t, ...] are no padding: bool [b, t]; None where that is not asked."""
+        each = self.tokens == "each"
+        return None if self.padding is None or each else real_tokens(inputs, self.padding)
+
+
+def rows_dtype(model: nn.Module, narrow: bool = False) -> torch.dtype:
+    """What the rows of a model are stored in; ``narrow``: bfloat16 will do, but never for a float64 model."""
+    if any(parameter.dtype == torch.float64 for parameter in model.parameters()):
+        return torch.float64
+    return torch.bfloat16 if narrow else torch.float32
+
+
+@dataclass(frozen=True)
+class Batch:
+    """So many samples: which of their tokens are no padding, bool [b, t], which are rows; how outputs are read."""
+
+    size: int
+    real: Tensor | None
+    tokens: TokensOfBatch | None
+    axes: Axes
+
+
+def as_cell(name: str, module: nn.Module, output: Any, of: Batch, options: RowOptions) -> tuple[Tensor, int]:
+    """The tensor [b, ...] that the capture op flattens, and the pool size it applies.
+
+    Raises:
+        LayerError: there is no row of numbers for each sample.
+    """
+    output = rows_in(output)
+    if isinstance(output, PackedSequence) and options.tokens not in ("flatten", "each"):
+        rows, real = unpacked(name, output)
+        if len(rows) != of.size:
+            raise LayerError(
+                f"layer {name!r}: expected {of.size} packed sequences, one for each sample, got {len(rows)}"
+            )
+        return as_one(name, nn.Identity(), rows, options.tokens, real)
+    if not isinstance(output, Tensor) or not output.is_floating_point():
+        kind = output.dtype if isinstance(output, Tensor) else type(output).__name__
+        mend = "; give tokens='mean', 'cls' or 'last'" if isinstance(output, PackedSequence) else ""
+        raise LayerError(f"layer {name!r}: expected a floating-point tensor as output, got {kind}{mend}")
+    if output.is_nested:
+        raise LayerError(f"layer {name!r}: its output is a shapeless nested tensor; set enable_nested_tensor=False")
+    if output.dim() < 2 or len(output) != of.size or output.numel() == 0:
+        raise LayerError(
+            f"layer {name!r}: expected an output with a row of numbers for each sample, got shape "
+            f"{tuple(output.shape)} for {of.size} samples; {_mend(output, of.size)}"
+        )
+    if of.tokens is not None:
+        return as_tokens(name, module, output, of.tokens, of.axes), 0
+    if output.dim() == 3 and options.tokens != "flatten":
+        return as_one(name, module, output, options.tokens, of.real, of.axes)
+    output = features_first(module, output, of.axes) if options.pool else output
+    sides = output.shape[2:] if output.dim() in POOLED else ()
+    if max(sides, default=0) <= options.pool:
+        return output, 0
+    if min(sides, default=0) >= options.pool:
+        return output, options.pool
+    # No side is made larger, of which the op knows nothing.
+    return POOLED[output.dim()](output, [min(side, options.pool) for side in sides]), 0
+
+
+def _mend(output: Tensor, samples: int) -> str:
+    """What to do about an output without a row for each sample."""
+    other = "probe a module whose output has all samples first"
+    if output.dim() == 3 and output.shape[1] == samples:
+        return f"samples are on the second axis: set batch_first=True, or {other}"
+    if tuple(output.shape) == (samples,):
+        return f"give it a second axis, output[:, None], or {other}"
+    if output.dim() > 1 and len(output) < samples:
+        return f"it is given some of the samples only, as experts are: {other}"
+    if output.dim() > 1 and len(output) > samples and len(output) % samples == 0:
+        return (
+            f"if these are {len(output) // samples} rows of each sample, pass output.unflatten(0, (len(x), -1)) "
+            f"through an nn.Identity() of the model and probe that; else {other}"
+        )
+    return other
+
+
+def features_first(module: nn.Module, output: Tensor, axes: Axes) -> Tensor:
+    """Maps [b, h, w, f], and volumes, as [b, f, h, w]; any other output as it is."""
+    turned = output.dim() in POOLED and axes.features_last(module, output.shape)
+    return output.movedim(-1, 1) if turned else output
+
+
+def own_places(
+    model: nn.Module, output: Any, of: Batch, options: RowOptions, wanted: TakesShapes
+) -> list[tuple[OwnPlace, int]]:
+    """Which tensors of the model's output may be its predictions, and how like these they are, the most alike first.
+
+    Of several that of the target's name alone, or for classes the logits, if one is called so.
+    """
+    names = (wanted.name,) if wanted.numbers else (wanted.name, _LOGITS)
+    named = next((found for name in names if (found := called(output, name)) is not None), None)
+    places = []
+    for nth, tensor in enumerate(tensors_in(output)):
+        if named is not None and tensor is not named:
+            continue
+        for one in (True, False):
+            place = OwnPlace(nth, one, wanted.numbers)
+            if (rows := _rows_at(model, tensor, of, options, place)) is not None:
+                shape = tuple(rows[0].shape[1:])
+                places.append((place._replace(of_tokens=rows[1], shape=shape), wanted.likeness(rows[1], shape)))
+    return sorted(places, key=lambda each: -each[1])  # which keeps the order of those that are alike
+
+
+def own_rows(model: nn.Module, output: Any, of: Batch, options: RowOptions, place: OwnPlace) -> Tensor | None:
+    """The model's predictions [b, ...] for each sample, or each token that is a row; None where there are none."""
+    tensors = [*tensors_in(output)]
+    rows = _rows_at(model, tensors[place.nth], of, options, place) if place.nth < len(tensors) else None
+    if rows is None or rows[1] != place.of_tokens or tuple(rows[0].shape[1:]) != place.shape:
+        return None
+    return rows[0]
+
+
+def _rows_at(
+    model: nn.Module, output: Tensor, of: Batch, options: RowOptions, place: OwnPlace
+) -> tuple[Tensor, bool] | None:
+    """A tensor as rows, and whether these are of tokens; of [batch, t, c] the token that stands for all, if asked."""
+    if output.is_nested or output.layout != torch.strided or not output.is_floating_point() or not output.numel():
+        return None
+    if output.shape[:1] != (of.size,):
+        return None
+    output = output[:, None] if output.dim() == 1 else output
+    with contextlib.suppress(LayerError):
+        if place.one:
+            stands = output.dim() == 3 and options.tokens in ("cls", "last") and of.tokens is None
+            return (as_one("model", model, output, options.tokens, of.real, of.axes)[0], False) if stands else None
+        if of.tokens is not None and output.dim() in (3, 4):
+            # Labels are of the input's tokens, and numbers of tokens have its axes.
+            how = (nn.Identity(), None) if place.numbers else (model, of.axes)
+            return as_tokens("model", how[0], output, of.tokens, how[1], own=False), True
+        return output, False
+    return None

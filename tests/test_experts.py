@@ -1,0 +1,69 @@
+"""Modules that get some of the samples: experts, to which a gate sends each sample."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import phasefast as pf
+from phasefast.errors import LayerError
+from phasefast.results.failures import read_failures
+
+
+class Experts(nn.Module):
+    """The first samples all go to one expert, later ones to both, unless ``alone``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.head = nn.Linear(6, 3)
+        self.alone = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.stem(x).relu()
+        chosen = (x[:, 0] > 0) | self.alone
+        mixed = torch.empty_like(hidden)
+        for mask, expert in ((chosen, self.first), (~chosen, self.second)):
+            if mask.any():
+                mixed[mask] = expert(hidden[mask])
+        found: Tensor = self.head(mixed)
+        return found
+
+
+def samples() -> pf.ProbeSet:
+    x, y = torch.randn(130, 4), torch.randint(3, (130,))
+    probe_set = pf.ProbeSet.from_tensors(x[:90], y[:90], x[90:], y[90:])
+    probe_set.fit_inputs[:20, 0].abs_()
+    return probe_set
+
+
+@pytest.mark.parametrize("batch_size", [None, 16])
+def test_an_expert_is_left_out_alone(tmp_path: Path, batch_size: int | None) -> None:
+    model, probe_set = Experts(), samples()
+    words = r"left out 1 at step 0: layer 'first': expected an output with a row of numbers for each sample, got shape"
+    with pytest.warns(RuntimeWarning, match=words + ".*some of the samples only, as experts are"):
+        scores = pf.sweep(model, {0: model.state_dict()}, probe_set, out=tmp_path, alphas=[0.1], batch_size=batch_size)
+    assert scores.layers == ["stem", "head"]
+    assert len(scores.filter(layer="model"))
+    assert not read_failures(tmp_path)
+
+
+def test_an_expert_that_stops_to_get_all_samples_is_lost_from_then_on(tmp_path: Path) -> None:
+    model, probe_set = Experts(), samples()
+    tracker = pf.PhaseTracker(model, probe_set, out=tmp_path, alphas=[0.1], steps=[0, 1, 2])
+    model.alone = True
+    tracker.step(0)
+    model.alone = False
+    for step in (1, 2):
+        model.stem.weight.data += 0.1
+        tracker.step(step)
+    assert tracker.scores.steps == [0, 1, 2]
+    assert [tracker.scores.filter(step=step).layers for step in (0, 1)] == [["stem", "first", "head"], ["stem", "head"]]
+
+
+def test_an_expert_that_is_asked_for_is_an_error() -> None:
+    with pytest.raises(LayerError, match=r"layer 'first': .* given some of the samples only, as experts are"):
+        pf.probe(Experts(), samples(), layers=["stem", "first"], alphas=[0.1])

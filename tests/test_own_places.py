@@ -1,0 +1,153 @@
+"""Where in its output a model's own predictions are found, and what one number for two classes is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import phasefast as pf
+from phasefast.errors import ArgumentError
+from tests.quiet import no_warnings
+
+FIT, HELD = 90, 40
+
+
+class Heads(nn.Module):
+    """Gives what ``form`` makes of its input [b, 5] and of a linear layer's output."""
+
+    def __init__(self, form: Callable[[Tensor, Tensor], Any], width: int = 5) -> None:
+        super().__init__()
+        self.body, self.form = nn.Linear(5, width), form
+
+    def forward(self, x: Tensor) -> Any:
+        return self.form(x, self.body(x))
+
+
+def samples(labels: Callable[[Tensor], Tensor] | None = None, **values: Callable[[Tensor], Tensor]) -> pf.ProbeSet:
+    x = torch.randn(FIT + HELD, 5)
+    both = {name: (of(x)[:FIT], of(x)[FIT:]) for name, of in values.items()}
+    y = None if labels is None else labels(x)
+    own = (None, None) if y is None else (y[:FIT], y[FIT:])
+    return pf.ProbeSet.from_tensors(x[:FIT], own[0], x[FIT:], own[1], values=both or None)
+
+
+def of_model(
+    form: Callable[[Tensor, Tensor], Any], probe_set: pf.ProbeSet, predicts: str | None, width: int = 5
+) -> Any:
+    model = Heads(form, width)
+    scores = pf.probe(model, probe_set, layers="body", predicts=predicts, alphas=[0.1])
+    return scores.filter(layer="model"), model
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda x, z: (torch.ones(16, 5), x),  # a table as large as some batch
+        lambda x, z: {"logits": z[:, :4], "value": x},
+        lambda x, z: {"loss": x.mean(), "other": [z, {"value": x}]},
+        lambda x, z: (z[:, None, :, None, None].expand(-1, 2, -1, 1, 1), x),
+        lambda x, z: (z.new_empty(len(z), 0, 5), x),
+        lambda x, z: (z[:, None], x),  # with another axis, after which comes the very shape
+    ],
+)
+@pytest.mark.parametrize("batch_size", [None, 16])
+def test_a_perfect_prediction_is_found(form: Callable[[Tensor, Tensor], Any], batch_size: int | None) -> None:
+    probe_set = samples(value=lambda x: x)
+    with no_warnings():
+        scores = pf.probe(Heads(form), probe_set, layers="body", predicts="value", batch_size=batch_size)
+    found = scores.filter(layer="model").to_arrow().column("value").to_pylist()
+    assert len(found) == 4
+    assert max(found) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_the_head_of_the_targets_name_is_the_one(name: str) -> None:
+    probe_set = samples(a=lambda x: x[:, :2], b=lambda x: x[:, 2:4])
+    with no_warnings():
+        rows, _ = of_model(lambda x, z: {"a": x[:, :2], "b": x[:, 2:4]}, probe_set, name)
+    assert rows.value(metric="fvu", split="heldout") < 1e-12
+
+
+def test_several_heads_of_a_shape_are_told() -> None:
+    probe_set = samples(a=lambda x: x[:, :2], b=lambda x: x[:, 2:4])
+    with pytest.warns(RuntimeWarning, match="output has 2 tensors that may be what it predicts for 'b': the first is"):
+        rows, _ = of_model(lambda x, z: (x[:, :2], x[:, 2:4]), probe_set, "b")
+    assert rows.value(metric="fvu", split="heldout") > 1
+    classes = samples(lambda x: x[:, :3].argmax(1))
+    with pytest.warns(RuntimeWarning, match="output has 2 tensors that may be what it predicts for 'label'"):
+        of_model(lambda x, z: (z[:, :3], x[:, :3]), classes, None)
+    with no_warnings():
+        rows, _ = of_model(lambda x, z: (z[:, :4], x[:, :3]), classes, None)
+    assert rows.value(metric="accuracy", split="heldout") == 1
+
+
+@pytest.mark.parametrize("squeezed", [False, True])
+@pytest.mark.parametrize(
+    ("form", "share"),
+    [
+        (lambda z: z, False),
+        (lambda z: 0.1 + 0.8 * (z - z.min()) / (z.max() - z.min() + 1), False),  # logits that look like shares
+        (torch.sigmoid, True),
+        (lambda z: z.sigmoid().clamp(1e-6, 1 - 1e-6), True),
+        (lambda z: nn.functional.sigmoid(z).double(), True),
+        (nn.Sigmoid(), True),
+        (lambda z: z * torch.sigmoid(z), False),
+    ],
+)
+def test_one_number_for_two_classes(form: Callable[[Tensor], Tensor], share: bool, squeezed: bool) -> None:
+    probe_set = samples(lambda x: (x[:, 0] + 0.5 * x[:, 1] > 0).long())
+    with no_warnings():
+        rows, model = of_model(lambda _, z: form(z).squeeze(1) if squeezed else form(z), probe_set, None, width=1)
+    for split in ("fit", "heldout"):
+        with torch.no_grad():
+            single = model(getattr(probe_set, f"{split}_inputs")).double().flatten()
+        labels = getattr(probe_set, f"{split}_labels")
+        loss = nn.BCELoss() if share else nn.BCEWithLogitsLoss()
+        expected = float(loss(single, labels.double()))
+        assert rows.value(metric="loss", split=split) == pytest.approx(expected, rel=1e-5)
+        right = ((single > (0.5 if share else 0)) == labels).double().mean()
+        assert rows.value(metric="accuracy", split=split) == pytest.approx(float(right))
+    assert rows.to_arrow().column("dim").to_pylist() == [1] * 4
+
+
+def test_one_number_is_none_of_three_classes() -> None:
+    probe_set = samples(lambda x: x[:, :3].argmax(1))
+    with pytest.warns(RuntimeWarning, match="the model has 1 output, but target 'label' has 3 classes"):
+        rows, _ = of_model(lambda _, z: z, probe_set, None, width=1)
+    assert not len(rows)
+
+
+def test_what_is_asked_for_but_not_predicted_is_refused() -> None:
+    probe_set = samples(a=lambda x: x[:, :2], kind=lambda x: x[:, :3].argmax(1))
+    with pytest.raises(ArgumentError, match=r"predicts='a': the model gives \[5\] numbers for each sample, but target"):
+        of_model(lambda x, z: z, probe_set, "a")
+    with pytest.raises(
+        ArgumentError, match="predicts='kind': the model has 5 outputs, but target 'kind' has 3 classes"
+    ):
+        of_model(lambda x, z: z, probe_set, "kind")
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4, 1e8, 1e300])
+def test_float64_logits_keep_their_digits(offset: float) -> None:
+    """Such as joint log-likelihoods, which have much in common."""
+    probe_set = samples(lambda x: x[:, :3].argmax(1))
+    rows, model = of_model(lambda _, z: 3 * z.double() + offset, probe_set, None, width=3)
+    with torch.no_grad():
+        logits = 3 * model.body(probe_set.heldout_inputs).double() + offset
+    expected = nn.functional.cross_entropy(logits, probe_set.heldout_labels)
+    np.testing.assert_allclose(rows.value(metric="loss", split="heldout"), float(expected), rtol=1e-6)
+    right = (logits.argmax(1) == probe_set.heldout_labels).double().mean()
+    assert rows.value(metric="accuracy", split="heldout") == pytest.approx(float(right))
+
+
+def test_predictions_that_some_batches_lack_are_lost_alone() -> None:
+    probe_set = samples(value=lambda x: x)
+    model = Heads(lambda x, z: x if len(x) < 20 else x[:, :4])
+    with pytest.warns(RuntimeWarning, match="layer 'model': its output has predictions for 0 of 90 fit rows"):
+        scores = pf.probe(model, probe_set, layers="body", predicts="value")
+    assert scores.values_of("layer") == ["body"]
