@@ -178,7 +178,8 @@ def test_maps_are_read_in_one_way_or_not_at_all(module: nn.Module, shape: tuple[
         (nn.Linear(3, 16), 2),
         (nn.TransformerEncoderLayer(16, 2), 2),
         (nn.ReLU(), None),  # after a convolution, 18 features of 16 positions
-        (nn.Sequential(nn.Conv1d(3, 18, 1), nn.ReLU()), None),
+        (nn.Sequential(nn.Conv1d(3, 18, 1), nn.ReLU()), 0),
+        (nn.Sequential(nn.Flatten(2), nn.ReLU()), None),
         (nn.Conv1d(3, 18, 1), 0),
     ],
     ids=str,

@@ -32,6 +32,12 @@ OF_MAPS = (
     *(nn.Upsample, nn.PixelShuffle, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d),
 )
 _NORMS = (nn.LayerNorm, nn.RMSNorm)
+# What changes each number by itself.
+_OF_NUMBERS = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
+    *(nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.LogSigmoid),
+    *(nn.Threshold, nn.Softshrink, nn.Hardshrink, nn.Tanhshrink, nn.Dropout, nn.Identity),
+)
 _FEATURES_LAST = (nn.Linear, *_NORMS, nn.Embedding, nn.MultiheadAttention)
 _WIDTHS = ("out_channels", "num_features", "num_channels", "out_features")
 _TAKEN = ("in_features", "input_size", "embedding_dim", "num_embeddings", "embed_dim")
@@ -50,7 +56,7 @@ def positions_last(
     Args:
         shape: of the output. elsewhere: the widths of the model. lengths: of the inputs' axes that may be positions.
     """
-    part = last_part(module)
+    part = _shaping_part(module)
     if isinstance(part, _POSITIONS_LAST):
         if runs_as_in_torch(part):
             return True, False
@@ -95,6 +101,15 @@ def last_part(module: nn.Module) -> nn.Module:
     while type(module).forward is nn.Sequential.forward and len(module):  # type: ignore[arg-type]
         module = module[-1]  # type: ignore[index]
     return module
+
+
+def _shaping_part(module: nn.Module) -> nn.Module:
+    """The last part of a ``Sequential`` that tells the axes of its output: behind it there are activations alone."""
+    part = module
+    while type(part).forward is nn.Sequential.forward and len(part):  # type: ignore[arg-type]
+        parts = [*part]  # type: ignore[misc]
+        part = next((each for each in reversed(parts) if not isinstance(each, _OF_NUMBERS)), parts[-1])
+    return part
 
 
 def is_of_features(module: nn.Module) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,17 +29,30 @@ _KEY, _BAR = 0.8, 0.13  # inches right of a map, and of its colours
 _LAYERS, _STEPS, _MAPS = 45, 60, 12  # shown, at most
 _SMALL, _DARK = 9, 0.5  # points; share of the colours, on which numbers are white
 _EMPTY = "#eeeeee"
+_HARDLY = 0.005  # better than a constant: less is rounded to the same
 
 
 @dataclass(frozen=True)
 class _Map:
-    """One target: held-out values [layers, steps], NaN where there is none, and how good they are, from 0 to 1."""
+    """One target: held-out values [layers, steps], NaN where there is none, and how good they are, from 0 to 1.
+
+    Attributes:
+        constant: what the best constant scores.
+    """
 
     target: str
     metric: str
     layers: Sequence[str]
     steps: Sequence[int]
     values: np.ndarray
+    constant: float
+
+    @property
+    def best(self) -> tuple[int, int] | None:
+        """The layer and step of the best of all; None where it hardly differs from a constant."""
+        row, column = divmod(int(self.layer_losses.argmin()), len(self.steps))
+        gain = (self.values[row, column] - self.constant) * (1 if self.is_share else -1)
+        return (row, column) if gain > _HARDLY else None
 
     @property
     def losses(self) -> np.ndarray:
@@ -70,13 +83,14 @@ class _Map:
     def goodness(self) -> np.ndarray:
         """Where values lie between the ends: accuracies, or the roots of FVUs, as these lie over many decades.
 
-        In the middle where all are the same.
+        Those that are all the same lie between nothing and all.
         """
         ends = np.array(self.ends)
         values = np.clip(self.values, ends.min(), ends.max())
         worst, best = ends if self.is_share else np.sqrt(np.maximum(ends, 0))
         even = values if self.is_share else np.sqrt(np.maximum(values, 0))
-        share = (even - worst) / (best - worst) if best != worst else np.full_like(even, 0.5)
+        same = even if self.is_share else 1 - values.clip(0, 1)
+        share = (even - worst) / (best - worst) if best != worst else same
         return np.where(np.isfinite(self.values), share, np.nan)
 
     @property
@@ -116,7 +130,7 @@ def plot_maps(scores: Scores, path: str | Path | None = None, title: str = "What
     figure, top = blank(_WIDTH, height), _TITLE
     head: dict[str, Any] = {"fontsize": 13, "weight": "bold", "color": INK, "parse_math": False}
     figure.text(EDGE / _WIDTH, 1 - 0.3 / height, cut(title, 70), **head)
-    some = f"{_MAPS} of {len(maps)} targets; " if len(maps) > len(shown) else ""
+    some = f"the first {_MAPS} of {len(maps)} targets; " if len(maps) > len(shown) else ""
     note = f"{some}bright: decoded well; bold, dots: each layer's best step"
     figure.text(1 - EDGE / _WIDTH, 1 - 0.3 / height, note, fontsize=_SMALL, color=MUTED, ha="right")
     for each, tall in zip(shown, talls, strict=True):
@@ -142,7 +156,8 @@ def _maps(scores: Scores) -> list[_Map]:
                 known = dict(zip(*(part.tolist() for part in curves[layer]), strict=True))
                 values[row] = [known.get(step, np.nan) for step in steps]
             if np.isfinite(values).any():
-                found.append(_thinned(_Map(target, metric, layers, steps, values)))
+                baseline = 1.0 if metric == FVU else scores.baseline(target, metric)
+                found.append(_thinned(_Map(target, metric, layers, steps, values, baseline or 0)))
             break
     return found
 
@@ -153,7 +168,7 @@ def _thinned(own: _Map) -> _Map:
     rows = evenly(len(own.layers), _LAYERS, row)
     columns = evenly(len(own.steps), _STEPS, *own.losses[rows].argmin(1).tolist(), column)
     layers, steps = [own.layers[i] for i in rows], [own.steps[i] for i in columns]
-    return _Map(own.target, own.metric, layers, steps, own.values[np.ix_(rows, columns)])
+    return replace(own, layers=layers, steps=steps, values=own.values[np.ix_(rows, columns)])
 
 
 def _draw(figure: Any, own: _Map, names: Mapping[str, str], box: tuple[float, ...], tall: float, wide: float) -> None:
@@ -183,8 +198,9 @@ def _draw(figure: Any, own: _Map, names: Mapping[str, str], box: tuple[float, ..
                 axes.text(x, y, text, fontsize=_SMALL, color=ink, weight=weight, ha="center", va="center_baseline")
             elif x == least:
                 axes.plot(x, y, ".", color=ink, markersize=4)
-    y, x = divmod(int(own.layer_losses.argmin()), len(own.steps))
-    axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor=BEST, linewidth=2, clip_on=False))
+    if own.best is not None:
+        y, x = own.best
+        axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor=BEST, linewidth=2, clip_on=False))
     bar = figure.add_axes((1 - (_KEY - 0.1) / _WIDTH, box[1], _BAR / _WIDTH, box[3]))
     bar.imshow(np.linspace(1, 0, 64)[:, None], cmap=colours, aspect="auto", vmin=0, vmax=1)
     bar.yaxis.tick_right()

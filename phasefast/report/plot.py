@@ -98,6 +98,7 @@ def plot_phases(
         axis, text = accuracy_axis(accuracy, baseline), f"held-out {spelled(metric)}, {{}}"
         best = _best_of(report, accuracy_name, scores, styles)
         panels.append(_panel(accuracy, axis, _ACCURACY, text, accuracy_name, baseline, best))
+    panels.sort(key=lambda panel: panel.target != target)  # below the phases of that target
     rows = [Row(styles[layer], cells.get(layer)) for layer in scores.layers] if cells else []
     shown = sampled(rows)
     name = (styles[cell.layer].name if cell.layer in styles else cell.layer) if cell else ""

@@ -57,6 +57,9 @@ class Around(nn.Module):
         (Around(nn.Conv2d(3, 64, 4)), (2, 64, 64), (False, True)),
         (nn.GRU(16, 16), (2, 16, 16), (False, False)),
         (nn.Linear(16, 16), (2, 16, 16), (False, False)),
+        (nn.Sequential(nn.Conv1d(2, 16, 3), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout()), (2, 16, 16), (True, False)),
+        (nn.Sequential(nn.Linear(16, 16), nn.Sequential(nn.LayerNorm(16), nn.GELU())), (2, 16, 16), (False, False)),
+        (nn.Sequential(nn.ReLU(), nn.Tanh()), (2, 16, 16), (False, True)),
     ],
 )
 def test_what_tells_where_the_positions_of_a_block_are(

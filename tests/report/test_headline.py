@@ -28,7 +28,7 @@ def of(*targets: str) -> Scores:
     ("targets", "judged", "panels"),
     [
         (("length", "label", "input"), "input", ["input", "label"]),
-        (("length", "label"), "label", ["length", "label"]),
+        (("length", "label"), "label", ["label", "length"]),
         (("length",), "length", ["length"]),
         (("label",), "label", ["label"]),
     ],

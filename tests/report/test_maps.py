@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from phasefast.errors import ArgumentError, DataError, StoreError
@@ -71,6 +72,22 @@ def test_values_that_are_all_the_same_have_a_map(tmp_path: Path) -> None:
     plot_maps(Scores.from_rows(rows), tmp_path / "maps.svg")
     assert (tmp_path / "maps.svg").stat().st_size > 1000
     assert _maps(Scores.from_rows(rows))[0].goodness.tolist() == [[0.5, 0.5]]  # neither the worst nor the best
+    for metric, value, share in (("fvu", 1.0, 0), ("fvu", 0.0, 1), ("accuracy", 1.0, 1), ("accuracy", 0.25, 0.25)):
+        rows = [row(s, "a", "label", metric, np.full(8, value)) for s in (0, 1)]
+        assert _maps(Scores.from_rows(rows))[0].goodness.tolist() == [[share, share]]
+
+
+@pytest.mark.parametrize(("best", "metric", "framed"), [(0.9, "fvu", 1), (0.9995, "fvu", 0), (0.4, "accuracy", 1)])
+def test_what_is_no_better_than_a_constant_has_no_frame(best: float, metric: str, framed: int) -> None:
+    worse = {"fvu": 1.2, "accuracy": 0.2}[metric]
+    rows = [
+        row(s, "a", "label", metric, np.full(9, best if s else worse)) | {"baseline": 0.3 if metric != "fvu" else 1.0}
+        for s in (0, 1)
+    ]
+    figure = plot_maps(Scores.from_rows(rows))
+    assert (
+        sum(isinstance(each, Rectangle) and each.get_linewidth() == 2 for each in figure.findobj(Rectangle)) == framed
+    )
 
 
 def test_of_many_layers_steps_and_targets_some_are_drawn(tmp_path: Path) -> None:
