@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 _WIDTH, _TITLE, _HEAD, _FOOT, _APART = 9.0, 0.45, 0.22, 0.2, 0.14  # inches
 _SMALL, _LARGE = 9, 13  # points
-_MOST, _STRIPS, _LARGEST = 15, 8, 1.0  # columns beside the inputs, strips, and inches that a column is wide at most
+_MOST, _STRIPS, _LARGEST = 15, 8, 1.0  # columns beside the inputs, strips, and inches of an image's side at most
+_NARROW = 0.4  # inches of a column, for what is written below it
 _BESIDE, _GAP = 0.25, 0.06  # of a column: beside that of the inputs, and between two images
 _SLANT = math.radians(45)  # of long names above columns
 _FEW = 4  # places of a side that a series has, rather than an image without channels
@@ -72,6 +73,7 @@ class _Layout:
         slanted = longest > (1 - _GAP) * min(_LARGEST, (_WIDTH - left - EDGE) / count)
         beyond, above = (longest * math.cos(_SLANT), longest * math.sin(_SLANT)) if slanted else (0.0, 0.0)
         pitch = min(_LARGEST, (_WIDTH - left - EDGE - beyond) / count)
+        pitch = min(pitch, max(_NARROW, _LARGEST * shape[-1] / shape[-2]))  # of tall ones
         tall, top = pitch * shape[-2] / shape[-1] * samples, _TITLE + above + _HEAD
         titled = left + widest([title], "bold") * _LARGE / _SMALL + widest([table.note]) + 3 * EDGE
         width = min(_WIDTH, max(left + count * pitch + beyond + EDGE, titled))

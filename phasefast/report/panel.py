@@ -202,8 +202,11 @@ def _names(page: Page, axes: Axes, panel: Panel) -> None:
         if curve is not None:
             start = (page.inches(page.axis.at(step) - page.axis.limits[0]) + 0.06) * inch
             x = [start, max(start, 1 - 0.05 * inch), 1 + LEADER * inch, 1 + (NAME - 0.06) * inch]
-            bend = [y, y, place, place]
-            axes.plot(x, bend, color=curve.look.colour, linewidth=0.9, transform=across, clip_on=False, zorder=1)
+            how: dict[str, Any] = {"transform": across, "clip_on": False, "zorder": 1}
+            shown = slice(int(step < page.axis.steps[-1]), None)  # a line would look like values of later steps
+            if shown.start:
+                axes.plot(x[:2], [y, y], color=MUTED, linewidth=0.8, linestyle=(0, (1, 4)), **how)
+            axes.plot(x[shown], [y, y, place, place][shown], color=curve.look.colour, linewidth=0.9, **how)
         colour, x_of_name = MUTED if curve is None else INK, 1 + NAME * inch
         axes.text(x_of_name, place, name, transform=across, fontsize=9, color=colour, va="center", parse_math=False)
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 import phasefast as pf
@@ -91,3 +92,15 @@ def test_an_untrained_models_own_error_presses_no_curve_flat() -> None:
     figure = pf.plot_phases(pf.Scores.concat([scores.filter(target="label"), pf.Scores.from_rows(alone)]))
     (upper,) = (axes for axes in figure.axes if "FVU" in axes.get_ylabel())
     assert upper.get_ylim()[1] > 0.9
+
+
+def test_nothing_that_looks_like_values_follows_a_curve_that_ends_before_others() -> None:
+    """Its name stands at the right all the same."""
+    ends = {"a": 6, "b": 3}
+    rows = [row(s, name, "input", "fvu", np.full(9, 0.5 / (s + 1))) for name, end in ends.items() for s in range(end)]
+    figure = pf.plot_phases(pf.Scores.from_rows(rows))
+    leaders = [each for each in figure.findobj(Line2D) if not each.get_clip_on() and each.get_linewidth() < 1]
+    dotted = [each for each in leaders if each.is_dashed()]
+    assert (len(leaders), len(dotted)) == (3, 1)
+    assert dotted[0].get_xdata()[0] < 0.9
+    assert all(each.get_xdata()[0] > 0.9 for each in leaders if not each.is_dashed())
