@@ -99,7 +99,7 @@ def test_nothing_that_looks_like_values_follows_a_curve_that_ends_before_others(
     ends = {"a": 6, "b": 3}
     rows = [row(s, name, "input", "fvu", np.full(9, 0.5 / (s + 1))) for name, end in ends.items() for s in range(end)]
     figure = pf.plot_phases(pf.Scores.from_rows(rows))
-    leaders = [each for each in figure.findobj(Line2D) if not each.get_clip_on() and each.get_linewidth() < 1]
+    leaders = [each for each in figure.findobj(Line2D) if not each.get_clip_on() and each.get_linewidth() in (0.8, 0.9)]
     dotted = [each for each in leaders if each.is_dashed()]
     assert (len(leaders), len(dotted)) == (3, 1)
     assert dotted[0].get_xdata()[0] < 0.9
