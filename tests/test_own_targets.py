@@ -120,3 +120,10 @@ def test_columns_of_tokens_are_one_for_each(count: int) -> None:
         DataError, match=rf"columns \[60, p\] or \[60, 5, p\] of the fit samples, got \(60, {count}, 3\)"
     ):
         pf.probe(nn.Sequential(nn.Linear(3, 4)), probe_set, targets=wrong, tokens="each")
+
+
+def test_a_function_that_fails_is_named(probe_set: pf.ProbeSet) -> None:
+    task = pf.Function(lambda x: x[:, 99], kind="classes", name="corner")
+    with pytest.raises(IndexError) as failed:
+        pf.probe(nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), probe_set, targets=[task])
+    assert failed.value.__notes__ == ["raised by the function of target 'corner', for inputs (150, 1, 6, 6)"]

@@ -37,7 +37,9 @@ def weights_in(loaded: Any, name: str, key: str | None = None) -> tuple[dict[str
         loaded = found
     elif key is not None and not (key in NESTED and _is_state(loaded)):  # which alone is what such keys have
         there = shown(map(str, loaded)) if isinstance(loaded, Mapping) else type(loaded).__name__
-        raise CheckpointError(f"{name}: expected weights under the key {key!r} (key=, --key), got {there}")
+        deeper = [f"{outer}.{key}" for outer in _strings(loaded) if _under(loaded[outer], key, _DEPTH) is not None]
+        mend = f"; is it {deeper[0]!r}?" if deeper else ""
+        raise CheckpointError(f"{name}: expected weights under the key {key!r} (key=, --key), got {there}{mend}")
     whole, way = loaded, ("" if key is None else f"{key.rstrip('.')}.")
     for _ in range(_DEPTH):
         if not (nested := _nested(loaded)):
@@ -62,6 +64,11 @@ def weights_in(loaded: Any, name: str, key: str | None = None) -> tuple[dict[str
             f"{name}: expected a state dict (names to tensors), but {shown(bad)} are not tensors; {under}"
         )
     return dict(loaded), way[:-1]
+
+
+def _strings(loaded: Any) -> list[str]:
+    """The keys of a mapping that are text."""
+    return [key for key in loaded if isinstance(key, str)] if isinstance(loaded, Mapping) else []
 
 
 def _nested(loaded: Any) -> str | None:

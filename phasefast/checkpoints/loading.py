@@ -36,7 +36,7 @@ def load_into(
     """
     own = model.state_dict(keep_vars=True)
     spare = {key: value for key, value in (spare or {}).items() if key in own}
-    state = _inside(_unwrapped(state, own), own, name, spare)
+    state = _inside(_unpruned(_unwrapped(state, own), own), own, name, spare)
     prefix = _prefix(state, own, name, spare)
     state = _without_prefix(state, prefix)
     left = _of_a_head(state, own, model)
@@ -52,9 +52,11 @@ def load_into(
     problems += [*_wrong_shapes(state, own)[:5], *_wrong_kinds(state, own)[:5], *_untied(state, own)[:5]]
     if problems:
         under = f" under {prefix!r}" if prefix else ""
-        mend = "; load= (--load) can leave keys out" if own.keys() <= state.keys() != own.keys() else ""
+        lacking, more = own.keys() - state.keys(), state.keys() - own.keys()
+        mend = "; load= (--load) can leave keys out" if more and not lacking else ""
+        mend = "; load= (--load) can make a state dict that fits: docs/checkpoints.md" if more and lacking else mend
         of = next((type(part).__name__ for part in model.modules() if hasattr(part, "from_pretrained")), None)
-        if of is not None and own.keys() - state.keys() and state.keys() - own.keys():
+        if of is not None and lacking and more:
             mend = (
                 f"; if transformers renames keys, give load= a function that calls {of}.from_pretrained and refuses "
                 "missing keys, whose weights that would make up: docs/checkpoints.md"
@@ -67,6 +69,18 @@ def load_into(
     except RuntimeError as error:  # such as tensors that are sparse or without values
         detail = " ".join(str(error).split())
         raise CheckpointError(f"{name}: cannot be loaded into {type(model).__name__} ({detail})") from error
+
+
+def _unpruned(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """What ``torch.nn.utils.prune`` keeps in two tensors, as the one of a model that is not pruned itself."""
+    ends = "_orig", "_mask"
+    if any(key.endswith(ends) for key in own):
+        return state
+    pruned = [key.removesuffix(ends[0]) for key in state if key.endswith(ends[0])]
+    pruned = [key for key in pruned if key + ends[1] in state and key not in state]
+    parts = {key + end for key in pruned for end in ends}
+    made = {key: torch.mul(*(state[key + end] for end in ends)) for key in pruned}
+    return {**{key: value for key, value in state.items() if key not in parts}, **made} if pruned else state
 
 
 def check_copies(model: nn.Module, checkpoints: Mapping[int, object]) -> None:

@@ -153,7 +153,11 @@ class Function(OwnTarget):
         """Its values [b, ...] for inputs [b, ...]; DataError if there is not one row for each input."""
         parts = []
         for batch in inputs.split(_CHUNK):
-            given = self.fn(batch.clone())
+            try:
+                given = self.fn(batch.clone())
+            except Exception as error:
+                error.add_note(f"raised by the function of target {self.name!r}, for inputs {tuple(batch.shape)}")
+                raise
             value = as_numbers(f"target {self.name!r}", given)
             if value.dim() == 0 or len(value) != len(batch):
                 raise DataError(

@@ -212,7 +212,7 @@ class Curve:
         low, high = sorted(sign * end for end in self.change(span)[1])
         if self._rests_on_one(span):
             left, asked = self._without_one(span)
-            return "without one step by only {} ({} needed)".format(*_apart(max(0.0, left), asked))
+            return "without one of its steps by only {} ({} needed)".format(*_apart(max(0.0, left), asked))
         return f"the interval of this change, {low:.2g} to {high:.2g}, includes 0"
 
     def _failing_fall(self, fall: Span) -> str:

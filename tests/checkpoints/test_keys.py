@@ -44,6 +44,10 @@ def test_a_state_dict_alone_is_what_the_usual_keys_have(tmp_path: Path) -> None:
         assert read_state_dict(tmp_path / f"step_{step}.pt", key="model").keys() == OWN.keys()
     with pytest.raises(CheckpointError, match="expected weights under the key 'ema'"):
         read_state_dict(tmp_path / "step_1.pt", key="ema")
+    torch.save({"net": {**under("ema."), **under("own.")}, "step": 3}, tmp_path / "step_3.pt")
+    with pytest.raises(CheckpointError, match=r"under the key 'ema' .*, got \['net', 'step'\]; is it 'net.ema'\?"):
+        read_state_dict(tmp_path / "step_3.pt", key="ema")
+    assert read_state_dict(tmp_path / "step_3.pt", key="net.ema").keys() == AVERAGE.keys()
 
 
 def under(prefix: str) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.nn.utils import prune
 
 from phasefast import ProbeSet, sweep
 from phasefast.checkpoints import load_into
@@ -291,3 +292,29 @@ def test_models_of_transformers_may_read_other_names() -> None:
         load_into(model, renamed, "step 1")
     with pytest.raises(CheckpointError, match=r"lacks the keys \['0.weight'\]$"):
         load_into(model, {"0.bias": torch.zeros(2)}, "step 1")
+
+
+def _pruned(model: nn.Module) -> nn.Module:
+    """A copy of a model, half of whose weights, and one bias of which, are pruned."""
+    model = copy.deepcopy(model)
+    for part, kind in ((model[0], prune.l1_unstructured), (model[1][0], prune.random_unstructured)):
+        kind(part, "weight", amount=0.5)
+    prune.l1_unstructured(model[1][0], "bias", amount=1)
+    return model
+
+
+def test_pruned_checkpoints_fit_the_model_as_it_was_before() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)))
+    pruned = _pruned(model)
+    for prefix in ("", "module."):
+        dense = copy.deepcopy(model)
+        load_into(dense, {prefix + key: own for key, own in pruned.state_dict().items()}, "a")
+        assert torch.equal(dense[0].weight, pruned[0].weight)
+        assert torch.equal(dense[1][0].weight, pruned[1][0].weight)
+        assert torch.equal(dense[1][0].bias, pruned[1][0].bias)
+        assert float((dense[1][0].weight == 0).float().mean()) == 0.5
+    other = _pruned(model)
+    load_into(other, pruned.state_dict(), "a")
+    assert torch.equal(other[1][0].weight_mask, pruned[1][0].weight_mask)
+    with pytest.raises(CheckpointError, match=r"unexpected keys .*; load= .* can make a state dict that fits"):
+        load_into(_pruned(model), model.state_dict(), "a")

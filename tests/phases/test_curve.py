@@ -240,7 +240,7 @@ def test_plateaus_move_by_less_than_a_change(seed: int) -> None:
 def test_what_a_change_lacks_without_one_step_is_told() -> None:
     cell = find(np.concatenate([np.full(10, 0.94), [0.92], np.linspace(0.932, 0.945, 7)]))
     assert kinds(cell) == "c"
-    assert cell.why.startswith("falls by 0.02, but without one step by only ")
-    told = re.findall(r"without one step by only (\S+) \((\S+) needed\)", cell.why)
+    assert cell.why.startswith("falls by 0.02, but without one of its steps by only ")
+    told = re.findall(r"without one of its steps by only (\S+) \((\S+) needed\)", cell.why)
     assert len(told) == 2  # of the fall and of the rise
     assert all(float(left) < float(asked) < 0.02 for left, asked in told)
