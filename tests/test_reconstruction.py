@@ -243,6 +243,9 @@ def test_command(net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path, monkeypa
     assert done.exit_code == 0, done.output
     assert "wrote reconstructions.png" in done.output
     assert (tmp_path / "reconstructions.png").is_file()
+    done = CliRunner().invoke(app, [*command, "--step", "0", "--out", "checkpoints"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "checkpoints/reconstructions.png").is_file()
     done = CliRunner().invoke(app, [*command, "--out", "nowhere/known.png"])
     assert done.exit_code == 1
     assert "expected an existing folder" in done.output

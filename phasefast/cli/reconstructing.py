@@ -10,9 +10,12 @@ import typer
 from ..common.console import of_results
 from ..reconstruction import reconstruct
 from ..report import check_picture, need_matplotlib, plot_reconstructions
+from ..results.store import RECONSTRUCTIONS
 from .app import Checkpoints, Key, Load, Model, Samples, Trust, app
 from .measuring import measuring
 from .names import load_function, load_model, load_probe_set
+
+_PICTURE = f"{RECONSTRUCTIONS}.png"
 
 
 @app.command("reconstruct")
@@ -21,7 +24,9 @@ def reconstruct_command(
     model: Model,
     checkpoints: Checkpoints,
     probe_set: Samples,
-    out: Annotated[Path, typer.Option(help="File of the picture.")] = Path("reconstructions.png"),
+    out: Annotated[Path, typer.Option(help="File of the picture, or a folder that gets it under this name.")] = Path(
+        _PICTURE
+    ),
     step: Annotated[
         list[int] | None, typer.Option("--step", help="Only this checkpoint; may be repeated. All by default.")
     ] = None,
@@ -34,6 +39,7 @@ def reconstruct_command(
     trust: Trust = False,
 ) -> None:
     """Draw held-out images as the decoders of each layer give them back, checkpoint after checkpoint."""
+    out = out / _PICTURE if out.is_dir() else out
     check_picture(out)
     need_matplotlib()
     found = reconstruct(
