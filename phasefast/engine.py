@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -30,15 +30,15 @@ from .data.target_cache import TargetCache
 from .data.token_rows import TokenRows, Units
 from .decoding import decode
 from .errors import ArgumentError, PhasefastError
-from .metrics import FVU
 from .named_targets import by_name, default_targets, warn_of_classes, warn_of_scales
 from .options import as_tuple
 from .predicted import Predicted
 from .results.scores import MODEL_LAYER, Scores
 from .results.store import Store
-from .scoring import score_cells
+from .scoring import row_of, score_cells
 from .stages.batchnorm import batchnorm_mode, fresh_statistics, frozen_norms, several_rows
 from .stages.capture import capture, discover_layers, warn_of_order
+from .stages.own_outputs import OwnOutputs
 from .stages.plan import Problem, group_layers
 from .stages.preserve import full_float32, preserved
 from .stages.targets import FunctionValues, build_targets, given_values
@@ -127,8 +127,7 @@ class Engine:
             how = self.device, config.per_column, cache, self._components, kept, self.units.tokens
             self.targets = build_targets(self.chosen, self._splits["fit"], self._splits["heldout"], folds, *how)
             how_own = self._splits, self.units, self.targets, self.device, self.method.balanced
-            self._asked = options.get("predicts")
-            self._predicted = Predicted.of(self.chosen, self._asked, *how_own)
+            self._predicted = Predicted.of(self.chosen, options.get("predicts"), *how_own)
             self._functions = FunctionValues(self.chosen, probe_set.fit_inputs)
         warn_of_classes(self.targets, options)
         warn_of_scales(self.chosen, probe_set.fit_inputs, self.targets)
@@ -141,8 +140,7 @@ class Engine:
         self.settings = config.settings(run, probe_set.inputs_digest, self.units)
         self.config_hash = hashlib.blake2b(json.dumps(self.settings).encode(), digest_size=8).hexdigest()
         self._layers: list[Layer] | None = None
-        self._own: OwnPlace | None = None  # where the model's output has its predictions, if it does
-        self._misfit = ""  # why it has none
+        self._own: OwnPlace | None = None  # what in the model's output comes closest to what it is to predict
         tensors = [*self.model.parameters(), *self.model.buffers()]
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # of sparse ones too
         self._keep = self.device if size <= _KEPT_SHARE * budget else torch.device("cpu")
@@ -162,12 +160,12 @@ class Engine:
         if self._layers is None:
             with _MEASURING, preserved(self.model, self.device, self._keep):
                 self._known_layers()
-        return list(dict.fromkeys(layer.module for layer in self._layers or ())) + [MODEL_LAYER] * bool(self._own)
+        return list(dict.fromkeys(layer.module for layer in self._layers or ())) + [MODEL_LAYER] * self._predicts
 
     @property
     def asked(self) -> list[str]:
         """Modules that the user named, and ``"model"`` if its target is."""
-        return [*self.named, *([MODEL_LAYER] if self._asked and self._predicted else [])]
+        return [*self.named, *([MODEL_LAYER] if self._predicted and self._predicted.asked else [])]
 
     def lacking(self, stored: Scores, names: Iterable[str]) -> list[str]:
         """Those of the layers of these ``names`` of which scores lack a target."""
@@ -201,10 +199,7 @@ class Engine:
                         f"targets {shown(changed)}: their functions give other values than before, although they are "
                         "evaluated once for all steps: do they read the model's weights?"
                     )
-                if self._misfit:
-                    self._once.warn(f"no rows of layer {MODEL_LAYER!r}: {self._misfit}")
-                own = self._predicted.outputs(self._own) if self._predicted and self._own else None
-                own = own if only is None or MODEL_LAYER in only else None
+                own = self._outputs() if only is None or MODEL_LAYER in only else None
                 for group in groups or ([] if own is None else [[]]):
                     cells = self._capture(group, own)
                     if own is not None:
@@ -223,8 +218,21 @@ class Engine:
         if not self._measured and all(score.bounds is None for score in scores):
             self._say_that_all_is_exact(step, max((score.dim for score in scores if score.fit is not None), default=0))
         self._measured = True
-        same = {"step": step, "seconds": time.perf_counter() - start, "state_hash": weights}
-        return Scores.from_rows({**self._row(score), **same} for score in scores)
+        same = {
+            "run": self.run,
+            "step": step,
+            "batchnorm": self.batchnorm,
+            "config_hash": self.config_hash,
+            "version": VERSION,
+            "seconds": time.perf_counter() - start,
+            "state_hash": weights,
+        }
+        places, hashes = {layer.name: layer.place for layer in self._layers or ()}, self.target_hashes
+        return Scores.from_rows(
+            row_of(score, self.targets, self.units)
+            | {"place": places.get(score.layer), "target_hash": hashes[score.target], **same}
+            for score in scores
+        )
 
     def activations(self) -> list[Activations]:
         """The rows that ``measure`` decodes, of all layers at once; for other decoders than the package's."""
@@ -318,11 +326,24 @@ class Engine:
                 "inputs in a module that makes them from one tensor."
             )
             raise
-        self._misfit = self._predicted.misfit(place) if self._predicted else ""
-        if self._misfit and self._asked:
-            raise ArgumentError(f"predicts={self._asked!r}: {self._misfit}")
-        self._own = None if self._misfit else place
+        if self._predicted and self._predicted.asked and (why := self._predicted.misfit(place)):
+            raise ArgumentError(f"predicts={self._predicted.name!r}: {why}")
+        self._own = place
         return layers
+
+    @property
+    def _predicts(self) -> bool:
+        """Whether the model's own predictions can be scored."""
+        return self._predicted is not None and not self._predicted.misfit(self._own)
+
+    def _outputs(self) -> OwnOutputs | None:
+        """What the model's own predictions are given to; None, with a warning, if it has none of what is predicted."""
+        if self._predicted is None:
+            return None
+        if self._own is None or not self._predicts:
+            self._once.warn(f"no rows of layer {MODEL_LAYER!r}: {self._predicted.misfit(self._own)}")
+            return None
+        return self._predicted.outputs(self._own)
 
     def _capture(self, group: Sequence[Layer], own: TakesOutputs | None = None) -> list[Activations]:
         """Activations of a group of layers; ``own`` gets the model's outputs."""
@@ -353,33 +374,3 @@ class Engine:
         else:
             return
         warn(text)
-
-    def _row(self, score: Score) -> dict[str, Any]:
-        row: dict[str, Any] = {
-            "run": self.run,
-            "layer": score.layer,
-            "place": next((layer.place for layer in self._layers or () if layer.name == score.layer), None),
-            "dim": score.dim,
-            "target": score.target,
-            "target_hash": self.target_hashes[score.target],
-            "split": score.split,
-            "metric": score.metric,
-            "value": score.value,
-            "n": score.n,
-            "baseline": self.targets.baselines.get((score.target, score.split, score.metric)),
-            "batchnorm": self.batchnorm,
-            "config_hash": self.config_hash,
-            "version": VERSION,
-        }
-        if score.fit is not None:
-            for name in ("alpha", "route", "jitter", "rank", "dof", "condition", "error_estimate"):
-                row[name] = getattr(score.fit, name)
-            row["dtype"] = str(score.dtype).removeprefix("torch.")
-        if score.samples is not None:
-            fvu = score.metric == FVU
-            constant = torch.from_numpy(self.targets.baseline_samples[score.target]) if fvu else score.weights
-            samples, constant = self.units.by_sample(score.samples, constant)
-            row |= {"samples": samples.numpy(), "baseline_samples": None if constant is None else constant.numpy()}
-        if score.bounds is not None:
-            row |= {name: value for name, value in asdict(score.bounds).items() if value == value}  # NaN is not
-        return row

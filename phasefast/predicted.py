@@ -27,6 +27,7 @@ class Predicted:
     Attributes:
         splits: inputs and labels of the fit and the held-out samples. units: what rows are.
         matrix: of all targets. device: where outputs are. balanced: all classes count alike.
+        asked: the user named the target.
     """
 
     target: Target
@@ -35,6 +36,7 @@ class Predicted:
     matrix: TargetMatrix
     device: torch.device
     balanced: bool
+    asked: bool
 
     @classmethod
     def of(
@@ -56,7 +58,7 @@ class Predicted:
             return None
         wanted = (each for each in targets if (isinstance(each, Label) if name is None else each.name == name))
         if (target := next(wanted, None)) is not None:
-            return cls(target, splits, units, matrix, device, balanced)
+            return cls(target, splits, units, matrix, device, balanced, asked=name is not None)
         if name is not None:
             raise ArgumentError(
                 f"predicts: expected one of the targets {[each.name for each in targets]}, got {name!r}; targets= "

@@ -1,13 +1,18 @@
-"""Captured cells become scores: decoded and evaluated, wide layers from a sketch where that was asked for."""
+"""Captured cells become scores, and rows of tables: wide layers are decoded from a sketch where that was asked for."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
 
 from .data.target_matrix import TargetMatrix
+from .data.token_rows import Units
 from .decoding import Method, decode
+from .metrics import FVU
 from .stages.discriminate import discriminants
 from .stages.evaluate import evaluate, squared_errors
 from .stages.sketch import measure, sketch_features
@@ -82,3 +87,28 @@ def _sketched(whole: Activations, size: int, targets: TargetMatrix, method: Meth
         samples = each.samples if each.samples is None or each.value == 0 else each.samples * (middle / each.value)
         scores.append(replace(each, value=middle, samples=samples, bounds=Bounds(label, low * unit, high * unit)))
     return scores
+
+
+def row_of(score: Score, targets: TargetMatrix, units: Units) -> dict[str, Any]:
+    """What a score is in a table, but for what all scores of a measurement have in common."""
+    row: dict[str, Any] = {
+        "layer": score.layer,
+        "dim": score.dim,
+        "target": score.target,
+        "split": score.split,
+        "metric": score.metric,
+        "value": score.value,
+        "n": score.n,
+        "baseline": targets.baselines.get((score.target, score.split, score.metric)),
+    }
+    if score.fit is not None:
+        for name in ("alpha", "route", "jitter", "rank", "dof", "condition", "error_estimate"):
+            row[name] = getattr(score.fit, name)
+        row["dtype"] = str(score.dtype).removeprefix("torch.")
+    if score.samples is not None:
+        known = torch.from_numpy(targets.baseline_samples[score.target]) if score.metric == FVU else score.weights
+        samples, constant = units.by_sample(score.samples, known)
+        row |= {"samples": samples.numpy(), "baseline_samples": None if constant is None else constant.numpy()}
+    if score.bounds is not None:
+        row |= {name: value for name, value in asdict(score.bounds).items() if value == value}  # NaN is not
+    return row

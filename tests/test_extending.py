@@ -174,7 +174,7 @@ def test_layers_that_are_lost_are_not_tried_again(
     assert measured == [(step, ["norm"]) for step in states]
     assert found.layers == ["conv", "norm", "hidden", "head"]
     assert read_failures(tmp_path) == before
-    with pytest.warns(RuntimeWarning, match="left out 2 at step 1"):
+    with pytest.warns(RuntimeWarning, match="left out 1 at step 1"):
         pf.sweep(net, states, probe_set, out=tmp_path, layers=["drop"])
     assert lost_layers(tmp_path)[1].keys() == {"hidden", "head", "model", "drop"}
     failure = read_failures(tmp_path)[1]
