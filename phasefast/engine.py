@@ -6,7 +6,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -127,7 +127,8 @@ class Engine:
             how = self.device, config.per_column, cache, self._components, kept, self.units.tokens
             self.targets = build_targets(self.chosen, self._splits["fit"], self._splits["heldout"], folds, *how)
             how_own = self._splits, self.units, self.targets, self.device, self.method.balanced
-            self._predicted = Predicted.of(self.chosen, options.get("predicts"), *how_own)
+            names = None if options.get("predicts") is None else as_tuple("predicts", options["predicts"], ())
+            self._predicted = Predicted.of(self.chosen, names, *how_own)
             self._functions = FunctionValues(self.chosen, probe_set.fit_inputs)
         warn_of_classes(self.targets, options)
         warn_of_scales(self.chosen, probe_set.fit_inputs, self.targets)
@@ -140,7 +141,7 @@ class Engine:
         self.settings = config.settings(run, probe_set.inputs_digest, self.units)
         self.config_hash = hashlib.blake2b(json.dumps(self.settings).encode(), digest_size=8).hexdigest()
         self._layers: list[Layer] | None = None
-        self._own: OwnPlace | None = None  # what in the model's output comes closest to what it is to predict
+        self._places: Mapping[str, OwnPlace | None] = {}  # what in the model's output comes closest to a target
         tensors = [*self.model.parameters(), *self.model.buffers()]
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # of sparse ones too
         self._keep = self.device if size <= _KEPT_SHARE * budget else torch.device("cpu")
@@ -160,16 +161,17 @@ class Engine:
         if self._layers is None:
             with _MEASURING, preserved(self.model, self.device, self._keep):
                 self._known_layers()
-        return list(dict.fromkeys(layer.module for layer in self._layers or ())) + [MODEL_LAYER] * self._predicts
+        predicts = not all(self._misfits().values())
+        return list(dict.fromkeys(layer.module for layer in self._layers or ())) + [MODEL_LAYER] * predicts
 
     @property
     def asked(self) -> list[str]:
         """Modules that the user named, and ``"model"`` if its target is."""
-        return [*self.named, *([MODEL_LAYER] if self._predicted and self._predicted.asked else [])]
+        return [*self.named, *[MODEL_LAYER] * any(each.asked for each in self._predicted)]
 
     def lacking(self, stored: Scores, names: Iterable[str]) -> list[str]:
         """Those of the layers of these ``names`` of which scores lack a target."""
-        predicted = [] if self._predicted is None else [self._predicted.name]
+        predicted = [each.name for each in self._predicted]
         return [
             name for name in names if stored.lacking([name], predicted if name == MODEL_LAYER else self.target_hashes)
         ]
@@ -199,13 +201,13 @@ class Engine:
                         f"targets {shown(changed)}: their functions give other values than before, although they are "
                         "evaluated once for all steps: do they read the model's weights?"
                     )
-                own = self._outputs() if only is None or MODEL_LAYER in only else None
-                for group in groups or ([] if own is None else [[]]):
+                own = self._outputs() if only is None or MODEL_LAYER in only else []
+                for group in groups or [[]] * bool(own):
                     cells = self._capture(group, own)
-                    if own is not None:
-                        scores += own.scores()
-                        self.lost |= own.lost
-                        own = None
+                    for each in own:
+                        scores += each.scores()
+                        self.lost |= each.lost
+                    own = []
                     scores += score_cells(cells, self.targets, self.method)
                 found = only is not None or any(score.fit is not None for score in scores)
                 self._settle(found, f" at step {step}")
@@ -311,7 +313,8 @@ class Engine:
         """The layers, as the first few samples show them."""
         first = next(model_inputs(self._fit_inputs, first_rows(self._fit_inputs), self.model, self.device))
         try:
-            layers, place, some = discover_layers(self.model, self.names, first, self.rows, self.named, self._predicted)
+            how = self.rows, self.named, self._predicted
+            layers, places, some = discover_layers(self.model, self.names, first, *how)
             if repeats(self.device, lambda: rows_in(self.model(first.clone())), self._once.warn):
                 warn_of_order(self.model, self.names, first, some, self.rows)
         except PhasefastError:
@@ -326,27 +329,26 @@ class Engine:
                 "inputs in a module that makes them from one tensor."
             )
             raise
-        if self._predicted and self._predicted.asked and (why := self._predicted.misfit(place)):
-            raise ArgumentError(f"predicts={self._predicted.name!r}: {why}")
-        self._own = place
+        self._places = places
+        for each in self._predicted:
+            if each.asked and (why := self._misfits()[each.name]):
+                raise ArgumentError(f"predicts={each.name!r}: {why}")
         return layers
 
-    @property
-    def _predicts(self) -> bool:
-        """Whether the model's own predictions can be scored."""
-        return self._predicted is not None and not self._predicted.misfit(self._own)
+    def _misfits(self) -> dict[str, str]:
+        """Why the model's output has no predictions of a target, by name; empty text where it has."""
+        return {each.name: each.misfit(self._places.get(each.name)) for each in self._predicted}
 
-    def _outputs(self) -> OwnOutputs | None:
-        """What the model's own predictions are given to; None, with a warning, if it has none of what is predicted."""
-        if self._predicted is None:
-            return None
-        if self._own is None or not self._predicts:
-            self._once.warn(f"no rows of layer {MODEL_LAYER!r}: {self._predicted.misfit(self._own)}")
-            return None
-        return self._predicted.outputs(self._own)
+    def _outputs(self) -> list[OwnOutputs]:
+        """What the model's own predictions are given to; warns of targets that it does not predict."""
+        misfits = self._misfits()
+        for why in filter(None, misfits.values()):
+            self._once.warn(f"no rows of layer {MODEL_LAYER!r}: {why}")
+        fitting = [(each, self._places[each.name]) for each in self._predicted if not misfits[each.name]]
+        return [each.outputs(place) for each, place in fitting if place is not None]
 
-    def _capture(self, group: Sequence[Layer], own: TakesOutputs | None = None) -> list[Activations]:
-        """Activations of a group of layers; ``own`` gets the model's outputs."""
+    def _capture(self, group: Sequence[Layer], own: Sequence[TakesOutputs] = ()) -> list[Activations]:
+        """Activations of a group of layers; ``own`` get the model's outputs."""
         arguments = (self._fit_inputs, self._heldout_inputs, self.targets.folds, self._forward_batch)
         fix_random_state(self.device)
         with several_rows(self.batchnorm):

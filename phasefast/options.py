@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from types import NoneType
 from typing import Any, TypedDict, get_args
 
 import numpy as np
@@ -75,9 +74,9 @@ class ProbeOptions(TypedDict, total=False):
         classifier: for classes: ``"ridge"`` (default), the largest of the one-hot predictions, which misses classes
             that lie between others if there are many; ``"lda"``: linear discriminant analysis with the same penalty;
             ``"balanced"``: the same as if all classes were equally frequent, with ``balanced_accuracy`` for accuracy.
-        predicts: the name of the target that the model's own output predicts: the label by default, ``"input"`` for an
-            autoencoder, one of the values for a regression, ``"none"``. Its errors are rows of layer ``model``. Of
-            several outputs that of the target's name counts, or ``logits``, or the first that fits.
+        predicts: the name of the target that the model's own output predicts, or several: the label by default,
+            ``"input"`` for an autoencoder, one of the values for a regression, ``"none"``. Its errors are rows of layer
+            ``model``. Of several outputs that of the target's name counts, or ``logits``, or the first that fits.
         splits: ``"both"`` (default), or ``"heldout"``: no scores on the fit rows, which saves much for wide inputs.
         target_components: decode wider regression targets by this many leading principal components, and 64 random
             combinations of the rest: an estimate, with a 95 % interval in the columns ``low`` and ``high``. Narrower
@@ -109,7 +108,7 @@ class ProbeOptions(TypedDict, total=False):
     selection: Selection
     penalty_per: PenaltyPer
     classifier: Classifier
-    predicts: str | None
+    predicts: Sequence[str] | str | None
     splits: Splits
     target_components: int | None
     layer_sketch: int | None
@@ -156,7 +155,8 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
         raise ArgumentError(
             "alphas and noise exclude each other: a relative and an absolute penalty cannot share a curve"
         )
-    if not isinstance(options.get("predicts"), (str, NoneType)):
+    predicts = as_tuple("predicts", options.get("predicts"), ())
+    if not all(isinstance(name, str) for name in predicts):
         raise ArgumentError(f"predicts: expected the name of a target, got {options['predicts']!r}")
     whole = {name: options[name] for name in _INTEGERS if options.get(name) is not None}
     for name, given in whole.items():

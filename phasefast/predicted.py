@@ -1,4 +1,4 @@
-"""The target that the model itself predicts: what its own outputs are compared with."""
+"""The targets that the model itself predicts: what its own outputs are compared with."""
 
 from __future__ import annotations
 
@@ -42,29 +42,31 @@ class Predicted:
     def of(
         cls,
         targets: Sequence[Target],
-        name: str | None,
+        names: Sequence[str] | None,
         splits: Mapping[str, Split],
         units: Units,
         matrix: TargetMatrix,
         device: torch.device,
         balanced: bool,
-    ) -> Predicted | None:
-        """The target of a name, by default the first :class:`Label`; None where there is none, or for ``"none"``.
+    ) -> list[Predicted]:
+        """The targets of these names, by default the first :class:`Label`; none for ``"none"`` alone.
 
         Raises:
             ArgumentError: there is no target of that name.
         """
-        if name == NOTHING:
-            return None
-        wanted = (each for each in targets if (isinstance(each, Label) if name is None else each.name == name))
-        if (target := next(wanted, None)) is not None:
-            return cls(target, splits, units, matrix, device, balanced, asked=name is not None)
-        if name is not None:
-            raise ArgumentError(
-                f"predicts: expected one of the targets {[each.name for each in targets]}, got {name!r}; targets= "
-                "(--target) chooses them"
-            )
-        return None
+        known = {each.name: each for each in targets}
+        if names is None:
+            names = [each.name for each in targets if isinstance(each, Label)][:1]
+            return [cls(known[name], splits, units, matrix, device, balanced, asked=False) for name in names]
+        if [*names] == [NOTHING]:
+            return []
+        for name in names:
+            if name not in known:
+                raise ArgumentError(
+                    f"predicts: expected one of the targets {[*known]}, got {name!r}; targets= (--target) chooses them"
+                )
+        unique = dict.fromkeys(names)
+        return [cls(known[name], splits, units, matrix, device, balanced, asked=True) for name in unique]
 
     @property
     def name(self) -> str:

@@ -282,7 +282,11 @@ def test_the_recipes_run_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     names: dict[str, Any] = {
         "pf": pf,
         "torch": torch,
-        "images": torch.rand(400, 1, 8, 8),
+        "images": (images := torch.rand(400, 1, 8, 8)),
+        "labels": torch.randint(3, (400,)),
+        "bright": (images.mean((1, 2, 3)) > 0.5).long(),
+        "is_round": (images[:, 0, 0, 0] > 0.5).long(),
+        "tagger": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 8), torch.nn.Linear(8, 2)),
         "vae": _Vae(),
         "unet": _Unet(),
         "policy": _Policy(),
@@ -295,7 +299,9 @@ def test_the_recipes_run_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with no_warnings():
         for recipe in recipes:
             exec(recipe, names | {"print": shown.append})
-    autoencoder, diffusion, agent = shown
+    autoencoder, tags, diffusion, agent = shown
+    assert all(tags.has_curve("model", name, "accuracy") for name in ("bright", "round"))
+    assert tags.has_curve("tagger.1", "round", "accuracy")
     assert Path("vae.png").is_file()
     assert autoencoder.has_curve("model", "input", "fvu")
     assert autoencoder.layers == ["encoder", "latent", "decoder"]

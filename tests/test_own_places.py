@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -151,3 +152,62 @@ def test_predictions_that_some_batches_lack_are_lost_alone() -> None:
     with pytest.warns(RuntimeWarning, match="layer 'model': its output has predictions for 0 of 90 fit rows"):
         scores = pf.probe(model, probe_set, layers="body", predicts="value")
     assert scores.values_of("layer") == ["body"]
+
+
+class Tasks(nn.Module):
+    """Three heads: classes, one logit, and a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(5, 5)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        z = self.body(x)
+        return {"kind": z[:, :3], "sign": z[:, 3], "size": z[:, 4:]}
+
+
+def of_tasks() -> pf.ProbeSet:
+    return samples(
+        kind=lambda x: x[:, :3].argmax(1), sign=lambda x: (x[:, 3] > 0).long(), size=lambda x: x.square().sum(1)
+    )
+
+
+def test_all_heads_are_scored_at_once(tmp_path: Path) -> None:
+    """As they are one by one, whichever are there already."""
+    model, probe_set = Tasks(), of_tasks()
+    names = ["kind", "sign", "size"]
+    how: dict[str, Any] = {"layers": "body", "alphas": [0.1]}
+    with no_warnings():
+        scores = pf.probe(model, probe_set, predicts=names, **how)
+        alone = {name: pf.probe(model, probe_set, predicts=name, **how).filter(layer="model") for name in names}
+    rows = scores.filter(layer="model")
+    assert rows.values_of("target") == names
+    for name in names:
+        for column in ("metric", "value", "dim", "samples"):
+            own, other = (each.to_arrow().column(column) for each in (rows.filter(target=name), alone[name]))
+            assert own.equals(other), (name, column)
+    with torch.no_grad():
+        sign = model(probe_set.heldout_inputs)["sign"]
+    expected = nn.functional.binary_cross_entropy_with_logits(sign, probe_set.heldout_values["sign"].float())
+    assert rows.value(target="sign", metric="loss", split="heldout") == pytest.approx(float(expected), rel=1e-5)
+    sweep = {"out": tmp_path, **how}
+    pf.sweep(model, {0: model.state_dict()}, probe_set, predicts="sign", **sweep)
+    added = pf.sweep(model, {0: model.state_dict()}, probe_set, predicts=names, **sweep).filter(layer="model")
+    assert sorted(added.to_arrow().column("value").to_pylist()) == sorted(rows.to_arrow().column("value").to_pylist())
+
+
+@pytest.mark.parametrize(
+    ("predicts", "words"),
+    [
+        (["kind", "none"], "predicts: expected one of the targets .*, got 'none'"),
+        (["kind", 3], r"predicts: expected the name of a target, got \['kind', 3\]"),
+        ({"kind"}, "predicts: expected a list"),
+        (
+            ["kind", "input"],
+            r"predicts='input': the model gives \[3\] numbers for each sample, but target 'input' has \[5\]",
+        ),
+    ],
+)
+def test_names_of_heads_that_cannot_be_are_refused(predicts: Any, words: str) -> None:
+    with pytest.raises(ArgumentError, match=words):
+        pf.probe(Tasks(), of_tasks(), predicts=predicts, layers="body")

@@ -39,7 +39,11 @@ OPTIONS = (
     _option("padding", float | None, "Value that marks padding in the inputs, such as 0."),
     _option("pool", int, "Average images to this size; 0 keeps every position."),
     _option("precision", str, "Precision: exact, fast or double."),
-    _option("predicts", str | None, "Target that the model's own output predicts, or none; by default the label."),
+    _option(
+        "predicts",
+        list[str] | None,
+        "Target that the model's own output predicts, or none; by default the label. May be repeated.",
+    ),
     _option("splits", str, "Scores on both splits, or heldout: none on the fit rows."),
     _option(
         "selection",

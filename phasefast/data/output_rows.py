@@ -131,7 +131,7 @@ def features_first(module: nn.Module, output: Tensor, axes: Axes) -> Tensor:
     return output.movedim(-1, 1) if turned else output
 
 
-def own_places(
+def places_of(
     model: nn.Module, output: Any, of: Batch, options: RowOptions, wanted: TakesShapes
 ) -> list[tuple[OwnPlace, int]]:
     """Which tensors of the model's output may be its predictions, and how like these they are, the most alike first.

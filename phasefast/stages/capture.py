@@ -20,7 +20,7 @@ from ..common.notices import shown, warn
 from ..common.random_state import differ
 from ..common.timeline import stage
 from ..data.batches import chunk_bounds, model_inputs
-from ..data.output_rows import POOLED, Batch, RowOptions, as_cell, features_first, own_places, own_rows
+from ..data.output_rows import POOLED, Batch, RowOptions, as_cell, features_first, own_rows, places_of
 from ..data.outputs import ends_in_sigmoid, rows_in, tensors_in, unpacked
 from ..data.token_rows import TokenRows, TokensOfBatch, own_tokens
 from ..errors import LayerError, NonFiniteError, PhasefastError
@@ -32,10 +32,10 @@ _SHIFT_ROWS = 256  # of the first batch, whose mean is the shift
 
 
 class Discovered(NamedTuple):
-    """The layers; where the model's output comes closest to what is wanted, if anywhere; ``_some`` rows by call."""
+    """The layers; where the model's output comes closest to targets, if anywhere, by name; ``_some`` rows by call."""
 
     layers: list[Layer]
-    place: OwnPlace | None
+    places: Mapping[str, OwnPlace | None]
     some: Mapping[tuple[str, int], Tensor]
 
 
@@ -45,7 +45,7 @@ def discover_layers(
     batch: Tensor,
     options: RowOptions,
     given: Collection[str],
-    wanted: TakesShapes | None = None,
+    wanted: Sequence[TakesShapes] = (),
 ) -> Discovered:
     """Run one small batch and learn which layers fire, in which order, how often, and how wide their rows are.
 
@@ -118,8 +118,8 @@ def discover_layers(
     places = places_of_calls(model, batch)
     found = [replace(layer, place=places.get((layer.module, layer.call))) for layer in found]
     layers = [layer for layer in found if layer.module not in unusable]
-    place = None if wanted is None else _own_place(model, batch, output, of, options, wanted)
-    return Discovered(layers, place, some)
+    own_places = {each.name: _own_place(model, batch, output, of, options, each) for each in wanted}
+    return Discovered(layers, own_places, some)
 
 
 def warn_of_order(
@@ -169,10 +169,9 @@ def _own_place(
     model: nn.Module, batch: Tensor, output: Any, of: Batch, options: RowOptions, wanted: TakesShapes
 ) -> OwnPlace | None:
     """Where in the model's output its predictions are; warns if they may be in several places."""
-    places = own_places(model, output, of, options, wanted)
-    if not places:
+    if not (found := places_of(model, output, of, options, wanted)):
         return None
-    (place, likeness), *others = places
+    (place, likeness), *others = found
     others = [each for each in others if each[0].nth != place.nth and each[1] == likeness]
     if likeness and others:
         warn(
@@ -197,14 +196,14 @@ def capture(
     device: torch.device,
     given: Collection[str] = (),
     tokens: Mapping[str, TokenRows] | None = None,
-    own: TakesOutputs | None = None,
+    own: Sequence[TakesOutputs] = (),
 ) -> tuple[list[Activations], dict[str, PhasefastError]]:
     """Activations of layers in one pass over the fit and one over the held-out inputs.
 
     Args:
         fit_inputs: [n, ...]. heldout_inputs: [m, ...]. folds: k + 1 row offsets, whose sums are kept apart.
         given: modules that the user named. tokens: by split, which tokens are rows, where each is one.
-        own: gets the model's own predictions.
+        own: get the model's own predictions.
 
     Returns:
         Activations of each layer but those that have none, as they hold NaN or Inf, or as the model does not call them
@@ -240,8 +239,9 @@ def capture(
                 current.update(split=split, start=first, stop=last)
                 reset()
                 output = model(batch)
-                if own is not None and (rows := own_rows(model, output, of, options, own.place)) is not None:
-                    own.add(split, first if own.place.of_tokens else start, rows)
+                for each in own:
+                    if (rows := own_rows(model, output, of, options, each.place)) is not None:
+                        each.add(split, first if each.place.of_tokens else start, rows)
                     del rows
                 del output
     totals = torch.stack([spool.totals for spool in spools.values()]).tolist() if spools else []
