@@ -33,6 +33,7 @@ from .errors import ArgumentError, PhasefastError
 from .named_targets import by_name, default_targets, warn_of_classes, warn_of_scales
 from .options import as_tuple
 from .predicted import Predicted
+from .results.failures import lost_name
 from .results.scores import MODEL_LAYER, Scores
 from .results.store import Store
 from .scoring import row_of, score_cells
@@ -164,17 +165,15 @@ class Engine:
         predicts = not all(self._misfits().values())
         return list(dict.fromkeys(layer.module for layer in self._layers or ())) + [MODEL_LAYER] * predicts
 
-    @property
-    def asked(self) -> list[str]:
-        """Modules that the user named, and ``"model"`` if its target is."""
-        return [*self.named, *[MODEL_LAYER] * any(each.asked for each in self._predicted)]
+    def lacking(self, stored: Scores, names: Iterable[str], lost: Collection[str], asked: bool = False) -> list[str]:
+        """Those of the layers of these ``names``, and ``"model"``, of which scores lack a target.
 
-    def lacking(self, stored: Scores, names: Iterable[str]) -> list[str]:
-        """Those of the layers of these ``names`` of which scores lack a target."""
-        predicted = [each.name for each in self._predicted]
-        return [
-            name for name in names if stored.lacking([name], predicted if name == MODEL_LAYER else self.target_hashes)
-        ]
+        Args:
+            lost: what is known to have none. asked: of what the model predicts, only what the user named.
+        """
+        own = [each.name for each in self._predicted if each.asked or not asked]
+        own = [name for name in own if lost_name(MODEL_LAYER, name) not in lost]
+        return stored.lacking(names, self.target_hashes) + stored.lacking([MODEL_LAYER], own)
 
     def planned(self) -> tuple[list[list[Layer]], Problem]:
         """The layers in groups that are captured together, and what their costs depend on beside their widths."""
@@ -207,6 +206,8 @@ class Engine:
                     for each in own:
                         scores += each.scores()
                         self.lost |= each.lost
+                        if each.doubt:
+                            self._once.warn(each.doubt)
                     own = []
                     scores += score_cells(cells, self.targets, self.method)
                 found = only is not None or any(score.fit is not None for score in scores)

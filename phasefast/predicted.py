@@ -101,7 +101,10 @@ class Predicted:
             numbers = "numbers" if self.numbers else "row of numbers, such as logits,"
             return f"the model's output has no {numbers} for each sample or token; predicts='none' if it predicts none"
         if self._given(place.of_tokens) is None:
-            return f"the model's output is for samples, but target {self.name!r} for their tokens"
+            return (
+                f"the model's output is for samples, but target {self.name!r} for their tokens, as tokens='each' "
+                "decodes it from each of them"
+            )
         elsewhere = "if it is in another tensor of the output, or in some columns of it, wrap the model to give that"
         if self.numbers:
             of, own = "token" if place.of_tokens else "sample", list(self._shape) or [1]

@@ -172,8 +172,8 @@ class PhaseTracker:
         """Whether a stored step has not all that is asked for by name, but for what was lost of it."""
         lost = {} if self._out is None else lost_layers(self._out).get(step, {})
         targets = self._engine.target_hashes
-        asked = [name for name in self._engine.asked if name not in lost]
-        return bool(self._engine.lacking(stored, asked)) or not targets.keys() <= set(stored.targets)
+        asked = [name for name in self._engine.named if name not in lost]
+        return bool(self._engine.lacking(stored, asked, lost, asked=True)) or not targets.keys() <= set(stored.targets)
 
     def step(self, step: int, force: bool = False) -> Scores | None:
         """Measure if ``step`` is due; returns its scores, or None if it is not due or the last call was for it too.

@@ -64,6 +64,39 @@ def test_an_expert_that_stops_to_get_all_samples_is_lost_from_then_on(tmp_path: 
     assert [tracker.scores.filter(step=step).layers for step in (0, 1)] == [["stem", "first", "head"], ["stem", "head"]]
 
 
+def test_what_has_no_axis_of_samples_is_no_expert() -> None:
+    class Placed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.place, self.head = nn.Linear(3, 4), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.head(x + self.place(torch.ones(1, 3)))
+            return found
+
+    with pytest.warns(RuntimeWarning, match=r"got shape \(1, 4\) for 7 samples; it has no axis of samples"):
+        assert pf.probe(Placed(), samples(), alphas=[0.1]).layers == ["head"]
+
+
+def test_sparse_outputs_are_left_out() -> None:
+    class Sparse(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.turn, self.head = _ToSparse(), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.head(self.turn(x).to_dense())
+            return found
+
+    with pytest.warns(RuntimeWarning, match="layer 'turn': expected a dense tensor as output, got torch.sparse_coo"):
+        assert pf.probe(Sparse(), samples(), alphas=[0.1]).layers == ["head"]
+
+
+class _ToSparse(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to_sparse()
+
+
 def test_an_expert_that_is_asked_for_is_an_error() -> None:
     with pytest.raises(LayerError, match=r"layer 'first': .* given some of the samples only, as experts are"):
         pf.probe(Experts(), samples(), layers=["stem", "first"], alphas=[0.1])

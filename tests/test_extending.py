@@ -167,7 +167,7 @@ def test_layers_that_are_lost_are_not_tried_again(
     states[1]["hidden.weight"] *= float("nan")
     with pytest.warns(RuntimeWarning, match="left out 3 at step 1"):
         pf.sweep(net, states, probe_set, out=tmp_path, layers=["conv", "hidden", "head"])
-    assert lost_layers(tmp_path)[1].keys() == {"hidden", "head", "model"}
+    assert lost_layers(tmp_path)[1].keys() == {"hidden", "head", "model (label)"}
     before = read_failures(tmp_path)
     measured.clear()
     found = pf.sweep(net, states, probe_set, out=tmp_path, layers=["conv", "hidden", "head", "norm"])
@@ -176,7 +176,7 @@ def test_layers_that_are_lost_are_not_tried_again(
     assert read_failures(tmp_path) == before
     with pytest.warns(RuntimeWarning, match="left out 1 at step 1"):
         pf.sweep(net, states, probe_set, out=tmp_path, layers=["drop"])
-    assert lost_layers(tmp_path)[1].keys() == {"hidden", "head", "model", "drop"}
+    assert lost_layers(tmp_path)[1].keys() == {"hidden", "head", "model (label)", "drop"}
     failure = read_failures(tmp_path)[1]
     assert failure.error.startswith(f"{before[1].error}; layer 'drop': NaN or Inf")
     step = pf.read_scores(tmp_path).filter(step=1)

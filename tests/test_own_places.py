@@ -58,12 +58,42 @@ def of_model(
 )
 @pytest.mark.parametrize("batch_size", [None, 16])
 def test_a_perfect_prediction_is_found(form: Callable[[Tensor, Tensor], Any], batch_size: int | None) -> None:
-    probe_set = samples(value=lambda x: x)
+    probe_set = samples(value=lambda x: 2 * x - 1)
+    model = Heads(lambda x, z: form(2 * x - 1, z))
     with no_warnings():
-        scores = pf.probe(Heads(form), probe_set, layers="body", predicts="value", batch_size=batch_size)
+        scores = pf.probe(model, probe_set, layers="body", predicts="value", batch_size=batch_size)
     found = scores.filter(layer="model").to_arrow().column("value").to_pylist()
     assert len(found) == 4
     assert max(found) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda x, z: {"logits": x[:, :3], "label": x[:, :3].argmax(1)},
+        lambda x, z: {"logits": x[:, :3], "label": x[0, 0]},
+        lambda x, z: {"logits": x[:, :3], "label": x[:, 0]},
+        lambda x, z: {"label": x[:, :3], "logits": z},
+        lambda x, z: {"first": {"label": x[:, :3].argmax(1)}, "second": {"label": x[:, :3]}},
+        lambda x, z: (x, {"logits": x[:, :3]}, z[:, :3]),
+    ],
+)
+def test_a_name_counts_where_there_are_numbers_of_classes(form: Callable[[Tensor, Tensor], Any]) -> None:
+    with no_warnings():
+        rows, _ = of_model(form, samples(lambda x: x[:, :3].argmax(1)), None)
+    assert rows.value(metric="accuracy", split="heldout") == 1
+
+
+@pytest.mark.parametrize("form", [lambda x, z: (x, z), lambda x, z: {"input": x, "out": z}])
+def test_inputs_that_are_given_back_are_no_reconstruction(form: Callable[[Tensor, Tensor], Any]) -> None:
+    with no_warnings():
+        rows, model = of_model(form, probe_set := samples(), "input")
+    x = probe_set.heldout_inputs
+    with torch.no_grad():
+        expected = (model.body(x) - x).square().mean()
+    assert rows.value(metric="mse", split="heldout") == pytest.approx(float(expected), rel=1e-5)
+    rows, _ = of_model(lambda x, z: x, probe_set, "input")
+    assert rows.value(metric="mse", split="heldout") == 0
 
 
 @pytest.mark.parametrize("name", ["a", "b"])
@@ -92,12 +122,17 @@ def test_several_heads_of_a_shape_are_told() -> None:
     ("form", "share"),
     [
         (lambda z: z, False),
-        (lambda z: 0.1 + 0.8 * (z - z.min()) / (z.max() - z.min() + 1), False),  # logits that look like shares
         (torch.sigmoid, True),
         (lambda z: z.sigmoid().clamp(1e-6, 1 - 1e-6), True),
         (lambda z: nn.functional.sigmoid(z).double(), True),
         (nn.Sigmoid(), True),
+        (nn.Hardsigmoid(), True),
+        (lambda z: torch.cat([z, -z], 1).softmax(1)[:, 1:], True),
+        (lambda z: z.sigmoid().type(torch.float64), True),
         (lambda z: z * torch.sigmoid(z), False),
+        (lambda z: z.sigmoid().sub_(0.5).mul_(8), False),
+        (lambda z: (torch.sigmoid(z) @ torch.eye(1).to_sparse().float()) * 4 - 2, False),
+        (lambda z: torch.func.vmap(torch.sigmoid)(z) * 4 - 2, False),
     ],
 )
 def test_one_number_for_two_classes(form: Callable[[Tensor], Tensor], share: bool, squeezed: bool) -> None:
@@ -114,6 +149,17 @@ def test_one_number_for_two_classes(form: Callable[[Tensor], Tensor], share: boo
         right = ((single > (0.5 if share else 0)) == labels).double().mean()
         assert rows.value(metric="accuracy", split=split) == pytest.approx(float(right))
     assert rows.to_arrow().column("dim").to_pylist() == [1] * 4
+
+
+def test_numbers_that_look_like_probabilities_are_told() -> None:
+    """Unless they come from a sigmoid they are logits."""
+    probe_set = samples(lambda x: (x[:, 0] > 0).long())
+    with pytest.warns(RuntimeWarning, match="output for 'label' is one number, always between 0 and 1, which is taken"):
+        rows, model = of_model(lambda _, z: 1 / (1 + (-z).exp()), probe_set, None, width=1)
+    with torch.no_grad():
+        single = model(probe_set.heldout_inputs)[:, 0]
+    expected = nn.functional.binary_cross_entropy_with_logits(single, probe_set.heldout_labels.float())
+    assert rows.value(metric="loss", split="heldout") == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_one_number_is_none_of_three_classes() -> None:
@@ -211,3 +257,34 @@ def test_all_heads_are_scored_at_once(tmp_path: Path) -> None:
 def test_names_of_heads_that_cannot_be_are_refused(predicts: Any, words: str) -> None:
     with pytest.raises(ArgumentError, match=words):
         pf.probe(Tasks(), of_tasks(), predicts=predicts, layers="body")
+
+
+def test_a_target_is_added_where_another_ones_predictions_are_lost(tmp_path: Path) -> None:
+    probe_set = of_tasks()
+    how: dict[str, Any] = {"layers": "body", "alphas": [0.1], "out": tmp_path}
+    calls: list[int] = []
+
+    class Half(nn.Module):
+        """With a head that is not finite."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(5, 5), nn.Linear(5, 1)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            calls.append(len(x))
+            return {"size": self.body(x)[:, 4:], "sign": self.head(x)}
+
+    half = Half()
+    half.head.bias.data[:] = torch.inf
+    states = {0: half.state_dict()}
+    with pytest.warns(RuntimeWarning, match="left out 1 at step 0: layer 'model': NaN or Inf in the model's outputs"):
+        scores = pf.sweep(half, states, probe_set, predicts="sign", **how)
+    assert not len(scores.filter(layer="model"))
+    for predicts in ("size", ["sign", "size"], "sign"):
+        del calls[:]
+        scores = pf.sweep(half, states, probe_set, predicts=predicts, **how)
+        assert scores.filter(layer="model").values_of("target") == ["size"]
+        assert (max(calls, default=0) > 20) == (predicts == "size")
+    assert pf.read_failures(tmp_path)[0].layers.keys() == {"model (sign)"}
+    assert pf.PhaseTracker(half, probe_set, predicts="sign", **how).step(0) is not None

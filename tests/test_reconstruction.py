@@ -18,6 +18,7 @@ import phasefast as pf
 from phasefast.cli import app
 from phasefast.errors import ArgumentError, CheckpointError, DataError, LayerError, StoreError
 from phasefast.report import plot_reconstructions
+from phasefast.report.gallery import _Layout, _Strip, _Table
 from tests.conftest import SmallNet, images
 
 
@@ -230,6 +231,14 @@ def test_of_layers_at_other_steps_some_places_are_empty(tmp_path: Path) -> None:
     parts = [pf.reconstruct(model, probe_set, step=step, layers=layer) for step, layer in ((0, "1"), (1, "3"))]
     plot_reconstructions(pf.Reconstructions.concat(parts), tmp_path / "known.png")
     assert (tmp_path / "known.png").is_file()
+
+
+def test_names_above_narrow_columns_are_slanted() -> None:
+    """Of images that are so tall that columns are narrower than elsewhere."""
+    table = _Table("step", ("0", "1000", "200000"), (_Strip("a", ()),), "")
+    wide, tall = (_Layout.of(table, 2, shape, "title") for shape in ((8, 8), (48, 6)))
+    assert (wide.slanted, tall.slanted) == (False, True)
+    assert tall.height < 2 * wide.height + 4
 
 
 def test_command(net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -259,3 +259,30 @@ def test_parametrized_weights_are_those_of_the_step(probe_set: pf.ProbeSet, tmp_
     values = [each.to_arrow().column("value") for each in (expected, scores)]
     assert values[0].equals(values[1])
     assert len(set(expected.filter(layer="1", metric="fvu", split="fit").to_arrow().column("value").to_pylist())) == 3
+
+
+def test_a_model_may_change_its_input_in_place() -> None:
+    """No other run on the same samples gets what is left of it."""
+
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(12, 4), nn.Linear(4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x += 4
+            found: torch.Tensor = self.head(self.embed(x).mean(1))
+            return found.sigmoid()
+
+    x, y = torch.randint(8, (60, 5)), torch.randint(2, (60,))
+    with no_warnings():
+        scores = pf.probe(Shifted(), pf.ProbeSet.from_tensors(x[:40], y[:40], x[40:], y[40:]), tokens="mean")
+    assert len(scores.filter(layer="model"))
+
+
+def test_rounding_is_no_other_order() -> None:
+    """Norms of a batch that follow each other make much of it."""
+    parts = [part for _ in range(30) for part in (nn.Linear(16, 16), nn.BatchNorm1d(16, track_running_stats=False))]
+    x = torch.randn(60, 16)
+    with no_warnings():
+        pf.probe(nn.Sequential(*parts), pf.ProbeSet.from_tensors(x[:40], None, x[40:], None), alphas=[0.1])

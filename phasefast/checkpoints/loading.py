@@ -74,9 +74,12 @@ def load_into(
 def _unpruned(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> Mapping[str, Tensor]:
     """What ``torch.nn.utils.prune`` keeps in two tensors, as the one of a model that is not pruned itself."""
     ends = "_orig", "_mask"
-    if any(key.endswith(ends) for key in own):
-        return state
-    pruned = [key.removesuffix(ends[0]) for key in state if key.endswith(ends[0])]
+    kept = [key for key in own if key.endswith(ends[0])]
+
+    def is_own(key: str) -> bool:
+        return any(f".{one}".endswith(f".{other}") for each in kept for one, other in ((key, each), (each, key)))
+
+    pruned = [key.removesuffix(ends[0]) for key in state if key.endswith(ends[0]) and not is_own(key)]
     pruned = [key for key in pruned if key + ends[1] in state and key not in state]
     parts = {key + end for key in pruned for end in ends}
     made = {key: torch.mul(*(state[key + end] for end in ends)) for key in pruned}

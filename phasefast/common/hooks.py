@@ -49,5 +49,5 @@ def places_of_calls(model: nn.Module, batch: Tensor) -> dict[tuple[str, int], in
     names = [name for name, _ in model.named_modules()]
     let_interrupts_through()
     with hooked(model, names, lambda *call: places.update({call[:2]: len(places)})):
-        model(batch)
+        model(batch.clone())  # which it may change
     return places

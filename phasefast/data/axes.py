@@ -36,7 +36,8 @@ _NORMS = (nn.LayerNorm, nn.RMSNorm)
 _OF_NUMBERS = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
     *(nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.LogSigmoid),
-    *(nn.Threshold, nn.Softshrink, nn.Hardshrink, nn.Tanhshrink, nn.Dropout, nn.Identity),
+    *(nn.Threshold, nn.Softshrink, nn.Hardshrink, nn.Tanhshrink, nn.Identity),
+    *(nn.Dropout, nn.AlphaDropout, nn.FeatureAlphaDropout),
 )
 _FEATURES_LAST = (nn.Linear, *_NORMS, nn.Embedding, nn.MultiheadAttention)
 _WIDTHS = ("out_channels", "num_features", "num_channels", "out_features")
@@ -108,8 +109,14 @@ def _shaping_part(module: nn.Module) -> nn.Module:
     part = module
     while type(part).forward is nn.Sequential.forward and len(part):  # type: ignore[arg-type]
         parts = [*part]  # type: ignore[misc]
-        part = next((each for each in reversed(parts) if not isinstance(each, _OF_NUMBERS)), parts[-1])
+        part = next((each for each in reversed(parts) if not _is_of_numbers(each)), parts[-1])
     return part
+
+
+def _is_of_numbers(module: nn.Module) -> bool:
+    """Whether it changes each number by itself, such as an activation."""
+    plain = type(module).forward is nn.Sequential.forward
+    return isinstance(module, _OF_NUMBERS) or (plain and all(map(_is_of_numbers, module.children())))
 
 
 def is_of_features(module: nn.Module) -> bool:

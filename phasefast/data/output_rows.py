@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +87,8 @@ def as_cell(name: str, module: nn.Module, output: Any, of: Batch, options: RowOp
         kind = output.dtype if isinstance(output, Tensor) else type(output).__name__
         mend = "; give tokens='mean', 'cls' or 'last'" if isinstance(output, PackedSequence) else ""
         raise LayerError(f"layer {name!r}: expected a floating-point tensor as output, got {kind}{mend}")
+    if output.layout != torch.strided and not output.is_nested:
+        raise LayerError(f"layer {name!r}: expected a dense tensor as output, got {output.layout}")
     if output.is_nested:
         raise LayerError(f"layer {name!r}: its output is a shapeless nested tensor; set enable_nested_tensor=False")
     if output.dim() < 2 or len(output) != of.size or output.numel() == 0:
@@ -115,8 +117,10 @@ def _mend(output: Tensor, samples: int) -> str:
         return f"samples are on the second axis: set batch_first=True, or {other}"
     if tuple(output.shape) == (samples,):
         return f"give it a second axis, output[:, None], or {other}"
+    if output.dim() > 1 and len(output) == 1:
+        return f"it has no axis of samples, or the module is called for one after the other: {other}"
     if output.dim() > 1 and len(output) < samples:
-        return f"it is given some of the samples only, as experts are: {other}"
+        return f"if the module is given some of the samples only, as experts are, it has no rows of the others: {other}"
     if output.dim() > 1 and len(output) > samples and len(output) % samples == 0:
         return (
             f"if these are {len(output) // samples} rows of each sample, pass output.unflatten(0, (len(x), -1)) "
@@ -132,24 +136,32 @@ def features_first(module: nn.Module, output: Tensor, axes: Axes) -> Tensor:
 
 
 def places_of(
-    model: nn.Module, output: Any, of: Batch, options: RowOptions, wanted: TakesShapes
+    model: nn.Module, batch: Tensor, output: Any, of: Batch, options: RowOptions, wanted: TakesShapes
 ) -> list[tuple[OwnPlace, int]]:
     """Which tensors of the model's output may be its predictions, and how like these they are, the most alike first.
 
-    Of several that of the target's name alone, or for classes the logits, if one is called so.
+    Of several that of the target's name alone, or for classes the logits, if one is called so. Inputs that are given
+    back beside others are none.
     """
+    tensors = [*tensors_in(output)]
+    others = [each for each in tensors if each.shape != batch.shape or not torch.equal(each, batch)]
+
+    def among(chosen: Iterable[Tensor]) -> list[tuple[OwnPlace, int]]:
+        places, ids = [], {id(each) for each in chosen}
+        for nth, tensor in enumerate(tensors):
+            for one in (True, False) if id(tensor) in ids else ():
+                place = OwnPlace(nth, one, wanted.numbers)
+                if (rows := _rows_at(model, tensor, of, options, place)) is not None:
+                    shape = tuple(rows[0].shape[1:])
+                    places.append((place._replace(of_tokens=rows[1], shape=shape), wanted.likeness(rows[1], shape)))
+        return sorted(places, key=lambda each: -each[1])  # which keeps the order of those that are alike
+
+    known = {id(each) for each in others}
     names = (wanted.name,) if wanted.numbers else (wanted.name, _LOGITS)
-    named = next((found for name in names if (found := called(output, name)) is not None), None)
-    places = []
-    for nth, tensor in enumerate(tensors_in(output)):
-        if named is not None and tensor is not named:
-            continue
-        for one in (True, False):
-            place = OwnPlace(nth, one, wanted.numbers)
-            if (rows := _rows_at(model, tensor, of, options, place)) is not None:
-                shape = tuple(rows[0].shape[1:])
-                places.append((place._replace(of_tokens=rows[1], shape=shape), wanted.likeness(rows[1], shape)))
-    return sorted(places, key=lambda each: -each[1])  # which keeps the order of those that are alike
+    by_name = [among(each for each in called(output, name) if id(each) in known) for name in names]
+    if named := [found for found in by_name if found]:
+        return max(named, key=lambda found: found[0][1])
+    return among(others or tensors)
 
 
 def own_rows(model: nn.Module, output: Any, of: Batch, options: RowOptions, place: OwnPlace) -> Tensor | None:

@@ -16,8 +16,9 @@ from torch.overrides import TorchFunctionMode
 from ..errors import LayerError
 
 _CHANCE = 1e-3  # that samples come in the order of their lengths
-_SIGMOIDS = {"sigmoid", "sigmoid_", "special_expit"}
-_KEEPING = {"clamp", "clip", "clone", "contiguous", "double", "float", "half", "nan_to_num", "to"}  # what a share is
+_SIGMOIDS = {"sigmoid", "special_expit", "hardsigmoid", "softmax"}
+_KEEPING = {"clamp", "clip", "clone", "contiguous", "double", "float", "half", "nan_to_num", "to", "type"}  # shares
+_IN_PLACE = {f"{i}{name}" for name in ("add", "sub", "mul", "div", "truediv", "pow", "copy") for i in ("", "i")}
 
 
 def rows_in(output: Any, preferred: str = "") -> Any:
@@ -40,12 +41,12 @@ def tensors_in(output: Any) -> Iterator[Tensor]:
         yield from tensors_in(each)
 
 
-def called(output: Any, name: str) -> Tensor | None:
-    """The tensor of that name in a module's output, in whichever container; the first of several."""
-    entries = _entries(output)
-    if isinstance(found := entries.get(name), Tensor):
-        return found
-    return next((found for each in entries.values() if (found := called(each, name)) is not None), None)
+def called(output: Any, name: str) -> Iterator[Tensor]:
+    """The tensors of that name in a module's output, in whichever containers."""
+    for key, each in _entries(output).items():
+        if key == name and isinstance(each, Tensor):
+            yield each
+        yield from called(each, name)
 
 
 def ends_in_sigmoid(run: Callable[[], Tensor]) -> bool:
@@ -60,9 +61,11 @@ def ends_in_sigmoid(run: Callable[[], Tensor]) -> bool:
 
     class Watching(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            found, name = func(*args, **(kwargs or {})), getattr(func, "__name__", "")
+            found, name = func(*args, **(kwargs or {})), getattr(func, "__name__", "").strip("_")
             if name in _SIGMOIDS or (name in _KEEPING and args and is_share(args[0])):
                 shares.append(found)
+            elif name in _IN_PLACE and args:
+                shares[:] = [each for each in shares if not _same_memory(each, args[0])]
             return found
 
     with Watching():
@@ -71,8 +74,11 @@ def ends_in_sigmoid(run: Callable[[], Tensor]) -> bool:
 
 
 def _same_memory(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are views of the same numbers."""
-    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+    """Whether two tensors are views of the same numbers, as far as that is known."""
+    try:
+        return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):  # of those that are sparse, nested, or in a function's transform
+        return one is other
 
 
 def _found(output: Any, preferred: str) -> Tensor | PackedSequence | None:

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from ..metrics import ACCURACIES, FVU
 from ..phases.phase_report import PhaseReport
+from ..results.failures import lost_name
 from ..results.scores import MODEL_LAYER, Scores
 from .names import LONGEST, shortened
 
@@ -130,7 +131,8 @@ def curves_of(scores: Scores, target: str, metric: str, styles: Mapping[str, Loo
         if scores.has_curve(layer, target, metric):
             steps, values = scores.curve(layer, target, metric)
             estimated = scores.estimated(layer, target, metric)
-            lost = [step for step, failure in report.failed.items() if failure.layers.get(layer) and step not in steps]
+            name = lost_name(layer, target)
+            lost = [step for step, failure in report.failed.items() if failure.layers.get(name) and step not in steps]
             places = np.searchsorted(steps, lost)
             steps, values = np.insert(steps, places, lost), np.insert(values, places, np.nan)
             odd = np.isin(steps, left_out.get(layer, ()))

@@ -70,10 +70,10 @@ class _Layout:
         """As large as the page allows. Args: shape: of an image, [..., h, w]."""
         left = widest([table.corner, "FVU", *(strip.name for strip in table.strips)], "bold") + 2 * EDGE
         longest, count = widest(table.heads), 1 + _BESIDE + len(table.heads)
-        slanted = longest > (1 - _GAP) * min(_LARGEST, (_WIDTH - left - EDGE) / count)
+        largest = min(_LARGEST, max(_NARROW, _LARGEST * shape[-1] / shape[-2]))  # less of tall ones
+        slanted = longest > (1 - _GAP) * min(largest, (_WIDTH - left - EDGE) / count)
         beyond, above = (longest * math.cos(_SLANT), longest * math.sin(_SLANT)) if slanted else (0.0, 0.0)
-        pitch = min(_LARGEST, (_WIDTH - left - EDGE - beyond) / count)
-        pitch = min(pitch, max(_NARROW, _LARGEST * shape[-1] / shape[-2]))  # of tall ones
+        pitch = min(largest, (_WIDTH - left - EDGE - beyond) / count)
         tall, top = pitch * shape[-2] / shape[-1] * samples, _TITLE + above + _HEAD
         titled = left + widest([title], "bold") * _LARGE / _SMALL + widest([table.note]) + 3 * EDGE
         width = min(_WIDTH, max(left + count * pitch + beyond + EDGE, titled))

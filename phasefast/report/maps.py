@@ -89,7 +89,8 @@ class _Map:
         values = np.clip(self.values, ends.min(), ends.max())
         worst, best = ends if self.is_share else np.sqrt(np.maximum(ends, 0))
         even = values if self.is_share else np.sqrt(np.maximum(values, 0))
-        same = even if self.is_share else 1 - values.clip(0, 1)
+        alone = self.values.clip(0, 1)
+        same = alone if self.is_share else 1 - alone
         share = (even - worst) / (best - worst) if best != worst else same
         return np.where(np.isfinite(self.values), share, np.nan)
 
@@ -97,6 +98,8 @@ class _Map:
     def key(self) -> list[str]:
         """What the best and the worst colour stand for."""
         worst, best = self.ends
+        if worst == best:
+            return ["1", "0"] if self.is_share else ["0", "1"]
         finite = self.values[np.isfinite(self.values)]
         low = "\u2264 " if finite.min() < min(self.ends) else ""
         high = "\u2265 " if finite.max() > max(self.ends) else ""

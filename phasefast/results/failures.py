@@ -11,6 +11,7 @@ from ..common.files import remove_file, write_json
 from ..common.notices import warn
 from ..errors import NonFiniteError, StoreError, with_notes
 from .paths import store_folder
+from .scores import MODEL_LAYER
 from .shards import list_shards, writing_alone
 
 FAILED = "_failed-{}.json"  # in ``scores/``, with the step; see store.py for the "_"
@@ -109,6 +110,11 @@ def write_lost(directory: str | Path, step: int, layers: Mapping[str, str]) -> N
         _write_failure(directory, step, failure)
     else:
         remove_file(_failure_file(directory, step))
+
+
+def lost_name(layer: str, target: str) -> str:
+    """What a layer is called among those that are lost: the model's own are of one target each."""
+    return f"{layer} ({target})" if layer == MODEL_LAYER else layer
 
 
 def reasons(lost: Mapping[str, Exception]) -> dict[str, str]:

@@ -17,7 +17,6 @@ from .. import ops
 from ..algebra.dense import empty
 from ..common.hooks import hooked, places_of_calls
 from ..common.notices import shown, warn
-from ..common.random_state import differ
 from ..common.timeline import stage
 from ..data.batches import chunk_bounds, model_inputs
 from ..data.output_rows import POOLED, Batch, RowOptions, as_cell, features_first, own_rows, places_of
@@ -27,7 +26,7 @@ from ..errors import LayerError, NonFiniteError, PhasefastError
 from ..types import Activations, Layer, OwnPlace, TakesOutputs, TakesShapes, TokenMode
 
 _DIVERGED = "the weights have diverged or overflow in their dtype"
-_COMPARED = 256  # numbers of a sample, to tell the order of rows
+_COMPARED, _APART = 256, 1e-2  # numbers of a sample, to tell the order of rows; share of their scatter
 _SHIFT_ROWS = 256  # of the first batch, whose mean is the shift
 
 
@@ -141,7 +140,7 @@ def warn_of_order(
     def record(name: str, call: int, module: nn.Module, output: Any) -> None:
         with contextlib.suppress(LayerError):
             rows = _some(as_cell(name, module, output, of, options)[0], len(batch)).flip(0)
-            if (name, call) in before and differ(before[name, call], rows, rounding=True):
+            if (name, call) in before and _are_others(before[name, call], rows):
                 found[name] = None
 
     with hooked(model, names, record):
@@ -159,6 +158,15 @@ def _some(rows: Tensor, samples: int) -> Tensor:
     return rows[:, :: -(-rows.shape[1] // _COMPARED)].clone()
 
 
+def _are_others(rows: Tensor, others: Tensor) -> bool:
+    """Whether two of [b, k] are not of the same samples: they differ as samples do, not as by rounding."""
+    one, other = (each.double().nan_to_num(0, 0, 0) for each in (rows, others))
+    if one.shape != other.shape:
+        return True
+    apart, scatter = (one - other).square().sum(), (one - one.mean(0)).square().sum()
+    return bool((apart > _APART * scatter) & (apart > _APART**2 * one.square().sum()))
+
+
 def _first_batch(model: nn.Module, batch: Tensor, options: RowOptions) -> Batch:
     """What the first samples are, of which all tokens are rows."""
     tokens = TokensOfBatch(batch.shape[1]) if options.tokens == "each" else None
@@ -169,7 +177,7 @@ def _own_place(
     model: nn.Module, batch: Tensor, output: Any, of: Batch, options: RowOptions, wanted: TakesShapes
 ) -> OwnPlace | None:
     """Where in the model's output its predictions are; warns if they may be in several places."""
-    if not (found := places_of(model, output, of, options, wanted)):
+    if not (found := places_of(model, batch, output, of, options, wanted)):
         return None
     (place, likeness), *others = found
     others = [each for each in others if each[0].nth != place.nth and each[1] == likeness]

@@ -14,6 +14,7 @@ from ..common.fetching import fetched
 from ..data.target_matrix import balanced_weights
 from ..errors import LayerError, NonFiniteError, PhasefastError
 from ..metrics import FVU, LOSS, MSE, accuracy_by
+from ..results.failures import lost_name
 from ..results.scores import MODEL_LAYER
 from ..types import OwnPlace, Score
 
@@ -27,13 +28,13 @@ class OwnOutputs(ABC):
         name: of the target. place: where the predictions are. expected: by split, what they should be, [n, ...] each.
 
     Attributes:
-        lost: why there are no scores of a split.
+        lost: why there are no scores of a split. doubt: why they may not be what they seem, once there are ``scores``.
     """
 
     _at_once: ClassVar[int]  # numbers, of which copies are made
 
     def __init__(self, name: str, place: OwnPlace, expected: Mapping[str, Tensor]) -> None:
-        self.place, self.lost = place, dict[str, PhasefastError]()
+        self.place, self.lost, self.doubt = place, dict[str, PhasefastError](), ""
         self._name, self._dim, self._expected = name, torch.Size(place.shape).numel(), expected
         self._sums: dict[str, list[Tensor]] = {split: [] for split in expected}
         self._rows: dict[str, list[Tensor]] = {split: [] for split in expected}
@@ -53,19 +54,19 @@ class OwnOutputs(ABC):
 
     def scores(self) -> list[Score]:
         """None of splits without predictions for each sample or row, nor of NaN."""
-        scores = []
+        scores, name = [], lost_name(MODEL_LAYER, self._name)
         counts = {split: sum(map(len, rows)) for split, rows in self._rows.items()}
         there = [split for split, expected in self._expected.items() if counts[split] == len(expected) > 0]
         for split in (split for split in self._expected if split not in there):
             text = f"its output has predictions for {counts[split]} of {len(self._expected[split])} {split} rows"
-            self.lost.setdefault(MODEL_LAYER, LayerError(f"layer {MODEL_LAYER!r}: {text}"))
+            self.lost.setdefault(name, LayerError(f"layer {MODEL_LAYER!r}: {text}"))
         sums = [torch.stack(self._sums[split]).sum(0) for split in there]
         found = fetched(*sums, *(part for split in there for part in self._of_rows(split)))
         totals, own = self._totals(found[: len(there)]), iter(found[len(there) :])
         for split, total, rows, weights in zip(there, totals, own, own, strict=True):
             if math.isnan(total):
                 text = f"NaN or Inf in the model's outputs on the {split} rows; the weights have diverged or overflow"
-                self.lost.setdefault(MODEL_LAYER, NonFiniteError(f"layer {MODEL_LAYER!r}: {text}"))
+                self.lost.setdefault(name, NonFiniteError(f"layer {MODEL_LAYER!r}: {text}"))
                 continue
             scores += self._scores(split, total, rows, weights)
         return scores
@@ -101,10 +102,13 @@ class OwnClasses(OwnOutputs):
         self._classes, self._balanced = classes, balanced
 
     def _errors(self, outputs: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums of the losses of logits and of probabilities, and whether the outputs are none of these."""
+        """Sums of the losses of logits and of probabilities, whether the outputs are none of these, and how many are
+        beyond 0 and 1.
+        """
         rounding = torch.finfo(outputs.dtype)
-        outputs = _both(outputs, self.place.share) if outputs.shape[1] < self._classes else outputs
         outputs = outputs if outputs.element_size() > 2 else outputs.float()
+        beyond = ((outputs < 0) | (outputs > 1)).any(1).sum().double()
+        outputs = _both(outputs, self.place.share) if outputs.shape[1] < self._classes else outputs
         top, guess = outputs.max(1)  # NaN where there is any
         share = outputs.gather(1, expected[:, None])[:, 0].double()
         # All in float64 would take longer than the model.
@@ -115,11 +119,17 @@ class OwnClasses(OwnOutputs):
         some = outputs[:_SHOWING]
         sums_up = (some.sum(1) - 1).abs() < _ROUNDING + rounding.eps
         shares = (((some >= 0).all(1) & sums_up) | some.isnan().any(1)).all()
-        sums = torch.stack([of_logits.sum(), of_shares.sum(), (~shares).double()])
+        sums = torch.stack([of_logits.sum(), of_shares.sum(), (~shares).double(), beyond])
         return sums, (guess == expected) & ~top.isnan()
 
     def _totals(self, sums: list[Tensor]) -> list[float]:
         of_shares = all(not bool(own[2]) for own in sums)
+        if self._dim < self._classes and not self.place.share and not any(bool(own[3]) for own in sums):
+            self.doubt = (
+                f"the model's output for {self._name!r} is one number, always between 0 and 1, which is taken for a "
+                "logit, as it is not seen to come from a sigmoid: if it is a probability, wrap the model to give "
+                "[1 - p, p]"
+            )
         return [float(own[int(of_shares)]) for own in sums]
 
     def _of_rows(self, split: str) -> tuple[Tensor, Tensor]:
@@ -141,7 +151,6 @@ class OwnClasses(OwnOutputs):
 
 def _both(single: Tensor, share: bool) -> Tensor:
     """The outputs [b, 2] for two classes of the logits [b, 1] of the second, or of its probabilities."""
-    single = single if single.dtype == torch.float64 else single.float()
     return torch.cat([1 - single if share else torch.zeros_like(single), single], 1)
 
 

@@ -69,7 +69,7 @@ def _numbers(model: nn.Module) -> dict[str, Tensor]:
         for place, module in model.named_modules()
         for name, buffer in module._buffers.items()
         if buffer is not None
-        and buffer.is_floating_point()
+        and (buffer.is_floating_point() or buffer.is_complex())
         and buffer.layout == torch.strided
         and not isinstance(module, _NormBase)
     }

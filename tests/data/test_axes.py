@@ -59,6 +59,8 @@ class Around(nn.Module):
         (nn.Linear(16, 16), (2, 16, 16), (False, False)),
         (nn.Sequential(nn.Conv1d(2, 16, 3), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout()), (2, 16, 16), (True, False)),
         (nn.Sequential(nn.Linear(16, 16), nn.Sequential(nn.LayerNorm(16), nn.GELU())), (2, 16, 16), (False, False)),
+        (nn.Sequential(nn.Conv1d(2, 16, 3), nn.Sequential(nn.ReLU(), nn.AlphaDropout())), (2, 16, 16), (True, False)),
+        (nn.Sequential(nn.Sequential(nn.Conv1d(2, 16, 3)), nn.Sequential()), (2, 16, 16), (True, False)),
         (nn.Sequential(nn.ReLU(), nn.Tanh()), (2, 16, 16), (False, True)),
     ],
 )

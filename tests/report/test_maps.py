@@ -77,6 +77,17 @@ def test_values_that_are_all_the_same_have_a_map(tmp_path: Path) -> None:
         assert _maps(Scores.from_rows(rows))[0].goodness.tolist() == [[share, share]]
 
 
+def test_the_models_own_values_have_colours_of_their_own_where_layers_are_all_the_same() -> None:
+    rows = [
+        row(s, name, "label", "accuracy", np.full(20, value))
+        for name, values in (("a", (0.85, 0.85)), ("model", (0.2, 0.7)))
+        for s, value in enumerate(values)
+    ]
+    (own,) = _maps(Scores.from_rows(rows))
+    np.testing.assert_allclose(own.goodness, [[0.85, 0.85], [0.2, 0.7]], rtol=1e-6)
+    assert own.key == ["1", "0"]
+
+
 @pytest.mark.parametrize(("best", "metric", "framed"), [(0.9, "fvu", 1), (0.9995, "fvu", 0), (0.4, "accuracy", 1)])
 def test_what_is_no_better_than_a_constant_has_no_frame(best: float, metric: str, framed: int) -> None:
     worse = {"fvu": 1.2, "accuracy": 0.2}[metric]
