@@ -194,6 +194,12 @@ class Engine:
         scores: list[Score] = []
         with _MEASURING:
             start, weights = time.perf_counter(), weights_hash(self.model)
+            before, now = dict(self.settings["model"]), dict(self.model.named_parameters())
+            if other := before.keys() ^ now.keys():
+                self._once.warn(
+                    f"the model has other parameters than at first, such as {shown(other)}: scores stored with out= "
+                    "cannot be added to later, as after an interruption; measure the part that stays"
+                )
             with self._workspace, self._prepared(keep, only) as groups:
                 if changed := self._functions.changed():
                     self._once.warn(

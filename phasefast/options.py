@@ -173,7 +173,11 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
         raise ArgumentError("target_components and layer_sketch exclude each other; leave one of them out")
     if (padding := options.get("padding")) is not None:
         if isinstance(padding, bool) or not isinstance(padding, _NUMBERS):
-            raise ArgumentError(f"padding: expected the number that marks padding in inputs, got {padding!r}")
+            shape = tuple(getattr(padding, "shape", ()))
+            got = f"{type(padding).__name__} {shape}" if shape else repr(padding)
+            raise ArgumentError(
+                f"padding: expected the number that marks padding in inputs, got {got}; of lengths, make such inputs"
+            )
         if options.get("tokens", DEFAULTS["tokens"]) == "flatten":
             raise ArgumentError("padding: needs tokens='mean', 'cls', 'last' or 'each', got tokens='flatten'")
     return {**options, **{name: operator.index(given) for name, given in whole.items()}}

@@ -150,6 +150,7 @@ def test_labels_of_regressions_are_given_as_values() -> None:
     for labels, classes in (
         (torch.randn(8, 1), ""),
         (torch.arange(8.0) % 2, r"; if they are classes, give labels\.long"),
+        (torch.randn(8, 3), "; the order is fit_inputs, fit_labels, heldout_inputs, heldout_labels$"),
     ):
         match = rf"fit_labels: expected integers, got torch.float32; .* values=\{{name: .*samples\)\}}{classes}"
         with pytest.raises(DataError, match=match):

@@ -238,7 +238,7 @@ def test_the_document_on_sequences_runs_as_written(capsys: pytest.CaptureFixture
     exec(both, names)
     printed = capsys.readouterr().out
     assert "model.of_image" in printed
-    assert "image fvu" in printed
+    assert "input fvu" in printed
 
 
 class _Vae(torch.nn.Module):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import phasefast as pf
 from phasefast.errors import LayerError
+from phasefast.layers.defaults import default_names
 from phasefast.results.failures import read_failures
 
 
@@ -100,3 +101,27 @@ class _ToSparse(nn.Module):
 def test_an_expert_that_is_asked_for_is_an_error() -> None:
     with pytest.raises(LayerError, match=r"layer 'first': .* given some of the samples only, as experts are"):
         pf.probe(Experts(), samples(), layers=["stem", "first"], alphas=[0.1])
+
+
+def test_by_default_the_module_around_experts_is_probed() -> None:
+    class Mixture(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate = nn.Linear(6, 2)
+            self.experts = nn.ModuleList(nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 6)) for _ in "ab")
+
+    small = nn.ModuleDict({"stem": nn.Linear(4, 6), "moe": Mixture(), "head": nn.Linear(6, 3)})
+    whole = nn.Module()
+    for name, part in small.items():
+        whole.add_module(name, part)
+    assert default_names(whole) == ["stem", "moe", "head"]
+    assert default_names(Mixture()) == ["gate"]
+
+
+def test_parameters_that_come_to_a_tracked_model_are_told(tmp_path: Path) -> None:
+    model = Experts()
+    tracker = pf.PhaseTracker(model, samples(), layers="stem", out=tmp_path, alphas=[0.1])
+    tracker.step(0)
+    model.more = nn.Linear(6, 2)
+    with pytest.warns(RuntimeWarning, match=r"other parameters than at first, such as \['more.bias', 'more.weight'\]"):
+        tracker.step(1)

@@ -24,6 +24,7 @@ from .target_types import Values
 
 Numbers = Tensor | np.ndarray | Sequence[Any]
 _FEWEST = 10  # samples of each class on average, or else they may be numbers
+_ORDER = "fit_inputs", "fit_labels", "heldout_inputs", "heldout_labels"
 _OF_PIXELS = (
     "decode labels of pixels by patches (docs/sequences.md), or as numbers: give masks.flatten(1).float() as values="
 )
@@ -345,11 +346,10 @@ def _check_split(split: str, inputs: Tensor, labels: Tensor | None, minimum: int
         return None
     labels = as_numbers(f"{split}_labels", labels)
     if labels.is_floating_point():
-        whole = "; if they are classes, give labels.long()" if bool((labels == labels.round()).all()) else ""
-        raise DataError(
-            f"{split}_labels: expected integers, got {labels.dtype}; give other numbers as "
-            f"values={{name: (of fit, of held-out samples)}}{whole}"
-        )
+        mend = "give other numbers as values={name: (of fit, of held-out samples)}"
+        mend += "; if they are classes, give labels.long()" if bool((labels == labels.round()).all()) else ""
+        mend += f"; the order is {', '.join(_ORDER)}" if labels.shape[1:] == inputs.shape[1:] else ""
+        raise DataError(f"{split}_labels: expected integers, got {labels.dtype}; {mend}")
     if labels.shape != (len(inputs),) and not (inputs.dim() < 4 and labels.shape == inputs.shape[:2]):
         several = "for one-hot labels give labels.argmax(1); give several labels per sample as values="
         several = _OF_PIXELS if labels.dim() > 2 else "give labels.squeeze(1)" if labels.shape[1:] == (1,) else several

@@ -24,6 +24,7 @@ _OF_ALL = (nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMa
 # In names of the user's classes: those that arrange numbers anew, and, without parameters, that pass them on, or a few.
 _SHAPING = re.compile("flat|view|shape|permut|transpos|squeeze|arrange|lambda", re.IGNORECASE)
 _PASSING = re.compile("drop|identity|global|adaptive|mean$|meanpool|gap$", re.IGNORECASE)
+_EXPERTS = re.compile("experts?", re.IGNORECASE)  # name of a list of modules that get some of the samples each
 _STACK = 0.25  # of a model's parameters, beside its embeddings, that its blocks have at least
 _MOST = 0.9  # of a model's parameters, but of embeddings, that the network has which it holds beside other things
 
@@ -67,6 +68,8 @@ def _names(model: nn.Module, prefix: str, alone: bool, of: _Model) -> list[str]:
     names: list[str] = []
     for name, child in children:
         whole = f"{prefix}{name}"
+        if _are_experts(name, child):
+            continue
         # A list that a Sequential calls has a forward of its own.
         called = isinstance(model, nn.Sequential) and type(child).forward is not nn.Module.forward
         if child is network or child is stack or whole == MODEL_LAYER or (isinstance(child, _LISTS) and not called):
@@ -93,6 +96,11 @@ def _network(children: Sequence[tuple[str, nn.Module]], parts: Sequence[nn.Modul
     return next((child for _, child in children if any(True for _ in child.children()) and not _is_whole(child)), None)
 
 
+def _are_experts(name: str, module: nn.Module) -> bool:
+    """Whether a child is a list of experts, each of which gets some of the samples: the module around them has all."""
+    return isinstance(module, _LISTS) and _EXPERTS.fullmatch(name) is not None
+
+
 def _is_whole(module: nn.Module) -> bool:
     """Whether a module of PyTorch may not call its parts, such as attention's, or those of a parametrized one."""
     holds = isinstance(module, (nn.Sequential, *_LISTS)) or any(isinstance(part, _LISTS) for part in module.children())
@@ -105,8 +113,9 @@ def _stacks(module: nn.Module, of: type[nn.Module]) -> Iterator[nn.Module]:
         if isinstance(module, of):
             yield module
     elif isinstance(module, nn.Sequential) or not (isinstance(module, nn.ModuleList) or _is_torch(module)):
-        for part in module.children():
-            yield from _stacks(part, of)
+        for name, part in module.named_children():
+            if not _are_experts(name, part):
+                yield from _stacks(part, of)
 
 
 def _kinds(module: nn.Module) -> set[type[nn.Module]]:
@@ -158,6 +167,7 @@ def _nearly_all(children: Sequence[nn.Module], of: _Model) -> nn.Module | None:
     for child, size in zip(children, sizes, strict=True):
         inner = getattr(child, "_orig_mod", child)  # of torch.compile
         own = not isinstance(inner, nn.Sequential) and not _is_torch(inner)
+        own = own and not any(_are_experts(*each) for each in inner.named_children())
         if own and size >= _MOST * sum(sizes) > 0 and sum(map(_has_weights, inner.children())) > 1:
             before = _several(children[: children.index(child)], of)
             alike = sum(type(other) is type(child) for other in _several(children, of)) > 1

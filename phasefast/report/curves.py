@@ -102,12 +102,13 @@ def telling_layers(scores: Scores) -> list[str]:
 
     The last layers that are as wide as the model's own output for a label, the last one that is as wide as that for a
     value, and single numbers are its heads, which a transfer replaces: the paper decodes the features before them. An
-    autoencoder's reconstruction is none. Where there are no other layers, the last one tells.
+    autoencoder's reconstruction is none. Where there are no other layers, the last one tells. Layers that were not
+    measured at the last step come after those that were.
 
     Args:
         scores: of all targets.
     """
-    rows = scores.without_samples.to_arrow().select(["layer", "dim", "target", "metric"]).to_pylist()
+    rows = scores.without_samples.to_arrow().select(["layer", "dim", "target", "metric", "step"]).to_pylist()
     own = [row for row in rows if row["layer"] == MODEL_LAYER and row["target"] != "input"]
     classes = {row["dim"] for row in own if row["metric"] in ACCURACIES} | ({1} if own else set())
     values = {row["dim"] for row in own if row["metric"] == FVU}
@@ -116,7 +117,9 @@ def telling_layers(scores: Scores) -> list[str]:
         values -= {dims[layers[before]]}  # those before it are hidden ones that are as wide
         before += 1
     before %= len(layers) or 1
-    return layers[before:] + layers[:before]
+    last = max(scores.steps, default=0)
+    there = {row["layer"] for row in rows if row["step"] == last}
+    return sorted(layers[before:] + layers[:before], key=lambda layer: layer not in there)
 
 
 def curves_of(scores: Scores, target: str, metric: str, styles: Mapping[str, Look], report: PhaseReport) -> list[Curve]:

@@ -123,6 +123,7 @@ def test_layers_of_other_positions_are_named(reader: Reader) -> None:
         ({"padding": "0", "tokens": "mean"}, "padding: expected the number .*, got '0'"),
         ({"padding": Fraction(1, 2), "tokens": "mean"}, "padding: expected the number .*, got Fraction"),
         ({"padding": True, "tokens": "mean"}, "padding: expected the number .*, got True"),
+        ({"padding": torch.ones(360), "tokens": "mean"}, r"got Tensor \(360,\); of lengths, make such inputs"),
     ],
 )
 def test_padding_that_cannot_be_is_refused(reader: Reader, options: dict[str, Any], words: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from phasefast.phases.detect import detect_phases
 from phasefast.report import plot_phases
-from phasefast.report.curves import headline
+from phasefast.report.curves import headline, telling_layers
 from phasefast.report.panel import draw_panel
 from phasefast.results.scores import Scores
 
@@ -48,3 +48,11 @@ def test_a_run_is_judged_by_its_input_or_its_label(
     assert headline(scores) == judged
     plot_phases(scores, detect_phases(scores), tmp_path / "phases.png")
     assert drawn == [(panel, panel == judged) for panel in panels]
+
+
+def test_a_layer_that_ends_early_is_judged_by_last() -> None:
+    """Such as a head that is replaced during the training."""
+    rows = make_scores(["a", "b"], log2_steps(9), network=False).to_arrow().to_pylist()
+    early = Scores.from_rows(each for each in rows if each["layer"] == "a" or each["step"] < 64)
+    assert telling_layers(Scores.from_rows(rows)) == ["b", "a"]
+    assert telling_layers(early) == ["a", "b"]
