@@ -54,6 +54,13 @@ def of_model(
         lambda x, z: (z[:, None, :, None, None].expand(-1, 2, -1, 1, 1), x),
         lambda x, z: (z.new_empty(len(z), 0, 5), x),
         lambda x, z: (z[:, None], x),  # with another axis, after which comes the very shape
+        lambda x, z: (
+            z.to_sparse(),
+            z.long(),
+            torch.nested.nested_tensor([z[:2], z[:3]], layout=torch.jagged),
+            z.double().cfloat(),
+            x,
+        ),
     ],
 )
 @pytest.mark.parametrize("batch_size", [None, 16])

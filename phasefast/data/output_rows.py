@@ -144,7 +144,7 @@ def places_of(
     back beside others are none.
     """
     tensors = [*tensors_in(output)]
-    others = [each for each in tensors if each.shape != batch.shape or not torch.equal(each, batch)]
+    others = [each for each in tensors if not _is_same(each, batch)]
 
     def among(chosen: Iterable[Tensor]) -> list[tuple[OwnPlace, int]]:
         places, ids = [], {id(each) for each in chosen}
@@ -162,6 +162,13 @@ def places_of(
     if named := [found for found in by_name if found]:
         return max(named, key=lambda found: found[0][1])
     return among(others or tensors)
+
+
+def _is_same(tensor: Tensor, inputs: Tensor) -> bool:
+    """Whether a tensor of the output, of any kind, is the inputs."""
+    if tensor.is_nested or tensor.layout != torch.strided or tensor.device != inputs.device:
+        return False
+    return tensor.dtype == inputs.dtype and tensor.shape == inputs.shape and torch.equal(tensor, inputs)
 
 
 def own_rows(model: nn.Module, output: Any, of: Batch, options: RowOptions, place: OwnPlace) -> Tensor | None:
