@@ -180,7 +180,8 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
             )
         if options.get("tokens", DEFAULTS["tokens"]) == "flatten":
             raise ArgumentError("padding: needs tokens='mean', 'cls', 'last' or 'each', got tokens='flatten'")
-    return {**options, **{name: operator.index(given) for name, given in whole.items()}}
+    names = {"predicts": predicts} if options.get("predicts") is not None else {}  # once they are read
+    return {**options, **names, **{name: operator.index(number) for name, number in whole.items()}}
 
 
 def refuse_fixed(options: Mapping[str, Any], fixed: Mapping[str, Any], why: str) -> None:

@@ -27,7 +27,7 @@ class Predicted:
     Attributes:
         splits: inputs and labels of the fit and the held-out samples. units: what rows are.
         matrix: of all targets. device: where outputs are. balanced: all classes count alike.
-        asked: the user named the target.
+        asked: the user named the target. others: the names of the other targets.
     """
 
     target: Target
@@ -37,6 +37,7 @@ class Predicted:
     device: torch.device
     balanced: bool
     asked: bool
+    others: frozenset[str]
 
     @classmethod
     def of(
@@ -55,18 +56,20 @@ class Predicted:
             ArgumentError: there is no target of that name.
         """
         known = {each.name: each for each in targets}
+        asked = names is not None
         if names is None:
             names = [each.name for each in targets if isinstance(each, Label)][:1]
-            return [cls(known[name], splits, units, matrix, device, balanced, asked=False) for name in names]
         if [*names] == [NOTHING]:
             return []
+        if NOTHING in names and NOTHING not in known:
+            raise ArgumentError(f"predicts: {NOTHING!r} stands alone, got {[*names]}")
         for name in names:
             if name not in known:
                 raise ArgumentError(
                     f"predicts: expected one of the targets {[*known]}, got {name!r}; targets= (--target) chooses them"
                 )
-        unique = dict.fromkeys(names)
-        return [cls(known[name], splits, units, matrix, device, balanced, asked=True) for name in unique]
+        how = splits, units, matrix, device, balanced, asked
+        return [cls(known[name], *how, frozenset(known) - {name}) for name in dict.fromkeys(names)]
 
     @property
     def name(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple, Protocol
@@ -207,6 +208,10 @@ class TakesShapes(Protocol):
     @property
     def name(self) -> str:
         """Of the target."""
+
+    @property
+    def others(self) -> Collection[str]:
+        """The names of the other targets."""
 
     @property
     def numbers(self) -> bool:

@@ -116,6 +116,9 @@ def test_by_default_the_module_around_experts_is_probed() -> None:
         whole.add_module(name, part)
     assert default_names(whole) == ["stem", "moe", "head"]
     assert default_names(Mixture()) == ["gate"]
+    alone = nn.Module()
+    alone.experts = nn.ModuleList(nn.Linear(4, 3) for _ in "ab")
+    assert default_names(alone) == ["experts.0", "experts.1"]
 
 
 def test_parameters_that_come_to_a_tracked_model_are_told(tmp_path: Path) -> None:

@@ -214,7 +214,7 @@ def test_nan_in_one_split_leaves_the_probabilities_of_the_other(net: SmallNet, p
 
     usual, whole = pf.probe(model, probe_set, layers="0.hidden"), Lost()
     whole.add_module("inside", model)
-    with pytest.warns(RuntimeWarning, match="NaN or Inf in the model's outputs on the heldout rows"):
+    with pytest.warns(RuntimeWarning, match="NaN or Inf in the model's outputs for 'label' on the heldout rows"):
         scores = pf.probe(whole, probe_set, layers="inside.0.hidden")
     fit = {"layer": "model", "metric": "loss", "split": "fit"}
     assert scores.value(**fit) == pytest.approx(usual.value(**fit), rel=1e-6)

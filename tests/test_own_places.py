@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,21 @@ def test_the_head_of_the_targets_name_is_the_one(name: str) -> None:
     assert rows.value(metric="fvu", split="heldout") < 1e-12
 
 
+def test_the_head_of_another_target_is_none() -> None:
+    probe_set = samples(a=lambda x: x[:, :2], b=lambda x: x[:, 2:4])
+    for form in (lambda x, z: {"a": x[:, :2]}, lambda x, z: {"a": x[:, :2], "c": z}):
+        with pytest.raises(ArgumentError, match="predicts='b': the model"):
+            of_model(form, probe_set, ["a", "b"])
+    with pytest.raises(
+        ArgumentError, match=r"predicts: \['a', 'b'\] would all be compared with the same tensor of the"
+    ):
+        of_model(lambda x, z: x[:, :2], probe_set, ["a", "b"])
+    labelled = samples(lambda x: (x[:, 0] > 0).long(), sign=lambda x: (x[:, 1] > 0).long())
+    with pytest.warns(RuntimeWarning, match="no rows of layer 'model'"):
+        rows, _ = of_model(lambda x, z: {"sign": z[:, 0]}, labelled, None)
+    assert not len(rows)
+
+
 def test_several_heads_of_a_shape_are_told() -> None:
     probe_set = samples(a=lambda x: x[:, :2], b=lambda x: x[:, 2:4])
     with pytest.warns(RuntimeWarning, match="output has 2 tensors that may be what it predicts for 'b': the first is"):
@@ -137,7 +153,13 @@ def test_several_heads_of_a_shape_are_told() -> None:
         (lambda z: torch.cat([z, -z], 1).softmax(1)[:, 1:], True),
         (lambda z: z.sigmoid().type(torch.float64), True),
         (lambda z: z * torch.sigmoid(z), False),
+        (lambda z: z.sigmoid().bfloat16().double(), True),
+        (lambda z: torch.stack([z.sigmoid(), (2 * z).sigmoid()]).mean(0), True),
+        (lambda z: _beside(z.sigmoid(), lambda p: (p * (1 - p) / 2 - p**2 + p.sub(1)).mean()), True),
+        (lambda z: _beside(z.sigmoid(), lambda p: p.clone().mul_(9)), True),
         (lambda z: z.sigmoid().sub_(0.5).mul_(8), False),
+        (lambda z: z.sigmoid().logit_(), False),
+        (lambda z: _changed(z.sigmoid(), z), False),
         (lambda z: (torch.sigmoid(z) @ torch.eye(1).to_sparse().float()) * 4 - 2, False),
         (lambda z: torch.func.vmap(torch.sigmoid)(z) * 4 - 2, False),
     ],
@@ -158,10 +180,22 @@ def test_one_number_for_two_classes(form: Callable[[Tensor], Tensor], share: boo
     assert rows.to_arrow().column("dim").to_pylist() == [1] * 4
 
 
+def _beside(share: Tensor, other: Callable[[Tensor], Tensor]) -> Tensor:
+    """A share, of which something else is computed too."""
+    other(share)
+    return share
+
+
+def _changed(share: Tensor, logits: Tensor) -> Tensor:
+    """Logits in the memory of a share."""
+    share[:] = logits
+    return share
+
+
 def test_numbers_that_look_like_probabilities_are_told() -> None:
     """Unless they come from a sigmoid they are logits."""
     probe_set = samples(lambda x: (x[:, 0] > 0).long())
-    with pytest.warns(RuntimeWarning, match="output for 'label' is one number, always between 0 and 1, which is taken"):
+    with pytest.warns(RuntimeWarning, match="output for 'label' is one number, here between 0 and 1, which is taken"):
         rows, model = of_model(lambda _, z: 1 / (1 + (-z).exp()), probe_set, None, width=1)
     with torch.no_grad():
         single = model(probe_set.heldout_inputs)[:, 0]
@@ -202,7 +236,7 @@ def test_float64_logits_keep_their_digits(offset: float) -> None:
 def test_predictions_that_some_batches_lack_are_lost_alone() -> None:
     probe_set = samples(value=lambda x: x)
     model = Heads(lambda x, z: x if len(x) < 20 else x[:, :4])
-    with pytest.warns(RuntimeWarning, match="layer 'model': its output has predictions for 0 of 90 fit rows"):
+    with pytest.warns(RuntimeWarning, match="layer 'model': its output has predictions of 'value' for 0 of 90"):
         scores = pf.probe(model, probe_set, layers="body", predicts="value")
     assert scores.values_of("layer") == ["body"]
 
@@ -252,12 +286,13 @@ def test_all_heads_are_scored_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("predicts", "words"),
     [
-        (["kind", "none"], "predicts: expected one of the targets .*, got 'none'"),
+        (["kind", "none"], "predicts: 'none' stands alone, got"),
+        (iter(["kind", "nothing"]), "predicts: expected one of the targets .*, got 'nothing'"),
         (["kind", 3], r"predicts: expected the name of a target, got \['kind', 3\]"),
         ({"kind"}, "predicts: expected a list"),
         (
             ["kind", "input"],
-            r"predicts='input': the model gives \[3\] numbers for each sample, but target 'input' has \[5\]",
+            "predicts='input': the model's output has no numbers for each sample",
         ),
     ],
 )
@@ -295,3 +330,13 @@ def test_a_target_is_added_where_another_ones_predictions_are_lost(tmp_path: Pat
         assert (max(calls, default=0) > 20) == (predicts == "size")
     assert pf.read_failures(tmp_path)[0].layers.keys() == {"model (sign)"}
     assert pf.PhaseTracker(half, probe_set, predicts="sign", **how).step(0) is not None
+
+
+@pytest.mark.parametrize("logits", [lambda z: 0 * z, lambda z: z * torch.nan, lambda z: z.clamp(0.1, 0.4)])
+def test_numbers_that_need_not_be_probabilities_are_not_told(logits: Callable[[Tensor], Tensor]) -> None:
+    """Such as those of a network that is not trained yet, or has diverged."""
+    probe_set = samples(lambda x: (x[:, 0] > 0).long())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*one number")
+        warnings.filterwarnings("ignore", message=".*NaN or Inf")
+        of_model(lambda _, z: logits(z), probe_set, None, width=1)

@@ -74,12 +74,13 @@ def load_into(
 def _unpruned(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> Mapping[str, Tensor]:
     """What ``torch.nn.utils.prune`` keeps in two tensors, as the one of a model that is not pruned itself."""
     ends = "_orig", "_mask"
-    kept = [key for key in own if key.endswith(ends[0])]
+    kept = {f".{key}" for key in own if key.endswith(ends[0])}
+    exact = {f".{key}" for key in state} & kept  # else one of both has a prefix
 
     def is_own(key: str) -> bool:
-        return any(f".{one}".endswith(f".{other}") for each in kept for one, other in ((key, each), (each, key)))
+        return any(own.endswith(key) or key.endswith(own) for own in kept) if not exact else key in exact
 
-    pruned = [key.removesuffix(ends[0]) for key in state if key.endswith(ends[0]) and not is_own(key)]
+    pruned = [key.removesuffix(ends[0]) for key in state if key.endswith(ends[0]) and not is_own(f".{key}")]
     pruned = [key for key in pruned if key + ends[1] in state and key not in state]
     parts = {key + end for key in pruned for end in ends}
     made = {key: torch.mul(*(state[key + end] for end in ends)) for key in pruned}

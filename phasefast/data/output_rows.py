@@ -140,8 +140,8 @@ def places_of(
 ) -> list[tuple[OwnPlace, int]]:
     """Which tensors of the model's output may be its predictions, and how like these they are, the most alike first.
 
-    Of several that of the target's name alone, or for classes the logits, if one is called so. Inputs that are given
-    back beside others are none.
+    Of several that of the target's name alone, or for classes the logits, if one is called so. Those with the name of
+    another target are none, nor are inputs that are given back beside others.
     """
     tensors = [*tensors_in(output)]
     others = [each for each in tensors if not _is_same(each, batch)]
@@ -156,12 +156,14 @@ def places_of(
                     places.append((place._replace(of_tokens=rows[1], shape=shape), wanted.likeness(rows[1], shape)))
         return sorted(places, key=lambda each: -each[1])  # which keeps the order of those that are alike
 
+    of_others = {id(each) for name in wanted.others for each in called(output, name)}
+    others = [each for each in others or tensors if id(each) not in of_others]
     known = {id(each) for each in others}
     names = (wanted.name,) if wanted.numbers else (wanted.name, _LOGITS)
     by_name = [among(each for each in called(output, name) if id(each) in known) for name in names]
     if named := [found for found in by_name if found]:
         return max(named, key=lambda found: found[0][1])
-    return among(others or tensors)
+    return among(others)
 
 
 def _is_same(tensor: Tensor, inputs: Tensor) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -17,8 +17,10 @@ from ..errors import LayerError
 
 _CHANCE = 1e-3  # that samples come in the order of their lengths
 _SIGMOIDS = {"sigmoid", "special_expit", "hardsigmoid", "softmax"}
-_KEEPING = {"clamp", "clip", "clone", "contiguous", "double", "float", "half", "nan_to_num", "to", "type"}  # shares
-_IN_PLACE = {f"{i}{name}" for name in ("add", "sub", "mul", "div", "truediv", "pow", "copy") for i in ("", "i")}
+_KEEPING = {  # shares
+    *("clamp", "clip", "clone", "contiguous", "nan_to_num", "reshape", "cat", "stack", "mean"),
+    *("bfloat16", "double", "float", "half", "to", "type"),
+}
 
 
 def rows_in(output: Any, preferred: str = "") -> Any:
@@ -56,21 +58,26 @@ def ends_in_sigmoid(run: Callable[[], Tensor]) -> bool:
     """
     shares: list[Tensor] = []
 
-    def is_share(tensor: Any) -> bool:
-        return isinstance(tensor, Tensor) and any(_same_memory(tensor, share) for share in shares)
-
     class Watching(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            found, name = func(*args, **(kwargs or {})), getattr(func, "__name__", "").strip("_")
-            if name in _SIGMOIDS or (name in _KEEPING and args and is_share(args[0])):
+            found, name = func(*args, **(kwargs or {})), getattr(func, "__name__", "")
+            changed = found if name != "__setitem__" else args[0]
+            if name.rstrip("_") in _SIGMOIDS or (name.rstrip("_") in _KEEPING and args and _are_of(args[0], shares)):
                 shares.append(found)
-            elif name in _IN_PLACE and args:
-                shares[:] = [each for each in shares if not _same_memory(each, args[0])]
+            elif args and changed is args[0]:  # in place
+                shares[:] = [each for each in shares if not _same_memory(each, changed)]
             return found
 
     with Watching():
         output = run()
-    return is_share(output)
+    return _are_of(output, shares)
+
+
+def _are_of(given: Any, shares: Sequence[Tensor]) -> bool:
+    """Whether a tensor, or all of several, are views of some of these."""
+    if isinstance(given, (list, tuple)):
+        return len(given) > 0 and all(_are_of(each, shares) for each in given)
+    return isinstance(given, Tensor) and any(_same_memory(given, share) for share in shares)
 
 
 def _same_memory(one: Tensor, other: Tensor) -> bool:

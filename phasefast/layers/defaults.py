@@ -33,11 +33,13 @@ class _Model(NamedTuple):
     """What its parts need to know.
 
     least: how many parameters blocks have. shared: modules that are there twice. counts: of layers, once each is known.
+    experts: lists of experts are like others.
     """
 
     least: float
     shared: frozenset[int]
     counts: dict[int, int]
+    experts: bool = False
 
     def layers(self, module: nn.Module) -> int:
         """How many modules with weights it has, which are its layers; one of PyTorch's own is one."""
@@ -54,7 +56,8 @@ def default_names(model: nn.Module) -> list[str]:
     """Names of the layers that ``select_layers`` takes by default, as described there; there may be none."""
     count = Counter(id(part) for module in model.modules() for part in module._modules.values() if part is not None)
     whole = _Model(_least_stack(model), frozenset(own for own, times in count.items() if times > 1), {})
-    chosen = {id(model.get_submodule(name)) for name in _names(model, "", True, whole)}
+    names = _names(model, "", True, whole) or _names(model, "", True, whole._replace(experts=True))
+    chosen = {id(model.get_submodule(name)) for name in names}
     return [name for name, module in model.named_modules() if id(module) in chosen]  # the name that counts
 
 
@@ -68,7 +71,7 @@ def _names(model: nn.Module, prefix: str, alone: bool, of: _Model) -> list[str]:
     names: list[str] = []
     for name, child in children:
         whole = f"{prefix}{name}"
-        if _are_experts(name, child):
+        if _are_experts(name, child) and not of.experts:
             continue
         # A list that a Sequential calls has a forward of its own.
         called = isinstance(model, nn.Sequential) and type(child).forward is not nn.Module.forward

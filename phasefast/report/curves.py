@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -111,10 +112,10 @@ def telling_layers(scores: Scores) -> list[str]:
     rows = scores.without_samples.to_arrow().select(["layer", "dim", "target", "metric", "step"]).to_pylist()
     own = [row for row in rows if row["layer"] == MODEL_LAYER and row["target"] != "input"]
     classes = {row["dim"] for row in own if row["metric"] in ACCURACIES} | ({1} if own else set())
-    values = {row["dim"] for row in own if row["metric"] == FVU}
+    values = Counter({row["target"]: row["dim"] for row in own if row["metric"] == FVU}.values())
     dims, layers, before = {row["layer"]: row["dim"] for row in rows}, scores.layers[::-1], 0
-    while before < len(layers) and (dims[layers[before]] in classes or dims[layers[before]] in values):
-        values -= {dims[layers[before]]}  # those before it are hidden ones that are as wide
+    while before < len(layers) and (dims[layers[before]] in classes or values[dims[layers[before]]] > 0):
+        values[dims[layers[before]]] -= 1  # those before are hidden ones that are as wide
         before += 1
     before %= len(layers) or 1
     last = max(scores.steps, default=0)

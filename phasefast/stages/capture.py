@@ -26,7 +26,7 @@ from ..errors import LayerError, NonFiniteError, PhasefastError
 from ..types import Activations, Layer, OwnPlace, TakesOutputs, TakesShapes, TokenMode
 
 _DIVERGED = "the weights have diverged or overflow in their dtype"
-_COMPARED, _APART = 256, 1e-2  # numbers of a sample, to tell the order of rows; share of their scatter
+_COMPARED, _APART, _ROUNDING = 256, 1e-2, 1e-4  # to tell the order of rows: numbers of each; shares of their scatter
 _SHIFT_ROWS = 256  # of the first batch, whose mean is the shift
 
 
@@ -164,7 +164,8 @@ def _are_others(rows: Tensor, others: Tensor) -> bool:
     if one.shape != other.shape:
         return True
     apart, scatter = (one - other).square().sum(), (one - one.mean(0)).square().sum()
-    return bool((apart > _APART * scatter) & (apart > _APART**2 * one.square().sum()))
+    rounding = max(_ROUNDING, 4 * torch.finfo(rows.dtype).eps)
+    return bool((apart > _APART * scatter) & (apart > rounding**2 * one.square().sum()))
 
 
 def _first_batch(model: nn.Module, batch: Tensor, options: RowOptions) -> Batch:

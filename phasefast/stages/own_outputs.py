@@ -58,14 +58,20 @@ class OwnOutputs(ABC):
         counts = {split: sum(map(len, rows)) for split, rows in self._rows.items()}
         there = [split for split, expected in self._expected.items() if counts[split] == len(expected) > 0]
         for split in (split for split in self._expected if split not in there):
-            text = f"its output has predictions for {counts[split]} of {len(self._expected[split])} {split} rows"
+            text = (
+                f"its output has predictions of {self._name!r} for {counts[split]} of {len(self._expected[split])} "
+                f"{split} rows"
+            )
             self.lost.setdefault(name, LayerError(f"layer {MODEL_LAYER!r}: {text}"))
         sums = [torch.stack(self._sums[split]).sum(0) for split in there]
         found = fetched(*sums, *(part for split in there for part in self._of_rows(split)))
         totals, own = self._totals(found[: len(there)]), iter(found[len(there) :])
         for split, total, rows, weights in zip(there, totals, own, own, strict=True):
             if math.isnan(total):
-                text = f"NaN or Inf in the model's outputs on the {split} rows; the weights have diverged or overflow"
+                text = (
+                    f"NaN or Inf in the model's outputs for {self._name!r} on the {split} rows; the weights have "
+                    "diverged or overflow"
+                )
                 self.lost.setdefault(name, NonFiniteError(f"layer {MODEL_LAYER!r}: {text}"))
                 continue
             scores += self._scores(split, total, rows, weights)
@@ -102,13 +108,17 @@ class OwnClasses(OwnOutputs):
         self._classes, self._balanced = classes, balanced
 
     def _errors(self, outputs: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums of the losses of logits and of probabilities, whether the outputs are none of these, and how many are
-        beyond 0 and 1.
+        """Sums of the losses of logits and of probabilities; whether the outputs are none of the latter; and how many
+        single ones are less than 0, up to a half, up to 1 and more.
         """
         rounding = torch.finfo(outputs.dtype)
         outputs = outputs if outputs.element_size() > 2 else outputs.float()
-        beyond = ((outputs < 0) | (outputs > 1)).any(1).sum().double()
-        outputs = _both(outputs, self.place.share) if outputs.shape[1] < self._classes else outputs
+        counts = outputs.new_zeros(4, dtype=torch.float64)
+        if outputs.shape[1] < self._classes:
+            single = outputs.nan_to_num(-1)
+            below, half, most = single < 0, single < 0.5, single <= 1
+            counts = torch.stack([below, half & ~below, most & ~half, ~most]).sum((1, 2)).double()
+            outputs = _both(outputs, self.place.share)
         top, guess = outputs.max(1)  # NaN where there is any
         share = outputs.gather(1, expected[:, None])[:, 0].double()
         # All in float64 would take longer than the model.
@@ -119,14 +129,15 @@ class OwnClasses(OwnOutputs):
         some = outputs[:_SHOWING]
         sums_up = (some.sum(1) - 1).abs() < _ROUNDING + rounding.eps
         shares = (((some >= 0).all(1) & sums_up) | some.isnan().any(1)).all()
-        sums = torch.stack([of_logits.sum(), of_shares.sum(), (~shares).double(), beyond])
-        return sums, (guess == expected) & ~top.isnan()
+        sums = torch.stack([of_logits.sum(), of_shares.sum(), (~shares).double()])
+        return torch.cat([sums, counts]), (guess == expected) & ~top.isnan()
 
     def _totals(self, sums: list[Tensor]) -> list[float]:
         of_shares = all(not bool(own[2]) for own in sums)
-        if self._dim < self._classes and not self.place.share and not any(bool(own[3]) for own in sums):
+        below, low, high, above = (sum(float(own[3 + place]) for own in sums) for place in range(4))
+        if not self.place.share and low and high and not below + above:
             self.doubt = (
-                f"the model's output for {self._name!r} is one number, always between 0 and 1, which is taken for a "
+                f"the model's output for {self._name!r} is one number, here between 0 and 1, which is taken for a "
                 "logit, as it is not seen to come from a sigmoid: if it is a probability, wrap the model to give "
                 "[1 - p, p]"
             )

@@ -316,6 +316,14 @@ def test_pruned_checkpoints_fit_the_model_as_it_was_before() -> None:
         assert torch.equal(dense[1][0].weight, pruned[1][0].weight)
         assert torch.equal(dense[1][0].bias, pruned[1][0].bias)
         assert float((dense[1][0].weight == 0).float().mean()) == 0.5
+    partly = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4)))
+    state = copy.deepcopy(partly)
+    for part in (state[0], state[1][0]):
+        prune.l1_unstructured(part, "weight", amount=0.5)
+    prune.l1_unstructured(partly[1][0], "weight", amount=0.5)  # whose keys end like the other's
+    load_into(partly, state.state_dict(), "a")
+    assert torch.equal(partly[0].weight, state[0].weight)
+    assert torch.equal(partly[1][0].weight_orig, state[1][0].weight_orig)
     other = _pruned(model)
     load_into(other, pruned.state_dict(), "a")
     assert torch.equal(other[1][0].weight_mask, pruned[1][0].weight_mask)

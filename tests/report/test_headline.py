@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
+from phasefast import ProbeSet, probe
 from phasefast.phases.detect import detect_phases
 from phasefast.report import plot_phases
 from phasefast.report.curves import headline, telling_layers
@@ -48,6 +51,22 @@ def test_a_run_is_judged_by_its_input_or_its_label(
     assert headline(scores) == judged
     plot_phases(scores, detect_phases(scores), tmp_path / "phases.png")
     assert drawn == [(panel, panel == judged) for panel in panels]
+
+
+def test_all_heads_of_values_come_after_what_is_before_them() -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.v, self.w = (nn.Linear(*each) for each in ((4, 2), (2, 3), (3, 2), (3, 2)))
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            x = self.b(self.a(x))
+            return {"v": self.v(x), "w": self.w(x)}
+
+    x, values = torch.randn(60, 4), {name: (torch.randn(40, 2), torch.randn(20, 2)) for name in "vw"}
+    probe_set = ProbeSet.from_tensors(x[:40], None, x[40:], None, values=values)
+    scores = probe(Heads(), probe_set, predicts=["v", "w"], alphas=[0.1])
+    assert telling_layers(scores) == ["b", "a", "w", "v"]
 
 
 def test_a_layer_that_ends_early_is_judged_by_last() -> None:
