@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -157,7 +158,9 @@ def test_several_heads_of_a_shape_are_told() -> None:
         (lambda z: torch.stack([z.sigmoid(), (2 * z).sigmoid()]).mean(0), True),
         (lambda z: _beside(z.sigmoid(), lambda p: (p * (1 - p) / 2 - p**2 + p.sub(1)).mean()), True),
         (lambda z: _beside(z.sigmoid(), lambda p: p.clone().mul_(9)), True),
+        (lambda z: z.sigmoid().flatten().flatten().cpu().requires_grad_(False).contiguous()[:, None], True),
         (lambda z: z.sigmoid().sub_(0.5).mul_(8), False),
+        (lambda z: operator.imul(operator.isub(z.sigmoid(), 0.5), 8), False),
         (lambda z: z.sigmoid().logit_(), False),
         (lambda z: _changed(z.sigmoid(), z), False),
         (lambda z: (torch.sigmoid(z) @ torch.eye(1).to_sparse().float()) * 4 - 2, False),

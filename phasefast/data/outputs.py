@@ -18,7 +18,7 @@ from ..errors import LayerError
 _CHANCE = 1e-3  # that samples come in the order of their lengths
 _SIGMOIDS = {"sigmoid", "special_expit", "hardsigmoid", "softmax"}
 _KEEPING = {  # shares
-    *("clamp", "clip", "clone", "contiguous", "nan_to_num", "reshape", "cat", "stack", "mean"),
+    *("clamp", "clip", "clone", "contiguous", "nan_to_num", "reshape", "cat", "stack", "mean", "requires_grad"),
     *("bfloat16", "double", "float", "half", "to", "type"),
 }
 
@@ -64,7 +64,7 @@ def ends_in_sigmoid(run: Callable[[], Tensor]) -> bool:
             changed = found if name != "__setitem__" else args[0]
             if name.rstrip("_") in _SIGMOIDS or (name.rstrip("_") in _KEEPING and args and _are_of(args[0], shares)):
                 shares.append(found)
-            elif args and changed is args[0]:  # in place
+            elif name.endswith("_") and args and changed is args[0]:  # in place; others may give what they are given
                 shares[:] = [each for each in shares if not _same_memory(each, changed)]
             return found
 
