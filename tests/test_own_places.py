@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import phasefast as pf
 from phasefast.errors import ArgumentError
+from phasefast.report.reading import read_phases
 from tests.quiet import no_warnings
 
 FIT, HELD = 90, 40
@@ -343,3 +344,18 @@ def test_numbers_that_need_not_be_probabilities_are_not_told(logits: Callable[[T
         warnings.filterwarnings("error", message=".*one number")
         warnings.filterwarnings("ignore", message=".*NaN or Inf")
         of_model(lambda _, z: logits(z), probe_set, None, width=1)
+
+
+def test_predictions_that_some_steps_lack_are_told(tmp_path: Path) -> None:
+    model, probe_set = Tasks(), of_tasks()
+    states = {step: {name: own + 0.1 * step for name, own in model.state_dict().items()} for step in range(3)}
+    how: dict[str, Any] = {"layers": "body", "alphas": [0.1], "out": tmp_path}
+    pf.sweep(model, states, probe_set, predicts="none", **how)
+    pf.sweep(model, {0: states[0]}, probe_set, predicts=["kind", "sign"], **how)
+    _, report = read_phases(tmp_path)
+    for step in (1, 2):
+        words = "['kind', 'sign'] of layers ['model'] was not measured; another sweep may add it"
+        assert (report.failed[step].error, report.failed[step].partial) == (words, True)
+    pf.sweep(model, states, probe_set, predicts=["kind", "sign"], **how)
+    _, report = read_phases(tmp_path)
+    assert not report.failed

@@ -15,9 +15,9 @@ from ..phases.comparing import Comparison, compare_phases
 from ..phases.detect import detect_phases
 from ..phases.phase_report import PhaseReport, failure_notes
 from ..phases.rules import DEFAULT_RULES, PhaseRules
-from ..results.failures import Failure, lost_layers, read_failures
+from ..results.failures import Failure, lost_layers, lost_name, read_failures
 from ..results.origins import read_origins
-from ..results.scores import Scores
+from ..results.scores import MODEL_LAYER, Scores
 from ..results.settings import differences
 from ..results.shards import read_scores
 from .bests import task_layers, with_best
@@ -42,15 +42,15 @@ def read_phases(directory: str | Path, rules: PhaseRules = DEFAULT_RULES) -> tup
 
 def _gaps(scores: Scores, failed: Mapping[int, Failure], lost: Mapping[int, Collection[str]]) -> dict[int, Failure]:
     """Steps that lack layers or targets without a known reason, together with what had failed there already."""
-    asked = {
-        target: [each for each in scores.layers if not scores.lacking([each], [target])] for target in scores.targets
-    }
+    known = [*scores.layers, MODEL_LAYER]
+    asked = {target: [each for each in known if not scores.lacking([each], [target])] for target in scores.targets}
     found, numbers = {}, scores.without_samples
     for step in scores.steps:
+        gone = lost.get(step, ())
         part, before = numbers.filter(step=step), failed.get(step, Failure(f"step {step}", "", partial=True))
         gaps: dict[frozenset[str], list[str]] = {}
         for target, layers in asked.items():
-            lacking = {*part.lacking(layers, [target])} - {*lost.get(step, ())}
+            lacking = {each for each in part.lacking(layers, [target]) if lost_name(each, target) not in gone}
             lacking -= {layer for layer in lacking if f"layer {layer!r}:" in before.error}  # which says why
             gaps.setdefault(frozenset(lacking), []).append(target)
         texts = [
