@@ -6,7 +6,6 @@ import hashlib
 import json
 import threading
 import time
-from collections import Counter
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -342,13 +341,6 @@ class Engine:
         for name in asked:
             if why := misfits[name]:
                 raise ArgumentError(f"predicts={name!r}: {why}")
-        same = Counter(place.nth for name in asked if (place := places[name]) is not None)
-        if same and (most := same.most_common(1)[0])[1] > 1:
-            both = [name for name in asked if (place := places[name]) is not None and place.nth == most[0]]
-            raise ArgumentError(
-                f"predicts: {shown(both)} would all be compared with the same tensor of the model's output; give a "
-                "dictionary with a key for each"
-            )
         return layers
 
     def _misfits(self) -> dict[str, str]:

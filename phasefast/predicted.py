@@ -27,7 +27,7 @@ class Predicted:
     Attributes:
         splits: inputs and labels of the fit and the held-out samples. units: what rows are.
         matrix: of all targets. device: where outputs are. balanced: all classes count alike.
-        asked: the user named the target. others: the names of the other targets.
+        asked: the user named the target. others: the names of the other targets. taken: of those predicted too.
     """
 
     target: Target
@@ -38,6 +38,7 @@ class Predicted:
     balanced: bool
     asked: bool
     others: frozenset[str]
+    taken: frozenset[str]
 
     @classmethod
     def of(
@@ -59,7 +60,7 @@ class Predicted:
         asked = names is not None
         if names is None:
             names = [each.name for each in targets if isinstance(each, Label)][:1]
-        if [*names] == [NOTHING]:
+        if [*names] == [NOTHING] and NOTHING not in known:
             return []
         if NOTHING in names and NOTHING not in known:
             raise ArgumentError(f"predicts: {NOTHING!r} stands alone, got {[*names]}")
@@ -69,7 +70,8 @@ class Predicted:
                     f"predicts: expected one of the targets {[*known]}, got {name!r}; targets= (--target) chooses them"
                 )
         how = splits, units, matrix, device, balanced, asked
-        return [cls(known[name], *how, frozenset(known) - {name}) for name in dict.fromkeys(names)]
+        every = frozenset(known), frozenset(names)
+        return [cls(known[name], *how, *(each - {name} for each in every)) for name in dict.fromkeys(names)]
 
     @property
     def name(self) -> str:

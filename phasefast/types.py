@@ -214,6 +214,10 @@ class TakesShapes(Protocol):
         """The names of the other targets."""
 
     @property
+    def taken(self) -> Collection[str]:
+        """The names of those that are predicted too."""
+
+    @property
     def numbers(self) -> bool:
         """Whether outputs are to be numbers like the target's, of any shape, or one for each class."""
 

@@ -119,14 +119,43 @@ def test_the_head_of_another_target_is_none() -> None:
     for form in (lambda x, z: {"a": x[:, :2]}, lambda x, z: {"a": x[:, :2], "c": z}):
         with pytest.raises(ArgumentError, match="predicts='b': the model"):
             of_model(form, probe_set, ["a", "b"])
-    with pytest.raises(
-        ArgumentError, match=r"predicts: \['a', 'b'\] would all be compared with the same tensor of the"
-    ):
-        of_model(lambda x, z: x[:, :2], probe_set, ["a", "b"])
     labelled = samples(lambda x: (x[:, 0] > 0).long(), sign=lambda x: (x[:, 1] > 0).long())
-    with pytest.warns(RuntimeWarning, match="no rows of layer 'model'"):
+    with pytest.warns(RuntimeWarning, match="output has no 'label': 'sign' is taken for its prediction, although"):
         rows, _ = of_model(lambda x, z: {"sign": z[:, 0]}, labelled, None)
-    assert not len(rows)
+    assert len(rows)
+
+
+def test_targets_may_share_a_head() -> None:
+    """Such as labels with noise and without, or what a denoising autoencoder gives back."""
+    probe_set = samples(a=lambda x: 2 * x[:, :2], b=lambda x: 2 * x[:, :2] + 1)
+    with pytest.warns(RuntimeWarning, match=r"predicts: \['a', 'b'\] are all compared with the same tensor"):
+        rows, _ = of_model(lambda x, z: 2 * x[:, :2], probe_set, ["a", "b"])
+    assert rows.value(target="a", metric="mse", split="heldout") == 0
+    assert rows.value(target="b", metric="mse", split="heldout") == pytest.approx(1)
+
+    def twice(x: Tensor, _: Tensor) -> dict[str, Tensor]:
+        return dict.fromkeys("ab", 2 * x[:, :2])
+
+    with no_warnings():
+        rows, _ = of_model(twice, probe_set, ["a", "b"])
+    assert rows.value(target="b", metric="mse", split="heldout") == pytest.approx(1)
+    labelled = samples(lambda x: x[:, :3].argmax(1), logits=lambda x: x[:, :3] + 1)
+    with pytest.warns(RuntimeWarning, match="although that is the name of another target"):
+        rows, _ = of_model(lambda x, z: {"logits": x[:, :3]}, labelled, None)
+    assert rows.value(metric="accuracy", split="heldout") == 1
+
+
+def test_what_begins_as_the_identity_gives_nothing_back() -> None:
+    """Only the very inputs are what is given back."""
+    forms: list[Callable[[Tensor, Tensor], Any]] = [
+        lambda x, z: {"out": x + 0 * z, "hidden": z},
+        lambda x, z: {"input": x.flatten(), "out": x + 0 * z, "hidden": z.double()},
+        lambda x, z: {"input": x + 0 * z, "out": z},
+        lambda x, z: (x.view(-1, 5, 1), x + 0 * z),
+    ]
+    for form in forms:
+        rows, _ = of_model(form, samples(), "input")
+        assert rows.value(metric="mse", split="heldout") == 0
 
 
 def test_several_heads_of_a_shape_are_told() -> None:
@@ -160,7 +189,10 @@ def test_several_heads_of_a_shape_are_told() -> None:
         (lambda z: _beside(z.sigmoid(), lambda p: (p * (1 - p) / 2 - p**2 + p.sub(1)).mean()), True),
         (lambda z: _beside(z.sigmoid(), lambda p: p.clone().mul_(9)), True),
         (lambda z: z.sigmoid().flatten().flatten().cpu().requires_grad_(False).contiguous()[:, None], True),
+        (lambda z: z.sigmoid().squeeze_(1).unsqueeze_(1).detach_().relu_().real, True),
+        (lambda z: _beside(z.sigmoid(), lambda p: torch._foreach_mul_([p.clone()], 0.9)[0]), True),
         (lambda z: z.sigmoid().sub_(0.5).mul_(8), False),
+        (lambda z: z if z.sigmoid().type() == "torch.FloatTensor" else -z, False),
         (lambda z: operator.imul(operator.isub(z.sigmoid(), 0.5), 8), False),
         (lambda z: z.sigmoid().logit_(), False),
         (lambda z: _changed(z.sigmoid(), z), False),
@@ -196,11 +228,16 @@ def _changed(share: Tensor, logits: Tensor) -> Tensor:
     return share
 
 
-def test_numbers_that_look_like_probabilities_are_told() -> None:
+@pytest.mark.parametrize("share", [0.5, 0.05])
+def test_numbers_that_look_like_probabilities_are_told(share: float) -> None:
     """Unless they come from a sigmoid they are logits."""
-    probe_set = samples(lambda x: (x[:, 0] > 0).long())
+    probe_set = samples(lambda x: (x[:, 0] > x[:, 0].quantile(1 - share)).long())
+
+    def form(x: Tensor, _: Tensor) -> Tensor:
+        return 1 / (1 + (2 * (2 * share**0.1 - 1 - x[:, :1])).exp())
+
     with pytest.warns(RuntimeWarning, match="output for 'label' is one number, here between 0 and 1, which is taken"):
-        rows, model = of_model(lambda _, z: 1 / (1 + (-z).exp()), probe_set, None, width=1)
+        rows, model = of_model(form, probe_set, None, width=1)
     with torch.no_grad():
         single = model(probe_set.heldout_inputs)[:, 0]
     expected = nn.functional.binary_cross_entropy_with_logits(single, probe_set.heldout_labels.float())
@@ -239,7 +276,7 @@ def test_float64_logits_keep_their_digits(offset: float) -> None:
 
 def test_predictions_that_some_batches_lack_are_lost_alone() -> None:
     probe_set = samples(value=lambda x: x)
-    model = Heads(lambda x, z: x if len(x) < 20 else x[:, :4])
+    model = Heads(lambda x, z: z if len(x) < 20 else z[:, :4])
     with pytest.warns(RuntimeWarning, match="layer 'model': its output has predictions of 'value' for 0 of 90"):
         scores = pf.probe(model, probe_set, layers="body", predicts="value")
     assert scores.values_of("layer") == ["body"]
@@ -296,7 +333,7 @@ def test_all_heads_are_scored_at_once(tmp_path: Path) -> None:
         ({"kind"}, "predicts: expected a list"),
         (
             ["kind", "input"],
-            "predicts='input': the model's output has no numbers for each sample",
+            "predicts='input': the model gives .* numbers for each sample, but target 'input' has",
         ),
     ],
 )

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from ..errors import LayerError
 from ..types import OwnPlace, TakesShapes, TokenMode
 from .axes import Axes, Widths
-from .outputs import called, rows_in, tensors_in, unpacked
+from .outputs import called, rows_in, same_memory, tensors_in, unpacked
 from .sequences import as_one, real_tokens
 from .token_rows import TokensOfBatch, as_tokens
 
@@ -136,18 +136,18 @@ def features_first(module: nn.Module, output: Tensor, axes: Axes) -> Tensor:
 
 
 def places_of(
-    model: nn.Module, batch: Tensor, output: Any, of: Batch, options: RowOptions, wanted: TakesShapes
+    model: nn.Module, given: Tensor, output: Any, of: Batch, options: RowOptions, wanted: TakesShapes
 ) -> list[tuple[OwnPlace, int]]:
     """Which tensors of the model's output may be its predictions, and how like these they are, the most alike first.
 
     Of several that of the target's name alone, or for classes the logits, if one is called so. Those with the name of
-    another target are none, nor are inputs that are given back beside others.
+    another target that is predicted are none, nor are the inputs, ``given`` back beside others.
     """
     tensors = [*tensors_in(output)]
-    others = [each for each in tensors if not _is_same(each, batch)]
+    inputs = {id(each) for each in tensors if same_memory(each, given) and each.numel() == given.numel()}
 
     def among(chosen: Iterable[Tensor]) -> list[tuple[OwnPlace, int]]:
-        places, ids = [], {id(each) for each in chosen}
+        places, ids = [], {id(each) for each in chosen} - inputs
         for nth, tensor in enumerate(tensors):
             for one in (True, False) if id(tensor) in ids else ():
                 place = OwnPlace(nth, one, wanted.numbers)
@@ -156,21 +156,12 @@ def places_of(
                     places.append((place._replace(of_tokens=rows[1], shape=shape), wanted.likeness(rows[1], shape)))
         return sorted(places, key=lambda each: -each[1])  # which keeps the order of those that are alike
 
-    of_others = {id(each) for name in wanted.others for each in called(output, name)}
-    others = [each for each in others or tensors if id(each) not in of_others]
-    known = {id(each) for each in others}
     names = (wanted.name,) if wanted.numbers else (wanted.name, _LOGITS)
-    by_name = [among(each for each in called(output, name) if id(each) in known) for name in names]
-    if named := [found for found in by_name if found]:
+    if named := [found for name in names if (found := among(called(output, name)))]:
         return max(named, key=lambda found: found[0][1])
-    return among(others)
-
-
-def _is_same(tensor: Tensor, inputs: Tensor) -> bool:
-    """Whether a tensor of the output, of any kind, is the inputs."""
-    if tensor.is_nested or tensor.layout != torch.strided or tensor.device != inputs.device:
-        return False
-    return tensor.dtype == inputs.dtype and tensor.shape == inputs.shape and torch.equal(tensor, inputs)
+    taken = {id(each) for name in wanted.taken for each in called(output, name)}
+    inputs = inputs if {id(each) for each in tensors} - taken - inputs else set()
+    return among(each for each in tensors if id(each) not in taken)
 
 
 def own_rows(model: nn.Module, output: Any, of: Batch, options: RowOptions, place: OwnPlace) -> Tensor | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -16,9 +17,11 @@ from torch.overrides import TorchFunctionMode
 from ..errors import LayerError
 
 _CHANCE = 1e-3  # that samples come in the order of their lengths
+_IN_PLACE = re.compile(r"__i\w+__|(?!__)\w+_$")  # names of functions that change what they are given
 _SIGMOIDS = {"sigmoid", "special_expit", "hardsigmoid", "softmax"}
 _KEEPING = {  # shares
-    *("clamp", "clip", "clone", "contiguous", "nan_to_num", "reshape", "cat", "stack", "mean", "requires_grad"),
+    *("clamp", "clip", "clone", "contiguous", "nan_to_num", "reshape", "cat", "stack", "mean", "relu"),
+    *("detach", "requires_grad", "resize_as", "squeeze", "swapaxes", "swapdims", "t", "transpose", "unsqueeze"),
     *("bfloat16", "double", "float", "half", "to", "type"),
 }
 
@@ -61,11 +64,12 @@ def ends_in_sigmoid(run: Callable[[], Tensor]) -> bool:
     class Watching(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             found, name = func(*args, **(kwargs or {})), getattr(func, "__name__", "")
-            changed = found if name != "__setitem__" else args[0]
-            if name.rstrip("_") in _SIGMOIDS or (name.rstrip("_") in _KEEPING and args and _are_of(args[0], shares)):
+            first, plain = args[0] if args else None, name.rstrip("_")
+            if isinstance(found, Tensor) and (plain in _SIGMOIDS or (plain in _KEEPING and _are_of(first, shares))):
                 shares.append(found)
-            elif name.endswith("_") and args and changed is args[0]:  # in place; others may give what they are given
-                shares[:] = [each for each in shares if not _same_memory(each, changed)]
+            elif name == "__setitem__" or (_IN_PLACE.match(name) and found is first):
+                changed = first if isinstance(first, (list, tuple)) else [first]
+                shares[:] = [each for each in shares if not any(_are_of(other, [each]) for other in changed)]
             return found
 
     with Watching():
@@ -77,10 +81,10 @@ def _are_of(given: Any, shares: Sequence[Tensor]) -> bool:
     """Whether a tensor, or all of several, are views of some of these."""
     if isinstance(given, (list, tuple)):
         return len(given) > 0 and all(_are_of(each, shares) for each in given)
-    return isinstance(given, Tensor) and any(_same_memory(given, share) for share in shares)
+    return isinstance(given, Tensor) and any(same_memory(given, share) for share in shares)
 
 
-def _same_memory(one: Tensor, other: Tensor) -> bool:
+def same_memory(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors are views of the same numbers, as far as that is known."""
     try:
         return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()

@@ -20,7 +20,7 @@ from ..common.notices import shown, warn
 from ..common.timeline import stage
 from ..data.batches import chunk_bounds, model_inputs
 from ..data.output_rows import POOLED, Batch, RowOptions, as_cell, features_first, own_rows, places_of
-from ..data.outputs import ends_in_sigmoid, rows_in, tensors_in, unpacked
+from ..data.outputs import called, ends_in_sigmoid, rows_in, tensors_in, unpacked
 from ..data.token_rows import TokenRows, TokensOfBatch, own_tokens
 from ..errors import LayerError, NonFiniteError, PhasefastError
 from ..types import Activations, Layer, OwnPlace, TakesOutputs, TakesShapes, TokenMode
@@ -83,7 +83,7 @@ def discover_layers(
         found.append(Layer(name if call == 0 else f"{name}:{call}", name, call, _width(x, pool)))
 
     with hooked(model, names, record):
-        output = model(batch.clone())  # which it may change
+        output = model(given := batch.clone())  # which it may change
     usable = [name for name in names if name not in unusable]
     silent = [name for name in usable if name not in {layer.module for layer in found}]
     if wrong := list(unusable) if len(silent) == len(usable) else [name for name in unusable if name in given]:
@@ -117,7 +117,8 @@ def discover_layers(
     places = places_of_calls(model, batch)
     found = [replace(layer, place=places.get((layer.module, layer.call))) for layer in found]
     layers = [layer for layer in found if layer.module not in unusable]
-    own_places = {each.name: _own_place(model, batch, output, of, options, each) for each in wanted}
+    own_places = {each.name: _own_place(model, batch, given, output, of, options, each) for each in wanted}
+    _tell_shared(output, own_places)
     return Discovered(layers, own_places, some)
 
 
@@ -168,6 +169,14 @@ def _are_others(rows: Tensor, others: Tensor) -> bool:
     return bool((apart > _APART * scatter) & (apart > rounding**2 * one.square().sum()))
 
 
+def _tell_shared(output: Any, places: Mapping[str, OwnPlace | None]) -> None:
+    """Warn if several targets are compared with one tensor of the output that has not the names of all."""
+    for nth in {place.nth for place in places.values() if place is not None}:
+        names = [name for name, place in places.items() if place is not None and place.nth == nth]
+        if len(names) > 1 and not all(any(True for _ in called(output, name)) for name in names):
+            warn(f"predicts: {shown(names)} are all compared with the same tensor of the model's output")
+
+
 def _first_batch(model: nn.Module, batch: Tensor, options: RowOptions) -> Batch:
     """What the first samples are, of which all tokens are rows."""
     tokens = TokensOfBatch(batch.shape[1]) if options.tokens == "each" else None
@@ -175,14 +184,26 @@ def _first_batch(model: nn.Module, batch: Tensor, options: RowOptions) -> Batch:
 
 
 def _own_place(
-    model: nn.Module, batch: Tensor, output: Any, of: Batch, options: RowOptions, wanted: TakesShapes
+    model: nn.Module, batch: Tensor, given: Tensor, output: Any, of: Batch, options: RowOptions, wanted: TakesShapes
 ) -> OwnPlace | None:
-    """Where in the model's output its predictions are; warns if they may be in several places."""
-    if not (found := places_of(model, batch, output, of, options, wanted)):
+    """Where in the model's output its predictions are; warns if they may be in several places.
+
+    Args:
+        given: what the model got for this ``output``, which it may have changed.
+    """
+    if not (found := places_of(model, given, output, of, options, wanted)):
         return None
-    (place, likeness), *others = found
-    others = [each for each in others if each[0].nth != place.nth and each[1] == likeness]
-    if likeness and others:
+    (place, likeness), *more = found
+    tensors = [*tensors_in(output)]
+    own = tensors[place.nth]
+    others = {id(tensors[each.nth]) for each, like in more if like == likeness} - {id(own)}
+    of_another = [name for name in wanted.others if any(each is own for each in called(output, name))]
+    if likeness and of_another and not any(each is own for each in called(output, wanted.name)):
+        warn(
+            f"the model's output has no {wanted.name!r}: {of_another[0]!r} is taken for its prediction, although that "
+            "is the name of another target"
+        )
+    elif likeness and others:
         warn(
             f"the model's output has {1 + len(others)} tensors that may be what it predicts for {wanted.name!r}: the "
             f"first is taken for layer 'model'; to tell them apart, give a dictionary with the key {wanted.name!r}, or "

@@ -108,34 +108,34 @@ class OwnClasses(OwnOutputs):
         self._classes, self._balanced = classes, balanced
 
     def _errors(self, outputs: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums of the losses of logits and of probabilities; whether the outputs are none of the latter; and how many
-        single ones are less than 0, up to a half, up to 1 and more.
+        """Sums of the losses of logits and of probabilities; whether the outputs are none of the latter; of single
+        logits, how many are beyond 0 and 1, and their loss if they are probabilities.
         """
         rounding = torch.finfo(outputs.dtype)
         outputs = outputs if outputs.element_size() > 2 else outputs.float()
-        counts = outputs.new_zeros(4, dtype=torch.float64)
+        least = rounding.tiny * rounding.eps  # what is less was rounded to 0
+        doubt = outputs.new_zeros(2, dtype=torch.float64)
         if outputs.shape[1] < self._classes:
-            single = outputs.nan_to_num(-1)
-            below, half, most = single < 0, single < 0.5, single <= 1
-            counts = torch.stack([below, half & ~below, most & ~half, ~most]).sum((1, 2)).double()
+            beyond = (~((outputs >= 0) & (outputs <= 1))).sum()
+            of_share = _both(outputs, True).gather(1, expected[:, None]).double().clamp(min=least).log().sum()
+            doubt = torch.stack([beyond.double(), -of_share])
             outputs = _both(outputs, self.place.share)
         top, guess = outputs.max(1)  # NaN where there is any
         share = outputs.gather(1, expected[:, None])[:, 0].double()
         # All in float64 would take longer than the model.
         totals = (outputs - top[:, None]).float().exp_().sum(1).double()
         of_logits = totals.log() + (top.double() - share)
-        least = rounding.tiny * rounding.eps  # what is less was rounded to 0
         of_shares = torch.where(top.isnan(), math.nan, -share.clamp(min=least).log())
         some = outputs[:_SHOWING]
         sums_up = (some.sum(1) - 1).abs() < _ROUNDING + rounding.eps
         shares = (((some >= 0).all(1) & sums_up) | some.isnan().any(1)).all()
         sums = torch.stack([of_logits.sum(), of_shares.sum(), (~shares).double()])
-        return torch.cat([sums, counts]), (guess == expected) & ~top.isnan()
+        return torch.cat([sums, doubt]), (guess == expected) & ~top.isnan()
 
     def _totals(self, sums: list[Tensor]) -> list[float]:
         of_shares = all(not bool(own[2]) for own in sums)
-        below, low, high, above = (sum(float(own[3 + place]) for own in sums) for place in range(4))
-        if not self.place.share and low and high and not below + above:
+        single = self._dim < self._classes and not self.place.share and not any(bool(own[3]) for own in sums)
+        if single and any(float(own[4]) < float(own[0]) for own in sums):
             self.doubt = (
                 f"the model's output for {self._name!r} is one number, here between 0 and 1, which is taken for a "
                 "logit, as it is not seen to come from a sigmoid: if it is a probability, wrap the model to give "
