@@ -83,7 +83,7 @@ def discover_layers(
         found.append(Layer(name if call == 0 else f"{name}:{call}", name, call, _width(x, pool)))
 
     with hooked(model, names, record):
-        output = model(given := batch.clone())  # which it may change
+        output = model(inputs := batch.clone())  # which it may change
     usable = [name for name in names if name not in unusable]
     silent = [name for name in usable if name not in {layer.module for layer in found}]
     if wrong := list(unusable) if len(silent) == len(usable) else [name for name in unusable if name in given]:
@@ -117,7 +117,7 @@ def discover_layers(
     places = places_of_calls(model, batch)
     found = [replace(layer, place=places.get((layer.module, layer.call))) for layer in found]
     layers = [layer for layer in found if layer.module not in unusable]
-    own_places = {each.name: _own_place(model, batch, given, output, of, options, each) for each in wanted}
+    own_places = {each.name: _own_place(model, batch, inputs, output, of, options, each) for each in wanted}
     _tell_shared(output, own_places)
     return Discovered(layers, own_places, some)
 
@@ -184,14 +184,14 @@ def _first_batch(model: nn.Module, batch: Tensor, options: RowOptions) -> Batch:
 
 
 def _own_place(
-    model: nn.Module, batch: Tensor, given: Tensor, output: Any, of: Batch, options: RowOptions, wanted: TakesShapes
+    model: nn.Module, batch: Tensor, inputs: Tensor, output: Any, of: Batch, options: RowOptions, wanted: TakesShapes
 ) -> OwnPlace | None:
     """Where in the model's output its predictions are; warns if they may be in several places.
 
     Args:
-        given: what the model got for this ``output``, which it may have changed.
+        inputs: what the model got for this ``output``, which it may have changed.
     """
-    if not (found := places_of(model, given, output, of, options, wanted)):
+    if not (found := places_of(model, inputs, output, of, options, wanted)):
         return None
     (place, likeness), *more = found
     tensors = [*tensors_in(output)]
