@@ -6,7 +6,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -142,7 +142,8 @@ class Engine:
         self.settings = config.settings(run, probe_set.inputs_digest, self.units)
         self.config_hash = hashlib.blake2b(json.dumps(self.settings).encode(), digest_size=8).hexdigest()
         self._layers: list[Layer] | None = None
-        self._places: Mapping[str, OwnPlace | None] = {}  # what in the model's output comes closest to a target
+        # What in the model's output comes closest to a target, and why that is none of its predictions, else empty.
+        self._places: dict[str, tuple[OwnPlace | None, str]] = {}
         tensors = [*self.model.parameters(), *self.model.buffers()]
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # of sparse ones too
         self._keep = self.device if size <= _KEPT_SHARE * budget else torch.device("cpu")
@@ -162,7 +163,7 @@ class Engine:
         if self._layers is None:
             with _MEASURING, preserved(self.model, self.device, self._keep):
                 self._known_layers()
-        predicts = not all(self._misfits().values())
+        predicts = not all(why for _, why in self._places.values())
         return list(dict.fromkeys(layer.module for layer in self._layers or ())) + [MODEL_LAYER] * predicts
 
     def lacking(self, stored: Scores, names: Iterable[str], lost: Collection[str], asked: bool = False) -> list[str]:
@@ -336,24 +337,23 @@ class Engine:
                 "inputs in a module that makes them from one tensor."
             )
             raise
-        self._places = places
-        asked, misfits = [each.name for each in self._predicted if each.asked], self._misfits()
-        for name in asked:
-            if why := misfits[name]:
-                raise ArgumentError(f"predicts={name!r}: {why}")
+        found = {each.name: (places[each.name], each.misfit(places[each.name])) for each in self._predicted}
+        for each in self._predicted:
+            if each.asked and (why := found[each.name][1]):
+                raise ArgumentError(f"predicts={each.name!r}: {why}")
+        self._places = found
         return layers
-
-    def _misfits(self) -> dict[str, str]:
-        """Why the model's output has no predictions of a target, by name; empty text where it has."""
-        return {each.name: each.misfit(self._places.get(each.name)) for each in self._predicted}
 
     def _outputs(self) -> list[OwnOutputs]:
         """What the model's own predictions are given to; warns of targets that it does not predict."""
-        misfits = self._misfits()
-        for why in filter(None, misfits.values()):
-            self._once.warn(f"no rows of layer {MODEL_LAYER!r}: {why}")
-        fitting = [(each, self._places[each.name]) for each in self._predicted if not misfits[each.name]]
-        return [each.outputs(place) for each, place in fitting if place is not None]
+        outputs = []
+        for each in self._predicted:
+            place, why = self._places[each.name]
+            if why:
+                self._once.warn(f"no rows of layer {MODEL_LAYER!r}: {why}")
+            elif place is not None:
+                outputs.append(each.outputs(place))
+        return outputs
 
     def _capture(self, group: Sequence[Layer], own: Sequence[TakesOutputs] = ()) -> list[Activations]:
         """Activations of a group of layers; ``own`` get the model's outputs."""

@@ -60,9 +60,9 @@ class Predicted:
         asked = names is not None
         if names is None:
             names = [each.name for each in targets if isinstance(each, Label)][:1]
-        if [*names] == [NOTHING] and NOTHING not in known:
+        if [*names] == [NOTHING]:
             return []
-        if NOTHING in names and NOTHING not in known:
+        if NOTHING in names:
             raise ArgumentError(f"predicts: {NOTHING!r} stands alone, got {[*names]}")
         for name in names:
             if name not in known:

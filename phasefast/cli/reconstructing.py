@@ -24,9 +24,7 @@ def reconstruct_command(
     model: Model,
     checkpoints: Checkpoints,
     probe_set: Samples,
-    out: Annotated[Path, typer.Option(help="File of the picture, or a folder that gets it under this name.")] = Path(
-        _PICTURE
-    ),
+    out: Annotated[Path, typer.Option(help="File of the picture, or a folder for it.")] = Path(_PICTURE),
     step: Annotated[
         list[int] | None, typer.Option("--step", help="Only this checkpoint; may be repeated. All by default.")
     ] = None,

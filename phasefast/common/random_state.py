@@ -44,10 +44,10 @@ def fix_random_state(device: torch.device, seed: int = 0) -> None:
 
 
 def repeats(device: torch.device, outputs: Callable[[], Any], tell: Callable[[str], None]) -> bool:
-    """Whether a model gives the same each time; tell if it depends on random numbers even in evaluation mode.
+    """Whether a model gives the same each time; tell what it depends on else.
 
-    In which dropout draws none. Or on what it keeps from one call to the next. To be used inside
-    :func:`random_state_kept`.
+    That may be random numbers, though in evaluation mode dropout draws none, or what it keeps from one call to the
+    next. To be used inside :func:`random_state_kept`.
 
     Args:
         outputs: runs the model, on the same samples each time.
