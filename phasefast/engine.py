@@ -128,8 +128,7 @@ class Engine:
             how = self.device, config.per_column, cache, self._components, kept, self.units.tokens
             self.targets = build_targets(self.chosen, self._splits["fit"], self._splits["heldout"], folds, *how)
             how_own = self._splits, self.units, self.targets, self.device, self.method.balanced
-            names = None if options.get("predicts") is None else as_tuple("predicts", options["predicts"], ())
-            self._predicted = Predicted.of(self.chosen, names, *how_own)
+            self._predicted = Predicted.of(self.chosen, options.get("predicts"), *how_own)
             self._functions = FunctionValues(self.chosen, probe_set.fit_inputs)
         warn_of_classes(self.targets, options)
         warn_of_scales(self.chosen, probe_set.fit_inputs, self.targets)

@@ -74,6 +74,11 @@ def repeats(device: torch.device, outputs: Callable[[], Any], tell: Callable[[st
     return not (drawn or apart)
 
 
+def rounding_of(dtype: torch.dtype) -> float:
+    """The share of numbers by which two calls may be apart."""
+    return max(_ROUNDING, 4 * torch.finfo(dtype).eps)
+
+
 def differ(one: Any, other: Any, rounding: bool) -> bool | None:
     """Whether two outputs of a model differ; None where that is not known, as of sparse tensors.
 
@@ -94,7 +99,7 @@ def differ(one: Any, other: Any, rounding: bool) -> bool | None:
         return False
     if not rounding:
         return one.element_size() == 1 or bool(((one != other) & ~(one.isnan() & other.isnan())).any())
-    limit = max(_ROUNDING, 4 * torch.finfo(one.dtype).eps)
+    limit = rounding_of(one.dtype)
     one, other = one.flatten(), other.flatten()
     if len(one) > _SOME:
         some = torch.randint(len(one), (_SOME,), generator=torch.Generator().manual_seed(0), device="cpu")

@@ -57,7 +57,7 @@ def positions_last(
     Args:
         shape: of the output. elsewhere: the widths of the model. lengths: of the inputs' axes that may be positions.
     """
-    part = _shaping_part(module)
+    part = last_part(module, shaping=True)
     if isinstance(part, _POSITIONS_LAST):
         if runs_as_in_torch(part):
             return True, False
@@ -97,20 +97,16 @@ def runs_as_in_torch(module: nn.Module) -> bool:
     return type(module).forward.__module__.startswith("torch.nn.")
 
 
-def last_part(module: nn.Module) -> nn.Module:
-    """What gives a module's output, where that is the last one of a ``Sequential``."""
+def last_part(module: nn.Module, shaping: bool = False) -> nn.Module:
+    """What gives a module's output, where that is the last one of a ``Sequential``.
+
+    Args:
+        shaping: or the last that tells the axes of the output, if behind it there are activations alone.
+    """
     while type(module).forward is nn.Sequential.forward and len(module):  # type: ignore[arg-type]
-        module = module[-1]  # type: ignore[index]
+        parts = [*module]  # type: ignore[misc]
+        module = next((each for each in reversed(parts) if not (shaping and _is_of_numbers(each))), parts[-1])
     return module
-
-
-def _shaping_part(module: nn.Module) -> nn.Module:
-    """The last part of a ``Sequential`` that tells the axes of its output: behind it there are activations alone."""
-    part = module
-    while type(part).forward is nn.Sequential.forward and len(part):  # type: ignore[arg-type]
-        parts = [*part]  # type: ignore[misc]
-        part = next((each for each in reversed(parts) if not _is_of_numbers(each)), parts[-1])
-    return part
 
 
 def _is_of_numbers(module: nn.Module) -> bool:

@@ -17,6 +17,7 @@ from .. import ops
 from ..algebra.dense import empty
 from ..common.hooks import hooked, places_of_calls
 from ..common.notices import shown, warn
+from ..common.random_state import rounding_of
 from ..common.timeline import stage
 from ..data.batches import chunk_bounds, model_inputs
 from ..data.output_rows import POOLED, Batch, RowOptions, as_cell, features_first, own_rows, places_of
@@ -26,7 +27,7 @@ from ..errors import LayerError, NonFiniteError, PhasefastError
 from ..types import Activations, Layer, OwnPlace, TakesOutputs, TakesShapes, TokenMode
 
 _DIVERGED = "the weights have diverged or overflow in their dtype"
-_COMPARED, _APART, _ROUNDING = 256, 1e-2, 1e-4  # to tell the order of rows: numbers of each; shares of their scatter
+_COMPARED, _APART = 256, 1e-2  # to tell the order of rows: numbers of each; shares of their scatter
 _SHIFT_ROWS = 256  # of the first batch, whose mean is the shift
 
 
@@ -165,15 +166,14 @@ def _are_others(rows: Tensor, others: Tensor) -> bool:
     if one.shape != other.shape:
         return True
     apart, scatter = (one - other).square().sum(), (one - one.mean(0)).square().sum()
-    rounding = max(_ROUNDING, 4 * torch.finfo(rows.dtype).eps)
-    return bool((apart > _APART * scatter) & (apart > rounding**2 * one.square().sum()))
+    return bool((apart > _APART * scatter) & (apart > rounding_of(rows.dtype) ** 2 * one.square().sum()))
 
 
 def _tell_shared(output: Any, places: Mapping[str, OwnPlace | None]) -> None:
     """Warn if several targets are compared with one tensor of the output that has not the names of all."""
     for nth in {place.nth for place in places.values() if place is not None}:
         names = [name for name, place in places.items() if place is not None and place.nth == nth]
-        if len(names) > 1 and not all(any(True for _ in called(output, name)) for name in names):
+        if len(names) > 1 and not all([*called(output, name)] for name in names):
             warn(f"predicts: {shown(names)} are all compared with the same tensor of the model's output")
 
 
