@@ -2,39 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Sequence
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 LISTS = pa.list_(pa.float32())
 _NONE = pa.nulls(1, LISTS)
 
 
-def rows_of(column: pa.ChunkedArray) -> Iterator[pa.ListArray | None]:
-    """The list of each row, as an array of length 1; None where there is none."""
-    for lists in column.chunks:
-        for row, there in enumerate(lists.is_valid().to_pylist()):
-            # A copy, as a view would keep the memory of the whole column.
-            yield pa.concat_arrays([lists.slice(row, 1)]) if there else None
+def apart(column: pa.ChunkedArray) -> tuple[pa.Array, list[pa.ListArray]]:
+    """Places [n] of rows' lists among the lists that there are, null where a row has none, and these lists [1] each."""
+    there = column.is_valid()
+    places = pc.if_else(there, pc.subtract(pc.cumulative_sum(there.cast(pa.int64())), 1), None)
+    # Copies, as views would keep the memory of the whole column.
+    lists = [
+        pa.concat_arrays([chunk.slice(row, 1)]) for chunk in column.drop_null().chunks for row in range(len(chunk))
+    ]
+    return places, lists
 
 
-def collected(rows: Iterable[pa.ListArray | None], once: bool) -> tuple[pa.Array, list[pa.ListArray]]:
-    """Places [n] of rows' lists among the lists that there are, null where a row has none.
+def pooled(
+    parts: Iterable[tuple[pa.ChunkedArray, Sequence[pa.ListArray]]], once: bool
+) -> tuple[pa.ChunkedArray, list[pa.ListArray]]:
+    """Places [n] of all parts' rows among the lists that rows have, and these lists.
 
     Args:
+        parts: places of rows among the lists of a part; those that no row has are dropped.
         once: whether lists of the same bits are kept once.
     """
     found: dict[Hashable, int] = {}
-    places, lists = list[int | None](), list[pa.ListArray]()
-    for own in rows:
-        if own is None:
-            places.append(None)
-            continue
-        place = found.setdefault(_bits(own) if once else id(own), len(lists))
-        if place == len(lists):
-            lists.append(own)
-        places.append(place)
-    return pa.array(places, pa.int64()), lists
+    chunks, lists = list[pa.Array](), list[pa.ListArray]()
+    for places, own in parts:
+        anew: list[int | None] = [None] * len(own)
+        for place in places.unique().drop_null().to_pylist():
+            anew[place] = found.setdefault(_bits(own[place]) if once else id(own[place]), len(lists))
+            if anew[place] == len(lists):
+                lists.append(own[place])
+        chunks += pa.chunked_array([pa.array(anew, pa.int64())]).take(places).chunks
+    return pa.chunked_array(chunks, pa.int64()), lists
 
 
 def joined(rows: Iterable[pa.ListArray | None]) -> pa.ListArray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -20,7 +19,7 @@ from ..common.tables import Printed
 from ..errors import ArgumentError, DataError, DependencyError, LayerError, StoreError
 from .listing import COLUMNS, listing
 from .paths import shard_file, store_folder
-from .per_sample import LISTS, collected, joined, rows_of
+from .per_sample import LISTS, apart, joined, pooled
 from .selecting import in_order, listed_patterns, listed_steps, matching
 
 if TYPE_CHECKING:
@@ -86,13 +85,13 @@ class Scores(Printed):
             raise StoreError(f"table of scores lacks the columns {missing}; it has {table.column_names}")
         if not table.schema.equals(SCHEMA) or not len(table):
             table = table.select(SCHEMA.names).cast(SCHEMA) if len(table) else SCHEMA.empty_table()
-        self._keep(table, {name: rows_of(table.column(name)) for name in PER_SAMPLE})
+        self._keep(table, {name: [apart(table.column(name))] for name in PER_SAMPLE})
 
-    def _keep(self, table: pa.Table, lists: Mapping[str, Iterable[pa.ListArray | None]]) -> None:
+    def _keep(self, table: pa.Table, lists: Mapping[str, Iterable[tuple[pa.ChunkedArray, list[pa.ListArray]]]]) -> None:
         """Take a table's rows in the order of their steps, and what they have of each sample: ``lists`` by column."""
         self._lists = dict[str, list[pa.ListArray]]()
-        for name, rows in lists.items():  # the table itself has but their places, so that to cut it takes little
-            places, self._lists[name] = collected(rows, once=name == "baseline_samples")
+        for name, parts in lists.items():  # the table itself has but their places, so that to cut it takes little
+            places, self._lists[name] = pooled(parts, once=name == "baseline_samples")
             table = table.set_column(SCHEMA.get_field_index(name), name, places)
         steps = table.column("step")  # no NumPy: torch.compile looks into what a compiled function does with scores
         in_order = pc.all(pc.less_equal(steps.slice(0, max(len(steps) - 1, 0)), steps.slice(1))).as_py() is not False
@@ -133,7 +132,7 @@ class Scores(Printed):
         """
         parts = [cls(SCHEMA.empty_table()), *parts]
         both = cls.__new__(cls)
-        lists = {name: itertools.chain.from_iterable([part._lists_of(name) for part in parts]) for name in PER_SAMPLE}
+        lists = {name: [(part._table.column(name), part._lists[name]) for part in parts] for name in PER_SAMPLE}
         both._keep(pa.concat_tables([part._table for part in parts]), lists)
         table = both._table
         for column, of, known, what in (
