@@ -22,28 +22,23 @@ from .checkpoints import weights_hash
 from .common.notices import Once, shown, warn
 from .common.random_state import fix_random_state, repeats
 from .configuration import Configuration
-from .data.batches import chunk_bounds, fast_size, first_rows, model_inputs, warn_of_rounding
+from .data.batches import fast_size, warn_of_rounding
+from .data.inputs import Inputs
 from .data.outputs import rows_in
 from .data.probe_set import ProbeSet
-from .data.sequences import check_padding, looks_padded
-from .data.target_cache import TargetCache
-from .data.token_rows import TokenRows, Units
+from .data.sequences import check_padding
+from .data.token_rows import Units
 from .decoding import decode
 from .errors import ArgumentError, PhasefastError
-from .named_targets import by_name, default_targets, warn_of_classes, warn_of_scales
-from .options import as_tuple
-from .predicted import Predicted
-from .results.failures import lost_name
 from .results.scores import MODEL_LAYER, Scores
 from .results.store import Store
 from .scoring import row_of, score_cells
 from .stages.batchnorm import batchnorm_mode, fresh_statistics, frozen_norms, several_rows
 from .stages.capture import capture, discover_layers, warn_of_order
-from .stages.own_outputs import OwnOutputs
 from .stages.plan import Problem, group_layers
-from .stages.preserve import full_float32, preserved
-from .stages.targets import FunctionValues, build_targets, given_values
-from .types import Activations, Decoder, Layer, OwnPlace, Score, TakesOutputs
+from .stages.preserve import preserved
+from .target_set import TargetSet
+from .types import Activations, Decoder, Layer, Score, TakesOutputs
 
 _KEPT_SHARE = 0.1  # of the budget, that inputs kept on a GPU may take
 _MEASURING = threading.RLock()  # modes, hooks, random states and settings of PyTorch are the same for all threads
@@ -62,8 +57,8 @@ class Engine:
 
     Attributes:
         lost: layers that the last measurement left out, and why.
-        names: of the modules that are probed. named: those of them that the user named. chosen: the targets.
-        units: what rows are.
+        names: of the modules that are probed. named: those of them that the user named. units: what rows are.
+        target_set: what is decoded. targets: all columns of it.
         settings: what scores of one directory have in common; config_hash: of these. target_hashes: by target.
 
     Raises:
@@ -80,69 +75,27 @@ class Engine:
         options = dict(config.options)
         self.model, self.device, self.rows, self.batchnorm = config.model, config.device, config.rows, config.batchnorm
         self.names, self.named, self.probe_set, self.run = config.names, config.named, probe_set, run
-        budget = config.method.budget
-        inputs = probe_set.fit_inputs, probe_set.heldout_inputs
-        taken = sum(split.nbytes for split in inputs if split.device.type == "cpu")
+        self.batch_size, budget = config.batch_size, config.method.budget
         # Every checkpoint reads them again; a budget that was given is for the cells alone, as `phasefast plan` counts.
-        keeps = self.device.type == "cuda" and options.get("memory") is None and taken <= _KEPT_SHARE * budget
-        self._fit_inputs, self._heldout_inputs = (split.to(self.device) if keeps else split for split in inputs)
-        self.method = replace(config.method, budget=budget - taken if keeps else budget)
-        looks = looks_padded(probe_set.fit_inputs) if self.rows.padding is None else None
-        if looks is not None:
-            warn(
-                f"inputs look padded with {looks}, which is treated like any other token: padding={looks} with "
-                "tokens='mean', 'cls', 'last' or 'each' leaves it out"
-            )
-        if self.rows.padding is not None:
-            samples = {"fit": probe_set.fit_inputs, "heldout": probe_set.heldout_inputs}
-            check_padding(self.rows.padding, samples, {"fit": probe_set.fit_rows, "heldout": probe_set.heldout_rows})
-        self.batch_size = config.batch_size
+        room = _KEPT_SHARE * budget if options.get("memory") is None else 0
+        self._inputs = Inputs.of(probe_set, self.device, room)
+        self.method = replace(config.method, budget=budget - self._inputs.nbytes)
+        check_padding(self.rows.padding, probe_set)
         free = self.batchnorm != "batch" and options.get("batch_size") is None
-        self._forward_batch = fast_size(inputs[0], self.batch_size, self.device) if free else self.batch_size
-        each = self.rows.tokens == "each"
-        wanted = default_targets(probe_set, each) if options.get("targets") is None else options["targets"]
-        self.chosen = by_name(as_tuple("targets", wanted, ()), probe_set, each)
-        self._splits = {
-            "fit": (probe_set.fit_inputs, probe_set.fit_labels),
-            "heldout": (probe_set.heldout_inputs, probe_set.heldout_labels),
-        }
-        which = {"fit": probe_set.fit_rows, "heldout": probe_set.heldout_rows}
-        tokens = (
-            {split: TokenRows.of(split, *own, self.rows.padding, which[split]) for split, own in self._splits.items()}
-            if each
-            else None
-        )
-        self.units = Units(tokens, probe_set.groups)
+        given = probe_set.fit_inputs
+        self._forward_batch = fast_size(given, self.batch_size, self.device) if free else self.batch_size
+        self.units = Units.made(probe_set, self.rows.tokens == "each", self.rows.padding)
         if probe_set.groups is not None and self.batchnorm == "batch":
             alone = int(probe_set.groups["fit"].counts.max()) == 1
             if not alone and fresh_statistics(self.model):
                 warn("batchnorm='batch' takes the statistics of few groups at a time: give batchnorm='recompute'")
-        mixed = probe_set.mixed  # rows of a group resemble each other: batches of them would scatter less than all
-        self._mixed = None if mixed is None else mixed.to(self._fit_inputs.device)
-        folds = self.units.folds(self.method.folds(probe_set.n_fit))
-        data = probe_set.inputs_digest + self.units.token_digest + self.units.group_digest
-        cache = None if out is None or config.per_column else TargetCache(Path(out) / "cache", data)
+        self.target_set = TargetSet.of(config, probe_set, self.units, self._inputs, out)
+        self.targets, self.target_hashes = self.target_set.matrix, self.target_set.hashes
         self._components = options.get("target_components")
-        kept = (self._fit_inputs, self._heldout_inputs) if keeps else None
-        with full_float32(self.device):
-            how = self.device, config.per_column, cache, self._components, kept, self.units.tokens
-            self.targets = build_targets(self.chosen, self._splits["fit"], self._splits["heldout"], folds, *how)
-            how_own = self._splits, self.units, self.targets, self.device, self.method.balanced
-            self._predicted = Predicted.of(self.chosen, options.get("predicts"), *how_own)
-            self._functions = FunctionValues(self.chosen, probe_set.fit_inputs)
-        warn_of_classes(self.targets, options)
-        warn_of_scales(self.chosen, probe_set.fit_inputs, self.targets)
-        warn_of_rounding(probe_set.fit_inputs, self.model)
-        random = {block.name: block.stop - block.start for block in self.targets.blocks if block.random}
-        self.target_hashes = {
-            block.name: digest if block.name not in random else f"{digest}-{random[block.name]}"
-            for block, digest in zip(self.targets.blocks, self.targets.digests, strict=True)
-        }
+        warn_of_rounding(given, self.model)
         self.settings = config.settings(run, probe_set.inputs_digest, self.units)
         self.config_hash = hashlib.blake2b(json.dumps(self.settings).encode(), digest_size=8).hexdigest()
         self._layers: list[Layer] | None = None
-        # What in the model's output comes closest to a target, and why that is none of its predictions, else empty.
-        self._places: dict[str, tuple[OwnPlace | None, str]] = {}
         tensors = [*self.model.parameters(), *self.model.buffers()]
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # of sparse ones too
         self._keep = self.device if size <= _KEPT_SHARE * budget else torch.device("cpu")
@@ -162,8 +115,8 @@ class Engine:
         if self._layers is None:
             with _MEASURING, preserved(self.model, self.device, self._keep):
                 self._known_layers()
-        predicts = not all(why for _, why in self._places.values())
-        return list(dict.fromkeys(layer.module for layer in self._layers or ())) + [MODEL_LAYER] * predicts
+        found = dict.fromkeys(layer.module for layer in self._layers or ())
+        return [*found] + [MODEL_LAYER] * self.target_set.predictions.fit
 
     def lacking(self, stored: Scores, names: Iterable[str], lost: Collection[str], asked: bool = False) -> list[str]:
         """Those of the layers of these ``names``, and ``"model"``, of which scores lack a target.
@@ -171,8 +124,7 @@ class Engine:
         Args:
             lost: what is known to have none. asked: of what the model predicts, only what the user named.
         """
-        own = [each.name for each in self._predicted if each.asked or not asked]
-        own = [name for name in own if lost_name(MODEL_LAYER, name) not in lost]
+        own = self.target_set.predictions.missing(lost, asked)
         return stored.lacking(names, self.target_hashes) + stored.lacking([MODEL_LAYER], own)
 
     def planned(self) -> tuple[list[list[Layer]], Problem]:
@@ -201,12 +153,13 @@ class Engine:
                     "cannot be added to later, as after an interruption; measure the part that stays"
                 )
             with self._workspace, self._prepared(keep, only) as groups:
-                if changed := self._functions.changed():
+                if changed := self.target_set.functions.changed():
                     self._once.warn(
                         f"targets {shown(changed)}: their functions give other values than before, although they are "
                         "evaluated once for all steps: do they read the model's weights?"
                     )
-                own = self._outputs() if only is None or MODEL_LAYER in only else []
+                all_of_it = only is None or MODEL_LAYER in only
+                own = self.target_set.predictions.outputs(self._once.warn) if all_of_it else []
                 for group in groups or [[]] * bool(own):
                     cells = self._capture(group, own)
                     for each in own:
@@ -268,13 +221,6 @@ class Engine:
                     yield cell, decoder, captured.pop(cell.layer.name, None)
             self._settle(found)
 
-    def given_columns(self, name: str) -> Tensor:
-        """Columns [n, p] of a target on the fit rows as they were given, classes not one-hot."""
-        (target,) = (target for target in self.chosen if target.name == name)
-        with full_float32(self.device):
-            values, _ = given_values(target, self._splits["fit"], self._splits["heldout"], self.units.tokens)
-        return values.reshape(len(values), -1)
-
     def _settle(self, found: bool, when: str = "") -> None:
         """Raise the reason why layers were lost if nothing else was ``found``; otherwise warn, once for each set."""
         if self.lost and not found:
@@ -296,8 +242,7 @@ class Engine:
                 self.lost, layers = {}, self._known_layers()
                 layers = layers if only is None else [layer for layer in layers if layer.module in only]
                 fix_random_state(self.device)
-                fit_bounds = chunk_bounds(0, self.probe_set.n_fit, self.batch_size)
-                batches = model_inputs(self._fit_inputs, fit_bounds, self.model, self.device, self._mixed)
+                batches = self._inputs.mixed_batches(self.model, self.batch_size)
                 with batchnorm_mode(self.model, self.batchnorm, batches):
                     yield self._groups(layers)[0]
             for kind, names in changed.items():
@@ -318,9 +263,9 @@ class Engine:
 
     def _discovered(self) -> list[Layer]:
         """The layers, as the first few samples show them."""
-        first = next(model_inputs(self._fit_inputs, first_rows(self._fit_inputs), self.model, self.device))
+        first = self._inputs.first(self.model)
         try:
-            how = self.rows, self.named, self._predicted
+            how = self.rows, self.named, self.target_set.predictions
             layers, places, some = discover_layers(self.model, self.names, first, *how)
             if repeats(self.device, lambda: rows_in(self.model(first.clone())), self._once.warn):
                 warn_of_order(self.model, self.names, first, some, self.rows)
@@ -336,27 +281,12 @@ class Engine:
                 "inputs in a module that makes them from one tensor."
             )
             raise
-        found = {each.name: (places[each.name], each.misfit(places[each.name])) for each in self._predicted}
-        for each in self._predicted:
-            if each.asked and (why := found[each.name][1]):
-                raise ArgumentError(f"predicts={each.name!r}: {why}")
-        self._places = found
+        self.target_set.predictions.found(places)
         return layers
-
-    def _outputs(self) -> list[OwnOutputs]:
-        """What the model's own predictions are given to; warns of targets that it does not predict."""
-        outputs = []
-        for each in self._predicted:
-            place, why = self._places[each.name]
-            if why:
-                self._once.warn(f"no rows of layer {MODEL_LAYER!r}: {why}")
-            elif place is not None:
-                outputs.append(each.outputs(place))
-        return outputs
 
     def _capture(self, group: Sequence[Layer], own: Sequence[TakesOutputs] = ()) -> list[Activations]:
         """Activations of a group of layers; ``own`` get the model's outputs."""
-        arguments = (self._fit_inputs, self._heldout_inputs, self.targets.folds, self._forward_batch)
+        arguments = (self._inputs.fit, self._inputs.heldout, self.targets.folds, self._forward_batch)
         fix_random_state(self.device)
         with several_rows(self.batchnorm):
             how = self.rows, self.device, self.named, self.units.tokens

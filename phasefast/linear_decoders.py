@@ -115,7 +115,7 @@ class _Given:
     @classmethod
     def of(cls, engine: Engine, name: str) -> _Given:
         (block,) = (block for block in engine.targets.blocks if block.name == name)
-        columns = engine.given_columns(name)
+        columns = engine.target_set.given_columns(name)
         if block.kind == "classes":  # of labels [n, 1], or of one-hot columns that are given as such
             labels = columns[:, 0].long() if columns.shape[1] == 1 else columns.argmax(1)
             classes = torch.full((block.width,), -1)

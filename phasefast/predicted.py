@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,6 +13,8 @@ from .data.target_matrix import TargetMatrix
 from .data.target_types import Label, OwnTarget, Split, Target
 from .data.token_rows import Units
 from .errors import ArgumentError
+from .results.failures import lost_name
+from .results.scores import MODEL_LAYER
 from .stages.own_outputs import OwnClasses, OwnNumbers, OwnOutputs
 from .stages.targets import given_values
 from .types import OwnPlace
@@ -39,39 +41,6 @@ class Predicted:
     asked: bool
     others: frozenset[str]
     taken: frozenset[str]
-
-    @classmethod
-    def of(
-        cls,
-        targets: Sequence[Target],
-        names: Sequence[str] | None,
-        splits: Mapping[str, Split],
-        units: Units,
-        matrix: TargetMatrix,
-        device: torch.device,
-        balanced: bool,
-    ) -> list[Predicted]:
-        """The targets of these names, by default the first :class:`Label`; none for ``"none"`` alone.
-
-        Raises:
-            ArgumentError: there is no target of that name.
-        """
-        known = {each.name: each for each in targets}
-        asked = names is not None
-        if names is None:
-            names = [each.name for each in targets if isinstance(each, Label)][:1]
-        if [*names] == [NOTHING]:
-            return []
-        if NOTHING in names:
-            raise ArgumentError(f"predicts: {NOTHING!r} stands alone, got {[*names]}")
-        for name in names:
-            if name not in known:
-                raise ArgumentError(
-                    f"predicts: expected one of the targets {[*known]}, got {name!r}; targets= (--target) chooses them"
-                )
-        how = splits, units, matrix, device, balanced, asked
-        every = frozenset(known), frozenset(names)
-        return [cls(known[name], *how, *(each - {name} for each in every)) for name in dict.fromkeys(names)]
 
     @property
     def name(self) -> str:
@@ -177,3 +146,83 @@ class Predicted:
         if not isinstance(self.target, OwnTarget):
             return next(block.width for block in self.matrix.blocks if block.name == self.target.name)
         return 1 + max(int(own.max()) for both in self._expected.values() for own in both if own is not None)
+
+
+class Predictions:
+    """All targets that the model itself predicts, and where in its output it does, once that was ``found``."""
+
+    def __init__(self, every: Sequence[Predicted]) -> None:
+        self._every = list(every)
+        self._places: dict[str, OwnPlace] = {}
+        self._misfits: dict[str, str] = {}
+
+    @classmethod
+    def of(
+        cls,
+        targets: Sequence[Target],
+        names: Sequence[str] | None,
+        splits: Mapping[str, Split],
+        units: Units,
+        matrix: TargetMatrix,
+        device: torch.device,
+        balanced: bool,
+    ) -> Predictions:
+        """Of the targets of these names, by default of the first :class:`Label`; of none for ``"none"`` alone.
+
+        Args: splits, units, matrix, device, balanced: as for :class:`Predicted`.
+
+        Raises:
+            ArgumentError: there is no target of that name.
+        """
+        known = {each.name: each for each in targets}
+        asked = names is not None
+        if names is None:
+            names = [each.name for each in targets if isinstance(each, Label)][:1]
+        if [*names] == [NOTHING]:
+            return cls([])
+        if NOTHING in names:
+            raise ArgumentError(f"predicts: {NOTHING!r} stands alone, got {[*names]}")
+        for name in names:
+            if name not in known:
+                raise ArgumentError(
+                    f"predicts: expected one of the targets {[*known]}, got {name!r}; targets= (--target) chooses them"
+                )
+        how = splits, units, matrix, device, balanced, asked
+        every = frozenset(known), frozenset(names)
+        return cls([Predicted(known[name], *how, *(each - {name} for each in every)) for name in dict.fromkeys(names)])
+
+    def __iter__(self) -> Iterator[Predicted]:
+        return iter(self._every)
+
+    @property
+    def fit(self) -> bool:
+        """Whether any was found in the model's output."""
+        return bool(self._places)
+
+    def found(self, places: Mapping[str, OwnPlace | None]) -> None:
+        """Take note of what in the model's output comes closest to each; ArgumentError if one that was asked for fails.
+
+        Args:
+            places: by target; None if there is none.
+        """
+        misfits = {each.name: each.misfit(places[each.name]) for each in self}
+        for each in self:
+            if each.asked and (why := misfits[each.name]):
+                raise ArgumentError(f"predicts={each.name!r}: {why}")
+        self._misfits = {name: why for name, why in misfits.items() if why}
+        self._places = {name: own for name, own in places.items() if own is not None and name not in self._misfits}
+
+    def outputs(self, tell: Callable[[str], None]) -> list[OwnOutputs]:
+        """What the predictions are given to, for one measurement; ``tell`` gets why there are none of a target."""
+        for why in self._misfits.values():
+            tell(f"no rows of layer {MODEL_LAYER!r}: {why}")
+        return [each.outputs(self._places[each.name]) for each in self if each.name in self._places]
+
+    def missing(self, lost: Collection[str], asked: bool) -> list[str]:
+        """Names of the targets that there should be predictions of, but for those that were ``lost``.
+
+        Args:
+            asked: only those that the user named.
+        """
+        names = [each.name for each in self if each.asked or not asked]
+        return [name for name in names if lost_name(MODEL_LAYER, name) not in lost]

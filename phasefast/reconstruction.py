@@ -124,7 +124,7 @@ def reconstruct(
     inputs, fit = probe_set.heldout_inputs[rows].float().cpu(), probe_set.fit_inputs
     channels = fit.movedim(1, 0).flatten(1) if fit.ndim == 4 else fit.flatten()[None]
     limits = torch.stack([channels.amin(1), channels.amax(1)]).float().cpu()
-    of_fit = engine.given_columns("input")
+    of_fit = engine.target_set.given_columns("input")
     decoded_by = partial(_decoded, engine, rows, of_fit, of_fit.mean(0, dtype=torch.float64))
     if checkpoints is None:
         by_step = {checked_step(step): decoded_by(keep=True)}

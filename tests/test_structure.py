@@ -22,6 +22,7 @@ LEVELS = (
     ("decoding",),
     ("named_targets", "options", "predicted", "scoring"),
     ("checkpoints", "configuration"),
+    ("target_set",),
     ("engine",),
     ("in_turn", "linear_decoders", "probe", "track", "planning"),
     ("provenance",),

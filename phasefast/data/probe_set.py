@@ -17,17 +17,14 @@ from ..common.files import save
 from ..common.notices import warn
 from ..errors import ArgumentError, DataError
 from ..types import TargetKind
+from .checking import check_pairs, check_split, checked_values, of_array
 from .contents import hash_of, warn_of_copies
 from .groups import Groups, numbered, taken
-from .samples import as_numbers, draw, instead_of_a_pair, random_order
+from .samples import as_numbers, draw, random_order
 from .target_types import Values
 
 Numbers = Tensor | np.ndarray | Sequence[Any]
 _FEWEST = 10  # samples of each class on average, or else they may be numbers
-_ORDER = "fit_inputs", "fit_labels", "heldout_inputs", "heldout_labels"
-_OF_PIXELS = (
-    "decode labels of pixels by patches (docs/sequences.md), or as numbers: give masks.flatten(1).float() as values="
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +62,7 @@ class ProbeSet:
 
     def __post_init__(self) -> None:
         for split, minimum in (("fit", 2), ("heldout", 1)):
-            labels = _check_split(split, getattr(self, f"{split}_inputs"), getattr(self, f"{split}_labels"), minimum)
+            labels = check_split(split, getattr(self, f"{split}_inputs"), getattr(self, f"{split}_labels"), minimum)
             object.__setattr__(self, f"{split}_labels", labels)
         if self.fit_inputs.shape[1:] != self.heldout_inputs.shape[1:]:
             raise DataError(
@@ -87,7 +84,7 @@ class ProbeSet:
             given, rows = getattr(self, f"{split}_values"), len(getattr(self, f"{split}_inputs"))
             shape = getattr(self, f"{split}_inputs").shape
             object.__setattr__(
-                self, f"{split}_values", {name: _checked(split, name, of, shape) for name, of in given.items()}
+                self, f"{split}_values", {name: checked_values(split, name, of, shape) for name, of in given.items()}
             )
             for name in (f"{split}_rows", f"{split}_groups"):
                 if (which := getattr(self, name)) is not None:
@@ -132,8 +129,8 @@ class ProbeSet:
         """
         values = dict(values) if isinstance(values, Mapping) else values
         of_groups = taken(values, groups) if isinstance(groups, str) else groups
-        _check_pairs(values)
-        fit_inputs, heldout_inputs = _of_array("fit", fit_inputs), _of_array("heldout", heldout_inputs)
+        check_pairs(values)
+        fit_inputs, heldout_inputs = of_array("fit", fit_inputs), of_array("heldout", heldout_inputs)
         fit_values, heldout_values = ({name: both[i] for name, both in (values or {}).items()} for i in (0, 1))
         parts: Any = (fit_inputs, fit_labels, heldout_inputs, heldout_labels, fit_values, heldout_values)
         given = cls(*parts)  # which makes tensors of them
@@ -273,6 +270,14 @@ class ProbeSet:
         return Values(name, kind, own, held, (self.fit_inputs, self.heldout_inputs), num_classes)
 
     @property
+    def splits(self) -> dict[str, tuple[Tensor, Tensor | None, Tensor | None]]:
+        """By name, inputs, labels and rows of both splits."""
+        return {
+            "fit": (self.fit_inputs, self.fit_labels, self.fit_rows),
+            "heldout": (self.heldout_inputs, self.heldout_labels, self.heldout_rows),
+        }
+
+    @property
     def n_fit(self) -> int:
         """Number of fit rows."""
         return len(self.fit_inputs)
@@ -328,67 +333,6 @@ class ProbeSet:
         return (
             f"ProbeSet(n_fit={self.n_fit}, n_heldout={self.n_heldout}, sample shape {shape}, {labels} labels{values})"
         )
-
-
-def _check_split(split: str, inputs: Tensor, labels: Tensor | None, minimum: int) -> Tensor | None:
-    if not isinstance(inputs, Tensor) or inputs.dim() < 2:
-        got = f"shape {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else type(inputs).__name__
-        if isinstance(inputs, (tuple, list, Mapping)):
-            got += "; wrap a model of several inputs in a module that makes them from one tensor"
-        raise DataError(f"{split}_inputs: expected a tensor [rows, ...] with at least 2 dimensions, got {got}")
-    if len(inputs) < minimum or inputs.numel() == 0:
-        raise DataError(f"{split}_inputs: expected at least {minimum} non-empty rows, got shape {tuple(inputs.shape)}")
-    if inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):
-        row, column = (~torch.isfinite(inputs.flatten(1))).nonzero()[0].tolist()
-        where = f"row {row}, column {column}" if inputs.dim() == 2 else f"row {row}"
-        raise DataError(f"{split}_inputs: expected finite values, got NaN or Inf, first in {where}")
-    if labels is None:
-        return None
-    labels = as_numbers(f"{split}_labels", labels)
-    if labels.is_floating_point():
-        mend = "give other numbers as values={name: (of fit, of held-out samples)}"
-        mend += "; if they are classes, give labels.long()" if bool((labels == labels.round()).all()) else ""
-        mend += f"; the order is {', '.join(_ORDER)}" if labels.shape[1:] == inputs.shape[1:] else ""
-        raise DataError(f"{split}_labels: expected integers, got {labels.dtype}; {mend}")
-    if labels.shape != (len(inputs),) and not (inputs.dim() < 4 and labels.shape == inputs.shape[:2]):
-        several = "for one-hot labels give labels.argmax(1); give several labels per sample as values="
-        several = _OF_PIXELS if labels.dim() > 2 else "give labels.squeeze(1)" if labels.shape[1:] == (1,) else several
-        got = f"{tuple(labels.shape)}; {several}" if len(labels) == len(inputs) else f"{tuple(labels.shape)}"
-        raise DataError(f"{split}_labels: expected shape ({len(inputs)},) like the inputs, got {got}")
-    return labels.long()
-
-
-def _of_array(split: str, given: Any) -> Any:
-    return as_numbers(f"{split}_inputs", given) if isinstance(given, np.ndarray) else given
-
-
-def _check_pairs(values: Any) -> None:
-    """DataError for values that are not pairs by name."""
-    expected = "values: expected {name: (of fit, of held-out samples)}, got"
-    if not isinstance(values, (Mapping, NoneType)):
-        raise DataError(f"{expected} {type(values).__name__}")
-    for name, both in (values or {}).items():
-        if not isinstance(name, str):
-            raise DataError(f"{expected} {name!r} as a name")
-        if got := instead_of_a_pair(both):
-            raise DataError(f"{expected} {got} for {name!r}")
-
-
-def _checked(split: str, name: str, values: Tensor, shape: torch.Size) -> Tensor:
-    """The values of inputs of a shape, as a tensor of numbers; classes are int64."""
-    values, rows = as_numbers(f"values {name!r}", values), shape[0]
-    of_tokens = values.dim() == 3 and values.shape[:2] == shape[:2]
-    if (values.dim() not in (1, 2) and not of_tokens) or len(values) != rows or values.numel() == 0:
-        got = f"{values.dtype} {tuple(values.shape)}" + f"; {_OF_PIXELS}" * (values.dim() > 2)
-        raise DataError(f"values {name!r}: expected numbers [{rows}] or [{rows}, q] like {split}_inputs, got {got}")
-    if len(bad := (~values.isfinite()).nonzero()):
-        raise DataError(
-            f"values {name!r}: expected finite values, got NaN or Inf in {len(bad[:, 0].unique())} rows, first in row "
-            f"{int(bad[0, 0])}; leave these samples out"
-        )
-    if values.is_floating_point():
-        return values if values.dtype in (torch.float32, torch.float64) else values.float()
-    return values.long()
 
 
 def _compact(given: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,9 @@ from ..common.notices import warn
 from ..errors import DataError, LayerError
 from ..types import TokenMode
 from .axes import Axes
+
+if TYPE_CHECKING:
+    from .probe_set import ProbeSet
 
 _RUN, _OFTEN = 3, 0.3  # tokens alike at the end of a sequence, and the share of sequences, that look like padding
 _ONE = {"cls": 0, "last": -1}  # position of the token that stands for all
@@ -23,20 +26,26 @@ def real_tokens(inputs: Tensor, padding: float) -> Tensor:
     return other if other.dim() == 2 else other.flatten(2).any(2)
 
 
-def check_padding(padding: float, splits: Mapping[str, Tensor], rows: Mapping[str, Tensor | None]) -> None:
-    """Warn where the inputs [b, t, ...] of no split hold padding, or most of it between other tokens.
+def check_padding(padding: float | None, probe_set: ProbeSet) -> None:
+    """Warn where the inputs [n, t, ...] of no split hold padding, or most of it between other tokens.
 
     Args:
-        rows: [b] which of the user's samples those of each split are; None where that is not known.
+        padding: None if nothing is; then warn of inputs that look padded.
 
     Raises:
         DataError: a sample that is nothing else.
     """
+    if padding is None:
+        if (looks := looks_padded(probe_set.fit_inputs)) is not None:
+            warn(
+                f"inputs look padded with {looks}, which is treated like any other token: padding={looks} with "
+                "tokens='mean', 'cls', 'last' or 'each' leaves it out"
+            )
+        return
     some, between = 0, 0
-    for name, inputs in splits.items():
+    for name, (inputs, _, known) in probe_set.splits.items():
         real = real_tokens(inputs, padding)
         if len(empty := (~real.any(1)).nonzero()):
-            known = rows.get(name)
             row = int(empty[0] if known is None else known[empty[:, 0].cpu()].min())
             raise DataError(f"{name}_inputs: expected more than padding={padding}, but row {row} holds nothing else")
         inside = (real.cumsum(1) > 0) & (real.flip(1).cumsum(1).flip(1) > 0)

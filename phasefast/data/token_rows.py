@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ from ..errors import DataError, LayerError
 from .axes import OF_MAPS, Axes, is_of_features, last_part, runs_as_in_torch
 from .groups import Groups
 from .sequences import real_tokens
+
+if TYPE_CHECKING:
+    from .probe_set import ProbeSet
 
 _OWN = 16  # tokens that a model adds: of its class, registers
 IGNORED = -100  # the label of tokens that do not count, as torch.nn.functional.cross_entropy has it
@@ -192,6 +196,16 @@ class Units:
 
     tokens: Mapping[str, TokenRows] | None = None
     groups: Mapping[str, Groups] | None = None
+
+    @classmethod
+    def made(cls, probe_set: ProbeSet, each: bool, padding: float | None) -> Units:
+        """Of a probe set's samples, or of ``each`` of their tokens but padding; DataError as :meth:`TokenRows.of`."""
+        tokens = {
+            name: TokenRows.of(name, inputs, labels, padding, rows)
+            for name, (inputs, labels, rows) in probe_set.splits.items()
+            if each
+        }
+        return cls(tokens or None, probe_set.groups)
 
     @property
     def token_digest(self) -> str:

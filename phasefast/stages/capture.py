@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -45,7 +45,7 @@ def discover_layers(
     batch: Tensor,
     options: RowOptions,
     given: Collection[str],
-    wanted: Sequence[TakesShapes] = (),
+    wanted: Iterable[TakesShapes] = (),
 ) -> Discovered:
     """Run one small batch and learn which layers fire, in which order, how often, and how wide their rows are.
 
