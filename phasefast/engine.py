@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import threading
 import time
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
@@ -83,7 +84,8 @@ class Engine:
         check_padding(self.rows.padding, probe_set)
         free = self.batchnorm != "batch" and options.get("batch_size") is None
         given = probe_set.fit_inputs
-        self._forward_batch = fast_size(given, self.batch_size, self.device) if free else self.batch_size
+        total = torch.cuda.mem_get_info(self.device)[1] if self.device.type == "cuda" else math.inf
+        self._forward_batch = fast_size(given, self.batch_size, self.device, total) if free else self.batch_size
         self.units = Units.made(probe_set, self.rows.tokens == "each", self.rows.padding)
         if probe_set.groups is not None and self.batchnorm == "batch":
             alone = int(probe_set.groups["fit"].counts.max()) == 1
@@ -243,7 +245,7 @@ class Engine:
                 layers = layers if only is None else [layer for layer in layers if layer.module in only]
                 fix_random_state(self.device)
                 batches = self._inputs.mixed_batches(self.model, self.batch_size)
-                with batchnorm_mode(self.model, self.batchnorm, batches):
+                with batchnorm_mode(self.model, self.batchnorm, batches, self._once.warn):
                     yield self._groups(layers)[0]
             for kind, names in changed.items():
                 if names:

@@ -8,6 +8,8 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 
+from torch import Tensor
+
 from .checkpoints import Reader, load_into, read_ahead
 from .checkpoints.ahead import Read
 from .checkpoints.sources import Source
@@ -16,7 +18,7 @@ from .common.progress import progress
 from .engine import Engine
 from .errors import PASSING, CheckpointError, PhasefastError, StoreError, may_pass, with_notes, without_frames
 from .results.failures import Failure, alike
-from .stages.preserve import on_device
+from .stages.preserve import in_training, on_device
 
 _ENOUGH = 5  # first checkpoints that fail alike: if the last one does too, so do the others, such as by a wrong key
 
@@ -25,9 +27,11 @@ _ENOUGH = 5  # first checkpoints that fail alike: if the last one does too, so d
 def restored(engine: Engine) -> Iterator[None]:
     """The engine's model, moved to the engine's device; afterwards it is moved back, and has its weights again."""
     with interrupts_held():
-        before = copy.deepcopy(engine.model.state_dict())
+        before = engine.model.state_dict()
+        for name, value in before.items():
+            before[name] = value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)
         try:
-            with on_device(engine.model, engine.device):
+            with on_device(engine.model, engine.device), in_training(engine.model):
                 yield
         finally:
             engine.model.load_state_dict(before)

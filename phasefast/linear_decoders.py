@@ -118,7 +118,7 @@ class _Given:
         columns = engine.target_set.given_columns(name)
         if block.kind == "classes":  # of labels [n, 1], or of one-hot columns that are given as such
             labels = columns[:, 0].long() if columns.shape[1] == 1 else columns.argmax(1)
-            classes = torch.full((block.width,), -1)
+            classes = torch.full((block.width,), -1, device="cpu")
             classes[engine.targets.fit_classes[name].cpu()] = labels.cpu()
             return cls(classes=classes)
         columns = (columns if columns.is_floating_point() else columns.double()).to(engine.device)

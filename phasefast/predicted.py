@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .data.target_matrix import TargetMatrix
-from .data.target_types import Label, OwnTarget, Split, Target
+from .data.target_types import Input, Label, OwnTarget, Split, Target
 from .data.token_rows import Units
 from .errors import ArgumentError
 from .results.failures import lost_name
@@ -27,13 +27,15 @@ class Predicted:
     """A target that the model itself predicts, and what outputs of both splits should be.
 
     Attributes:
-        splits: inputs and labels of the fit and the held-out samples. units: what rows are.
+        splits: inputs and labels of the fit and the held-out samples. inputs: both, on the device if there is room.
+        units: what rows are.
         matrix: of all targets. device: where outputs are. balanced: all classes count alike.
         asked: the user named the target. others: the names of the other targets. taken: of those predicted too.
     """
 
     target: Target
     splits: Mapping[str, Split]
+    inputs: tuple[Tensor, Tensor]
     units: Units
     matrix: TargetMatrix
     device: torch.device
@@ -121,7 +123,10 @@ class Predicted:
 
     @cached_property
     def _expected(self) -> dict[str, tuple[Tensor | None, Tensor | None]]:
-        """By split, of samples and of tokens that are rows; labels are on the device, since a GPU waits for copies."""
+        """By split, of samples and of tokens that are rows; on the device, since a GPU waits for copies.
+
+        But inputs for which there is no room.
+        """
         both = self.splits["fit"], self.splits["heldout"]
         if self.target.kind == "classes" and isinstance(self.target, OwnTarget):
             labels = (own.flatten() if own.shape[1:] == (1,) else own for own in self.target.given(*both))
@@ -129,10 +134,13 @@ class Predicted:
                 split: self.units.labels(split, own.long(), self.device)
                 for split, own in zip(self.splits, labels, strict=True)
             }
-        values = given_values(self.target, *both, self.units.tokens)
-        if self.target.kind == "classes":  # one-hot columns of a user's own
-            fit, heldout = values
-            values = fit.argmax(1).to(self.device), heldout.argmax(1).to(self.device)
+        if type(self.target) is Input:
+            both = (self.inputs[0], None), (self.inputs[1], None)
+            fit, heldout = given_values(self.target, *both, self.units.tokens)
+        else:
+            fit, heldout = (own.to(self.device) for own in given_values(self.target, *both, self.units.tokens))
+        # One-hot columns of a user's own.
+        values = (fit.argmax(1), heldout.argmax(1)) if self.target.kind == "classes" else (fit, heldout)
         return {
             split: (own, None) if self.units.tokens is None else (None, own)
             for split, own in zip(self.splits, values, strict=True)
@@ -162,6 +170,7 @@ class Predictions:
         targets: Sequence[Target],
         names: Sequence[str] | None,
         splits: Mapping[str, Split],
+        inputs: tuple[Tensor, Tensor],
         units: Units,
         matrix: TargetMatrix,
         device: torch.device,
@@ -169,7 +178,7 @@ class Predictions:
     ) -> Predictions:
         """Of the targets of these names, by default of the first :class:`Label`; of none for ``"none"`` alone.
 
-        Args: splits, units, matrix, device, balanced: as for :class:`Predicted`.
+        Args: splits, inputs, units, matrix, device, balanced: as for :class:`Predicted`.
 
         Raises:
             ArgumentError: there is no target of that name.
@@ -187,7 +196,7 @@ class Predictions:
                 raise ArgumentError(
                     f"predicts: expected one of the targets {[*known]}, got {name!r}; targets= (--target) chooses them"
                 )
-        how = splits, units, matrix, device, balanced, asked
+        how = splits, inputs, units, matrix, device, balanced, asked
         every = frozenset(known), frozenset(names)
         return cls([Predicted(known[name], *how, *(each - {name} for each in every)) for name in dict.fromkeys(names)])
 

@@ -62,7 +62,7 @@ class TargetSet:
         folds = units.folds(method.folds(probe_set.n_fit))
         with full_float32(config.device):
             matrix = build_targets(chosen, splits["fit"], splits["heldout"], folds, *how)
-            own = splits, units, matrix, config.device, method.balanced
+            own = splits, copied, units, matrix, config.device, method.balanced
             predictions = Predictions.of(chosen, options.get("predicts"), *own)
             made = cls(matrix, predictions, FunctionValues(chosen, probe_set.fit_inputs), chosen, splits, units)
         warn_of_classes(matrix, options)

@@ -96,8 +96,10 @@ def test_predictions_have_the_errors_of_the_scores_and_come_from_the_activations
 def test_a_gpu_gives_the_same_decoders() -> None:
     probe_set = samples(80, 30, (3, 16, 16))
     model = network(768, 400)
-    expected = pf.fit_decoders(model, probe_set, layers=LAYERS, alphas=[0.1])
-    for place, decoder in pf.fit_decoders(model, probe_set, layers=LAYERS, alphas=[0.1], device="cuda").items():
+    targets = ["input", "label", probe_set.target("count", kind="regression"), "pair"]
+    options: dict[str, Any] = {"layers": LAYERS, "targets": targets, "alphas": [0.1]}
+    expected = pf.fit_decoders(model, probe_set, **options)
+    for place, decoder in pf.fit_decoders(model, probe_set, **options, device="cuda").items():
         torch.testing.assert_close(decoder.predictions, expected[place].predictions, rtol=1e-3, atol=1e-3)
         assert decoder.weight.device.type == "cpu"
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,12 @@ from torch import nn
 import phasefast as pf
 from phasefast import ops
 from phasefast.algebra import dense
+from phasefast.checkpoints import Reader, read_ahead
+from phasefast.common.devices import resolve_device
 from phasefast.engine import Engine
 from phasefast.scoring import score_cells
 from phasefast.stages.statistics import accumulate
+from tests import test_cuda, test_linear_decoders, test_reconstruction
 from tests.conftest import SmallNet, images
 from tests.pretend_gpu import DEVICE, OnGpu, pretended
 
@@ -175,6 +181,91 @@ def test_the_host_waits_no_more_often_for_more_batches(
             counts.append(list(gpu.waits))
     assert counts[0] == counts[1]
     assert len(counts[0]) == 2, counts[0]  # whether all is finite, and whether forward changed a tensor
+
+
+def test_nor_does_it_for_what_the_model_predicts() -> None:
+    model, counts = nn.Sequential(nn.Flatten(), nn.Linear(36, 40)), []
+
+    class Several(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = model
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            y = self.body(x)
+            return {"input": y[:, :36].reshape(x.shape), "label": y[:, :3], "age": y[:, 3:4], "kind": y[:, :4]}
+
+    with pretended() as gpu:
+        several = Several().to("cuda")
+        for batch_size in (150, 10):
+            how: dict[str, Any] = {"layers": ["body.1"], "alphas": [0.1], "batch_size": batch_size}
+            engine = Engine(several, VALUES, predicts=["input", "label", "age", "kind"], **how)
+            assert len(engine.measure(0).filter(layer="model", split="heldout")) == 8
+            gpu.waits.clear()
+            engine.measure(1)
+            counts.append(list(gpu.waits))
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("predicts", ["label", None])
+def test_parts_of_a_model_may_be_on_other_devices(probe_set: pf.ProbeSet, predicts: str | None) -> None:
+    class Back(nn.Module):
+        def __init__(self, device: str) -> None:
+            super().__init__()
+            self.device = device
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.to(self.device)
+
+    parts = nn.Flatten(), nn.Linear(36, 9), nn.Tanh(), nn.Linear(9, 3)
+    expected = pf.probe(nn.Sequential(*parts[:3], nn.Identity(), parts[3], nn.Identity()), probe_set, predicts=predicts)
+    with pretended():
+        model = nn.Sequential(*parts[:3], Back("cpu"), parts[3], Back("cpu"))
+        for part in parts[:3]:
+            part.to("cuda")
+        with torch.no_grad():
+            assert model(probe_set.heldout_inputs.to("cuda")).device.type == "cpu"
+        found = pf.probe(model, probe_set, predicts=predicts)
+    assert_same(found, expected, 1e-4)
+
+
+def test_a_gpu_is_known_by_its_number() -> None:
+    with pretended():
+        assert resolve_device("cuda", torch.device("cpu")) == DEVICE
+
+
+def test_sparse_buffers_are_read_on_the_cpu(probe_set: pf.ProbeSet, tmp_path: Path) -> None:
+    state = {"weight": torch.ones(3), "adjacency": torch.eye(3).to_sparse(), "rows": torch.eye(3).to_sparse_csr()}
+    torch.save(state, tmp_path / "step_1.pt")
+    with pretended():
+        ((_, read),) = read_ahead({1: tmp_path / "step_1.pt"}, DEVICE, Reader())
+        assert {name: own.device.type for name, own in read()[0].items()} == {
+            "weight": "cuda",
+            "adjacency": "cpu",
+            "rows": "cpu",
+        }
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        test_cuda.test_probe_gives_the_numbers_of_the_cpu,
+        test_cuda.test_fast_is_within_the_rounding_of_bfloat16,
+        test_cuda.test_sweep_of_files_equals_probing_each,
+        test_cuda.test_a_state_on_a_gpu_has_the_hash_that_it_has_on_the_cpu,
+        test_cuda.test_solve_and_residual_are_the_reference_on_cuda_tensors,
+        test_linear_decoders.test_a_gpu_gives_the_same_decoders,
+        partial(test_reconstruction.test_a_gpu_gives_the_same_images, 300, (1, 8, 8), 32),
+    ],
+    ids=lambda test: getattr(test, "func", test).__name__,
+)
+def test_the_tests_of_a_gpu_run_on_a_pretended_one(
+    test: Callable[..., None], net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path
+) -> None:
+    """Those that are not of kernels: what they ask for is there, and is what they expect."""
+    given = {"net": net, "probe_set": probe_set, "tmp_path": tmp_path}
+    with pretended():
+        test(**{name: given[name] for name in inspect.signature(test).parameters})
 
 
 @pytest.mark.parametrize("padding", [None, 0])

@@ -58,6 +58,9 @@ def test_another_default_device_is_for_the_model_alone(net: SmallNet, tmp_path: 
         assert {drawn.fit_inputs.device.type, drawn.fit_labels.device.type} == {"cpu"}
         scores = pf.sweep(net, states, probe_set, out=tmp_path, layers="conv")
         pf.reconstruct(net, probe_set, layers="conv")
+        decoders = pf.fit_decoders(net, probe_set, layers="conv")
+        assert decoders["conv", "label"].classes is not None
+        assert decoders["conv", "label"].classes.tolist() == [0, 1, 2]
         pf.plan(net, (1, 6, 6), 40, 20, classes=3, layers=["conv", "hidden"])
     assert scores.steps == [0, 1]
 

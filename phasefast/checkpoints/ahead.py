@@ -51,14 +51,16 @@ def _read(source: Source, device: torch.device, reader: Reader) -> tuple[Read, l
     if device.type == "cuda":
         stream = torch.cuda.Stream(device)
         with torch.cuda.stream(stream):
-            state = {name: _pinned(value).to(device, non_blocking=True) for name, value in state.items()}
+            state = {name: _moved(value, device) for name, value in state.items()}
         stream.synchronize()
     return (state, before), texts
 
 
-def _pinned(tensor: Tensor) -> Tensor:
-    plain = tensor.layout == torch.strided and not tensor.is_quantized
-    return tensor.pin_memory() if plain and tensor.device.type == "cpu" else tensor
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device; sparse and quantized tensors, of which the allocator cannot be told anything, as they are."""
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        return tensor
+    return (tensor.pin_memory() if tensor.device.type == "cpu" else tensor).to(device, non_blocking=True)
 
 
 def _taken(future: Future[tuple[Read, list[str]]], device: torch.device, reader: Reader) -> Read:
@@ -70,5 +72,6 @@ def _taken(future: Future[tuple[Read, list[str]]], device: torch.device, reader:
     for text in texts:
         reader.once.warn(text)
     for value in read[0].values() if device.type == "cuda" else ():
-        value.record_stream(torch.cuda.current_stream(device))
+        if value.layout == torch.strided and not value.is_quantized:
+            value.record_stream(torch.cuda.current_stream(device))
     return read

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -37,8 +37,8 @@ def weights_in(loaded: Any, name: str, key: str | None = None) -> tuple[dict[str
         loaded = found
     elif key is not None and not (key in NESTED and _is_state(loaded)):  # which alone is what such keys have
         there = shown(map(str, loaded)) if isinstance(loaded, Mapping) else type(loaded).__name__
-        deeper = [f"{outer}.{key}" for outer in _strings(loaded) if _under(loaded[outer], key, _DEPTH) is not None]
-        mend = f"; is it {deeper[0]!r}?" if deeper else ""
+        longer = next(_longer(loaded, key.rstrip("."), _DEPTH), None)
+        mend = f"; is it {longer!r}?" if longer else ""
         raise CheckpointError(f"{name}: expected weights under the key {key!r} (key=, --key), got {there}{mend}")
     whole, way = loaded, ("" if key is None else f"{key.rstrip('.')}.")
     for _ in range(_DEPTH):
@@ -64,6 +64,17 @@ def weights_in(loaded: Any, name: str, key: str | None = None) -> tuple[dict[str
             f"{name}: expected a state dict (names to tensors), but {shown(bad)} are not tensors; {under}"
         )
     return dict(loaded), way[:-1]
+
+
+def _longer(loaded: Any, key: str, depth: int) -> Iterator[str]:
+    """Keys under which something lies that end in this one."""
+    for name in _strings(loaded):
+        inside = loaded[name] if depth else None
+        if isinstance(inside, Mapping):
+            found = [key] if _under(inside, key, depth) is not None else _longer(inside, key, depth - 1)
+            yield from (f"{name}.{each}" for each in found)
+        elif (place := name.find(f".{key}.")) > 0:
+            yield f"{name[:place]}.{key}"
 
 
 def _strings(loaded: Any) -> list[str]:

@@ -22,8 +22,8 @@ def resolve_device(given: str | torch.device | None, home: torch.device) -> torc
     """The device asked for, or ``home`` for None; ArgumentError where it cannot be used."""
     try:
         device = home if given is None else torch.device(given)
-        torch.empty(0, dtype=torch.float64, device=device)  # which MPS lacks
+        # MPS lacks float64. A tensor tells which GPU "cuda" is, which other threads would not know.
+        return torch.empty(0, dtype=torch.float64, device=device).device
     except (RuntimeError, AssertionError, TypeError) as error:
         known = "'cpu' or 'cuda'" if torch.cuda.is_available() else "'cpu'"
         raise ArgumentError(f"device {str(given)!r} cannot be used: {error}; give one such as {known}") from error
-    return device

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -21,6 +22,7 @@ _TOKENS = {
     "cpu": 1 << 14,
     "cuda": 1 << 16,
 }  # of language models, whose float32 logits for 50,000 words take 3 and 13 GB
+_OF_LOGITS = 8 * 200_000  # bytes of a GPU for each token, of which they take an eighth
 
 
 def chunk_bounds(start: int, stop: int, size: int) -> list[tuple[int, int]]:
@@ -35,13 +37,17 @@ def first_rows(inputs: Tensor) -> list[tuple[int, int]]:
     return [(0, next((count for count in _FIRST_ROWS if count not in inputs.shape[1:]), _FIRST_ROWS[0]))]
 
 
-def fast_size(inputs: Tensor, size: int, device: torch.device) -> int:
-    """Samples of a forward pass where only speed and memory depend on it; ``size`` is what is else taken."""
+def fast_size(inputs: Tensor, size: int, device: torch.device, memory: float = math.inf) -> int:
+    """Samples of a forward pass where only speed and memory depend on it; ``size`` is what is else taken.
+
+    Args: memory: bytes that a GPU has.
+    """
     numbers = max(inputs.shape[1:].numel(), 1)
     if device.type == "cuda":
         size = max(size, min(_SAMPLES, _NUMBERS // numbers))
     if inputs.dim() == 2 and not inputs.is_floating_point():
-        size = min(size, max(_TOKENS.get(device.type, _TOKENS["cpu"]) // numbers, 1))
+        tokens = min(_TOKENS.get(device.type, _TOKENS["cpu"]), memory / _OF_LOGITS)
+        size = min(size, max(int(tokens / numbers), 1))
     return size
 
 

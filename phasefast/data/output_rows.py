@@ -61,12 +61,16 @@ def rows_dtype(model: nn.Module, narrow: bool = False) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Batch:
-    """So many samples: which of their tokens are no padding, bool [b, t], which are rows; how outputs are read."""
+    """So many samples: which of their tokens are no padding, bool [b, t], which are rows; how outputs are read.
+
+    Parts of a model may be on other devices than the one where rows are to be.
+    """
 
     size: int
     real: Tensor | None
     tokens: TokensOfBatch | None
     axes: Axes
+    device: torch.device
 
 
 def as_cell(name: str, module: nn.Module, output: Any, of: Batch, options: RowOptions) -> tuple[Tensor, int]:
@@ -82,7 +86,7 @@ def as_cell(name: str, module: nn.Module, output: Any, of: Batch, options: RowOp
             raise LayerError(
                 f"layer {name!r}: expected {of.size} packed sequences, one for each sample, got {len(rows)}"
             )
-        return as_one(name, nn.Identity(), rows, options.tokens, real)
+        return as_one(name, nn.Identity(), rows.to(of.device), options.tokens, real.to(of.device))
     if not isinstance(output, Tensor) or not output.is_floating_point():
         kind = output.dtype if isinstance(output, Tensor) else type(output).__name__
         mend = "; give tokens='mean', 'cls' or 'last'" if isinstance(output, PackedSequence) else ""
@@ -96,6 +100,7 @@ def as_cell(name: str, module: nn.Module, output: Any, of: Batch, options: RowOp
             f"layer {name!r}: expected an output with a row of numbers for each sample, got shape "
             f"{tuple(output.shape)} for {of.size} samples; {_mend(output, of.size)}"
         )
+    output = output.to(of.device)
     if of.tokens is not None:
         return as_tokens(name, module, output, of.tokens, of.axes), 0
     if output.dim() == 3 and options.tokens != "flatten":
@@ -136,18 +141,22 @@ def features_first(module: nn.Module, output: Tensor, axes: Axes) -> Tensor:
 
 
 def places_of(
-    model: nn.Module, given: Tensor, output: Any, of: Batch, options: RowOptions, wanted: TakesShapes
+    model: nn.Module, inputs: Tensor | None, output: Any, of: Batch, options: RowOptions, wanted: TakesShapes
 ) -> list[tuple[OwnPlace, int]]:
     """Which tensors of the model's output may be its predictions, and how like these they are, the most alike first.
 
     Of several that of the target's name alone, or for classes the logits, if one is called so. Those with the name of
-    another target that is predicted are none, nor are the inputs, ``given`` back beside others.
+    another target that is predicted are none, nor are the inputs, given back as they were beside others.
+
+    Args:
+        inputs: None if the model has changed them, as it may have written its predictions there.
     """
     tensors = [*tensors_in(output)]
-    inputs = {id(each) for each in tensors if same_memory(each, given) and each.numel() == given.numel()}
+    given = [] if inputs is None else [each for each in tensors if same_memory(each, inputs)]
+    back = {id(each) for each in given if inputs is not None and each.numel() == inputs.numel()}
 
     def among(chosen: Iterable[Tensor]) -> list[tuple[OwnPlace, int]]:
-        places, ids = [], {id(each) for each in chosen} - inputs
+        places, ids = [], {id(each) for each in chosen} - back
         for nth, tensor in enumerate(tensors):
             for one in (True, False) if id(tensor) in ids else ():
                 place = OwnPlace(nth, one, wanted.numbers)
@@ -160,7 +169,7 @@ def places_of(
     if named := [found for name in names if (found := among(called(output, name)))]:
         return max(named, key=lambda found: found[0][1])
     taken = {id(each) for name in wanted.taken for each in called(output, name)}
-    inputs = inputs if {id(each) for each in tensors} - taken - inputs else set()
+    back = back if {id(each) for each in tensors} - taken - back else set()
     return among(each for each in tensors if id(each) not in taken)
 
 
@@ -181,6 +190,7 @@ def _rows_at(
         return None
     if output.shape[:1] != (of.size,):
         return None
+    output = output.to(of.device)
     output = output[:, None] if output.dim() == 1 else output
     with contextlib.suppress(LayerError):
         if place.one:

@@ -65,10 +65,12 @@ def ends_in_sigmoid(run: Callable[[], Tensor]) -> bool:
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             found, name = func(*args, **(kwargs or {})), getattr(func, "__name__", "")
             first, plain = args[0] if args else None, name.rstrip("_")
+            into = (kwargs or {}).get("out")
             if isinstance(found, Tensor) and (plain in _SIGMOIDS or (plain in _KEEPING and _are_of(first, shares))):
                 shares.append(found)
-            elif name == "__setitem__" or (_IN_PLACE.match(name) and found is first):
-                changed = first if isinstance(first, (list, tuple)) else [first]
+            elif name == "__setitem__" or into is not None or (_IN_PLACE.match(name) and found is first):
+                changed = first if into is None else into
+                changed = changed if isinstance(changed, (list, tuple)) else [changed]
                 shares[:] = [each for each in shares if not any(_are_of(other, [each]) for other in changed)]
             return found
 

@@ -108,7 +108,8 @@ def best_checkpoint(
     layer = min(found, key=lambda name: float(found[name].least.mean()))
     own = found[layer]
     alike = {name: curve.alike(own, metric in ACCURACIES, confidence) for name, curve in found.items()}
-    loss, tried = float(own.least.mean()), sum(len(curve.steps) for curve in found.values())
+    step, tried = int(own.steps[own.best]), sum(len(curve.steps) for curve in found.values())
+    steps, values = wanted.curve(layer, target, metric)
     constant = wanted.filter(layer=layer).baseline(target, metric)
     share = constant if metric in ACCURACIES else None
     rows = wanted.filter(layer=layer, metric=metric, split="heldout").without_samples.to_arrow().column("n")[0].as_py()
@@ -116,8 +117,8 @@ def best_checkpoint(
         target=target,
         metric=metric,
         layer=layer,
-        step=int(own.steps[own.best]),
-        value=1 - loss if metric in ACCURACIES else loss,
+        step=step,
+        value=float(values[steps.tolist().index(step)]),
         samples=own.samples.shape[1],
         beats_constant=constant is None or own.beats(share, rows, 1 - (1 - confidence) / tried),
         steps=tuple(own.steps[alike[layer]].tolist()),

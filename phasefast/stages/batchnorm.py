@@ -10,13 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..common.notices import shown, warn
+from ..common.notices import shown
 from ..errors import ArgumentError
 from ..types import BatchNormMode
 
 
 @contextmanager
-def batchnorm_mode(model: nn.Module, mode: BatchNormMode, batches: Iterable[Tensor]) -> Iterator[None]:
+def batchnorm_mode(
+    model: nn.Module, mode: BatchNormMode, batches: Iterable[Tensor], tell: Callable[[str], None]
+) -> Iterator[None]:
     """Choose the statistics that BatchNorm layers normalise with, in a model in evaluation mode.
 
     Args:
@@ -24,6 +26,7 @@ def batchnorm_mode(model: nn.Module, mode: BatchNormMode, batches: Iterable[Tens
             weights for some thirty steps; ``batch``: of each batch, as the authors of arXiv 2312.06887 measured;
             ``running``: as stored.
         batches: batches of fit inputs on the model's device; only ``recompute`` looks at them.
+        tell: gets which layers these do not reach.
     """
     norms = {name: norm for name, norm in _norms(model) if norm.running_mean is not None}
     if not norms or mode == "running":
@@ -35,7 +38,7 @@ def batchnorm_mode(model: nn.Module, mode: BatchNormMode, batches: Iterable[Tens
             for norm in norms.values():
                 norm.train()
             if mode == "recompute":
-                with _averaging(norms):
+                with _averaging(norms, tell):
                     for batch in batches:
                         with several_rows(mode):
                             model(batch)
@@ -83,7 +86,7 @@ def _of_this_rank_alone() -> Iterator[None]:
 
 
 @contextmanager
-def _averaging(norms: Mapping[str, _BatchNorm]) -> Iterator[None]:
+def _averaging(norms: Mapping[str, _BatchNorm], tell: Callable[[str], None]) -> Iterator[None]:
     """Running statistics from here on are plain averages over the calls; as they were of those that are not called.
 
     ``momentum = None`` would ask for the same, but reads the number of calls from the device at each of them.
@@ -108,7 +111,7 @@ def _averaging(norms: Mapping[str, _BatchNorm]) -> Iterator[None]:
         for handle in handles:
             handle.remove()
     if uncalled := [name for name in norms if not calls[name]]:
-        warn(
+        tell(
             f"batchnorm='recompute': {shown(uncalled)} keep their statistics, as the model does not call these modules "
             "(unused, or called through a function); batchnorm='running' keeps those of all"
         )

@@ -118,7 +118,8 @@ def discover_layers(
     places = places_of_calls(model, batch)
     found = [replace(layer, place=places.get((layer.module, layer.call))) for layer in found]
     layers = [layer for layer in found if layer.module not in unusable]
-    own_places = {each.name: _own_place(model, batch, inputs, output, of, options, each) for each in wanted}
+    given_back = inputs if torch.equal(inputs, batch) else None
+    own_places = {each.name: _own_place(model, batch, given_back, output, of, options, each) for each in wanted}
     _tell_shared(output, own_places)
     return Discovered(layers, own_places, some)
 
@@ -173,23 +174,30 @@ def _tell_shared(output: Any, places: Mapping[str, OwnPlace | None]) -> None:
     """Warn if several targets are compared with one tensor of the output that has not the names of all."""
     for nth in {place.nth for place in places.values() if place is not None}:
         names = [name for name, place in places.items() if place is not None and place.nth == nth]
-        if len(names) > 1 and not all([*called(output, name)] for name in names):
+        own = [*tensors_in(output)][nth]
+        if len(names) > 1 and not all(any(each is own for each in called(output, name)) for name in names):
             warn(f"predicts: {shown(names)} are all compared with the same tensor of the model's output")
 
 
 def _first_batch(model: nn.Module, batch: Tensor, options: RowOptions) -> Batch:
     """What the first samples are, of which all tokens are rows."""
     tokens = TokensOfBatch(batch.shape[1]) if options.tokens == "each" else None
-    return Batch(len(batch), options.real(batch), tokens, options.axes(model, batch))
+    return Batch(len(batch), options.real(batch), tokens, options.axes(model, batch), batch.device)
 
 
 def _own_place(
-    model: nn.Module, batch: Tensor, inputs: Tensor, output: Any, of: Batch, options: RowOptions, wanted: TakesShapes
+    model: nn.Module,
+    batch: Tensor,
+    inputs: Tensor | None,
+    output: Any,
+    of: Batch,
+    options: RowOptions,
+    wanted: TakesShapes,
 ) -> OwnPlace | None:
     """Where in the model's output its predictions are; warns if they may be in several places.
 
     Args:
-        inputs: what the model got for this ``output``, which it may have changed.
+        inputs: what the model got for this ``output``; None if it has changed them.
     """
     if not (found := places_of(model, inputs, output, of, options, wanted)):
         return None
@@ -246,7 +254,7 @@ def capture(
     n, m = (len(inputs if tokens is None else tokens[split]) for split, inputs in samples.items())
     spools = {(layer.module, layer.call): _Spool(layer, n, m, folds, device, options.dtype) for layer in layers}
     current: dict[str, Any] = {}
-    of = Batch(0, None, None, options.axes(model, fit_inputs))
+    of = Batch(0, None, None, options.axes(model, fit_inputs), device)
 
     def record(name: str, call: int, module: nn.Module, output: Any) -> None:
         if (spool := spools.get((name, call))) is None or spool.refused is not None:

@@ -44,6 +44,7 @@ def preserved(
         _uncached(),
         on_device(model, device),
         _values_kept(model, keep, changed["parameters"]),
+        _modes_left(model),
     ):
         found = _numbers(model) if keep is not None else {}
         copies = {id(buffer): buffer.detach().clone() for buffer in model.buffers()}
@@ -72,7 +73,37 @@ def _numbers(model: nn.Module) -> dict[str, Tensor]:
         and (buffer.is_floating_point() or buffer.is_complex())
         and buffer.layout == torch.strided
         and not isinstance(module, _NormBase)
+        and not _acts_on_modes(module)
     }
+
+
+def _acts_on_modes(module: nn.Module) -> bool:
+    """Whether a module may change its numbers with its mode, as layers that merge adapters into their weights do."""
+    return type(module).train is not nn.Module.train or type(module).eval is not nn.Module.eval
+
+
+@contextmanager
+def in_training(model: nn.Module) -> Iterator[None]:
+    """Have modules that change with their mode in training, which the weights of checkpoints are of."""
+    with _modes_kept(model), _modes_left(model):
+        if any(_acts_on_modes(module) for module in model.modules()):
+            model.train()
+        yield
+
+
+@contextmanager
+def _modes_left(model: nn.Module) -> Iterator[None]:
+    """Let modules that change with their mode leave another one as they do by themselves: what was merged is taken out.
+
+    Of others only which mode they are in is to be put back.
+    """
+    acting = [(module, module.training) for module in model.modules() if _acts_on_modes(module)]
+    try:
+        yield
+    finally:
+        if any(module.training != training for module, training in acting):
+            for module, training in acting:  # those around others first, as these follow them
+                module.train() if training else module.eval()
 
 
 @contextmanager
@@ -95,8 +126,11 @@ def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Move ``model`` to ``device``, and back after; it gets the very parameters and buffers back that it had."""
     home = next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), device)
     modules = [(module, dict(module._parameters), dict(module._buffers)) for module in model.modules()]
+    moved = [(own, own.data, own.grad) for own in model.parameters()] if home != device else []
     try:
-        if home != device:
+        for own, _, _ in moved:
+            own.grad = None  # which need not be moved
+        if moved:
             model.to(device)
         yield
     finally:
@@ -104,8 +138,8 @@ def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
             for module, parameters, _ in modules:
                 module._parameters.clear()
                 module._parameters.update(parameters)
-        if home != device:
-            model.to(home)
+        for own, data, grad in moved:
+            own.data, own.grad = data, grad  # the very memory, which others may share
         for module, _, buffers in modules:
             module._buffers.clear()
             module._buffers.update(buffers)
@@ -120,13 +154,15 @@ def _values_kept(model: nn.Module, where: torch.device | None, changed: list[str
     tensors = {} if where is None else {**dict(model.named_parameters()), **dict(model.named_buffers())}
     dense = {name: each for name, each in tensors.items() if each.layout == torch.strided and not each.is_quantized}
     kept = {name: (each, each.data, _local(each).to(where, copy=True)) for name, each in dense.items()}
+    acting = [place for place, module in model.named_modules() if _acts_on_modes(module)]
+    expected = {name for name in kept if name.rpartition(".")[0] in acting}  # to change with the mode
     try:
         yield
     finally:
         differ = _differ([(_local(tensor), values) for tensor, _, values in kept.values()])
         for (name, (tensor, data, values)), differs in zip(kept.items(), differ, strict=True):
             if differs:
-                changed += [name] if isinstance(tensor, nn.Parameter) else []
+                changed += [name] if isinstance(tensor, nn.Parameter) and name not in expected else []
                 _local(data).copy_(values)
                 tensor.data = data  # the very memory it had
 

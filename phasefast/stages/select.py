@@ -14,6 +14,7 @@ from .. import ops
 from ..algebra.choosing import column_errors, least_error, offsets_of, per_unit
 from ..algebra.dense import product, wide_rows
 from ..algebra.systems import Penalties, PenaltyChoice, System, eigen_path, ridge_paths, solve_eigen
+from ..common.fetching import fetched
 from ..data.target_matrix import TargetMatrix
 from ..types import Activations, Moments, Statistics
 
@@ -100,10 +101,11 @@ def _fold_errors(
         else:
             weights, _, infos = ridge_paths(systems, [system.cross for system in systems], paths)
             solved = list(zip(weights, infos, strict=True))
-        for (_, rows), train, path, (found, info) in zip(some, systems, paths, solved, strict=True):
-            if statistics.dtype == torch.float64 and not eigen:
-                for index in (info.bool() | (path == 0)).nonzero()[:, 0].tolist():
-                    found[index] = solve_eigen(train, train.cross, float(path[index])).weights
+        wide = statistics.dtype == torch.float64 and not eigen
+        failed = fetched(*(info.bool() | (path == 0) for (_, info), path in zip(solved, paths, strict=True) if wide))
+        for (_, rows), train, path, (found, _), again in itertools.zip_longest(some, systems, paths, solved, failed):
+            for index in () if again is None else again.nonzero()[:, 0].tolist():
+                found[index] = solve_eigen(train, train.cross, float(path[index])).weights
             yield torch.nan_to_num(measure(cell, train, found, targets, rows), math.inf, math.inf)
 
 

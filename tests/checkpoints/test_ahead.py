@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+import phasefast as pf
 from phasefast.checkpoints import Reader, file_hash, read_ahead
 from phasefast.checkpoints.sources import Source
 from phasefast.errors import CheckpointError
@@ -44,6 +46,27 @@ def test_one_that_cannot_be_read_spares_the_others(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"bad\.pt"):
         results[0]()
     assert torch.equal(results[1]()[0]["weight"], torch.ones(2))
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+def test_models_with_sparse_buffers_are_swept(tmp_path: Path, layout: torch.layout) -> None:
+    class Graph(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 6)
+            self.register_buffer("adjacency", torch.eye(6).to_sparse(layout=layout))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.sparse.mm(self.adjacency, self.linear(x).mT).mT
+
+    x, models = torch.randn(60, 4), [Graph() for _ in range(2)]
+    probe_set = pf.ProbeSet.from_tensors(x[:40], None, x[40:], None)
+    for step, model in enumerate(models):
+        torch.save(model.state_dict(), tmp_path / f"step_{step}.pt")
+    found = pf.sweep(Graph(), tmp_path, probe_set, out=tmp_path / "out", layers="linear")
+    for step, model in enumerate(models):
+        expected = pf.probe(model, probe_set, layers="linear").to_arrow().column("value")
+        assert found.filter(step=step).to_arrow().column("value").to_pylist() == pytest.approx(expected.to_pylist())
 
 
 def test_what_is_to_be_warned_of_is_told_once_at_the_callers_line(recwarn: pytest.WarningsRecorder) -> None:

@@ -22,6 +22,10 @@ OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0
 BOTH = {"net": OWN, "ema": {"module": AVERAGE, "decay": 0.99}, "optimizer": OPTIMIZER, "epoch": 3}
 
 
+def under(prefix: str) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": value for name, value in AVERAGE.items()}
+
+
 @pytest.mark.parametrize(
     "saved",
     [
@@ -50,8 +54,23 @@ def test_a_state_dict_alone_is_what_the_usual_keys_have(tmp_path: Path) -> None:
     assert read_state_dict(tmp_path / "step_3.pt", key="net.ema").keys() == AVERAGE.keys()
 
 
-def under(prefix: str) -> dict[str, Tensor]:
-    return {f"{prefix}{name}": value for name, value in AVERAGE.items()}
+@pytest.mark.parametrize(
+    ("saved", "longer"),
+    [
+        (under("module.ema."), "module.ema"),
+        ({"state_dict": under("module.ema.")}, "state_dict.module.ema"),
+        ({"a": {"b": {"ema": AVERAGE}}}, "a.b.ema"),
+        ({"a": {"b": under("model.ema.")}}, "a.b.model.ema"),
+        ({"xema.": AVERAGE, **under("module.mema.")}, None),
+    ],
+)
+def test_longer_keys_that_end_in_one_are_told(tmp_path: Path, saved: dict[str, object], longer: str | None) -> None:
+    torch.save(saved, tmp_path / "step_1.pt")
+    with pytest.raises(CheckpointError) as caught:
+        read_state_dict(tmp_path / "step_1.pt", key="ema")
+    assert str(caught.value).partition("; is it ")[2] == ("" if longer is None else f"{longer!r}?")
+    if longer is not None:
+        assert read_state_dict(tmp_path / "step_1.pt", key=longer).keys() == AVERAGE.keys()
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,13 @@ def test_batches_are_as_large_as_is_fast_and_fits(
     assert fast_size(torch.empty(1, dtype=dtype).expand(5000, *shape), 256, device) == size
 
 
+@pytest.mark.parametrize(("memory", "size"), [(8 << 30, 10), (80 << 30, 104), (200 << 30, 128), (1, 1)])
+def test_logits_take_an_eighth_of_a_gpu_at_most(memory: int, size: int) -> None:
+    ids = torch.zeros(5000, 512, dtype=torch.int64)
+    assert fast_size(ids, 256, GPU, memory) == size
+    assert memory == 1 or size * 512 * 50_000 * 4 <= memory / 8
+
+
 class Counting(nn.Module):
     def __init__(self) -> None:
         super().__init__()
