@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -190,5 +189,5 @@ def test_classes_that_only_heldout_samples_have_count_like_others_however_many_t
     if classifier == "balanced":
         assert set(found[0]["baseline"]) == {1 / len(held)} == {found[0]["value"]["model"]}
     assert found[0]["value"]["0"] > 0.3
-    pd.testing.assert_frame_equal(found[1], found[0])
-    pd.testing.assert_frame_equal(found[2], found[0])
+    for other in found[1:]:
+        pytest.importorskip("pandas").testing.assert_frame_equal(other, found[0])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from scipy import stats
 
 from phasefast.common.distributions import chi_square, student
+
+stats = pytest.importorskip("scipy.stats")
 
 
 @pytest.mark.parametrize("share", [0.025, 0.5, 0.9, 0.975, 0.995])

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pandas
 import pytest
 import torch
 
@@ -72,6 +71,7 @@ def test_pandas_reads_the_folder(net: SmallNet, probe_set: pf.ProbeSet, states: 
     (tmp_path / "scores/_step-000000000009.parquet.damaged").write_bytes(b"PAR1 not really")
     others = {path.name.split("-")[0] for path in (tmp_path / "scores").iterdir()} - {"step"}
     assert others == {"_settings", "_failed", "_step", ".lock"}
+    pandas = pytest.importorskip("pandas")
     found = pandas.read_parquet(tmp_path / "scores")
     pandas.testing.assert_frame_equal(found, pf.read_scores(tmp_path).to_pandas(samples=True), check_like=True)
 
