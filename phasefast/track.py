@@ -217,10 +217,12 @@ class PhaseTracker:
         if step in self.scores.steps:
             if force or not repeated:
                 self._store()
+            stored = self.scores.filter(step=step)
             if repeated:  # such as while gradients accumulate, when BatchNorm's statistics may move
+                if force and stored.values_of("state_hash") != [weights_hash(self._engine.model)]:
+                    warn(f"step {step} was measured on other weights, and is not again; averages need another tracker")
                 return None
             try:
-                stored = self.scores.filter(step=step)
                 check_weights(stored, weights_hash(self._engine.model))
                 self._farthest = max(self._farthest, step)
                 return None if self._lacks(stored, step) else stored

@@ -115,6 +115,20 @@ def test_the_best_weights_at_the_end_are_not_taken_for_anothers(probe_set: pf.Pr
         tracker.step(21, force=True)
 
 
+def test_other_weights_at_the_same_step_are_told_if_they_are_to_be_measured(probe_set: pf.ProbeSet) -> None:
+    net = SmallNet()
+    tracker = pf.PhaseTracker(net, probe_set, layers="hidden", out=None)
+    tracker.step(16)
+    with no_warnings():
+        assert tracker.step(16, force=True) is None
+    with torch.no_grad():
+        net.head.weight.mul_(0.5)
+    with no_warnings():
+        assert tracker.step(16) is None
+    with pytest.warns(RuntimeWarning, match="step 16 was measured on other weights, and is not again"):
+        assert tracker.step(16, force=True) is None
+
+
 def test_a_training_in_anothers_directory_is_refused_at_each_step(probe_set: pf.ProbeSet, tmp_path: Path) -> None:
     net, other = SmallNet(), SmallNet()
     tracker = pf.PhaseTracker(net, probe_set, layers="hidden", out=tmp_path)
