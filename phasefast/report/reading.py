@@ -35,9 +35,13 @@ def read_phases(directory: str | Path, rules: PhaseRules = DEFAULT_RULES) -> tup
     scores = _one_run(directory)
     if len(origins := read_origins(directory)) > 1:
         warn(f"{directory}: holds scores of checkpoints in {', '.join(origins)}: do they belong to one training?")
+    return scores, with_best(scores, replace(detect_phases(scores, rules=rules), failed=_failed(directory, scores)))
+
+
+def _failed(directory: str | Path, scores: Scores) -> dict[int, Failure]:
+    """Why steps were not measured, or not all of them."""
     failed = read_failures(directory)
-    failed |= _gaps(scores, failed, lost_layers(directory))
-    return scores, with_best(scores, replace(detect_phases(scores, rules=rules), failed=dict(sorted(failed.items()))))
+    return dict(sorted((failed | _gaps(scores, failed, lost_layers(directory))).items()))
 
 
 def _gaps(scores: Scores, failed: Mapping[int, Failure], lost: Mapping[int, Collection[str]]) -> dict[int, Failure]:
@@ -105,7 +109,7 @@ def read_runs(
             scores[name] = whole.select(layers, targets)
         except (LayerError, ArgumentError) as error:
             raise type(error)(f"{name}: {error}") from error
-        for note in failure_notes(read_failures(directory)):
+        for note in failure_notes(_failed(directory, whole)):
             warn(f"{name}: {note}")
     _tell_differences(directories, scores)
     comparison = compare_phases({name: detect_phases(own, rules=rules) for name, own in scores.items()})

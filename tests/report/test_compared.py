@@ -121,6 +121,19 @@ def test_runs_of_one_training_or_of_other_targets_are_told(tmp_path: Path) -> No
     ]
 
 
+def test_steps_that_lack_a_layer_are_told_of_each_run(tmp_path: Path) -> None:
+    scores = make_scores(["features", "head"], log2_steps(12))
+    part = Scores.concat([scores.select(["features"], steps=[4, 8]), scores.select(steps=[0, 1, 2, *scores.steps[5:]])])
+    runs = [write_run(tmp_path / "whole", scores), write_run(tmp_path / "part", part)]
+    with pytest.warns(RuntimeWarning) as caught:
+        read_runs(runs)
+    texts = [str(each.message) for each in caught]
+    assert [text.partition(" of ")[0] for text in texts if text.startswith("part: ")] == [
+        "part: Measured in part: step 4: ['input', 'label']"
+    ]
+    assert not any(text.startswith("whole: ") for text in texts)
+
+
 def test_what_is_not_in_all_runs_is_told(runs: list[Path], tmp_path: Path) -> None:
     short = make_scores(["features"], log2_steps(8), accuracy=False)
     other = write_run(tmp_path / "short", short)
