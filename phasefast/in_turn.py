@@ -7,18 +7,20 @@ import copy
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .checkpoints import Reader, load_into, read_ahead
 from .checkpoints.ahead import Read
 from .checkpoints.sources import Source
 from .common.interrupts import interrupts_free, interrupts_held
+from .common.modes import in_training
 from .common.progress import progress
 from .engine import Engine
 from .errors import PASSING, CheckpointError, PhasefastError, StoreError, may_pass, with_notes, without_frames
 from .results.failures import Failure, alike
-from .stages.preserve import in_training, on_device
+from .stages.preserve import on_device
 
 _ENOUGH = 5  # first checkpoints that fail alike: if the last one does too, so do the others, such as by a wrong key
 
@@ -27,14 +29,25 @@ _ENOUGH = 5  # first checkpoints that fail alike: if the last one does too, so d
 def restored(engine: Engine) -> Iterator[None]:
     """The engine's model, moved to the engine's device; afterwards it is moved back, and has its weights again."""
     with interrupts_held():
-        before = engine.model.state_dict()
-        for name, value in before.items():
-            before[name] = value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+        before = _copied(engine.model)
         try:
-            with on_device(engine.model, engine.device), in_training(engine.model):
-                yield
+            with on_device(engine.model, engine.device), in_training(engine.model) as switched:
+                own = _copied(engine.model) if switched else None
+                try:
+                    yield
+                finally:
+                    if own is not None:  # what modules merge or keep in evaluation is of these
+                        engine.model.load_state_dict(own)
         finally:
             engine.model.load_state_dict(before)
+
+
+def _copied(model: nn.Module) -> dict[str, Any]:
+    """A model's state dict, in memory of its own."""
+    state = copy.copy(model.state_dict())  # as it is, with the versions of modules; a model may keep it
+    for name, value in state.items():
+        state[name] = value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+    return state
 
 
 def measure_each(

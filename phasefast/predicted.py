@@ -54,6 +54,11 @@ class Predicted:
         """Whether outputs are to be numbers like the target's, of any shape, or one for each class."""
         return self.target.kind != "classes"
 
+    @property
+    def of_inputs(self) -> bool:
+        """Whether the target is the inputs, which stay what they are where a model changes them in place."""
+        return isinstance(self.target, Input)
+
     def likeness(self, of_tokens: bool, shape: tuple[int, ...]) -> int:
         """How much outputs [b, *shape] are like those expected: 0 if they are none, 3 for the very shape.
 

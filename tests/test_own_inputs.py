@@ -60,6 +60,16 @@ def test_inputs_that_are_given_back_as_they_were_are_none() -> None:
 
 
 @pytest.mark.parametrize(
+    "form",
+    [lambda x, y: {"input": x, "recon": y}, lambda x, y: {"x": x, "recon": y}, lambda x, y: (x, y), lambda x, y: y],
+)
+def test_inputs_that_were_normalised_in_place_are_no_reconstructions(form: Callable[[Tensor, Tensor], Any]) -> None:
+    with no_warnings():
+        found = errors(Heads(lambda x, z: form(x.sub_(0.1), 0 * z)), samples(), "input")
+    assert found["input"] > 0.9
+
+
+@pytest.mark.parametrize(
     "others",
     [
         lambda x: {},

@@ -229,6 +229,31 @@ def test_parts_of_a_model_may_be_on_other_devices(probe_set: pf.ProbeSet, predic
     assert_same(found, expected, 1e-4)
 
 
+def test_what_modules_move_by_themselves_comes_back(probe_set: pf.ProbeSet) -> None:
+    class Anchored(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.anchors = nn.Linear(36, 4), torch.ones(36)
+
+        def _apply(self, fn: Any, recurse: bool = True) -> Any:
+            self.anchors = fn(self.anchors)
+            return super()._apply(fn, recurse)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x.flatten(1) * self.anchors)
+
+    model = Anchored()
+    model(probe_set.heldout_inputs).sum().backward()
+    gradient = model.layer.weight.grad
+    expected = pf.probe(model, probe_set, predicts="none")
+    with pretended():
+        found = pf.probe(model, probe_set, predicts="none", device="cuda")
+    assert_same(found, expected, 1e-4)
+    assert model.anchors.device.type == "cpu"
+    assert model.layer.weight.grad is gradient is not None
+    model(probe_set.heldout_inputs)
+
+
 def test_a_gpu_is_known_by_its_number() -> None:
     with pretended():
         assert resolve_device("cuda", torch.device("cpu")) == DEVICE

@@ -149,7 +149,7 @@ def places_of(
     another target that is predicted are none, nor are the inputs, given back as they were beside others.
 
     Args:
-        inputs: None if the model has changed them, as it may have written its predictions there.
+        inputs: None if the model may have written its predictions there.
     """
     tensors = [*tensors_in(output)]
     given = [] if inputs is None else [each for each in tensors if same_memory(each, inputs)]

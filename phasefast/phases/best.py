@@ -109,7 +109,6 @@ def best_checkpoint(
     own = found[layer]
     alike = {name: curve.alike(own, metric in ACCURACIES, confidence) for name, curve in found.items()}
     step, tried = int(own.steps[own.best]), sum(len(curve.steps) for curve in found.values())
-    steps, values = wanted.curve(layer, target, metric)
     constant = wanted.filter(layer=layer).baseline(target, metric)
     share = constant if metric in ACCURACIES else None
     rows = wanted.filter(layer=layer, metric=metric, split="heldout").without_samples.to_arrow().column("n")[0].as_py()
@@ -118,7 +117,7 @@ def best_checkpoint(
         metric=metric,
         layer=layer,
         step=step,
-        value=float(values[steps.tolist().index(step)]),
+        value=float(own.values[own.best]),
         samples=own.samples.shape[1],
         beats_constant=constant is None or own.beats(share, rows, 1 - (1 - confidence) / tried),
         steps=tuple(own.steps[alike[layer]].tolist()),
@@ -176,9 +175,14 @@ def _layers(scores: Scores, target: str, metric: str) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class _Curve:
-    """The finite losses of one layer: ``samples`` [K, m] at ``steps`` [K], in units whose samples are [m]."""
+    """The finite losses of one layer: ``samples`` [K, m] at ``steps`` [K], in units whose samples are [m].
+
+    Attributes:
+        values: [K] of the metric.
+    """
 
     steps: np.ndarray
+    values: np.ndarray
     samples: np.ndarray
     unit: np.ndarray
 
@@ -242,7 +246,8 @@ def _curve(scores: Scores, layer: str, target: str, metric: str) -> _Curve:
     samples = losses.samples
     finite = np.isfinite(samples).all(1)
     unit = np.ones(samples.shape[1]) if losses.baseline is None else losses.baseline.astype(np.float64)
-    return _Curve(losses.steps[finite], samples if finite.all() else samples[finite], unit)
+    values = scores.curve(layer, target, metric)[1][finite]
+    return _Curve(losses.steps[finite], values, samples if finite.all() else samples[finite], unit)
 
 
 def _is_above(more: np.ndarray, confidence: float, unit: np.ndarray | float = 1.0, scatter: float = 0.0) -> bool:

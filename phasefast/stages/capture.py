@@ -118,8 +118,7 @@ def discover_layers(
     places = places_of_calls(model, batch)
     found = [replace(layer, place=places.get((layer.module, layer.call))) for layer in found]
     layers = [layer for layer in found if layer.module not in unusable]
-    given_back = inputs if torch.equal(inputs, batch) else None
-    own_places = {each.name: _own_place(model, batch, given_back, output, of, options, each) for each in wanted}
+    own_places = {each.name: _own_place(model, batch, inputs, output, of, options, each) for each in wanted}
     _tell_shared(output, own_places)
     return Discovered(layers, own_places, some)
 
@@ -186,20 +185,15 @@ def _first_batch(model: nn.Module, batch: Tensor, options: RowOptions) -> Batch:
 
 
 def _own_place(
-    model: nn.Module,
-    batch: Tensor,
-    inputs: Tensor | None,
-    output: Any,
-    of: Batch,
-    options: RowOptions,
-    wanted: TakesShapes,
+    model: nn.Module, batch: Tensor, inputs: Tensor, output: Any, of: Batch, options: RowOptions, wanted: TakesShapes
 ) -> OwnPlace | None:
     """Where in the model's output its predictions are; warns if they may be in several places.
 
     Args:
-        inputs: what the model got for this ``output``; None if it has changed them.
+        inputs: what the model got for this ``output``, where it may have written its predictions.
     """
-    if not (found := places_of(model, inputs, output, of, options, wanted)):
+    given = inputs if wanted.of_inputs or torch.equal(inputs, batch) else None
+    if not (found := places_of(model, given, output, of, options, wanted)):
         return None
     (place, likeness), *more = found
     tensors = [*tensors_in(output)]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrize
 
 from ..common.interrupts import interrupts_held
+from ..common.modes import changes_with_modes, modes_kept, modes_left
 from ..common.random_state import random_state_kept
 
 
@@ -35,7 +37,7 @@ def preserved(
     changed: dict[str, list[str]] = {"parameters": [], "buffers": []}
     with (
         interrupts_held(),
-        _modes_kept(model),
+        modes_kept(model),
         random_state_kept(device),
         torch.no_grad(),
         full_float32(device),
@@ -43,15 +45,18 @@ def preserved(
         _own_forward(model),
         _uncached(),
         on_device(model, device),
-        _values_kept(model, keep, changed["parameters"]),
-        _modes_left(model),
+        _values_kept(model, keep, changed["parameters"]) as note_changes,
+        modes_left(model),
     ):
-        found = _numbers(model) if keep is not None else {}
+        found, merges = _numbers(model) if keep is not None else {}, changes_with_modes(model)
         copies = {id(buffer): buffer.detach().clone() for buffer in model.buffers()}
         for module in model.modules():
             named = {name: copies[id(b)] for name, b in module._buffers.items() if b is not None}
             module._buffers.update(named)
         model.eval()
+        if merges and keep is not None:  # what has changed by now is no work of forward's
+            found = {name: own.clone() for name, own in _numbers(model).items()}
+            note_changes()
         yield changed
         now = _numbers(model) if found else {}
         alike = [
@@ -73,52 +78,7 @@ def _numbers(model: nn.Module) -> dict[str, Tensor]:
         and (buffer.is_floating_point() or buffer.is_complex())
         and buffer.layout == torch.strided
         and not isinstance(module, _NormBase)
-        and not _acts_on_modes(module)
     }
-
-
-def _acts_on_modes(module: nn.Module) -> bool:
-    """Whether a module may change its numbers with its mode, as layers that merge adapters into their weights do."""
-    return type(module).train is not nn.Module.train or type(module).eval is not nn.Module.eval
-
-
-@contextmanager
-def in_training(model: nn.Module) -> Iterator[None]:
-    """Have modules that change with their mode in training, which the weights of checkpoints are of."""
-    with _modes_kept(model), _modes_left(model):
-        if any(_acts_on_modes(module) for module in model.modules()):
-            model.train()
-        yield
-
-
-@contextmanager
-def _modes_left(model: nn.Module) -> Iterator[None]:
-    """Let modules that change with their mode leave another one as they do by themselves: what was merged is taken out.
-
-    Of others only which mode they are in is to be put back.
-    """
-    acting = [(module, module.training) for module in model.modules() if _acts_on_modes(module)]
-    try:
-        yield
-    finally:
-        if any(module.training != training for module, training in acting):
-            for module, training in acting:  # those around others first, as these follow them
-                module.train() if training else module.eval()
-
-
-@contextmanager
-def _modes_kept(model: nn.Module) -> Iterator[None]:
-    """Put back which modules are in training, and which parameters are trained."""
-    modes = [(module, module.training) for module in model.modules()]
-    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for parameter, trains in trained:
-            if parameter.requires_grad != trains:
-                parameter.requires_grad = trains
 
 
 @contextmanager
@@ -127,39 +87,53 @@ def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
     home = next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), device)
     modules = [(module, dict(module._parameters), dict(module._buffers)) for module in model.modules()]
     moved = [(own, own.data, own.grad) for own in model.parameters()] if home != device else []
+
+    def give_back(sharded: bool) -> None:
+        for module, parameters, buffers in modules:
+            if not sharded:
+                module._parameters.clear()
+                module._parameters.update(parameters)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+        for own, data, _ in moved:
+            own.data = data  # the very memory, which others may share
+
     try:
         for own, _, _ in moved:
             own.grad = None  # which need not be moved
-        if moved:
+        if home != device:
             model.to(device)
         yield
     finally:
-        if not _reshard(model):
-            for module, parameters, _ in modules:
-                module._parameters.clear()
-                module._parameters.update(parameters)
-        for own, data, grad in moved:
-            own.data, own.grad = data, grad  # the very memory, which others may share
-        for module, _, buffers in modules:
-            module._buffers.clear()
-            module._buffers.update(buffers)
+        give_back(sharded := _reshard(model))
+        if home != device:
+            model.to(home)  # what modules move themselves, as those that keep tensors beside their buffers do
+            give_back(sharded)  # parts may have been elsewhere
+        for own, _, grad in moved:
+            own.grad = grad
 
 
 @contextmanager
-def _values_kept(model: nn.Module, where: torch.device | None, changed: list[str]) -> Iterator[None]:
+def _values_kept(model: nn.Module, where: torch.device | None, changed: list[str]) -> Iterator[Callable[[], None]]:
     """Put back the values of tensors that ``forward`` changes, and add the names of such parameters to ``changed``.
 
     Copies are compared, since changes made through ``.data`` leave no other trace; of dense tensors.
+
+    Yields:
+        What takes note of changes that are not ``forward``'s, when it is called: they are put back, but not added.
     """
     tensors = {} if where is None else {**dict(model.named_parameters()), **dict(model.named_buffers())}
     dense = {name: each for name, each in tensors.items() if each.layout == torch.strided and not each.is_quantized}
     kept = {name: (each, each.data, _local(each).to(where, copy=True)) for name, each in dense.items()}
-    acting = [place for place, module in model.named_modules() if _acts_on_modes(module)]
-    expected = {name for name in kept if name.rpartition(".")[0] in acting}  # to change with the mode
+    expected = set[str]()
+
+    def compared() -> list[bool]:
+        return _differ([(_local(tensor), values) for tensor, _, values in kept.values()])
+
     try:
-        yield
+        yield lambda: expected.update(itertools.compress(kept, compared()))
     finally:
-        differ = _differ([(_local(tensor), values) for tensor, _, values in kept.values()])
+        differ = compared()
         for (name, (tensor, data, values)), differs in zip(kept.items(), differ, strict=True):
             if differs:
                 changed += [name] if isinstance(tensor, nn.Parameter) and name not in expected else []

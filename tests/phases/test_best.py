@@ -275,3 +275,11 @@ def test_runs_have_a_best_in_common_where_their_mean_is_best() -> None:
         pf.best_of_runs({"one": runs["one"]})
     with pytest.raises(DataError, match=r"two runs or more by name, .* got .'list'"):
         pf.best_of_runs(list(runs.values()))  # type: ignore[arg-type]
+
+
+def test_the_value_is_that_of_the_row_that_is_best(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    alone = [pf.probe(net, probe_set, layers="hidden", alphas=[alpha]) for alpha in (1e6, 1e-3)]
+    values = [own.value(layer="hidden", metric="accuracy", split="heldout") for own in alone]
+    assert values[0] < values[1]
+    best = pf.best_checkpoint(pf.Scores.concat(alone))
+    assert best.value == values[1]  # to the last bit, as tables round it

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import types
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -113,6 +115,146 @@ def test_checkpoints_are_loaded_into_modules_in_training(given: pf.ProbeSet, tmp
         assert numbers(found.filter(step=step)) == pytest.approx(expected(own, given), rel=1e-5)
     assert (model.first.merged, model.head.merged) == flags
     assert all(map(torch.equal, state_of(model), before))
+
+
+class Around(nn.Module):
+    """Merges into a layer inside it; ``train`` has no default."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.base, self.more = nn.Linear(before, after), nn.Parameter(torch.randn(after, before))
+        self.merged = False
+
+    def train(self, mode: bool) -> Around:  # type: ignore[override]
+        super().train(mode)
+        if mode == self.merged:
+            self.base.weight.data += (-1 if mode else 1) * self.more
+            self.merged = not mode
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.base(x)
+        return y if self.merged else y + F.linear(x, self.more)
+
+
+class Fused(nn.Module):
+    """Keeps in evaluation what it makes of its weights."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(before, after), nn.Linear(before, after)
+        self.kept: Tensor | None = None
+
+    def train(self, mode: bool = True) -> Fused:
+        super().train(mode)
+        self.kept = None if mode else (self.one.weight + self.other.weight).detach()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.one.weight + self.other.weight if self.kept is None else self.kept)
+
+
+class Refusing(Adapted):
+    """Cannot be trained."""
+
+    def train(self, mode: bool = True) -> Adapted:
+        if mode:
+            raise RuntimeError("inference only")
+        return super().train(mode)
+
+
+class Bound(nn.Linear):
+    """Has a ``train`` of its own, which is not its class's."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__(before, after)
+        self.merged = False
+        self.train = types.MethodType(Bound.switched, self)  # type: ignore[assignment]
+
+    def switched(self, mode: bool = True) -> Bound:
+        nn.Module.train(self, mode)
+        if mode == self.merged:
+            self.weight.data += -1.0 if mode else 1.0
+            self.merged = not mode
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight if self.merged else self.weight + 1, self.bias)
+
+
+@pytest.mark.parametrize("kind", [Around, Fused, Bound])
+@pytest.mark.parametrize("training", [True, False])
+def test_so_it_is_with_others_that_do_so(
+    given: pf.ProbeSet, tmp_path: Path, kind: Callable[[int, int], nn.Module], training: bool
+) -> None:
+    models = [nn.Sequential(kind(8, 12), nn.Tanh(), nn.Linear(12, 3)) for _ in range(3)]
+    outputs = [model(given.heldout_inputs).detach() for model in models]
+    states = [copy.deepcopy(model.state_dict()) for model in models]
+    model = models[0].train(training)
+    with no_warnings():
+        alone = [numbers(pf.probe(own, given, layers="1")) for own in models]
+        tracker = pf.PhaseTracker(model, given, out=None, layers="1", on_error="raise")
+        assert [numbers(tracker.step(step, force=True)) for step in range(2)] == [alone[0]] * 2  # type: ignore[arg-type]
+        found = pf.sweep(model, dict(enumerate(states)), given, layers="1", out=tmp_path)
+    assert [numbers(found.filter(step=step)) for step in range(3)] == [pytest.approx(own, rel=1e-5) for own in alone]
+    torch.testing.assert_close(model(given.heldout_inputs), outputs[0])
+    assert model.training == training
+    torch.testing.assert_close(model.train()(given.heldout_inputs), outputs[0])
+
+
+def test_those_that_cannot_be_trained_are_told_and_others_put_back(given: pf.ProbeSet, tmp_path: Path) -> None:
+    model = nn.Sequential(Refusing(8, 9), nn.Tanh(), Adapted(9, 3))
+    before = model(given.heldout_inputs)
+    with pytest.warns(RuntimeWarning, match=r"Refusing.train\(\) has failed after a measurement.*: inference only"):
+        pf.probe(model, given, layers="1")
+    assert not model[2].merged
+    model[0].merged = False  # type: ignore[union-attr]
+    torch.testing.assert_close(model(given.heldout_inputs), before)
+    model.eval()
+    with no_warnings():
+        pf.sweep(model, {0: model.state_dict()}, given, layers="1", out=tmp_path)
+
+
+def test_a_shared_part_in_evaluation_stays_so(given: pf.ProbeSet) -> None:
+    class Parent(nn.Module):
+        def __init__(self, part: nn.Module) -> None:
+            super().__init__()
+            self.part = part
+
+        def train(self, mode: bool = True) -> Parent:
+            super().train(mode)
+            return self
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(self.part(x))
+
+    shared = Adapted(8, 8)
+    model = nn.Sequential(Parent(shared), Parent(shared)).train()
+    shared.eval()
+    before = state_of(model)
+    pf.probe(model, given, layers="0")
+    assert shared.merged
+    assert all(map(torch.equal, state_of(model), before))
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_what_forward_changes_is_told_of_modules_that_have_a_train_of_their_own(given: pf.ProbeSet, own: bool) -> None:
+    class Averaging(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act, self.mean = nn.Linear(8, 4), nn.Buffer(torch.zeros(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.mean.lerp_(x.mean(0), 0.1)
+            return self.act(x - self.mean)
+
+    class Own(Averaging):
+        def train(self, mode: bool = True) -> Own:
+            super().train(mode)
+            return self
+
+    with pytest.warns(RuntimeWarning, match=r"forward changes the buffers \['mean'\]"):
+        pf.probe(Own() if own else Averaging(), given, layers=LAYERS)
 
 
 def test_what_forward_changes_beside_it_is_told_still(given: pf.ProbeSet) -> None:
