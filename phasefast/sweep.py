@@ -18,13 +18,14 @@ from .common.notices import Once
 from .data.probe_set import ProbeSet
 from .engine import Engine
 from .errors import PASSING, ArgumentError, CheckpointError, SweepError, UnreadableError
-from .in_turn import in_words, measure_each, restored
+from .in_turn import check_loadable, in_words, measure_each, restored
 from .options import ProbeOptions
 from .provenance import Provenance, origin_of
 from .results.failures import keep_failures, listed, lost_layers, named, reasons, settle_failures
 from .results.origins import check_constants, check_origin
 from .results.paths import shard_file
 from .results.scores import MODEL_LAYER, Scores
+from .results.shards import prepare_store
 from .results.store import open_store, write_step
 
 
@@ -122,7 +123,8 @@ class Sweeper:
             raise ArgumentError(f"out: expected a directory, got {out!r}; pf.probe and PhaseTracker need none")
         self._engine, self._out, self._reader = Engine(model, probe_set, run, out, **options), out, reader
         engine, self._constants = self._engine, constants_of(self._engine.model)
-        self._stored = open_store(engine.store(out), overwrite)
+        self._overwrites = overwrite
+        self._stored = {} if overwrite else open_store(engine.store(out))
         self._lost = lost_layers(out) if self._stored else {}
         self.count = 0
         self._once = Once()
@@ -149,6 +151,8 @@ class Sweeper:
         """
         new = dict[int, Exception]()
         with restored(self._engine):
+            if self._overwrites and ordered:
+                self._start_over(ordered)
             lacking = {step: self._lacking(step) for step in self._stored}
             todo = {step: source for step, source in ordered.items() if lacking.get(step, True)}
             failures, rewritten = self._provenance.compare(ordered, todo.keys())
@@ -170,6 +174,17 @@ class Sweeper:
             finally:
                 self._keep(new, todo, kept)
         return failures | rewritten | new
+
+    def _start_over(self, sources: Mapping[int, Source]) -> None:
+        """Remove what is stored, once it is known that something can take its place."""
+        prepare_store(self._out)
+        try:
+            check_loadable(self._engine, sources, self._reader)
+        except CheckpointError as error:
+            error.add_note(f"Nothing in {self._out} was removed.")
+            raise
+        open_store(self._engine.store(self._out), overwrite=True)
+        self._overwrites = False
 
     def _keep(self, failures: Mapping[int, Exception], sources: Mapping[int, Source], kept: set[int]) -> None:
         """Write down what failed, unless it is ``kept``, to which it is added."""

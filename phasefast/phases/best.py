@@ -10,7 +10,9 @@ from functools import cache, cached_property
 import numpy as np
 
 from ..common.distributions import student
+from ..common.notices import warn
 from ..common.scalars import as_float
+from ..common.tables import counted
 from ..errors import ArgumentError, DataError
 from ..metrics import ACCURACIES, LOSSES
 from ..results.losses import LEAST_CHANGE, losses_of
@@ -19,6 +21,7 @@ from ..results.scores import Scores
 FEWEST_SIGNS = 6  # samples of which all signs are alike by chance in less than one case of twenty
 _FEW = 50  # samples that are right in one of two cases only, up to which their chance is counted
 _SHOWING = 3  # rows of each sample that are wrong, on average, to show how much they depend on each other
+_COMMON = 2  # of so many steps of a run one should be measured in all runs
 _HEAVY = 10  # of samples that do not count alike, all of whose signs are tried
 
 
@@ -146,6 +149,12 @@ def best_of_runs(
     tables = [_values(each.select(layers), target, metric) for each in scores.values()]
     if others or not (shared := [place for place in tables[0] if all(place in table for table in tables)]):
         raise DataError(f"target {target!r}: the runs {list(scores)} have no metric, layer and step in common")
+    steps, fewest = {step for _, step in shared}, min(len({step for _, step in table}) for table in tables)
+    if _COMMON * len(steps) < fewest:
+        warn(
+            f"target {target!r}: the runs have {counted(len(steps), 'step')} in common, of {fewest} or more that each has: the "
+            "best is looked for among these alone"
+        )
     sign = -1 if metric in ACCURACIES else 1
     layer, step = min(shared, key=lambda place: sign * sum(table[place] for table in tables))
     values = {run: table[layer, step] for run, table in zip(scores, tables, strict=True)}

@@ -44,7 +44,7 @@ probed steps each look like scatter: probe more steps there.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -53,6 +53,7 @@ import numpy as np
 from ..common.scalars import as_float, is_integer
 from ..errors import ArgumentError, DataError
 from ..metrics import FVU, LOSSES
+from ..results.failures import Failure
 from ..results.losses import Losses, losses_of
 from ..results.scores import Scores
 from .curve import Curve
@@ -70,6 +71,7 @@ def detect_phases(
     confidence: float = 0.95,
     replicates: int = 1_000,
     rules: PhaseRules = DEFAULT_RULES,
+    failed: Mapping[int, Failure] | None = None,
 ) -> PhaseReport:
     """The phases of every probed layer and target of one run, leaving out those of one step if others have more.
 
@@ -79,6 +81,7 @@ def detect_phases(
         seed: of the bootstrap and the permutations; the same for every cell.
         confidence, replicates: of the bootstrap's intervals.
         rules: thresholds.
+        failed: what :func:`phasefast.read_failures` gives, to be told with the phases, and in pictures of them.
 
     Raises:
         DataError: scores without held-out ones, of several runs or of fewer than two steps, or a loss is not finite.
@@ -97,7 +100,7 @@ def detect_phases(
     )
     if not cells:
         raise DataError(f"no phases to detect: expected held-out 'fvu' or 'accuracy', got {scores!r}; probe first")
-    return PhaseReport(cells)
+    return PhaseReport(cells, failed=failed or {})
 
 
 def detect_curve(

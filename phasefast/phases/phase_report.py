@@ -193,9 +193,9 @@ class PhaseReport(Printed):
     """The phases of all cells of a run; iterable, printed as a table, and written as ``phases.json``.
 
     Attributes:
-        failed: checkpoints of the run, by step, that could not be measured, or some of whose layers could not, if the
-            report was read from a directory.
-        best: where each target except the input is decoded best, likewise.
+        failed: checkpoints of the run, by step, that could not be measured, or some of whose layers could not, if these
+            were given, or the report was read from a directory.
+        best: where each target except the input is decoded best, if the report was read from a directory.
     """
 
     cells: tuple[CellPhases, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import DataError
+from ..errors import ArgumentError, DataError
 from ..metrics import ACCURACIES, FVU, LOSSES
+from ..phases.best import best_checkpoint
 from ..results.losses import LEAST_CHANGE
 from ..results.scores import MODEL_LAYER, Scores
 from .curves import INK, evenly
@@ -37,7 +39,7 @@ class _Map:
     """One target: held-out values [layers, steps], NaN where there is none, and how good they are, from 0 to 1.
 
     Attributes:
-        constant: what the best constant scores.
+        constant: what the best constant scores. beats: whether the best of all is better by more than chance.
     """
 
     target: str
@@ -46,13 +48,14 @@ class _Map:
     steps: Sequence[int]
     values: np.ndarray
     constant: float
+    beats: bool
 
     @property
     def best(self) -> tuple[int, int] | None:
-        """The layer and step of the best of all; None where it hardly differs from a constant."""
+        """The layer and step of the best of all; None where it hardly differs from a constant, or by chance."""
         row, column = divmod(int(self.layer_losses.argmin()), len(self.steps))
         gain = (self.values[row, column] - self.constant) * (1 if self.is_share else -1)
-        return (row, column) if gain > _HARDLY else None
+        return (row, column) if self.beats and gain > _HARDLY else None
 
     @property
     def losses(self) -> np.ndarray:
@@ -160,9 +163,18 @@ def _maps(scores: Scores) -> list[_Map]:
                 values[row] = [known.get(step, np.nan) for step in steps]
             if np.isfinite(values).any():
                 baseline = 1.0 if metric == FVU else scores.baseline(target, metric)
-                found.append(_thinned(_Map(target, metric, layers, steps, values, baseline or 0)))
+                found.append(
+                    _thinned(_Map(target, metric, layers, steps, values, baseline or 0, _beats(scores, target)))
+                )
             break
     return found
+
+
+def _beats(scores: Scores, target: str) -> bool:
+    """Whether some layer is better than a constant by more than chance, as far as samples tell."""
+    with contextlib.suppress(DataError, ArgumentError):  # without samples, or of the model's own alone
+        return best_checkpoint(scores, target).beats_constant
+    return True
 
 
 def _thinned(own: _Map) -> _Map:

@@ -68,7 +68,8 @@ def picture(draw: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result
             picture_format(path)
         import matplotlib.style
 
-        with matplotlib.style.context("default"):
+        # Publishers refuse the fonts of the other kind.
+        with matplotlib.style.context(["default", {"pdf.fonttype": 42, "ps.fonttype": 42}]):
             return draw(*args, **kwargs)
 
     return drawn

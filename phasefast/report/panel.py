@@ -41,7 +41,7 @@ class Panel:
 
     Attributes:
         title: what stands beside the axis, with ``{}`` for the target.
-        baseline: accuracy of the most frequent class, if that is known.
+        baseline: accuracy of the best constant, if that is known. constant: what that is called.
         best: what the best point is called, its step and its value.
     """
 
@@ -53,6 +53,7 @@ class Panel:
     target: str
     baseline: float | None = None
     best: tuple[str, int, float] | None = None
+    constant: str = "most frequent class"
 
 
 def draw_panel(
@@ -77,7 +78,7 @@ def draw_panel(
         axes.axvline(page.axis.at(step), **_FAILED)
     for curve in panel.curves:
         _curve(page, axes, curve, panel.axis)
-    lines = {"most frequent class": _BASELINE} if panel.baseline is not None else {}
+    lines = {panel.constant: _BASELINE} if panel.baseline is not None else {}
     if panel.best is not None:
         name, step, value = panel.best
         axes.plot(page.axis.at(step), value, **_BEST)

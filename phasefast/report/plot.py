@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import ArgumentError, DataError
-from ..metrics import FVU
+from ..errors import ArgumentError, DataError, LayerError
+from ..metrics import ACCURACY, FVU
 from ..phases.detect import detect_phases
 from ..phases.phase_report import CellPhases, PhaseReport
 from ..results.scores import MODEL_LAYER, Scores
+from ..results.selecting import listed_patterns
 from .bests import with_best
 from .curves import (
     Curve,
@@ -63,9 +64,11 @@ def plot_phases(
             failed.
         path: file to write it to as well, as a PNG 1,620 pixels wide, a PDF or an SVG.
         marks: by target, the phases and stop window that go through the panels instead of that layer's.
-        layers: the first of these that was analysed is that layer; by default as described above.
+        layers: the first of these that was analysed is that layer; by default as described above. All are drawn:
+            ``scores.select(layers)`` has some.
 
     Raises:
+        LayerError: there is none of ``layers``.
         DataError: there is no finite FVU or accuracy to draw. ArgumentError: ``path`` is of another kind.
         DependencyError: matplotlib is missing.
         StoreError: the file cannot be written.
@@ -80,9 +83,12 @@ def plot_phases(
     target = headline(scores)
     if target is None:
         raise DataError(f"nothing to draw: expected finite held-out 'fvu' or 'accuracy' rows, got {scores!r}")
-    report = with_best(scores, detect_phases(scores)) if report is None else report
+    report = detect_phases(scores) if report is None else report
+    report = with_best(scores, report) if marks is None and not report.best else report
+    if layers is not None and scores.layers and {*scores.layers}.isdisjoint(listed_patterns(layers) or ()):
+        raise LayerError(f"layers: expected some of {scores.layers}, got {layers!r}; scores.select(layers) draws some")
     cells = {cell.layer: cell for cell in report if cell.target == target}
-    telling = telling_layers(scores) if layers is None else list(layers)
+    telling = listed_patterns(layers) or telling_layers(scores)
     last = next((cells[layer] for layer in telling if layer in cells), None)
     cell = last if marks is None else marks.get(target)
     styles = looks(
@@ -95,9 +101,10 @@ def plot_phases(
             curves_of(scores, accuracy_name, metric, styles, report),
             scores.baseline(accuracy_name, metric),
         )
-        axis, text = accuracy_axis(accuracy, baseline), f"held-out {spelled(metric)}, {{}}"
-        best = _best_of(report, accuracy_name, scores, styles)
-        panels.append(_panel(accuracy, axis, _ACCURACY, text, accuracy_name, baseline, best))
+        axis, best = accuracy_axis(accuracy, baseline), _best_of(report, accuracy_name, scores, styles)
+        text = "held-out accuracy, {}" if metric == ACCURACY else f"{{}}: {spelled(metric)}"
+        panel = _panel(accuracy, axis, _ACCURACY, text, accuracy_name, baseline, best)
+        panels.append(panel if metric == ACCURACY else replace(panel, constant="chance"))
     panels.sort(key=lambda panel: panel.target != target)  # below the phases of that target
     rows = [Row(styles[layer], cells.get(layer)) for layer in scores.layers] if cells else []
     shown = sampled(rows)

@@ -35,7 +35,7 @@ def read_phases(directory: str | Path, rules: PhaseRules = DEFAULT_RULES) -> tup
     scores = _one_run(directory)
     if len(origins := read_origins(directory)) > 1:
         warn(f"{directory}: holds scores of checkpoints in {', '.join(origins)}: do they belong to one training?")
-    return scores, with_best(scores, replace(detect_phases(scores, rules=rules), failed=_failed(directory, scores)))
+    return scores, with_best(scores, detect_phases(scores, rules=rules, failed=_failed(directory, scores)))
 
 
 def _failed(directory: str | Path, scores: Scores) -> dict[int, Failure]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from phasefast.phases.best import _chance_of_signs
 from phasefast.results.scores import Scores
 
 from ..conftest import SmallNet
+from ..quiet import no_warnings
 from ..report.synthetic import row
 
 CURVES = Mapping[str, Mapping[int, np.ndarray]]
@@ -283,3 +284,15 @@ def test_the_value_is_that_of_the_row_that_is_best(net: SmallNet, probe_set: pf.
     assert values[0] < values[1]
     best = pf.best_checkpoint(pf.Scores.concat(alone))
     assert best.value == values[1]  # to the last bit, as tables round it
+
+
+def test_runs_with_few_steps_in_common_are_told() -> None:
+    rng = np.random.default_rng(0)
+
+    def of(steps: Iterable[int]) -> Scores:
+        return of_classes({"a": {step: rng.random(200) < 0.3 + 0.05 * step for step in steps}})
+
+    with no_warnings():
+        assert pf.best_of_runs({"one": of(range(8)), "other": of(range(0, 8, 2))}).step == 6
+    with pytest.warns(RuntimeWarning, match="the runs have 1 step in common, of 4 or more that each has"):
+        assert pf.best_of_runs({"one": of(range(0, 8, 2)), "other": of([0, 1, 3, 5, 7])}).step == 0

@@ -17,6 +17,7 @@ from matplotlib.text import Text
 import phasefast as pf
 from phasefast.errors import ArgumentError, DataError, LayerError
 from phasefast.report import page, with_best
+from phasefast.results.failures import Failure
 
 from .synthetic import log2_steps, make_scores, row
 
@@ -35,9 +36,49 @@ def test_phases_are_found_where_none_are_given(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     scores = make_scores(["a", "b"], log2_steps(10))
     given = pf.plot_phases(scores, with_best(scores, pf.detect_phases(scores)))
-    assert pixels(pf.plot_phases(scores)) == pixels(given)
+    assert pixels(pf.plot_phases(scores)) == pixels(given) == pixels(pf.plot_phases(scores, pf.detect_phases(scores)))
     assert not list(tmp_path.iterdir())
     assert pixels(pf.plot_phases(scores, path=tmp_path / "a.png")) == (tmp_path / "a.png").read_bytes()
+
+
+def test_pictures_made_in_python_show_what_failed(tmp_path: Path) -> None:
+    scores = make_scores(["a", "b"], [0, 1, 2, 4])
+    failed = {8: Failure("step 8", "damaged")}
+    report = pf.detect_phases(scores, failed=failed)
+    assert report.failed == failed
+    assert "Not measured: step 8: damaged" in str(report)
+    texts = {text.get_text() for text in pf.plot_phases(scores, report).findobj(Text)}
+    assert "not measured" in texts
+    assert "not measured" not in {text.get_text() for text in pf.plot_phases(scores).findobj(Text)}
+
+
+@pytest.mark.parametrize("layers", [["lyaer"], "c", ()])
+def test_layers_that_no_scores_are_of_are_no_layers_to_be_judged_by(layers: list[str]) -> None:
+    scores = make_scores(["a", "b"], log2_steps(6))
+    with pytest.raises(LayerError, match=r"layers: expected some of \['a', 'b'\], got .*scores.select"):
+        pf.plot_phases(scores, layers=layers)
+    assert pixels(pf.plot_phases(scores, layers="a")) == pixels(pf.plot_phases(scores, layers=["c", "a"]))
+
+
+def test_letters_in_a_pdf_are_of_fonts_that_publishers_take(tmp_path: Path) -> None:
+    scores = make_scores(["a"], log2_steps(6))
+    pf.plot_phases(scores, path=tmp_path / "phases.pdf")
+    pf.plot_maps(scores, tmp_path / "maps.pdf")
+    for name in ("phases", "maps"):
+        found = (tmp_path / f"{name}.pdf").read_bytes()
+        assert b"/Subtype /Type3" not in found
+        assert b"/Subtype /Type0" in found
+
+
+def test_balanced_accuracies_keep_their_target_and_have_chance_beside_them() -> None:
+    rows = [
+        row(step, "a", "label", "balanced_accuracy", np.arange(90) % 10 < 2 + step) | {"baseline": 1 / 3}
+        for step in range(4)
+    ]
+    texts = [text.get_text() for text in pf.plot_phases(pf.Scores.from_rows(rows)).findobj(Text)]
+    assert "label: balanced accuracy" in texts
+    assert "chance" in texts
+    assert not any("most frequent" in text for text in texts)
 
 
 def test_a_notebook_shows_a_figure_at_half_its_pixels() -> None:

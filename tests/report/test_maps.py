@@ -88,12 +88,16 @@ def test_the_models_own_values_have_colours_of_their_own_where_layers_are_all_th
     assert own.key == ["1", "0"]
 
 
-@pytest.mark.parametrize(("best", "metric", "framed"), [(0.9, "fvu", 1), (0.9995, "fvu", 0), (0.4, "accuracy", 1)])
+@pytest.mark.parametrize(
+    ("best", "metric", "framed"),
+    [(0.9, "fvu", 1), (0.9995, "fvu", 0), (0.4, "accuracy", 1), (0.31, "accuracy", 0)],  # 0.31 is so by chance
+)
 def test_what_is_no_better_than_a_constant_has_no_frame(best: float, metric: str, framed: int) -> None:
     worse = {"fvu": 1.2, "accuracy": 0.2}[metric]
     rows = [
-        row(s, "a", "label", metric, np.full(9, best if s else worse)) | {"baseline": 0.3 if metric != "fvu" else 1.0}
-        for s in (0, 1)
+        row(s, "a", "label", metric, np.arange(400) < 400 * share if metric != "fvu" else np.full(9, share))
+        | {"baseline": 0.3 if metric != "fvu" else 1.0}
+        for s, share in enumerate((worse, best))
     ]
     figure = plot_maps(Scores.from_rows(rows))
     assert (
