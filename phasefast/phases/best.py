@@ -152,8 +152,8 @@ def best_of_runs(
     steps, fewest = {step for _, step in shared}, min(len({step for _, step in table}) for table in tables)
     if _COMMON * len(steps) < fewest:
         warn(
-            f"target {target!r}: the runs have {counted(len(steps), 'step')} in common, of {fewest} or more that each has: the "
-            "best is looked for among these alone"
+            f"target {target!r}: the runs have {counted(len(steps), 'step')} in common, of {fewest} or more that each "
+            "has: the best is looked for among these alone"
         )
     sign = -1 if metric in ACCURACIES else 1
     layer, step = min(shared, key=lambda place: sign * sum(table[place] for table in tables))
