@@ -83,10 +83,16 @@ class _Map:
         return (min(worst, MAX_FVU) if best < MAX_FVU else worst), best
 
     @property
+    def differ(self) -> bool:
+        """Whether colours are to tell values apart, instead of saying how far they are from nothing and all."""
+        worst, best = self.ends
+        return worst != best and (self.beats or not self.is_share)
+
+    @property
     def goodness(self) -> np.ndarray:
         """Where values lie between the ends: accuracies, or the roots of FVUs, as these lie over many decades.
 
-        Those that are all the same lie between nothing and all.
+        Those that are all the same, or accuracies that differ by chance, lie between nothing and all.
         """
         ends = np.array(self.ends)
         values = np.clip(self.values, ends.min(), ends.max())
@@ -94,14 +100,14 @@ class _Map:
         even = values if self.is_share else np.sqrt(np.maximum(values, 0))
         alone = self.values.clip(0, 1)
         same = alone if self.is_share else 1 - alone
-        share = (even - worst) / (best - worst) if best != worst else same
+        share = (even - worst) / (best - worst) if self.differ else same
         return np.where(np.isfinite(self.values), share, np.nan)
 
     @property
     def key(self) -> list[str]:
         """What the best and the worst colour stand for."""
         worst, best = self.ends
-        if worst == best:
+        if not self.differ:
             return ["1", "0"] if self.is_share else ["0", "1"]
         finite = self.values[np.isfinite(self.values)]
         low = "\u2264 " if finite.min() < min(self.ends) else ""

@@ -105,6 +105,15 @@ def test_what_is_no_better_than_a_constant_has_no_frame(best: float, metric: str
     )
 
 
+def test_accuracies_that_differ_by_chance_have_nearly_the_same_colour() -> None:
+    rows = [
+        row(s, "a", "label", "accuracy", np.arange(400) < hits) | {"baseline": 0.9} for s, hits in enumerate((359, 363))
+    ]
+    (own,) = _maps(Scores.from_rows(rows))
+    np.testing.assert_allclose(own.goodness, [[359 / 400, 363 / 400]], rtol=1e-6)
+    assert own.key == ["1", "0"]
+
+
 def test_of_many_layers_steps_and_targets_some_are_drawn(tmp_path: Path) -> None:
     many = make_scores([f"layer{i}" for i in range(60)], list(range(80)), network=False)
     of_input, _ = _maps(many)
