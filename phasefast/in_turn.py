@@ -115,23 +115,6 @@ def measure_each(
             attempt_all(todo.copy(), len(sources))
 
 
-def check_loadable(engine: Engine, sources: Mapping[int, Source], reader: Reader) -> None:
-    """Raise why the first few checkpoints, and the last, cannot be loaded, if none of them can: before they are to take
-    the place of others.
-    """
-    first: Exception | None = None
-    for step in dict.fromkeys([*list(sources)[:_ENOUGH], *list(sources)[-1:]]):
-        try:
-            with interrupts_free():
-                state = reader.read(sources[step])
-            load_into(engine.model, state, name_of(step, sources[step]), engine.recomputed)
-            return
-        except CheckpointError as error:
-            first = first or error
-    if first is not None:
-        raise first
-
-
 def _none_fits(failures: Mapping[int, Exception], sources: Mapping[int, Source]) -> bool:
     """Whether all are checkpoints that can be read, but not used, for the same reason."""
     usable = any(isinstance(error, PASSING) or not isinstance(error, CheckpointError) for error in failures.values())

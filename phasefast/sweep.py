@@ -18,14 +18,14 @@ from .common.notices import Once
 from .data.probe_set import ProbeSet
 from .engine import Engine
 from .errors import PASSING, ArgumentError, CheckpointError, SweepError, UnreadableError
-from .in_turn import check_loadable, in_words, measure_each, restored
+from .in_turn import in_words, measure_each, restored
 from .options import ProbeOptions
 from .provenance import Provenance, origin_of
 from .results.failures import keep_failures, listed, lost_layers, named, reasons, settle_failures
 from .results.origins import check_constants, check_origin
 from .results.paths import shard_file
 from .results.scores import MODEL_LAYER, Scores
-from .results.shards import prepare_store
+from .results.shards import list_shards, prepare_store
 from .results.store import open_store, write_step
 
 
@@ -89,6 +89,7 @@ def sweep(
         stored = set(scores.steps) - failures.keys()
         are = "is" if len(stored) == 1 else "are"
         kept = f"the other {len(stored)} {are} stored in {out}" if stored else "none was measured"
+        kept += f", so that {out} keeps what it had" if sweeper.overwrites else ""
         if before := sorted(set(scores.steps) & failures.keys()):
             kept += f"; {out} keeps what it had of step{'s' * (len(before) > 1)} {named(before)}"
         passing = [step for step, error in failures.items() if isinstance(error, (*PASSING, RuntimeError, MemoryError))]
@@ -105,7 +106,8 @@ class Sweeper:
         model, probe_set, out, run, overwrite, **options: as for :func:`sweep`. reader: of the checkpoints.
 
     Attributes:
-        count: of the measurements so far.
+        count: of the measurements so far. overwrites: whether what ``out`` holds is to be removed, as it is once there
+            is something to take its place.
     """
 
     def __init__(
@@ -123,8 +125,9 @@ class Sweeper:
             raise ArgumentError(f"out: expected a directory, got {out!r}; pf.probe and PhaseTracker need none")
         self._engine, self._out, self._reader = Engine(model, probe_set, run, out, **options), out, reader
         engine, self._constants = self._engine, constants_of(self._engine.model)
-        self._overwrites = overwrite
-        self._stored = {} if overwrite else open_store(engine.store(out))
+        prepare_store(out)
+        self.overwrites = overwrite and bool(list_shards(out))
+        self._stored = {} if self.overwrites else open_store(engine.store(out), overwrite)
         self._lost = lost_layers(out) if self._stored else {}
         self.count = 0
         self._once = Once()
@@ -151,22 +154,18 @@ class Sweeper:
         """
         new = dict[int, Exception]()
         with restored(self._engine):
-            if self._overwrites and ordered:
-                self._start_over(ordered)
             lacking = {step: self._lacking(step) for step in self._stored}
             todo = {step: source for step, source in ordered.items() if lacking.get(step, True)}
             failures, rewritten = self._provenance.compare(ordered, todo.keys())
             settle_failures(self._out, ordered.keys() - todo.keys() - failures.keys() - rewritten.keys())
-            if not self._measured and (origin := origin_of(ordered.values())) is not None:
-                check_origin(
-                    self._out, origin, self._provenance.confirmed, self._stored.keys() <= self._provenance.equal
-                )
+            if not self._measured and not self.overwrites:
+                self._check_origin(ordered)
             kept = set[int]()
             self._keep(rewritten, ordered, kept)
 
             def measure(step: int, source_hash: str | None) -> None:
                 self._keep(new, todo, kept)  # a kill would lose it
-                self._measure(lacking, step, source_hash)
+                self._measure(lacking, step, source_hash, ordered)
 
             try:
                 begun = not all(lacking.values())
@@ -175,19 +174,15 @@ class Sweeper:
                 self._keep(new, todo, kept)
         return failures | rewritten | new
 
-    def _start_over(self, sources: Mapping[int, Source]) -> None:
-        """Remove what is stored, once it is known that something can take its place."""
-        prepare_store(self._out)
-        try:
-            check_loadable(self._engine, sources, self._reader)
-        except CheckpointError as error:
-            error.add_note(f"Nothing in {self._out} was removed.")
-            raise
-        open_store(self._engine.store(self._out), overwrite=True)
-        self._overwrites = False
+    def _check_origin(self, sources: Mapping[int, Source]) -> None:
+        """Take note of where the checkpoints come from, and compare it with what is known."""
+        if (origin := origin_of(sources.values())) is not None:
+            check_origin(self._out, origin, self._provenance.confirmed, self._stored.keys() <= self._provenance.equal)
 
     def _keep(self, failures: Mapping[int, Exception], sources: Mapping[int, Source], kept: set[int]) -> None:
-        """Write down what failed, unless it is ``kept``, to which it is added."""
+        """Write down what failed, unless it is ``kept``, to which it is added; not beside what is to be removed."""
+        if self.overwrites:
+            return
         new = {step: error for step, error in failures.items() if step not in kept}
         # Such as do not fit may be another model's, where none fits.
         sure = {step: error for step, error in new.items() if self._provenance.confirmed or not _is_misfit(error)}
@@ -196,8 +191,13 @@ class Sweeper:
             keep_failures(self._out, {k: replace(each, partial=k in self._stored) for k, each in failed.items()})
             kept.update(sure)
 
-    def _measure(self, lacking: Mapping[int, list[str]], step: int, source_hash: str | None) -> None:
-        """Measure and store the checkpoint that is loaded, of a stored step what it lacks."""
+    def _measure(
+        self, lacking: Mapping[int, list[str]], step: int, source_hash: str | None, sources: Mapping[int, Source]
+    ) -> None:
+        """Measure and store the checkpoint that is loaded, of a stored step what it lacks.
+
+        Args: sources: of all checkpoints.
+        """
         engine = self._engine
         if step in self._stored:
             self._provenance.check(step)
@@ -206,6 +206,10 @@ class Sweeper:
             scores = self._stored[step]
         elif source_hash is not None:
             scores = scores.with_column("source_hash", source_hash)
+        if self.overwrites:
+            open_store(engine.store(self._out), overwrite=True)
+            self.overwrites = False
+            self._check_origin(sources)
         if step not in self._stored and shard_file(self._out, step).exists():
             self._once.warn(
                 f"{self._out}: another job has stored step {step} meanwhile: jobs that do the same work can share it, "

@@ -219,7 +219,8 @@ class PhaseTracker:
                 self._store()
             stored = self.scores.filter(step=step)
             if repeated:  # such as while gradients accumulate, when BatchNorm's statistics may move
-                if force and stored.values_of("state_hash") != [weights_hash(self._engine.model)]:
+                same = stored.values_of("state_hash") == [weights_hash(self._engine.model)]
+                if force and not same and not self._engine.recomputed:
                     warn(f"step {step} was measured on other weights, and is not again; averages need another tracker")
                 return None
             try:

@@ -117,7 +117,7 @@ def test_the_best_weights_at_the_end_are_not_taken_for_anothers(probe_set: pf.Pr
 
 def test_other_weights_at_the_same_step_are_told_if_they_are_to_be_measured(probe_set: pf.ProbeSet) -> None:
     net = SmallNet()
-    tracker = pf.PhaseTracker(net, probe_set, layers="hidden", out=None)
+    tracker = pf.PhaseTracker(net, probe_set, layers="hidden", out=None, batchnorm="running")
     tracker.step(16)
     with no_warnings():
         assert tracker.step(16, force=True) is None

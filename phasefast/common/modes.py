@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from .notices import warn
 
@@ -15,6 +16,11 @@ def _acts(module: nn.Module) -> bool:
     """Whether a module may change its numbers with its mode, as layers that merge adapters into their weights do."""
     own = ((getattr(module, name), getattr(nn.Module, name)) for name in ("train", "eval"))
     return any(getattr(given, "__func__", given) is not usual for given, usual in own)
+
+
+def _numbers(module: nn.Module) -> list[Tensor]:
+    """What a module may have merged something into."""
+    return [own.detach() for own in [*module.parameters(), *module.buffers()] if own.layout == torch.strided]
 
 
 def changes_with_modes(model: nn.Module) -> bool:
@@ -38,10 +44,13 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def modes_left(model: nn.Module) -> Iterator[None]:
+def modes_left(model: nn.Module, by_eval: Container[nn.Module] = ()) -> Iterator[None]:
     """Let modules that change with their mode leave another one as they do by themselves: what was merged is taken out.
 
     Of others only which mode they are in is to be put back.
+
+    Args:
+        by_eval: parts whose own ``eval()`` the user has called; that of the model calls their ``train(False)`` instead.
     """
     acting = [(module, module.training) for module in model.modules() if _acts(module)]
     try:
@@ -52,8 +61,8 @@ def modes_left(model: nn.Module) -> Iterator[None]:
             for module, training in acting:
                 if module.training != training:
                     try:
-                        # eval() of a part is called by nobody but the user.
-                        module.eval() if module is model and not training else module.train(training)
+                        own = not training and (module is model or module in by_eval)
+                        module.eval() if own else module.train(training)
                     except Exception as error:  # its own; others are still to be put back
                         failed[type(module).__name__] = error
         for name, why in failed.items():
@@ -68,11 +77,15 @@ def in_training(model: nn.Module) -> Iterator[bool]:
         Whether there are any that were not.
     """
     modes = [(module, module.training) for module in model.modules()]
-    acting = [module for module, training in modes if not training and _acts(module)]
-    with modes_kept(model), modes_left(model):
+    acting, merged = [module for module, training in modes if not training and _acts(module)], set[nn.Module]()
+    with modes_kept(model), modes_left(model, merged):
         for module in acting:
+            before = [tensor.clone() for tensor in _numbers(module)]
             with contextlib.suppress(Exception):  # of one that cannot be trained
                 module.train(True)
+            now = _numbers(module)
+            if len(now) != len(before) or not all(map(torch.equal, now, before)):
+                merged.add(module)
         for module, training in modes if acting else ():
             if not _acts(module):
                 module.training = training or not modes[0][1]

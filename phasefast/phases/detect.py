@@ -92,6 +92,9 @@ def detect_phases(
             f"scores: expected those of one run, got {type(scores).__name__}; for several runs see compare_phases"
         )
     scores.check_one_run()
+    known = failed.values() if isinstance(failed, Mapping) else [] if failed is None else [failed]
+    if not all(isinstance(each, Failure) for each in known):
+        raise ArgumentError(f"failed: expected what read_failures gives, got {failed!r}")
     wanted = scores.select(layers, targets)
     options: dict[str, Any] = {"seed": seed, "confidence": confidence, "replicates": replicates, "rules": rules}
     cells = tuple(

@@ -131,6 +131,7 @@ def plot_maps(scores: Scores, path: str | Path | None = None, title: str = "What
         DataError: there is no finite held-out FVU or accuracy to draw. ArgumentError: ``path`` is of another kind.
         DependencyError: matplotlib is missing. StoreError: the file cannot be written.
     """
+    scores.check_one_run()
     if not (maps := _maps(scores)):
         raise DataError(f"nothing to draw: expected finite held-out 'fvu' or 'accuracy' rows, got {scores!r}")
     shown = maps[:_MAPS]

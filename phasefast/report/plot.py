@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from ..metrics import ACCURACY, FVU
 from ..phases.detect import detect_phases
 from ..phases.phase_report import CellPhases, PhaseReport
 from ..results.scores import MODEL_LAYER, Scores
-from ..results.selecting import listed_patterns
+from ..results.selecting import listed_patterns, matching
 from .bests import with_best
 from .curves import (
     Curve,
@@ -64,11 +66,11 @@ def plot_phases(
             failed.
         path: file to write it to as well, as a PNG 1,620 pixels wide, a PDF or an SVG.
         marks: by target, the phases and stop window that go through the panels instead of that layer's.
-        layers: the first of these that was analysed is that layer; by default as described above. All are drawn:
-            ``scores.select(layers)`` has some.
+        layers: names or globs; the first that was analysed is that layer, by default as described above. All layers
+            are drawn: ``scores.select(layers)`` has some.
 
     Raises:
-        LayerError: there is none of ``layers``.
+        LayerError: one of ``layers`` matches none.
         DataError: there is no finite FVU or accuracy to draw. ArgumentError: ``path`` is of another kind.
         DependencyError: matplotlib is missing.
         StoreError: the file cannot be written.
@@ -84,11 +86,13 @@ def plot_phases(
     if target is None:
         raise DataError(f"nothing to draw: expected finite held-out 'fvu' or 'accuracy' rows, got {scores!r}")
     report = detect_phases(scores) if report is None else report
-    report = with_best(scores, report) if marks is None and not report.best else report
-    if layers is not None and scores.layers and {*scores.layers}.isdisjoint(listed_patterns(layers) or ()):
-        raise LayerError(f"layers: expected some of {scores.layers}, got {layers!r}; scores.select(layers) draws some")
+    if marks is None and not report.best:
+        there = [each for each in report if each.layer in scores.layers and each.target in scores.targets]
+        with contextlib.suppress(DataError):  # without what there is of each sample nothing tells which is the best
+            report = replace(report, best=with_best(scores, replace(report, cells=tuple(there))).best)
     cells = {cell.layer: cell for cell in report if cell.target == target}
-    telling = listed_patterns(layers) or telling_layers(scores)
+    wanted = [matching(scores.layers, [each], "layer", LayerError) for each in listed_patterns(layers) or ()]
+    telling = telling_layers(scores) if layers is None else [*itertools.chain(*wanted)]
     last = next((cells[layer] for layer in telling if layer in cells), None)
     cell = last if marks is None else marks.get(target)
     styles = looks(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -63,7 +64,8 @@ def write_report(
     name = Path(directory).resolve().name if name == _UNNAMED else name
     pictures = PICTURES if layers is None and targets is None else SELECTED
     picture, maps = (place / f"{each}.{form}" for each in pictures)
-    plot_phases(*part, picture, title=f"Learning phases: {name}", layers=telling_layers(scores))
+    telling = [layer for layer in telling_layers(scores) if layer in part[0].layers]
+    plot_phases(*part, picture, title=f"Learning phases: {name}", layers=[glob.escape(layer) for layer in telling])
     plot_maps(part[0], maps, title=f"What each layer gives back: {name}")
     console.print(f"wrote {place / PHASES}, {picture} and {maps}", soft_wrap=True)
     if left := [target for target in part[0].targets if target not in (fvu_target(part[0]), accuracy_target(part[0]))]:

@@ -52,12 +52,26 @@ def test_pictures_made_in_python_show_what_failed(tmp_path: Path) -> None:
     assert "not measured" not in {text.get_text() for text in pf.plot_phases(scores).findobj(Text)}
 
 
-@pytest.mark.parametrize("layers", [["lyaer"], "c", ()])
+@pytest.mark.parametrize("layers", [["lyaer"], "c", ["a", "c"]])
 def test_layers_that_no_scores_are_of_are_no_layers_to_be_judged_by(layers: list[str]) -> None:
     scores = make_scores(["a", "b"], log2_steps(6))
-    with pytest.raises(LayerError, match=r"layers: expected some of \['a', 'b'\], got .*scores.select"):
+    with pytest.raises(LayerError, match=r"layer pattern '(lyaer|c)' matches nothing in the scores"):
         pf.plot_phases(scores, layers=layers)
-    assert pixels(pf.plot_phases(scores, layers="a")) == pixels(pf.plot_phases(scores, layers=["c", "a"]))
+    assert pixels(pf.plot_phases(scores, layers="a")) == pixels(pf.plot_phases(scores, layers=["[ac]", "b"]))
+    pf.plot_phases(scores, layers=[])
+
+
+def test_a_report_of_more_than_there_is_to_draw_is_no_error() -> None:
+    scores = make_scores(["a", "b"], log2_steps(8))
+    report = pf.detect_phases(scores)
+    for part in (
+        scores.select(["a"]),
+        scores.filter(target="input"),
+        scores.filter(metric="fvu"),
+        scores.without_samples,
+        scores.filter(layer="model"),
+    ):
+        pf.plot_phases(part, report)
 
 
 def test_letters_in_a_pdf_are_of_fonts_that_publishers_take(tmp_path: Path) -> None:

@@ -215,6 +215,45 @@ def test_those_that_cannot_be_trained_are_told_and_others_put_back(given: pf.Pro
         pf.sweep(model, {0: model.state_dict()}, given, layers="1", out=tmp_path)
 
 
+class Alone(nn.Linear):
+    """Merges when its own ``eval()`` is called, not when that of a model around it is."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__(before, after)
+        self.merged = False
+
+    def eval(self) -> Alone:
+        super().eval()
+        if not self.merged:
+            self.weight.data += 1
+            self.merged = True
+        return self
+
+    def train(self, mode: bool = True) -> Alone:
+        super().train(mode)
+        if mode and self.merged:
+            self.weight.data -= 1
+            self.merged = False
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight if self.merged else self.weight + 1, self.bias)
+
+
+@pytest.mark.parametrize("merged", [True, False])
+def test_parts_whose_own_eval_was_called_are_left_so(given: pf.ProbeSet, tmp_path: Path, merged: bool) -> None:
+    model, other = (nn.Sequential(Alone(8, 12), nn.Tanh(), nn.Linear(12, 3)) for _ in range(2))
+    expected = numbers(pf.probe(other, given, layers="1"))
+    model.eval()
+    if merged:
+        model[0].eval()
+    before = model(given.heldout_inputs)
+    found = pf.sweep(model, {1: other.state_dict()}, given, layers="1", out=tmp_path)
+    assert numbers(found) == pytest.approx(expected, rel=1e-5)
+    assert model[0].merged == merged
+    assert torch.equal(model(given.heldout_inputs), before)
+
+
 def test_a_shared_part_in_evaluation_stays_so(given: pf.ProbeSet) -> None:
     class Parent(nn.Module):
         def __init__(self, part: nn.Module) -> None:
