@@ -56,7 +56,8 @@ def sweep(
         run: label of the rows. weights_only: see ``torch.load``.
         key: the key, or prefix of names, under which checkpoints keep the weights, if there are several: ``"ema"``.
         load: ``path -> state dict``, for checkpoints that the package cannot read, or to take only some weights.
-        overwrite: start over, removing the scores in ``out``, their ``phases.json`` and pictures.
+        overwrite: start over: once a checkpoint has been measured, remove the scores in ``out``, their ``phases.json``
+            and pictures.
         shard: ``(i, n)``: only every n-th checkpoint, from the i-th on (0 to n - 1). In this way jobs with the same
             checkpoints and ``out`` share a sweep; they may be started again with another n.
         **options: see :class:`phasefast.ProbeOptions`.
