@@ -118,7 +118,7 @@ class Engine:
             with _MEASURING, preserved(self.model, self.device, self._keep):
                 self._known_layers()
         found = dict.fromkeys(layer.module for layer in self._layers or ())
-        return [*found] + [MODEL_LAYER] * self.target_set.predictions.fit
+        return [*found] + [MODEL_LAYER] * self.target_set.predictions.there
 
     def lacking(self, stored: Scores, names: Iterable[str], lost: Collection[str], asked: bool = False) -> list[str]:
         """Those of the layers of these ``names``, and ``"model"``, of which scores lack a target.

@@ -209,7 +209,7 @@ class Predictions:
         return iter(self._every)
 
     @property
-    def fit(self) -> bool:
+    def there(self) -> bool:
         """Whether any was found in the model's output."""
         return bool(self._places)
 

@@ -101,10 +101,12 @@ def _fold_errors(
         else:
             weights, _, infos = ridge_paths(systems, [system.cross for system in systems], paths)
             solved = list(zip(weights, infos, strict=True))
-        wide = statistics.dtype == torch.float64 and not eigen
-        failed = fetched(*(info.bool() | (path == 0) for (_, info), path in zip(solved, paths, strict=True) if wide))
-        for (_, rows), train, path, (found, _), again in itertools.zip_longest(some, systems, paths, solved, failed):
-            for index in () if again is None else again.nonzero()[:, 0].tolist():
+        again = dict[int, list[int]]()
+        if statistics.dtype == torch.float64 and not eigen:
+            failed = fetched(*(info.bool() | (path == 0) for (_, info), path in zip(solved, paths, strict=True)))
+            again = {fold: own.nonzero()[:, 0].tolist() for fold, own in enumerate(failed)}
+        for fold, ((_, rows), train, path, (found, _)) in enumerate(zip(some, systems, paths, solved, strict=True)):
+            for index in again.get(fold, ()):
                 found[index] = solve_eigen(train, train.cross, float(path[index])).weights
             yield torch.nan_to_num(measure(cell, train, found, targets, rows), math.inf, math.inf)
 
