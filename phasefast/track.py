@@ -217,10 +217,12 @@ class PhaseTracker:
         if step in self.scores.steps:
             if force or not repeated:
                 self._store()
+            if repeated and not force:  # such as while gradients accumulate: it is to take no time
+                return None
             stored = self.scores.filter(step=step)
-            if repeated:  # such as while gradients accumulate, when BatchNorm's statistics may move
-                same = stored.values_of("state_hash") == [weights_hash(self._engine.model)]
-                if force and not same and not self._engine.recomputed:
+            if repeated:  # BatchNorm's statistics may have moved
+                same = self._engine.recomputed or stored.values_of("state_hash") == [weights_hash(self._engine.model)]
+                if not same:
                     warn(f"step {step} was measured on other weights, and is not again; averages need another tracker")
                 return None
             try:

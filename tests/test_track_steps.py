@@ -129,6 +129,17 @@ def test_other_weights_at_the_same_step_are_told_if_they_are_to_be_measured(prob
         assert tracker.step(16, force=True) is None
 
 
+def test_a_step_that_is_repeated_takes_no_look_at_the_weights(
+    probe_set: pf.ProbeSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker, hashed = pf.PhaseTracker(SmallNet(), probe_set, layers="hidden", out=None), []
+    tracker.step(16)
+    monkeypatch.setattr("phasefast.track.weights_hash", hashed.append)
+    for _ in range(3):  # micro-batches whose gradients accumulate
+        assert tracker.step(16) is None
+    assert not hashed
+
+
 def test_a_training_in_anothers_directory_is_refused_at_each_step(probe_set: pf.ProbeSet, tmp_path: Path) -> None:
     net, other = SmallNet(), SmallNet()
     tracker = pf.PhaseTracker(net, probe_set, layers="hidden", out=tmp_path)

@@ -56,9 +56,14 @@ def _read(source: Source, device: torch.device, reader: Reader) -> tuple[Read, l
     return (state, before), texts
 
 
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether the allocator can be told of its use; not of sparse and quantized tensors."""
+    return tensor.layout == torch.strided and not tensor.is_quantized
+
+
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """On the device; sparse and quantized tensors, of which the allocator cannot be told anything, as they are."""
-    if tensor.layout != torch.strided or tensor.is_quantized:
+    """On the device, if it is plain; others as they are."""
+    if not _is_plain(tensor):
         return tensor
     return (tensor.pin_memory() if tensor.device.type == "cpu" else tensor).to(device, non_blocking=True)
 
@@ -72,6 +77,6 @@ def _taken(future: Future[tuple[Read, list[str]]], device: torch.device, reader:
     for text in texts:
         reader.once.warn(text)
     for value in read[0].values() if device.type == "cuda" else ():
-        if value.layout == torch.strided and not value.is_quantized:
+        if _is_plain(value):
             value.record_stream(torch.cuda.current_stream(device))
     return read
