@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import bisect
-import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
@@ -13,22 +11,17 @@ from torch import nn
 
 from .checkpoints import weights_hash
 from .common.notices import warn
-from .common.scalars import as_float, is_integer
 from .data.probe_set import ProbeSet
 from .engine import Engine
 from .errors import ArgumentError, StoreError, may_pass, with_notes
 from .options import ProbeOptions, checked_step
 from .results.failures import Failure, keep_failures, lost_layers, named
-from .results.origins import Training
+from .results.pending import Pending
 from .results.scores import Scores
-from .results.store import check_weights, open_store, write_step
+from .results.store import check_weights, open_store
+from .schedule import Schedule
 
 _UNCHANGED = 4  # updates without effect that are told
-
-
-def is_log2_step(step: int) -> bool:
-    """Whether ``step`` is 0, 1, 2, 4, 8, ..."""
-    return step & (step - 1) == 0
 
 
 def _is_another_rank() -> bool:
@@ -44,18 +37,6 @@ def _untraced(engine: Engine) -> Callable[[int], Scores]:
     """
     measure: Callable[[int], Scores] = torch.compiler.disable(engine.measure)
     return measure
-
-
-def _checked_steps(steps: Iterable[int]) -> list[int]:
-    return sorted({_checked(step) for step in steps})
-
-
-def _checked(step: Any) -> int:
-    """One of the steps to measure at; floats may be whole numbers, as ``numpy.logspace`` makes them."""
-    whole = int(step) if as_float(step).is_integer() else step
-    if not is_integer(whole, 0):
-        raise ArgumentError(f"steps: expected numbers of updates, integers >= 0, got {step!r}")
-    return operator.index(whole)
 
 
 class PhaseTracker:
@@ -95,15 +76,12 @@ class PhaseTracker:
         on_error: Literal["warn", "raise"] = "warn",
         **options: Unpack[ProbeOptions],
     ) -> None:
-        if (isinstance(steps, str) and steps != "log2") or not isinstance(steps, Iterable):
-            raise ArgumentError(f"steps: expected 'log2' or a collection of integers, got {steps!r}")
-        self._steps = None if isinstance(steps, str) else _checked_steps(steps)
+        self._schedule = Schedule.of(steps)
         if on_error not in ("warn", "raise"):
             raise ArgumentError(f"on_error: expected 'warn' or 'raise', got {on_error!r}")
         self._engine = Engine(model, probe_set, run, out, **options)
         self._measure = _untraced(self._engine)
-        out = None if out is None else Path(out).absolute()  # a training may change its directory
-        self._out, self._on_error = out, on_error
+        self._on_error = on_error
         self.seconds = 0.0
         self._start: int | None = None
         self._before = self._earlier = -1  # the steps of the last call, and of the one before
@@ -111,12 +89,12 @@ class PhaseTracker:
         self._backwards = False  # whether it was told that a call was for a step before it
         self._weights: list[str] = []  # their hash at the last measurement, the step since which it is the same,
         self._since, self._unchanged = 0, False  # and whether this was told
-        self._unstored: dict[int, tuple[Scores, Mapping[str, Exception]]] = {}  # with why layers were left out
+        self._pending: Pending | None = None
         self.scores = Scores.from_rows([])
         if out is not None:
-            stored = open_store(self._engine.store(out), overwrite)
-            self._training = Training(out)
-            self.scores = Scores.concat([*stored.values()])
+            store = self._engine.store(Path(out).absolute())  # a training may change its directory
+            self.scores = Scores.concat([*open_store(store, overwrite).values()])
+            self._pending = Pending(store)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_measure"}
@@ -126,19 +104,14 @@ class PhaseTracker:
         vars(self).update(state, _measure=_untraced(state["_engine"]))
 
     def __repr__(self) -> str:
-        model, where = type(self._engine.model).__name__, "memory" if self._out is None else f"{self._out}"
+        model, where = type(self._engine.model).__name__, self._out or "memory"
         steps = named(self.scores.steps)
         return f"PhaseTracker(of {model}, scores in {where}: steps [{steps}], {self.seconds:.1f} s)"
 
-    def _is_due(self, before: int, step: int) -> bool:
-        """Whether a step to measure at lies after that of the call before and up to this one's, or is that itself.
-
-        Args: before: -1 where there was none.
-        """
-        if self._steps is not None:
-            place = bisect.bisect_right(self._steps, step)
-            return place > 0 and (self._steps[place - 1] > before or self._steps[place - 1] == step)
-        return is_log2_step(step) or (before < step and (before < 0 or before.bit_length() < step.bit_length()))
+    @property
+    def _out(self) -> str | Path | None:
+        """The directory of the scores, if they are stored."""
+        return None if self._pending is None else self._pending.store.directory
 
     def _tell_backwards(self, step: int) -> None:
         """Such as where steps are counted anew in each epoch: no later epoch would be measured."""
@@ -209,7 +182,7 @@ class PhaseTracker:
             self._farthest = max((known for known in self.scores.steps if known < step), default=-1)
         before = self._earlier = self._before
         self._before = step
-        if not (force or self._is_due(before, step)):
+        if not (force or self._schedule.is_due(before, step)):
             return None
         if step < self._farthest and not force and step not in self.scores.steps:
             self._tell_backwards(step)
@@ -242,8 +215,8 @@ class PhaseTracker:
             scores = self._measure(step)
             self._farthest = max(self._farthest, step)
             self.seconds += float(scores.to_arrow().column("seconds")[0].as_py())
-            if self._out is not None:
-                self._unstored[step] = scores, engine.lost
+            if self._pending is not None:
+                self._pending.add(step, scores, engine.lost)
             self.scores = Scores.concat([self.scores, scores])
         except Exception as error:
             if self._on_error == "raise" or (not may_pass(error) and self.seconds == 0):
@@ -260,24 +233,12 @@ class PhaseTracker:
 
     def _store(self) -> None:
         """Write what is not stored yet, each step that the disk refused before too."""
-        if self._out is None:
-            return
-        store, failed = self._engine.store(self._out), dict[int, Exception]()
-        for step, (scores, lost) in list(self._unstored.items()):
-            try:
-                if not _is_another_rank():  # all of a sharded training store the same
-                    self._training.claim()
-                write_step(store, scores, lost)
-            except Exception as error:
-                failed[step] = error
-                if isinstance(error.__cause__, OSError):
-                    continue
-            self._unstored.pop(step, None)
-        if not failed:
+        alone = not _is_another_rank()  # all of a sharded training store the same
+        if self._pending is None or not (failed := self._pending.write(claims=alone)):
             return
         first = next(iter(failed.values()))
         if self._on_error == "raise":
             raise first
         were = f"step{'s' * (len(failed) > 1)} {named([*failed])} {'was' if len(failed) == 1 else 'were'}"
-        again = "; tried again at the next step that is measured or forced" if self._unstored else ""
+        again = "; tried again at the next step that is measured or forced" if self._pending else ""
         warn(f"{were} not stored: {with_notes(first)}{again}")

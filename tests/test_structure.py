@@ -24,7 +24,7 @@ LEVELS = (
     ("checkpoints", "configuration"),
     ("target_set",),
     ("engine",),
-    ("in_turn", "linear_decoders", "probe", "track", "planning"),
+    ("in_turn", "linear_decoders", "probe", "schedule", "track", "planning"),
     ("provenance",),
     ("reconstruction", "sweep"),
     ("watch",),

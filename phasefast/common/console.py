@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
-from typing import Any
+from collections.abc import Iterator
+from typing import IO, Any
 
 from rich.console import Console
 
@@ -14,15 +16,50 @@ _LINE = 160  # letters, where no terminal has a width of its own
 _PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "emoji": False, "force_jupyter": False}
 
 
+class _Stream:
+    """A stream that certain errors make one that nobody reads any more, as a broken pipe does."""
+
+    def __init__(self, stream: IO[str], errors: tuple[int, ...]) -> None:
+        self._stream, self._errors = stream, errors
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._told():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        with self._told():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno in self._errors:
+                raise BrokenPipeError from error
+            raise
+
+
 class _Lasting(Console):
     """Where nobody reads any more, the work goes on in silence."""
+
+    _lost: tuple[int, ...] = (errno.EIO, errno.ENOSPC, errno.EDQUOT)  # a terminal that is gone, a full disk
+
+    @property  # type: ignore[misc]
+    def file(self) -> IO[str]:
+        return _Stream(super().file, self._lost)  # type: ignore[return-value]
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
 
 
 class _Results(_Lasting):
-    """So that ``report | head`` writes its files too."""
+    """So that ``report | head`` writes its files too; that results find no room on a disk is an error."""
+
+    _lost = (errno.EIO,)
 
     def on_broken_pipe(self) -> None:
         super().on_broken_pipe()

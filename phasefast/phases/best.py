@@ -12,7 +12,7 @@ import numpy as np
 from ..common.distributions import student
 from ..common.notices import warn
 from ..common.scalars import as_float
-from ..common.tables import counted
+from ..common.tables import Printed, counted
 from ..errors import ArgumentError, DataError
 from ..metrics import ACCURACIES, LOSSES
 from ..results.losses import LEAST_CHANGE, losses_of
@@ -26,7 +26,7 @@ _HEAVY = 10  # of samples that do not count alike, all of whose signs are tried
 
 
 @dataclass(frozen=True)
-class BestCheckpoint:
+class BestCheckpoint(Printed):
     """Where a target is decoded best.
 
     Attributes:
@@ -48,9 +48,17 @@ class BestCheckpoint:
     steps: tuple[int, ...]
     others: Mapping[str, int]
 
+    def __str__(self) -> str:
+        if not self.beats_constant:
+            return f"{self.target}: {no_better(self.metric)}"
+        alike = [f"its steps {', '.join(map(str, self.steps))}"] if len(self.steps) > 1 else []
+        alike += [f"{layer} at {step}" for layer, step in self.others.items()]
+        text = f"{self.target}: {self.layer} at step {self.step}, {self.metric} {self.value:.4g}"
+        return text + (f"; not told apart from it: {'; '.join(alike)}" if alike else ", told apart from all others")
+
 
 @dataclass(frozen=True)
-class CommonBest:
+class CommonBest(Printed):
     """Where several runs decode a target best, in the mean.
 
     Attributes:
@@ -74,6 +82,18 @@ class CommonBest:
     def deviation(self) -> float:
         """Standard deviation (n - 1) of the values, which another training would change."""
         return float(np.std(list(self.values.values()), ddof=1))
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.target}: {self.layer} at step {self.step}, {self.metric} {self.mean:.4g} (sd {self.deviation:.2g})"
+        ]
+        return "\n".join(lines + [f"  {run}, {best}" for run, best in self.own.items()])
+
+
+def no_better(metric: str, value: str = "") -> str:
+    """That nothing is better than the best constant, in words. Args: value: the constant's."""
+    constant = "the most frequent class" if metric in ACCURACIES else "the fit mean"
+    return f"no layer is better than {constant}{f', {value},' if value else ''} by more than chance"
 
 
 def best_checkpoint(

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.text import Text
 
 from ..errors import ArgumentError, LayerError
-from ..metrics import ACCURACIES, METRIC_OF_LOSS
-from ..phases.best import CommonBest, check_runs
+from ..metrics import METRIC_OF_LOSS
+from ..phases.best import CommonBest, check_runs, no_better
 from ..phases.comparing import Agreement, Comparison, compare_phases
 from ..phases.detect import detect_phases
 from ..phases.phase_report import KINDS, CellPhases, PhaseReport, span_text
@@ -71,8 +71,7 @@ def print_comparison(
 def _best_text(best: CommonBest, comparison: Comparison, sign: str) -> str:
     """Where the runs decode a target best, and whether that lies in the input's stop window."""
     without = [run for run, each in best.own.items() if not each.beats_constant]
-    constant = "the most frequent class" if best.metric in ACCURACIES else "the fit mean"
-    chance = f"no layer is better than {constant} by more than chance"
+    chance = no_better(best.metric)
     if len(without) == len(best.own):
         return f"All runs, target {best.target}: {chance}, so none is named best"
     value, deviation = numbers([best.mean, best.deviation])

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..metrics import ACCURACIES, ACCURACY, FVU, LOSSES, METRIC_OF_LOSS
-from ..phases.best import FEWEST_SIGNS, BestCheckpoint
+from ..phases.best import FEWEST_SIGNS, BestCheckpoint, no_better
 from ..phases.comparing import Agreement
 from ..phases.phase_report import (
     KINDS,
@@ -75,11 +75,11 @@ def _print_best(scores: Scores, best: BestCheckpoint, report: PhaseReport, conso
     target = best.target
     steps = scores.curve(best.layer, target, best.metric)[0].tolist()
     if not best.beats_constant:
-        than = f"the most frequent class, {number(scores.baseline(target, best.metric) or 0.0)},"
-        text = f"No layer is better than {than if best.metric in ACCURACIES else 'the fit mean'} by more than chance"
-        rare = best.metric == ACCURACY and (scores.baseline(target, best.metric) or 0.0) >= _MOSTLY
+        share = scores.baseline(target, best.metric) or 0.0
+        text = no_better(best.metric, number(share) if best.metric in ACCURACIES else "")
+        rare = best.metric == ACCURACY and share >= _MOSTLY
         mend = "; classifier='balanced' counts all classes alike" if rare else ""
-        console.print(f"{text}, so none is named best{mend}", soft_wrap=True)
+        console.print(f"{text[0].upper()}{text[1:]}, so none is named best{mend}", soft_wrap=True)
         return
     value = number(best.value, 4 if best.metric == FVU else 3)
     text = f"Best: {best.layer} at step {best.step}, {spelled(best.metric)} {value}"

@@ -65,6 +65,7 @@ def test_what_is_rarely_chance_is_told_apart() -> None:
     assert (found.layer, found.step, found.metric, found.steps) == ("a", 2, "accuracy", (2, 4, 8))
     assert found.value == pytest.approx(0.95)
     assert found.others == {"c": 4}
+    assert str(found) == "label: a at step 2, accuracy 0.95; not told apart from it: its steps 2, 4, 8; c at 4"
     assert pf.best_checkpoint(of_classes(right), layers=["b", "c"]).others == {"b": 1}
     assert pf.best_checkpoint(of_classes(right), confidence=0.9).steps == (2, 4)
 
@@ -181,7 +182,10 @@ def test_the_best_of_much_noise_beats_no_constant(metric: str, constant: float |
                 of_constant = 1.0 if constant is None else constant
                 rows.append({**row(step, f"l{layer}", "t", metric, samples), "baseline": of_constant})
                 rows[-1]["baseline_samples"] = None if metric == "accuracy" else unit
-        told += pf.best_checkpoint(Scores.from_rows(rows), "t").beats_constant
+        best = pf.best_checkpoint(Scores.from_rows(rows), "t")
+        told += best.beats_constant
+        words = "the fit mean" if metric == "fvu" else "the most frequent class"
+        assert best.beats_constant or str(best) == f"t: no layer is better than {words} by more than chance"
         better = [{**each, "samples": _better(each, metric)} for each in rows]
         assert trial or pf.best_checkpoint(Scores.from_rows(better), "t").beats_constant
     assert told <= 4
@@ -266,6 +270,10 @@ def test_runs_have_a_best_in_common_where_their_mean_is_best() -> None:
     assert found.values == {"one": pytest.approx(0.9), "two": pytest.approx(0.85)}
     assert (found.mean, found.deviation) == (pytest.approx(0.875), pytest.approx(0.05 / 2**0.5))
     assert {run: (own.layer, own.step) for run, own in found.own.items()} == {"one": ("b", 2), "two": ("a", 1)}
+    first, one, two = str(found).splitlines()
+    assert first == "label: a at step 1, accuracy 0.875 (sd 0.035)"
+    assert one.startswith("  one, label: b at step 2, ")
+    assert two.startswith("  two, label: a at step 1, ")
     part = {"one": runs["one"], "two": runs["two"].select(["b"])}
     assert (pf.best_of_runs(part).layer, pf.best_of_runs(part).step) == ("b", 2)
     errors = {run: Scores.from_rows(row(s, "a", "t", "fvu", np.full(9, 1 - s / 9)) for s in (0, 4)) for run in shares}
