@@ -37,6 +37,7 @@ _CANCELLED = {torch.float32: 1e-3, torch.float64: 1e-10}  # of the targets: less
 _DOUBTFUL = 0.01  # of the squared residuals: what rounding may do to them by moments
 _FLAT = {torch.float32: 1e-3, torch.float64: 1e-9}  # slopes in the logarithms that rounding may make
 _ROUNDING = 8.0  # times what rounding may do to a trace: less than that is not known
+_BLUR = 20.0  # times what rounding may do to eigenvalues: of less, errors are off by more than some thousandths
 _PENALTY = 100.0  # times the rounding of eigenvalues: less than that is not known
 _AT_ONCE = 1 << 30  # bytes on a GPU of which all penalties take hardly longer than one
 
@@ -123,6 +124,25 @@ class Scan:
     def rises(self, indices: Tensor) -> Tensor:
         """[u], whether the error rises with the penalty; not where it is flat, or the penalty too weak to tell."""
         return self._at(indices, "rises") > _FLAT[self.system.dtype]
+
+    @property
+    def tried(self) -> Collection[int]:
+        """Penalties whose errors are known."""
+        return self._tried.keys()
+
+    @cached_property
+    def weakest(self) -> int:
+        """The weakest penalty that is well above what rounding does to eigenvalues, which the trace bounds."""
+        blurred = self._penalties <= _BLUR * torch.finfo(self.system.dtype).eps * self._sizes[1]
+        return int(blurred.sum())
+
+    def error_of(self, index: int, unit: int) -> float:
+        """The error of one penalty that was tried."""
+        return float(self._tried[index].error[unit])
+
+    def slope(self, index: int, unit: int) -> float:
+        """How the logarithm of its error changes with that of the penalty; NaN where that is not known."""
+        return float(self._tried[index].rises[unit])
 
     def grows(self, indices: Tensor, to: Tensor) -> Tensor:
         """[u], times how much the errors of penalties ``to`` are, were the slope the same; 1 where it is not known."""

@@ -15,6 +15,8 @@ from ..common.fetching import fetched
 from ..data.target_matrix import TargetMatrix
 from ..types import Activations, Statistics
 
+_CLEAR = 0.01  # a slope in the logarithms by which an error does fall, instead of lying on a plateau
+
 
 def select_by_gcv(
     cell: Activations,
@@ -168,17 +170,53 @@ def _searched(scan: Scan, first: Tensor, stride: int) -> tuple[Tensor, Tensor]:
     Args:
         first: [u], tried first. stride: how many make a decade, a power of two.
     """
+    exact, searching = scan.exact, torch.ones_like(first, dtype=torch.bool)
+    best, least = first, torch.full_like(first, math.inf, dtype=torch.float64)
+    while bool(searching.any()):
+        found, error = _bracketed(scan, first, searching, stride)
+        best, least = torch.where(searching, found, best), torch.where(searching, error, least)
+        first = _beyond(scan, best, stride) if scan.exact == exact else best
+        searching = first < best
+        if scan.exact != exact:  # what was known is forgotten
+            return _searched(scan, best, stride)
+    return best, least
+
+
+def _beyond(scan: Scan, best: Tensor, stride: int) -> Tensor:
+    """A weaker penalty [u] of less error for those of the best ones [u] that lie on a plateau, else these.
+
+    Between the eigenvalues of a few strong directions and those of the others, and above all of them, errors hardly
+    change with the penalty, so their slopes lead nowhere. Weaker ones are tried until errors clearly fall with it.
+    """
+    found = best.tolist()
+    for unit, first in enumerate(found):
+        at, far = first, stride
+        while at > scan.weakest and scan.slope(at, unit) > -_CLEAR:
+            known = [index for index in scan.tried if at - far <= index < at]
+            at, far = (max(known), far) if known else (max(at - far, scan.weakest), 2 * stride)
+            scan.make([at])
+            if first not in scan.tried:
+                return best
+            if scan.error_of(at, unit) < scan.error_of(first, unit):
+                found[unit] = at
+                break
+            scan.keep({*best.tolist(), *found})
+    return torch.tensor(found, device="cpu")
+
+
+def _bracketed(scan: Scan, first: Tensor, searching: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+    """As ``_searched``, of an error with one minimum. Args: searching: [u], of which targets; of others the first."""
     # Of each target, the strongest penalty known to be too weak and the weakest known to be too strong. The least error
     # is close to the first penalty, as a rule: it is looked for at distances that double, then by halves.
     exact, last = scan.exact, len(scan.path) - 1
-    low, high = torch.full_like(first, -1), torch.full_like(first, last + 1)
+    low, high = torch.where(searching, -1, first), torch.where(searching, last + 1, first + 1)
     ahead, beside = first, first + stride
     best, least = first, torch.full_like(first, math.inf, dtype=torch.float64)
     compared = set[int]()
     while bool((searching := high - low > 1).any()):
         scan.make(ahead[searching].unique().tolist(), beside[searching].clamp(0, last).tolist())
         if scan.exact != exact:
-            return _searched(scan, best, stride)
+            return _bracketed(scan, best, searching, stride)
         for some in (ahead, beside):
             errors, strong = scan.error(some), scan.rises(some)
             between = (low < some) & (some < high) & ~errors.isnan()
