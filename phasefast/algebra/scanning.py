@@ -171,7 +171,7 @@ class Scan:
     def eigen_errors(self) -> Tensor:
         """[L, u] of all penalties, from one eigendecomposition."""
         values = self.system.eigenvectors[0].double()
-        rounding = 0.0 if self.system.dtype == torch.float64 else torch.finfo(self.system.dtype).eps * values.max()
+        rounding = 0.0 if self.system.dtype == torch.float64 else torch.finfo(self.system.dtype).eps * values[-1:].sum()
         solved, sums = [], []
         for path in self.path.split(1):
             weights, info = eigen_path(self.system, self.system.cross, path)
@@ -223,7 +223,7 @@ class Scan:
         if not self.all_made or len(self.path) <= FEW or len(some.rows) <= LOOKED_AT or some.rows.is_cuda:
             return None
         values, vectors = self.system.eigenvectors
-        if not self.path[index] > _PENALTY * torch.finfo(values.dtype).eps * values[-1]:
+        if not self.path[index] > _PENALTY * torch.finfo(values.dtype).eps * values[-1:].sum():
             return None
         if some.squares is None:
             some.squares = (some.rows @ vectors).square_()

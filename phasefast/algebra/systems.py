@@ -152,7 +152,7 @@ class System:
         """Eigenvalues [r] and eigenvectors [d, r] of the Gram matrix, ascending; in float64 of its numerical range."""
         # Features that are dead have nothing to decompose, and with many of them LAPACK's may not converge.
         live = (self.diagonal > 0).nonzero()[:, 0]
-        some = 0 < len(live) < len(self.diagonal)
+        some = len(live) < len(self.diagonal)
         gram = self.gram[live[:, None], live] if some else self.gram
         give_back()
         try:
@@ -169,7 +169,7 @@ class System:
             raise SolveError(f"layer {name!r}: its Gram matrix has no eigendecomposition: {error}") from error
         if self.dtype != torch.float64:
             return values.clamp_min(0), vectors  # its rounding is as large as eigenvalues that still count
-        keep = values > len(values) * torch.finfo(torch.float64).eps * values[-1].clamp_min(0)
+        keep = values > len(values) * torch.finfo(torch.float64).eps * values[-1:].clamp_min(0)
         return values[keep], vectors[:, keep]
 
     @cached_property

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from phasefast.algebra.isometry import coordinates
-from phasefast.algebra.systems import Penalties
+from phasefast.algebra.systems import DEFAULT_ALPHAS, Penalties
 from phasefast.data.target_matrix import TargetMatrix
 from phasefast.data.target_types import Input, Label
 from phasefast.decoding import Method, decode
 from phasefast.errors import ArgumentError
 from phasefast.stages import targets as target_stage
 from phasefast.stages.evaluate import evaluate
-from phasefast.stages.plan import ForcedRoute, Problem, fitting_cost, routes
+from phasefast.stages.plan import ForcedRoute, Problem, Selection, fitting_cost, routes
 from phasefast.stages.targets import build_targets
 from phasefast.types import Activations
 from tests.oracle import captured
@@ -120,6 +120,36 @@ def test_coordinates_keep_lengths_and_angles() -> None:
     torch.testing.assert_close(factor @ factor.mT, rows @ rows.mT, rtol=1e-12, atol=1e-9)
     torch.testing.assert_close(projected @ factor.mT, others @ rows.mT, rtol=1e-12, atol=1e-9)
     assert coordinates(torch.full((3, 5), torch.nan), others[:, :5].float()) is None
+    nothing = coordinates(torch.zeros(30, 2500), others)
+    assert nothing is not None
+    assert [(own.shape, bool(own.any())) for own in nothing] == [((30, 30), False), ((7, 30), False)]
+
+
+@pytest.mark.parametrize("value", [0.0, 0.7])
+@pytest.mark.parametrize("d", [8, 3000])
+@pytest.mark.parametrize("route", [None, "primal", "eigen"])
+@pytest.mark.parametrize("selection", ["gcv", "loo", "folds"])
+def test_of_rows_that_are_all_alike_nothing_is_decomposed(
+    monkeypatch: pytest.MonkeyPatch, value: float, d: int, route: ForcedRoute | None, selection: Selection
+) -> None:
+    """Which would take a minute for each wide layer that is dead."""
+    if route and d > 8:
+        d = 500
+    _, targets, n = make("plain", 1, 5)
+    decomposed: list[int] = []
+    eigh = torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda a, **how: decomposed.append(len(a)) or eigh(a, **how))
+    for alphas in ((1e-3,), DEFAULT_ALPHAS):
+        cell = captured(torch.full((n, d), value), torch.full((len(targets.heldout), d), value), targets.folds)
+        method = Method(Penalties(alphas), route=route, selection=selection)
+        ((used, decoder),) = decode([cell], targets, method)
+        assert not decoder.weights.any()
+        assert {fit.rank for fit in decoder.fits} == {0}
+        found = [
+            each.value for each in evaluate(used, decoder, targets)() if (each.metric, each.split) == ("fvu", "fit")
+        ]
+        assert found == [pytest.approx(1.0)]
+    assert sum(decomposed) == 0
 
 
 def test_the_route_of_least_work_is_taken() -> None:
