@@ -26,7 +26,7 @@ _SHAPING = re.compile("flat|view|shape|permut|transpos|squeeze|arrange|lambda", 
 _PASSING = re.compile("drop|identity|global|adaptive|mean$|meanpool|gap$", re.IGNORECASE)
 _EXPERTS = re.compile("experts?", re.IGNORECASE)  # name of a list of modules that get some of the samples each
 _STACK = 0.25  # of a model's parameters, beside its embeddings, that its blocks have at least
-_MOST = 0.9  # of a model's parameters, but of embeddings, that the network has which it holds beside other things
+_MOST = 0.9  # of a model's parameters that its network, or the part with its blocks, has beside other things
 
 
 class _Model(NamedTuple):
@@ -50,6 +50,11 @@ class _Model(NamedTuple):
         else:
             count = int(_has_own_weights(module)) + sum(map(self.layers, module.children()))
         return self.counts.setdefault(id(module), count)
+
+
+def is_beside(module: nn.Module) -> bool:
+    """Whether it is no layer but beside them: a table, such as of positions, or what has no weights."""
+    return isinstance(module, nn.Embedding) or not _has_weights(module)
 
 
 def default_names(model: nn.Module) -> list[str]:
@@ -89,7 +94,7 @@ def _candidates(model: nn.Module, alone: bool, of: _Model) -> list[tuple[str, nn
     children = list(model.named_children())
     if isinstance(model, nn.Sequential) and not alone:
         return _ends(model, of)
-    return [each for each in children if not _is_beside(each[1])] or children
+    return [each for each in children if not _is_beside(each[1])] or (children if alone else [])
 
 
 def _network(children: Sequence[tuple[str, nn.Module]], parts: Sequence[nn.Module], of: _Model) -> nn.Module | None:
@@ -132,9 +137,10 @@ def _kinds(module: nn.Module) -> set[type[nn.Module]]:
 
 
 def _only_stack(children: Sequence[nn.Module], least: float) -> nn.Module | None:
-    """The only child with blocks of so many parameters in it; not a stage of several, as ResNets have in Sequentials.
+    """The only child with blocks of so many parameters in it; no stage of several, as ResNets have in Sequentials.
 
     Where one has them in ModuleLists and another one in Sequentials, as heads may, that of more parameters counts.
+    Others with hardly any parameters beside it are no stages either, such as a stem of like layers.
     """
     found = [(of, child, list(_stacks(child, of))) for child in children for of in (nn.ModuleList, nn.Sequential)]
     large = [own for own in found if any(_parameters(stack) >= least for stack in own[2])]
@@ -143,12 +149,16 @@ def _only_stack(children: Sequence[nn.Module], least: float) -> nn.Module | None
     of, child, stacks = max(large, key=lambda own: sum(map(_parameters, own[2])))
     if any(own[0] is of and own[1] is not child for own in large):
         return None
-    if of is nn.Sequential:
-        kinds = tuple(set().union(*map(_kinds, stacks)) - {nn.Sequential})
-        others = (part for other in children if other is not child for part in other.modules())
-        if any(isinstance(part, kinds) or _kinds(part) for part in others):
-            return None
-    return child
+    kinds = tuple(set().union(*map(_kinds, stacks)) - {nn.Sequential})
+
+    def is_stage(other: nn.Module) -> bool:
+        return any(isinstance(part, kinds) or _kinds(part) for part in other.modules())
+
+    others = [other for other in children if other is not child]
+    if not _is_torch(child) and any(type(other) is type(child) for other in others):
+        return None
+    stages = [child, *filter(is_stage, others)] if of is nn.Sequential else [child]
+    return child if _parameters(child) >= _MOST * sum(map(_parameters, stages)) else None
 
 
 def _least_stack(model: nn.Module) -> float:

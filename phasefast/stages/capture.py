@@ -24,6 +24,7 @@ from ..data.output_rows import POOLED, Batch, RowOptions, as_cell, features_firs
 from ..data.outputs import called, ends_in_sigmoid, rows_in, tensors_in, unpacked
 from ..data.token_rows import TokenRows, TokensOfBatch, own_tokens
 from ..errors import LayerError, NonFiniteError, PhasefastError
+from ..layers.defaults import is_beside
 from ..types import Activations, Layer, OwnPlace, TakesOutputs, TakesShapes, TokenMode
 
 _DIVERGED = "the weights have diverged or overflow in their dtype"
@@ -59,6 +60,7 @@ def discover_layers(
     """
     found: list[Layer] = []
     unusable: dict[str, LayerError] = {}
+    apart = set[str]()
     shapes: dict[str, torch.Size] = {}
     unclear: dict[bool, list[str]] = {False: [], True: []}  # by whether their positions are taken to come last
     own: dict[str, int] = {}
@@ -70,6 +72,9 @@ def discover_layers(
             x, pool = as_cell(name, module, output, of, options)
         except LayerError as error:
             unusable.setdefault(name, error)
+            first = rows_in(output)
+            if isinstance(first, Tensor) and not first.is_nested and first.dim() > 1 and len(first) != len(batch):
+                apart.add(name)  # from the samples, as positions are
             return
         if isinstance(first := rows_in(output), PackedSequence):
             first = unpacked(name, first)[0]
@@ -89,17 +94,18 @@ def discover_layers(
     silent = [name for name in usable if name not in {layer.module for layer in found}]
     if wrong := list(unusable) if len(silent) == len(usable) else [name for name in unusable if name in given]:
         raise unusable[wrong[0]]
-    if unusable:
-        warn(f"layers: left out {len(unusable)}: " + "; ".join(map(str, unusable.values())))
+    beside = {name for name in names if is_beside(model.get_submodule(name))}  # of which nothing is said
+    if whys := [str(why) for name, why in unusable.items() if name not in beside & apart]:
+        warn(f"layers: left out {len(whys)}: " + "; ".join(whys))
     if lost := silent if not found else [name for name in silent if name in given]:
         raise LayerError(
             f"layer {lost[0]!r}: its forward hook never fired; the model does not call this module itself "
             "(unused, or only in training, or called through a function, or a list of others: probe these); probe the "
             "module around it"
         )
-    if silent:
+    if lost := [name for name in silent if name not in beside]:
         warn(
-            f"layers: left out {silent}, whose forward hooks never fired on the first samples (unused, called through "
+            f"layers: left out {lost}, whose forward hooks never fired on the first samples (unused, called through "
             "a function, or only the modules inside them are called, as in models of torch.fx: probe those)"
         )
     if options.pool and all(len(own) not in POOLED or max(own[2:]) <= options.pool for own in shapes.values()):
