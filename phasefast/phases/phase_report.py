@@ -90,6 +90,8 @@ class CellPhases:
         start, end = self.stop_window or (math.nan, math.nan)
         row |= zip(("minimum", "minimum_low", "minimum_high"), (self.minimum_step, *self.minimum_ci), strict=True)
         row |= {"stop_start": start, "stop_end": end, "stop_open": self.stop_open}
+        losses = self.evidence.get("loss", {})
+        row |= {f"loss_{where}": losses.get(where, math.nan) for where in ("first", "minimum", "last")}
         return row | {"left_out": list(self.left_out), "why": self.why, "doubt": self.doubt}
 
     def __repr__(self) -> str:
@@ -226,7 +228,8 @@ class PhaseReport(Printed):
     def rows(self) -> list[dict[str, Any]]:
         """A row for each cell: first and last step of each phase, its change, minimum, their intervals, stop window.
 
-        NaN if there is none; also the steps that are left out. For ``pandas.DataFrame``.
+        NaN if there is none; also the losses at the first, minimum and last step, and the steps that are left out.
+        For ``pandas.DataFrame``.
         """
         return [cell.row() for cell in self]
 

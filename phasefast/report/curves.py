@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -72,6 +73,12 @@ def looks(layers: Sequence[str], chosen: str | None) -> dict[str, Look]:
         marker, width = _MARKERS[(last - i) % len(_MARKERS)], 2.4 if layer == chosen else 1.5
         found[layer] = Look(names[layer], colour, marker, width, chosen=layer == chosen)
     return {**found, MODEL_LAYER: Look(MODEL_LAYER, INK, width=1.8, dashes="--")}
+
+
+def of_drawn_targets(scores: Scores) -> Scores:
+    """Those of the targets that a picture shows: phases of others would take their time for nothing."""
+    drawn = (fvu_target(scores), accuracy_target(scores))
+    return scores.select(targets=[glob.escape(name) for name in drawn if name is not None] or None)
 
 
 def fvu_target(scores: Scores) -> str | None:

@@ -18,7 +18,7 @@ from ..results.losses import LEAST_CHANGE
 from ..results.scores import MODEL_LAYER, Scores
 from .curves import INK, evenly
 from .names import LONGEST, cut, shortened, spelled
-from .page import BEST, EDGE, LINE, MUTED, blank, picture, widest, written
+from .page import BEST, EDGE, LINE, MUTED, blank, fit, length, picture, widest, written
 from .scales import LETTER, MAX_FVU
 from .table import number, numbers
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _WIDTH, _TITLE, _HEAD, _FOOT, _APART = 9.0, 0.55, 0.3, 0.3, 0.1  # inches
 _TALL, _ROW = 3.2, (LINE, 0.25)  # inches: of a map, and of a row at least and at most
 _KEY, _BAR = 0.8, 0.13  # inches right of a map, and of its colours
-_LAYERS, _STEPS, _MAPS = 45, 60, 12  # shown, at most
+_LAYERS, _STEPS, MOST_MAPS = 45, 60, 12  # shown, at most
 _SMALL, _DARK = 9, 0.5  # points; share of the colours, on which numbers are white
 _EMPTY = "#eeeeee"
 _HARDLY = 0.005  # better than a constant: less is rounded to the same
@@ -134,7 +134,7 @@ def plot_maps(scores: Scores, path: str | Path | None = None, title: str = "What
     scores.check_one_run()
     if not (maps := _maps(scores)):
         raise DataError(f"nothing to draw: expected finite held-out 'fvu' or 'accuracy' rows, got {scores!r}")
-    shown = maps[:_MAPS]
+    shown = maps[:MOST_MAPS]
     names = shortened(layer for each in shown for layer in each.layers)
     left = widest(names.values()) + 2 * EDGE
     rows = [min(max(_TALL / len(each.layers), _ROW[0]), _ROW[1]) for each in shown]
@@ -142,10 +142,10 @@ def plot_maps(scores: Scores, path: str | Path | None = None, title: str = "What
     height = _TITLE + sum(_HEAD + tall + _FOOT + _APART for tall in talls)
     figure, top = blank(_WIDTH, height), _TITLE
     head: dict[str, Any] = {"fontsize": 13, "weight": "bold", "color": INK, "parse_math": False}
-    figure.text(EDGE / _WIDTH, 1 - 0.3 / height, cut(title, 70), **head)
-    some = f"the first {_MAPS} of {len(maps)} targets; " if len(maps) > len(shown) else ""
+    some = f"the first {MOST_MAPS} of {len(maps)} targets; " if len(maps) > len(shown) else ""
     note = f"{some}bright: decoded well; bold, dots: each layer's best step"
-    figure.text(1 - EDGE / _WIDTH, 1 - 0.3 / height, note, fontsize=_SMALL, color=MUTED, ha="right")
+    beside = figure.text(1 - EDGE / _WIDTH, 1 - 0.3 / height, note, fontsize=_SMALL, color=MUTED, ha="right")
+    fit(figure.text(EDGE / _WIDTH, 1 - 0.3 / height, "", **head), title, _WIDTH - 4 * EDGE - length(beside))
     for each, tall in zip(shown, talls, strict=True):
         top += _HEAD
         box = (left / _WIDTH, 1 - (top + tall) / height, (_WIDTH - left - _KEY) / _WIDTH, tall / height)

@@ -28,6 +28,7 @@ from .curves import (
     fvu_target,
     headline,
     looks,
+    of_drawn_targets,
     telling_layers,
 )
 from .names import LONGEST, cut, spelled
@@ -85,7 +86,7 @@ def plot_phases(
     target = headline(scores)
     if target is None:
         raise DataError(f"nothing to draw: expected finite held-out 'fvu' or 'accuracy' rows, got {scores!r}")
-    report = detect_phases(scores) if report is None else report
+    report = detect_phases(of_drawn_targets(scores)) if report is None else report
     if marks is None and not report.best:
         there = [each for each in report if each.layer in scores.layers and each.target in scores.targets]
         with contextlib.suppress(DataError):  # without what there is of each sample nothing tells which is the best

@@ -18,7 +18,7 @@ from ..phases.rules import DEFAULT_RULES, PhaseRules
 from ..results.store import FORMATS, PHASES, PICTURES, SELECTED
 from .compared import plot_comparison, print_comparison
 from .curves import accuracy_target, fvu_target, telling_layers
-from .maps import plot_maps
+from .maps import MOST_MAPS, plot_maps
 from .page import picture_format
 from .plot import plot_phases
 from .reading import read_phases, read_runs, restrict
@@ -69,7 +69,12 @@ def write_report(
     plot_maps(part[0], maps, title=f"What each layer gives back: {name}")
     console.print(f"wrote {place / PHASES}, {picture} and {maps}", soft_wrap=True)
     if left := [target for target in part[0].targets if target not in (fvu_target(part[0]), accuracy_target(part[0]))]:
-        console.print(f"{picture.name} leaves out {shown(left)}: --target {left[0]} draws it alone", soft_wrap=True)
+        text = f"{picture.name} leaves out {shown(left)}: --target {min(left)} draws it alone"
+        if len(part[0].targets) > MOST_MAPS:
+            text += (
+                f"; {maps.name} has the first {MOST_MAPS} of {len(part[0].targets)} targets, --target chooses others"
+            )
+        console.print(text, soft_wrap=True)
     return report
 
 

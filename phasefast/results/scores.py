@@ -339,7 +339,10 @@ class Scores(Printed):
         return rows._table.column("step").to_numpy(), flat.reshape(len(rows), -1)
 
     def baseline_samples(self, layer: str, target: str, metric: str) -> np.ndarray | None:
-        """What the best constant scores for each held-out sample, [m] float32; None if that is not known."""
+        """The best constant's ``fvu`` of each held-out sample, or of accuracies the samples' weights, [m] float32.
+
+        None if that is not known, or all weigh the same.
+        """
         lists = self._of(layer, target, metric)._lists_of("baseline_samples")
         return next((own.flatten().to_numpy(zero_copy_only=False) for own in lists if own is not None), None)
 

@@ -67,6 +67,13 @@ def _listed(stored: Mapping[str, Any], now: Mapping[str, Any], words: tuple[str,
     return "; ".join(text for key in keys for text in _changes(key, stored.get(key), now.get(key), words))
 
 
+def _brief(value: Any) -> str:
+    """A setting's value; of many numbers how many, and their range."""
+    text = json.dumps(value)
+    numbers = isinstance(value, list) and all(isinstance(each, (int, float)) for each in value)
+    return f"{len(value)} from {min(value):g} to {max(value):g}" if numbers and len(text) > _LONGEST else text
+
+
 def _changes(key: str, stored: Any, now: Any, words: tuple[str, str] = _WORDS) -> Iterator[str]:
     """What differs in a setting; of long values and hashes only that they differ."""
     names = _NAMES.get(key, (key,))
@@ -74,9 +81,9 @@ def _changes(key: str, stored: Any, now: Any, words: tuple[str, str] = _WORDS) -
     if len(names) > 1 and all(isinstance(each, list) and len(each) == len(names) for each in (stored, now)):
         parts = list(zip(names, stored, now, strict=True))
     for name, *both in parts:
-        before, after = map(json.dumps, both)
-        if before == after:
+        if json.dumps(both[0]) == json.dumps(both[1]):
             continue
+        before, after = map(_brief, both)
         if key in ("model", "modules", "data") or max(len(before), len(after)) > _LONGEST:
             yield f"{name} differ" if name.endswith("s") else f"{name} differs"
         else:

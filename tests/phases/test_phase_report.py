@@ -91,7 +91,8 @@ def test_few_reasons_are_printed_those_without_a_phase_first() -> None:
 
 
 def test_rows_are_for_tables_of_ones_own() -> None:
-    report = PhaseReport((cell("a", CONSTANT, FALL, window=(32, 4096)), cell("b")))
+    losses = {"first": 0.8, "minimum": 0.3, "last": 0.5}
+    report = PhaseReport((cell("a", CONSTANT, FALL, window=(32, 4096), loss=losses), cell("b")))
     first, second = report.rows()
     assert first == {
         "layer": "a",
@@ -118,6 +119,9 @@ def test_rows_are_for_tables_of_ones_own() -> None:
         "stop_start": 32,
         "stop_end": 4096,
         "stop_open": True,
+        "loss_first": 0.8,
+        "loss_minimum": 0.3,
+        "loss_last": 0.5,
         "left_out": [],
         "why": "",
         "doubt": "",
@@ -126,6 +130,7 @@ def test_rows_are_for_tables_of_ones_own() -> None:
     assert math.isnan(second["decrease_start"])
     assert math.isnan(second["stop_start"])
     assert not second["stop_open"]
+    assert math.isnan(second["loss_minimum"])
     runs = compare_phases({"x": report, "y": report}).rows()
     assert [(row["run"], row["layer"]) for row in runs] == [("x", "a"), ("y", "a"), ("x", "b"), ("y", "b")]
     assert runs[0] == {"run": "x", **first, **{key: runs[0][key] for key in first if key.startswith("increase")}}

@@ -12,8 +12,8 @@ from torch import nn
 
 from phasefast import ProbeSet, probe
 from phasefast.phases.detect import detect_phases
-from phasefast.report import plot_phases
-from phasefast.report.curves import headline, telling_layers
+from phasefast.report import plot_comparison, plot_phases
+from phasefast.report.curves import headline, of_drawn_targets, telling_layers
 from phasefast.report.panel import draw_panel
 from phasefast.results.scores import Scores
 
@@ -75,3 +75,18 @@ def test_a_layer_that_ends_early_is_judged_by_last() -> None:
     early = Scores.from_rows(each for each in rows if each["layer"] == "a" or each["step"] < 64)
     assert telling_layers(Scores.from_rows(rows)) == ["b", "a"]
     assert telling_layers(early) == ["a", "b"]
+
+
+def test_phases_are_looked_for_of_the_targets_that_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = of("input", "length", "label")
+    rows = scores.filter(target="length").to_arrow().to_pylist()
+    scores = Scores.concat([scores, Scores.from_rows({**row, "target": "length[2]"} for row in rows)])
+    looked: list[list[str]] = []
+    for name in ("plot", "compared"):
+        module = sys.modules[f"phasefast.report.{name}"]
+        monkeypatch.setattr(module, "detect_phases", lambda own: looked.append(own.targets) or detect_phases(own))
+    plot_phases(scores)
+    plot_comparison({"one": scores, "two": scores.with_column("run", "two")})
+    assert looked == [["input", "label"]] * 3
+    assert of_drawn_targets(scores.filter(target="length[2]")).targets == ["length[2]"]
+    assert len(of_drawn_targets(Scores.from_rows([]))) == 0

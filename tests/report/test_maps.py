@@ -153,3 +153,14 @@ def test_the_best_step_and_layer_of_many_are_drawn() -> None:
     assert found.values.shape == (45, 60)
     assert found.values.min() == pytest.approx(0.1)
     assert (list(found.layers).count("layer7"), list(found.steps).count(17)) == (1, 1)
+
+
+def test_a_long_title_leaves_the_note_its_room() -> None:
+    table = make_scores(["a", "b"], log2_steps(4), network=False).filter(target="label")
+    scores = Scores.concat([table.with_column("target", f"t{i}") for i in range(13)])
+    title = "What each layer gives back: " + "a recipe of some seeds " * 4
+    figure = plot_maps(scores, title=title)
+    line = [text for text in figure.findobj(Text) if text.get_text().startswith(("What", "the first 12 of 13"))]
+    left, right = sorted((text.get_window_extent() for text in line), key=lambda box: box.x0)
+    assert left.x1 < right.x0
+    assert "…" in line[0].get_text() + line[1].get_text()

@@ -75,7 +75,14 @@ def test_targets_that_are_not_drawn_are_told(tmp_path: Path) -> None:
     run = write_run(tmp_path / "several", Scores.concat([scores, *more]))
     console = Console(width=200, file=io.StringIO())
     write_report(run, console)
-    assert "phases.png leaves out ['kind']: --target kind draws it alone" in console.file.getvalue()  # type: ignore[attr-defined]
+    told = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "phases.png leaves out ['kind']: --target kind draws it alone" in told
+    assert "maps.png has" not in told
+    more += [more[0].with_column("target", f"att{i:02}") for i in reversed(range(11))]
+    run = write_run(tmp_path / "many", Scores.concat([scores, *more]))
+    write_report(run, console)
+    told = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "--target att00 draws it alone; maps.png has the first 12 of 14 targets, --target chooses others" in told
 
 
 def test_without_matplotlib_all_but_the_picture_is_done(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,10 @@ def refused(out: Path, state: dict, model: torch.nn.Module, probe_set: pf.ProbeS
     [
         ({"run": "b"}, 'run stored "run", now "b"'),
         ({"noise": 0.1}, "noise stored null, now 0.1"),
-        ({"alphas": [k / 7 for k in range(1, 9)]}, "alphas differ"),
+        (
+            {"alphas": [k / 7 for k in range(1, 9)]},
+            "alphas stored 17 from 1e-06 to 100, now 8 from 0.142857 to 1.14286",
+        ),
         ({"penalty_per": "column"}, "penalty_per='column' stored false, now true"),
         ({"selection": "loo", "batch_size": 7}, 'selection stored "gcv", now "loo"; batch_size stored 256, now 7'),
         ({"tokens": "mean"}, 'tokens stored "flatten", now "mean"'),
