@@ -288,7 +288,8 @@ def test_the_recipes_run_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "labels": torch.randint(3, (400,)),
         "bright": (images.mean((1, 2, 3)) > 0.5).long(),
         "is_round": (images[:, 0, 0, 0] > 0.5).long(),
-        "tagger": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 8), torch.nn.Linear(8, 2)),
+        "tagger": (tagger := torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 8), torch.nn.Linear(8, 2))),
+        "checkpoints": {step: {name: w * 0.5**step for name, w in tagger.state_dict().items()} for step in range(9)},
         "vae": _Vae(),
         "unet": _Unet(),
         "policy": _Policy(),
@@ -301,7 +302,9 @@ def test_the_recipes_run_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with no_warnings():
         for recipe in recipes:
             exec(recipe, names | {"print": shown.append})
-    autoencoder, tags, diffusion, agent = shown
+    autoencoder, tags, diffusion, agent, selectivity = shown
+    assert selectivity.metric == "error"
+    assert len(pf.read_scores("runs/tagger").steps) == 9
     assert all(tags.has_curve("model", name, "accuracy") for name in ("bright", "round"))
     assert tags.has_curve("tagger.1", "round", "accuracy")
     assert Path("vae.png").is_file()
