@@ -50,6 +50,9 @@ def test_kinds_may_be_given() -> None:
     assert fit.shape == (60, 4)
     with pytest.raises(DataError, match=r"target 'age': expected .b. integers for classes"):
         pf.probe(nn.Sequential(nn.Linear(5, 5)), probe_set, targets=probe_set.target("age", kind="classes"))
+    both = pf.Function(lambda x: (x[:, :2] > 0).long(), kind="classes", name="signs")
+    with pytest.raises(DataError, match=r"'signs': .* torch.int64 \(60, 2\); for several labels give a target of each"):
+        pf.probe(nn.Sequential(nn.Linear(5, 5)), probe_set, targets=both)
     with pytest.raises(ArgumentError, match=r"target 'label': .*; labels are classes: give numbers as values="):
         probe_set.target("label", kind="regression")
     with pytest.raises(ArgumentError, match=r"target 'weight': expected one of the probe set's values, \['age', "):

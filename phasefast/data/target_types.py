@@ -248,7 +248,8 @@ def _columns(target: Values | Function, values: Tensor, held: Tensor) -> tuple[T
     for own in (values, held):
         if own.shape[1] != 1 or own.is_floating_point():
             shape = (len(own),) if own.shape[1] == 1 else tuple(own.shape)
-            mend = "" if own.is_floating_point() else f"; for classes of tokens: {_EACH}"
+            mend = f"; for several labels give a target of each; for classes of tokens: {_EACH}"
+            mend = "" if own.is_floating_point() else mend
             raise DataError(f"target {target.name!r}: expected [b] integers for classes, got {own.dtype} {shape}{mend}")
     labels, held_labels = values[:, 0].long(), held[:, 0].long()
     low, high = min(int(labels.min()), int(held_labels.min())), max(int(labels.max()), int(held_labels.max()))

@@ -10,11 +10,14 @@ from ..common.tables import aligned
 from ..metrics import FVU, LISTED
 
 COLUMNS = ["run", "step", "layer", "dim", "target", "split", "metric", "value", "alpha", "route", "approximation"]
+_COLUMNS = 15  # of a table, beyond which its lines would be too long
 _WORSE = 1.01  # fvu, by rather more than the constant's own, whose mean is that of the fit rows
 
 
 def listing(rows: Iterable[Mapping[str, Any]]) -> str:
     """A line for each layer: held-out scores, the penalty of each target and the routes; of each run's last step.
+
+    Of many targets a column for each layer instead.
 
     Below, which layers do worse than a constant.
 
@@ -51,6 +54,8 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     }
     titles = [*sorted(named, key=lambda title: order.get(title, 0)), "route"]
     table = [titles, *([cells.get(title, "") for title in titles] for cells in layers.values())]
+    if len(titles) > max(_COLUMNS, len(table)):
+        return [*aligned([*zip(*table, strict=True)], left=(0,)), *_remarks(rows)]
     return [*aligned(table, left=(0, len(titles) - 1)), *_remarks(rows)]
 
 

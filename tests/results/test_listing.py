@@ -39,3 +39,22 @@ def test_each_run_has_lines_of_its_own_and_nothing_has_none() -> None:
         "other: step 2, held-out rows",
     ]
     assert str(Scores.from_rows([])) == repr(Scores.from_rows([]))
+
+
+def test_of_many_targets_there_is_a_column_for_each_layer() -> None:
+    names = [f"att{i:02}" for i in range(8)]
+    rows = [
+        row(0, layer, name, "accuracy", 0.5 + place, alpha=0.1, route="primal")
+        for name in names
+        for place, layer in enumerate(("a", "b"))
+    ]
+    title, header, features, first, penalty, *others, route = str(Scores.from_rows(rows)).splitlines()
+    assert title == "run: step 0, held-out rows"
+    assert [line.split() for line in (header, features, route)] == [
+        ["layer", "a", "b"],
+        ["features", "64", "64"],
+        ["route", "primal", "primal"],
+    ]
+    assert first.split() == ["att00", "accuracy", "0.5", "1.5"]
+    assert penalty.split() == ["att00", "penalty", "1e-01", "1e-01"]
+    assert len(others) == 14
