@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -109,8 +110,8 @@ def test_the_training_document_runs_as_written(tmp_path: Path, monkeypatch: pyte
 
 def test_the_document_on_notebooks_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures = pytest.importorskip("matplotlib.figure")
-    pytest.importorskip("pandas")
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/notebooks.md").read_text(encoding="utf-8"), re.DOTALL)
+    pandas = pytest.importorskip("pandas")
+    example, recipes = re.findall(r"```python\n(.*?)```", (ROOT / "docs/notebooks.md").read_text("utf-8"), re.DOTALL)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     model = torch.nn.Sequential()
@@ -134,6 +135,14 @@ def test_the_document_on_notebooks_runs_as_written(tmp_path: Path, monkeypatch: 
     assert type(shown[0]) is pf.PhaseReport
     assert set(names["last"]["metric"]) == {"mse", "fvu", "accuracy"}
     assert pf.read_scores("runs/mine").to_arrow().equals(names["scores"].to_arrow())
+    for name, seed in itertools.product(("wide", "deep"), range(3)):
+        names["scores"].save(f"runs/{name}-{seed}")
+    exec(recipes, names := names | {"pd": pandas, "recipes": ["wide", "deep"]})
+    means = names["means"]
+    assert list(means.index.names) == ["target", "layer", "recipe"]
+    assert len(means) == 8
+    first = means.loc[("input", "layer1", "wide"), "loss_first"]
+    assert (first["mean"], first["std"]) == (pytest.approx(names["fvu"][0]), 0)
 
 
 def test_the_document_on_transfer_runs_as_written(
