@@ -26,8 +26,6 @@ def coordinates(rows: Tensor, others: Tensor) -> tuple[Tensor, Tensor] | None:
         None where rows depend on each other so much that there is no factor.
     """
     inner, across = _inner_products(rows, others)
-    if not bool(inner.diagonal().any()):  # rows of zeros, whose span is one point
-        return inner, across.mT
     factor = _factor(inner)
     del inner  # as large as what follows
     if factor is None:

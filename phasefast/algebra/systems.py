@@ -126,8 +126,9 @@ class System:
     @cached_property
     def diagonal(self) -> Tensor:
         """Of the Gram matrix, [d] float64."""
-        # Rows and targets are already shifted to nearly zero mean: this rank-one correction in float64 does not cancel.
-        return (self.moments.gram.diagonal() - self.moments.row_sum * self.row_mean).clamp_min(0)
+        # Rows and targets are already shifted to nearly zero mean: this cancels only where all rows are nearly alike.
+        own = self.moments.gram.diagonal() - (mean := self.moments.row_sum * self.row_mean)
+        return torch.where(own <= self.moments.count * torch.finfo(torch.float64).eps * mean, 0.0, own)
 
     @cached_property
     def gram(self) -> Tensor:
@@ -137,8 +138,7 @@ class System:
         size = row_chunk(len(wide), wide.device)
         for start in range(0, len(wide), size):
             stop = min(start + size, len(wide))
-            own = wide[start:stop, :stop]
-            out[start:stop, :stop] = torch.addr(own, sums[start:stop], mean[:stop], alpha=-1)
+            out[start:stop, :stop] = torch.addr(wide[start:stop, :stop], sums[start:stop], mean[:stop], alpha=-1)
         out.diagonal().copy_(self.diagonal)
         return out
 
@@ -151,7 +151,7 @@ class System:
     def eigenvectors(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues [r] and eigenvectors [d, r] of the Gram matrix, ascending; in float64 of its numerical range."""
         # Features that are dead have nothing to decompose, and with many of them LAPACK's may not converge.
-        live = (self.diagonal > 0).nonzero()[:, 0]
+        live = (~(self.diagonal <= 0)).nonzero()[:, 0]
         some = len(live) < len(self.diagonal)
         gram = self.gram[live[:, None], live] if some else self.gram
         give_back()

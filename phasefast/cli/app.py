@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
@@ -66,11 +65,6 @@ class _Group(TyperGroup):
                     raise
                 text = "\n".join(line.rstrip() for line in "\n".join([f"error: {error}", *notes]).splitlines())
                 console.print(Text(text, style="red"), soft_wrap=True)
-                raise typer.Exit(1) from error
-            except OSError as error:
-                if error.errno != errno.ENOSPC or ctx.params.get("debug"):  # files of the package raise its own
-                    raise
-                console.print(Text(f"error: standard output: {error.strerror}", style="red"), soft_wrap=True)
                 raise typer.Exit(1) from error
 
 

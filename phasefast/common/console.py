@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import IO, Any
 
 from rich.console import Console
+
+from ..errors import StoreError
 
 _LINE = 160  # letters, where no terminal has a width of its own
 # In a notebook too on the stream that is asked for, not as an output of its own for each line.
@@ -17,53 +19,60 @@ _PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "emoji": False, "
 
 
 class _Stream:
-    """A stream that certain errors make one that nobody reads any more, as a broken pipe does."""
+    """A stream of a console: what becomes of errors when it is written."""
 
-    def __init__(self, stream: IO[str], errors: tuple[int, ...]) -> None:
-        self._stream, self._errors = stream, errors
+    def __init__(self, stream: IO[str], handled: Callable[[], AbstractContextManager[None]]) -> None:
+        self._stream, self._handled = stream, handled
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
-    def write(self, text: str) -> int:
-        with self._told():
-            return self._stream.write(text)
+    def write(self, text: str) -> None:
+        with self._handled():
+            self._stream.write(text)
 
     def flush(self) -> None:
-        with self._told():
+        with self._handled():
             self._stream.flush()
-
-    @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if error.errno in self._errors:
-                raise BrokenPipeError from error
-            raise
 
 
 class _Lasting(Console):
-    """Where nobody reads any more, the work goes on in silence."""
-
-    _lost: tuple[int, ...] = (errno.EIO, errno.ENOSPC, errno.EDQUOT)  # a terminal that is gone, a full disk
+    """Where nobody reads any more, the work goes on in silence: a pipe is broken, a terminal gone, a disk full."""
 
     @property  # type: ignore[misc]
     def file(self) -> IO[str]:
-        return _Stream(super().file, self._lost)  # type: ignore[return-value]
+        return _Stream(super().file, self._handled)  # type: ignore[return-value]
+
+    @staticmethod
+    @contextmanager
+    def _handled() -> Iterator[None]:
+        try:
+            yield
+        except BlockingIOError:
+            pass  # the next one may find a reader
+        except (OSError, ValueError) as error:  # ValueError: it is closed
+            raise BrokenPipeError from error
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
 
 
 class _Results(_Lasting):
-    """So that ``report | head`` writes its files too; that results find no room on a disk is an error."""
+    """So that ``report | head`` writes its files too; results that find no room are an error."""
 
-    _lost = (errno.EIO,)
+    @staticmethod
+    @contextmanager
+    def _handled() -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.EPIPE, errno.EIO):
+                raise BrokenPipeError from error
+            raise StoreError(f"cannot write to standard output: {error.strerror or error}") from error
 
     def on_broken_pipe(self) -> None:
         super().on_broken_pipe()
-        with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:  # but streams without a file
+        with suppress(OSError, ValueError, AttributeError), open(os.devnull, "w") as nowhere:  # streams without a file
             os.dup2(nowhere.fileno(), self.file.fileno())  # for what is buffered still
 
 
@@ -74,5 +83,6 @@ def of_work() -> Console:
 
 def of_results() -> Console:
     """Standard output; lines are long in a file or a pipe, unless COLUMNS says otherwise."""
-    wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _LINE
+    seen = sys.stdout is not None and sys.stdout.isatty()
+    wide = None if seen or "COLUMNS" in os.environ else _LINE
     return _Results(width=wide, **_PLAIN)

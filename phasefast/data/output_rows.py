@@ -115,6 +115,13 @@ def as_cell(name: str, module: nn.Module, output: Any, of: Batch, options: RowOp
     return POOLED[output.dim()](output, [min(side, options.pool) for side in sides]), 0
 
 
+def has_no_samples(output: Any, samples: int) -> bool:
+    """Whether an output cannot have numbers of each of so many samples, a prime number, as positions have none."""
+    if not isinstance(output, Tensor) or output.is_nested or output.dim() < 2 or samples in output.shape:
+        return False
+    return len(output) == 1 or output.numel() % samples > 0
+
+
 def _mend(output: Tensor, samples: int) -> str:
     """What to do about an output without a row for each sample."""
     other = "probe a module whose output has all samples first"

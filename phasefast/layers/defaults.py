@@ -33,13 +33,14 @@ class _Model(NamedTuple):
     """What its parts need to know.
 
     least: how many parameters blocks have. shared: modules that are there twice. counts: of layers, once each is known.
-    experts: lists of experts are like others.
+    experts: lists of experts are like others. beside: dropouts and losses are layers where there is nothing else.
     """
 
     least: float
     shared: frozenset[int]
     counts: dict[int, int]
     experts: bool = False
+    beside: bool = False
 
     def layers(self, module: nn.Module) -> int:
         """How many modules with weights it has, which are its layers; one of PyTorch's own is one."""
@@ -52,16 +53,23 @@ class _Model(NamedTuple):
         return self.counts.setdefault(id(module), count)
 
 
-def is_beside(module: nn.Module) -> bool:
-    """Whether it is no layer but beside them: a table, such as of positions, or what has no weights."""
-    return isinstance(module, nn.Embedding) or not _has_weights(module)
+def is_beside(module: nn.Module, model: nn.Module, called: bool) -> bool:
+    """Whether it is no layer but beside them, of which nothing need be said where it has no rows.
+
+    That is what has no weights, and a table, such as of positions; one that is not ``called`` if another module has it.
+    """
+    if not isinstance(module, nn.Embedding):
+        return not _has_weights(module)
+    owners = sum(own is module.weight for part in model.modules() for own in part._parameters.values())
+    return called or owners > 1
 
 
 def default_names(model: nn.Module) -> list[str]:
     """Names of the layers that ``select_layers`` takes by default, as described there; there may be none."""
     count = Counter(id(part) for module in model.modules() for part in module._modules.values() if part is not None)
     whole = _Model(_least_stack(model), frozenset(own for own, times in count.items() if times > 1), {})
-    names = _names(model, "", True, whole) or _names(model, "", True, whole._replace(experts=True))
+    wider = whole, whole._replace(experts=True), whole._replace(beside=True)
+    names = next((found for each in wider if (found := _names(model, "", True, each))), [])
     chosen = {id(model.get_submodule(name)) for name in names}
     return [name for name, module in model.named_modules() if id(module) in chosen]  # the name that counts
 
@@ -70,7 +78,7 @@ def _names(model: nn.Module, prefix: str, alone: bool, of: _Model) -> list[str]:
     """Args: alone: whether the module is the whole model, but for what wraps it."""
     children = _candidates(model, alone, of)
     parts = [] if isinstance(model, _LISTS) else [child for _, child in children]
-    stack = _only_stack(parts, of.least)
+    stack = _only_stack(parts, of.least, isinstance(model, nn.Sequential))
     network = _network(children, parts if stack is None else [], of) if alone else None
     flat = _flat(parts, of) if alone or not isinstance(model, nn.Sequential) else []
     names: list[str] = []
@@ -94,7 +102,7 @@ def _candidates(model: nn.Module, alone: bool, of: _Model) -> list[tuple[str, nn
     children = list(model.named_children())
     if isinstance(model, nn.Sequential) and not alone:
         return _ends(model, of)
-    return [each for each in children if not _is_beside(each[1])] or (children if alone else [])
+    return [each for each in children if not _is_beside(each[1])] or (children if of.beside else [])
 
 
 def _network(children: Sequence[tuple[str, nn.Module]], parts: Sequence[nn.Module], of: _Model) -> nn.Module | None:
@@ -136,11 +144,14 @@ def _kinds(module: nn.Module) -> set[type[nn.Module]]:
     return set(again) if 2 * sum(again.values()) > len(parts) and len(again) <= 2 else set()
 
 
-def _only_stack(children: Sequence[nn.Module], least: float) -> nn.Module | None:
+def _only_stack(children: Sequence[nn.Module], least: float, in_a_row: bool) -> nn.Module | None:
     """The only child with blocks of so many parameters in it; no stage of several, as ResNets have in Sequentials.
 
     Where one has them in ModuleLists and another one in Sequentials, as heads may, that of more parameters counts.
-    Others with hardly any parameters beside it are no stages either, such as a stem of like layers.
+    Others are no stages either that have blocks of another kind and hardly any parameters beside it, such as a stem.
+
+    Args:
+        in_a_row: whether they are the members of a Sequential, of which those of one class are alike.
     """
     found = [(of, child, list(_stacks(child, of))) for child in children for of in (nn.ModuleList, nn.Sequential)]
     large = [own for own in found if any(_parameters(stack) >= least for stack in own[2])]
@@ -149,16 +160,20 @@ def _only_stack(children: Sequence[nn.Module], least: float) -> nn.Module | None
     of, child, stacks = max(large, key=lambda own: sum(map(_parameters, own[2])))
     if any(own[0] is of and own[1] is not child for own in large):
         return None
-    kinds = tuple(set().union(*map(_kinds, stacks)) - {nn.Sequential})
-
-    def is_stage(other: nn.Module) -> bool:
-        return any(isinstance(part, kinds) or _kinds(part) for part in other.modules())
-
     others = [other for other in children if other is not child]
-    if not _is_torch(child) and any(type(other) is type(child) for other in others):
+    if in_a_row and any(type(unwrap(other)) is type(unwrap(child)) and _holds_lists(other) for other in others):
         return None
-    stages = [child, *filter(is_stage, others)] if of is nn.Sequential else [child]
-    return child if _parameters(child) >= _MOST * sum(map(_parameters, stages)) else None
+    if of is nn.Sequential:
+        kinds = tuple(set().union(*map(_kinds, stacks)) - {nn.Sequential})
+        if any(isinstance(part, kinds) for other in others for part in other.modules()):
+            return None
+        like = [child, *(other for other in others if any(map(_kinds, other.modules())))]
+        return child if _parameters(child) >= _MOST * sum(map(_parameters, like)) else None
+    return child
+
+
+def _holds_lists(module: nn.Module) -> bool:
+    return any(isinstance(part, (nn.Sequential, *_LISTS)) for part in module.modules() if part is not module)
 
 
 def _least_stack(model: nn.Module) -> float:

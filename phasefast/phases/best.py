@@ -51,10 +51,11 @@ class BestCheckpoint(Printed):
     def __str__(self) -> str:
         if not self.beats_constant:
             return f"{self.target}: {no_better(self.metric)}"
-        alike = [f"its steps {', '.join(map(str, self.steps))}"] if len(self.steps) > 1 else []
+        steps = [str(step) for step in self.steps if step != self.step]
+        alike = [f"its steps {', '.join(steps)}"] if steps else []
         alike += [f"{layer} at {step}" for layer, step in self.others.items()]
         text = f"{self.target}: {self.layer} at step {self.step}, {self.metric} {self.value:.4g}"
-        return text + (f"; not told apart from it: {'; '.join(alike)}" if alike else ", told apart from all others")
+        return f"{text}; not told apart from it: {'; '.join(alike)}" if alike else text
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ..phases.comparing import Agreement, Comparison, compare_phases
 from ..phases.detect import detect_phases
 from ..phases.phase_report import KINDS, CellPhases, PhaseReport, span_text
 from ..results.scores import MODEL_LAYER, Scores
-from .curves import headline, of_drawn_targets, telling_layers
+from .curves import drawn_targets, headline, of_targets, telling_layers
 from .names import shortened, spelled
 from .plot import plot_phases
 from .table import curve_tables, heading, numbers, say_thinned, simple_table, window_without
@@ -158,7 +158,8 @@ def plot_comparison(
     if not isinstance(comparison, (Comparison, NoneType)):
         raise ArgumentError(f"comparison: expected Comparison, got {type(comparison).__name__}; path= names a file")
     if comparison is None:
-        comparison = compare_phases({run: detect_phases(of_drawn_targets(own)) for run, own in scores.items()})
+        drawn = [*dict.fromkeys(name for own in scores.values() for name in drawn_targets(own))]
+        comparison = compare_phases({run: detect_phases(of_targets(own, drawn)) for run, own in scores.items()})
     common = list(dict.fromkeys(each.layer for each in comparison))
     if layer is None:
         layer = next((each for each in telling_layers(next(iter(scores.values()))) if each in common), None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -75,10 +74,14 @@ def looks(layers: Sequence[str], chosen: str | None) -> dict[str, Look]:
     return {**found, MODEL_LAYER: Look(MODEL_LAYER, INK, width=1.8, dashes="--")}
 
 
-def of_drawn_targets(scores: Scores) -> Scores:
+def drawn_targets(scores: Scores) -> list[str]:
     """Those of the targets that a picture shows: phases of others would take their time for nothing."""
-    drawn = (fvu_target(scores), accuracy_target(scores))
-    return scores.select(targets=[glob.escape(name) for name in drawn if name is not None] or None)
+    return [name for name in (fvu_target(scores), accuracy_target(scores)) if name is not None]
+
+
+def of_targets(scores: Scores, names: Sequence[str]) -> Scores:
+    """The rows of those of the targets that there are."""
+    return Scores.concat([scores.filter(target=name) for name in names])
 
 
 def fvu_target(scores: Scores) -> str | None:

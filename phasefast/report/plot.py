@@ -24,11 +24,12 @@ from .curves import (
     accuracy_metric,
     accuracy_target,
     curves_of,
+    drawn_targets,
     end_labels,
     fvu_target,
     headline,
     looks,
-    of_drawn_targets,
+    of_targets,
     telling_layers,
 )
 from .names import LONGEST, cut, spelled
@@ -86,7 +87,7 @@ def plot_phases(
     target = headline(scores)
     if target is None:
         raise DataError(f"nothing to draw: expected finite held-out 'fvu' or 'accuracy' rows, got {scores!r}")
-    report = detect_phases(of_drawn_targets(scores)) if report is None else report
+    report = detect_phases(of_targets(scores, drawn_targets(scores))) if report is None else report
     if marks is None and not report.best:
         there = [each for each in report if each.layer in scores.layers and each.target in scores.targets]
         with contextlib.suppress(DataError):  # without what there is of each sample nothing tells which is the best

@@ -71,9 +71,7 @@ def write_report(
     if left := [target for target in part[0].targets if target not in (fvu_target(part[0]), accuracy_target(part[0]))]:
         text = f"{picture.name} leaves out {shown(left)}: --target {min(left)} draws it alone"
         if len(part[0].targets) > MOST_MAPS:
-            text += (
-                f"; {maps.name} has the first {MOST_MAPS} of {len(part[0].targets)} targets, --target chooses others"
-            )
+            text += f"; {maps.name} has the first {MOST_MAPS} targets, --target chooses others"
         console.print(text, soft_wrap=True)
     return report
 

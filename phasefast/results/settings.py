@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def _listed(stored: Mapping[str, Any], now: Mapping[str, Any], words: tuple[str,
 def _brief(value: Any) -> str:
     """A setting's value; of many numbers how many, and their range."""
     text = json.dumps(value)
-    numbers = isinstance(value, list) and all(isinstance(each, (int, float)) for each in value)
+    numbers = isinstance(value, list) and all(type(each) in (int, float) and math.isfinite(each) for each in value)
     return f"{len(value)} from {min(value):g} to {max(value):g}" if numbers and len(text) > _LONGEST else text
 
 
@@ -84,7 +85,7 @@ def _changes(key: str, stored: Any, now: Any, words: tuple[str, str] = _WORDS) -
         if json.dumps(both[0]) == json.dumps(both[1]):
             continue
         before, after = map(_brief, both)
-        if key in ("model", "modules", "data") or max(len(before), len(after)) > _LONGEST:
+        if key in ("model", "modules", "data") or max(len(before), len(after)) > _LONGEST or before == after:
             yield f"{name} differ" if name.endswith("s") else f"{name} differs"
         else:
             yield f"{name} {words[0]} {before}, {words[1]} {after}"

@@ -20,7 +20,7 @@ from ..common.notices import shown, warn
 from ..common.random_state import rounding_of
 from ..common.timeline import stage
 from ..data.batches import chunk_bounds, model_inputs
-from ..data.output_rows import POOLED, Batch, RowOptions, as_cell, features_first, own_rows, places_of
+from ..data.output_rows import POOLED, Batch, RowOptions, as_cell, features_first, has_no_samples, own_rows, places_of
 from ..data.outputs import called, ends_in_sigmoid, rows_in, tensors_in, unpacked
 from ..data.token_rows import TokenRows, TokensOfBatch, own_tokens
 from ..errors import LayerError, NonFiniteError, PhasefastError
@@ -72,9 +72,8 @@ def discover_layers(
             x, pool = as_cell(name, module, output, of, options)
         except LayerError as error:
             unusable.setdefault(name, error)
-            first = rows_in(output)
-            if isinstance(first, Tensor) and not first.is_nested and first.dim() > 1 and len(first) != len(batch):
-                apart.add(name)  # from the samples, as positions are
+            if has_no_samples(rows_in(output), len(batch)):
+                apart.add(name)
             return
         if isinstance(first := rows_in(output), PackedSequence):
             first = unpacked(name, first)[0]
@@ -94,7 +93,7 @@ def discover_layers(
     silent = [name for name in usable if name not in {layer.module for layer in found}]
     if wrong := list(unusable) if len(silent) == len(usable) else [name for name in unusable if name in given]:
         raise unusable[wrong[0]]
-    beside = {name for name in names if is_beside(model.get_submodule(name))}  # of which nothing is said
+    beside = {name for name in names if is_beside(model.get_submodule(name), model, name not in silent)}
     if whys := [str(why) for name, why in unusable.items() if name not in beside & apart]:
         warn(f"layers: left out {len(whys)}: " + "; ".join(whys))
     if lost := silent if not found else [name for name in silent if name in given]:

@@ -15,7 +15,8 @@ from ..common.fetching import fetched
 from ..data.target_matrix import TargetMatrix
 from ..types import Activations, Statistics
 
-_CLEAR = 0.01  # a slope in the logarithms by which an error does fall, instead of lying on a plateau
+_CLEAR = 0.1  # a slope in the logarithms that noise of a few strong directions has not: the error does fall
+_HARDLY = 1e-3  # a slope that rounding may make
 
 
 def select_by_gcv(
@@ -84,8 +85,15 @@ def _least(
         return least_error(scan.all_errors(), targets, penalties, dtype)
     middle = torch.full((len(targets.blocks),), len(penalties.alphas) // 2, device="cpu")
     best, least = _searched(scan, middle if start is None else torch.cat(start.indices), penalties.stride)
-    failed = bool((least.isinf() | scan.error((best - 1).clamp(min=0)).isinf()).any())
+    failed = bool((least.isinf() | scan.error((best - 1).clamp(min=0)).isinf()).any()) or _is_cut_off(scan, best)
     return checked(best, least, failed, targets, penalties, dtype)
+
+
+def _is_cut_off(scan: Scan, best: Tensor) -> bool:
+    """Whether an error falls beyond the weakest penalties that rounding lets a search see, though it rose before."""
+    last = max((index for index in scan.tried if index <= scan.weakest), default=-1)
+    ends = [unit for unit, own in enumerate(best.tolist()) if 0 <= last < own] if scan.weakest else []
+    return any(scan.slope(last, unit) > _HARDLY for unit in ends)
 
 
 def _steadied(scan: Scan, best: Tensor, stride: int) -> Tensor:
@@ -176,23 +184,28 @@ def _searched(scan: Scan, first: Tensor, stride: int) -> tuple[Tensor, Tensor]:
         found, error = _bracketed(scan, first, searching, stride)
         best, least = torch.where(searching, found, best), torch.where(searching, error, least)
         first = _beyond(scan, best, stride) if scan.exact == exact else best
-        searching = first < best
-        if scan.exact != exact:  # what was known is forgotten
+        searching = first != best
+        if scan.exact != exact:
             return _searched(scan, best, stride)
     return best, least
 
 
 def _beyond(scan: Scan, best: Tensor, stride: int) -> Tensor:
-    """A weaker penalty [u] of less error for those of the best ones [u] that lie on a plateau, else these.
+    """Penalties [u] of less error than the best ones [u], which may lie on plateaus; these where there are none.
 
-    Between the eigenvalues of a few strong directions and those of the others, and above all of them, errors hardly
-    change with the penalty, so their slopes lead nowhere. Weaker ones are tried until errors clearly fall with it.
+    One that was tried for another target, or a weaker one. Between the eigenvalues of a few strong directions and those
+    of the others, and above all of them, errors hardly change with the penalty, so their slopes lead nowhere: weaker
+    ones are tried until errors clearly fall with it.
     """
-    found = best.tolist()
-    for unit, first in enumerate(found):
+    tried, errors = scan.known()
+    errors = torch.where(tried < scan.weakest, math.inf, errors)
+    found = torch.where(errors.amin(0) < scan.error(best), tried[errors.argmin(0), 0], best).tolist()
+    for unit, first in enumerate(best.tolist()):
         at, far = first, stride
+        if found[unit] != first:
+            continue
         while at > scan.weakest and scan.slope(at, unit) > -_CLEAR:
-            known = [index for index in scan.tried if at - far <= index < at]
+            known = [index for index in scan.tried if max(at - far, scan.weakest) <= index < at]
             at, far = (max(known), far) if known else (max(at - far, scan.weakest), 2 * stride)
             scan.make([at])
             if first not in scan.tried:
@@ -215,8 +228,8 @@ def _bracketed(scan: Scan, first: Tensor, searching: Tensor, stride: int) -> tup
     compared = set[int]()
     while bool((searching := high - low > 1).any()):
         scan.make(ahead[searching].unique().tolist(), beside[searching].clamp(0, last).tolist())
-        if scan.exact != exact:
-            return _bracketed(scan, best, searching, stride)
+        if scan.exact != exact:  # what was known is forgotten
+            return best, least
         for some in (ahead, beside):
             errors, strong = scan.error(some), scan.rises(some)
             between = (low < some) & (some < high) & ~errors.isnan()

@@ -25,11 +25,21 @@ def reduce_features(cell: Activations, folds: tuple[int, ...]) -> Activations:
     Args:
         folds: k + 1 row offsets of the folds of the fit rows.
     """
-    found = coordinates(cell.fit, cell.heldout)
+    found = _of_one_point(cell) or coordinates(cell.fit, cell.heldout)
     if found is None:
         return cell
     fit, heldout = found
     return replace(cell, fit=fit, heldout=heldout.contiguous(), sums=fold_sums(fit, folds), route="dual")
+
+
+def _of_one_point(cell: Activations) -> tuple[Tensor, Tensor] | None:
+    """Coordinates of rows that are all the same, as of a dead layer: zeros, as differences count; None of others."""
+    if not torch.equal(cell.fit[0], cell.fit[-1]) or not bool((cell.fit == cell.fit[:1]).all()):
+        return None
+    fit, heldout = (
+        cell.fit.new_zeros(len(own), len(cell.fit), dtype=torch.float64) for own in (cell.fit, cell.heldout)
+    )
+    return fit, heldout
 
 
 def subset(cell: Activations, targets: TargetMatrix, rows: int) -> tuple[Activations, TargetMatrix]:

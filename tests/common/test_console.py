@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from phasefast.cli import app
 from phasefast.common.console import of_results, of_work
 from phasefast.common.progress import progress
+from phasefast.errors import StoreError
 
 
 class Refusing(io.StringIO):
@@ -54,7 +55,9 @@ def test_work_goes_on_where_progress_cannot_be_written(
         (of_results, "stdout", errno.EIO, False),
         (of_results, "stdout", errno.ENOSPC, True),
         (of_results, "stdout", errno.EBADF, True),
-        (of_work, "stderr", errno.EBADF, True),
+        (of_results, "stdout", errno.EDQUOT, True),
+        (of_work, "stderr", errno.EBADF, False),
+        (of_work, "stderr", errno.EAGAIN, False),
     ],
 )
 def test_results_without_room_are_an_error(
@@ -64,13 +67,26 @@ def test_results_without_room_are_an_error(
     if not raised:
         console().print("a table")
         return
-    with pytest.raises(OSError, match=os.strerror(error)):
+    with pytest.raises(StoreError, match=f"cannot write to standard output: {os.strerror(error)}"):
         console().print("a table")
 
 
 def test_commands_say_that_there_is_no_room_for_their_results(monkeypatch: pytest.MonkeyPatch) -> None:
-    full = Console(file=Refusing(errno.ENOSPC))
+    full = type(of_results())(file=Refusing(errno.ENOSPC))
     monkeypatch.setattr("phasefast.cli.reporting.of_results", lambda: full)
     found = CliRunner().invoke(app, ["info"])
-    assert (found.exit_code, found.stderr) == (1, f"error: standard output: {os.strerror(errno.ENOSPC)}\n")
-    assert isinstance(CliRunner().invoke(app, ["--debug", "info"]).exception, OSError)
+    assert (found.exit_code, found.stderr) == (
+        1,
+        f"error: cannot write to standard output: {os.strerror(errno.ENOSPC)}\n",
+    )
+    assert isinstance(CliRunner().invoke(app, ["--debug", "info"]).exception, StoreError)
+
+
+def test_streams_that_are_closed_or_none_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = io.StringIO()
+    closed.close()
+    for stream in (closed, None):
+        monkeypatch.setattr(sys, "stderr", stream)
+        of_work().print("a warning")
+    monkeypatch.setattr(sys, "stdout", None)
+    of_results().print("a table")

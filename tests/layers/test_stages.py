@@ -82,14 +82,36 @@ def test_stages_of_one_class_are_alike_however_large_one_is(kind: type[nn.Module
     assert default_names(Network(Unit(3, 8), *stages)) == ["stem", *STAGES, "head"]
 
 
-def test_stages_without_a_class_of_their_own_stay_whole() -> None:
-    """As those of ResNets, the last of which has three quarters of the parameters."""
-    layers = {f"layer{i + 1}": nn.Sequential(*(Block(8 << i) for _ in range(2))) for i in range(4)}
+@pytest.mark.parametrize("counts", [(2, 2, 2, 2), (1, 3), (2, 2, 8), (2, 2, 2, 12)])
+def test_stages_without_a_class_of_their_own_stay_whole(counts: tuple[int, ...]) -> None:
+    """As those of ResNets, the last of which may have nearly all parameters."""
+    layers = {f"layer{i + 1}": nn.Sequential(*(Block(8 << i) for _ in range(n))) for i, n in enumerate(counts)}
     model = nn.Module()
     model.conv1 = nn.Conv2d(3, 8, 3)
     for name, layer in layers.items():
         model.add_module(name, layer)
     assert default_names(model) == ["conv1", *layers]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_large_encoder_is_opened_beside_a_small_one_of_its_class(compiled: bool) -> None:
+    model = nn.Module()
+    for name, (width, count) in {"encoder": (16, 4), "predictor": (4, 2)}.items():
+        own = Stage(3, width, count, nn.ModuleList)
+        model.add_module(name, torch.compile(own) if compiled else own)  # type: ignore[arg-type]
+    inside = "encoder._orig_mod" if compiled else "encoder"
+    assert default_names(model) == [f"{inside}.down", *(f"{inside}.blocks.{i}" for i in range(4)), "predictor"]
+
+
+def test_plain_stages_whose_blocks_are_in_lists_are_alike() -> None:
+    stages = [nn.Sequential(Unit(8, 8), Stage(8, 8, count, nn.ModuleList)) for count in (1, 1, 6)]
+    assert default_names(Network(Unit(3, 8), *stages)) == ["stem", *STAGES, "head"]
+
+
+def test_where_there_are_dropouts_only_they_are_the_layers() -> None:
+    model = nn.Module()
+    model.before, model.after = (nn.ModuleList([nn.Dropout(0.1)]) for _ in range(2))
+    assert default_names(model) == ["before.0", "after.0"]
 
 
 def test_a_list_of_dropouts_holds_no_layers() -> None:
@@ -122,3 +144,28 @@ def test_nothing_is_said_of_positions_and_norms_that_nobody_asked_for() -> None:
         pf.probe(model, probe_set, layers=["places", "body"])
     with pytest.raises(pf.PhasefastError, match="layer 'unused': its forward hook never fired"):
         pf.probe(model, probe_set, layers=["unused", "body"])
+
+
+class Words(Positions):
+    """Whose words, which samples have, are looked up one behind the other, or without the module."""
+
+    def __init__(self, calls: bool) -> None:
+        super().__init__()
+        self.calls = calls
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flat = self.words(x.flatten()) if self.calls else nn.functional.embedding(x.flatten(), self.words.weight)
+        return self.head(self.body(flat.view(*x.shape, -1)).flatten(1))
+
+
+@pytest.mark.parametrize(("calls", "said"), [(True, r"got shape \(35, 6\)"), (False, r"\['words', 'places'\], whose")])
+def test_a_table_that_samples_are_looked_up_in_is_missed(calls: bool, said: str) -> None:
+    tokens, labels = torch.randint(0, 9, (60, 5)), torch.randint(0, 3, (60,))
+    probe_set = pf.ProbeSet.from_tensors(tokens[:40], labels[:40], tokens[40:], labels[40:])
+    with pytest.warns(RuntimeWarning, match=said):
+        assert pf.probe(Words(calls).eval(), probe_set).layers == ["body", "head"]
+    tied = Words(calls=False).eval()
+    tied.again, tied.places = nn.Embedding(9, 6), nn.Identity()  # type: ignore[assignment]
+    tied.again.weight = tied.words.weight
+    with no_warnings():
+        pf.probe(tied, probe_set)

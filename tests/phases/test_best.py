@@ -65,7 +65,7 @@ def test_what_is_rarely_chance_is_told_apart() -> None:
     assert (found.layer, found.step, found.metric, found.steps) == ("a", 2, "accuracy", (2, 4, 8))
     assert found.value == pytest.approx(0.95)
     assert found.others == {"c": 4}
-    assert str(found) == "label: a at step 2, accuracy 0.95; not told apart from it: its steps 2, 4, 8; c at 4"
+    assert str(found) == "label: a at step 2, accuracy 0.95; not told apart from it: its steps 4, 8; c at 4"
     assert pf.best_checkpoint(of_classes(right), layers=["b", "c"]).others == {"b": 1}
     assert pf.best_checkpoint(of_classes(right), confidence=0.9).steps == (2, 4)
 

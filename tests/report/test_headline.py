@@ -13,7 +13,7 @@ from torch import nn
 from phasefast import ProbeSet, probe
 from phasefast.phases.detect import detect_phases
 from phasefast.report import plot_comparison, plot_phases
-from phasefast.report.curves import headline, of_drawn_targets, telling_layers
+from phasefast.report.curves import drawn_targets, headline, telling_layers
 from phasefast.report.panel import draw_panel
 from phasefast.results.scores import Scores
 
@@ -88,5 +88,14 @@ def test_phases_are_looked_for_of_the_targets_that_are_drawn(monkeypatch: pytest
     plot_phases(scores)
     plot_comparison({"one": scores, "two": scores.with_column("run", "two")})
     assert looked == [["input", "label"]] * 3
-    assert of_drawn_targets(scores.filter(target="length[2]")).targets == ["length[2]"]
-    assert len(of_drawn_targets(Scores.from_rows([]))) == 0
+    odd = scores.filter(target="length[2]").with_column("target", "!odd")
+    plot_phases(odd)
+    assert looked[-1] == drawn_targets(odd) == ["!odd"]
+    assert drawn_targets(Scores.from_rows([])) == []
+
+
+def test_runs_of_other_targets_are_drawn_by_what_they_share() -> None:
+    plot_comparison({"one": of("input", "length"), "two": of("length").with_column("run", "two")})
+    other = Scores.from_rows(each | {"target": "z"} for each in of("length").to_arrow().to_pylist())
+    one, two = Scores.concat([of("length"), other]), Scores.concat([other, of("length")]).with_column("run", "two")
+    plot_comparison({"one": one, "two": two})

@@ -82,7 +82,7 @@ def test_targets_that_are_not_drawn_are_told(tmp_path: Path) -> None:
     run = write_run(tmp_path / "many", Scores.concat([scores, *more]))
     write_report(run, console)
     told = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "--target att00 draws it alone; maps.png has the first 12 of 14 targets, --target chooses others" in told
+    assert "--target att00 draws it alone; maps.png has the first 12 targets, --target chooses others" in told
 
 
 def test_without_matplotlib_all_but_the_picture_is_done(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,28 +133,32 @@ def test_wherever_the_search_starts_between_decades_it_ends_as_well(
         assert own == again
 
 
+@pytest.mark.parametrize("few", [2, 6])
 @pytest.mark.parametrize(("pairs", "dtype"), [(True, F32), (False, F32), (False, F64)])
-def test_a_search_leaves_plateaus(monkeypatch: pytest.MonkeyPatch, pairs: bool, dtype: torch.dtype) -> None:
-    """As above two strong directions that tell nothing of a target, where errors hardly change with the penalty."""
+def test_a_search_leaves_plateaus(monkeypatch: pytest.MonkeyPatch, few: int, pairs: bool, dtype: torch.dtype) -> None:
+    """As above a few strong directions that tell nothing of a target, where errors hardly change with the penalty."""
     monkeypatch.setattr(scanning, "SMALL", 0)
     monkeypatch.setattr(scanning, "paired", lambda dim: pairs)
-    last, found = len(DEFAULT_ALPHAS) - 1, 0
+    last, count, found = len(DEFAULT_ALPHAS) - 1, 0, 0
     for seed, strong in itertools.product(range(4), (30.0, 100.0)):
         g = torch.Generator().manual_seed(seed)
         latent = torch.randn(150, 12, generator=g)
-        columns = latent[:, 5:6] + 2 * torch.randn(150, 1, generator=g)
-        latent[:, :2] *= strong
+        columns = latent[:, 7:8] + 2 * torch.randn(150, 1, generator=g)
+        latent[:, :few] *= strong
         rows = latent @ torch.randn(12, 60, generator=g)
         cell, values = captured(rows, rows[:9], (0, 150)), ((columns, None), (columns[:9], None))
         targets = build_targets([Input()], *values, (0, 150), CPU)
         errors = curve(cell, columns, DEFAULT_ALPHAS).sum(1)
-        assert errors[last] > 1.05 * errors.min()
+        if errors[last] < 1.05 * errors.min():
+            continue
         for start in (last // 2, last - 1, last):
+            count += 1
             first = PenaltyChoice((torch.tensor([start]),))
             choice = chosen(cell, targets, DEFAULT_ALPHAS, dtype, start=first)
             found += choice.reliable  # others are chosen in float64
             assert not choice.reliable or errors[int(choice.indices[0])] <= (1 + 2 * gcv.TIE) * errors.min()
-    assert found == 24 if dtype == F64 else found >= 20
+    assert count >= 18
+    assert found == count if dtype == F64 else found >= 0.7 * count
 
 
 @pytest.mark.parametrize(("tie", "most"), [(0.0, 14), (0.005, 20)])
