@@ -80,8 +80,10 @@ def drawn_targets(scores: Scores) -> list[str]:
 
 
 def of_targets(scores: Scores, names: Sequence[str]) -> Scores:
-    """The rows of those of the targets that there are."""
-    return Scores.concat([scores.filter(target=name) for name in names])
+    """The rows of those of the targets that there are; all rows where a name would stand for all others."""
+    if any(name.startswith("!") for name in names):
+        return scores
+    return scores.select(targets=[name for name in names if name in scores.values_of("target")])
 
 
 def fvu_target(scores: Scores) -> str | None:
