@@ -17,7 +17,7 @@ from ..phases.phase_report import PhaseReport
 from ..phases.rules import DEFAULT_RULES, PhaseRules
 from ..results.store import FORMATS, PHASES, PICTURES, SELECTED
 from .compared import plot_comparison, print_comparison
-from .curves import accuracy_target, fvu_target, telling_layers
+from .curves import drawn_targets, telling_layers
 from .maps import MOST_MAPS, plot_maps
 from .page import picture_format
 from .plot import plot_phases
@@ -68,7 +68,8 @@ def write_report(
     plot_phases(*part, picture, title=f"Learning phases: {name}", layers=[glob.escape(layer) for layer in telling])
     plot_maps(part[0], maps, title=f"What each layer gives back: {name}")
     console.print(f"wrote {place / PHASES}, {picture} and {maps}", soft_wrap=True)
-    if left := [target for target in part[0].targets if target not in (fvu_target(part[0]), accuracy_target(part[0]))]:
+    drawn = drawn_targets(part[0])
+    if left := [target for target in part[0].targets if target not in drawn]:
         text = f"{picture.name} leaves out {shown(left)}: --target {min(left)} draws it alone"
         if len(part[0].targets) > MOST_MAPS:
             text += f"; {maps.name} has the first {MOST_MAPS} targets, --target chooses others"

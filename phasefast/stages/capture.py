@@ -93,7 +93,8 @@ def discover_layers(
     silent = [name for name in usable if name not in {layer.module for layer in found}]
     if wrong := list(unusable) if len(silent) == len(usable) else [name for name in unusable if name in given]:
         raise unusable[wrong[0]]
-    beside = {name for name in names if is_beside(model.get_submodule(name), model, name not in silent)}
+    without = [*unusable, *silent]
+    beside = {name for name in without if is_beside(model.get_submodule(name), model, name not in silent)}
     if whys := [str(why) for name, why in unusable.items() if name not in beside & apart]:
         warn(f"layers: left out {len(whys)}: " + "; ".join(whys))
     if lost := silent if not found else [name for name in silent if name in given]:

@@ -16,7 +16,6 @@ from ..data.target_matrix import TargetMatrix
 from ..types import Activations, Statistics
 
 _CLEAR = 0.1  # a slope in the logarithms that noise of a few strong directions has not: the error does fall
-_HARDLY = 1e-3  # a slope that rounding may make
 
 
 def select_by_gcv(
@@ -92,8 +91,8 @@ def _least(
 def _is_cut_off(scan: Scan, best: Tensor) -> bool:
     """Whether an error falls beyond the weakest penalties that rounding lets a search see, though it rose before."""
     last = max((index for index in scan.tried if index <= scan.weakest), default=-1)
-    ends = [unit for unit, own in enumerate(best.tolist()) if 0 <= last < own] if scan.weakest else []
-    return any(scan.slope(last, unit) > _HARDLY for unit in ends)
+    known = scan.weakest > 0 and last >= 0
+    return known and bool((scan.rises(torch.full_like(best, last)) & (best > last)).any())
 
 
 def _steadied(scan: Scan, best: Tensor, stride: int) -> Tensor:
