@@ -295,29 +295,6 @@ def test_targets_have_an_order(net: SmallNet, probe_set: pf.ProbeSet) -> None:
         pf.probe(net, probe_set, targets={"input", "label"})  # type: ignore[arg-type]
 
 
-def test_nested_tensors_are_left_out_and_named() -> None:
-    class Padded(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            layer = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
-            self.embedding, self.encoder = (
-                torch.nn.Embedding(20, 16, padding_idx=0),
-                torch.nn.TransformerEncoder(layer, 2),
-            )
-            self.head = torch.nn.Linear(16, 2)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.head(self.encoder(self.embedding(x), src_key_padding_mask=x == 0).mean(1))
-
-    ids = torch.randint(1, 20, (80, 12)) * (torch.arange(12) < torch.randint(4, 13, (80, 1)))
-    probe_set = pf.ProbeSet.from_tensors(ids[:60], ids[:60, 0] % 2, ids[60:], ids[60:, 0] % 2)
-    with pytest.warns(
-        RuntimeWarning, match="encoder.layers.0.*shapeless nested tensor; set enable_nested_tensor=False"
-    ):
-        scores = pf.probe(Padded(), probe_set, layers=["encoder*", "head"], alphas=[0.1])
-    assert scores.layers == ["encoder", "head"]
-
-
 def test_sequences_that_come_first_are_left_out_however_short() -> None:
     class First(torch.nn.Module):
         def __init__(self) -> None:

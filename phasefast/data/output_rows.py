@@ -63,7 +63,7 @@ def rows_dtype(model: nn.Module, narrow: bool = False) -> torch.dtype:
 class Batch:
     """So many samples: which of their tokens are no padding, bool [b, t], which are rows; how outputs are read.
 
-    Parts of a model may be on other devices than the one where rows are to be.
+    Parts of a model may be on other devices than the one where rows are to be. ``inputs`` is the shape of these.
     """
 
     size: int
@@ -71,6 +71,7 @@ class Batch:
     tokens: TokensOfBatch | None
     axes: Axes
     device: torch.device
+    inputs: torch.Size
 
 
 def as_cell(name: str, module: nn.Module, output: Any, of: Batch, options: RowOptions) -> tuple[Tensor, int]:
@@ -79,7 +80,7 @@ def as_cell(name: str, module: nn.Module, output: Any, of: Batch, options: RowOp
     Raises:
         LayerError: there is no row of numbers for each sample.
     """
-    output = rows_in(output)
+    output = _padded(name, rows_in(output), of)
     if isinstance(output, PackedSequence) and options.tokens not in ("flatten", "each"):
         rows, real = unpacked(name, output)
         if len(rows) != of.size:
@@ -91,10 +92,8 @@ def as_cell(name: str, module: nn.Module, output: Any, of: Batch, options: RowOp
         kind = output.dtype if isinstance(output, Tensor) else type(output).__name__
         mend = "; give tokens='mean', 'cls' or 'last'" if isinstance(output, PackedSequence) else ""
         raise LayerError(f"layer {name!r}: expected a floating-point tensor as output, got {kind}{mend}")
-    if output.layout != torch.strided and not output.is_nested:
+    if output.layout != torch.strided:
         raise LayerError(f"layer {name!r}: expected a dense tensor as output, got {output.layout}")
-    if output.is_nested:
-        raise LayerError(f"layer {name!r}: its output is a shapeless nested tensor; set enable_nested_tensor=False")
     if output.dim() < 2 or len(output) != of.size or output.numel() == 0:
         raise LayerError(
             f"layer {name!r}: expected an output with a row of numbers for each sample, got shape "
@@ -115,8 +114,34 @@ def as_cell(name: str, module: nn.Module, output: Any, of: Batch, options: RowOp
     return POOLED[output.dim()](output, [min(side, options.pool) for side in sides]), 0
 
 
+def shape_of(name: str, module: nn.Module, output: Any, of: Batch, options: RowOptions) -> torch.Size:
+    """That of the tensor of which ``as_cell`` makes rows; with its features first, if it is to be pooled."""
+    if isinstance(found := _padded(name, rows_in(output), of), PackedSequence):
+        found = unpacked(name, found)[0]
+    return (features_first(module, found, of.axes) if options.pool else found).shape
+
+
+def _padded(name: str, output: Any, of: Batch) -> Any:
+    """A nested tensor [b, *, f] as nn.TransformerEncoder, which makes such in it, gives it back; others as they are.
+
+    Raises:
+        LayerError: it has more positions than the inputs, or other axes.
+    """
+    if not isinstance(output, Tensor) or not output.is_nested:
+        return output
+    padded = torch.nested.to_padded_tensor(output, 0.0) if output.dim() == 3 else output
+    length = of.inputs[1:2].numel()
+    if padded.is_nested or padded.shape[1] > length:
+        raise LayerError(
+            f"layer {name!r}: its output is a nested tensor, which is longer than the {length} positions of the inputs "
+            "or has other axes; set enable_nested_tensor=False"
+        )
+    return nn.functional.pad(padded, (0, 0, 0, length - padded.shape[1]))
+
+
 def has_no_samples(output: Any, samples: int) -> bool:
     """Whether an output cannot have numbers of each of so many samples, a prime number, as positions have none."""
+    output = rows_in(output)
     if not isinstance(output, Tensor) or output.is_nested or output.dim() < 2 or samples in output.shape:
         return False
     return len(output) == 1 or output.numel() % samples > 0

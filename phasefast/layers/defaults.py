@@ -77,9 +77,10 @@ def default_names(model: nn.Module) -> list[str]:
 def _names(model: nn.Module, prefix: str, alone: bool, of: _Model) -> list[str]:
     """Args: alone: whether the module is the whole model, but for what wraps it."""
     children = _candidates(model, alone, of)
-    parts = [] if isinstance(model, _LISTS) else [child for _, child in children]
-    stack = _only_stack(parts, of.least, isinstance(model, nn.Sequential))
-    network = _network(children, parts if stack is None else [], of) if alone else None
+    named = [] if isinstance(model, _LISTS) else children
+    bodies = _bodies(named, of.least, isinstance(model, nn.Sequential))
+    parts = [child for _, child in named]
+    network = _network(children, [] if bodies else parts, of) if alone else None
     flat = _flat(parts, of) if alone or not isinstance(model, nn.Sequential) else []
     names: list[str] = []
     for name, child in children:
@@ -88,7 +89,8 @@ def _names(model: nn.Module, prefix: str, alone: bool, of: _Model) -> list[str]:
             continue
         # A list that a Sequential calls has a forward of its own.
         called = isinstance(model, nn.Sequential) and type(child).forward is not nn.Module.forward
-        if child is network or child is stack or whole == MODEL_LAYER or (isinstance(child, _LISTS) and not called):
+        opened = child is network or any(child is body for body in bodies) or whole == MODEL_LAYER
+        if opened or (isinstance(child, _LISTS) and not called):
             names += _names(child, f"{whole}.", child is network, of)
         elif any(child is own for own in flat):
             names += [f"{whole}.{end}" for end, _ in _ends(child, of)]
@@ -119,16 +121,17 @@ def _are_experts(name: str, module: nn.Module) -> bool:
 
 def _is_whole(module: nn.Module) -> bool:
     """Whether a module of PyTorch may not call its parts, such as attention's, or those of a parametrized one."""
-    holds = isinstance(module, (nn.Sequential, *_LISTS)) or any(isinstance(part, _LISTS) for part in module.children())
+    holds = isinstance(module, (nn.Sequential, nn.Transformer, *_LISTS))
+    holds = holds or any(isinstance(part, _LISTS) for part in module.children())
     return (_is_torch(module) and not holds) or nn.utils.parametrize.is_parametrized(module)
 
 
 def _stacks(module: nn.Module, of: type[nn.Module]) -> Iterator[nn.Module]:
-    """The lists of blocks of that class in it; none in PyTorch's own modules, nor in the blocks of another list."""
+    """The lists of blocks of that class in it; none in the blocks of another list."""
     if _kinds(module):
         if isinstance(module, of):
             yield module
-    elif isinstance(module, nn.Sequential) or not (isinstance(module, nn.ModuleList) or _is_torch(module)):
+    elif isinstance(module, nn.Sequential) or not (isinstance(module, nn.ModuleList) or _is_whole(module)):
         for name, part in module.named_children():
             if not _are_experts(name, part):
                 yield from _stacks(part, of)
@@ -144,32 +147,40 @@ def _kinds(module: nn.Module) -> set[type[nn.Module]]:
     return set(again) if 2 * sum(again.values()) > len(parts) and len(again) <= 2 else set()
 
 
-def _only_stack(children: Sequence[nn.Module], least: float, in_a_row: bool) -> nn.Module | None:
-    """The only child with blocks of so many parameters in it; no stage of several, as ResNets have in Sequentials.
+def _bodies(children: Sequence[tuple[str, nn.Module]], least: float, in_a_row: bool) -> list[nn.Module]:
+    """The only child with blocks of so many parameters in it, or several, such as an encoder and a decoder.
 
-    Where one has them in ModuleLists and another one in Sequentials, as heads may, that of more parameters counts.
-    Others are no stages either that have blocks of another kind and hardly any parameters beside it, such as a stem.
+    No stages, as ResNets have. Where one has blocks in ModuleLists and another one in Sequentials, as heads may, that
+    of more parameters counts. Others are no stages either that have blocks of another kind and hardly any parameters
+    beside it, such as a stem.
 
     Args:
         in_a_row: whether they are the members of a Sequential, of which those of one class are alike.
     """
-    found = [(of, child, list(_stacks(child, of))) for child in children for of in (nn.ModuleList, nn.Sequential)]
+    found = [(of, child, list(_stacks(child, of))) for _, child in children for of in (nn.ModuleList, nn.Sequential)]
     large = [own for own in found if any(_parameters(stack) >= least for stack in own[2])]
     if not large:
-        return None
+        return []
     of, child, stacks = max(large, key=lambda own: sum(map(_parameters, own[2])))
     if any(own[0] is of and own[1] is not child for own in large):
-        return None
-    others = [other for other in children if other is not child]
+        several = [(name, other) for name, other in children if any(own[0] is of and own[1] is other for own in large)]
+        return [other for _, other in several] if not in_a_row and of is nn.ModuleList and _differ(several) else []
+    others = [other for _, other in children if other is not child]
     if in_a_row and any(type(unwrap(other)) is type(unwrap(child)) and _holds_lists(other) for other in others):
-        return None
+        return []
     if of is nn.Sequential:
         kinds = tuple(set().union(*map(_kinds, stacks)) - {nn.Sequential})
         if any(isinstance(part, kinds) for other in others for part in other.modules()):
-            return None
+            return []
         like = [child, *(other for other in others if any(map(_kinds, other.modules())))]
-        return child if _parameters(child) >= _MOST * sum(map(_parameters, like)) else None
-    return child
+        return [child] if _parameters(child) >= _MOST * sum(map(_parameters, like)) else []
+    return [child]
+
+
+def _differ(children: Sequence[tuple[str, nn.Module]]) -> bool:
+    """Whether children have names of their own, as stages, which are numbered or in a list, have not."""
+    names = {re.sub(r"\d+", "", name) for name, _ in children}
+    return len(names) == len(children) and not any(isinstance(child, _LISTS) for _, child in children)
 
 
 def _holds_lists(module: nn.Module) -> bool:

@@ -23,12 +23,12 @@ def select_layers(model: nn.Module, patterns: Layers | None = None) -> list[str]
         patterns: fnmatch globs over ``named_modules()``, or modules themselves; by default the model's direct children,
             except losses, dropouts and lists called ``experts``. Some of these are replaced: another ModuleList or
             ModuleDict by its members; an only child (unless it is PyTorch's own), the only child with a list of blocks
-            in it, as in a transformer or a MobileNet, and a network with nine tenths of the parameters that follows
-            only layers and plain sequences of them, by their children; one or two Sequentials with half of the layers
-            that are no children, as in a VGG, or in an encoder and a decoder, by each layer with what follows it, such
-            as its activation. What matches a glob that begins with ``!`` is left out of what the others match, or of
-            the default. ``"model"`` is the name of the model's own metrics: of a module with that name, the parts are
-            probed instead.
+            in it, as in a transformer or a MobileNet, or several, such as an encoder and a decoder, and a network with
+            nine tenths of the parameters that follows only layers and plain sequences of them, by their children; one
+            or two Sequentials with half of the layers that are no children, as in a VGG, or in an autoencoder, by each
+            layer with what follows it, such as its activation. What matches a glob that begins with ``!`` is left out
+            of what the others match, or of the default. ``"model"`` is the name of the model's own metrics: of a module
+            with that name, the parts are probed instead.
 
     Raises:
         LayerError: a pattern matches nothing, or nothing is left; the message lists near misses.

@@ -11,17 +11,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
 from .. import ops
 from ..algebra.dense import empty
 from ..common.hooks import hooked, places_of_calls
-from ..common.notices import shown, warn
+from ..common.notices import few, shown, warn
 from ..common.random_state import rounding_of
 from ..common.timeline import stage
 from ..data.batches import chunk_bounds, model_inputs
-from ..data.output_rows import POOLED, Batch, RowOptions, as_cell, features_first, has_no_samples, own_rows, places_of
-from ..data.outputs import called, ends_in_sigmoid, rows_in, tensors_in, unpacked
+from ..data.output_rows import POOLED, Batch, RowOptions, as_cell, has_no_samples, own_rows, places_of, shape_of
+from ..data.outputs import called, ends_in_sigmoid, tensors_in
 from ..data.token_rows import TokenRows, TokensOfBatch, own_tokens
 from ..errors import LayerError, NonFiniteError, PhasefastError
 from ..layers.defaults import is_beside
@@ -72,18 +71,16 @@ def discover_layers(
             x, pool = as_cell(name, module, output, of, options)
         except LayerError as error:
             unusable.setdefault(name, error)
-            if has_no_samples(rows_in(output), len(batch)):
+            if has_no_samples(output, len(batch)):
                 apart.add(name)
             return
-        if isinstance(first := rows_in(output), PackedSequence):
-            first = unpacked(name, first)[0]
-        shapes[name] = (features_first(module, first, of.axes) if options.pool else first).shape
-        if first.dim() == 3 and options.tokens != "flatten":
-            turned, guessed = of.axes.positions_last(module, first.shape)
+        shape = shapes[name] = shape_of(name, module, output, of, options)
+        if len(shape) == 3 and options.tokens != "flatten":
+            turned, guessed = of.axes.positions_last(module, shape)
             if guessed and (turned or (of.axes.elsewhere is not None and of.axes.elsewhere.turning)):
                 unclear[turned].append(name)
-        if of.tokens is not None and first.dim() == 3:
-            own[name] = max(own.get(name, 0), own_tokens(module, first.shape, of.tokens.length, of.axes))
+        if of.tokens is not None and len(shape) == 3:
+            own[name] = max(own.get(name, 0), own_tokens(module, shape, of.tokens.length, of.axes))
         some[name, call] = _some(x, len(batch))
         found.append(Layer(name if call == 0 else f"{name}:{call}", name, call, _width(x, pool)))
 
@@ -105,8 +102,8 @@ def discover_layers(
         )
     if lost := [name for name in silent if name not in beside]:
         warn(
-            f"layers: left out {lost}, whose forward hooks never fired on the first samples (unused, called through "
-            "a function, or only the modules inside them are called, as in models of torch.fx: probe those)"
+            f"layers: left out {few(lost)}, whose forward hooks never fired on the first samples (unused, called "
+            "through a function, or only the modules inside them are called, as in models of torch.fx: probe those)"
         )
     if options.pool and all(len(own) not in POOLED or max(own[2:]) <= options.pool for own in shapes.values()):
         warn(f"pool={options.pool} changes nothing: no layer's output is [b, c, h, w] or [b, c, d, h, w], and larger")
@@ -187,7 +184,7 @@ def _tell_shared(output: Any, places: Mapping[str, OwnPlace | None]) -> None:
 def _first_batch(model: nn.Module, batch: Tensor, options: RowOptions) -> Batch:
     """What the first samples are, of which all tokens are rows."""
     tokens = TokensOfBatch(batch.shape[1]) if options.tokens == "each" else None
-    return Batch(len(batch), options.real(batch), tokens, options.axes(model, batch), batch.device)
+    return Batch(len(batch), options.real(batch), tokens, options.axes(model, batch), batch.device, batch.shape)
 
 
 def _own_place(
@@ -254,7 +251,7 @@ def capture(
     n, m = (len(inputs if tokens is None else tokens[split]) for split, inputs in samples.items())
     spools = {(layer.module, layer.call): _Spool(layer, n, m, folds, device, options.dtype) for layer in layers}
     current: dict[str, Any] = {}
-    of = Batch(0, None, None, options.axes(model, fit_inputs), device)
+    of = Batch(0, None, None, options.axes(model, fit_inputs), device, fit_inputs.shape)
 
     def record(name: str, call: int, module: nn.Module, output: Any) -> None:
         if (spool := spools.get((name, call))) is None or spool.refused is not None:

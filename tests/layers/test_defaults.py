@@ -43,7 +43,11 @@ def test_by_default_the_blocks_of_the_only_part_that_has_some_are_probed() -> No
     assert select_layers(nn.Sequential(OrderedDict(a=Blocks(), b=Blocks()))) == ["a", "b"]
     assert select_layers(nn.Sequential(OrderedDict(a=Blocks(1), head=nn.Linear(3, 3)))) == ["a", "head"]
     whole = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2), 2)
-    assert select_layers(nn.Sequential(OrderedDict(a=whole, head=nn.Linear(3, 3)))) == ["a", "head"]
+    assert select_layers(nn.Sequential(OrderedDict(a=whole, head=nn.Linear(3, 3)))) == [
+        "a.layers.0",
+        "a.layers.1",
+        "head",
+    ]
     few = nn.Sequential(OrderedDict(a=Blocks(), head=nn.Linear(3, 99)))
     assert select_layers(few) == ["a", "head"]
     branches = Blocks()
