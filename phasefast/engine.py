@@ -35,7 +35,8 @@ from .results.scores import MODEL_LAYER, Scores
 from .results.store import Store
 from .scoring import row_of, score_cells
 from .stages.batchnorm import batchnorm_mode, fresh_statistics, frozen_norms, several_rows
-from .stages.capture import capture, discover_layers, warn_of_order
+from .stages.capture import capture
+from .stages.discover import discover_layers, warn_of_order
 from .stages.plan import Problem, group_layers
 from .stages.preserve import preserved
 from .target_set import TargetSet

@@ -27,7 +27,7 @@ from .errors import ArgumentError, PhasefastError
 from .options import ProbeOptions
 from .scoring import score_cells
 from .stages.batchnorm import fresh_statistics
-from .stages.capture import discover_layers
+from .stages.discover import discover_layers
 from .stages.plan import Cost, Problem, fitting_cost, group_layers
 from .stages.preserve import preserved
 from .stages.targets import CHECK_COLUMNS, SKETCH_COLUMNS, build_targets

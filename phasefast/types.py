@@ -39,6 +39,7 @@ class Layer:
 
     Attributes:
         place: among all calls of the model's modules, as they end; None where that is not known.
+        second: its outputs [t, b, f] have the samples on the second axis.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Layer:
     call: int
     dim: int
     place: int | None = None
+    second: bool = False
 
 
 @dataclass(frozen=True)
@@ -192,11 +194,13 @@ class OwnPlace(NamedTuple):
         numbers: they are numbers like a target's, of any shape; else there is one for each class.
         of_tokens: rows are tokens, not samples. shape: of a row.
         share: single numbers are probabilities of the second of two classes, not logits.
+        second: samples are on the second axis.
     """
 
     nth: int
     one: bool
     numbers: bool
+    second: bool = False
     of_tokens: bool = False
     shape: tuple[int, ...] = ()
     share: bool = False

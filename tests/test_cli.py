@@ -61,7 +61,8 @@ def test_commands_that_measure_have_all_options(command: str, without: set[str])
     assert {name for name, flag in names.items() if not re.search(rf"{flag}\s", shown)} == without
 
 
-def test_demo_of_eight_steps(tmp_path: Path) -> None:
+def test_demo_of_eight_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PHASEFAST_PROGRESS", raising=False)
     out = tmp_path / "demo"
     result = invoke("demo", "--steps", "8", "--out", out, "--device", "cpu", "--seed", "1")
     assert result.exit_code == 0, result.output

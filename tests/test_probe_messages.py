@@ -293,18 +293,3 @@ def test_statistics_that_cannot_be_recomputed_are_kept_aloud(through: str) -> No
 def test_targets_have_an_order(net: SmallNet, probe_set: pf.ProbeSet) -> None:
     with pytest.raises(ArgumentError, match=r"targets: expected a list, which keeps its order, got {"):
         pf.probe(net, probe_set, targets={"input", "label"})  # type: ignore[arg-type]
-
-
-def test_sequences_that_come_first_are_left_out_however_short() -> None:
-    class First(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.rnn, self.head = torch.nn.GRU(8, 6), torch.nn.Linear(6, 2)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.head(self.rnn(x.transpose(0, 1))[0][-1])
-
-    for length in (2, 3):
-        x = torch.randn(60, length, 8)
-        with pytest.warns(RuntimeWarning, match=rf"layer 'rnn': .* got shape \({length}, 7, 6\) for 7 samples"):
-            assert pf.probe(First(), pf.ProbeSet.from_tensors(x[:40], None, x[40:], None)).layers == ["head"]

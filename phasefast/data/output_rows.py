@@ -74,13 +74,18 @@ class Batch:
     inputs: torch.Size
 
 
-def as_cell(name: str, module: nn.Module, output: Any, of: Batch, options: RowOptions) -> tuple[Tensor, int]:
+def as_cell(
+    name: str, module: nn.Module, output: Any, of: Batch, options: RowOptions, second: bool
+) -> tuple[Tensor, int]:
     """The tensor [b, ...] that the capture op flattens, and the pool size it applies.
+
+    Args:
+        second: whether an output [t, b, f] has its samples on the second axis.
 
     Raises:
         LayerError: there is no row of numbers for each sample.
     """
-    output = _padded(name, rows_in(output), of)
+    output = _found(name, output, of, second)
     if isinstance(output, PackedSequence) and options.tokens not in ("flatten", "each"):
         rows, real = unpacked(name, output)
         if len(rows) != of.size:
@@ -114,19 +119,29 @@ def as_cell(name: str, module: nn.Module, output: Any, of: Batch, options: RowOp
     return POOLED[output.dim()](output, [min(side, options.pool) for side in sides]), 0
 
 
-def shape_of(name: str, module: nn.Module, output: Any, of: Batch, options: RowOptions) -> torch.Size:
+def shape_of(name: str, module: nn.Module, output: Any, of: Batch, options: RowOptions, second: bool) -> torch.Size:
     """That of the tensor of which ``as_cell`` makes rows; with its features first, if it is to be pooled."""
-    if isinstance(found := _padded(name, rows_in(output), of), PackedSequence):
+    if isinstance(found := _found(name, output, of, second), PackedSequence):
         found = unpacked(name, found)[0]
     return (features_first(module, found, of.axes) if options.pool else found).shape
 
 
-def _padded(name: str, output: Any, of: Batch) -> Any:
-    """A nested tensor [b, *, f] as nn.TransformerEncoder, which makes such in it, gives it back; others as they are.
+def samples_second(output: Any, samples: int) -> bool:
+    """Whether an output [t, b, f] has its samples on the second axis, as PyTorch's sequences do by default."""
+    found = rows_in(output)
+    plain = isinstance(found, Tensor) and not found.is_nested and found.dim() == 3
+    return plain and found.shape[0] != samples == found.shape[1]
+
+
+def _found(name: str, output: Any, of: Batch, second: bool) -> Any:
+    """``rows_in``, samples first; a nested tensor [b, *, f] as nn.TransformerEncoder, which makes such, gives it back.
 
     Raises:
         LayerError: it has more positions than the inputs, or other axes.
     """
+    output = rows_in(output)
+    if second and isinstance(output, Tensor) and output.dim() == 3:
+        return output.transpose(0, 1)
     if not isinstance(output, Tensor) or not output.is_nested:
         return output
     padded = torch.nested.to_padded_tensor(output, 0.0) if output.dim() == 3 else output
@@ -137,6 +152,11 @@ def _padded(name: str, output: Any, of: Batch) -> Any:
             "or has other axes; set enable_nested_tensor=False"
         )
     return nn.functional.pad(padded, (0, 0, 0, length - padded.shape[1]))
+
+
+def width_of(x: Tensor, pool: int) -> int:
+    """How many features a sample of an output [b, ...] has."""
+    return int(torch.Size((x.shape[1], *(pool for _ in x.shape[2:])) if pool else x.shape[1:]).numel())
 
 
 def has_no_samples(output: Any, samples: int) -> bool:
@@ -150,8 +170,8 @@ def has_no_samples(output: Any, samples: int) -> bool:
 def _mend(output: Tensor, samples: int) -> str:
     """What to do about an output without a row for each sample."""
     other = "probe a module whose output has all samples first"
-    if output.dim() == 3 and output.shape[1] == samples:
-        return f"samples are on the second axis: set batch_first=True, or {other}"
+    if output.dim() > 3 and output.shape[1] == samples:
+        return f"samples are on the second axis: {other}"
     if tuple(output.shape) == (samples,):
         return f"give it a second axis, output[:, None], or {other}"
     if output.dim() > 1 and len(output) == 1:
@@ -191,7 +211,7 @@ def places_of(
         places, ids = [], {id(each) for each in chosen} - back
         for nth, tensor in enumerate(tensors):
             for one in (True, False) if id(tensor) in ids else ():
-                place = OwnPlace(nth, one, wanted.numbers)
+                place = OwnPlace(nth, one, wanted.numbers, samples_second(tensor, of.size))
                 if (rows := _rows_at(model, tensor, of, options, place)) is not None:
                     shape = tuple(rows[0].shape[1:])
                     places.append((place._replace(of_tokens=rows[1], shape=shape), wanted.likeness(rows[1], shape)))
@@ -220,6 +240,7 @@ def _rows_at(
     """A tensor as rows, and whether these are of tokens; of [batch, t, c] the token that stands for all, if asked."""
     if output.is_nested or output.layout != torch.strided or not output.is_floating_point() or not output.numel():
         return None
+    output = output.transpose(0, 1) if place.second and output.dim() == 3 else output
     if output.shape[:1] != (of.size,):
         return None
     output = output.to(of.device)
