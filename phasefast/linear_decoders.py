@@ -139,6 +139,8 @@ def _of_features(
         both = in_given_columns(both, fit.block, engine.targets, given.columns, given.mean)
         both[-1] += given.mean
     weight, offset = both[:-1], both[-1]
+    if cell.route == "dual" and not bool(cell.fit.any()):  # of a layer that is the same for all samples
+        return weight.new_zeros(whole.fit.shape[1], weight.shape[1]), offset
     if cell.route == "dual":  # of coordinates L, with A = L Q for the rows A [n, d]: Q' = A' L'^-1
         weight = torch.linalg.solve_triangular(cell.fit.double().mT, weight, upper=True)
         weight = left_product(weight.mT.contiguous(), whole.fit).mT

@@ -228,3 +228,20 @@ def test_tokens_are_rows_of_their_own() -> None:
     with torch.no_grad():
         own = found(model(probe_set.heldout_inputs))[real]
     torch.testing.assert_close(own.float(), found.predictions, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("width", "options"), [(12, {}), (300, {}), (12, {"route": "dual"}), (300, {"route": "primal"})]
+)
+def test_decoders_of_a_layer_that_is_the_same_for_all_samples_give_the_mean(
+    width: int, options: dict[str, Any]
+) -> None:
+    probe_set = samples(40, 20, (6,))
+    model = network(6, width).eval()
+    with torch.no_grad():
+        model[1].bias.copy_(model[1].weight.new_full((width,), -1e4))  # behind it a rectifier
+    decoder = pf.fit_decoders(model, probe_set, layers=["2"], targets=["input"], **options)["2", "input"]
+    mean = probe_set.fit_inputs.double().mean(0)
+    assert not decoder.weight.any()
+    torch.testing.assert_close(decoder.bias, mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(decoder.predictions.double(), mean.expand(20, 6), rtol=1e-5, atol=1e-6)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import platform
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from csv import writer as csv_writer
 from importlib.metadata import PackageNotFoundError, version
@@ -17,7 +17,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from ..common.console import of_results
+from ..common.console import of_results, put
 from ..engine import VERSION
 from ..errors import ArgumentError, StoreError
 from ..ops._extension import build_info
@@ -142,7 +142,7 @@ def scores_command(
     if csv:
         _print_csv(found.without_samples.to_arrow().drop_columns(PER_SAMPLE).to_pylist())
     else:
-        typer.echo(str(found))
+        put(f"{found}\n")
 
 
 def _as_text(json: bool, csv: bool) -> Callable[[PhaseReport | Comparison], None] | None:
@@ -150,18 +150,20 @@ def _as_text(json: bool, csv: bool) -> Callable[[PhaseReport | Comparison], None
     if json and csv:
         raise ArgumentError("--json and --csv: give only one of them")
     if json:
-        return lambda found: typer.echo(found.to_json())
+        return lambda found: put(f"{found.to_json()}\n")
     return (lambda found: _print_csv(found.rows())) if csv else None
 
 
 def _print_csv(rows: Sequence[Mapping[str, Any]]) -> None:
     """A line for each row below the names of the columns; what is not there is empty, lists are parted by blanks."""
-    writer = csv_writer(sys.stdout, lineterminator="\n")
+    written = io.StringIO()
+    writer = csv_writer(written, lineterminator="\n")
     for place, row in enumerate(rows):
         if place == 0:
             writer.writerow(row)
         texts = (" ".join(map(str, value)) if isinstance(value, list) else value for value in row.values())
         writer.writerow("" if isinstance(text, float) and math.isnan(text) else text for text in texts)
+    put(written.getvalue())
 
 
 @app.command()

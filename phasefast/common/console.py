@@ -29,7 +29,10 @@ class _Stream:
 
     def write(self, text: str) -> None:
         with self._handled():
-            self._stream.write(text)
+            try:
+                self._stream.write(text)
+            except UnicodeEncodeError as error:  # names that the stream has no letters for
+                self._stream.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
 
     def flush(self) -> None:
         with self._handled():
@@ -65,10 +68,11 @@ class _Results(_Lasting):
     def _handled() -> Iterator[None]:
         try:
             yield
-        except OSError as error:
-            if error.errno in (errno.EPIPE, errno.EIO):
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.EIO):
                 raise BrokenPipeError from error
-            raise StoreError(f"cannot write to standard output: {error.strerror or error}") from error
+            why = error.strerror if isinstance(error, OSError) else None
+            raise StoreError(f"cannot write to standard output: {why or error}") from error
 
     def on_broken_pipe(self) -> None:
         super().on_broken_pipe()
@@ -86,3 +90,13 @@ def of_results() -> Console:
     seen = sys.stdout is not None and sys.stdout.isatty()
     wide = None if seen or "COLUMNS" in os.environ else _LINE
     return _Results(width=wide, **_PLAIN)
+
+
+def put(text: str) -> None:
+    """Write to standard output exactly this, which other programs may read."""
+    console = of_results()
+    try:
+        console.file.write(text)
+        console.file.flush()
+    except BrokenPipeError:
+        console.on_broken_pipe()

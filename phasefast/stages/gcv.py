@@ -47,10 +47,10 @@ def select_by_gcv(
     if not penalties.selects:
         return PenaltyChoice.first(targets)
     scan = Scan(cell, statistics, targets, penalties, exact=start is not None and start.exact)
-    choice = _least(scan, targets, penalties, start, eigen)
+    choice = _least(scan, targets, penalties, start, eigen, float64_follows)
     exact, best = scan.exact, _steadied(scan, torch.cat(choice.indices), penalties.stride)
     if scan.exact != exact:  # estimates do not do
-        choice = _least(scan, targets, penalties, choice, eigen)
+        choice = _least(scan, targets, penalties, choice, eigen, float64_follows)
         best = _steadied(scan, torch.cat(choice.indices), penalties.stride)
     # Whether the precision could tell depends on the penalty of least error, not on a stronger one.
     choice = replace(choice, indices=tuple(best.split([len(own) for own in choice.indices])))
@@ -67,11 +67,16 @@ def select_by_gcv(
 
 
 def _least(
-    scan: Scan, targets: TargetMatrix, penalties: Penalties, start: PenaltyChoice | None, eigen: bool
+    scan: Scan,
+    targets: TargetMatrix,
+    penalties: Penalties,
+    start: PenaltyChoice | None,
+    eigen: bool,
+    float64_follows: bool,
 ) -> PenaltyChoice:
     """The penalty of least error; of an error with several minima, where few are tried, of one of them.
 
-    Args: start, eigen: as for ``select_by_gcv``.
+    Args: start, eigen, float64_follows: as for ``select_by_gcv``.
     """
     dtype = scan.system.dtype
     if eigen:
@@ -83,9 +88,12 @@ def _least(
     if not scan.searched:
         return least_error(scan.all_errors(), targets, penalties, dtype)
     middle = torch.full((len(targets.blocks),), len(penalties.alphas) // 2, device="cpu")
-    best, least = _searched(scan, middle if start is None else torch.cat(start.indices), penalties.stride)
+    best, least, close = _searched(scan, middle if start is None else torch.cat(start.indices), penalties.stride)
     failed = bool((least.isinf() | scan.error((best - 1).clamp(min=0)).isinf()).any()) or _is_cut_off(scan, best)
-    return checked(best, least, failed, targets, penalties, dtype)
+    choice = checked(best, least, failed, targets, penalties, dtype)
+    if float64_follows and not choice.reliable:  # which begins there: what was found farther away may be rounding
+        return replace(choice, indices=tuple(close.split([len(own) for own in choice.indices])))
+    return choice
 
 
 def _is_cut_off(scan: Scan, best: Tensor) -> bool:
@@ -171,22 +179,23 @@ def _left_out(scan: Scan, first: Tensor, misled: Tensor, stride: int) -> tuple[T
     return best, least, any(index in unknown for indices in weaker for index in indices)
 
 
-def _searched(scan: Scan, first: Tensor, stride: int) -> tuple[Tensor, Tensor]:
-    """Of each target, the penalty [u] of least error among those compared, and that error.
+def _searched(scan: Scan, first: Tensor, stride: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each target, the penalty [u] of least error among those compared, that error, and the minimum close to first.
 
     Args:
         first: [u], tried first. stride: how many make a decade, a power of two.
     """
     exact, searching = scan.exact, torch.ones_like(first, dtype=torch.bool)
-    best, least = first, torch.full_like(first, math.inf, dtype=torch.float64)
+    best, least, close = first, torch.full_like(first, math.inf, dtype=torch.float64), None
     while bool(searching.any()):
         found, error = _bracketed(scan, first, searching, stride)
         best, least = torch.where(searching, found, best), torch.where(searching, error, least)
+        close = best if close is None else close
         first = _beyond(scan, best, stride) if scan.exact == exact else best
         searching = first != best
         if scan.exact != exact:
             return _searched(scan, best, stride)
-    return best, least
+    return best, least, best if close is None else close
 
 
 def _beyond(scan: Scan, best: Tensor, stride: int) -> Tensor:

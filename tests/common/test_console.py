@@ -13,7 +13,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from phasefast.cli import app
-from phasefast.common.console import of_results, of_work
+from phasefast.common.console import of_results, of_work, put
 from phasefast.common.progress import progress
 from phasefast.errors import StoreError
 
@@ -82,6 +82,34 @@ def test_commands_say_that_there_is_no_room_for_their_results(monkeypatch: pytes
     assert isinstance(CliRunner().invoke(app, ["--debug", "info"]).exception, StoreError)
 
 
+@pytest.mark.parametrize(("error", "raised"), [(errno.EPIPE, False), (errno.ENOSPC, True)])
+def test_tables_for_other_programs_are_results_too(monkeypatch: pytest.MonkeyPatch, error: int, raised: bool) -> None:
+    monkeypatch.setattr(sys, "stdout", Refusing(error))
+    if not raised:
+        put("a,b\n")
+        return
+    with pytest.raises(StoreError, match=f"cannot write to standard output: {os.strerror(error)}"):
+        put("a,b\n")
+
+
+def test_tables_for_other_programs_are_written_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "[bold]name[/bold],\t:smile:" + "x" * 300 + "\n"
+    put(text)
+    assert capsys.readouterr().out == text
+
+
+@pytest.mark.parametrize(("console", "stream"), [(of_results, "stdout"), (of_work, "stderr")])
+def test_letters_that_a_stream_has_not_are_spelled(
+    monkeypatch: pytest.MonkeyPatch, console: Callable[[], Console], stream: str
+) -> None:
+    kept = io.BytesIO()
+    monkeypatch.setattr(sys, stream, io.TextIOWrapper(kept, encoding="ascii"))
+    for text in ("layer schön", "layer next"):
+        console().print(text)
+    getattr(sys, stream).flush()
+    assert kept.getvalue().decode() == "layer sch\\xf6n\nlayer next\n"
+
+
 def test_streams_that_are_closed_or_none_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     closed = io.StringIO()
     closed.close()
@@ -90,3 +118,4 @@ def test_streams_that_are_closed_or_none_are_not_read(monkeypatch: pytest.Monkey
         of_work().print("a warning")
     monkeypatch.setattr(sys, "stdout", None)
     of_results().print("a table")
+    put("a,b\n")
