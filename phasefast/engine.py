@@ -70,9 +70,12 @@ class Engine:
     def __init__(
         self, model: nn.Module, probe_set: ProbeSet, run: str = "run", out: str | Path | None = None, **options: Any
     ) -> None:
-        for name, value, kind in (("probe_set", probe_set, ProbeSet), ("run", run, str)):
+        for name, value, kind, mend in (
+            ("probe_set", probe_set, ProbeSet, "; ProbeSet.from_dataset and from_tensors make one"),
+            ("run", run, str, ""),
+        ):
             if not isinstance(value, kind):
-                raise ArgumentError(f"{name}: expected a {kind.__name__}, got {type(value).__name__}")
+                raise ArgumentError(f"{name}: expected a {kind.__name__}, got {type(value).__name__}{mend}")
         config = Configuration.of(model, options, grouped=probe_set.groups is not None)
         options = dict(config.options)
         self.model, self.device, self.rows, self.batchnorm = config.model, config.device, config.rows, config.batchnorm

@@ -37,7 +37,10 @@ def check_split(split: str, inputs: Tensor, labels: Tensor | None, minimum: int)
     labels = as_numbers(f"{split}_labels", labels)
     if labels.is_floating_point():
         mend = "give other numbers as values={name: (of fit, of held-out samples)}"
-        mend += "; if they are classes, give labels.long()" if bool((labels == labels.round()).all()) else ""
+        if labels.dim() == 2 and len(labels) == len(inputs) and labels.shape[1] > 1:
+            mend += "; of one-hot labels give labels.argmax(1)"
+        elif bool((labels == labels.round()).all()):
+            mend += "; if they are classes, give labels.long()"
         mend += f"; the order is {', '.join(_ORDER)}" if labels.shape[1:] == inputs.shape[1:] else ""
         raise DataError(f"{split}_labels: expected integers, got {labels.dtype}; {mend}")
     if labels.shape != (len(inputs),) and not (inputs.dim() < 4 and labels.shape == inputs.shape[:2]):

@@ -11,6 +11,8 @@ from ..common.notices import warn
 
 _COPIES = 10  # one of so many fit samples that are copies is worth a warning
 _COMPARED = 256  # numbers of each sample, by which those that are in both splits are found
+_APART, _WIDER = 1.0, 2.0  # standard deviations between means, and how many times one is the other: made in other ways
+_SURE, _FEWEST = 6.0, 8  # standard errors, beyond which a difference is not of the choice of so many samples or more
 
 
 def hash_of(*tensors: Tensor | None) -> hashlib.blake2b:
@@ -43,6 +45,37 @@ def warn_of_copies(fit: Tensor, heldout: Tensor) -> None:
             f"{same} of {len(heldout)} held-out samples are fit samples too: held-out scores will be of samples that "
             "the decoders have seen; give other samples"
         )
+
+
+def warn_of_scales(fit: Tensor, heldout: Tensor) -> None:
+    """Warn where the numbers of held-out samples lie elsewhere than those of fit samples, as without normalisation."""
+    if not fit.is_floating_point() or min(len(fit), len(heldout)) < _FEWEST:
+        return
+    own, other = _moments(fit), _moments(heldout)
+    means, variances = zip(own.tolist()[0], other.tolist()[0], strict=True)
+    unsure = (_SURE * (own[1] + other[1]).sqrt()).tolist()
+    apart = abs(means[0] - means[1]) > max(_APART * max(variances) ** 0.5, unsure[0])
+    wider = max(variances) - min(variances) > max((1 - _WIDER**-2) * max(variances), unsure[1])
+    if apart or wider:
+        was, now = (
+            f"mean {mean:.3g} and standard deviation {variance**0.5:.3g}"
+            for mean, variance in zip(means, variances, strict=True)
+        )
+        warn(
+            f"held-out inputs have {now}, fit inputs {was}: if they were transformed or normalised in different ways, "
+            "held-out scores mean nothing"
+        )
+
+
+def _moments(inputs: Tensor) -> Tensor:
+    """Mean and variance of all numbers, and the squared standard errors of both: [2, 2] float64."""
+    flat = inputs.detach().flatten(1)
+    dtype = torch.promote_types(flat.dtype, torch.float32)
+    norms = torch.linalg.vector_norm(flat, dim=1, dtype=dtype).double().cpu()
+    means = flat.mean(1, dtype=dtype).double().cpu()
+    # About a mean that is the samples' own, of which the error is of second order.
+    of_each = torch.stack([means, norms.square() / flat.shape[1] - means.mean() * (2 * means - means.mean())])
+    return torch.stack([of_each.mean(1).clamp(min=torch.tensor([-torch.inf, 0.0])), of_each.var(1) / len(flat)])
 
 
 def _repeated(fit: Tensor, heldout: Tensor, most: int) -> tuple[int, int]:

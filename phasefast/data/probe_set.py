@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from types import NoneType
 from typing import Any
@@ -18,7 +18,7 @@ from ..common.notices import warn
 from ..errors import ArgumentError, DataError
 from ..types import TargetKind
 from .checking import check_pairs, check_split, checked_values, of_array
-from .contents import hash_of, warn_of_copies
+from .contents import hash_of, warn_of_copies, warn_of_scales
 from .groups import Groups, numbered, taken
 from .samples import as_numbers, draw, random_order
 from .target_types import Values
@@ -113,7 +113,8 @@ class ProbeSet:
     ) -> ProbeSet:
         """A probe set from tensors; fit rows, with their labels and values, are shuffled by ``seed``.
 
-        Warns if half of the held-out samples or more are fit samples too, or a tenth of the fit samples are copies.
+        Warns if half of the held-out samples or more are fit samples too, or a tenth of the fit samples are copies, or
+        if the numbers of the splits lie apart.
 
         Args:
             fit_inputs: [n, ...] as the model takes them, n >= 2. heldout_inputs: [m, ...], m >= 1.
@@ -135,6 +136,7 @@ class ProbeSet:
         parts: Any = (fit_inputs, fit_labels, heldout_inputs, heldout_labels, fit_values, heldout_values)
         given = cls(*parts)  # which makes tensors of them
         warn_of_copies(given.fit_inputs, given.heldout_inputs)
+        warn_of_scales(given.fit_inputs, given.heldout_inputs)
         order = random_order(given.n_fit, seed)
         of_both: tuple[Tensor, ...] = ()
         if of_groups is not None:
@@ -170,7 +172,8 @@ class ProbeSet:
         """A probe set of randomly chosen samples of two map-style datasets.
 
         They yield ``(input, label)``, the input alone, or ``(input, label, {name: value, ...})`` with more to decode,
-        see :meth:`target`. A label may be None.
+        see :meth:`target`. A label may be None. Transforms should not be random: there is a warning; random states
+        stay as they are.
 
         Args:
             fit: dataset with ``len`` and ``[i]``. heldout: likewise, disjoint from ``fit``.
@@ -233,6 +236,21 @@ class ProbeSet:
         """
         content = {each.name: _compact(getattr(self, each.name)) for each in fields(self)}
         save({"digest": self.digest, **content}, path, "the probe set to", parents=True)
+
+    def with_values(self, values: Mapping[str, tuple[Numbers, Numbers]]) -> ProbeSet:
+        """The same samples with more to decode, such as another task: scores of these samples may be added to.
+
+        Args:
+            values: ``{name: (of fit, of held-out samples)}`` in the order of ``fit_inputs`` and ``heldout_inputs``, as
+                what is made of ``fit_labels`` and ``heldout_labels`` is. They replace those of the same names.
+
+        Raises:
+            DataError: shapes or lengths that do not match, NaN or Inf.
+        """
+        check_pairs(values)
+        fit, heldout = ({name: both[i] for name, both in values.items()} for i in (0, 1))
+        of_both: Any = {**self.fit_values, **fit}, {**self.heldout_values, **heldout}
+        return replace(self, fit_values=of_both[0], heldout_values=of_both[1])
 
     def target(
         self, name: str, kind: TargetKind | None = None, num_classes: int | None = None, each: bool = False

@@ -9,10 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from ..common.notices import warn
+from ..common.random_state import random_state_kept
 from ..common.scalars import is_integer
 from ..errors import ArgumentError, DataError
+
+_AGAIN = 8  # samples of a data set that are asked for twice
 
 
 def draw(
@@ -27,21 +31,28 @@ def draw(
         DataError: too few samples, or some that are of another form or shape.
     """
     if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-        raise DataError(f"{split}: expected a data set with len() and [i], got {type(dataset).__name__}")
+        mend = "; give its data set, loader.dataset" if isinstance(dataset, DataLoader) else ""
+        raise DataError(f"{split}: expected a data set with len() and [i], got {type(dataset).__name__}{mend}")
     size = len(dataset)
     count = size if count is None else count
     if not is_integer(count, 1) or count > size:
         raise DataError(f"n_{split}: expected between 1 and the {size} samples of the dataset, got {count!r}")
     rows = random_order(size, seed)[:count]
     chosen = rows.tolist()
-    parts = (_parts(f"{split}: sample {i}", dataset[i]) for i in chosen)  # type: ignore[index]
-    inputs, labels, values = zip(*parts, strict=True)
+    with random_state_kept(torch.device("cpu")):  # which a data set may draw from, as a training does
+        inputs, labels, values = zip(*(_sample(split, dataset, i) for i in chosen), strict=True)
+        again = [_sample(split, dataset, i)[0] for i in chosen[:_AGAIN]]
     for i, each in zip(chosen, inputs, strict=True):
         if each.shape != inputs[0].shape:
             got = f"{tuple(inputs[0].shape)}, and {tuple(each.shape)} of sample {i}"
             raise DataError(f"{split}: expected inputs of one shape, got {got}; crop, resize or pad them")
         if each.is_floating_point() and not bool(each.isfinite().all()):
             raise DataError(f"{split}: expected finite values, got NaN or Inf in sample {i}")
+    if not all(map(torch.equal, inputs, again)):
+        warn(
+            f"{split}: the data set gives other inputs each time, as random transforms do: give it without them, since "
+            "these samples are not those of the next call, nor what a model is used with"
+        )
     if len({label is None for label in labels}) > 1 or any(each.keys() != values[0].keys() for each in values):
         raise DataError(f"{split}: expected labels and values for all samples or none: some have what others lack")
     named = dict[str, Any]()
@@ -70,8 +81,9 @@ def random_order(size: int, seed: int) -> Tensor:
     return torch.randperm(size, generator=torch.Generator().manual_seed(int(seed)), device="cpu")
 
 
-def _parts(where: str, sample: Any) -> tuple[Tensor, int | Tensor | None, Mapping[str, Any]]:
-    """Input, label or those of its tokens [t], and values of one sample of a data set: ``where`` in messages."""
+def _sample(split: str, dataset: Any, row: int) -> tuple[Tensor, int | Tensor | None, Mapping[str, Any]]:
+    """Input, label or those of its tokens [t], and values of one sample of a data set."""
+    where, sample = f"{split}: sample {row}", dataset[row]
     if isinstance(sample, Mapping):
         raise DataError(f"{where}: expected (input, label), got a dict of {list(sample)}; wrap the data set")
     given = tuple(sample) if isinstance(sample, (tuple, list)) else (sample,)
@@ -104,8 +116,9 @@ def _label(where: str, label: Any) -> int | Tensor:
         if numbers.dim() == 1 and not numbers.is_floating_point():
             return numbers
         got = f"{tuple(label.shape)} {label.dtype}" if array else repr(label)
+        of_classes = "of one-hot labels give label.argmax(); " if numbers.dim() == 1 else ""
         raise DataError(
-            f"{where}: expected labels that are integers or None, got {got}; give other things to "
+            f"{where}: expected labels that are integers or None, got {got}; {of_classes}give other things to "
             "decode as (input, None, {name: value})"
         ) from error
 

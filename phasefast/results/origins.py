@@ -18,7 +18,7 @@ ORIGIN_FILES = _ORIGIN, _TRAINING, _CONSTANTS = "_origin.json", "_training.json"
 
 
 def check_origin(directory: str | Path, origin: str, confirmed: bool, of_all: bool) -> None:
-    """Warn if the stored scores are of checkpoints elsewhere, which may belong to another training.
+    """Warn if the stored scores are of checkpoints elsewhere, or of none, which may belong to another training.
 
     Args:
         origin: folder or repository that all checkpoints are in; kept beside the scores, each that was warned of too.
@@ -34,15 +34,15 @@ def check_origin(directory: str | Path, origin: str, confirmed: bool, of_all: bo
     elif any(Path(each).is_relative_to(origin) or Path(origin).is_relative_to(each) for each in known):
         return
     new = confirmed or not list_shards(directory)
-    if not new and known:
+    if not new:
+        of = f"of checkpoints in {known[0]}" if known else "that a training has measured, or of weights given as such"
         warn(
-            f"{directory}: holds scores of checkpoints in {known[0]}, but these are in {origin}: if they belong to "
-            "another training, give another out= (--out)"
+            f"{directory}: holds scores {of}, but these are in {origin}: if they belong to another "
+            "training, or their names count other than its steps do, such as epochs, give another out= (--out)"
         )
-    if new or known:
-        # One that is confirmed is another place of one of them.
-        kept = [origin] if new and len(known) < 2 else [*known, origin]
-        write_json(store_folder(directory) / _ORIGIN, kept, "where checkpoints are to")
+    # One that is confirmed is another place of one of them.
+    kept = [origin] if new and len(known) < 2 else [*known, origin]
+    write_json(store_folder(directory) / _ORIGIN, kept, "where checkpoints are to")
 
 
 def read_origins(directory: str | Path) -> list[str]:
