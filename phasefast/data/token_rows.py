@@ -19,7 +19,7 @@ from .sequences import real_tokens
 if TYPE_CHECKING:
     from .probe_set import ProbeSet
 
-_OWN = 16  # tokens that a model adds: of its class, registers
+OWN_TOKENS = 16  # tokens that a model adds: of its class, registers
 IGNORED = -100  # the label of tokens that do not count, as torch.nn.functional.cross_entropy has it
 
 
@@ -157,7 +157,7 @@ def own_tokens(module: nn.Module, shape: torch.Size, length: int, axes: Axes) ->
     None of [b, f, t], which padding may make longer.
     """
     more, last = shape[1] - length, shape[2]
-    if not 0 < more <= _OWN or axes.positions_last(module, shape)[0]:
+    if not 0 < more <= OWN_TOKENS or axes.positions_last(module, shape)[0]:
         return 0
     return more if last != length or is_of_features(module) else 0  # else it may be [b, f, t]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from ..data.output_rows import (
     width_of,
 )
 from ..data.outputs import called, ends_in_sigmoid, tensors_in
-from ..data.token_rows import TokensOfBatch, own_tokens
+from ..data.token_rows import OWN_TOKENS, TokensOfBatch, own_tokens
 from ..errors import LayerError
 from ..layers.defaults import is_beside
 from ..types import Layer, OwnPlace, TakesShapes, TokenMode
@@ -231,7 +232,10 @@ def _warn_of_tokens(mode: TokenMode, shapes: Mapping[str, torch.Size], batch: Te
         warn(f"tokens={mode!r} changes nothing: no layer's output is [b, t, f]{hint}")
         return
     counts |= {batch.shape[1]} if batch.dim() < 4 else set()
-    whole = [name for name, shape in shapes.items() if len(shape) != 3 and counts & {*shape[1:]}]
+    # Maps [b, f, h, w] are of patches if tokens are as many, but for a model's own.
+    maps = {name: math.prod(shape[2:]) for name, shape in shapes.items() if len(shape) in POOLED}
+    patches = {name for name, own in maps.items() if any(0 <= count - own <= min(OWN_TOKENS, own - 1) for count in counts)}
+    whole = [name for name, own in shapes.items() if len(own) != 3 and (counts & {*own[1:]} or name in patches)]
     if whole:
         warn(
             f"tokens={mode!r} needs outputs [b, t, f]; those of {shown(whole)} have other shapes, such as "

@@ -187,3 +187,27 @@ def test_each_position_of_blocks_and_activations_is_a_row() -> None:
     assert [cell.layer.name for cell in cells] == names
     for cell, own in zip(cells, outputs, strict=True):
         torch.testing.assert_close(cell.fit + cell.shift, own.mT.flatten(0, 1), rtol=1e-5, atol=1e-6)
+
+
+class Patches(nn.Module):
+    """A transformer of patches [b, t, f], which a convolution makes as maps [b, f, h, w]."""
+
+    def __init__(self, own: int) -> None:
+        super().__init__()
+        self.own, self.patches, self.block = own, nn.Conv2d(1, 5, 2, 2), nn.Linear(5, 5)
+        self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        maps = self.patches(x)
+        tokens = torch.cat([maps.new_zeros(len(x), self.own, 5), maps.flatten(2).mT], 1)
+        out: torch.Tensor = self.head(self.pool(maps).flatten(1) + self.block(tokens).mean(1))
+        return out
+
+
+@pytest.mark.parametrize("own", [0, 1, 4])
+def test_maps_of_as_many_places_as_there_are_tokens_are_told(own: int) -> None:
+    x = torch.randn(60, 1, 6, 6)
+    probe_set = pf.ProbeSet.from_tensors(x[:40], None, x[40:], None)
+    told = r"tokens='mean' needs outputs \[b, t, f\]; those of \['patches'\] have other shapes, such as \(7, 5, 3, 3\)"
+    with pytest.warns(RuntimeWarning, match=told):
+        pf.probe(Patches(own), probe_set, layers=["patches", "pool", "block"], tokens="mean", alphas=[0.1])
