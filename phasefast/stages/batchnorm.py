@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,9 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..common.fetching import fetched
 from ..common.notices import shown
 from ..errors import ArgumentError
 from ..types import BatchNormMode
+
+_SETTLED = 10.0  # times the span over which running statistics average: what they were before has no share any more
+_OTHER = 3.0  # times the variance, or variances of the distance: samples of the training are not so far apart
 
 
 @contextmanager
@@ -91,11 +96,12 @@ def _averaging(norms: Mapping[str, _BatchNorm], tell: Callable[[str], None]) -> 
 
     ``momentum = None`` would ask for the same, but reads the number of calls from the device at each of them.
     """
-    calls = dict.fromkeys(norms, 0)
+    calls = dict[str, int]()
+    momenta = {name: norm.momentum for name, norm in norms.items()}
 
     def hook_for(name: str) -> Callable[[_BatchNorm, Any], None]:
         def before(norm: _BatchNorm, _args: Any) -> None:
-            calls[name] += 1
+            calls[name] = calls.get(name, 0) + 1
             norm.momentum = 1 / calls[name]
 
         return before
@@ -110,7 +116,13 @@ def _averaging(norms: Mapping[str, _BatchNorm], tell: Callable[[str], None]) -> 
     finally:
         for handle in handles:
             handle.remove()
-    if uncalled := [name for name in norms if not calls[name]]:
+    if (first := next(iter(calls), None)) is not None and _are_others(stored[first], norms[first], momenta[first]):
+        tell(
+            f"the running statistics of {first!r}, the first BatchNorm, are far from those that the probe set has: are "
+            "its inputs normalised and scaled as in the training? The statistics are recomputed, so scores may look as "
+            "usual; batchnorm='running' shows what the model makes of such inputs"
+        )
+    if uncalled := [name for name in norms if name not in calls]:
         tell(
             f"batchnorm='recompute': {shown(uncalled)} keep their statistics, as the model does not call these modules "
             "(unused, or called through a function); batchnorm='running' keeps those of all"
@@ -118,6 +130,17 @@ def _averaging(norms: Mapping[str, _BatchNorm], tell: Callable[[str], None]) -> 
     for name in uncalled:
         for buffer, own in zip(norms[name].buffers(), stored[name], strict=True):
             buffer.copy_(own)
+
+
+def _are_others(stored: Sequence[Tensor], norm: _BatchNorm, momentum: float | None) -> bool:
+    """Whether running statistics, once they have settled, are of other inputs than those of a layer now."""
+    if len(stored) < 3 or norm.running_mean is None or norm.running_var is None:  # of versions that did not count
+        return False
+    mean, variance, count, now, scatter = fetched(*stored, norm.running_mean, norm.running_var)
+    if momentum is not None and float(count) * momentum < _SETTLED:
+        return False
+    wider = (variance / scatter).log().abs().nanmedian() > math.log(_OTHER)
+    return bool(wider | (((mean - now).square() / torch.minimum(variance, scatter)).nanmedian() > _OTHER))
 
 
 @contextmanager

@@ -234,7 +234,9 @@ def _warn_of_tokens(mode: TokenMode, shapes: Mapping[str, torch.Size], batch: Te
     counts |= {batch.shape[1]} if batch.dim() < 4 else set()
     # Maps [b, f, h, w] are of patches if tokens are as many, but for a model's own.
     maps = {name: math.prod(shape[2:]) for name, shape in shapes.items() if len(shape) in POOLED}
-    patches = {name for name, own in maps.items() if any(0 <= count - own <= min(OWN_TOKENS, own - 1) for count in counts)}
+    patches = {
+        name for name, own in maps.items() if any(0 <= count - own <= min(OWN_TOKENS, own - 1) for count in counts)
+    }
     whole = [name for name, own in shapes.items() if len(own) != 3 and (counts & {*own[1:]} or name in patches)]
     if whole:
         warn(

@@ -60,3 +60,34 @@ def test_frozen_layers_are_told(net: SmallNet, probe_set: pf.ProbeSet) -> None:
         tracker.step(1)  # told once
         pf.probe(net, probe_set, layers="hidden", batchnorm="running")
         pf.probe(net.eval(), probe_set, layers="hidden")
+
+
+def settled(net: SmallNet, inputs: Tensor, batches: int) -> SmallNet:
+    """After so many batches in training mode, of these inputs."""
+    net.train()
+    with torch.no_grad():
+        for batch in inputs.repeat(1 + batches * 16 // len(inputs), 1, 1, 1).split(16)[:batches]:
+            net(batch)
+    return net.eval()
+
+
+@pytest.mark.parametrize("change", [lambda x: x * 0.25, lambda x: x * 255, lambda x: x / 3 + 4])
+def test_inputs_that_are_not_scaled_as_in_the_training_are_told(net: SmallNet, probe_set: pf.ProbeSet, change) -> None:  # type: ignore[no-untyped-def]
+    settled(net, probe_set.fit_inputs, 150)
+    options: dict[str, object] = {"layers": "hidden", "targets": "input", "alphas": [0.1]}
+    with no_warnings():
+        pf.probe(net, probe_set, **options)  # type: ignore[arg-type]
+    other = pf.ProbeSet.from_tensors(change(probe_set.fit_inputs), None, change(probe_set.heldout_inputs), None)
+    with pytest.warns(RuntimeWarning, match=r"running statistics of 'norm', the first BatchNorm, are far from those"):
+        pf.probe(net, other, **options)  # type: ignore[arg-type]
+    with no_warnings():
+        pf.probe(net, other, batchnorm="running", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("batches", [0, 1, 20, 90])
+def test_running_statistics_that_have_not_settled_tell_nothing(
+    net: SmallNet, probe_set: pf.ProbeSet, batches: int
+) -> None:
+    settled(net, 255 * probe_set.fit_inputs, batches)
+    with no_warnings():
+        pf.probe(net, probe_set, layers="hidden", targets="input", alphas=[0.1])
