@@ -22,6 +22,7 @@ from .results.store import check_weights, open_store
 from .schedule import Schedule
 
 _UNCHANGED = 4  # updates without effect that are told
+_LONG = 20.0  # seconds of a measurement that are worth a hint
 
 
 def _is_another_rank() -> bool:
@@ -141,6 +142,15 @@ class PhaseTracker:
             )
             warn(f"step {step}: the weights are those of step {self._since}: {why}")
 
+    def _count(self, step: int, seconds: float) -> None:
+        """Add to the time that was spent; tell if the first measurement shows that this will be much."""
+        if self.seconds == 0 and seconds > _LONG:
+            warn(
+                f"measuring step {step} took {seconds:.0f} s, so much for each step: pf.plan(model, probe_set, ...), or "
+                "`phasefast plan`, tells which layers cost most; pool=, layers= and fewer samples take less"
+            )
+        self.seconds += seconds
+
     def _lacks(self, stored: Scores, step: int) -> bool:
         """Whether a stored step has not all that is asked for by name, but for what was lost of it."""
         lost = {} if self._out is None else lost_layers(self._out).get(step, {})
@@ -214,7 +224,7 @@ class PhaseTracker:
             engine = self._engine
             scores = self._measure(step)
             self._farthest = max(self._farthest, step)
-            self.seconds += float(scores.to_arrow().column("seconds")[0].as_py())
+            self._count(step, float(scores.to_arrow().column("seconds")[0].as_py()))
             if self._pending is not None:
                 self._pending.add(step, scores, engine.lost)
             self.scores = Scores.concat([self.scores, scores])

@@ -15,6 +15,7 @@ import torch
 import phasefast as pf
 from phasefast.errors import ArgumentError, LayerError, NonFiniteError, StoreError
 from tests.conftest import SmallNet
+from tests.quiet import no_warnings
 from tests.test_sweep import without_seconds
 
 
@@ -330,3 +331,14 @@ def test_a_copy_measures_its_own_model(net: SmallNet, probe_set: pf.ProbeSet, co
     assert same is not None
     assert changed is not None
     assert same.value(**value) == first.value(**value) != changed.value(**value)
+
+
+def test_a_measurement_that_takes_long_is_told_once(
+    net: SmallNet, probe_set: pf.ProbeSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = pf.PhaseTracker(net, probe_set, layers="hidden", alphas=[0.1], out=None)
+    monkeypatch.setattr("phasefast.track._LONG", 0.0)
+    with pytest.warns(RuntimeWarning, match=r"measuring step 0 took \d+ s, .* pf.plan\(model, probe_set, ...\)"):
+        tracker.step(0)
+    with no_warnings():
+        tracker.step(1, force=True)

@@ -134,7 +134,8 @@ def _tell_differences(directories: Sequence[str | Path], scores: Mapping[str, Sc
             warn(f"{', '.join(group)} {were} not measured as {names[0]}: {others}")
     for one, other in itertools.combinations(names, 2):
         if same := _same_weights(scores[one], scores[other]):
-            warn(f"{one} and {other} have the same weights at {same} steps after 0: are they the same training?")
+            steps = f"{same} step{'s' * (same > 1)} after 0"
+            warn(f"{one} and {other} have the same weights at {steps}: are they the same training?")
 
 
 def _tell_left_out(comparison: Comparison, scores: Mapping[str, Scores]) -> None:
