@@ -58,7 +58,6 @@ class PhaseTracker:
         **options: see :class:`phasefast.ProbeOptions`.
 
     Attributes:
-        scores: everything measured so far, steps stored by an earlier run of the same configuration included.
         seconds: time spent measuring.
 
     Raises:
@@ -91,11 +90,13 @@ class PhaseTracker:
         self._weights: list[str] = []  # their hash at the last measurement, the step since which it is the same,
         self._since, self._unchanged = 0, False  # and whether this was told
         self._pending: Pending | None = None
-        self.scores = Scores.from_rows([])
+        self._joined, self._new = Scores.from_rows([]), list[Scores]()  # to join them takes time for each that is there
         if out is not None:
             store = self._engine.store(Path(out).absolute())  # a training may change its directory
-            self.scores = Scores.concat([*open_store(store, overwrite).values()])
+            self._joined = Scores.concat([*open_store(store, overwrite).values()])
             self._pending = Pending(store)
+        self._steps = set(self._joined.steps)
+        self._lost: dict[int, dict[str, str]] | None = None  # layers of stored steps, once it is asked for
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_measure"}
@@ -106,8 +107,15 @@ class PhaseTracker:
 
     def __repr__(self) -> str:
         model, where = type(self._engine.model).__name__, self._out or "memory"
-        steps = named(self.scores.steps)
+        steps = named(sorted(self._steps))
         return f"PhaseTracker(of {model}, scores in {where}: steps [{steps}], {self.seconds:.1f} s)"
+
+    @property
+    def scores(self) -> Scores:
+        """Everything measured so far, steps stored by an earlier run of the same configuration included."""
+        if self._new:
+            self._joined, self._new = Scores.concat([self._joined, *self._new]), []
+        return self._joined
 
     @property
     def _out(self) -> str | Path | None:
@@ -146,14 +154,16 @@ class PhaseTracker:
         """Add to the time that was spent; tell if the first measurement shows that this will be much."""
         if self.seconds == 0 and seconds > _LONG:
             warn(
-                f"measuring step {step} took {seconds:.0f} s, so much for each step: pf.plan(model, probe_set, ...), or "
+                f"measuring step {step} took {seconds:.0f} s, as each step will: pf.plan(model, probe_set, ...), or "
                 "`phasefast plan`, tells which layers cost most; pool=, layers= and fewer samples take less"
             )
         self.seconds += seconds
 
     def _lacks(self, stored: Scores, step: int) -> bool:
         """Whether a stored step has not all that is asked for by name, but for what was lost of it."""
-        lost = {} if self._out is None else lost_layers(self._out).get(step, {})
+        if self._lost is None:
+            self._lost = {} if self._out is None else lost_layers(self._out)
+        lost = self._lost.get(step, {})
         targets = self._engine.target_hashes
         asked = [name for name in self._engine.named if name not in lost]
         return bool(self._engine.lacking(stored, asked, lost, asked=True)) or not targets.keys() <= set(stored.targets)
@@ -188,16 +198,16 @@ class PhaseTracker:
         first, repeated = self._start is None, step == self._before
         start = self._start = step if self._start is None else self._start
         if first:  # one that goes on has called for what is stored
-            self._before = max((known for known in self.scores.steps if known <= step), default=-1)
-            self._farthest = max((known for known in self.scores.steps if known < step), default=-1)
+            self._before = max((known for known in self._steps if known <= step), default=-1)
+            self._farthest = max((known for known in self._steps if known < step), default=-1)
         before = self._earlier = self._before
         self._before = step
         if not (force or self._schedule.is_due(before, step)):
             return None
-        if step < self._farthest and not force and step not in self.scores.steps:
+        if step < self._farthest and not force and step not in self._steps:
             self._tell_backwards(step)
             return None
-        if step in self.scores.steps:
+        if step in self._steps:
             if force or not repeated:
                 self._store()
             if repeated and not force:  # such as while gradients accumulate: it is to take no time
@@ -227,7 +237,8 @@ class PhaseTracker:
             self._count(step, float(scores.to_arrow().column("seconds")[0].as_py()))
             if self._pending is not None:
                 self._pending.add(step, scores, engine.lost)
-            self.scores = Scores.concat([self.scores, scores])
+            self._new.append(scores)
+            self._steps.add(step)
         except Exception as error:
             if self._on_error == "raise" or (not may_pass(error) and self.seconds == 0):
                 raise

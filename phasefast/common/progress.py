@@ -13,8 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .console import of_work
 
-# Lines before which there is no pause; seconds between later ones, but for the last one, and what failed.
-_FIRST, _PAUSE = 20, 1.0
+# Lines before which there is no pause; seconds between later ones, at least and at most, but for the last one. There
+# are about so many in most logs, and as many of what failed are not waited with.
+_FIRST, _PAUSE, _LONGEST, _LINES = 20, 1.0, 60.0, 100
 Update = Callable[[int, str], None]
 
 
@@ -46,7 +47,9 @@ def progress(what: str, total: int, unit: str, console: Console | None = None) -
     def line(done: int, note: str) -> None:
         nonlocal told, lines
         now = time.perf_counter()
-        if lines >= _FIRST and done < total and now - told < _PAUSE and "failed" not in note:
+        pause = min(max((now - start) / _LINES, _PAUSE), _LONGEST)
+        failed = "failed" in note and lines < _LINES
+        if lines >= _FIRST and done < total and now - told < pause and not failed:
             return
         told, lines, left = now, lines + 1, (now - start) / max(done, 1) * (total - done)
         text = ", ".join(part for part in (f"{what} {done}/{total} {unit}", note, f"ETA {left:.0f} s") if part)

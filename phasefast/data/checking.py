@@ -37,7 +37,11 @@ def check_split(split: str, inputs: Tensor, labels: Tensor | None, minimum: int)
     labels = as_numbers(f"{split}_labels", labels)
     if labels.is_floating_point():
         mend = "give other numbers as values={name: (of fit, of held-out samples)}"
-        if labels.dim() == 2 and len(labels) == len(inputs) and labels.shape[1] > 1:
+        if (
+            labels.dim() == 2
+            and labels.shape[1] > 1
+            and bool(((labels >= 0).all(1) & ((labels.sum(1) - 1).abs() < 1e-3)).all())
+        ):
             mend += "; of one-hot labels give labels.argmax(1)"
         elif bool((labels == labels.round()).all()):
             mend += "; if they are classes, give labels.long()"

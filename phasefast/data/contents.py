@@ -75,7 +75,8 @@ def _moments(inputs: Tensor) -> Tensor:
     means = flat.mean(1, dtype=dtype).double().cpu()
     # About a mean that is the samples' own, of which the error is of second order.
     of_each = torch.stack([means, norms.square() / flat.shape[1] - means.mean() * (2 * means - means.mean())])
-    return torch.stack([of_each.mean(1).clamp(min=torch.tensor([-torch.inf, 0.0])), of_each.var(1) / len(flat)])
+    mean, variance = of_each.mean(1)
+    return torch.stack([torch.stack([mean, variance.clamp(min=0)]), of_each.var(1) / len(flat)])
 
 
 def _repeated(fit: Tensor, heldout: Tensor, most: int) -> tuple[int, int]:

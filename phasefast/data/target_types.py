@@ -156,10 +156,9 @@ class Function(OwnTarget):
             try:
                 given = self.fn(batch.clone())
             except Exception as error:
-                error.add_note(
-                    f"raised by the function of target {self.name!r}, which gets nothing but inputs "
-                    f"{tuple(batch.shape)}; for what is made of labels see ProbeSet.with_values"
-                )
+                error.add_note(f"raised by the function of target {self.name!r}, for inputs {tuple(batch.shape)}")
+                if isinstance(error, TypeError) and "argument" in str(error):
+                    error.add_note("it gets nothing but inputs: for what is made of labels see ProbeSet.with_values")
                 raise
             value = as_numbers(f"target {self.name!r}", given)
             if value.dim() == 0 or len(value) != len(batch):

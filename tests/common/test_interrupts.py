@@ -117,20 +117,21 @@ def test_a_step_that_was_interrupted_is_measured_when_it_is_called_again(small: 
 
 
 def test_what_is_in_memory_is_stored_where_the_storing_was_interrupted(small: pf.ProbeSet, tmp_path: Path) -> None:
-    model, concat = SmallNet(), pf.Scores.concat
-    tracker = pf.PhaseTracker(model, small, out=tmp_path, layers="hidden")
+    tracker = pf.PhaseTracker(SmallNet(), small, out=tmp_path, layers="hidden")
     for before in (True, False):
 
-        def interrupting(parts: Any, before: bool = before) -> pf.Scores:
-            if before:
+        class Interrupting(set[int]):
+            def add(self, step: int, before: bool = before) -> None:
+                if not before:
+                    super().add(step)
                 raise KeyboardInterrupt
-            tracker.scores = concat(parts)
-            raise KeyboardInterrupt
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pf.Scores, "concat", interrupting)
+            steps = Interrupting(tracker._steps)
+            patch.setattr(tracker, "_steps", steps)
             with pytest.raises(KeyboardInterrupt):
                 tracker.step(1)
+        tracker._steps |= steps
     tracker.step(1)
     assert pf.read_scores(tmp_path).steps == tracker.scores.steps == [1]
 

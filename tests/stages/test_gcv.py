@@ -237,7 +237,7 @@ def test_a_search_makes_traces_exact_where_estimates_could_not_tell(
         cell = reduce_features(cell, (0, 700)) if d > 700 else cell
         (statistics,) = accumulate([cell], targets, F64, with_folds=False)
         scan = scanning.Scan(cell, statistics, targets, Penalties())
-        best, _ = gcv._searched(scan, torch.tensor([start, start]), Penalties().stride)
+        best, *_ = gcv._searched(scan, torch.tensor([start, start]), Penalties().stride)
         assert errors[int(best[0])] <= errors.min() * 1.005
         if scan.exact:  # all of them: none that is known is an estimate
             assert len(exact) >= len(scan._tried) > 1
