@@ -32,7 +32,8 @@ class _Stream:
             try:
                 self._stream.write(text)
             except UnicodeEncodeError as error:  # names that the stream has no letters for
-                self._stream.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
+                encoding: str = getattr(self._stream, "encoding", None) or error.encoding
+                self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
     def flush(self) -> None:
         with self._handled():

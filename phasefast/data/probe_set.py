@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..common.files import save
 from ..common.notices import warn
+from ..common.random_state import random_state_kept
 from ..errors import ArgumentError, DataError
 from ..types import TargetKind
 from .checking import check_pairs, check_split, checked_values, of_array
@@ -185,8 +186,9 @@ class ProbeSet:
         """
         if not isinstance(groups, (str, NoneType)):
             raise DataError(f"groups: expected the name of values of the data sets, got {type(groups).__name__}")
-        inputs, labels, own, rows = draw("fit", fit, n_fit, seed, text=groups)
-        held_inputs, held_labels, held, held_rows = draw("heldout", heldout, n_heldout, seed + 1, text=groups)
+        with random_state_kept(torch.device("cpu")):  # which data sets may draw from, as a training does
+            inputs, labels, own, rows = draw("fit", fit, n_fit, seed, text=groups)
+            held_inputs, held_labels, held, held_rows = draw("heldout", heldout, n_heldout, seed + 1, text=groups)
         if own.keys() != held.keys():
             raise DataError(f"values: expected the same names for both splits, got {sorted(own)} and {sorted(held)}")
         values = {name: (own[name], held[name]) for name in own}

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..common.notices import warn
-from ..common.random_state import random_state_kept
 from ..common.scalars import is_integer
 from ..errors import ArgumentError, DataError
 
@@ -39,9 +38,8 @@ def draw(
         raise DataError(f"n_{split}: expected between 1 and the {size} samples of the dataset, got {count!r}")
     rows = random_order(size, seed)[:count]
     chosen = rows.tolist()
-    with random_state_kept(torch.device("cpu")):  # which a data set may draw from, as a training does
-        inputs, labels, values = zip(*(_sample(split, dataset, i) for i in chosen), strict=True)
-        again = [_sample(split, dataset, i)[0] for i in chosen[:_AGAIN]]
+    inputs, labels, values = zip(*(_sample(split, dataset, i) for i in chosen), strict=True)
+    again = [_sample(split, dataset, i)[0] for i in chosen[:_AGAIN]]
     for i, each in zip(chosen, inputs, strict=True):
         if each.shape != inputs[0].shape:
             got = f"{tuple(inputs[0].shape)}, and {tuple(each.shape)} of sample {i}"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..common.fetching import fetched
 from ..common.notices import shown
 from ..errors import ArgumentError
 from ..types import BatchNormMode
@@ -107,6 +105,8 @@ def _averaging(norms: Mapping[str, _BatchNorm], tell: Callable[[str], None]) -> 
         return before
 
     stored = {name: [buffer.clone() for buffer in norm.buffers()] for name, norm in norms.items()}
+    names = {name: [key for key, _ in norm.named_buffers()] for name, norm in norms.items()}
+    before_all = {name: dict(zip(names[name], stored[name], strict=True)) for name in norms}
     handles = []
     for name, norm in norms.items():
         norm.reset_running_stats()
@@ -116,7 +116,8 @@ def _averaging(norms: Mapping[str, _BatchNorm], tell: Callable[[str], None]) -> 
     finally:
         for handle in handles:
             handle.remove()
-    if (first := next(iter(calls), None)) is not None and _are_others(stored[first], norms[first], momenta[first]):
+    first = next(iter(calls), None)
+    if first is not None and _are_others(before_all[first], norms[first], momenta[first]):
         tell(
             f"the running statistics of {first!r}, the first BatchNorm, are far from those that the probe set has: are "
             "its inputs normalised and scaled as in the training? The statistics are recomputed, so scores may look as "
@@ -132,15 +133,22 @@ def _averaging(norms: Mapping[str, _BatchNorm], tell: Callable[[str], None]) -> 
             buffer.copy_(own)
 
 
-def _are_others(stored: Sequence[Tensor], norm: _BatchNorm, momentum: float | None) -> bool:
-    """Whether running statistics, once they have settled, are of other inputs than those of a layer now."""
-    if len(stored) < 3 or norm.running_mean is None or norm.running_var is None:  # of versions that did not count
+def _are_others(stored: Mapping[str, Tensor], norm: _BatchNorm, momentum: float | None) -> bool:
+    """Whether running statistics, once they have settled, are of other inputs than those of a layer now.
+
+    False on a GPU, which would be waited for, and where they average over all updates.
+    """
+    known = [stored.get(name) for name in ("num_batches_tracked", "running_mean", "running_var")]
+    own = [*known, norm.running_mean, norm.running_var]
+    if momentum is None or any(each is None or each.device.type != "cpu" for each in own):
         return False
-    mean, variance, count, now, scatter = fetched(*stored, norm.running_mean, norm.running_var)
-    if momentum is not None and float(count) * momentum < _SETTLED:
+    count, mean, variance, now, scatter = (each.double() for each in own if each is not None)
+    if float(count) * momentum < _SETTLED:
         return False
-    wider = (variance / scatter).log().abs().nanmedian() > math.log(_OTHER)
-    return bool(wider | (((mean - now).square() / torch.minimum(variance, scatter)).nanmedian() > _OTHER))
+    # Of all features at once: many may be constant, or nearly so.
+    was, has = float(variance.sum()), float(scatter.sum())
+    wider = max(was, has) > _OTHER * min(was, has)
+    return wider or float((mean - now).square().sum()) > _OTHER * min(was, has)
 
 
 @contextmanager

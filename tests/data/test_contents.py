@@ -49,6 +49,22 @@ def test_random_states_stay_as_they_are() -> None:
     assert (str(np.random.get_state()), random.getstate()) == before[1:]
 
 
+class Made:
+    """Samples that are made when they are asked for."""
+
+    def __len__(self) -> int:
+        return 60
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        return torch.randn(4), i % 3
+
+
+def test_splits_of_samples_that_are_drawn_are_not_the_same() -> None:
+    with pytest.warns(RuntimeWarning, match="the data set gives other inputs each time"):
+        probe_set = pf.ProbeSet.from_dataset(Made(), Made())
+    assert not set(probe_set.fit_inputs[:, 0].tolist()) & set(probe_set.heldout_inputs[:, 0].tolist())
+
+
 @pytest.mark.parametrize(
     ("scale", "shift"), [(255.0, 0.0), (1 / 255, 0.0), (0.25, 0.5), (1.0, 1.5), (1.0, -1.5), (2.2, 0.0), (0.45, 0.0)]
 )

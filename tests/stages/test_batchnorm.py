@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
+import torch.nn.utils.prune
 from torch import Tensor, nn
 
 import phasefast as pf
@@ -91,3 +94,28 @@ def test_running_statistics_that_have_not_settled_tell_nothing(
     settled(net, 255 * probe_set.fit_inputs, batches)
     with no_warnings():
         pf.probe(net, probe_set, layers="hidden", targets="input", alphas=[0.1])
+
+
+def test_norms_with_more_buffers_or_another_average_are_measured(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    settled(net, probe_set.fit_inputs, 150)
+    nn.utils.prune.l1_unstructured(net.norm, "weight", 0.5)
+    with no_warnings():
+        pf.probe(net, probe_set, layers="hidden", targets="input", alphas=[0.1])
+    fresh = SmallNet()
+    fresh.norm.momentum = None
+    with no_warnings():
+        pf.probe(fresh, probe_set, layers="hidden", targets="input", alphas=[0.1])
+
+
+def test_features_that_are_constant_or_sparse_are_of_the_same_inputs() -> None:
+    x = (torch.rand(600, 200) < 0.003).float()
+    x[:, 100:] = 1.0
+    net = nn.Sequential(nn.BatchNorm1d(200), nn.Linear(200, 3)).train()
+    with torch.no_grad():
+        for batch in x[:400].repeat(12, 1).split(32):
+            net(batch)
+    probe_set = pf.ProbeSet.from_tensors(x[400:550], None, x[550:], None)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pf.probe(net.eval(), probe_set, layers="1", alphas=[0.1])
+    assert not [each for each in caught if "running statistics" in str(each.message)]
