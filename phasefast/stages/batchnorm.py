@@ -104,9 +104,7 @@ def _averaging(norms: Mapping[str, _BatchNorm], tell: Callable[[str], None]) -> 
 
         return before
 
-    stored = {name: [buffer.clone() for buffer in norm.buffers()] for name, norm in norms.items()}
-    names = {name: [key for key, _ in norm.named_buffers()] for name, norm in norms.items()}
-    before_all = {name: dict(zip(names[name], stored[name], strict=True)) for name in norms}
+    stored = {name: {key: own.clone() for key, own in norm.named_buffers()} for name, norm in norms.items()}
     handles = []
     for name, norm in norms.items():
         norm.reset_running_stats()
@@ -117,7 +115,7 @@ def _averaging(norms: Mapping[str, _BatchNorm], tell: Callable[[str], None]) -> 
         for handle in handles:
             handle.remove()
     first = next(iter(calls), None)
-    if first is not None and _are_others(before_all[first], norms[first], momenta[first]):
+    if first is not None and _are_others(stored[first], norms[first], momenta[first]):
         tell(
             f"the running statistics of {first!r}, the first BatchNorm, are far from those that the probe set has: are "
             "its inputs normalised and scaled as in the training? The statistics are recomputed, so scores may look as "
@@ -129,8 +127,8 @@ def _averaging(norms: Mapping[str, _BatchNorm], tell: Callable[[str], None]) -> 
             "(unused, or called through a function); batchnorm='running' keeps those of all"
         )
     for name in uncalled:
-        for buffer, own in zip(norms[name].buffers(), stored[name], strict=True):
-            buffer.copy_(own)
+        for key, buffer in norms[name].named_buffers():
+            buffer.copy_(stored[name][key])
 
 
 def _are_others(stored: Mapping[str, Tensor], norm: _BatchNorm, momentum: float | None) -> bool:
