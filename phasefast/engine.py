@@ -23,7 +23,7 @@ from .checkpoints import weights_hash
 from .common.notices import Once, shown, warn
 from .common.random_state import fix_random_state, repeats
 from .configuration import Configuration
-from .data.batches import fast_size, warn_of_rounding
+from .data.batches import fast_size, given_dtype, warn_of_rounding
 from .data.inputs import Inputs
 from .data.outputs import rows_in
 from .data.probe_set import ProbeSet
@@ -269,10 +269,10 @@ class Engine:
 
     def _discovered(self) -> list[Layer]:
         """The layers, as the first few samples show them."""
-        first = self._inputs.first(self.model)
+        batches = self._inputs.first(self.model)
         try:
             how = self.rows, self.named, self.target_set.predictions
-            layers, places, some = discover_layers(self.model, self.names, first, *how)
+            layers, places, some, first = discover_layers(self.model, self.names, batches, *how)
             if repeats(self.device, lambda: rows_in(self.model(first.clone())), self._once.warn):
                 warn_of_order(self.model, self.names, first, some, self.rows)
         except PhasefastError:
@@ -281,8 +281,9 @@ class Engine:
             if "does not require grad" in str(error):
                 error.add_note("Models are run under torch.no_grad(): use torch.enable_grad() in the forward.")
                 raise
+            given, dtype = self._inputs.fit, given_dtype(self._inputs.fit, self.model)
             error.add_note(
-                f"The model was given samples of shape {tuple(first.shape[1:])}, {first.dtype}: does the probe "
+                f"The model was given samples of shape {tuple(given.shape[1:])}, {dtype}: does the probe "
                 "set hold what it takes? Give images as floats, such as x.float() / 255. Wrap a model of several "
                 "inputs in a module that makes them from one tensor."
             )

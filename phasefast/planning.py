@@ -18,7 +18,7 @@ from .algebra.systems import fold_sums
 from .common.scalars import is_integer
 from .common.tables import Printed, aligned, counted
 from .configuration import Configuration
-from .data.batches import first_rows, model_inputs
+from .data.batches import MOST_FIRST, first_rows, model_inputs
 from .data.probe_set import ProbeSet
 from .data.target_types import Input
 from .decoding import Method
@@ -203,10 +203,10 @@ def _of_sizes(
         )
     model, where, method = config.model, config.device, config.method
     with preserved(model, where, keep=torch.device("cpu")):
-        bounds = first_rows(example[None])
-        batch = next(model_inputs(torch.stack([example] * bounds[0][1]), bounds, model, where))
+        samples = torch.stack([example] * MOST_FIRST)
+        batches = model_inputs(samples, first_rows(samples), model, where)
         try:
-            found = discover_layers(model, config.names, batch, config.rows, config.named).layers
+            found = discover_layers(model, config.names, batches, config.rows, config.named).layers
         except PhasefastError:
             raise
         except Exception as error:  # a model may check its input by itself

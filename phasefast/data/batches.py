@@ -13,6 +13,7 @@ from ..common.interrupts import let_interrupts_through
 from ..common.notices import warn
 
 _FIRST_ROWS = 7, 5, 11, 13  # that layers are discovered with: few, and not as many as tokens, which may come first
+MOST_FIRST = max(_FIRST_ROWS)
 # On a GPU. Launches of small networks take as long as their work below so many samples; larger samples, of so many
 # numbers in all, keep it busy in smaller batches.
 _SAMPLES, _NUMBERS = 2048, 1 << 23
@@ -33,8 +34,9 @@ def chunk_bounds(start: int, stop: int, size: int) -> list[tuple[int, int]]:
 
 
 def first_rows(inputs: Tensor) -> list[tuple[int, int]]:
-    """The range of the samples [n, ...] that layers are discovered with."""
-    return [(0, next((count for count in _FIRST_ROWS if count not in inputs.shape[1:]), _FIRST_ROWS[0]))]
+    """The range of the samples [n, ...] that layers are discovered with; others follow, if an output is as long."""
+    counts = [count for count in _FIRST_ROWS if count not in inputs.shape[1:]] or [_FIRST_ROWS[0]]
+    return [(0, count) for count in dict.fromkeys(min(count, len(inputs)) for count in counts)]
 
 
 def fast_size(inputs: Tensor, size: int, device: torch.device, memory: float = math.inf) -> int:
@@ -59,7 +61,7 @@ def model_inputs(
     order: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """Batches of ``inputs``, or of these in an ``order``, on the model's device, floats in the model's dtype."""
-    dtype = _given_dtype(inputs, model)
+    dtype = given_dtype(inputs, model)
     for start, stop in bounds:
         let_interrupts_through()
         batch = inputs[start:stop] if order is None else inputs[order[start:stop]]
@@ -69,7 +71,7 @@ def model_inputs(
         yield batch.to(device, dtype, copy=True, non_blocking=pinned)
 
 
-def _given_dtype(inputs: Tensor, model: nn.Module) -> torch.dtype:
+def given_dtype(inputs: Tensor, model: nn.Module) -> torch.dtype:
     """The type in which a model is given its inputs: floating-point ones in that of its parameters."""
     own = (p.dtype for p in model.parameters() if p.is_floating_point())
     return next(own, inputs.dtype) if inputs.is_floating_point() else inputs.dtype
@@ -77,7 +79,7 @@ def _given_dtype(inputs: Tensor, model: nn.Module) -> torch.dtype:
 
 def warn_of_rounding(inputs: Tensor, model: nn.Module) -> None:
     """Warn if a float32 model is given float64 inputs whose differences float32 loses, such as points in time."""
-    if inputs.dtype != torch.float64 or _given_dtype(inputs, model) != torch.float32:
+    if inputs.dtype != torch.float64 or given_dtype(inputs, model) != torch.float32:
         return
     some = inputs[:_LOOKED_AT].flatten(1)  # in random order
     mean = some.mean(0)

@@ -38,9 +38,9 @@ class Inputs:
         mixed = probe_set.mixed
         return cls(device, fit, heldout, taken * keeps, None if mixed is None else mixed.to(fit.device))
 
-    def first(self, model: nn.Module) -> Tensor:
-        """The samples that layers are discovered with."""
-        return next(model_inputs(self.fit, first_rows(self.fit), model, self.device))
+    def first(self, model: nn.Module) -> Iterator[Tensor]:
+        """The samples that layers are discovered with, then so many others."""
+        return model_inputs(self.fit, first_rows(self.fit), model, self.device)
 
     def mixed_batches(self, model: nn.Module, size: int) -> Iterator[Tensor]:
         """All fit inputs, in batches that resemble each other."""

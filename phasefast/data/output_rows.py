@@ -133,6 +133,13 @@ def samples_second(output: Any, samples: int) -> bool:
     return plain and found.shape[0] != samples == found.shape[1]
 
 
+def is_unclear(output: Any, samples: int) -> bool:
+    """Whether an output [t, b, f], or [b k, t, f], may have its samples on either axis, as t is as many."""
+    found = rows_in(output)
+    plain = isinstance(found, Tensor) and not found.is_nested and found.dim() == 3
+    return plain and found.shape[1] == samples and found.shape[0] % samples == 0
+
+
 def _found(name: str, output: Any, of: Batch, second: bool) -> Any:
     """``rows_in``, samples first; a nested tensor [b, *, f] as nn.TransformerEncoder, which makes such, gives it back.
 

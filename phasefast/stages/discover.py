@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +20,7 @@ from ..data.output_rows import (
     RowOptions,
     as_cell,
     has_no_samples,
+    is_unclear,
     places_of,
     samples_second,
     shape_of,
@@ -35,17 +36,71 @@ _COMPARED, _APART = 256, 1e-2  # to tell the order of rows: numbers of each; sha
 
 
 class Discovered(NamedTuple):
-    """The layers; where the model's output comes closest to targets, if anywhere, by name; ``_some`` rows by call."""
+    """The layers; where the model's output comes closest to targets, if anywhere, by name; ``_some`` rows by call.
+
+    Attributes:
+        batch: the samples that show it.
+    """
 
     layers: list[Layer]
     places: Mapping[str, OwnPlace | None]
     some: Mapping[tuple[str, int], Tensor]
+    batch: Tensor
+
+
+@dataclass
+class _Seen:
+    """What one run of the first samples shows.
+
+    Attributes:
+        inputs, output: the model's, which it may have changed. layers: that have rows. unusable: those without, and
+            why; ``apart`` have no axis of samples either. shapes: of outputs. turns: names by whether their positions
+            are taken to come last. own: how many tokens more than positions. some: ``_some`` rows.
+        unclear: whether an output may have its samples on two axes.
+    """
+
+    batch: Tensor
+    of: Batch
+    options: RowOptions
+    inputs: Tensor
+    output: Any = None
+    layers: list[Layer] = field(default_factory=list)
+    unusable: dict[str, LayerError] = field(default_factory=dict)
+    apart: set[str] = field(default_factory=set)
+    shapes: dict[str, torch.Size] = field(default_factory=dict)
+    turns: dict[bool, list[str]] = field(default_factory=lambda: {False: [], True: []})
+    own: dict[str, int] = field(default_factory=dict)
+    some: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    unclear: bool = False
+
+    def record(self, name: str, call: int, module: nn.Module, output: Any) -> None:
+        """Called after each forward of a module."""
+        of, options = self.of, self.options
+        self.unclear |= is_unclear(output, of.size)
+        how = of, options, samples_second(output, of.size)
+        try:
+            x, pool = as_cell(name, module, output, *how)
+        except LayerError as error:
+            self.unusable.setdefault(name, error)
+            if has_no_samples(output, of.size):
+                self.apart.add(name)
+            return
+        shape = self.shapes[name] = shape_of(name, module, output, *how)
+        if len(shape) == 3 and options.tokens != "flatten":
+            turned, guessed = of.axes.positions_last(module, shape)
+            if guessed and (turned or (of.axes.elsewhere is not None and of.axes.elsewhere.turning)):
+                self.turns[turned].append(name)
+        if of.tokens is not None and len(shape) == 3:
+            self.own[name] = max(self.own.get(name, 0), own_tokens(module, shape, of.tokens.length, of.axes))
+        self.some[name, call] = _some(x, of.size)
+        where = name if call == 0 else f"{name}:{call}"
+        self.layers.append(Layer(where, name, call, width_of(x, pool), second=how[-1]))
 
 
 def discover_layers(
     model: nn.Module,
     names: Sequence[str],
-    batch: Tensor,
+    batches: Iterable[Tensor],
     options: RowOptions,
     given: Collection[str],
     wanted: Iterable[TakesShapes] = (),
@@ -53,50 +108,23 @@ def discover_layers(
     """Run one small batch and learn which layers fire, in which order, how often, and how wide their rows are.
 
     Args:
-        names: names of modules. batch: [b, ...]. A module called k times gives k layers: ``relu``, ``relu:1``, ...
+        names: names of modules. A module called k times gives k layers: ``relu``, ``relu:1``, ...
+        batches: [b, ...] of other b, of which the first does that tells which axis of each output is that of samples.
         given: names that the user gave; others that cannot be probed are left out, with a warning.
         wanted: what the model's own output may be compared with.
 
     Raises:
         LayerError: a given hook never fires, or its output cannot be made into rows; or so with all of them.
     """
-    found: list[Layer] = []
-    unusable: dict[str, LayerError] = {}
-    apart = set[str]()
-    shapes: dict[str, torch.Size] = {}
-    unclear: dict[bool, list[str]] = {False: [], True: []}  # by whether their positions are taken to come last
-    own: dict[str, int] = {}
-    some: dict[tuple[str, int], Tensor] = {}
-    of = _first_batch(model, batch, options)
-
-    def record(name: str, call: int, module: nn.Module, output: Any) -> None:
-        how = of, options, samples_second(output, of.size)
-        try:
-            x, pool = as_cell(name, module, output, *how)
-        except LayerError as error:
-            unusable.setdefault(name, error)
-            if has_no_samples(output, len(batch)):
-                apart.add(name)
-            return
-        shape = shapes[name] = shape_of(name, module, output, *how)
-        if len(shape) == 3 and options.tokens != "flatten":
-            turned, guessed = of.axes.positions_last(module, shape)
-            if guessed and (turned or (of.axes.elsewhere is not None and of.axes.elsewhere.turning)):
-                unclear[turned].append(name)
-        if of.tokens is not None and len(shape) == 3:
-            own[name] = max(own.get(name, 0), own_tokens(module, shape, of.tokens.length, of.axes))
-        some[name, call] = _some(x, len(batch))
-        found.append(Layer(name if call == 0 else f"{name}:{call}", name, call, width_of(x, pool), second=how[-1]))
-
-    with hooked(model, names, record):
-        output = model(inputs := batch.clone())  # which it may change
+    seen = _run(model, names, batches, options)
+    batch, found, unusable, shapes = seen.batch, seen.layers, seen.unusable, seen.shapes
     usable = [name for name in names if name not in unusable]
     silent = [name for name in usable if name not in {layer.module for layer in found}]
     if wrong := list(unusable) if len(silent) == len(usable) else [name for name in unusable if name in given]:
         raise unusable[wrong[0]]
     without = [*unusable, *silent]
     beside = {name for name in without if is_beside(model.get_submodule(name), model, name not in silent)}
-    if whys := [str(why) for name, why in unusable.items() if name not in beside & apart]:
+    if whys := [str(why) for name, why in unusable.items() if name not in beside & seen.apart]:
         warn(f"layers: left out {len(whys)}: " + "; ".join(whys))
     if lost := silent if not found else [name for name in silent if name in given]:
         raise LayerError(
@@ -114,20 +142,32 @@ def discover_layers(
     if options.tokens not in ("flatten", "each"):
         _warn_of_tokens(options.tokens, shapes, batch)
     if options.tokens == "each":
-        _warn_of_own_tokens({name: count for name, count in own.items() if count}, batch.shape[1])
+        _warn_of_own_tokens({name: more for name, more in seen.own.items() if more}, batch.shape[1])
     for turned, axis in ((False, "second"), (True, "last")):
-        if unclear[turned]:
+        if seen.turns[turned]:
             warn(
-                f"tokens={options.tokens!r}: the outputs of {shown(unclear[turned])} may have their positions on the "
-                f"second or the last axis: the {axis} is taken, which is a guess; probe convolutions of torch.nn "
+                f"tokens={options.tokens!r}: the outputs of {shown(seen.turns[turned])} may have their positions on "
+                f"the second or the last axis: the {axis} is taken, which is a guess; probe convolutions of torch.nn "
                 "instead"
             )
     places = places_of_calls(model, batch)
     found = [replace(layer, place=places.get((layer.module, layer.call))) for layer in found]
     layers = [layer for layer in found if layer.module not in unusable]
-    own_places = {each.name: _own_place(model, batch, inputs, output, of, options, each) for each in wanted}
-    _tell_shared(output, own_places)
-    return Discovered(layers, own_places, some)
+    own_places = {each.name: _own_place(model, seen, each) for each in wanted}
+    _tell_shared(seen.output, own_places)
+    return Discovered(layers, own_places, seen.some, batch)
+
+
+def _run(model: nn.Module, names: Sequence[str], batches: Iterable[Tensor], options: RowOptions) -> _Seen:
+    """Of the first batch that leaves nothing unclear, else of the first one."""
+    runs = list[_Seen]()
+    for batch in batches:
+        runs.append(seen := _Seen(batch, _first_batch(model, batch, options), options, batch.clone()))
+        with hooked(model, names, seen.record):
+            seen.output = model(seen.inputs)
+        if not seen.unclear and not any(is_unclear(each, len(batch)) for each in tensors_in(seen.output)):
+            return seen
+    return runs[0]
 
 
 def warn_of_order(
@@ -192,16 +232,11 @@ def _first_batch(model: nn.Module, batch: Tensor, options: RowOptions) -> Batch:
     return Batch(len(batch), options.real(batch), tokens, options.axes(model, batch), batch.device, batch.shape)
 
 
-def _own_place(
-    model: nn.Module, batch: Tensor, inputs: Tensor, output: Any, of: Batch, options: RowOptions, wanted: TakesShapes
-) -> OwnPlace | None:
-    """Where in the model's output its predictions are; warns if they may be in several places.
-
-    Args:
-        inputs: what the model got for this ``output``, where it may have written its predictions.
-    """
+def _own_place(model: nn.Module, seen: _Seen, wanted: TakesShapes) -> OwnPlace | None:
+    """Where in the model's output its predictions are, if not in its inputs; warns if they may be in several places."""
+    batch, inputs, output = seen.batch, seen.inputs, seen.output
     given = inputs if wanted.of_inputs or torch.equal(inputs, batch) else None
-    if not (found := places_of(model, given, output, of, options, wanted)):
+    if not (found := places_of(model, given, output, seen.of, seen.options, wanted)):
         return None
     (place, likeness), *more = found
     tensors = [*tensors_in(output)]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import phasefast as pf
+from phasefast.errors import LayerError
 from tests.quiet import no_warnings
 
 WORDS, WIDTH = 12, 8
@@ -103,3 +104,50 @@ def test_a_batch_of_its_own_that_is_as_wide_by_chance_is_none() -> None:
     probe_set = pf.ProbeSet.from_tensors(x[:100], None, x[100:], None)
     with pytest.warns(RuntimeWarning, match=r"'rows': expected .* each sample"):
         assert pf.probe(Rows(), probe_set).layers == ["head"]
+
+
+class Strided(nn.Module):
+    """As many positions as the first samples, behind a convolution, or attention along one axis of maps."""
+
+    def __init__(self, first: bool, length: int, axial: bool) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.first, self.axial = first, axial
+        self.conv = nn.Conv1d(2, WIDTH, 3, stride=length)
+        self.rnn = nn.GRU(WIDTH, 6, batch_first=first)
+        self.line, self.lines = nn.Identity(), nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.conv(x)  # [b, f, t]
+        if self.axial:  # [b k, t, f], which is no layer; then [b, k, t, f]
+            rows = self.line(maps[:, None].expand(-1, 3, -1, -1).transpose(2, 3).flatten(0, 1))
+            out: Tensor = self.lines(rows.unflatten(0, (len(x), -1)))
+            return out.mean((1, 2))
+        out = self.rnn(maps.transpose(1, 2) if self.first else maps.permute(2, 0, 1))[0]
+        return out.mean(1 if self.first else 0)
+
+
+def strided(length: int) -> pf.ProbeSet:
+    x = torch.randn(90, 2, length * length)
+    labels = (x[:, 0, :3].sum(1) > 0).long()
+    return pf.ProbeSet.from_tensors(x[:60], labels[:60], x[60:], labels[60:])
+
+
+@pytest.mark.parametrize("length", [5, 7, 11, 13, 6])
+def test_positions_that_the_input_does_not_have_may_be_as_many_as_the_first_samples(length: int) -> None:
+    probe_set = strided(length)
+    with no_warnings():
+        own, expected = (
+            pf.probe(
+                Strided(first, length, axial=False), probe_set, layers=["conv", "rnn"], alphas=[0.1], predicts="none"
+            )
+            for first in (False, True)
+        )
+    assert own.layers == ["conv", "rnn"]
+    assert_same(own, expected)
+
+
+@pytest.mark.parametrize("length", [5, 7, 11, 13])
+def test_rows_of_lines_of_maps_are_no_samples_on_the_second_axis(length: int) -> None:
+    with pytest.raises(LayerError, match=r"'line': .*rows of each sample"):
+        pf.probe(Strided(True, length, axial=True), strided(length), layers=["conv", "line"], alphas=[0.1])
