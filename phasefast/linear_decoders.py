@@ -51,7 +51,7 @@ class LinearDecoder:
             raise ArgumentError(
                 f"decoder of {self.target!r} from layer {self.layer!r}: expected activations [..., "
                 f"{self.weight.shape[1]}], got {tuple(activations.shape)}; outputs of more dimensions are flattened, "
-                "after pool= and tokens= if these were given"
+                "samples first, after pool= and tokens= if these were given"
             )
         weight, bias = self.weight.to(activations.device), self.bias.to(activations.device)
         return activations.double() @ weight.mT + bias
