@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 
 import numpy as np
+import torch
 
 from ..common.distributions import student
 from ..common.notices import warn
@@ -308,7 +309,7 @@ def _chance_of_signs(more: np.ndarray) -> float:
     if spread == 0:
         return float((np.abs(heavy) >= total * (1 - 1e-9)).mean())
     least = total - float(apart[0]) * alike  # half a step, where sums have steps (Yates 1934)
-    return float(np.mean([math.erfc((least - own) / spread) for own in heavy.tolist()]))
+    return float(torch.erfc(torch.from_numpy((least - heavy) / spread)).mean())
 
 
 @cache

@@ -56,10 +56,11 @@ from ..metrics import FVU, LOSSES
 from ..results.failures import Failure
 from ..results.losses import Losses, losses_of
 from ..results.scores import Scores
+from .bootstrap import bootstrap, draw
 from .curve import Curve
 from .phase_report import CellPhases, Phase, PhaseReport
 from .rules import DEFAULT_RULES, PhaseRules
-from .valley import bootstrap, noise_around, odd_steps, order_test, valleys
+from .valley import noise_around, odd_steps, order_test, valleys
 
 
 def detect_phases(
@@ -155,8 +156,8 @@ def detect_curve(
     unit = unit / unit.mean()
     # Each is right or wrong, whatever it counts. FVUs are not: all that lie at the mean are as wrong as the constant.
     of_classes = (metric != FVU or baseline_samples is None) and _right_or_wrong(samples, unit)
-    rng = np.random.default_rng(seed)
-    loss = samples.mean(axis=1)
+    draws = draw(seed, samples.shape[1], replicates, of_classes)
+    rng, loss = draws.rng, samples.mean(axis=1)
     # What few samples change from step to step is no news of the step: an error more among hundreds without any.
     unsure = np.append(np.diff(samples, axis=0).std(axis=1), 0) / samples.shape[1] ** 0.5
     least = np.maximum(rules.change * np.abs(loss), rules.noise * np.maximum(unsure, np.roll(unsure, 1)))
@@ -164,7 +165,7 @@ def detect_curve(
     kept, loss, samples = np.delete(steps, odd), np.delete(loss, odd), np.delete(samples, odd, axis=0)
     found = valleys(loss[None])
     minimum = int(found.minima[0])
-    replicated, plain = bootstrap(samples, unit, replicates, confidence, rng, of_classes)
+    replicated, plain = bootstrap(samples, unit, draws, confidence, rng)
     noise, rough = noise_around(minimum, loss, found.fit(0), rules.noise_steps)
     curve = Curve(
         loss=loss,

@@ -1,4 +1,4 @@
-"""What a loss curve is made of: its valley, its scatter between steps, and what other samples would have given."""
+"""What a loss curve is made of: its valley, and its scatter between steps."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ from functools import lru_cache
 import numpy as np
 
 from .. import ops
-from ..common.distributions import normal, student
 
-_GROUPS = 1_000
-_MORE_SAMPLES = 2
 # Two times, by calibration: of white noise, 13 steps seldom scatter so much more than all. More steps tell less of one.
 _AROUND, _MORE = 6, 2.0
 _MEDIAN = 0.6745  # standard deviations that half the values of white noise lie within
@@ -134,55 +131,6 @@ def _pool(curves: np.ndarray, slack: np.ndarray, errors: np.ndarray, starts: np.
             level[active] += gap * (more / (count + more))
             start[active], before[active] = begin, outside
         levels[:, i], starts[:, i], errors[:, i] = level, start, before + own
-
-
-def bootstrap(
-    samples: np.ndarray,
-    unit: np.ndarray,
-    replicates: int,
-    confidence: float,
-    rng: np.random.Generator,
-    of_classes: bool = False,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean curves [R, K] of resampled held-out samples [K, m], the same ones at every step, over the unit's mean [m].
-
-    Many samples are first put into 1,000 random groups, and groups are drawn: as good a spread, and much cheaper. Of
-    few, resampled means spread too little: by the root of (m - 1) / m, and as if their variance were known. Curves are
-    moved apart by as much (Hesterberg 2015, doi:10.1080/00031305.2015.1089789), for intervals of a confidence.
-
-    Args:
-        of_classes: samples are right or wrong. Few may all change alike, though others would not: of less than 1,000,
-            two more are drawn from, which are right or wrong by chance (Agresti & Min 2005, doi:10.1002/sim.1781).
-
-    Returns:
-        The curves, from 0 to 1 of classes, and without what is drawn by chance, which says nothing of where they lie.
-    """
-    groups = min(samples.shape[1], _GROUPS)
-    starts = np.arange(groups) * samples.shape[1] // groups
-    order = rng.permutation(samples.shape[1])
-    sums, units = (np.add.reduceat(each[..., order], starts, axis=-1) for each in (samples, unit))  # [K, g] and [g]
-    more = _MORE_SAMPLES if of_classes and groups < _GROUPS else 0
-    pool = groups + more
-    drawn = rng.integers(pool, size=(replicates, pool)) + pool * np.arange(replicates)[:, None]
-    weights = np.bincount(drawn.ravel(), minlength=replicates * pool).reshape(replicates, pool).astype(np.float64)
-    others, weights = weights[:, groups:].sum(axis=1), weights[:, :groups]
-    whole = weights @ units + others
-    totals, share = weights @ sums.T, (1 + confidence) / 2
-    spread = student(share, pool - 1) / normal(share) * math.sqrt(pool / (pool - 1))
-
-    def spread_out(totals: np.ndarray, whole: np.ndarray, middle: np.ndarray) -> np.ndarray:
-        means = totals / np.where(whole > 0, whole, units.sum())[:, None]  # that has none of it
-        if more:  # where nothing else was drawn
-            means[whole == 0] = middle
-        apart: np.ndarray = middle + spread * (means - middle)
-        return apart
-
-    plain = spread_out(totals, weights @ units, sums.sum(axis=1) / units.sum())
-    if not more:
-        return plain, plain
-    totals = totals + rng.binomial(others.astype(np.int64)[:, None], 0.5, size=totals.shape)
-    middle = (sums.sum(axis=1) + more / 2) / (units.sum() + more)
-    return spread_out(totals, whole, middle).clip(0, 1), plain
 
 
 def order_test(curve: np.ndarray, permutations: int, rng: np.random.Generator) -> float:

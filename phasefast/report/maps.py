@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ class _Map:
     """One target: held-out values [layers, steps], NaN where there is none, and how good they are, from 0 to 1.
 
     Attributes:
-        constant: what the best constant scores. beats: whether the best of all is better by more than chance.
+        constant: what the best constant scores. scores: that it is of.
     """
 
     target: str
@@ -48,7 +49,14 @@ class _Map:
     steps: Sequence[int]
     values: np.ndarray
     constant: float
-    beats: bool
+    scores: Scores
+
+    @cached_property
+    def beats(self) -> bool:
+        """Whether some layer is better than a constant by more than chance, as far as samples tell."""
+        with contextlib.suppress(DataError, ArgumentError):  # without samples, or of the model's own alone
+            return best_checkpoint(self.scores, self.target).beats_constant
+        return True
 
     @property
     def best(self) -> tuple[int, int] | None:
@@ -170,18 +178,9 @@ def _maps(scores: Scores) -> list[_Map]:
                 values[row] = [known.get(step, np.nan) for step in steps]
             if np.isfinite(values).any():
                 baseline = 1.0 if metric == FVU else scores.baseline(target, metric)
-                found.append(
-                    _thinned(_Map(target, metric, layers, steps, values, baseline or 0, _beats(scores, target)))
-                )
+                found.append(_thinned(_Map(target, metric, layers, steps, values, baseline or 0, scores)))
             break
     return found
-
-
-def _beats(scores: Scores, target: str) -> bool:
-    """Whether some layer is better than a constant by more than chance, as far as samples tell."""
-    with contextlib.suppress(DataError, ArgumentError):  # without samples, or of the model's own alone
-        return best_checkpoint(scores, target).beats_constant
-    return True
 
 
 def _thinned(own: _Map) -> _Map:

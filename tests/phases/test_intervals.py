@@ -11,8 +11,8 @@ import torch
 
 import phasefast as pf
 from phasefast.errors import DataError
+from phasefast.phases.bootstrap import bootstrap, draw
 from phasefast.phases.detect import detect_curve
-from phasefast.phases.valley import bootstrap
 from phasefast.results.scores import Scores
 from tests.conftest import SmallNet
 from tests.curves import QUICK
@@ -78,7 +78,7 @@ def test_where_the_minimum_lies_is_not_drawn_by_chance() -> None:
 def test_shares_that_are_wrong_stay_shares(few: int) -> None:
     wrong = np.concatenate([np.ones((6, few)), np.zeros((6, few))])
     wrong[5, 0] = 0
-    both = bootstrap(wrong, np.ones(few), 400, 0.95, np.random.default_rng(0), True)
+    both = bootstrap(wrong, np.ones(few), (draws := draw(0, few, 400, True)), 0.95, draws.rng)
     assert (both[0].min(), both[0].max()) == (0, 1)
     assert (both[1][:, 0] > both[1][:, 11]).all()  # also where no sample was drawn
 
@@ -115,7 +115,7 @@ def test_samples_that_are_all_right_by_chance_give_no_certain_change(metric: str
 
 def test_replicates_of_the_unit_itself_are_one() -> None:
     _, unit = measured(0, False, 2500)
-    found, _ = bootstrap(np.stack([unit, 3 * unit]), unit, 50, 0.95, np.random.default_rng(0))
+    found, _ = bootstrap(np.stack([unit, 3 * unit]), unit, (draws := draw(0, 2500, 50)), 0.95, draws.rng)
     np.testing.assert_allclose(found, np.tile([1.0, 3.0], (50, 1)))
 
 
