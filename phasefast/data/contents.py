@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -47,11 +48,16 @@ def warn_of_copies(fit: Tensor, heldout: Tensor) -> None:
         )
 
 
-def warn_of_scales(fit: Tensor, heldout: Tensor) -> None:
-    """Warn where the numbers of held-out samples lie elsewhere than those of fit samples, as without normalisation."""
-    if not fit.is_floating_point() or min(len(fit), len(heldout)) < _FEWEST:
+def warn_of_scales(fit: Tensor, heldout: Tensor, groups: Sequence[Tensor] = ()) -> None:
+    """Warn where the numbers of held-out samples lie elsewhere than those of fit samples, as without normalisation.
+
+    Args:
+        groups: [n] and [m], which samples belong together, if any do: then these are what was chosen.
+    """
+    of_fit, of_heldout = groups or [torch.arange(len(each), device="cpu") for each in (fit, heldout)]
+    if not fit.is_floating_point() or min(len(of_fit.unique()), len(of_heldout.unique())) < _FEWEST:
         return
-    own, other = _moments(fit), _moments(heldout)
+    own, other = _moments(fit, of_fit), _moments(heldout, of_heldout)
     means, variances = zip(own.tolist()[0], other.tolist()[0], strict=True)
     unsure = (_SURE * (own[1] + other[1]).sqrt()).tolist()
     apart = abs(means[0] - means[1]) > max(_APART * max(variances) ** 0.5, unsure[0])
@@ -67,8 +73,8 @@ def warn_of_scales(fit: Tensor, heldout: Tensor) -> None:
         )
 
 
-def _moments(inputs: Tensor) -> Tensor:
-    """Mean and variance of all numbers, and the squared standard errors of both: [2, 2] float64."""
+def _moments(inputs: Tensor, groups: Tensor) -> Tensor:
+    """Mean and variance of all numbers, and the squared standard errors of both, as of groups [n]: [2, 2] float64."""
     flat = inputs.detach().flatten(1)
     dtype = torch.promote_types(flat.dtype, torch.float32)
     norms = torch.linalg.vector_norm(flat, dim=1, dtype=dtype).double().cpu()
@@ -76,7 +82,10 @@ def _moments(inputs: Tensor) -> Tensor:
     # About a mean that is the samples' own, of which the error is of second order.
     of_each = torch.stack([means, norms.square() / flat.shape[1] - means.mean() * (2 * means - means.mean())])
     mean, variance = of_each.mean(1)
-    return torch.stack([torch.stack([mean, variance.clamp(min=0)]), of_each.var(1) / len(flat)])
+    names, places = groups.cpu().unique(return_inverse=True)
+    sums = of_each.new_zeros(2, len(names)).index_add_(1, places, of_each - of_each.mean(1, keepdim=True))
+    errors = sums.square().sum(1) * (len(names) / (len(names) - 1) / len(flat) ** 2)
+    return torch.stack([torch.stack([mean, variance.clamp(min=0)]), errors])
 
 
 def _repeated(fit: Tensor, heldout: Tensor, most: int) -> tuple[int, int]:

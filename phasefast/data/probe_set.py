@@ -137,13 +137,12 @@ class ProbeSet:
         parts: Any = (fit_inputs, fit_labels, heldout_inputs, heldout_labels, fit_values, heldout_values)
         given = cls(*parts)  # which makes tensors of them
         warn_of_copies(given.fit_inputs, given.heldout_inputs)
-        warn_of_scales(given.fit_inputs, given.heldout_inputs)
+        of_both = () if of_groups is None else numbered(of_groups, (given.n_fit, given.n_heldout))
+        warn_of_scales(given.fit_inputs, given.heldout_inputs, of_both)
         order = random_order(given.n_fit, seed)
-        of_both: tuple[Tensor, ...] = ()
-        if of_groups is not None:
-            of_fit, of_heldout = numbered(of_groups, (given.n_fit, given.n_heldout))
-            order = Groups(of_fit).shuffled(order)
-            of_both = of_fit[order], of_heldout
+        if of_both:
+            order = Groups(of_both[0]).shuffled(order)
+            of_both = of_both[0][order], of_both[1]
         order = order.to(given.fit_inputs.device)
         labels = None if given.fit_labels is None else given.fit_labels[order.to(given.fit_labels.device)]
         shuffled = {name: own[order.to(own.device)] for name, own in given.fit_values.items()}

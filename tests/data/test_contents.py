@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,25 @@ def test_splits_of_one_kind_are_not_told(seed: int) -> None:
         with no_warnings():
             for x in (plain, dark, heavy, one, columns):
                 pf.ProbeSet.from_tensors(x[:50], None, x[50:], None)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_subjects_that_differ_are_not_told(seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    subjects = torch.arange(24).repeat_interleave(torch.randint(5, 30, (24,), generator=g))
+    gains = torch.randn(24, generator=g).exp()
+    x = torch.randn(len(subjects), 6, generator=g) * gains[subjects, None] + gains.flip(0)[subjects, None]
+    for first in (14, 23):  # held out are ten, or one
+        own = subjects < first
+        groups = subjects[own], subjects[~own]
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            pf.ProbeSet.from_tensors(x[own], None, x[~own], None, groups=groups)
+        assert [str(each.message)[:9] for each in told] == ["groups: 1"] * (first == 23)
+    own, plain = subjects < 12, torch.randn(len(x), 6, generator=g)
+    groups = subjects[own], subjects[~own]
+    with pytest.warns(RuntimeWarning, match="held-out inputs have mean"):
+        pf.ProbeSet.from_tensors(plain[own], None, 255 * plain[~own], None, groups=groups)
 
 
 def test_values_that_are_added_later_are_of_the_same_samples(tmp_path: Path) -> None:
