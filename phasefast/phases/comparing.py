@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..common.tables import Printed, aligned
 from ..errors import DataError
 from .best import CommonBest
 from .phase_report import KINDS, CellPhases, PhaseKind, PhaseReport, looked_up, span_text, window_text
@@ -36,6 +37,13 @@ class Agreement:
         """The earliest, the median and the latest step of the runs' minima; of two in the middle the earlier."""
         steps = sorted(cell.minimum_step for cell in self.cells.values())
         return steps[0], statistics.median_low(steps), steps[-1]
+
+    @property
+    def texts(self) -> list[str]:
+        """What tables have: how many runs have each phase, the minimum with its range, the stop window of all."""
+        low, median, high = self.minimum_steps
+        counts = (f"{self.count(kind)} of {len(self.cells)}" for kind in KINDS)
+        return [*counts, f"{median} [{span_text(low, high)}]", self.window_text]
 
     @property
     def stop_window(self) -> tuple[int, int] | None:
@@ -83,9 +91,19 @@ class Agreement:
         return f"Agreement({self.layer!r}, {self.target!r}: {named}; stop window {self.window_text})"
 
 
+def window_notes(agreements: Iterable[Agreement], with_target: bool = False) -> list[str]:
+    """Why layers have no stop window in common, in a line for each reason."""
+    reasons: dict[str, list[str]] = {}
+    for each in agreements:
+        if each.why:
+            name = f"{each.layer}/{each.target}" if with_target else each.layer
+            reasons.setdefault(each.why, []).append(name)
+    return [f"{', '.join(layers)}: no stop window in common: {why}" for why, layers in reasons.items()]
+
+
 @dataclass(frozen=True, repr=False)
-class Comparison:
-    """The agreement of runs on each layer and target that all of them have; iterable, printed as a list.
+class Comparison(Printed):
+    """The agreement of runs on each layer and target that all of them have; iterable, printed as a table.
 
     Attributes:
         best: where each target except the input is decoded best, if the scores were read from directories.
@@ -103,6 +121,13 @@ class Comparison:
 
     def __repr__(self) -> str:
         return "\n".join([f"Comparison of {', '.join(self.runs)}", *(f"  {each!r}" for each in self)])
+
+    def __str__(self) -> str:
+        table = [["layer", "target", *KINDS, "minimum [range]", "stop window of all"]]
+        table += [[each.layer, each.target, *each.texts] for each in self]
+        lines = [f"{len(self.runs)} runs: {', '.join(self.runs)}", *aligned(table, left={0, 1})]
+        notes = window_notes(self, len({each.target for each in self}) > 1)
+        return "\n".join([*lines, *notes, *map(str, self.best)])
 
     def agreement(self, layer: str, target: str = "input") -> Agreement:
         """The agreement on one layer and target; if there is none, KeyError names what there is."""

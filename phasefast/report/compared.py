@@ -15,9 +15,9 @@ from rich.text import Text
 from ..errors import ArgumentError, LayerError
 from ..metrics import METRIC_OF_LOSS
 from ..phases.best import CommonBest, check_runs, no_better
-from ..phases.comparing import Agreement, Comparison, compare_phases
+from ..phases.comparing import Agreement, Comparison, compare_phases, window_notes
 from ..phases.detect import detect_phases
-from ..phases.phase_report import KINDS, CellPhases, PhaseReport, span_text
+from ..phases.phase_report import KINDS, CellPhases, PhaseReport
 from ..results.scores import MODEL_LAYER, Scores
 from .curves import drawn_targets, headline, of_targets, telling_layers
 from .names import shortened, spelled
@@ -102,17 +102,10 @@ def _print_phases(agreements: Sequence[Agreement], console: Console) -> None:
         table.add_column(Text(title), justify="right", no_wrap=True)
     names = shortened(each.layer for each in agreements)
     for each in agreements:
-        low, median, high = each.minimum_steps
-        counts = [f"{each.count(kind)} of {len(each.cells)}" for kind in KINDS]
-        minimum = Text(f"{median} [{span_text(low, high)}]")
-        table.add_row(names[each.layer], *counts, minimum, Text(each.window_text))
+        table.add_row(names[each.layer], *map(Text, each.texts))
     console.print(table)
-    reasons: dict[str, list[str]] = {}
-    for each in agreements:
-        if each.why:
-            reasons.setdefault(each.why, []).append(each.layer)
-    for why, layers in reasons.items():
-        console.print(Text(f"{', '.join(layers)}: no stop window in common: {why}", style="dim"))
+    for note in window_notes(agreements):
+        console.print(Text(note, style="dim"))
 
 
 def _print_curves(agreements: Sequence[Agreement], scores: Mapping[str, Scores], console: Console) -> None:

@@ -67,10 +67,17 @@ def test_only_what_all_runs_have_is_compared() -> None:
     )
     assert [each.layer for each in found] == ["b", "c"]
     assert len(found) == 2
-    assert str(found).splitlines() == [
+    assert repr(found).splitlines() == [
         "Comparison of one, two, x",
         "  Agreement('b', 'input': 2 x none; 1 x decrease, increase; stop window -)",
         "  Agreement('c', 'input': 2 x none; 1 x decrease, increase; stop window -)",
+    ]
+    assert str(found).splitlines() == [
+        "3 runs: one, two, x",
+        "layer  target  constant  decrease  increase  minimum [range]  stop window of all",
+        "b      input     0 of 3    1 of 3    1 of 3          64 [64]                   -",
+        "c      input     0 of 3    1 of 3    1 of 3          64 [64]                   -",
+        "b, c: no stop window in common: none in two, x; the other has 16-64",
     ]
     with pytest.raises(KeyError, match="no phases of layer 'a', target 'input'; there are "):
         found.agreement("a")
