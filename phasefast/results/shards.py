@@ -123,7 +123,7 @@ def read_scores(directory: str | Path) -> Scores:
     if not shards and store_folder(directory).is_dir():
         raise StoreError(
             f"no scores in {directory}: measuring began there, but stored nothing: every checkpoint failed, or it was "
-            "stopped before the first was measured; sweep again to see what fails"
+            "stopped before the first was measured, or is still measuring it; sweep again to see what fails"
         )
     if runs := [] if shards else sorted(path.parent.name for path in Path(directory).glob("*/scores")):
         raise StoreError(f"no scores in {directory}, only in its folders {', '.join(runs)}; give one, or compare them")
