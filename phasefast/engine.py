@@ -296,7 +296,8 @@ class Engine:
         arguments = (self._inputs.fit, self._inputs.heldout, self.targets.folds, self._forward_batch)
         fix_random_state(self.device)
         with several_rows(self.batchnorm):
-            how = self.rows, self.device, self.named, self.units.tokens
+            # Once they were there, others are measured without them.
+            how = self.rows, self.device, () if self._measured else self.named, self.units.tokens
             cells, lost = capture(self.model, group, *arguments, *how, own)
         self.lost |= lost
         return cells

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .checkpoints import weights_hash
-from .common.notices import warn
+from .common.notices import Once, warn
 from .data.probe_set import ProbeSet
 from .engine import Engine
 from .errors import ArgumentError, StoreError, may_pass, with_notes
@@ -95,7 +95,7 @@ class PhaseTracker:
             store = self._engine.store(Path(out).absolute())  # a training may change its directory
             self._joined = Scores.concat([*open_store(store, overwrite).values()])
             self._pending = Pending(store)
-        self._steps = set(self._joined.steps)
+        self._steps, self._once = set(self._joined.steps), Once()
         self._lost: dict[int, dict[str, str]] | None = None  # layers of stored steps, once it is asked for
 
     def __getstate__(self) -> dict[str, Any]:
@@ -221,7 +221,13 @@ class PhaseTracker:
             try:
                 check_weights(stored, weights_hash(self._engine.model))
                 self._farthest = max(self._farthest, step)
-                return None if self._lacks(stored, step) else stored
+                if not self._lacks(stored, step):
+                    return stored
+                self._once.warn(
+                    f"step {step}: {self._out} holds scores of it without all layers and targets that are asked for "
+                    "now, as of other such steps: a sweep of the checkpoints adds them",
+                    about="lacks",
+                )
             except StoreError as error:
                 if step <= self._farthest:
                     self._tell_backwards(step)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import phasefast as pf
-from phasefast.errors import ArgumentError, StoreError
+from phasefast.errors import ArgumentError, LayerError, StoreError
 from tests.conftest import SmallNet
 from tests.quiet import no_warnings
 
@@ -68,6 +68,53 @@ def test_a_model_that_is_no_longer_trained_is_told_once(probe_set: pf.ProbeSet) 
         trackers[0].step(32)
     with pytest.warns(RuntimeWarning, match="step 64: the weights are those of step 32: is this model"):
         trackers[0].step(64)  # again
+
+
+def test_a_head_that_is_exchanged_is_lost_alone(probe_set: pf.ProbeSet, tmp_path: Path) -> None:
+    net = SmallNet()
+    tracker = pf.PhaseTracker(net, probe_set, layers=["hidden", "head"], out=tmp_path, steps=[0, 1, 2])
+    assert tracker.step(0) is not None
+    net.head = torch.nn.Linear(20, 4)
+    with pytest.warns(RuntimeWarning) as caught:
+        scores = tracker.step(1)
+    texts = "".join(str(each.message) for each in caught)
+    assert "layer 'head': expected 3 features of each sample, as at first, got 4; if the network has changed" in texts
+    assert "rows, where 3 numbers of each were predictions at first" in texts
+    assert scores is not None
+    assert scores.values_of("layer") == ["hidden"]
+    net.head = torch.nn.Identity()
+    with torch.no_grad():
+        net.hidden.weight.add_(1)
+    assert tracker.step(2) is not None
+    assert pf.read_scores(tmp_path).select(["hidden"]).steps == [0, 1, 2]
+
+
+def test_a_layer_that_is_asked_for_is_needed_at_first(net: SmallNet, probe_set: pf.ProbeSet) -> None:
+    tracker = pf.PhaseTracker(net, probe_set, layers=["hidden", "head"], out=None)
+    assert "head" in tracker._engine.modules  # which has three outputs
+    net.head = torch.nn.Linear(20, 4)
+    with pytest.raises(LayerError, match="'head': expected 3 features"):
+        tracker.step(0)
+
+
+def test_stored_steps_that_lack_a_target_are_told(net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path) -> None:
+    first = pf.PhaseTracker(net, probe_set, layers="hidden", out=tmp_path, steps=range(3))
+    for step in range(2):
+        assert first.step(step) is not None
+        before = net.hidden.weight.detach().clone()
+        with torch.no_grad():
+            net.hidden.weight.add_(0.1)
+    own = torch.randn(probe_set.n_fit), torch.randn(probe_set.n_heldout)
+    resumed = pf.PhaseTracker(net, probe_set.with_values({"own": own}), layers="hidden", out=tmp_path, steps=range(3))
+    with torch.no_grad():
+        net.hidden.weight.copy_(before)
+    with pytest.warns(RuntimeWarning, match="step 1: .* holds scores of it without all layers and targets"):
+        assert resumed.step(1) is None
+    with torch.no_grad():
+        net.hidden.weight.add_(0.1)
+    with no_warnings():
+        assert resumed.step(2) is not None
+    assert resumed.scores.filter(target="own").steps == [2]
 
 
 def test_a_model_whose_weights_are_frozen_is_told_of_as_such(probe_set: pf.ProbeSet) -> None:

@@ -24,6 +24,12 @@ def _padded(line: Sequence[str], widths: Sequence[int], left: Collection[int]) -
     return [f"{text:<{width}}" if place in left else f"{text:>{width}}" for place, (text, width) in cells]
 
 
+def told_apart(smaller: float, larger: float) -> tuple[str, str]:
+    """Both in so few digits that they differ, where they do."""
+    pairs = ((f"{smaller:.{digits}g}", f"{larger:.{digits}g}") for digits in range(2, 9))
+    return next((pair for pair in pairs if pair[0] != pair[1]), (f"{smaller:.9g}", f"{larger:.9g}"))
+
+
 def counted(count: int, what: str, plural: str = "s") -> str:
     """So many of something, such as ``2 forward passes``."""
     return f"{count} {what}{plural if count != 1 else ''}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -78,12 +79,12 @@ class CommonBest(Printed):
     @property
     def mean(self) -> float:
         """Mean of the values."""
-        return float(np.mean(list(self.values.values())))
+        return statistics.fmean(self.values.values())
 
     @property
     def deviation(self) -> float:
         """Standard deviation (n - 1) of the values, which another training would change."""
-        return float(np.std(list(self.values.values()), ddof=1))
+        return statistics.stdev(self.values.values())  # 0 where all are the same, without rounding
 
     def __str__(self) -> str:
         lines = [

@@ -62,7 +62,10 @@ class Agreement:
     @property
     def stop_open(self) -> bool:
         """Whether the window is open: every run whose own window ends at the same step has an open one."""
-        window, cells = self.stop_window, self.cells.values()
+        return self._is_open(self.stop_window)
+
+    def _is_open(self, window: tuple[int, int] | None) -> bool:
+        cells = self.cells.values()
         ending = [each for each in cells if window and each.stop_window and each.stop_window[1] == window[1]]
         return bool(ending) and all(each.stop_open for each in ending)
 
@@ -81,7 +84,7 @@ class Agreement:
             return "no run has a stop window"
         if without:
             others = "the other has" if len(self.cells) - len(without) == 1 else "the others share"
-            others = f"; {others} {span_text(*shared)}" if shared else ""
+            others = f"; {others} {window_text(shared, self._is_open(shared))}" if shared else ""
             return f"none in {', '.join(without)}{others}"
         return "; ".join(f"{run} {cell.window_text}" for run, cell in self.cells.items()) + " do not overlap"
 
@@ -91,14 +94,20 @@ class Agreement:
         return f"Agreement({self.layer!r}, {self.target!r}: {named}; stop window {self.window_text})"
 
 
-def window_notes(agreements: Iterable[Agreement], with_target: bool = False) -> list[str]:
-    """Why layers have no stop window in common, in a line for each reason."""
+def comparison_notes(agreements: Iterable[Agreement], with_target: bool = False) -> list[str]:
+    """Why layers have no stop window in common, and which have a second valley, in a line for each reason."""
     reasons: dict[str, list[str]] = {}
     for each in agreements:
+        name = f"{each.layer}/{each.target}" if with_target else each.layer
         if each.why:
-            name = f"{each.layer}/{each.target}" if with_target else each.layer
-            reasons.setdefault(each.why, []).append(name)
-    return [f"{', '.join(layers)}: no stop window in common: {why}" for why, layers in reasons.items()]
+            reasons.setdefault(f"no stop window in common: {each.why}", []).append(name)
+        others = {run: other for run, cell in each.cells.items() if (other := cell.other_minimum) is not None}
+        if others:
+            places = ", ".join(f"{run} at {step}" for run, step in others.items())
+            reasons.setdefault(f"two valleys, of which the lower one counts; lowest of the other: {places}", []).append(
+                name
+            )
+    return [f"{', '.join(layers)}: {why}" for why, layers in reasons.items()]
 
 
 @dataclass(frozen=True, repr=False)
@@ -126,7 +135,7 @@ class Comparison(Printed):
         table = [["layer", "target", *KINDS, "minimum [range]", "stop window of all"]]
         table += [[each.layer, each.target, *each.texts] for each in self]
         lines = [f"{len(self.runs)} runs: {', '.join(self.runs)}", *aligned(table, left={0, 1})]
-        notes = window_notes(self, len({each.target for each in self}) > 1)
+        notes = comparison_notes(self, len({each.target for each in self}) > 1)
         return "\n".join([*lines, *notes, *map(str, self.best)])
 
     def agreement(self, layer: str, target: str = "input") -> Agreement:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..common.tables import told_apart
 from .phase_report import PhaseKind
 from .rules import PhaseRules
 from .valley import Valleys, apart_together, noise_around, persistence, rarely_apart, rarely_gained, valleys
@@ -127,7 +128,7 @@ class Curve:
         away, needed = float(np.abs(self.loss - level).max()), self._needed(level)
         near = f"stays within {away:.2g} of its mean, no more than the {needed:.2g} that a change needs"
         if self.order_p is not None and self.order_p > self.rules.order_level:
-            texts = _apart(self.order_p, self.rules.order_level)
+            texts = told_apart(self.order_p, self.rules.order_level)
             why = "steps in random order would look as regular (p = {}, more than {})".format(*texts)
             return ([], f"varies by {np.ptp(self.loss):.2g}, but {why}") if away > needed else self._steady(start, near)
         fall = self._descent()
@@ -136,7 +137,7 @@ class Curve:
         if not falls and not rises:
             shaped = self.order_p is not None and away > max(self.rules.constant * level, self.rules.absolute)
             if away > needed or shaped:  # by what is no valley, and was taken for noise
-                return [], self._unsure(fall, end) or self._small(fall, end)
+                return [], (self._unsure(fall, end) or self._small(fall, end)) + self._humped()
             return self._steady(start, self._unsure(fall, end) or near)
         if rises and not self._falls_again:
             top = low + int(self.loss[low:].argmax())
@@ -198,6 +199,14 @@ class Curve:
             return [*before, replace(fall, first=top, before=slice(top, top + 1))]
         return [*before, fall]
 
+    def _humped(self) -> str:
+        """That the curve rises, then falls again, where both would be enough for a change; else nothing."""
+        top = int(self.loss.argmax())
+        risen, fallen = (float(self.loss[top] - part.min()) for part in (self.loss[: top + 1], self.loss[top:]))
+        if min(risen, fallen) < self._needed(float(self.loss[: top + 1].min())):
+            return ""
+        return f"; it rises by {risen:.2g} to its top, then falls by {fallen:.2g}, which no phase names"
+
     def _unsure(self, *spans: Span) -> str:
         """Which of the changes are large enough, and why they do not count; empty where none is."""
         texts = []
@@ -212,7 +221,7 @@ class Curve:
         low, high = sorted(sign * end for end in self.change(span)[1])
         if self._rests_on_one(span):
             left, asked = self._without_one(span)
-            return "without one of its steps by only {} ({} needed)".format(*_apart(max(0.0, left), asked))
+            return "without one of its steps by only {} ({} needed)".format(*told_apart(max(0.0, left), asked))
         return f"the interval of this change, {low:.2g} to {high:.2g}, includes 0"
 
     def _failing_fall(self, fall: Span) -> str:
@@ -220,12 +229,12 @@ class Curve:
         start = "its plateau" if fall.first else "the first step"
         if self._size(fall) >= self._asked(fall):
             return f"falls from {start} to the minimum by {self._size(fall):.2g}, but {self._failing(fall, -1)}"
-        fallen, asked = _apart(max(0.0, self._size(fall)), self._asked(fall))
+        fallen, asked = told_apart(max(0.0, self._size(fall)), self._asked(fall))
         return f"falls from {start} to the minimum by only {fallen} ({asked} needed)"
 
     def _small(self, fall: Span, rise: Span) -> str:
         """By how much a curve that varies is short of a decrease and of an increase."""
-        risen, asked = _apart(max(0.0, self._size(rise)), self._asked(rise))
+        risen, asked = told_apart(max(0.0, self._size(rise)), self._asked(rise))
         return (
             f"varies by {np.ptp(self.loss):.2g}, but {self._failing_fall(fall)}, and rises from there to the last step "
             f"by only {risen} ({asked} needed)"
@@ -361,7 +370,7 @@ class Curve:
         rise = self._ascent()
         if self._size(rise) <= self._margin:
             return None
-        risen, asked = _apart(self._size(rise), self._asked(rise))
+        risen, asked = told_apart(self._size(rise), self._asked(rise))
         why = self._failing(rise) if self._size(rise) >= self._asked(rise) else f"{asked} would be certain"
         of = "the decrease" if self.early_rise(spans) is None else "the fall from before its first rise"
         share = f"{self.rules.window:g} of {of}"
@@ -388,9 +397,3 @@ class Curve:
             "needed": {"decrease": self._asked(self._descent()), "increase": self._asked(self._ascent())},
             "loss": {name: float(self.loss[place]) for name, place in places.items()},
         }
-
-
-def _apart(smaller: float, larger: float) -> tuple[str, str]:
-    """Both in so few digits that they differ, where they do."""
-    pairs = ((f"{smaller:.{digits}g}", f"{larger:.{digits}g}") for digits in range(2, 9))
-    return next((pair for pair in pairs if pair[0] != pair[1]), (f"{smaller:.9g}", f"{larger:.9g}"))

@@ -71,6 +71,11 @@ class CellPhases:
         return self.evidence.get("doubt") or ""
 
     @property
+    def other_minimum(self) -> int | None:
+        """The lowest step of a second valley, which is not as deep; None if there is none."""
+        return self.evidence.get("other_minimum")
+
+    @property
     def left_out(self) -> tuple[int, ...]:
         """Steps whose loss lies far above their neighbours', which phases, minimum and stop window leave out."""
         return tuple(self.evidence.get("left_out", ()))
@@ -92,7 +97,9 @@ class CellPhases:
         row |= {"stop_start": start, "stop_end": end, "stop_open": self.stop_open}
         losses = self.evidence.get("loss", {})
         row |= {f"loss_{where}": losses.get(where, math.nan) for where in ("first", "minimum", "last")}
-        return row | {"left_out": list(self.left_out), "why": self.why, "doubt": self.doubt}
+        other = math.nan if self.other_minimum is None else self.other_minimum
+        row |= {"other_minimum": other, "left_out": list(self.left_out)}
+        return row | {"why": self.why, "doubt": self.doubt}
 
     def __repr__(self) -> str:
         return f"CellPhases({self.layer!r}, {self.target!r}: {self.phases_text()}; stop window {self.window_text})"
@@ -156,7 +163,7 @@ def phase_notes(cells: Sequence[CellPhases]) -> list[str]:
     rises = [(cell, steps) for cell in cells if (steps := cell.evidence.get("early_rise"))]
     if rising := [f"{_named(cell, several)} {span_text(*steps)}" for cell, steps in rises]:
         notes.append(f"Rises before the decrease, which no phase names: {_few(rising)}.")
-    others = [(cell, step) for cell in cells if (step := cell.evidence.get("other_minimum")) is not None]
+    others = [(cell, step) for cell in cells if (step := cell.other_minimum) is not None]
     if again := [f"{_named(cell, several)} at {step}" for cell, step in others]:
         notes.append(
             f"Two valleys, of which the lower one counts, single steps aside; lowest of the other: {_few(again)}."

@@ -15,7 +15,7 @@ from rich.text import Text
 from ..errors import ArgumentError, LayerError
 from ..metrics import METRIC_OF_LOSS
 from ..phases.best import CommonBest, check_runs, no_better
-from ..phases.comparing import Agreement, Comparison, compare_phases, window_notes
+from ..phases.comparing import Agreement, Comparison, compare_phases, comparison_notes
 from ..phases.detect import detect_phases
 from ..phases.phase_report import KINDS, CellPhases, PhaseReport
 from ..results.scores import MODEL_LAYER, Scores
@@ -104,7 +104,7 @@ def _print_phases(agreements: Sequence[Agreement], console: Console) -> None:
     for each in agreements:
         table.add_row(names[each.layer], *map(Text, each.texts))
     console.print(table)
-    for note in window_notes(agreements):
+    for note in comparison_notes(agreements):
         console.print(Text(note, style="dim"))
 
 

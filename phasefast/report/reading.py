@@ -135,7 +135,10 @@ def _tell_differences(directories: Sequence[str | Path], scores: Mapping[str, Sc
     for one, other in itertools.combinations(names, 2):
         if same := _same_weights(scores[one], scores[other]):
             steps = f"{same} step{'s' * (same > 1)} after 0"
-            warn(f"{one} and {other} have the same weights at {steps}: are they the same training?")
+            warn(
+                f"{one} and {other} have the same weights at {steps}: are they the same training, or parts of one with "
+                "the same beginning?"
+            )
 
 
 def _tell_left_out(comparison: Comparison, scores: Mapping[str, Scores]) -> None:

@@ -119,8 +119,9 @@ class _Spool:
         rows = self.rows[split][start:stop]
         if (width := width_of(x, pool)) != self.layer.dim:
             raise LayerError(
-                f"layer {self.layer.name!r}: expected {self.layer.dim} features of each sample, as in the first batch, "
-                f"got {width}; if the model cuts sequences to the longest of a batch, turn that off"
+                f"layer {self.layer.name!r}: expected {self.layer.dim} features of each sample, as at first, got "
+                f"{width}; if the network has changed, probe the part that stays; if it cuts sequences to the longest "
+                "of a batch, turn that off"
             )
         if self.shift is None:
             zero = torch.zeros(self.layer.dim, dtype=torch.float32, device=rows.device)

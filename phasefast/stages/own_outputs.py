@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..common.fetching import fetched
+from ..common.tables import counted
 from ..data.target_matrix import balanced_weights
 from ..errors import LayerError, NonFiniteError, PhasefastError
 from ..metrics import FVU, LOSS, MSE, accuracy_by
@@ -60,7 +61,7 @@ class OwnOutputs(ABC):
         for split in (split for split in self._expected if split not in there):
             text = (
                 f"its output has predictions of {self._name!r} for {counts[split]} of {len(self._expected[split])} "
-                f"{split} rows"
+                f"{split} rows, where {counted(self._dim, 'number')} of each were predictions at first"
             )
             self.lost.setdefault(name, LayerError(f"layer {MODEL_LAYER!r}: {text}"))
         sums = [torch.stack(self._sums[split]).sum(0) for split in there]

@@ -321,6 +321,6 @@ def test_batches_that_a_model_cuts_are_told_without_padding() -> None:
     probe_set = pf.ProbeSet(ids[:250], ids[:250].sum(1) % 5, ids[250:], ids[250:].sum(1) % 5)
     with (
         pytest.warns(RuntimeWarning, match="look padded"),
-        pytest.raises(LayerError, match="'embed': expected 48 features of each sample, as in the first batch, got 96"),
+        pytest.raises(LayerError, match="'embed': expected 48 features of each sample, as at first, got 96"),
     ):
         pf.probe(Cutting(), probe_set, layers="embed", batch_size=50)

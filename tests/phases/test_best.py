@@ -276,6 +276,8 @@ def test_runs_have_a_best_in_common_where_their_mean_is_best() -> None:
     assert two.startswith("  two, label: a at step 1, ")
     part = {"one": runs["one"], "two": runs["two"].select(["b"])}
     assert (pf.best_of_runs(part).layer, pf.best_of_runs(part).step) == ("b", 2)
+    same = runs["one"]
+    assert pf.best_of_runs({"one": same, "two": same, "three": same}).deviation == 0  # without rounding
     errors = {run: Scores.from_rows(row(s, "a", "t", "fvu", np.full(9, 1 - s / 9)) for s in (0, 4)) for run in shares}
     assert pf.best_of_runs(errors, "t").step == 4
     with pytest.raises(DataError, match="no metric, layer and step in common"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -31,6 +32,9 @@ def run(window: tuple[int, int] | None, minimum: int = 64, layers: str = "a", la
         ([(16, 32), (64, 128)], None, "-", "s0 16-32; s1 64-128 do not overlap"),
         ([(16, 32), None, (16, 32)], None, "-", "none in s1; the others share 16-32"),
         ([(16, 32), None], None, "-", "none in s1; the other has 16-32"),
+        ([(16, 512), None], None, "-", "none in s1; the other has 16-512+"),
+        ([(16, 512), (32, 512), None], None, "-", "none in s2; the others share 32-512+"),
+        ([(16, 64), (32, 512), None], None, "-", "none in s2; the others share 32-64"),
         ([(8, 16), None, (32, 64)], None, "-", "none in s1"),
         ([None, None], None, "-", "no run has a stop window"),
     ],
@@ -87,6 +91,17 @@ def test_only_what_all_runs_have_is_compared() -> None:
         pf.compare_phases({"one": run(None)})
     with pytest.raises(DataError, match=r"two runs or more by name, .* got \['list'\]"):
         pf.compare_phases([run(None), run(None)])  # type: ignore[arg-type]
+
+
+def test_second_valleys_are_told() -> None:
+    one, two = run((16, 64)), run((16, 64))
+    (cell,) = two
+    two = replace(two, cells=(replace(cell, evidence={**cell.evidence, "other_minimum": 256}),))
+    found = pf.compare_phases({"one": one, "two": two})
+    assert str(found).splitlines()[-1] == (
+        "a: two valleys, of which the lower one counts; lowest of the other: two at 256"
+    )
+    assert [str(each["other_minimum"]) for each in found.rows()] == ["nan", "256"]
 
 
 def test_seeds_may_be_named_by_numbers() -> None:

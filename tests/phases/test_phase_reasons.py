@@ -53,6 +53,21 @@ def test_neighbours_that_leave_the_others_and_come_back_are_no_constant(loss: li
         assert "neighbouring" not in find(np.array(single) + scatter, scatter=0.001).why
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        [0.2, 0.22, 0.24, 0.26, 0.28, 0.3, 0.29, 0.28, 0.27, 0.26, 0.25, 0.24, 0.23] + [0.22] * 11,
+        [0.2, 0.25, 0.3, 0.29, 0.27, 0.25] + [0.24] * 6,
+    ],
+)
+def test_a_rise_that_comes_back_is_told(loss: list[float]) -> None:
+    cell = find(np.array(loss), scatter=0.001)
+    assert kinds(cell) == ""
+    back = max(loss) - min(loss[loss.index(max(loss)) :])
+    assert cell.why.endswith(f"; it rises by 0.1 to its top, then falls by {back:.2g}, which no phase names")
+    assert "no phase names" not in find(np.linspace(0.2, 0.4, len(loss)), scatter=0.001).why
+
+
 def test_a_hump_of_steps_that_have_an_order_is_no_constant_either() -> None:
     loss = np.full(12, 0.5)
     loss[1:5] += 0.03
@@ -96,6 +111,7 @@ def test_a_change_too_small_to_count() -> None:
 SMALL = re.compile(
     r"varies by (\S+), but falls from (its plateau|the first step) to the minimum by only (\S+) \((\S+) needed\), "
     r"and rises from there to the last step by only (\S+) \((\S+) needed\)"
+    r"(?:; it rises by (\S+) to its top, then falls by (\S+), which no phase names)?"
 )
 UNSURE = re.compile(r"(falls|rises) by (\S+), but the interval of this change, (\S+) to (\S+), includes 0")
 
@@ -118,6 +134,10 @@ def test_a_curve_that_varies_without_a_change_that_counts(loss: np.ndarray, star
     assert found[2] == start
     assert fallen < asked
     assert risen < asked_of_rise
+    top = int(loss.argmax())
+    humped = loss[top] - np.array([loss[:top].min(), loss[top:].min()])
+    assert (found[7] is not None) == (float(humped.min()) >= max(asked, 0.02 * float(loss[:top].min())))
+    assert found[7] is None or [*map(float, found.group(7, 8))] == pytest.approx(humped, rel=0.05)
     if fall is not None:
         assert fallen == pytest.approx(fall, rel=0.02)
 
