@@ -214,7 +214,7 @@ def _of_sizes(
                 f"the model takes no {example.dtype} input of shape {shape}: {error}; give an input that it takes, "
                 "or the shape of one (--sample, or --probe-set)"
             ) from error
-    per_column, options = config.per_column, config.options
+    per_column, options = config.per_column and width > 1, config.options
     # Wider targets than there are fit rows are replaced by n + 1 columns (row space), and combined where penalties are
     # chosen: not where each column has its own.
     columns = width if per_column else min(columns_with_components(width, options.get("target_components")), fit + 1)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from .common.notices import warn
 from .configuration import Configuration
 from .data.inputs import Inputs
 from .data.probe_set import ProbeSet
@@ -65,6 +66,8 @@ class TargetSet:
             own = splits, copied, units, matrix, config.device, method.balanced
             predictions = Predictions.of(chosen, options.get("predicts"), *own)
             made = cls(matrix, predictions, FunctionValues(chosen, probe_set.fit_inputs), chosen, splits, units)
+        if config.per_column and not matrix.per_column:
+            warn("penalty_per='column' changes nothing: no target of numbers has several columns")
         warn_of_classes(matrix, options)
         warn_of_scales(chosen, probe_set.fit_inputs, matrix)
         return made

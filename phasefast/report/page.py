@@ -173,12 +173,12 @@ class Page:
         axes.set_ylim(inches, 0)
         return axes
 
-    def inches(self, octaves: float) -> float:
-        """How many inches a distance between steps takes, which is given in octaves."""
+    def inches(self, distance: float) -> float:
+        """How many inches a distance on the axis of steps takes."""
         low, high = self.axis.limits
-        return octaves / (high - low) * self.width
+        return distance / (high - low) * self.width
 
-    def octaves(self, inches: float) -> float:
-        """The distance between steps, in octaves, that takes so many inches."""
+    def distance(self, inches: float) -> float:
+        """The distance on the axis of steps that takes so many inches."""
         low, high = self.axis.limits
         return inches / self.width * (high - low)

@@ -91,12 +91,12 @@ def draw_map(page: Page, rows: Sequence[Row]) -> None:
     for i, row in enumerate(rows):
         top, named = i * height, (chosen - i) % apart == 0
         _segments(page, axes, row, top, height)
-        tick = [high + page.octaves(0.03), high + page.octaves(LEADER + 0.03)]
+        tick = [high + page.distance(0.03), high + page.distance(LEADER + 0.03)]
         middle, look = top + height / 2, row.look
         axes.plot(tick, [middle] * 2, color=look.colour, linewidth=min(2.0, 50 * height), clip_on=False)
         if named:
-            x, bold = high + page.octaves(NAME), "bold" if look.chosen else "normal"
-            axes.plot([high + page.octaves(LEADER + 0.1)], [middle], look.marker, color=look.colour, markersize=5,
+            x, bold = high + page.distance(NAME), "bold" if look.chosen else "normal"
+            axes.plot([high + page.distance(LEADER + 0.1)], [middle], look.marker, color=look.colour, markersize=5,
                       markeredgecolor="white", markeredgewidth=0.6, clip_on=False)  # fmt: skip
             axes.text(x, middle, look.name, fontsize=9, weight=bold, color=INK, va="center", parse_math=False)
 
@@ -115,7 +115,7 @@ def draw_stop_bar(page: Page, cell: CellPhases | None, name: str) -> None:
     first, last = cell.stop_window
     text = f"stop at {first}" if first == last else f"stop window {first} to {last}"
     text = f"{cut(name, _NAME)}: {text}" + ", open" * cell.stop_open
-    room, pad = LETTER * (len(text) + 2), page.octaves(0.14)
+    room, pad = LETTER * (len(text) + 2), page.distance(0.14)
     if page.inches(high - end) > room:
         axes.text(end + pad, y + 0.005, text, color=STOP, ha="left", **words)
     elif page.inches(start - low) > room:
@@ -157,7 +157,7 @@ def _segments(page: Page, axes: Axes, row: Row, top: float, height: float) -> No
 def _bar(page: Page, axes: Axes, cell: CellPhases, y: float, width: float, capped: bool = True) -> None:
     """A stop window, with an arrow at its end where it is open, or else, if ``capped``, with bars across its ends."""
     start, end = (page.axis.at(step) for step in cell.stop_window or ())
-    half = page.octaves(0.035) if start == end else 0.0  # a single step would not be seen
+    half = page.distance(0.035) if start == end else 0.0  # a single step would not be seen
     line = [start - half, end + half]
     axes.plot(line, [y, y], color=STOP, linewidth=width, solid_capstyle="butt", clip_on=False)
     caps = [(line[0], "|")] if capped else []

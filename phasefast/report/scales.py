@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -36,12 +37,25 @@ _MANTISSAS: tuple[Sequence[float], ...] = (
 
 @dataclass(frozen=True)
 class StepAxis:
-    """Steps on a log2 axis, on which step 0 lies one octave before the first other step."""
+    """Steps on a log2 axis, on which step 0 lies one octave before the first other step, or on a linear one.
+
+    On whichever of them the widest gap is narrower: a schedule of powers of two, or every epoch.
+    """
 
     steps: np.ndarray
 
+    @cached_property
+    def is_linear(self) -> bool:
+        """Whether steps lie as far apart as their numbers."""
+        places = np.sort(self.steps), np.array([self._octave(step) for step in np.sort(self.steps).tolist()])
+        linear, octaves = (np.diff(own).max(initial=0) / max(np.ptp(own), 1) for own in places)
+        return bool(linear < octaves)
+
     def at(self, step: int) -> float:
-        """Where a step lies, in octaves."""
+        """Where a step lies: its number, or its octave."""
+        return float(step) if self.is_linear else self._octave(step)
+
+    def _octave(self, step: int) -> float:
         positive = self.steps[self.steps > 0]
         first = math.log2(positive.min()) if len(positive) else 1.0
         return math.log2(step) if step > 0 else first - 1
@@ -54,10 +68,23 @@ class StepAxis:
         return low - margin, high + margin
 
     def ticks(self, inches: float) -> list[int]:
-        """Probed steps whose numbers fit beside each other on an axis of this length; the last one always does."""
+        """Probed steps whose numbers fit beside each other on an axis of this length; the last one always does.
+
+        On a linear axis only round ones, if these are half as many or more.
+        """
+        steps = self.steps[::-1].tolist()
+        most = self._fitting(steps, inches)
+        for stride in (each * 10**power for power in range(len(str(steps[0]))) for each in (1, 2, 5)):
+            some = [step for step in steps if step % stride == 0] if self.is_linear else []
+            if 2 * len(some) >= len(most) and self._fitting(some, inches) == some:
+                return self._fitting([steps[0], *some], inches) if some[0] < steps[0] else some
+        return most
+
+    def _fitting(self, steps: Sequence[int], inches: float) -> list[int]:
+        """Those of descending steps that have room beside the last one that has."""
         per_inch = (self.limits[1] - self.limits[0]) / inches
         chosen: list[int] = []
-        for step in self.steps[::-1].tolist():
+        for step in steps:
             room = LETTER * (len(str(step)) + 1.5) * per_inch
             if not chosen or self.at(chosen[-1]) - self.at(step) >= room:
                 chosen.append(step)

@@ -11,7 +11,9 @@ with a log-posterior, up to a constant, of
 
 which is linear discriminant analysis where the penalty is 0. With sums M = Y'X of centred features [n, d] and the
 decoder's weights W [d, k], Y'P = M W has a rank of min(d, k) at most, in the span of W'. Where a is 0, t t' / (1 - a)
-adds up to D^-1: no [k, k] matrix is needed for many classes.
+adds up to D^-1: no [k, k] matrix is needed for more classes than features. For fewer, S = D^-1/2 M W D^-1/2 has the
+same eigenvalues, and the sums over l are (I - S)^-1, between D^-1/2, and (I - S)^-1 - I: a Cholesky factor in place of
+eigenvectors.
 """
 
 from __future__ import annotations
@@ -68,6 +70,10 @@ def _scores(weights: Tensor, sums: Tensor, shares: Tensor, least: float) -> tupl
     there = shares > 0
     roots = torch.where(there, shares, 1).sqrt()
     scaled = weights / roots
+    if len(shares) <= len(weights) and (found := _of_few(scaled, sums / roots[:, None], least)) is not None:
+        inverse, gains = found
+        constant = torch.log(roots.square()) - gains / (2 * roots.square())
+        return scaled @ (inverse / roots), torch.where(there, constant, _NEVER)
     basis = torch.linalg.qr(scaled.mT).Q  # [k, min(k, d)]
     products = (basis.mT @ (sums / roots[:, None])) @ (scaled @ basis)
     correlations, vectors = torch.linalg.eigh((products + products.mT) / 2)
@@ -75,3 +81,19 @@ def _scores(weights: Tensor, sums: Tensor, shares: Tensor, least: float) -> tupl
     gains = correlations / (1 - correlations)
     constant = torch.log(roots.square()) - (optimal.square() @ gains) / 2
     return scaled / roots + ((weights @ optimal) * gains) @ optimal.mT, torch.where(there, constant, _NEVER)
+
+
+def _of_few(scaled: Tensor, sums: Tensor, least: float) -> tuple[Tensor, Tensor] | None:
+    """(I - S)^-1 [k, k], and the diagonal [k] of that less I; None where variates have less variance within classes.
+
+    Args:
+        scaled: [d, k] weights over the roots of the shares. sums: [k, d], over these too.
+    """
+    products = sums @ scaled
+    within = (products + products.mT).div_(-2)
+    within.diagonal().add_(1 - least)
+    if bool(torch.linalg.cholesky_ex(within).info):
+        return None
+    within.diagonal().add_(least)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(within).L)
+    return inverse, inverse.diagonal() - 1

@@ -79,7 +79,8 @@ def build_targets(
     Args:
         targets: at least one, with different names. fit: (inputs [n, ...], labels [n] or None). heldout: likewise.
         folds: k + 1 row offsets from 0 to n.
-        per_column: each column of a regression gets a penalty of its own, so that no other columns can stand for it.
+        per_column: each column of a regression, if one has several, gets a penalty of its own, so that no other columns
+            can stand for it.
         cache: where the result may lie already, of these very inputs; not for ``per_column``.
         components: how many leading components of a wide regression target are decoded; not for ``per_column``.
         inputs: of ``fit`` and ``heldout``, where they are on ``device`` too: not copied again for :class:`Input`.
@@ -149,6 +150,7 @@ def build_targets(
         else None
         for block in blocks
     ]
+    per_column = per_column and any(block.kind == "regression" and block.width > 1 for block in blocks)
     all_columns, all_blocks, dropped = fit_columns, list(blocks), {split: (0.0,) * len(blocks) for split in deviation}
     if not per_column:
         blocks, fit_columns, heldout_columns, dropped = _fewer(blocks, fit_columns, heldout_columns, components)

@@ -117,7 +117,8 @@ def test_runs_of_one_training_or_of_other_targets_are_told(tmp_path: Path) -> No
         read_runs([tmp_path / name for name in "abc"])
     assert [str(each.message) for each in caught] == [
         "c was not measured as a: other values of ['input', 'label']",
-        f"a and b have the same weights at {len(scores.steps) - 1} steps after 0: are they the same training?",
+        f"a and b have the same weights at {len(scores.steps) - 1} steps after 0: are they the same training, or "
+        "parts of one with the same beginning?",
     ]
 
 

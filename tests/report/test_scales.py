@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from phasefast.report.curves import Curve, Look
 from phasefast.report.panel import spread
-from phasefast.report.scales import StepAxis, ValueAxis, accuracy_axis, fvu_axis
+from phasefast.report.scales import LETTER, StepAxis, ValueAxis, accuracy_axis, fvu_axis
 
 from .synthetic import log2_steps
 
@@ -37,6 +38,59 @@ def test_step_axis_is_log2_with_zero_one_octave_below() -> None:
     crowded = StepAxis(np.arange(0, 100_001, 5000)).ticks(6.5)
     assert crowded[0] == 100_000
     assert 3 < len(crowded) < 15
+
+
+@pytest.mark.parametrize(
+    ("steps", "linear"),
+    [
+        (log2_steps(14), False),
+        ([0, 1, 2, 4, 8, 12, 20, 40], False),
+        ([0, 7], False),
+        ([5], False),
+        ([0], False),
+        (range(30), True),
+        (range(1, 101), True),
+        (range(0, 100_001, 5000), True),
+        ([300, 304, 308, 316, 332, *range(364, 600, 32), 600], True),
+        ([*log2_steps(12), *range(3000, 20_000, 1000)], False),
+    ],
+)
+def test_the_axis_is_the_one_on_which_steps_lie_more_evenly(steps: Sequence[int], linear: bool) -> None:
+    for own in (np.array(steps), np.array(steps)[::-1]):
+        assert StepAxis(own).is_linear is linear
+    axis = StepAxis(np.array(steps))
+    places = [axis.at(step) for step in steps]
+    assert places == sorted(places)
+    assert (places == [*steps]) == linear or len(steps) == 1
+    low, high = axis.limits
+    assert low < places[0]
+    assert high > places[-1]
+
+
+@pytest.mark.parametrize(
+    ("steps", "ticks"),
+    [
+        (range(1, 101), range(5, 101, 5)),
+        (range(0, 40_001, 1000), range(0, 40_001, 5000)),
+        (range(8), range(8)),
+        (range(0, 1000, 9), [*range(0, 901, 90), 999]),
+    ],
+)
+def test_ticks_of_a_linear_axis_are_round_numbers(steps: Sequence[int], ticks: Sequence[int]) -> None:
+    assert StepAxis(np.array(steps)).ticks(6.5)[::-1] == [*ticks]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_ticks_are_probed_steps_with_room_of_which_the_last_is_one(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    steps = np.unique(rng.integers(0, rng.integers(5, 10**6), rng.integers(2, 60)))
+    axis = StepAxis(steps)
+    ticks = axis.ticks(6.5)
+    assert {*ticks} <= {*steps.tolist()}
+    assert ticks[0] == steps[-1]
+    inch = (axis.limits[1] - axis.limits[0]) / 6.5
+    gaps = [axis.at(right) - axis.at(left) for right, left in pairwise(ticks)]
+    assert all(gap >= LETTER * (len(str(left)) + 1.5) * inch for gap, left in zip(gaps, ticks[1:], strict=True))
 
 
 @pytest.mark.parametrize(("low", "log"), [(0.021, False), (0.019, True)])

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 import phasefast as pf
 from phasefast.errors import ArgumentError, StoreError
+from phasefast.stages import discriminate
+from phasefast.stages.discriminate import _of_few
 from tests.quiet import no_warnings
 
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -156,3 +158,57 @@ def test_groups_of_classes_that_are_far_apart_are_told_apart_inside_too() -> Non
     expected = discriminant_analysis.LinearDiscriminantAnalysis(tol=0).fit(x[:600], labels[:600])
     found = accuracies((x[:600], labels[:600], x[600:], labels[600:]), "lda", alphas=[1e-9], precision="double")
     assert found["heldout"] == pytest.approx(expected.score(x[600:], labels[600:]), abs=0.01)
+
+
+@pytest.mark.parametrize("least", [1e-5, 1e-10])
+@pytest.mark.parametrize(
+    ("n", "features", "classes", "penalty"),
+    [(200, 20, 3, 1.0), (300, 20, 20, 1e-3), (100, 64, 10, 1e-2), (40, 50, 5, 0.1), (900, 90, 60, 10.0)],
+)
+def test_a_factor_gives_what_eigenvectors_do(
+    n: int, features: int, classes: int, penalty: float, least: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, labels, *_ = (torch.from_numpy(each) for each in drawn(1, n, features, classes, share=0.5))
+    x, columns = x - x.mean(0), nn.functional.one_hot(labels, classes + 1).double()  # of which one has no rows
+    shares = columns.mean(0)
+    weights = torch.linalg.solve(x.T @ x + penalty * torch.eye(features), x.T @ (columns - shares))
+    given = weights, columns.T @ x / n, shares, least
+    factors: list[Any] = []
+
+    def kept(*own: Any) -> Any:
+        factors.append(_of_few(*own))
+        return factors[-1]
+
+    monkeypatch.setattr(discriminate, "_of_few", kept)
+    found = discriminate._scores(*given)
+    monkeypatch.setattr(discriminate, "_of_few", lambda *own: None)
+    expected = discriminate._scores(*given)
+    assert [each is not None for each in factors] == [True] * (classes < features)
+    for own, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-9, atol=1e-9 * float(other[other > -1e17].abs().max()))
+
+
+def test_classes_without_variance_within_have_no_factor() -> None:
+    centres = torch.randn(6, 8, dtype=torch.float64)
+    labels = torch.arange(60) % 6
+    rows = centres[labels].numpy(), labels.numpy(), (centres[labels] + 0.01).numpy(), labels.numpy()
+    assert accuracies(rows, "lda", alphas=[1e-9]) == {"fit": 1.0, "heldout": 1.0}
+    centred = centres - centres.mean(0)
+    columns = nn.functional.one_hot(labels, 6).double()
+    weights = torch.linalg.pinv(centred[labels]) @ (columns - 1 / 6)
+    roots = 6**-0.5
+    assert _of_few(weights / roots, columns.T @ centred[labels] / 60 / roots, 1e-5) is None
+
+
+def test_penalties_of_columns_need_several() -> None:
+    x, y = torch.randn(90, 6), torch.arange(90) % 3
+    probe_set = pf.ProbeSet.from_tensors(x[:60], y[:60], x[60:], y[60:], values={"own": (x[:60, 0], x[60:, 0])})
+    net = nn.Sequential(nn.Linear(6, 12))
+    given: dict[str, Any] = {"layers": "0", "targets": ["label", "own"], "predicts": "none"}
+    with pytest.warns(RuntimeWarning, match="penalty_per='column' changes nothing: no target of numbers has several"):
+        found = pf.probe(net, probe_set, penalty_per="column", **given)
+    expected = pf.probe(net, probe_set, **given)
+    for own, other in zip(found.to_arrow().to_pylist(), expected.to_arrow().to_pylist(), strict=True):
+        assert {**own, "seconds": 0, "config_hash": ""} == {**other, "seconds": 0, "config_hash": ""}
+    with no_warnings():
+        pf.probe(net, probe_set, penalty_per="column", layers="0", targets=["label", "input"], predicts="none")
