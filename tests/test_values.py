@@ -164,6 +164,10 @@ def test_labels_that_are_numbers_of_something_are_refused() -> None:
     probe_set = pf.ProbeSet.from_tensors(X[:60], KIND[:60] * 2_000_000_000, X[60:], KIND[60:])
     with pytest.raises(DataError, match="'label': expected 1000000 classes at most, numbered from 0, got 2000000001"):
         pf.probe(nn.Sequential(nn.Linear(5, 5)), probe_set)
+    from_one = pf.ProbeSet.from_tensors(X[:60], KIND[:60] + 1, X[60:], KIND[60:] + 1)
+    count = int(KIND.max()) + 1
+    with pytest.raises(DataError, match=f"got 1 to {count}; give {count + 1} classes, or labels that begin with 0"):
+        pf.probe(nn.Sequential(nn.Linear(5, 5)), from_one, targets=[pf.Label(count)])
 
 
 def test_numbers_of_a_data_set_keep_their_digits() -> None:

@@ -268,11 +268,15 @@ def _columns(target: Values | Function, values: Tensor, held: Tensor) -> tuple[T
 def _one_hot(name: str, labels: Tensor, held: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Columns [n, k] and [m, k]: of many classes only of those that rows have."""
     if count > _MOST_CLASSES:
-        raise DataError(f"target {name!r}: expected {_MOST_CLASSES} classes at most, numbered from 0, got {count}")
+        raise DataError(
+            f"target {name!r}: expected {_MOST_CLASSES} classes at most, numbered from 0, got {count}; where numbers are "
+            "names, labels.unique(return_inverse=True)[1] has the classes"
+        )
     for own in (labels, held):
         low, high = int(own.min()), int(own.max())
         if low < 0 or high >= count:
-            mend = f"; {_LACKING}" if low < 0 else ""
+            more = f"; give {high + 1} classes, or labels that begin with 0" if high == count else ""
+            mend = f"; {_LACKING}" if low < 0 else more
             raise DataError(f"target {name!r}: expected labels from 0 to {count - 1}, got {low} to {high}{mend}")
     if count > _WHOLE and len(there := torch.cat([labels, held.to(labels.device)]).unique()) < count:
         if len(there) > _MOST_COLUMNS:
