@@ -269,8 +269,8 @@ def _one_hot(name: str, labels: Tensor, held: Tensor, count: int) -> tuple[Tenso
     """Columns [n, k] and [m, k]: of many classes only of those that rows have."""
     if count > _MOST_CLASSES:
         raise DataError(
-            f"target {name!r}: expected {_MOST_CLASSES} classes at most, numbered from 0, got {count}; where numbers are "
-            "names, labels.unique(return_inverse=True)[1] has the classes"
+            f"target {name!r}: expected {_MOST_CLASSES} classes at most, numbered from 0, got {count}; where numbers "
+            "are names, labels.unique(return_inverse=True)[1] has the classes"
         )
     for own in (labels, held):
         low, high = int(own.min()), int(own.max())
