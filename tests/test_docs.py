@@ -311,7 +311,11 @@ def test_the_recipes_run_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with no_warnings():
         for recipe in recipes:
             exec(recipe, names | {"print": shown.append})
-    autoencoder, tags, diffusion, agent, selectivity = shown
+    autoencoder, tags, diffusion, agent, selectivity, *tasks = shown
+    assert [cell.evidence["steps"] for report in tasks for cell in report.cells[:1]] == [
+        [0, 1, 2, 3, 4],
+        [4, 5, 6, 7, 8],
+    ]
     assert selectivity.metric == "error"
     assert len(pf.read_scores("runs/tagger").steps) == 9
     assert all(tags.has_curve("model", name, "accuracy") for name in ("bright", "round"))
