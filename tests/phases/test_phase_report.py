@@ -122,6 +122,7 @@ def test_rows_are_for_tables_of_ones_own() -> None:
         "loss_first": 0.8,
         "loss_minimum": 0.3,
         "loss_last": 0.5,
+        "other_minimum": pytest.approx(float("nan"), nan_ok=True),
         "left_out": [],
         "why": "",
         "doubt": "",
