@@ -30,7 +30,7 @@ from .data.probe_set import ProbeSet
 from .data.sequences import check_padding
 from .data.token_rows import Units
 from .decoding import decode
-from .errors import ArgumentError, PhasefastError
+from .errors import ArgumentError, GoneError, LayerError, PhasefastError
 from .results.scores import MODEL_LAYER, Scores
 from .results.store import Store
 from .scoring import row_of, score_cells
@@ -299,7 +299,9 @@ class Engine:
             # Once they were there, others are measured without them.
             how = self.rows, self.device, () if self._measured else self.named, self.units.tokens
             cells, lost = capture(self.model, group, *arguments, *how, own)
-        self.lost |= lost
+        gone = {layer.name for layer in group if layer.module in self.named}
+        for name, error in lost.items():
+            self.lost[name] = GoneError(str(error)) if name in gone and type(error) is LayerError else error
         return cells
 
     def _say_that_all_is_exact(self, step: int, widest: int) -> None:

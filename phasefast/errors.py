@@ -22,6 +22,10 @@ class LayerError(PhasefastError, LookupError):
     """A layer pattern matches nothing, a hook never fires, or an output is not a tensor of rows."""
 
 
+class GoneError(LayerError):
+    """A layer that was asked for, and was there at first, has no rows any more, as behind another head."""
+
+
 class NonFiniteError(PhasefastError, ArithmeticError):
     """Activations hold NaN or Inf."""
 

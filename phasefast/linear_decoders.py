@@ -32,7 +32,8 @@ class LinearDecoder:
         weight: [p, d] float64, on the CPU. bias: [p].
         classes: [p] int64, the class that each row of ``weight`` predicts, -1 if no fit row has that class; None for
             a regression. With ``classifier="lda"`` predictions are logits.
-        predictions: [m, p] float32, of the held-out rows in the probe set's order.
+        predictions: [m, p] of the held-out rows in the probe set's order: float32, or float64 of such targets.
+        dtype: of the layer's activations, float32 or float64.
     """
 
     layer: str
@@ -44,6 +45,7 @@ class LinearDecoder:
     bias: Tensor = field(repr=False)
     classes: Tensor | None = field(repr=False)
     predictions: Tensor = field(repr=False)
+    dtype: torch.dtype = field(default=torch.float32, repr=False)
 
     def __call__(self, activations: Tensor) -> Tensor:
         """Predictions [..., p] float64 of activations [..., d], on their device; ArgumentError for other shapes."""
@@ -56,8 +58,9 @@ class LinearDecoder:
         weight, bias = self.weight.to(activations.device), self.bias.to(activations.device)
         return activations.double() @ weight.mT + bias
 
-    def linear(self, dtype: torch.dtype = torch.float32) -> nn.Linear:
-        """The same as a module, its weights in ``dtype``."""
+    def linear(self, dtype: torch.dtype | None = None) -> nn.Linear:
+        """The same as a module, its weights in ``dtype``, by default that of the activations."""
+        dtype = dtype or self.dtype
         made = nn.Linear(self.weight.shape[1], len(self.weight), dtype=dtype, device="meta").to_empty(device="cpu")
         made.load_state_dict({"weight": self.weight, "bias": self.bias})
         return made
@@ -92,10 +95,12 @@ def fit_decoders(
             for fit in decoder.fits:
                 name = fit.block.name
                 weight, offset = _of_features(cell, decoder, whole, fit, engine, given_as[name])
-                predictions = (product(whole.heldout, weight) + offset).float().cpu()
+                predictions = (product(whole.heldout, weight) + offset).to(given_as[name].dtype).cpu()
                 bias = offset - whole.shift.double() @ weight
                 how = cell.layer.name, name, *values[name], fit.alpha
-                own = LinearDecoder(*how, weight.mT.contiguous().cpu(), bias.cpu(), given_as[name].classes, predictions)
+                parts = weight.mT.contiguous().cpu(), bias.cpu(), given_as[name].classes, predictions
+                dtype = torch.promote_types(whole.fit.dtype, torch.float32)
+                own = LinearDecoder(*how, *parts, dtype)
                 found[cell.layer.name, name] = own
     return found
 
@@ -106,11 +111,13 @@ class _Given:
 
     Attributes:
         columns: [n, p] of a regression on the fit rows. mean: [p] theirs. classes: of the columns of classes.
+        dtype: of predictions that keep the digits of what they predict.
     """
 
     columns: Tensor | None = None
     mean: Tensor | None = None
     classes: Tensor | None = None
+    dtype: torch.dtype = torch.float32
 
     @classmethod
     def of(cls, engine: Engine, name: str) -> _Given:
@@ -121,8 +128,9 @@ class _Given:
             classes = torch.full((block.width,), -1, device="cpu")
             classes[engine.targets.fit_classes[name].cpu()] = labels.cpu()
             return cls(classes=classes)
+        dtype = torch.float64 if columns.dtype == torch.float64 else torch.float32
         columns = (columns if columns.is_floating_point() else columns.double()).to(engine.device)
-        return cls(columns, columns.mean(0, dtype=torch.float64))
+        return cls(columns, columns.mean(0, dtype=torch.float64), dtype=dtype)
 
 
 def _of_features(

@@ -229,7 +229,7 @@ class Sweeper:
     def _lacking(self, step: int) -> list[str]:
         """Modules, and ``"model"``, whose layers a stored step has no scores of, though they can be measured."""
         engine, lost = self._engine, self._lost.get(step, {})
-        # What is not called by all batches is an error where it is asked for by name.
+        # What is not called by all batches is an error at first, where it is asked for by name.
         names = [name for name in engine.names if name not in lost or (name in engine.named and not lost[name])]
         lacking = engine.lacking(self._stored[step], names, lost)
         return [name for name in lacking if name in self._usable] if lacking else []

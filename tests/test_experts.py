@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import phasefast as pf
 from phasefast.errors import LayerError
 from phasefast.layers.defaults import default_names
 from phasefast.results.failures import read_failures
+from tests.quiet import no_warnings
 
 
 class Experts(nn.Module):
@@ -128,3 +130,41 @@ def test_parameters_that_come_to_a_tracked_model_are_told(tmp_path: Path) -> Non
     model.more = nn.Linear(6, 2)
     with pytest.warns(RuntimeWarning, match=r"other parameters than at first, such as \['more.bias', 'more.weight'\]"):
         tracker.step(1)
+
+
+class Cut(nn.Module):
+    """One of its layers is narrower where a buffer says so, as where heads change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.cut = nn.Linear(5, 6), nn.Identity()
+        self.register_buffer("width", torch.tensor(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.cut(self.a(x)[:, : int(self.width)])
+        return out
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_a_layer_that_is_gone_at_a_step_is_told_and_not_tried_again(tmp_path: Path, shards: bool) -> None:
+    x = torch.randn(90, 5)
+    probe_set = pf.ProbeSet.from_tensors(x[:60], None, x[60:], None)
+    states = {step: Cut().state_dict() for step in range(5)}
+    for step, state in states.items():
+        state["a.weight"] = state["a.weight"] + step
+        state["width"] = torch.tensor(4 if step == 3 else 6)
+    parts = [{"shard": (i, 2)} for i in range(2)] if shards else [{}]
+
+    def swept(**part: Any) -> pf.Scores:
+        return pf.sweep(Cut(), states, probe_set, out=tmp_path, layers=["a", "cut"], **part)
+
+    with pytest.warns(RuntimeWarning, match="layers: left out 1 at step 3: layer 'cut': expected 6 features"):
+        _ = [swept(**part) for part in parts]
+    with no_warnings():
+        scores = swept()
+    assert scores.select(["a"]).steps == [0, 1, 2, 3, 4]
+    assert scores.select(["cut"]).steps == [0, 1, 2, 4]
+    (failure,) = pf.read_failures(tmp_path).values()
+    assert failure.partial
+    assert "layer 'cut': expected 6 features of each sample, as at first, got 4" in failure.error

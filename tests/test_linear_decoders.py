@@ -80,7 +80,7 @@ def test_predictions_have_the_errors_of_the_scores_and_come_from_the_activations
         own = decoder(outputs[layer])
         assert own.dtype == torch.float64
         scale = float(own.std(0).max())
-        torch.testing.assert_close(own.float(), decoder.predictions, rtol=2e-6, atol=1e-4 * scale)
+        torch.testing.assert_close(own.to(decoder.predictions.dtype), decoder.predictions, rtol=2e-6, atol=1e-4 * scale)
         if target == "label":
             assert decoder.classes is not None
             hits = decoder.classes[own.argmax(1)] == probe_set.heldout_labels
@@ -245,3 +245,25 @@ def test_decoders_of_a_layer_that_is_the_same_for_all_samples_give_the_mean(
     assert not decoder.weight.any()
     torch.testing.assert_close(decoder.bias, mean, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(decoder.predictions.double(), mean.expand(20, 6), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_targets_far_from_zero_keep_their_digits(dtype: torch.dtype) -> None:
+    x = torch.rand(300, 2, dtype=dtype)
+    pressure = torch.sin(x[:, :1].double() * 6) * 0.1 + 1e5
+    probe_set = pf.ProbeSet.from_tensors(x[:200], None, x[200:], None, values={"p": (pressure[:200], pressure[200:])})
+    model = nn.Sequential(nn.Linear(2, 32), nn.Tanh()).to(dtype)
+    decoder = pf.fit_decoders(model, probe_set, layers="1", targets="p", alphas=[1e-6])["1", "p"]
+
+    def fvu(predicted: Tensor) -> float:
+        return float(
+            (predicted - pressure[200:]).square().sum() / (pressure[200:] - pressure[:200].mean()).square().sum()
+        )
+
+    assert decoder.predictions.dtype == torch.float64  # of the target
+    assert decoder.dtype == decoder.linear().weight.dtype == dtype  # of the layer
+    assert fvu(decoder.predictions) == pytest.approx(decoder.value, rel=1e-3)
+    with torch.no_grad():
+        features = model(probe_set.heldout_inputs)
+        assert fvu(decoder.linear(torch.float64)(features.double())) == pytest.approx(decoder.value, rel=1e-3)
+        assert nn.Sequential(model, decoder.linear())(probe_set.heldout_inputs).dtype == dtype

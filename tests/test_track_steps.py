@@ -87,6 +87,9 @@ def test_a_head_that_is_exchanged_is_lost_alone(probe_set: pf.ProbeSet, tmp_path
         net.hidden.weight.add_(1)
     assert tracker.step(2) is not None
     assert pf.read_scores(tmp_path).select(["hidden"]).steps == [0, 1, 2]
+    failed = pf.read_failures(tmp_path)
+    assert [(step, each.partial) for step, each in failed.items()] == [(1, True), (2, True)]
+    assert "'head': expected 3 features" in failed[1].error
 
 
 def test_a_layer_that_is_asked_for_is_needed_at_first(net: SmallNet, probe_set: pf.ProbeSet) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .interrupts import let_interrupts_through
@@ -17,13 +18,15 @@ def hooked(
 ) -> Iterator[Callable[[], None]]:
     """Call ``record(name, call, module, output)`` after each forward of the named modules.
 
-    Yields what restarts the count.
+    But for those under ``torch.vmap``, as for derivatives, which are of single samples. Yields what restarts the count.
     """
     calls = dict.fromkeys(names, 0)
     modules = dict(model.named_modules())
 
     def hook_for(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, _args: Any, output: Any) -> None:
+            if _is_under_vmap():
+                return
             calls[name] += 1
             record(name, calls[name] - 1, module, output)
 
@@ -38,6 +41,11 @@ def hooked(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _is_under_vmap() -> bool:
+    levels: Any = getattr(torch._C._functorch, "get_interpreter_stack", tuple)()  # None outside of torch.func
+    return any(level.key().name == "Vmap" for level in levels or ())
 
 
 def places_of_calls(model: nn.Module, batch: Tensor) -> dict[tuple[str, int], int]:

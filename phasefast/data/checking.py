@@ -56,8 +56,9 @@ def check_split(split: str, inputs: Tensor, labels: Tensor | None, minimum: int)
 
 
 def of_array(split: str, given: Any) -> Any:
-    """Inputs that are an array as a tensor."""
-    return as_numbers(f"{split}_inputs", given) if isinstance(given, np.ndarray) else given
+    """Inputs that are an array as a tensor, and without a graph."""
+    given = as_numbers(f"{split}_inputs", given) if isinstance(given, np.ndarray) else given
+    return given.detach() if isinstance(given, Tensor) else given
 
 
 def check_pairs(values: Any) -> None:

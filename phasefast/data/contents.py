@@ -52,12 +52,15 @@ def warn_of_scales(fit: Tensor, heldout: Tensor, groups: Sequence[Tensor] = ()) 
     """Warn where the numbers of held-out samples lie elsewhere than those of fit samples, as without normalisation.
 
     Args:
-        groups: [n] and [m], which samples belong together, if any do: then these are what was chosen.
+        groups: [n] and [m], which samples belong together, if any do: then all of one split must lie apart from all of
+            the other.
     """
-    of_fit, of_heldout = groups or [torch.arange(len(each), device="cpu") for each in (fit, heldout)]
-    if not fit.is_floating_point() or min(len(of_fit.unique()), len(of_heldout.unique())) < _FEWEST:
+    if not fit.is_floating_point() or min(len(fit), len(heldout)) < _FEWEST:
         return
-    own, other = _moments(fit, of_fit), _moments(heldout, of_heldout)
+    moments = _moments(fit), _moments(heldout)
+    own, other = (_with_errors(each) for each in moments)
+    if groups and not _lie_apart(*(_of_groups(*each) for each in zip(moments, groups, strict=True))):
+        return
     means, variances = zip(own.tolist()[0], other.tolist()[0], strict=True)
     unsure = (_SURE * (own[1] + other[1]).sqrt()).tolist()
     apart = abs(means[0] - means[1]) > max(_APART * max(variances) ** 0.5, unsure[0])
@@ -73,19 +76,37 @@ def warn_of_scales(fit: Tensor, heldout: Tensor, groups: Sequence[Tensor] = ()) 
         )
 
 
-def _moments(inputs: Tensor, groups: Tensor) -> Tensor:
-    """Mean and variance of all numbers, and the squared standard errors of both, as of groups [n]: [2, 2] float64."""
+def _moments(inputs: Tensor) -> Tensor:
+    """Of each sample the mean, and the mean square of what its numbers are from the mean of all: [2, n] float64."""
     flat = inputs.detach().flatten(1)
     dtype = torch.promote_types(flat.dtype, torch.float32)
     norms = torch.linalg.vector_norm(flat, dim=1, dtype=dtype).double().cpu()
     means = flat.mean(1, dtype=dtype).double().cpu()
     # About a mean that is the samples' own, of which the error is of second order.
-    of_each = torch.stack([means, norms.square() / flat.shape[1] - means.mean() * (2 * means - means.mean())])
-    mean, variance = of_each.mean(1)
+    return torch.stack([means, norms.square() / flat.shape[1] - means.mean() * (2 * means - means.mean())])
+
+
+def _with_errors(moments: Tensor) -> Tensor:
+    """Mean and variance of all numbers, and the squared standard errors of both: [2, 2]."""
+    mean, variance = moments.mean(1)
+    return torch.stack([torch.stack([mean, variance.clamp(min=0)]), moments.var(1) / moments.shape[1]])
+
+
+def _of_groups(moments: Tensor, groups: Tensor) -> Tensor:
+    """The same of each group, [2, g]: its mean, and its variance about that."""
     names, places = groups.cpu().unique(return_inverse=True)
-    sums = of_each.new_zeros(2, len(names)).index_add_(1, places, of_each - of_each.mean(1, keepdim=True))
-    errors = sums.square().sum(1) * (len(names) / (len(names) - 1) / len(flat) ** 2)
-    return torch.stack([torch.stack([mean, variance.clamp(min=0)]), errors])
+    sums = moments.new_zeros(2, len(names)).index_add_(1, places, moments)
+    means, squares = sums / places.bincount(minlength=len(names))
+    return torch.stack([means, (squares - (means - moments[0].mean()).square()).clamp(min=0)])
+
+
+def _lie_apart(one: Tensor, other: Tensor) -> bool:
+    """Whether all groups of one split lie above all of the other, [2, g] and [2, h], by what is told, in a moment."""
+    (means, variances), (others, their_variances) = one, other
+    gap = torch.maximum(means.min() - others.max(), others.min() - means.max())
+    beyond = gap > _APART * torch.maximum(variances.max(), their_variances.max()).sqrt()
+    pairs = (variances, their_variances), (their_variances, variances)
+    return bool(beyond) or any(bool(large.min() > _WIDER**2 * small.max()) for large, small in pairs)
 
 
 def _repeated(fit: Tensor, heldout: Tensor, most: int) -> tuple[int, int]:

@@ -144,6 +144,8 @@ def detect_curve(
     if not 0 < as_float(confidence) < 1 or not is_integer(replicates, 100):
         got = f"confidence={confidence!r}, replicates={replicates!r}"
         raise ArgumentError(f"{got}: expected a confidence between 0 and 1 and at least 100 replicates")
+    if not is_integer(seed, 0):
+        raise ArgumentError(f"seed: expected an integer >= 0, got {seed!r}")
     where = f"layer {layer!r}, target {target!r}"
     steps, samples = _checked(steps, samples, where)
     unit = np.ones(samples.shape[1]) if baseline_samples is None else np.asarray(baseline_samples, dtype=np.float64)

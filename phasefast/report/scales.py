@@ -48,7 +48,7 @@ class StepAxis:
     def is_linear(self) -> bool:
         """Whether steps lie as far apart as their numbers."""
         places = np.sort(self.steps), np.array([self._octave(step) for step in np.sort(self.steps).tolist()])
-        linear, octaves = (np.diff(own).max(initial=0) / max(np.ptp(own), 1) for own in places)
+        linear, octaves = (np.diff(own).max(initial=0) / (np.ptp(own) or 1) for own in places)
         return bool(linear < octaves)
 
     def at(self, step: int) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..common.files import remove_file, write_json
 from ..common.notices import warn
-from ..errors import NonFiniteError, StoreError, with_notes
+from ..errors import GoneError, NonFiniteError, StoreError, with_notes
 from .paths import store_folder
 from .scores import MODEL_LAYER
 from .shards import list_shards, writing_alone
@@ -118,8 +118,9 @@ def lost_name(layer: str, target: str) -> str:
 
 
 def reasons(lost: Mapping[str, Exception]) -> dict[str, str]:
-    """Why layers were left out, if it is to be reported: those not called on all batches fail at every step."""
-    return {layer: str(error) if isinstance(error, NonFiniteError) else "" for layer, error in lost.items()}
+    """Why layers were left out, if it is to be reported: those that nobody asked for may fail at every step."""
+    told = NonFiniteError, GoneError
+    return {layer: str(error) if isinstance(error, told) else "" for layer, error in lost.items()}
 
 
 def read_failures(directory: str | Path) -> dict[int, Failure]:

@@ -129,8 +129,8 @@ def discover_layers(
     if lost := silent if not found else [name for name in silent if name in given]:
         raise LayerError(
             f"layer {lost[0]!r}: its forward hook never fired; the model does not call this module itself "
-            "(unused, or only in training, or called through a function, or a list of others: probe these); probe the "
-            "module around it"
+            "(unused, or only in training, or under torch.vmap, or called through a function, or a list of others: "
+            "probe these); probe the module around it"
         )
     if lost := [name for name in silent if name not in beside]:
         warn(

@@ -107,10 +107,13 @@ def test_subjects_that_differ_are_not_told(seed: int) -> None:
             warnings.simplefilter("always")
             pf.ProbeSet.from_tensors(x[own], None, x[~own], None, groups=groups)
         assert [str(each.message)[:9] for each in told] == ["groups: 1"] * (first == 23)
-    own, plain = subjects < 12, torch.randn(len(x), 6, generator=g)
-    groups = subjects[own], subjects[~own]
-    with pytest.warns(RuntimeWarning, match="held-out inputs have mean"):
-        pf.ProbeSet.from_tensors(plain[own], None, 255 * plain[~own], None, groups=groups)
+    mild = torch.randn(len(x), 6, generator=g) * gains[subjects, None] ** 0.25
+    for first in (4, 12, 20):
+        own = subjects < first
+        groups = subjects[own], subjects[~own]
+        for held in (255 * mild[~own], mild[~own] / 255, 58 * mild[~own] + 120):
+            with pytest.warns(RuntimeWarning, match="held-out inputs have mean"):
+                pf.ProbeSet.from_tensors(mild[own], None, held, None, groups=groups)
 
 
 def test_values_that_are_added_later_are_of_the_same_samples(tmp_path: Path) -> None:

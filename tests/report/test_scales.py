@@ -49,6 +49,7 @@ def test_step_axis_is_log2_with_zero_one_octave_below() -> None:
         ([5], False),
         ([0], False),
         (range(30), True),
+        (range(1000, 1500, 10), True),  # within one octave
         (range(1, 101), True),
         (range(0, 100_001, 5000), True),
         ([300, 304, 308, 316, 332, *range(364, 600, 32), 600], True),
