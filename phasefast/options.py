@@ -77,7 +77,8 @@ class ProbeOptions(TypedDict, total=False):
         predicts: the name of the target that the model's own output predicts, or several: the label by default,
             ``"input"`` for an autoencoder, one of the values for a regression, ``"none"``. Its errors are rows of layer
             ``model``. Of several outputs that of the target's name counts, or ``logits``, or the first that fits.
-        splits: ``"both"`` (default), or ``"heldout"``: no scores on the fit rows, which saves much for wide inputs.
+        splits: ``"both"`` (default), or ``"heldout"``: no scores of layers on the fit rows, which saves much for wide
+            inputs.
         target_components: decode wider regression targets by this many leading principal components, and 64 random
             combinations of the rest: an estimate, with a 95 % interval in the columns ``low`` and ``high``. Narrower
             targets stay exact.

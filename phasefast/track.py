@@ -96,6 +96,7 @@ class PhaseTracker:
             self._joined = Scores.concat([*open_store(store, overwrite).values()])
             self._pending = Pending(store)
         self._steps, self._once = set(self._joined.steps), Once()
+        self._measured = set[int]()  # by this tracker, so that they have all that can be asked for
         self._lost: dict[int, dict[str, str]] | None = None  # layers of stored steps, once it is asked for
 
     def __getstate__(self) -> dict[str, Any]:
@@ -161,6 +162,8 @@ class PhaseTracker:
 
     def _lacks(self, stored: Scores, step: int) -> bool:
         """Whether a stored step has not all that is asked for by name, but for what was lost of it."""
+        if step in self._measured:
+            return False
         if self._lost is None:
             self._lost = {} if self._out is None else lost_layers(self._out)
         lost = self._lost.get(step, {})
@@ -245,6 +248,7 @@ class PhaseTracker:
                 self._pending.add(step, scores, engine.lost)
             self._new.append(scores)
             self._steps.add(step)
+            self._measured.add(step)
         except Exception as error:
             if self._on_error == "raise" or (not may_pass(error) and self.seconds == 0):
                 raise

@@ -120,6 +120,27 @@ def test_stored_steps_that_lack_a_target_are_told(net: SmallNet, probe_set: pf.P
     assert resumed.scores.filter(target="own").steps == [2]
 
 
+@pytest.mark.parametrize("layers", ["h*", ["hidden", "head"], ["!conv", "!norm", "!relu", "!drop", "!unused"], None])
+def test_stored_steps_are_given_back_however_layers_are_asked_for(
+    layers: str | list[str] | None, net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path
+) -> None:
+    before = {name: own.clone() for name, own in net.state_dict().items()}
+    for out in (None, tmp_path):
+        net.load_state_dict(before)
+        tracker = pf.PhaseTracker(net, probe_set, layers=layers, out=out, steps=[0, 1])
+        first = tracker.step(0)
+        assert first is not None
+        with torch.no_grad():
+            net.hidden.weight.add_(1)
+        assert tracker.step(1) is not None
+        net.load_state_dict(before)
+        again = tracker if out is None else pf.PhaseTracker(net, probe_set, layers=layers, out=out, steps=[0, 1])
+        with no_warnings():
+            stored = again.step(0)
+        assert stored is not None
+        assert stored.to_arrow().equals(first.to_arrow())
+
+
 def test_a_model_whose_weights_are_frozen_is_told_of_as_such(probe_set: pf.ProbeSet) -> None:
     tracker = pf.PhaseTracker(SmallNet().requires_grad_(False), probe_set, layers="hidden", out=None)
     tracker.step(1)

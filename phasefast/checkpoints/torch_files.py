@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..errors import CheckpointError
 from .inert import Inert, read_inert
@@ -37,7 +38,8 @@ def read_torch_file(path: Path, *, weights_only: bool) -> Any:
     """
     with damage_named(path):
         try:
-            return torch.load(path, map_location="cpu", weights_only=weights_only, mmap=None)
+            loaded = torch.load(path, map_location="cpu", weights_only=weights_only, mmap=None)
+            return loaded if weights_only else _without_modules(loaded)
         except pickle.UnpicklingError as error:
             if _NOT_PLAIN.search(str(error)) or (_PROTOCOL in str(error) and _is_torch(path)):
                 try:
@@ -56,3 +58,12 @@ def read_torch_file(path: Path, *, weights_only: bool) -> Any:
                 return found
             # Not torch's own words: these advise weights_only=False for whatever is no pickle.
             raise ValueError("not what torch.save writes, such as a web page or a pointer of git-lfs") from error
+
+
+def _without_modules(loaded: Any) -> Any:
+    """Modules as their state dicts, as ``read_inert`` gives them."""
+    if isinstance(loaded, nn.Module):
+        return loaded.state_dict()
+    if isinstance(loaded, dict) and any(isinstance(value, nn.Module) for value in loaded.values()):
+        return {key: value.state_dict() if isinstance(value, nn.Module) else value for key, value in loaded.items()}
+    return loaded

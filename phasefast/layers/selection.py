@@ -61,8 +61,9 @@ def select_layers(model: nn.Module, patterns: Layers | None = None) -> list[str]
 
 
 def given_names(model: nn.Module, patterns: Layers | None) -> set[str]:
-    """What is asked for as such, patterns among it: a name that only a glob matches may turn out not to be used."""
-    return set() if patterns is None else set(_as_names(unwrap(model), patterns))
+    """The modules that are asked for as such: one that only a glob matches may turn out not to be used."""
+    there = {name for name, _ in unwrap(model).named_modules()}
+    return set() if patterns is None else there.intersection(_as_names(unwrap(model), patterns))
 
 
 def _as_names(model: nn.Module, given: Layers) -> list[str]:

@@ -252,6 +252,14 @@ def test_of_what_lies_beside_the_weights_nothing_is_made(tmp_path: Path, zipped:
     assert made.exists()
 
 
+@pytest.mark.parametrize("wrap", [lambda model: model, lambda model: {"model": model, "step": 3}])
+def test_whole_modules_are_read_from_trusted_files_too(wrap: Callable[[Any], Any], tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    torch.save(wrap(model), source := tmp_path / "step_1.pt")
+    for weights_only in (True, False):
+        assert equal(read_state_dict(source, weights_only=weights_only), model.state_dict())
+
+
 @pytest.mark.filterwarnings("error")  # of other source code, as torch's old format has that of classes
 @pytest.mark.parametrize("zipped", [True, False])
 def test_whole_modules_are_read_without_their_classes(zipped: bool, tmp_path: Path) -> None:
