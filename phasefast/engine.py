@@ -296,12 +296,14 @@ class Engine:
         arguments = (self._inputs.fit, self._inputs.heldout, self.targets.folds, self._forward_batch)
         fix_random_state(self.device)
         with several_rows(self.batchnorm):
-            # Once they were there, others are measured without them.
-            how = self.rows, self.device, () if self._measured else self.named, self.units.tokens
-            cells, lost = capture(self.model, group, *arguments, *how, own)
-        gone = {layer.name for layer in group if layer.module in self.named}
+            cells, lost = capture(self.model, group, *arguments, self.rows, self.device, self.units.tokens, own)
+        named = {layer.name for layer in group if layer.module in self.named}
         for name, error in lost.items():
-            self.lost[name] = GoneError(str(error)) if name in gone and type(error) is LayerError else error
+            gone = name in named and isinstance(error, LayerError)
+            if gone and not self._measured:
+                raise error
+            # Others are measured without it once it was there.
+            self.lost[name] = GoneError(str(error)) if gone else error
         return cells
 
     def _say_that_all_is_exact(self, step: int, widest: int) -> None:

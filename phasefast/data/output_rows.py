@@ -128,16 +128,18 @@ def shape_of(name: str, module: nn.Module, output: Any, of: Batch, options: RowO
 
 def samples_second(output: Any, samples: int) -> bool:
     """Whether an output [t, b, f] has its samples on the second axis, as PyTorch's sequences do by default."""
-    found = rows_in(output)
-    plain = isinstance(found, Tensor) and not found.is_nested and found.dim() == 3
-    return plain and found.shape[0] != samples == found.shape[1]
+    return (found := _sequence(output)) is not None and found.shape[0] != samples == found.shape[1]
 
 
 def is_unclear(output: Any, samples: int) -> bool:
     """Whether an output [t, b, f], or [b k, t, f], may have its samples on either axis, as t is as many."""
+    return (found := _sequence(output)) is not None and found.shape[1] == samples and found.shape[0] % samples == 0
+
+
+def _sequence(output: Any) -> Tensor | None:
+    """The rows of an output of three axes; None of any other."""
     found = rows_in(output)
-    plain = isinstance(found, Tensor) and not found.is_nested and found.dim() == 3
-    return plain and found.shape[1] == samples and found.shape[0] % samples == 0
+    return found if isinstance(found, Tensor) and not found.is_nested and found.dim() == 3 else None
 
 
 def _found(name: str, output: Any, of: Batch, second: bool) -> Any:

@@ -74,8 +74,9 @@ class StepAxis:
         """
         steps = self.steps[::-1].tolist()
         most = self._fitting(steps, inches)
-        for stride in (each * 10**power for power in range(len(str(steps[0]))) for each in (1, 2, 5)):
-            some = [step for step in steps if step % stride == 0] if self.is_linear else []
+        powers = range(len(str(steps[0])) if self.is_linear else 0)
+        for stride in (each * 10**power for power in powers for each in (1, 2, 5)):
+            some = [step for step in steps if step % stride == 0]
             if 2 * len(some) >= len(most) and self._fitting(some, inches) == some:
                 return self._fitting([steps[0], *some], inches) if some[0] < steps[0] else some
         return most

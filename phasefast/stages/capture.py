@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,7 +35,6 @@ def capture(
     batch_size: int,
     options: RowOptions,
     device: torch.device,
-    given: Collection[str] = (),
     tokens: Mapping[str, TokenRows] | None = None,
     own: Sequence[TakesOutputs] = (),
 ) -> tuple[list[Activations], dict[str, PhasefastError]]:
@@ -43,15 +42,11 @@ def capture(
 
     Args:
         fit_inputs: [n, ...]. heldout_inputs: [m, ...]. folds: k + 1 row offsets, whose sums are kept apart.
-        given: modules that the user named. tokens: by split, which tokens are rows, where each is one.
-        own: get the model's own predictions.
+        tokens: by split, which tokens are rows, where each is one. own: get the model's own predictions.
 
     Returns:
         Activations of each layer but those that have none, as they hold NaN or Inf, or as the model does not call them
         on every batch; and why, by name of these.
-
-    Raises:
-        LayerError: a given layer fires less often than it did at first.
     """
     samples = {"fit": fit_inputs, "heldout": heldout_inputs}
     n, m = (len(inputs if tokens is None else tokens[split]) for split, inputs in samples.items())
@@ -65,8 +60,6 @@ def capture(
         try:
             spool.write(*as_cell(name, module, output, of, options, spool.layer.second), **current)
         except LayerError as error:  # such as of an expert, which gets some of the samples
-            if name in given:
-                raise
             spool.refused = error
 
     with hooked(model, sorted({layer.module for layer in layers}), record) as reset:
@@ -87,11 +80,9 @@ def capture(
                 del output
     totals = torch.stack([spool.totals for spool in spools.values()]).tolist() if spools else []
     cells, problems = [], {}
-    for (module, _), spool, (*sums, squares) in zip(spools, spools.values(), totals, strict=True):
+    for spool, (*sums, squares) in zip(spools.values(), totals, strict=True):
         if (problem := spool.problem(dict(zip(samples, map(math.isfinite, sums), strict=True)))) is None:
             cells.append(spool.finish(squares))
-        elif module in given and isinstance(problem, LayerError):
-            raise problem
         else:
             problems[spool.layer.name] = problem
     return cells, problems
