@@ -11,11 +11,12 @@ from .phases.best import BestCheckpoint, CommonBest, best_checkpoint, best_of_ru
 from .phases.comparing import Agreement, Comparison, compare_phases
 from .phases.detect import detect_curve, detect_phases
 from .phases.phase_report import CellPhases, PhaseReport
+from .phases.recipes import Difference, RecipeCell, RecipeComparison, compare_recipes
 from .phases.rules import PhaseRules
 from .planning import LayerPlan, Plan, plan
 from .probe import probe
 from .reconstruction import Reconstructions, reconstruct
-from .report import plot_comparison, plot_maps, plot_phases, plot_reconstructions
+from .report import plot_comparison, plot_maps, plot_phases, plot_recipes, plot_reconstructions
 from .results.failures import read_failures
 from .results.scores import Scores
 from .results.shards import read_scores
@@ -29,6 +30,7 @@ __all__ = [
     "CellPhases",
     "CommonBest",
     "Comparison",
+    "Difference",
     "Function",
     "Input",
     "Label",
@@ -41,6 +43,8 @@ __all__ = [
     "Plan",
     "ProbeOptions",
     "ProbeSet",
+    "RecipeCell",
+    "RecipeComparison",
     "Reconstructions",
     "Scores",
     "Target",
@@ -49,6 +53,7 @@ __all__ = [
     "best_of_runs",
     "build_info",
     "compare_phases",
+    "compare_recipes",
     "detect_curve",
     "detect_phases",
     "fit_decoders",
@@ -56,6 +61,7 @@ __all__ = [
     "plot_comparison",
     "plot_maps",
     "plot_phases",
+    "plot_recipes",
     "plot_reconstructions",
     "probe",
     "read_failures",

@@ -138,11 +138,13 @@ def test_the_document_on_notebooks_runs_as_written(tmp_path: Path, monkeypatch: 
     for name, seed in itertools.product(("wide", "deep"), range(3)):
         names["scores"].save(f"runs/{name}-{seed}")
     exec(recipes, names := names | {"pd": pandas, "recipes": ["wide", "deep"]})
-    means = names["means"]
-    assert list(means.index.names) == ["target", "layer", "recipe"]
-    assert len(means) == 8
-    first = means.loc[("input", "layer1", "wide"), "loss_first"]
-    assert (first["mean"], first["std"]) == (pytest.approx(names["fvu"][0]), 0)
+    table = names["table"]
+    assert len(table) == 8
+    found = table[(table["layer"] == "layer1") & (table["target"] == "input")].set_index("recipe")
+    assert list(found.index) == ["wide", "deep"]
+    assert found["last"].tolist() == pytest.approx([names["fvu"][-1]] * 2)
+    assert found.loc["deep", "best_difference"] == found.loc["deep", "last_deviation"] == 0
+    assert isinstance(shown[-1], figures.Figure)
 
 
 def test_the_document_on_transfer_runs_as_written(

@@ -23,6 +23,7 @@ from ..errors import ArgumentError, StoreError
 from ..ops._extension import build_info
 from ..phases.comparing import Comparison
 from ..phases.phase_report import PhaseReport
+from ..phases.recipes import RecipeComparison
 from ..phases.rules import DEFAULT_RULES, PhaseRules
 from ..report import print_report, read_phases, restrict, write_comparison, write_phases, write_report
 from ..results.failures import read_failures
@@ -111,11 +112,21 @@ def compare(
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     csv: Csv = False,
     window: Window = DEFAULT_RULES.window,
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--recipe",
+            help="A glob, such as 'wide-*', of the runs of one recipe; repeated, recipes are compared with the first.",
+        ),
+    ] = None,
 ) -> None:
-    """Show what the phases of several runs have in common, their stop window, and mean curves, or those of two runs."""
+    """Show what the phases of several runs have in common, their stop window, and mean curves, or those of two runs.
+
+    With --recipe: by how much several recipes, each trained with several seeds, differ in their best and last scores.
+    """
     rules = PhaseRules(window=window)
     show = _as_text(json, csv)
-    write_comparison(directories, layers=layer, targets=target, picture=picture, rules=rules, show=show)
+    write_comparison(directories, layers=layer, targets=target, picture=picture, rules=rules, show=show, recipes=recipe)
 
 
 @app.command("scores")
@@ -145,7 +156,7 @@ def scores_command(
         put(f"{found}\n")
 
 
-def _as_text(json: bool, csv: bool) -> Callable[[PhaseReport | Comparison], None] | None:
+def _as_text(json: bool, csv: bool) -> Callable[[PhaseReport | Comparison | RecipeComparison], None] | None:
     """What prints phases as JSON or CSV; None for tables."""
     if json and csv:
         raise ArgumentError("--json and --csv: give only one of them")

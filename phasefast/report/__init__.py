@@ -7,6 +7,7 @@ from .maps import plot_maps
 from .page import need_matplotlib
 from .plot import plot_phases
 from .reading import read_phases, read_runs, restrict
+from .recipes import plot_recipes
 from .table import print_report
 from .writing import check_picture, write_comparison, write_phases, write_report
 
@@ -16,6 +17,7 @@ __all__ = [
     "plot_comparison",
     "plot_maps",
     "plot_phases",
+    "plot_recipes",
     "plot_reconstructions",
     "print_report",
     "read_phases",

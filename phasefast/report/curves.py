@@ -36,13 +36,18 @@ class Look:
 
 @dataclass(frozen=True)
 class Curve:
-    """Values [K], some of them finite, at steps [K], and which are estimates and which phases leave out, bool [K]."""
+    """Values [K], some of them finite, at steps [K], and which are estimates and which phases leave out, bool [K].
+
+    Attributes:
+        band: lowest and highest values [K] of a band around them.
+    """
 
     steps: np.ndarray
     values: np.ndarray
     estimated: np.ndarray
     left_out: np.ndarray
     look: Look
+    band: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def finite(self) -> np.ndarray:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _MARKERS = 40  # on a curve, at most
+_BAND = 0.18  # opacity
 _BEYOND = 0.2  # inches by which the text beside an axis may be longer than it
 _CROSS: dict[str, Any] = {"markeredgewidth": 1.8}
 _HOLLOW: dict[str, Any] = {"markerfacecolor": "white", "markeredgewidth": 1.1}
@@ -171,6 +172,9 @@ def _curve(page: Page, axes: Axes, curve: Curve, axis: ValueAxis) -> None:
     edge = {"markeredgecolor": look.colour if crossed else "white", "markeredgewidth": 1.5 if crossed else 0.6}
     drawn: dict[str, Any] = {"color": look.colour, "markersize": 3.5 + look.width, "clip_on": False, "zorder": 3}
     axes.plot(places, values, look.dashes, linewidth=look.width, **drawn)
+    if curve.band is not None:
+        low, high = (np.clip(edge, *axis.shown) for edge in curve.band)
+        axes.fill_between(places, low, high, color=look.colour, alpha=_BAND, linewidth=0, zorder=1.5)
     taken, guessed, odd = ~curve.left_out, curve.estimated, {**_CROSS, "markeredgecolor": look.colour}
     kinds = ((taken & ~guessed, marker, edge), (taken & guessed, marker, _HOLLOW), (~taken, "x", odd))
     for kind, shape, how in kinds:

@@ -30,7 +30,7 @@ from .curves import evenly
 from .names import shortened, spelled
 
 _COLOURS: dict[PhaseKind, str] = {"constant": "", "decrease": "green", "increase": "yellow"}
-_WIDE = 1000  # letters
+WIDE = 1000  # letters
 _MOSTLY = 0.5  # of the samples are of one class, so that others hardly count
 _VISIBLE = 10  # times the last decimal: what a curve changes by
 INPUT = "input"  # of which the first layers keep most
@@ -127,7 +127,7 @@ def _print_phases(cells: Sequence[CellPhases], console: Console) -> None:
     metric = spelled(cells[0].metric)
     heading(f"Phases of target {cells[0].target}: steps, and change of the held-out {metric}", console)
     table = phase_table(cells)
-    if console.measure(table, options=console.options.update(max_width=_WIDE)).maximum > console.width:
+    if console.measure(table, options=console.options.update(max_width=WIDE)).maximum > console.width:
         table = phase_table(cells, two_lines=True)
     console.print(table)
     for note in phase_notes(cells):

@@ -14,14 +14,16 @@ from ..common.notices import shown
 from ..errors import ArgumentError
 from ..phases.comparing import Comparison
 from ..phases.phase_report import PhaseReport
+from ..phases.recipes import RecipeComparison
 from ..phases.rules import DEFAULT_RULES, PhaseRules
 from ..results.store import FORMATS, PHASES, PICTURES, SELECTED
-from .compared import plot_comparison, print_comparison
+from .compared import plot_comparison, print_comparison, run_names
 from .curves import drawn_targets, telling_layers
 from .maps import MOST_MAPS, plot_maps
 from .page import picture_format
 from .plot import plot_phases
 from .reading import read_phases, read_runs, restrict
+from .recipes import plot_recipes, print_recipes, recipes_of, split_runs
 from .table import print_report
 
 _UNNAMED = "run"  # the label of those that were not given one
@@ -94,12 +96,14 @@ def write_comparison(
     targets: Sequence[str] | None = None,
     picture: str | Path | None = None,
     rules: PhaseRules = DEFAULT_RULES,
-    show: Callable[[Comparison], None] | None = None,
-) -> Comparison:
+    show: Callable[[Comparison | RecipeComparison], None] | None = None,
+    recipes: Sequence[str] | None = None,
+) -> Comparison | RecipeComparison:
     """``read_runs``, its tables on ``console``, and ``plot_comparison`` in ``picture``, a file, if given.
 
     Args:
-        show: prints it instead of the tables and all else.
+        show: prints it instead of the tables and all else. recipes: globs of paths, each of which is a recipe's runs,
+            that are compared with each other, as by ``compare_recipes`` and ``plot_recipes``.
 
     Raises:
         DependencyError: matplotlib is missing; all else is printed by then. All errors of ``read_runs``.
@@ -107,17 +111,24 @@ def write_comparison(
     console = console or of_results()
     if picture is not None:
         check_picture(picture)
+    paths = [Path(directory).resolve() for directory in directories]
+    of = split_runs(dict(zip(run_names(directories), paths, strict=True)), recipes) if recipes else {}
     comparison, scores, telling = read_runs(directories, layers, targets, rules)
     last = next(layer for layer in telling if layer in {each.layer for each in comparison})
-    if show is None:
-        print_comparison(comparison, scores, telling, console)
+    found = recipes_of(comparison, of) if of else comparison
+    if show is not None:
+        show(found)
+    elif isinstance(found, RecipeComparison):
+        print_recipes(found, console)
     else:
-        show(comparison)
-    if picture is not None:
+        print_comparison(comparison, scores, telling, console)
+    if picture is not None and of:
+        plot_recipes({recipe: {run: scores[run] for run in own} for recipe, own in of.items()}, picture, last)
+    elif picture is not None:
         plot_comparison(scores, comparison, picture, last)
     if picture is not None and show is None:
         console.print(f"wrote {picture}, of layer {last}", soft_wrap=True)
-    return comparison
+    return found
 
 
 def check_picture(path: str | Path) -> None:
