@@ -54,7 +54,7 @@ class RowOptions:
 
 def rows_dtype(model: nn.Module, narrow: bool = False) -> torch.dtype:
     """What the rows of a model are stored in; ``narrow``: bfloat16 will do, but never for a float64 model."""
-    if any(parameter.dtype == torch.float64 for parameter in model.parameters()):
+    if any(parameter.dtype in (torch.float64, torch.complex128) for parameter in model.parameters()):
         return torch.float64
     return torch.bfloat16 if narrow else torch.float32
 
@@ -85,7 +85,7 @@ def as_cell(
     Raises:
         LayerError: there is no row of numbers for each sample.
     """
-    output = _found(name, output, of, second)
+    output = _found(name, output, of, options, second)
     if isinstance(output, PackedSequence) and options.tokens not in ("flatten", "each"):
         rows, real = unpacked(name, output)
         if len(rows) != of.size:
@@ -96,6 +96,8 @@ def as_cell(
     if not isinstance(output, Tensor) or not output.is_floating_point():
         kind = output.dtype if isinstance(output, Tensor) else type(output).__name__
         mend = "; give tokens='mean', 'cls' or 'last'" if isinstance(output, PackedSequence) else ""
+        if isinstance(output, Tensor) and output.is_complex():
+            mend = "; tokens='flatten' takes both parts of all numbers, or give torch.view_as_real(output).flatten(-2)"
         raise LayerError(f"layer {name!r}: expected a floating-point tensor as output, got {kind}{mend}")
     if output.layout != torch.strided:
         raise LayerError(f"layer {name!r}: expected a dense tensor as output, got {output.layout}")
@@ -121,7 +123,7 @@ def as_cell(
 
 def shape_of(name: str, module: nn.Module, output: Any, of: Batch, options: RowOptions, second: bool) -> torch.Size:
     """That of the tensor of which ``as_cell`` makes rows; with its features first, if it is to be pooled."""
-    if isinstance(found := _found(name, output, of, second), PackedSequence):
+    if isinstance(found := _found(name, output, of, options, second), PackedSequence):
         found = unpacked(name, found)[0]
     return (features_first(module, found, of.axes) if options.pool else found).shape
 
@@ -142,15 +144,19 @@ def _sequence(output: Any) -> Tensor | None:
     return found if isinstance(found, Tensor) and not found.is_nested and found.dim() == 3 else None
 
 
-def _found(name: str, output: Any, of: Batch, second: bool) -> Any:
+def _found(name: str, output: Any, of: Batch, options: RowOptions, second: bool) -> Any:
     """``rows_in``, samples first; a nested tensor [b, *, f] as nn.TransformerEncoder, which makes such, gives it back.
+
+    Complex numbers are two features each, of which the same can be decoded linearly, where it is known which are these.
 
     Raises:
         LayerError: it has more positions than the inputs, or other axes.
     """
     output = rows_in(output)
     if second and isinstance(output, Tensor) and output.dim() == 3:
-        return output.transpose(0, 1)
+        output = output.transpose(0, 1)
+    if isinstance(output, Tensor) and output.is_complex() and (output.dim() == 2 or options.tokens == "flatten"):
+        return torch.cat([output.real, output.imag], 1)
     if not isinstance(output, Tensor) or not output.is_nested:
         return output
     padded = torch.nested.to_padded_tensor(output, 0.0) if output.dim() == 3 else output
