@@ -49,7 +49,8 @@ def select_layers(model: nn.Module, patterns: Layers | None = None) -> list[str]
     if (pattern := idle(available, patterns)) is not None:
         if (module := pattern.lstrip("!").rpartition(":")[0]) in available:
             raise LayerError(
-                f"layers: {pattern!r} is one call of {module!r}; all calls of a module are probed, or none"
+                f"layers: {pattern!r} is one call of {module!r}; all calls of a module are probed, or none: to probe "
+                "that one, pass its output through an nn.Identity() of its own"
             )
         near = difflib.get_close_matches(pattern.lstrip("!"), available, n=5, cutoff=0.5)
         named = f"closest: {near}" if near else f"the first: {available[:20]}"
