@@ -178,9 +178,10 @@ def compare_recipes(reports: Mapping[str, Mapping[str, PhaseReport]], *, confide
             f"{got}"
         )
     names = {str(recipe): [f"{recipe}/{run}" for run in own] for recipe, own in reports.items()}
-    if len(names) < len(reports):
-        raise DataError(f"expected a different name for each recipe, got {list(reports)}")
     whole = {f"{recipe}/{run}": report for recipe, own in reports.items() for run, report in own.items()}
+    if len(names) < len(reports) or len(whole) < sum(map(len, reports.values())):
+        got = {recipe: list(own) for recipe, own in reports.items()}
+        raise DataError(f"expected a different name for each recipe and run, got {got}")
     runs = {str(recipe): tuple(map(str, own)) for recipe, own in reports.items()}
     cells = []
     for agreement in compare_phases(whole):

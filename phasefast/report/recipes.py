@@ -111,13 +111,16 @@ def plot_recipes(
     runs = [each for own in scores.values() for each in own.values()] if fit else []
     if not fit or len(scores) < 2 or not all(isinstance(each, Scores) for each in runs):
         raise DataError("expected two recipes or more, each of the scores of two runs or more, {recipe: {run: Scores}}")
+    for own in runs:
+        own.check_one_run()
+    scores = {str(recipe): own for recipe, own in scores.items()}
     common = [each for each in telling_layers(runs[0]) if all(each in own.layers for own in runs)]
     layer = layer if layer is not None or not common else common[0]
     if layer not in {*common, MODEL_LAYER}:
         raise LayerError(f"layer {layer!r}: expected one of {common}, which all runs have")
     looks = {
         recipe: Look(name, _COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)], 1.8)
-        for i, (recipe, name) in enumerate(shortened(map(str, scores)).items())
+        for i, (recipe, name) in enumerate(shortened(scores).items())
     }
     panels = []
     if (target := fvu_target(runs[0])) is not None and (curves := _curves(scores, layer, target, FVU, looks)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -131,7 +132,9 @@ def test_what_does_not_fit_is_told() -> None:
         pf.compare_recipes({"a": some, "b": some}, confidence=95)
     with pytest.raises(DataError, match="no layer and target in common: a/s0 has"):
         pf.compare_recipes({"a": some, "b": runs([0.1, 0.2], metric="error")})
-    with pytest.raises(DataError, match="expected a different name for each recipe"):
-        pf.compare_recipes({"1": some, 1: some})  # type: ignore[dict-item]
+    twice: list[Any] = [{"1": some, 1: some}, {"a": {"1": some["s0"], 1: some["s1"]}, "b": some}]
+    for each in [*twice, {"a": {"b/c": some["s0"], "d": some["s1"]}, "a/b": {"c": some["s0"], "d": some["s1"]}}]:
+        with pytest.raises(DataError, match="expected a different name for each recipe and run"):
+            pf.compare_recipes(each)
     with pytest.raises(DataError, match=r"\{name: PhaseReport\}"):
         pf.compare_recipes({"a": some, "b": {"s0": 1, "s1": 2}})  # type: ignore[dict-item]

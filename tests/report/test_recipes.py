@@ -110,6 +110,8 @@ def test_the_picture_has_means_and_bands(scores: dict[str, dict[str, Scores]], t
             bottom, top = axes.get_ylim()
             assert bottom < corners.min() <= corners.max() < top
     assert {text.get_text() for text in upper.texts} == {"wide", "narrow"}
+    numbered = pf.plot_recipes(dict(enumerate(scores.values())))  # type: ignore[arg-type]
+    assert {text.get_text() for text in numbered.axes[0].texts} == {"0", "1"}
 
 
 def test_the_picture_has_the_layer_that_is_asked_for(scores: dict[str, dict[str, Scores]]) -> None:
@@ -133,6 +135,9 @@ def test_what_cannot_be_drawn_is_told(scores: dict[str, dict[str, Scores]]) -> N
     early = {run: own.filter(step=0) for run, own in scores["wide"].items()}
     with pytest.raises(DataError, match="no finite held-out 'fvu' or 'accuracy' of layer 'features' at a step of all"):
         pf.plot_recipes({"wide": early, "narrow": late})
+    mixed = Scores.concat([own.with_column("run", run) for run, own in scores["wide"].items()])
+    with pytest.raises(DataError, match="expected the scores of one run"):
+        pf.plot_recipes({"wide": {"a": mixed, "b": mixed}, "narrow": scores["narrow"]})
     with pytest.raises(ArgumentError, match="picture: expected a name that ends with"):
         pf.plot_recipes(scores, "recipes.txt")
 
