@@ -59,7 +59,7 @@ class ProbeOptions(TypedDict, total=False):
             the fit rows, see ``selection``; ``[a]`` forces one. By default two per decade, from 1e-6 to 100.
         noise: instead of ``alphas``, the standard deviation of noise on the activations (penalty = n noise^2).
         batchnorm: statistics: ``"recompute"`` on the fit rows (default), of each ``"batch"``, or ``"running"``.
-        device: where to compute; the model's own device by default.
+        device: where to compute; the model's own device by default, or the CPU if that has no float64, as MPS.
         precision: ``"exact"`` (default): float32, and float64 for layers where it is not enough; ``"fast"``: float32,
             and float64 only where that fails, with rows rounded to bfloat16 where this is faster: on a GPU, or on a CPU
             with Intel AMX, or AVX512_BF16 on other makes; ``"double"``: float64 from the captured rows on.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 
 import torch
 
@@ -18,11 +19,26 @@ def fastest_device() -> torch.device:
     return torch.device("cuda", int(rank) if rank.isdecimal() and count > 1 else 0)
 
 
+@cache
+def has_float64(device: torch.device) -> bool:
+    """Whether it has such numbers, which MPS lacks."""
+    try:
+        return torch.empty(0, dtype=torch.float64, device=device).device.type == device.type
+    except (RuntimeError, AssertionError, TypeError):
+        return False
+
+
 def resolve_device(given: str | torch.device | None, home: torch.device) -> torch.device:
-    """The device asked for, or ``home`` for None; ArgumentError where it cannot be used."""
+    """The device asked for, or ``home`` for None, or the CPU for one without float64.
+
+    Raises:
+        ArgumentError: it cannot be used.
+    """
+    if given is None and home.type != "cuda" and not has_float64(home):
+        return torch.device("cpu")
     try:
         device = home if given is None else torch.device(given)
-        # MPS lacks float64. A tensor tells which GPU "cuda" is, which other threads would not know.
+        # A tensor tells which GPU "cuda" is, which other threads would not know.
         return torch.empty(0, dtype=torch.float64, device=device).device
     except (RuntimeError, AssertionError, TypeError) as error:
         known = "'cpu' or 'cuda'" if torch.cuda.is_available() else "'cpu'"

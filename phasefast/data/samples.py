@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..common.devices import has_float64
 from ..common.notices import warn
 from ..common.scalars import is_integer
 from ..errors import ArgumentError, DataError
@@ -139,6 +140,7 @@ def as_numbers(what: str, given: Any) -> Tensor:
             )
         else:
             numbers = given if isinstance(given, Tensor) else _from_numpy(np.asarray(given))
+        numbers = numbers if has_float64(numbers.device) else numbers.cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         got = f"the same number for every sample, got {_odd(given)}; {error}"
         if any(kind in str(error) for kind in ("numpy.str_", "numpy.bytes_")):
