@@ -195,6 +195,18 @@ def test_of_a_few_steps_it_is_said_that_they_tell_no_phases(count: int, told: bo
         assert ("Fewer than 8 steps" in shown) is not told
 
 
+def test_events_are_drawn(run: Path) -> None:
+    plain = invoke("report", run)
+    before = (run / "phases.png").read_bytes()
+    drawn = invoke("report", run, "--event", "lower rate=32", "--event", "a=b=64")
+    assert (drawn.exit_code, drawn.stdout) == (0, plain.stdout)
+    assert (run / "phases.png").read_bytes() != before
+    for text in ("32", "rate=", "=32", "rate=x", "rate=-1"):
+        assert f"--event: expected NAME=STEP, such as 'lower rate=30000', got {text!r}" in fails(
+            "report", run, "--event", text
+        )
+
+
 def test_runs_are_compared(run: Path, tmp_path: Path) -> None:
     other = shutil.copytree(run, tmp_path / "other")
     picture = tmp_path / "both.png"

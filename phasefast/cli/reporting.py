@@ -90,6 +90,10 @@ def report(
     form: Annotated[str, typer.Option("--format", help="Format of the pictures: png, pdf or svg.")] = "png",
     window: Window = DEFAULT_RULES.window,
     out: Place = None,
+    event: Annotated[
+        list[str] | None,
+        typer.Option("--event", help="What happened at a step, such as 'lower rate=30000', is drawn; may be repeated."),
+    ] = None,
 ) -> None:
     """Do what phases does, and draw phases.png and maps.png, or with --layer or --target phases-selected.png and
     maps-selected.png.
@@ -97,7 +101,19 @@ def report(
     The phases of the last layer, or of the last one before the heads, shade the upper curves; its stop window is marked
     in all of them.
     """
-    write_report(directory, layers=layer, targets=target, rules=PhaseRules(window=window), form=form, out=out)
+    rules, events = PhaseRules(window=window), _events(event or [])
+    write_report(directory, layers=layer, targets=target, rules=rules, form=form, out=out, events=events)
+
+
+def _events(given: Sequence[str]) -> dict[str, int]:
+    """Steps by what happened there; ArgumentError names what is not ``NAME=STEP``."""
+    found = {}
+    for text in given:
+        name, _, step = text.rpartition("=")
+        if not name or not step.strip().isdecimal():
+            raise ArgumentError(f"--event: expected NAME=STEP, such as 'lower rate=30000', got {text!r}")
+        found[name.strip()] = int(step)
+    return found
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +34,7 @@ _BEST: dict[str, Any] = {
     "clip_on": False,
     "zorder": 4,
 }
+_EVENT: dict[str, Any] = {"color": MUTED, "linewidth": 0.9, "linestyle": (0, (5, 2, 1, 2)), "zorder": 1}
 _FAILED: dict[str, Any] = {"color": INK, "linewidth": 0.9, "linestyle": (0, (1, 2.5)), "zorder": 1}
 
 
@@ -58,13 +60,20 @@ class Panel:
 
 
 def draw_panel(
-    page: Page, panel: Panel, cell: CellPhases | None, shaded: bool, last: bool, failed: Collection[int] = ()
+    page: Page,
+    panel: Panel,
+    cell: CellPhases | None,
+    shaded: bool,
+    last: bool,
+    failed: Collection[int] = (),
+    events: Mapping[int, str] = MappingProxyType({}),
 ) -> None:
     """Draw it below what is there.
 
     Args:
         cell: whose stop window is marked, and, if ``shaded``, whose phases.
-        last: whether the steps are written below it. failed: steps that were not measured.
+        last: whether the steps are written below it. failed: steps that were not measured. events: their names by step,
+            which may be empty.
     """
     axes = page.axes(panel.height)
     _value_axis(axes, panel)
@@ -77,6 +86,9 @@ def draw_panel(
         axes.axhline(panel.baseline, **_BASELINE)
     for step in failed:
         axes.axvline(page.axis.at(step), **_FAILED)
+    for step, name in events.items():
+        axes.axvline(page.axis.at(step), **_EVENT)
+        _name_event(axes, page.axis.at(step), name, panel.height)
     for curve in panel.curves:
         _curve(page, axes, curve, panel.axis)
     lines = {panel.constant: _BASELINE} if panel.baseline is not None else {}
@@ -91,6 +103,13 @@ def draw_panel(
     axes.tick_params(colors=INK, labelsize=9.5, length=3)
     if last:
         axes.set_xlabel("training step", fontsize=10.5, color=INK)
+
+
+def _name_event(axes: Axes, place: float, name: str, height: float) -> None:
+    """What happened, along the upper end of its line, on the left of it."""
+    how: dict[str, Any] = {"rotation": 90, "ha": "right", "va": "top", "fontsize": 8, "color": MUTED, "zorder": 2}
+    text = axes.text(place, 0.98, "", transform=axes.get_xaxis_transform(), parse_math=False, **how)
+    fit(text, name, 0.5 * height)
 
 
 def _legend(axes: Axes, curves: Sequence[Curve], lines: Mapping[str, dict[str, Any]]) -> None:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..common.notices import warn
 from ..errors import ArgumentError, DataError, LayerError
 from ..metrics import ACCURACY, FVU
+from ..options import checked_step
 from ..phases.detect import detect_phases
 from ..phases.phase_report import CellPhases, PhaseReport
 from ..results.scores import MODEL_LAYER, Scores
@@ -52,6 +54,7 @@ def plot_phases(
     title: str = "Learning phases",
     marks: Mapping[str, CellPhases] | None = None,
     layers: Sequence[str] | None = None,
+    events: Mapping[str, int] | None = None,
 ) -> Figure:
     """A figure, shown by notebooks, of all layers of a run.
 
@@ -70,10 +73,11 @@ def plot_phases(
         marks: by target, the phases and stop window that go through the panels instead of that layer's.
         layers: names or globs; the first that was analysed is that layer, by default as described above. All layers
             are drawn: ``scores.select(layers)`` has some.
+        events: steps by name, such as ``{"lower rate": 30_000}``, each a line through the panels.
 
     Raises:
         LayerError: one of ``layers`` matches none.
-        DataError: there is no finite FVU or accuracy to draw. ArgumentError: ``path`` is of another kind.
+        DataError: there is no finite FVU or accuracy to draw. ArgumentError: ``path`` or a step is of another kind.
         DependencyError: matplotlib is missing.
         StoreError: the file cannot be written.
     """
@@ -119,7 +123,9 @@ def plot_phases(
     names = max(names, widest(row.look.name for row in shown), widest([name], "bold")) if rows else names
     heights = map_height(len(shown)) + BAR + (KEY if rows else 0) + sum(_GAP + panel.height for panel in panels)
     failed = [step for step, failure in report.failed.items() if not failure.partial]
-    page = Page(StepAxis(np.array(sorted({*scores.steps, *failed}))), NAME + names + EDGE, heights)
+    steps = sorted({*scores.steps, *failed})
+    happened = _events(events or {}, steps[0], steps[-1])  # which the upper panel names
+    page = Page(StepAxis(np.array(steps)), NAME + names + EDGE, heights)
     page.header(title, _note(cell, name, len(shown), len(rows)))
     if rows:
         draw_key(page, shown)
@@ -128,8 +134,25 @@ def plot_phases(
     for panel in panels:
         page.skip(_GAP)
         # The phases of one target would mislead about the curves of another.
-        draw_panel(page, panel, cell, shaded=panel.target == target, last=panel is panels[-1], failed=failed)
+        shaded = panel.target == target
+        draw_panel(page, panel, cell, shaded, last=panel is panels[-1], failed=failed, events=happened)
+        happened = dict.fromkeys(happened, "")
     return written(page.figure, path)
+
+
+def _events(given: Mapping[str, int], first: int, last: int) -> dict[int, str]:
+    """The names of those that lie on the axis, by step.
+
+    Raises:
+        ArgumentError: a step that is none.
+    """
+    found: dict[int, str] = {}
+    for name, step in given.items():
+        place = checked_step(step)
+        found[place] = f"{found[place]}, {name}" if place in found else str(name)
+    if beyond := {step: name for step, name in found.items() if not first <= step <= last}:
+        warn(f"events: {beyond} are not drawn, as steps {first} to {last} were measured")
+    return {step: name for step, name in found.items() if step not in beyond}
 
 
 def _best_of(

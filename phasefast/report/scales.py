@@ -57,8 +57,8 @@ class StepAxis:
 
     def _octave(self, step: int) -> float:
         positive = self.steps[self.steps > 0]
-        first = math.log2(positive.min()) if len(positive) else 1.0
-        return math.log2(step) if step > 0 else first - 1
+        first = int(positive.min()) if len(positive) else 2
+        return math.log2(step) if step >= first else math.log2(first) - 1 + step / first
 
     @property
     def limits(self) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -38,6 +38,7 @@ def write_report(
     rules: PhaseRules = DEFAULT_RULES,
     form: str = "png",
     out: str | Path | None = None,
+    events: Mapping[str, int] | None = None,
 ) -> PhaseReport:
     """The tables of a run's phases on ``console``, then ``phases.json`` and two pictures in its directory, or ``out``.
 
@@ -47,7 +48,7 @@ def write_report(
         layers, targets: names or globs of what is shown, then in ``phases-selected.png`` and ``maps-selected.png``;
             ``phases.json`` and the result have all. rules: thresholds of the phases. form: of the pictures, and the
             end of their names: png, pdf or svg. out: another directory, for example if the run's own cannot be
-            written to.
+            written to. events: as for ``plot_phases``.
 
     Raises:
         DependencyError: matplotlib is missing; all else is written and printed by then.
@@ -67,7 +68,8 @@ def write_report(
     pictures = PICTURES if layers is None and targets is None else SELECTED
     picture, maps = (place / f"{each}.{form}" for each in pictures)
     telling = [layer for layer in telling_layers(scores) if layer in part[0].layers]
-    plot_phases(*part, picture, title=f"Learning phases: {name}", layers=[glob.escape(layer) for layer in telling])
+    title, shown_by = f"Learning phases: {name}", [glob.escape(layer) for layer in telling]
+    plot_phases(*part, picture, title, layers=shown_by, events=events)
     plot_maps(part[0], maps, title=f"What each layer gives back: {name}")
     console.print(f"wrote {place / PHASES}, {picture} and {maps}", soft_wrap=True)
     drawn = drawn_targets(part[0])
