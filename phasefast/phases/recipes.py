@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,8 +41,8 @@ class RecipeCell:
 
     Attributes:
         metric: of the values, such as ``"fvu"`` or ``"accuracy"``. best: each run's value at the step of its lowest
-            loss. last: at its last step. minimum_steps: those steps of lowest loss. decreasing: how many runs have a
-            phase of decreasing loss. differences: from the first recipe, of ``"best"`` and ``"last"``; none for that.
+            loss. last: at its last step. minimum_steps, last_steps: these steps. decreasing: how many runs have a phase
+            of decreasing loss. differences: from the first recipe, of ``"best"`` and ``"last"``; none for that.
     """
 
     layer: str
@@ -52,6 +52,7 @@ class RecipeCell:
     best: Mapping[str, float] = field(hash=False)
     last: Mapping[str, float] = field(hash=False)
     minimum_steps: Mapping[str, int] = field(hash=False)
+    last_steps: Mapping[str, int] = field(hash=False)
     decreasing: int
     differences: Mapping[str, Difference] = field(hash=False)
 
@@ -105,7 +106,7 @@ class RecipeComparison(Printed):
     def __str__(self) -> str:
         head = ["layer", "target", "metric", "recipe", *self.titles()]
         table = [[cell.layer, cell.target, cell.metric, cell.recipe, *cell.texts()] for cell in self]
-        return "\n".join([*self.about(), *aligned([head, *table], left={0, 1, 2, 3}), *recipe_notes(self)])
+        return "\n".join([*self.about(), *aligned([head, *table], left={0, 1, 2, 3}), *recipe_notes(self.cells)])
 
     def to_json(self) -> str:
         """``{"recipes", "confidence", "cells": [...]}``: for each cell its row, and its values and steps by run."""
@@ -114,7 +115,8 @@ class RecipeComparison(Printed):
                 name: None if isinstance(value, float) and math.isnan(value) else value
                 for name, value in cell.row().items()
             }
-            | {"best_of": cell.best, "last_of": cell.last, "minimum_of": cell.minimum_steps}
+            | {"best_of": cell.best, "last_of": cell.last}
+            | {"minimum_of": cell.minimum_steps, "last_step_of": cell.last_steps}
             for cell in self
         ]
         return json.dumps({"recipes": self.runs, "confidence": self.confidence, "cells": cells}, indent=2)
@@ -145,14 +147,17 @@ class RecipeComparison(Printed):
         return [cell.row() for cell in self]
 
 
-def recipe_notes(cells: Iterable[RecipeCell]) -> list[str]:
-    """A line on runs without a decrease, if there are some."""
+def recipe_notes(cells: Collection[RecipeCell]) -> list[str]:
+    """Lines on runs that end at different steps, and on those without a decrease, if there are some."""
+    ends = {step for cell in cells for step in cell.last_steps.values()}
+    notes = [f"Runs end at different steps, {min(ends)} to {max(ends)}: their last scores are of these."]
+    notes = notes if len(ends) > 1 else []
     few = [(cell, len(cell.best) - cell.decreasing) for cell in cells if cell.decreasing < len(cell.best)]
     if not few:
-        return []
+        return notes
     named = [f"{cell.layer}/{cell.target} {cell.recipe} {count} of {len(cell.best)}" for cell, count in few[:_NAMED]]
     more = f"; and {len(few) - _NAMED} more" if len(few) > _NAMED else ""
-    return [f"Runs without a decrease, whose minimum means little: {'; '.join(named)}{more}."]
+    return [*notes, f"Runs without a decrease, whose minimum means little: {'; '.join(named)}{more}."]
 
 
 def compare_recipes(reports: Mapping[str, Mapping[str, PhaseReport]], *, confidence: float = 0.95) -> RecipeComparison:
@@ -210,8 +215,10 @@ def _cell(
             for where, values in zip(_WHERE, (best, last), strict=True)
         }
     steps = {run: cell.minimum_step for run, cell in own.items()}
+    ends = {run: max(cell.evidence.get("steps", [cell.minimum_step])) for run, cell in own.items()}
     decreasing = sum(cell.phase("decrease") is not None for cell in own.values())
-    return RecipeCell(agreement.layer, agreement.target, metric, recipe, best, last, steps, decreasing, differences)
+    what = agreement.layer, agreement.target, metric, recipe
+    return RecipeCell(*what, best, last, steps, ends, decreasing, differences)
 
 
 def _spread(values: Mapping[str, float]) -> tuple[float, float]:

@@ -17,8 +17,10 @@ from phasefast.phases.phase_report import CellPhases, Phase, PhaseReport
 FALL = Phase("decrease", 8, 64, -0.1, (-0.2, -0.05))
 
 
-def run(lowest: float, last: float, step: int = 64, metric: str = "fvu", falls: bool = True) -> PhaseReport:
-    evidence = {"steps": [0, 8, 64, 512], "loss": {"first": 0.9, "minimum": lowest, "last": last}}
+def run(
+    lowest: float, last: float, step: int = 64, metric: str = "fvu", falls: bool = True, end: int = 512
+) -> PhaseReport:
+    evidence = {"steps": [0, 8, 64, end], "loss": {"first": 0.9, "minimum": lowest, "last": last}}
     target = "input" if metric == "fvu" else "label"
     return PhaseReport((CellPhases("a", target, metric, (FALL,) * falls, step, (32, 128), None, evidence),))
 
@@ -92,6 +94,13 @@ def test_runs_without_a_decrease_are_told() -> None:
     found = pf.compare_recipes({"a": runs([0.3, 0.4]), "b": flat})
     assert [row["decreasing"] for row in found.rows()] == [2, 1]
     assert str(found).splitlines()[-1] == "Runs without a decrease, whose minimum means little: a/input b 1 of 2."
+
+
+def test_runs_that_end_at_different_steps_are_told() -> None:
+    short = {"s0": run(0.5, 0.6), "s1": run(0.5, 0.7, end=256)}
+    found = pf.compare_recipes({"a": runs([0.3, 0.4]), "b": short})
+    assert str(found).splitlines()[-1] == "Runs end at different steps, 256 to 512: their last scores are of these."
+    assert found.cell("a", "input", "b").last_steps == {"s0": 512, "s1": 256}
 
 
 def test_it_is_printed_as_a_table_and_as_json() -> None:
