@@ -7,7 +7,8 @@ import json
 import math
 import threading
 import time
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -274,7 +275,7 @@ class Engine:
             how = self.rows, self.named, self.target_set.predictions
             layers, places, some, first = discover_layers(self.model, self.names, batches, *how)
             if repeats(self.device, lambda: rows_in(self.model(first.clone())), self._once.warn):
-                warn_of_order(self.model, self.names, first, some, self.rows)
+                warn_of_order(self.model, layers, first, some, self.rows)
         except PhasefastError:
             raise
         except Exception as error:  # the model's own
@@ -296,7 +297,9 @@ class Engine:
         arguments = (self._inputs.fit, self._inputs.heldout, self.targets.folds, self._forward_batch)
         fix_random_state(self.device)
         with several_rows(self.batchnorm):
-            cells, lost = capture(self.model, group, *arguments, self.rows, self.device, self.units.tokens, own)
+            how = self.rows, self.device, self.units.tokens, own
+            cells, lost, calls = capture(self.model, group, *arguments, *how)
+        self._tell_more_calls(calls)
         named = {layer.name for layer in group if layer.module in self.named}
         for name, error in lost.items():
             gone = name in named and isinstance(error, LayerError)
@@ -305,6 +308,17 @@ class Engine:
             # Others are measured without it once it was there.
             self.lost[name] = GoneError(str(error)) if gone else error
         return cells
+
+    def _tell_more_calls(self, calls: Mapping[str, int]) -> None:
+        """Warn, once for each set, of modules that were called more often than by the first samples, as by solvers."""
+        known = Counter(layer.module for layer in self._layers or ())
+        if more := [name for name, count in calls.items() if count > known[name]]:
+            count, first = calls[more[0]], known[more[0]]
+            self._once.warn(
+                f"{shown(more)}: called {count} times for a batch, of which the first {first} are layers, as many as "
+                "with the first samples; to probe the last call, pass its output through an nn.Identity() of its own",
+                about=f"calls {sorted(more)}",
+            )
 
     def _say_that_all_is_exact(self, step: int, widest: int) -> None:
         """Warn where an approximation was asked for that was not needed, or of no use, in layers so wide at most."""

@@ -216,7 +216,14 @@ class Centred(SmallNet):
         return super().forward(x - x[:1])
 
 
-@pytest.mark.parametrize("kind", [Sorted, Centred])
+class Common(SmallNet):
+    """Takes from all samples of a batch what they have in common, whatever their order."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x - x.mean(0))
+
+
+@pytest.mark.parametrize("kind", [Sorted, Centred, Common])
 def test_rows_in_another_order_are_told(probe_set: pf.ProbeSet, kind: type[SmallNet]) -> None:
     words = r"layers \['conv', 'hidden'\]: their rows depend on the order of the samples, or on the others in a batch"
     with no_warnings():

@@ -195,8 +195,9 @@ def _mend(output: Tensor, samples: int) -> str:
         return f"if the module is given some of the samples only, as experts are, it has no rows of the others: {other}"
     if output.dim() > 1 and len(output) > samples and len(output) % samples == 0:
         return (
-            f"if these are {len(output) // samples} rows of each sample, pass output.unflatten(0, (len(x), -1)) "
-            f"through an nn.Identity() of the model and probe that; else {other}"
+            f"if these are {len(output) // samples} rows of each sample, side by side, pass output.unflatten(0, "
+            "(len(x), -1)) through an nn.Identity() of the model and probe that; if all samples come once, then again, "
+            f"output.unflatten(0, (-1, len(x))).transpose(0, 1); else {other}"
         )
     return other
 

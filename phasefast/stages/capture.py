@@ -37,7 +37,7 @@ def capture(
     device: torch.device,
     tokens: Mapping[str, TokenRows] | None = None,
     own: Sequence[TakesOutputs] = (),
-) -> tuple[list[Activations], dict[str, PhasefastError]]:
+) -> tuple[list[Activations], dict[str, PhasefastError], dict[str, int]]:
     """Activations of layers in one pass over the fit and one over the held-out inputs.
 
     Args:
@@ -46,15 +46,17 @@ def capture(
 
     Returns:
         Activations of each layer but those that have none, as they hold NaN or Inf, or as the model does not call them
-        on every batch; and why, by name of these.
+        on every batch; why, by name of these; and how often modules were called at most, by name.
     """
     samples = {"fit": fit_inputs, "heldout": heldout_inputs}
     n, m = (len(inputs if tokens is None else tokens[split]) for split, inputs in samples.items())
     spools = {(layer.module, layer.call): _Spool(layer, n, m, folds, device, options.dtype) for layer in layers}
     current: dict[str, Any] = {}
+    calls: dict[str, int] = {}
     of = Batch(0, None, None, options.axes(model, fit_inputs), device, fit_inputs.shape)
 
     def record(name: str, call: int, module: nn.Module, output: Any) -> None:
+        calls[name] = max(calls.get(name, 0), call + 1)
         if (spool := spools.get((name, call))) is None or spool.refused is not None:
             return
         try:
@@ -85,7 +87,7 @@ def capture(
             cells.append(spool.finish(squares))
         else:
             problems[spool.layer.name] = problem
-    return cells, problems
+    return cells, problems, calls
 
 
 class _Spool:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from ..common.hooks import hooked, places_of_calls
 from ..common.notices import few, shown, warn
@@ -33,6 +34,7 @@ from ..layers.defaults import is_beside
 from ..types import Layer, OwnPlace, TakesShapes, TokenMode
 
 _COMPARED, _APART = 256, 1e-2  # to tell the order of rows: numbers of each; shares of their scatter
+_FEWER, _ALONE = 2, 5  # samples that are left out then, of so many or more
 
 
 class Discovered(NamedTuple):
@@ -172,28 +174,35 @@ def _run(model: nn.Module, names: Sequence[str], batches: Iterable[Tensor], opti
 
 def warn_of_order(
     model: nn.Module,
-    names: Sequence[str],
+    layers: Iterable[Layer],
     batch: Tensor,
     before: Mapping[tuple[str, int], Tensor],
     options: RowOptions,
 ) -> None:
-    """Warn of layers that do not give the same rows for samples in reversed order.
+    """Warn of layers that do not give the same rows for samples in reversed order, without two of the others.
 
     Args:
-        before: ``some`` of :class:`Discovered`, of a model that gives the same each time.
+        layers: that the samples show. before: ``some`` of :class:`Discovered`, of a model that gives the same each
+            time.
     """
     found = dict[str, None]()
-    other = batch.flip(0)
+    # Norms without running statistics take those of each batch, as whoever makes them knows.
+    whole = len(batch) < _ALONE or any(
+        isinstance(own, _NormBase) and own.running_mean is None for own in model.modules()
+    )
+    other = batch.flip(0)[: len(batch) if whole else -_FEWER]
     of = _first_batch(model, other, options)
+    second = {(layer.module, layer.call): layer.second for layer in layers}
 
     def record(name: str, call: int, module: nn.Module, output: Any) -> None:
+        if (name, call) not in second:
+            return
         with contextlib.suppress(LayerError):
-            x, _ = as_cell(name, module, output, of, options, samples_second(output, of.size))
-            rows = _some(x, len(batch)).flip(0)
-            if (name, call) in before and _are_others(before[name, call], rows):
+            x, _ = as_cell(name, module, output, of, options, second[name, call])
+            if _are_others(before[name, call][-len(other) :], _some(x, len(other)).flip(0)):
                 found[name] = None
 
-    with hooked(model, names, record):
+    with hooked(model, [*dict.fromkeys(module for module, _ in second)], record):
         model(other.clone())
     if found:
         warn(
