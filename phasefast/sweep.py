@@ -12,9 +12,10 @@ from typing import Any, Unpack
 
 from torch import nn
 
-from .checkpoints import Reader, check_copies, constants_of, order_checkpoints
+from .checkpoints import Reader, check_copies, order_checkpoints
 from .checkpoints.sources import Source
 from .common.notices import Once
+from .constants import Constants
 from .data.probe_set import ProbeSet
 from .engine import Engine
 from .errors import PASSING, ArgumentError, CheckpointError, SweepError, UnreadableError
@@ -22,7 +23,7 @@ from .in_turn import in_words, measure_each, restored
 from .options import ProbeOptions
 from .provenance import Provenance, origin_of
 from .results.failures import keep_failures, listed, lost_layers, named, reasons, settle_failures
-from .results.origins import check_constants, check_origin
+from .results.origins import check_origin
 from .results.paths import shard_file
 from .results.scores import MODEL_LAYER, Scores
 from .results.shards import list_shards, prepare_store
@@ -125,7 +126,7 @@ class Sweeper:
         if not isinstance(out, (str, os.PathLike)):
             raise ArgumentError(f"out: expected a directory, got {out!r}; pf.probe and PhaseTracker need none")
         self._engine, self._out, self._reader = Engine(model, probe_set, run, out, **options), out, reader
-        engine, self._constants = self._engine, constants_of(self._engine.model)
+        engine, self._constants = self._engine, Constants(self._engine.model, out)
         prepare_store(out)
         self.overwrites = overwrite and bool(list_shards(out))
         self._stored = {} if self.overwrites else open_store(engine.store(out), overwrite)
@@ -173,6 +174,8 @@ class Sweeper:
                 measure_each(self._engine, todo, self._reader, "sweeping", measure, new, begun, all_of_them)
             finally:
                 self._keep(new, todo, kept)
+            if not (self._measured or self.overwrites):
+                self._constants.check()
         return failures | rewritten | new
 
     def _check_origin(self, sources: Mapping[int, Source]) -> None:
@@ -217,9 +220,9 @@ class Sweeper:
                 "with shard=(i, n) (--shard)",
                 about="another job",
             )
-        if not self._measured and self._constants and source_hash is not None:  # what a forward changes is none
-            now = constants_of(engine.model)
-            check_constants(self._out, {name: own for name, own in self._constants.items() if now.get(name) == own})
+        if not self._measured and source_hash is not None:
+            self._constants.keep()
+            self._constants.check()
         scores = write_step(engine.store(self._out), scores, engine.lost)
         self._provenance.measured(step)
         self._stored[step], self._measured = scores, True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, Unpack
@@ -11,6 +12,7 @@ from torch import nn
 
 from .checkpoints import weights_hash
 from .common.notices import Once, warn
+from .constants import Constants
 from .data.probe_set import ProbeSet
 from .engine import Engine
 from .errors import ArgumentError, StoreError, may_pass, with_notes
@@ -98,6 +100,7 @@ class PhaseTracker:
         self._steps, self._once = set(self._joined.steps), Once()
         self._measured = set[int]()  # by this tracker, so that they have all that can be asked for
         self._lost: dict[int, dict[str, str]] | None = None  # layers of stored steps, once it is asked for
+        self._constants: Constants | None = None  # at the first call
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_measure"}
@@ -203,6 +206,9 @@ class PhaseTracker:
         if first:  # one that goes on has called for what is stored
             self._before = max((known for known in self._steps if known <= step), default=-1)
             self._farthest = max((known for known in self._steps if known < step), default=-1)
+            if self._out is not None and not _is_another_rank():
+                self._constants = Constants(self._engine.model, self._out)
+                self._constants.check()
         before = self._earlier = self._before
         self._before = step
         if not (force or self._schedule.is_due(before, step)):
@@ -249,6 +255,9 @@ class PhaseTracker:
             self._new.append(scores)
             self._steps.add(step)
             self._measured.add(step)
+            if self._constants is not None and len(self._measured) == 2:  # what an update changes is none
+                with contextlib.suppress(StoreError):  # scores that cannot be written are told of
+                    self._constants.keep()
         except Exception as error:
             if self._on_error == "raise" or (not may_pass(error) and self.seconds == 0):
                 raise

@@ -22,7 +22,7 @@ LEVELS = (
     ("decoding",),
     ("named_targets", "options", "predicted", "scoring"),
     ("checkpoints", "configuration"),
-    ("target_set",),
+    ("constants", "target_set"),
     ("engine",),
     ("in_turn", "linear_decoders", "probe", "schedule", "track", "planning"),
     ("provenance",),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from ..errors import UnreadableError
 from .reading import Reader
 from .sources import Source
 
-State = dict[str, Tensor]
+State = dict[str, Any]
 Read = tuple[State, str | None]
 
 
@@ -51,21 +52,22 @@ def _read(source: Source, device: torch.device, reader: Reader) -> tuple[Read, l
     if device.type == "cuda":
         stream = torch.cuda.Stream(device)
         with torch.cuda.stream(stream):
-            state = {name: _moved(value, device) for name, value in state.items()}
+            for name, value in state.items():  # one of the reader's own, with the versions of modules
+                state[name] = _moved(value, device)
         stream.synchronize()
     return (state, before), texts
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether the allocator can be told of its use; not of sparse and quantized tensors."""
-    return tensor.layout == torch.strided and not tensor.is_quantized
+def _is_plain(value: object) -> bool:
+    """Whether it is a tensor of whose use the allocator can be told; not of sparse and quantized ones."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
 
 
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """On the device, if it is plain; others as they are."""
-    if not _is_plain(tensor):
-        return tensor
-    return (tensor.pin_memory() if tensor.device.type == "cpu" else tensor).to(device, non_blocking=True)
+def _moved(value: Any, device: torch.device) -> Any:
+    """On the device, if it is a plain tensor; others as they are."""
+    if not _is_plain(value):
+        return value
+    return (value.pin_memory() if value.device.type == "cpu" else value).to(device, non_blocking=True)
 
 
 def _taken(future: Future[tuple[Read, list[str]]], device: torch.device, reader: Reader) -> Read:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -27,8 +28,12 @@ _LONGEST_HEADER = 100_000_000  # that safetensors reads
 
 
 def state_hash(state: Mapping[str, Any]) -> str:
-    """Hash of names, shapes and some thousand evenly spaced values of every tensor: tells one training from another."""
+    """Hash of names, shapes and some thousand evenly spaced values of every tensor: tells one training from another.
+
+    And of tensors and bytes in what modules keep beside these, such as packed weights; not of numbers, which may count.
+    """
     digest = hashlib.blake2b(digest_size=8)
+    state = dict(_flat(state, ()))
     samples = {name: _sample(value) for name, value in state.items() if isinstance(value, Tensor)}
     devices = {sample.device for sample in samples.values()}
     if len(devices) == 1 and devices != {torch.device("cpu")}:  # one copy from a GPU, not one for each tensor
@@ -39,6 +44,8 @@ def state_hash(state: Mapping[str, Any]) -> str:
         if isinstance(value, Tensor):
             digest.update(f"{tuple(value.shape)}{value.dtype}".encode())
             digest.update(samples[name].cpu().numpy().data)
+        elif value is not None:
+            digest.update(value)
     return digest.hexdigest()
 
 
@@ -55,16 +62,35 @@ def weights_hash(model: nn.Module) -> str:
 def constants_of(model: nn.Module) -> dict[str, str]:
     """Hashes of a model's tensors that are in no state dict: buffers that are not persistent, and plain attributes.
 
-    Except counters of one number, and what autograd tracks, such as a loss that a forward in training has kept.
+    Except counters of one number, what autograd tracks, such as a loss that a forward in training has kept, and what is
+    sharded over ranks.
     """
     found = dict[str, str]()
     for prefix, module in model.named_modules():
         kept = {name: module._buffers.get(name) for name in module._non_persistent_buffers_set}
         for name, value in (kept | vars(module)).items():
-            if isinstance(value, Tensor) and not (value.is_meta or value.requires_grad or value.numel() == 1):
+            changes = isinstance(value, Tensor) and (value.requires_grad or value.numel() == 1)
+            if isinstance(value, Tensor) and not (changes or value.is_meta or hasattr(value, "full_tensor")):
                 with contextlib.suppress(RuntimeError):  # of a layout without values to look at, or without storage
                     found[f"{prefix}.{name}".lstrip(".")] = state_hash({name: value})
     return found
+
+
+def _flat(entries: Mapping[str, Any], around: tuple[int, ...]) -> Iterator[tuple[str, Tensor | bytes | None]]:
+    """Tensors, bytes, and None of anything else, by name; what is in containers too.
+
+    Args: around: the containers that the entries are in, as one may hold itself.
+    """
+    for name, value in entries.items():
+        inside: Mapping[str, Any] = {}
+        if isinstance(value, Mapping):
+            inside = {f"{name}.{key}": each for key, each in value.items()}
+        elif isinstance(value, (list, tuple)):
+            inside = {f"{name}.{place}": each for place, each in enumerate(value)}
+        own = value.getvalue() if isinstance(value, io.BytesIO) else value
+        yield name, own if isinstance(own, (Tensor, bytes)) else None
+        if id(value) not in around:
+            yield from _flat(inside, (*around, id(value)))
 
 
 def _sample(tensor: Tensor) -> Tensor:

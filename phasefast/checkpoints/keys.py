@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from .inert import Inert
 from .messages import IF_TRUSTED
 from .sources import BESIDE, NESTED
 
+OF_MODULES = re.compile(r"(?:.*\.)?(?:_extra_state|_packed_params(?:\.\w+)?)")  # which may be no tensors in state dicts
 _DEPTH = 8  # of a mapping under such keys, which may hold itself
 _BESIDE = re.compile(BESIDE)
 # What holds moments of the weights, of the same names and shapes, in optimizers and penalties of users' own.
@@ -24,8 +26,10 @@ _MOMENTS = re.compile(
 )
 
 
-def weights_in(loaded: Any, name: str, key: str | None = None) -> tuple[dict[str, Tensor], str]:
+def weights_in(loaded: Any, name: str, key: str | None = None) -> tuple[dict[str, Any], str]:
     """The state dict in what a checkpoint holds, and the keys that it was under, with dots between them.
+
+    All of its values are tensors, but for what modules keep of their own, such as packed weights.
 
     Args:
         name: of the checkpoint. key: as for ``read_state_dict``.
@@ -54,16 +58,37 @@ def weights_in(loaded: Any, name: str, key: str | None = None) -> tuple[dict[str
     if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(key, str) for key in loaded):
         kind = "an empty one" if isinstance(loaded, Mapping) and not loaded else type(loaded).__name__
         raise CheckpointError(f"{name}: expected a state dict (names to tensors), got {kind}; save model.state_dict()")
-    if bad := [entry for entry, value in loaded.items() if not isinstance(value, Tensor)]:
+    rest = {entry: value for entry, value in loaded.items() if not isinstance(value, Tensor)}
+    if bad := [entry for entry, value in rest.items() if _has_inert(value, _DEPTH) or not OF_MODULES.fullmatch(entry)]:
         found, several = [way + state for state in _all_states(loaded)], len(_states(loaded)) > 1
         under = f"give key= (--key), one of {shown(found)}" if found else "save model.state_dict()"
         under += ", or load= to read the tensors beside it" if found and not several else ""
-        inert = any(isinstance(loaded[entry], Inert) for entry in bad)
+        inert = any(_has_inert(loaded[entry], _DEPTH) for entry in bad)
         under += f", or, if you trust the file, {IF_TRUSTED}" if inert else ""
         raise CheckpointError(
             f"{name}: expected a state dict (names to tensors), but {shown(bad)} are not tensors; {under}"
         )
-    return dict(loaded), way[:-1]
+    return with_versions(loaded, versions_of(loaded)), way[:-1]
+
+
+def _has_inert(value: Any, depth: int) -> bool:
+    """Whether it, or something in it, stands for an object."""
+    inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    return isinstance(value, Inert) or (depth > 0 and any(_has_inert(each, depth - 1) for each in inside))
+
+
+def versions_of(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Versions of the modules that a state dict is of, by name, as far as it has them."""
+    known = getattr(state, "_metadata", None)  # where torch.nn.Module.state_dict keeps them
+    return known if isinstance(known, Mapping) else {}
+
+
+def with_versions(state: Mapping[str, Any], versions: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the state dict for which modules load what their classes of these versions have saved."""
+    found = OrderedDict(state)
+    if versions:
+        found._metadata = OrderedDict(versions)  # type: ignore[attr-defined]
+    return found
 
 
 def _longer(loaded: Any, key: str, depth: int) -> Iterator[str]:
@@ -103,7 +128,8 @@ def _ways(loaded: Any, depth: int) -> list[str]:
 
 def _is_of_weights(value: Any) -> bool:
     """Whether it is a state dict that holds more than numbers by name, as metrics are."""
-    return _is_state(value) and any(own.dim() > (0 if "." in name else 1) for name, own in value.items())
+    tensors = {name: own for name, own in value.items() if isinstance(own, Tensor)} if _is_state(value) else {}
+    return any(own.dim() > (0 if "." in name else 1) for name, own in tensors.items())
 
 
 def _twins(loaded: Mapping[Any, Any], weights: Mapping[Any, Any]) -> list[str]:
@@ -160,12 +186,11 @@ def _all_states(loaded: Any, depth: int = _DEPTH) -> dict[str, Mapping[str, Tens
 
 
 def _is_state(value: Any) -> bool:
-    """Whether it is a mapping from names to tensors."""
-    return (
-        isinstance(value, Mapping)
-        and bool(value)
-        and all(isinstance(name, str) and isinstance(each, Tensor) for name, each in value.items())
-    )
+    """Whether it is a mapping from names to tensors, and to what modules keep beside these."""
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        return False
+    rest = [name for name, each in value.items() if not isinstance(each, Tensor)]
+    return len(rest) < len(value) and all(map(OF_MODULES.fullmatch, rest))
 
 
 def _under(loaded: Any, key: str, depth: int) -> Any:

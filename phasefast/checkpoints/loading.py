@@ -13,13 +13,12 @@ from torch.nn.parameter import is_lazy
 
 from ..common.notices import shown, warn
 from ..errors import ArgumentError, CheckpointError
+from .keys import OF_MODULES, versions_of, with_versions
 
 _WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 
 
-def load_into(
-    model: nn.Module, state: Mapping[str, Tensor], name: str, spare: Mapping[str, Tensor] | None = None
-) -> None:
+def load_into(model: nn.Module, state: Mapping[str, Any], name: str, spare: Mapping[str, Tensor] | None = None) -> None:
     """Load a state dict whose keys and shapes must be the model's.
 
     The state dict's keys may all have one more prefix than the model's, as with ``torch.compile``, DDP or a Lightning
@@ -34,11 +33,14 @@ def load_into(
         CheckpointError: names the checkpoint and the keys that are missing, unexpected or of another shape, or the
             prefixes where several hold all that the model needs, such as its own weights and an average of them.
     """
-    own = model.state_dict(keep_vars=True)
+    own, versions = model.state_dict(keep_vars=True), versions_of(state)
     spare = {key: value for key, value in (spare or {}).items() if key in own}
     state = _inside(_unpruned(_unwrapped(state, own), own), own, name, spare)
     prefix = _prefix(state, own, name, spare)
-    state = _without_prefix(state, prefix)
+    # What a module keeps beside tensors, such as scales, is of no use to a model without such modules.
+    state = {
+        key: value for key, value in _without_prefix(state, prefix).items() if key in own or isinstance(value, Tensor)
+    }
     left = _of_a_head(state, own, model)
     state = _whole({key: value for key, value in state.items() if key not in left}, own, spare)
     problems = [
@@ -64,8 +66,10 @@ def load_into(
         raise CheckpointError(f"{name} does not fit {type(model).__name__}: it{under} " + "; it ".join(problems) + mend)
     if left:
         warn(f"checkpoints: {shown(left)} are left out, since the model, like an encoder without a head, lacks them")
+    versions = {_WRAPPERS.sub("", f"{path}.").rstrip("."): version for path, version in versions.items()}
+    modules = {path: versions.get(f"{prefix}{path}".rstrip("."), now) for path, now in versions_of(own).items()}
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(with_versions(state, modules))
     except RuntimeError as error:  # such as tensors that are sparse or without values
         detail = " ".join(str(error).split())
         raise CheckpointError(f"{name}: cannot be loaded into {type(model).__name__} ({detail})") from error
@@ -168,8 +172,7 @@ def _unwrapped(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> Mapping[s
 def _untied(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> list[str]:
     """What the model ties and the state has apart."""
     first: dict[int, str] = {}
-    both = [(key, value) for key, value in own.items() if key in state and isinstance(value, Tensor)]
-    pairs = [(first.setdefault(id(value), key), key) for key, value in both]
+    pairs = [(first.setdefault(id(value), key), key) for key, value in _tensors_of_both(state, own)]
     return [
         f"has other values in {one} than in {key}, although the model ties them"
         for one, key in pairs
@@ -211,8 +214,8 @@ def _fits(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> bool:
 def _wrong_shapes(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> list[str]:
     return [
         f"has {key} of shape {tuple(state[key].shape)}, while the model's is {tuple(value.shape)}"
-        for key, value in own.items()
-        if key in state and isinstance(value, Tensor) and state[key].shape != value.shape
+        for key, value in _tensors_of_both(state, own)
+        if state[key].shape != value.shape
     ]
 
 
@@ -220,12 +223,15 @@ def _wrong_kinds(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> list[st
     """Integers, such as of quantised weights, are no numbers of a model without their scale."""
     return [
         f"has {key} of type {state[key].dtype}, while the model's is {value.dtype}"
-        for key, value in own.items()
-        if key in state
-        and isinstance(value, Tensor)
-        and value.is_floating_point()
-        and not state[key].is_floating_point()
+        for key, value in _tensors_of_both(state, own)
+        if value.is_floating_point() and not state[key].is_floating_point()
     ]
+
+
+def _tensors_of_both(state: Mapping[str, Any], own: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
+    """Those of the model that the state has too, but for what modules check themselves, which may be of any kind."""
+    known = ((key, value) for key, value in own.items() if key in state and isinstance(value, Tensor))
+    return [(key, value) for key, value in known if not OF_MODULES.fullmatch(key)]
 
 
 def _whole(state: Mapping[str, Tensor], own: Mapping[str, Any], spare: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -42,7 +42,7 @@ class Reader:
         if self.key is not None and not isinstance(self.key, str):
             raise ArgumentError(f"key: expected a string, got {self.key!r}")
 
-    def read(self, source: Source) -> dict[str, Tensor]:
+    def read(self, source: Source) -> dict[str, Any]:
         """The state dict in ``source``; CheckpointError as of :func:`read_state_dict`, or of what ``load`` raises.
 
         A warning, once, where it is under another key than that of another checkpoint.
@@ -60,7 +60,7 @@ class Reader:
                 )
         return state
 
-    def _read(self, source: Source) -> tuple[dict[str, Tensor], str]:
+    def _read(self, source: Source) -> tuple[dict[str, Any], str]:
         """The state dict, and the keys that it was under."""
         if isinstance(source, Revision):
             with source.fetched(whole=self.load is not None) as path, _named_as(source, path):
@@ -118,8 +118,8 @@ def _named_as(source: Revision, path: Path) -> Iterator[None]:
         raise type(error)(str(error).replace(os.fspath(path), f"{source}")) from error.__cause__ or error
 
 
-def read_state_dict(source: Source, *, weights_only: bool = True, key: str | None = None) -> dict[str, Tensor]:
-    """The state dict in a file, a folder or a mapping.
+def read_state_dict(source: Source, *, weights_only: bool = True, key: str | None = None) -> dict[str, Any]:
+    """The state dict in a file, a folder or a mapping: tensors, and what modules keep of their own.
 
     Args:
         source: a state dict, or the path of a file or folder of one, alone, under ``state_dict``, ``model_state_dict``
@@ -134,7 +134,7 @@ def read_state_dict(source: Source, *, weights_only: bool = True, key: str | Non
     return _read_state(source, weights_only, key)[0]
 
 
-def _read_state(source: Source, weights_only: bool = True, key: str | None = None) -> tuple[dict[str, Tensor], str]:
+def _read_state(source: Source, weights_only: bool = True, key: str | None = None) -> tuple[dict[str, Any], str]:
     """The state dict, and the keys that it was under, with dots between them."""
     if isinstance(source, Mapping):
         return weights_in(source, "the given mapping", key)

@@ -51,27 +51,29 @@ def read_origins(directory: str | Path) -> list[str]:
     return [str(each) for each in known] if isinstance(known, list) else []
 
 
-def check_constants(directory: str | Path, constants: Mapping[str, str]) -> None:
-    """Warn if a model's tensors that no checkpoint has differ from those that the stored scores were measured with.
-
-    Args:
-        constants: their hashes by name, kept beside the scores.
+def keep_constants(directory: str | Path, constants: Mapping[str, str]) -> None:
+    """Keep the hashes, by name, of a model's tensors that no checkpoint has beside the scores, unless some are known.
 
     Raises:
         StoreError: they cannot be written.
     """
     path = store_folder(directory) / _CONSTANTS
     with writing_alone(directory):
-        known = read_json(path)
-        if not isinstance(known, dict) or not list_shards(directory):
+        if not isinstance(read_json(path), dict) or not list_shards(directory):
             write_json(path, dict(constants), "the model's constants to")
-            return
+
+
+def check_constants(directory: str | Path, constants: Mapping[str, str]) -> bool:
+    """Warn if such tensors differ from those that the stored scores were measured with, and whether they do."""
+    known = read_json(store_folder(directory) / _CONSTANTS)
+    known = known if isinstance(known, dict) else {}
     if changed := [name for name, own in constants.items() if known.get(name, own) != own]:
         warn(
             f"{directory}: the model's tensors {shown(changed)} are in no checkpoint, and differ from those that the "
             "stored scores were measured with. If they are drawn at random, neither may be the training's: make the "
             "model with the training's seed, in all jobs, and start over (overwrite=True, --overwrite)"
         )
+    return bool(changed)
 
 
 class Training:

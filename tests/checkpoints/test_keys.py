@@ -258,7 +258,6 @@ def test_one_checkpoint_that_is_no_state_dict_stops_no_sweep(tmp_path: Path) -> 
     [
         {**OWN, "ema": {"n_averaged": torch.tensor(1), **under("module.")}},
         {**{f"net.{name}": own for name, own in OWN.items()}, "ema": {"decay": torch.ones(1), **under("shadow.")}},
-        {**OWN, "layer._extra_state": {f"scale_{i}": torch.ones(1) for i in range(9)}, "weight_scale": torch.ones(1)},
         {
             "net": OWN,
             "ema": {"n_averaged": torch.tensor(1), **under("module.")},

@@ -7,14 +7,12 @@ import re
 import shutil
 import threading
 import time
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
-from torch import Tensor, nn
 
 import phasefast as pf
 from phasefast.engine import Engine
@@ -25,7 +23,6 @@ from phasefast.results.failures import read_failures
 from phasefast.results.scores import Scores
 from phasefast.results.settings import _NAMES, _changes
 from phasefast.results.store import write_step
-from tests.quiet import no_warnings
 
 from ..conftest import SmallNet, images
 
@@ -271,52 +268,3 @@ def test_a_sweep_of_a_lazy_model_says_so(probe_set: pf.ProbeSet, state: dict, tm
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(3))
     with pytest.raises(ArgumentError, match="its module '1' is lazy"):
         pf.sweep(model, [state, dict(state)], probe_set, out=tmp_path)
-
-
-def test_constants_that_another_job_has_drawn_otherwise_are_told(
-    probe_set: pf.ProbeSet, tmp_path: Path, recwarn: pytest.WarningsRecorder
-) -> None:
-    class Projected(nn.Module):
-        def __init__(self, seed: int) -> None:
-            super().__init__()
-            drawn = torch.randn(probe_set.fit_inputs[0].numel(), 4, generator=torch.Generator().manual_seed(seed))
-            self.register_buffer("drawn", drawn, persistent=False)
-            self.head = nn.Linear(4, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            found: Tensor = self.head(x.flatten(1) @ self.drawn)
-            return found
-
-    states = [tmp_path / f"step_{step}.pt" for step in range(4)]
-    for path in states:
-        torch.save(Projected(0).state_dict(), path)
-    options: dict = {"out": tmp_path / "out", "alphas": [0.1], "targets": "input"}
-    pf.sweep(Projected(0), states[:1], probe_set, **options)
-    pf.sweep(Projected(0), states[:2], probe_set, **options)
-    assert not [each for each in recwarn if "no checkpoint" in str(each.message)]
-    with pytest.warns(RuntimeWarning, match=r"the model's tensors \['drawn'\] are in no checkpoint, and differ from"):
-        pf.sweep(Projected(1), states[:3], probe_set, **options)
-    pf.sweep(Projected(1), states, probe_set, overwrite=True, **options)
-    assert len([each for each in recwarn if "no checkpoint" in str(each.message)]) == 0
-
-
-def test_what_a_forward_makes_is_no_constant(probe_set: pf.ProbeSet, tmp_path: Path) -> None:
-    class Cached(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.head = torch.nn.utils.spectral_norm(nn.Linear(probe_set.fit_inputs[0].numel(), 4))
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.found: Tensor = self.head(x.flatten(1))
-            return self.found
-
-    states = [tmp_path / f"step_{step}.pt" for step in range(2)]
-    for path in states:
-        torch.save(Cached().state_dict(), path)
-    options: dict = {"out": tmp_path / "out", "alphas": [0.1], "targets": "input", "layers": "head"}
-    model = Cached()
-    model(probe_set.fit_inputs)
-    with no_warnings():
-        warnings.filterwarnings("ignore", "dropout|.*weight_norm|.*spectral_norm", FutureWarning)
-        pf.sweep(model, states[:1], probe_set, **options)
-        pf.sweep(Cached(), states, probe_set, **options)
