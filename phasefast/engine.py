@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .algebra.components import RANDOM_COLUMNS
 from .algebra.workspace import Workspace
 from .checkpoints import weights_hash
-from .common.notices import Once, shown, warn
+from .common.notices import Once, listed_reasons, shown, warn
 from .common.random_state import fix_random_state, repeats
 from .configuration import Configuration
 from .data.batches import fast_size, given_dtype, warn_of_rounding
@@ -233,8 +233,8 @@ class Engine:
         if self.lost and not found:
             raise next(iter(self.lost.values()))
         if self.lost:
-            text = "; ".join(map(str, self.lost.values()))
-            self._once.warn(f"layers: left out {len(self.lost)}{when}: {text}", about=f"lost {sorted(self.lost)}")
+            text = f"layers: left out {len(self.lost)}{when}: {listed_reasons(self.lost)}"
+            self._once.warn(text, about=f"lost {sorted(self.lost)}")
 
     @contextmanager
     def _prepared(self, keep: bool = True, only: Collection[str] | None = None) -> Iterator[list[list[Layer]]]:
@@ -286,7 +286,7 @@ class Engine:
             error.add_note(
                 f"The model was given samples of shape {tuple(given.shape[1:])}, {dtype}: does the probe "
                 "set hold what it takes? Give images as floats, such as x.float() / 255. Wrap a model of several "
-                "inputs in a module that makes them from one tensor."
+                'inputs in a module that makes them from one tensor: docs/sequences.md, "Several inputs".'
             )
             raise
         self.target_set.predictions.found(places)

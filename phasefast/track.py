@@ -33,15 +33,6 @@ def _is_another_rank() -> bool:
     return several and torch.distributed.get_rank() > 0
 
 
-def _untraced(engine: Engine) -> Callable[[int], Scores]:
-    """``Engine.measure``, hidden from ``torch.compile``, which would spend a minute tracing it.
-
-    What this imports the first optimizer imports anyway.
-    """
-    measure: Callable[[int], Scores] = torch.compiler.disable(engine.measure)
-    return measure
-
-
 class PhaseTracker:
     """Call ``step(i)`` once per training step, with ``i`` updates done; it measures at some of them.
 
@@ -82,7 +73,8 @@ class PhaseTracker:
         if on_error not in ("warn", "raise"):
             raise ArgumentError(f"on_error: expected 'warn' or 'raise', got {on_error!r}")
         self._engine = Engine(model, probe_set, run, out, **options)
-        self._measure = _untraced(self._engine)
+        # torch.compile would spend a minute tracing it. What this imports the first optimizer imports anyway.
+        self._measure: Callable[[int], Scores] = torch.compiler.disable(self._untraced)
         self._on_error = on_error
         self.seconds = 0.0
         self._start: int | None = None
@@ -100,14 +92,17 @@ class PhaseTracker:
         self._steps, self._once = set(self._joined.steps), Once()
         self._measured = set[int]()  # by this tracker, so that they have all that can be asked for
         self._lost: dict[int, dict[str, str]] | None = None  # layers of stored steps, once it is asked for
-        self._constants: Constants | None = None  # at the first call
+        self._constants: Constants | None = None
+        if self._out is not None and not _is_another_rank():
+            self._constants = Constants(model, self._out)
+            self._constants.check()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_measure"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Of a copy, which measures its own model."""
-        vars(self).update(state, _measure=_untraced(state["_engine"]))
+        vars(self).update(state, _measure=torch.compiler.disable(self._untraced))
 
     def __repr__(self) -> str:
         model, where = type(self._engine.model).__name__, self._out or "memory"
@@ -153,6 +148,14 @@ class PhaseTracker:
                 else "none of them requires a gradient, so all steps will be alike"
             )
             warn(f"step {step}: the weights are those of step {self._since}: {why}")
+
+    def _untraced(self, step: int) -> Scores:
+        """Measure; the second time what updates have left as it was is known."""
+        scores = self._engine.measure(step)
+        if self._constants is not None and len(self._measured) == 1:
+            with contextlib.suppress(StoreError):  # scores that cannot be written are told of
+                self._constants.keep()
+        return scores
 
     def _count(self, step: int, seconds: float) -> None:
         """Add to the time that was spent; tell if the first measurement shows that this will be much."""
@@ -206,9 +209,6 @@ class PhaseTracker:
         if first:  # one that goes on has called for what is stored
             self._before = max((known for known in self._steps if known <= step), default=-1)
             self._farthest = max((known for known in self._steps if known < step), default=-1)
-            if self._out is not None and not _is_another_rank():
-                self._constants = Constants(self._engine.model, self._out)
-                self._constants.check()
         before = self._earlier = self._before
         self._before = step
         if not (force or self._schedule.is_due(before, step)):
@@ -255,9 +255,6 @@ class PhaseTracker:
             self._new.append(scores)
             self._steps.add(step)
             self._measured.add(step)
-            if self._constants is not None and len(self._measured) == 2:  # what an update changes is none
-                with contextlib.suppress(StoreError):  # scores that cannot be written are told of
-                    self._constants.keep()
         except Exception as error:
             if self._on_error == "raise" or (not may_pass(error) and self.seconds == 0):
                 raise

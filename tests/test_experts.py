@@ -168,3 +168,21 @@ def test_a_layer_that_is_gone_at_a_step_is_told_and_not_tried_again(tmp_path: Pa
     (failure,) = pf.read_failures(tmp_path).values()
     assert failure.partial
     assert "layer 'cut': expected 6 features of each sample, as at first, got 4" in failure.error
+
+
+def test_many_experts_are_left_out_with_one_reason() -> None:
+    class Routed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts, self.head = nn.ModuleList(nn.Linear(4, 4) for _ in range(24)), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            rows = [expert(x[number % 5 : number % 5 + 3]) for number, expert in enumerate(self.experts)]
+            found: Tensor = self.head(torch.cat(rows).new_tensor(0) + x)
+            return found
+
+    with pytest.warns(RuntimeWarning, match=r"left out 24: layer 'experts.0': .*; likewise 23 more: \[") as caught:
+        pf.probe(Routed(), samples(), layers=["*"], alphas=[0.1])
+    told = [str(each.message) for each in caught if "left out 24" in str(each.message)]
+    assert len(told) == 1
+    assert told[0].count("as experts are") == 1

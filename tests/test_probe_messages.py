@@ -293,3 +293,11 @@ def test_statistics_that_cannot_be_recomputed_are_kept_aloud(through: str) -> No
 def test_targets_have_an_order(net: SmallNet, probe_set: pf.ProbeSet) -> None:
     with pytest.raises(ArgumentError, match=r"targets: expected a list, which keeps its order, got {"):
         pf.probe(net, probe_set, targets={"input", "label"})  # type: ignore[arg-type]
+
+
+def test_another_name_of_a_module_is_told(probe_set: pf.ProbeSet) -> None:
+    net = SmallNet()
+    net.other = net.hidden
+    with pytest.raises(LayerError, match="'other' is the same module as 'hidden': give it by that name"):
+        pf.probe(net, probe_set, layers=["other"])
+    assert pf.probe(net, probe_set, layers=net.other, alphas=[0.1]).layers == ["hidden"]

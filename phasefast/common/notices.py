@@ -7,11 +7,12 @@ import re
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 _INSIDE = re.compile(rf"({__name__.partition('.')[0]}|contextlib|torch\._dynamo)\b")
-_MOST = 5  # names that are shown
+_NUMBERS = re.compile(r"\d+")
+_MOST, _LISTED = 5, 20  # names that are shown, reasons
 _HELD = threading.local()
 
 
@@ -53,6 +54,16 @@ def held() -> Iterator[list[str]]:
 def shown(names: Iterable[Any]) -> str:
     """Names as part of a message, the first few of many, in the order of the letters and numbers in them."""
     return few(sorted(names, key=_letters_and_numbers))
+
+
+def listed_reasons(reasons: Mapping[str, Exception]) -> str:
+    """Why layers are left out, by name; of many those of one kind, such as experts, share the first one's reason."""
+    kinds: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        kind = _NUMBERS.sub("", f"{reason}".replace(repr(name), "", 1)) if len(reasons) > _LISTED else name
+        kinds.setdefault(kind, []).append(name)
+    several = [(f"; likewise {len(rest)} more: {shown(rest)}" if rest else "") for _, *rest in kinds.values()]
+    return "; ".join(f"{reasons[first]}{more}" for (first, *_), more in zip(kinds.values(), several, strict=True))
 
 
 def few(names: Sequence[Any]) -> str:

@@ -52,6 +52,8 @@ def select_layers(model: nn.Module, patterns: Layers | None = None) -> list[str]
                 f"layers: {pattern!r} is one call of {module!r}; all calls of a module are probed, or none: to probe "
                 "that one, pass its output through an nn.Identity() of its own"
             )
+        if (first := _first_names(model).get(pattern.lstrip("!"))) is not None:
+            raise LayerError(f"layers: {pattern!r} is the same module as {first!r}: give it by that name")
         near = difflib.get_close_matches(pattern.lstrip("!"), available, n=5, cutoff=0.5)
         named = f"closest: {near}" if near else f"the first: {available[:20]}"
         raise LayerError(f"no layer matches {pattern!r} among {len(available)} module names; {named}")
@@ -65,6 +67,12 @@ def given_names(model: nn.Module, patterns: Layers | None) -> set[str]:
     """The modules that are asked for as such: one that only a glob matches may turn out not to be used."""
     there = {name for name, _ in unwrap(model).named_modules()}
     return set() if patterns is None else there.intersection(_as_names(unwrap(model), patterns))
+
+
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """Under which name a module that has several is probed, by all of its names."""
+    first = {id(module): name for name, module in model.named_modules()}
+    return {name: first[id(module)] for name, module in model.named_modules(remove_duplicate=False)}
 
 
 def _as_names(model: nn.Module, given: Layers) -> list[str]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from ..common.hooks import hooked, places_of_calls
-from ..common.notices import few, shown, warn
+from ..common.notices import few, listed_reasons, shown, warn
 from ..common.random_state import rounding_of
 from ..data.output_rows import (
     POOLED,
@@ -126,8 +126,8 @@ def discover_layers(
         raise unusable[wrong[0]]
     without = [*unusable, *silent]
     beside = {name for name in without if is_beside(model.get_submodule(name), model, name not in silent)}
-    if whys := [str(why) for name, why in unusable.items() if name not in beside & seen.apart]:
-        warn(f"layers: left out {len(whys)}: " + "; ".join(whys))
+    if whys := {name: why for name, why in unusable.items() if name not in beside & seen.apart}:
+        warn(f"layers: left out {len(whys)}: {listed_reasons(whys)}")
     if lost := silent if not found else [name for name in silent if name in given]:
         raise LayerError(
             f"layer {lost[0]!r}: its forward hook never fired; the model does not call this module itself "
