@@ -90,7 +90,8 @@ class ProbeOptions(TypedDict, total=False):
             widths show this order, are transposed: docs/sequences.md.
         padding: the value in inputs [b, t] or [b, t, c] that marks padding: these tokens are left out.
         pool: average the spatial dimensions of [b, c, h, w] and [b, c, d, h, w] to this size, if they are larger; 0
-            (default) keeps all. Likewise [b, h, w, c], if parts of the module, such as a LayerNorm of c, show this.
+            (default) keeps all. Likewise [b, h, w, c], if parts of the module, such as a LayerNorm of c, show this, and
+            each map of [b, t, c, h, w] where nothing but maps is convolved.
         batch_size: of the forward passes, and of the BatchNorm statistics that need batches; 256, or 128 for
             ``batchnorm="batch"``, by default. If the numbers stay the same, a GPU takes larger batches by default, and
             long sequences of tokens are taken fewer at a time, because of their logits.

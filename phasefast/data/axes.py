@@ -31,6 +31,10 @@ OF_MAPS = (
     *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool2d, nn.LPPool2d, nn.Dropout2d),
     *(nn.Upsample, nn.PixelShuffle, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d),
 )
+_OF_VOLUMES = (
+    *(nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d, nn.InstanceNorm3d, nn.MaxPool3d, nn.AvgPool3d),
+    *(nn.AdaptiveMaxPool3d, nn.AdaptiveAvgPool3d),
+)
 _NORMS = (nn.LayerNorm, nn.RMSNorm)
 # What changes each number by itself.
 _OF_NUMBERS = (
@@ -42,7 +46,7 @@ _OF_NUMBERS = (
 _FEATURES_LAST = (nn.Linear, *_NORMS, nn.Embedding, nn.MultiheadAttention)
 _WIDTHS = ("out_channels", "num_features", "num_channels", "out_features")
 _TAKEN = ("in_features", "input_size", "embedding_dim", "num_embeddings", "embed_dim")
-_MAPPING = (_ConvNd, _NormBase, *OF_MAPS, nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveMaxPool3d, nn.AdaptiveAvgPool3d)
+_MAPPING = (_ConvNd, _NormBase, *OF_MAPS, *_OF_VOLUMES)
 
 
 def positions_last(
@@ -151,6 +155,18 @@ def features_last(module: nn.Module, shape: torch.Size, elsewhere: Widths | None
     return first not in own.first and own.last[last] + (alone and last in known) > own.last[first]
 
 
+def is_of_maps(module: nn.Module, _: torch.Size, elsewhere: Widths | None = None) -> bool:
+    """Whether five axes of what a module gives are of maps [b, t, f, h, w], as ConvLSTMs', not [b, f, d, h, w].
+
+    They are where nothing reads volumes and something has maps' features: in the module, or else in the model.
+    """
+    if any(isinstance(part, _OF_VOLUMES) for part in module.modules()):
+        return False
+    own = Widths.of(module)
+    own = own if own is not None and own.first else elsewhere
+    return own is not None and bool(own.first) and not own.volumes
+
+
 def _is_norm(module: nn.Module) -> bool:
     """Whether it is a norm of features, as those of maps have several sides."""
     return isinstance(module, _NORMS) and len(module.normalized_shape) == 1
@@ -166,6 +182,7 @@ class Widths(NamedTuple):
 
     ``inner`` are norms' alone, and what a Linear makes of these, as within blocks of transformers; ``known`` are those
     that any part takes or gives, but what convolutions take, ``mapped``. ``turning``: whether one is of series.
+    ``volumes``: whether one is of volumes.
     """
 
     first: Counter[int]
@@ -174,13 +191,15 @@ class Widths(NamedTuple):
     known: set[int]
     mapped: set[int]
     turning: bool
+    volumes: bool
 
     @classmethod
     def of(cls, module: nn.Module) -> Widths | None:
         """Of the parts of PyTorch's kinds in a module; None where it has none with features."""
         parts = [*module.modules()]
         turning = any(isinstance(part, (nn.Conv1d, nn.ConvTranspose1d)) for part in parts)
-        found = cls(Counter(), Counter(), set(), set(), set(), turning)
+        volumes = any(isinstance(part, _OF_VOLUMES) for part in parts)
+        found = cls(Counter(), Counter(), set(), set(), set(), turning, volumes)
         for part in parts:
             own = [getattr(part, name) for name in _WIDTHS if hasattr(part, name)]
             found.known.update(getattr(part, name) for name in _TAKEN if isinstance(getattr(part, name, None), int))
@@ -226,6 +245,10 @@ class Axes:
     def features_last(self, module: nn.Module, shape: torch.Size) -> bool:
         """As the function of that name says."""
         return bool(self._once("features", features_last, module, shape))
+
+    def is_of_maps(self, module: nn.Module, shape: torch.Size) -> bool:
+        """As the function of that name says."""
+        return bool(self._once("maps", is_of_maps, module, shape))
 
     def _once(self, name: str, read: Callable[..., Any], module: nn.Module, shape: torch.Size, *more: Any) -> Any:
         key = name, id(module), shape[1:]

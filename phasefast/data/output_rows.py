@@ -203,9 +203,10 @@ def _mend(output: Tensor, samples: int) -> str:
 
 
 def features_first(module: nn.Module, output: Tensor, axes: Axes) -> Tensor:
-    """Maps [b, h, w, f], and volumes, as [b, f, h, w]; any other output as it is."""
-    turned = output.dim() in POOLED and axes.features_last(module, output.shape)
-    return output.movedim(-1, 1) if turned else output
+    """Maps [b, h, w, f], and volumes, as [b, f, h, w]; several maps [b, t, f, h, w] as one; others as they are."""
+    if output.dim() in POOLED and axes.features_last(module, output.shape):
+        return output.movedim(-1, 1)
+    return output.flatten(1, 2) if output.dim() == 5 and axes.is_of_maps(module, output.shape) else output
 
 
 def places_of(

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import phasefast as pf
-from phasefast.data.axes import Widths, features_last
+from phasefast.data.axes import Widths, features_last, is_of_maps
 from phasefast.engine import Engine
 
 
@@ -162,3 +162,54 @@ def test_where_parts_without_features_have_them_is_told_by_others() -> None:
 )
 def test_where_features_are_is_told_by_widths(module: nn.Module, shape: tuple[int, ...], last: bool) -> None:
     assert features_last(module, torch.Size(shape)) is last
+
+
+class Framewise(nn.Module):
+    """A convolution of each frame of [b, t, c, h, w]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(2, 5, 3, padding=1), nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(self.conv(x.flatten(0, 1)).unflatten(0, x.shape[:2]))
+
+
+class OfFrames(nn.Module):
+    def __init__(self, volumes: bool) -> None:
+        super().__init__()
+        self.frames, self.after, self.head = Framewise(), nn.ReLU(), nn.Linear(5, 3)
+        self.last = nn.Conv3d(5, 5, 1) if volumes else nn.Conv2d(5, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.after(self.frames(x)).mean((1, 3, 4)))
+
+
+def test_maps_of_several_frames_are_pooled_each() -> None:
+    x, y = torch.randn(90, 5, 2, 8, 8), torch.randint(3, (90,))
+    x[:, :, :, :4] += torch.randn(90, 5, 2, 1, 1)
+    probe_set = pf.ProbeSet.from_tensors(x[:60], y[:60], x[60:], y[60:])
+    model = OfFrames(volumes=False)
+    scores = pf.probe(model, probe_set, layers=["frames", "after"], pool=2, alphas=[0.1], targets="input")
+    with torch.no_grad():
+        pooled = nn.functional.adaptive_avg_pool2d(model.frames(x).flatten(1, 2), 2).flatten(1).double()
+    fit, held = x[:60].flatten(1).double(), x[60:].flatten(1).double()
+    features, weights = pooled[:60] - pooled[:60].mean(0), fit - fit.mean(0)
+    gram = features.T @ features
+    decoder = torch.linalg.solve(gram + 0.1 * gram.diagonal().mean() * torch.eye(100), features.T @ weights)
+    error = (held - fit.mean(0) - (pooled[60:] - pooled[:60].mean(0)) @ decoder).square().mean()
+    for layer in scores.layers:
+        found = scores.filter(layer=layer, metric="mse", split="heldout")
+        assert found.to_arrow().column("dim")[0].as_py() == 5 * 5 * 4
+        assert found.values_of("value")[0] == pytest.approx(float(error), rel=1e-5)
+
+
+def test_five_axes_are_of_volumes_where_these_are_convolved() -> None:
+    shape, model = torch.Size((2, 5, 3, 8, 8)), OfFrames(volumes=True)
+    elsewhere = Widths.of(model)
+    assert is_of_maps(model.frames, shape, elsewhere)
+    assert not is_of_maps(model.after, shape, elsewhere)
+    assert is_of_maps(model.after, shape, Widths.of(OfFrames(volumes=False)))
+    for module in (nn.Conv3d(2, 5, 1), nn.MaxPool3d(2), nn.Sequential(nn.Conv2d(2, 5, 1), nn.AvgPool3d(2))):
+        assert not is_of_maps(module, shape, Widths.of(OfFrames(volumes=False)))
+    assert not is_of_maps(nn.ReLU(), shape, None)
