@@ -159,14 +159,14 @@ def phase_notes(cells: Sequence[CellPhases]) -> list[str]:
         notes.append(f"Fewer than {FEW_STEPS} steps: a trend cannot be told from noise between them.")
     several = len({cell.target for cell in cells}) > 1
     if single := [_named(cell, several) for cell in cells if cell.stop_window and len({*cell.stop_window}) == 1]:
-        notes.append(f"Stop windows of one step, which may be the lowest only by noise: {_few(single)}.")
+        notes.append(f"Stop windows of one step, which may be the lowest only by noise: {first_of(single)}.")
     rises = [(cell, steps) for cell in cells if (steps := cell.evidence.get("early_rise"))]
     if rising := [f"{_named(cell, several)} {span_text(*steps)}" for cell, steps in rises]:
-        notes.append(f"Rises before the decrease, which no phase names: {_few(rising)}.")
+        notes.append(f"Rises before the decrease, which no phase names: {first_of(rising)}.")
     others = [(cell, step) for cell in cells if (step := cell.other_minimum) is not None]
     if again := [f"{_named(cell, several)} at {step}" for cell, step in others]:
         notes.append(
-            f"Two valleys, of which the lower one counts, single steps aside; lowest of the other: {_few(again)}."
+            f"Two valleys, of which the lower one counts, single steps aside; lowest of the other: {first_of(again)}."
         )
     if of := [cell for cell in cells if cell.left_out]:
         named = [f"{_named(cell, several)} at {', '.join(map(str, cell.left_out))}" for cell in of[:_REASONS]]
@@ -187,7 +187,7 @@ def phase_notes(cells: Sequence[CellPhases]) -> list[str]:
     return notes + reasons
 
 
-def _few(texts: Sequence[str]) -> str:
+def first_of(texts: Sequence[str]) -> str:
     """The first of some texts, and how many more there are."""
     more = f" and {len(texts) - _REASONS} more" if len(texts) > _REASONS else ""
     return "; ".join(texts[:_REASONS]) + more

@@ -15,9 +15,8 @@ from ..common.tables import Printed, aligned
 from ..errors import ArgumentError, DataError
 from ..metrics import ACCURACIES, METRIC_OF_LOSS
 from .comparing import Agreement, compare_phases
-from .phase_report import PhaseReport, span_text
+from .phase_report import PhaseReport, first_of, span_text
 
-_NAMED = 4  # that a line names
 _WHERE = ("best", "last")  # at the lowest loss of a run's training, and at its end
 
 
@@ -152,12 +151,9 @@ def recipe_notes(cells: Collection[RecipeCell]) -> list[str]:
     ends = {step for cell in cells for step in cell.last_steps.values()}
     notes = [f"Runs end at different steps, {min(ends)} to {max(ends)}: their last scores are of these."]
     notes = notes if len(ends) > 1 else []
-    few = [(cell, len(cell.best) - cell.decreasing) for cell in cells if cell.decreasing < len(cell.best)]
-    if not few:
-        return notes
-    named = [f"{cell.layer}/{cell.target} {cell.recipe} {count} of {len(cell.best)}" for cell, count in few[:_NAMED]]
-    more = f"; and {len(few) - _NAMED} more" if len(few) > _NAMED else ""
-    return [*notes, f"Runs without a decrease, whose minimum means little: {'; '.join(named)}{more}."]
+    counts = [(cell, len(cell.best) - cell.decreasing) for cell in cells if cell.decreasing < len(cell.best)]
+    named = [f"{cell.layer}/{cell.target} {cell.recipe} {count} of {len(cell.best)}" for cell, count in counts]
+    return notes + [f"Runs without a decrease, whose minimum means little: {first_of(named)}."] * bool(named)
 
 
 def compare_recipes(reports: Mapping[str, Mapping[str, PhaseReport]], *, confidence: float = 0.95) -> RecipeComparison:

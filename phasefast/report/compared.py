@@ -22,7 +22,7 @@ from ..results.scores import MODEL_LAYER, Scores
 from .curves import drawn_targets, headline, of_targets, telling_layers
 from .names import shortened, spelled
 from .plot import plot_phases
-from .table import curve_tables, heading, numbers, say_thinned, simple_table, window_without
+from .table import curve_tables, heading, numbers, plus_minus, say_thinned, simple_table, window_without
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,7 +65,7 @@ def print_comparison(
     stop = f"stop at {last.window_text}" if last.stop_window else f"no stop window in common: {last.why}"
     console.print(Text(f"\nAll runs, by {last.layer} and target {last.target}: {stop}", style="bold"))
     for best in comparison.best:
-        console.print(Text(_best_text(best, comparison, _sign(console)), style="bold"))
+        console.print(Text(_best_text(best, comparison, plus_minus(console)), style="bold"))
 
 
 def _best_text(best: CommonBest, comparison: Comparison, sign: str) -> str:
@@ -89,10 +89,6 @@ def _best_text(best: CommonBest, comparison: Comparison, sign: str) -> str:
     return f"All runs, target {best.target}: best is {text}"
 
 
-def _sign(console: Console) -> str:
-    return "±" if console.encoding.startswith("utf") else "+-"
-
-
 def _print_phases(agreements: Sequence[Agreement], console: Console) -> None:
     first = agreements[0]
     heading(f"Phases of target {first.target} in {len(first.cells)} runs, by held-out {spelled(first.metric)}", console)
@@ -109,7 +105,7 @@ def _print_phases(agreements: Sequence[Agreement], console: Console) -> None:
 
 
 def _print_curves(agreements: Sequence[Agreement], scores: Mapping[str, Scores], console: Console) -> None:
-    sign = _sign(console)
+    sign = plus_minus(console)
     target, metric = agreements[0].target, agreements[0].metric
     shown = METRIC_OF_LOSS[metric]
     what = ", ".join(scores) if len(scores) == _FEW else f"mean of {len(scores)} runs, {sign} standard deviation"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..phases.phase_report import CellPhases
-from .curves import INK, Curve, Label
+from .curves import INK, Curve, Label, end_labels
 from .page import BEST, LEADER, LINE, MUTED, NAME, PHASES, STOP, Page, fit
 from .scales import NARROW, ROOM, ValueAxis
 
@@ -49,7 +49,6 @@ class Panel:
     """
 
     curves: Sequence[Curve]
-    labels: Sequence[Label]
     axis: ValueAxis
     height: float
     title: str
@@ -57,6 +56,11 @@ class Panel:
     baseline: float | None = None
     best: tuple[str, int, float] | None = None
     constant: str = "most frequent class"
+
+    @cached_property
+    def labels(self) -> list[Label]:
+        """What is written at the ends of the curves, as much as there is room for."""
+        return end_labels(self.curves, int(self.height / LINE + 1e-6) + 1)
 
 
 def draw_panel(

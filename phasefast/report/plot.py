@@ -27,7 +27,6 @@ from .curves import (
     accuracy_target,
     curves_of,
     drawn_targets,
-    end_labels,
     fvu_target,
     headline,
     looks,
@@ -35,10 +34,10 @@ from .curves import (
     telling_layers,
 )
 from .names import LONGEST, cut, spelled
-from .page import EDGE, LINE, NAME, Page, picture, widest, written
+from .page import EDGE, NAME, Page, picture, widest, written
 from .panel import Panel, draw_panel
 from .phase_map import BAR, KEY, Row, draw_key, draw_map, draw_stop_bar, map_height, sampled
-from .scales import MAX_FVU, StepAxis, ValueAxis, accuracy_axis, fvu_axis
+from .scales import MAX_FVU, StepAxis, accuracy_axis, fvu_axis
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -113,7 +112,7 @@ def plot_phases(
         )
         axis, best = accuracy_axis(accuracy, baseline), _best_of(report, accuracy_name, scores, styles)
         text = "held-out accuracy, {}" if metric == ACCURACY else f"{{}}: {spelled(metric)}"
-        panel = _panel(accuracy, axis, _ACCURACY, text, accuracy_name, baseline, best)
+        panel = Panel(accuracy, axis, _ACCURACY, text, accuracy_name, baseline, best)
         panels.append(panel if metric == ACCURACY else replace(panel, constant="chance"))
     panels.sort(key=lambda panel: panel.target != target)  # below the phases of that target
     rows = [Row(styles[layer], cells.get(layer)) for layer in scores.layers] if cells else []
@@ -176,20 +175,7 @@ def _fvu_panel(curves: Sequence[Curve], target: str) -> Panel:
     axis, height = fvu_axis(shown, _FVU), _FVU
     if axis.log and not axis.cuts:
         axis, height = fvu_axis(shown, _LOG_FVU), _LOG_FVU
-    return _panel(curves, axis, height, "{} variance not decodable (FVU)", target)
-
-
-def _panel(
-    curves: Sequence[Curve],
-    axis: ValueAxis,
-    height: float,
-    title: str,
-    target: str,
-    baseline: float | None = None,
-    best: tuple[str, int, float] | None = None,
-) -> Panel:
-    labels = end_labels(curves, int(height / LINE + 1e-6) + 1)
-    return Panel(curves, labels, axis, height, title, target, baseline, best)
+    return Panel(curves, axis, height, "{} variance not decodable (FVU)", target)
 
 
 def _note(cell: CellPhases | None, name: str, rows: int, layers: int) -> str:

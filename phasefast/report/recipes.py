@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,12 +19,12 @@ from ..phases.comparing import Comparison
 from ..phases.phase_report import PhaseReport
 from ..phases.recipes import RecipeCell, RecipeComparison, compare_recipes, recipe_notes
 from ..results.scores import MODEL_LAYER, Scores
-from .curves import Curve, Look, accuracy_metric, accuracy_target, end_labels, fvu_target, telling_layers
+from .curves import Curve, Look, accuracy_metric, accuracy_target, fvu_target, telling_layers
 from .names import shortened, spelled
-from .page import EDGE, LINE, NAME, Page, picture, widest, written
+from .page import EDGE, NAME, Page, picture, widest, written
 from .panel import Panel, draw_panel
-from .scales import StepAxis, ValueAxis, accuracy_axis, fvu_axis
-from .table import WIDE, heading, simple_table
+from .scales import StepAxis, accuracy_axis, fvu_axis
+from .table import heading, plus_minus, print_fitting, simple_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,14 +62,11 @@ def recipes_of(comparison: Comparison, recipes: Mapping[str, Sequence[str]]) -> 
 
 def print_recipes(comparison: RecipeComparison, console: Console) -> None:
     """Per target: what each layer has at its best and at last, recipe by recipe."""
-    sign = "±" if console.encoding.startswith("utf") else "+-"
+    sign = plus_minus(console)
     for target in dict.fromkeys(cell.target for cell in comparison):
         cells = [cell for cell in comparison if cell.target == target]
         heading(f"Held-out {spelled(cells[0].metric)} of target {target}, by recipe", console)
-        table = _table(cells, comparison.titles(sign), sign, " ")
-        if console.measure(table, options=console.options.update(max_width=WIDE)).maximum > console.width:
-            table = _table(cells, comparison.titles(sign), sign, "\n")
-        console.print(table)
+        print_fitting(partial(_table, cells, comparison.titles(sign), sign), console)
         for note in recipe_notes(cells):
             console.print(Text(note, style="dim"))
     console.print()
@@ -125,13 +123,13 @@ def plot_recipes(
     panels = []
     if (target := fvu_target(runs[0])) is not None and (curves := _curves(scores, layer, target, FVU, looks)):
         axis = fvu_axis(_edges(curves), _PANEL)
-        panels.append(_panel(curves, axis, "{} variance not decodable (FVU)", target))
+        panels.append(Panel(curves, axis, _PANEL, "{} variance not decodable (FVU)", target))
     if (target := accuracy_target(runs[0])) is not None:
         metric = accuracy_metric(runs[0], target)
         if curves := _curves(scores, layer, target, metric, looks):
             constant = runs[0].baseline(target, metric)
-            panel = _panel(curves, accuracy_axis(_edges(curves), constant), f"{{}}: {spelled(metric)}", target)
-            panels.append(replace(panel, baseline=constant))
+            axis, title = accuracy_axis(_edges(curves), constant), f"{{}}: {spelled(metric)}"
+            panels.append(Panel(curves, axis, _PANEL, title, target, constant))
     if not panels:
         raise DataError(
             f"nothing to draw: no finite held-out 'fvu' or 'accuracy' of layer {layer!r} at a step of all runs"
@@ -151,10 +149,6 @@ def plot_recipes(
 def _edges(curves: Sequence[Curve]) -> list[Curve]:
     """The edges of the bands as curves, for an axis that has room for them."""
     return [replace(curve, values=edge) for curve in curves for edge in curve.band or ()]
-
-
-def _panel(curves: Sequence[Curve], axis: ValueAxis, title: str, target: str) -> Panel:
-    return Panel(curves, end_labels(curves, int(_PANEL / LINE) + 1), axis, _PANEL, title, target)
 
 
 def _curves(

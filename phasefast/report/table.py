@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from rich import box
 from rich.console import Console
@@ -30,7 +30,7 @@ from .curves import evenly
 from .names import shortened, spelled
 
 _COLOURS: dict[PhaseKind, str] = {"constant": "", "decrease": "green", "increase": "yellow"}
-WIDE = 1000  # letters
+_WIDE = 1000  # letters
 _MOSTLY = 0.5  # of the samples are of one class, so that others hardly count
 _VISIBLE = 10  # times the last decimal: what a curve changes by
 INPUT = "input"  # of which the first layers keep most
@@ -126,21 +126,18 @@ def _print_phases(cells: Sequence[CellPhases], console: Console) -> None:
     """The phases of one target's layers, with what is to be said of them."""
     metric = spelled(cells[0].metric)
     heading(f"Phases of target {cells[0].target}: steps, and change of the held-out {metric}", console)
-    table = phase_table(cells)
-    if console.measure(table, options=console.options.update(max_width=WIDE)).maximum > console.width:
-        table = phase_table(cells, two_lines=True)
-    console.print(table)
+    print_fitting(lambda between: phase_table(cells, between), console)
     for note in phase_notes(cells):
         console.print(Text(note, style="dim"))
 
 
-def phase_table(cells: Sequence[CellPhases], two_lines: bool = False) -> Table:
+def phase_table(cells: Sequence[CellPhases], between: str) -> Table:
     """One row per layer: its phases and their changes, the minimum with its interval, the stop window; ``-`` is none.
 
     Args:
-        two_lines: changes and intervals stand below their steps instead of beside them.
+        between: steps and their changes or intervals.
     """
-    between, names = "\n" if two_lines else " ", shortened(cell.layer for cell in cells)
+    names = shortened(cell.layer for cell in cells)
     table = simple_table(padding=1)
     table.add_column("layer", overflow="fold")
     for heading in (*KINDS, "minimum\n[interval]", f"stop{between}window"):
@@ -208,6 +205,23 @@ def heading(text: str, console: Console) -> None:
     """A title above a table."""
     # Not the table's own title, which would wrap where the table is narrow.
     console.print(Text(f"\n{text}", style="bold"))
+
+
+def print_fitting(make: Callable[[str], Table], console: Console) -> None:
+    """A table whose ranges stand beside their numbers, or below them where that is too wide.
+
+    Args:
+        make: the table, by what is between these.
+    """
+    table = make(" ")
+    if console.measure(table, options=console.options.update(max_width=_WIDE)).maximum > console.width:
+        table = make("\n")
+    console.print(table)
+
+
+def plus_minus(console: Console) -> str:
+    """The sign before a deviation, in letters that a console has."""
+    return "±" if console.encoding.startswith("utf") else "+-"
 
 
 def simple_table(padding: int) -> Table:

@@ -77,7 +77,7 @@ def test_phases_changes_minimum_and_window_are_in_the_table() -> None:
         window=(32, 128),
     )
     console = Console(width=100, file=io.StringIO())
-    console.print(phase_table([all_three, cell("early")]))
+    console.print(phase_table([all_three, cell("early")], " "))
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     deep = next(line for line in lines if line.startswith("deep")).split()
     assert deep == ["deep", "0-8", "-4e-4", "8-64", "-.068", "64-4096", "+.140", "64", "[32-128]", "32-128"]
