@@ -298,16 +298,16 @@ class Engine:
         fix_random_state(self.device)
         with several_rows(self.batchnorm):
             how = self.rows, self.device, self.units.tokens, own
-            cells, lost, calls = capture(self.model, group, *arguments, *how)
-        self._tell_more_calls(calls)
+            found = capture(self.model, group, *arguments, *how)
+        self._tell_more_calls(found.calls)
         named = {layer.name for layer in group if layer.module in self.named}
-        for name, error in lost.items():
+        for name, error in found.problems.items():
             gone = name in named and isinstance(error, LayerError)
             if gone and not self._measured:
                 raise error
             # Others are measured without it once it was there.
             self.lost[name] = GoneError(str(error)) if gone else error
-        return cells
+        return found.cells
 
     def _tell_more_calls(self, calls: Mapping[str, int]) -> None:
         """Warn, once for each set, of modules that were called more often than by the first samples, as by solvers."""

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,19 @@ _DIVERGED = "the weights have diverged or overflow in their dtype"
 _SHIFT_ROWS = 256  # of the first batch, whose mean is the shift
 
 
+class Captured(NamedTuple):
+    """What the passes over all samples give.
+
+    Attributes:
+        cells: of each layer but those that have none, as they hold NaN or Inf, or as the model does not call them on
+            every batch. problems: why, by name of these. calls: how often modules were called at most, by name.
+    """
+
+    cells: list[Activations]
+    problems: dict[str, PhasefastError]
+    calls: dict[str, int]
+
+
 @stage("forward passes")
 def capture(
     model: nn.Module,
@@ -37,26 +50,22 @@ def capture(
     device: torch.device,
     tokens: Mapping[str, TokenRows] | None = None,
     own: Sequence[TakesOutputs] = (),
-) -> tuple[list[Activations], dict[str, PhasefastError], dict[str, int]]:
+) -> Captured:
     """Activations of layers in one pass over the fit and one over the held-out inputs.
 
     Args:
         fit_inputs: [n, ...]. heldout_inputs: [m, ...]. folds: k + 1 row offsets, whose sums are kept apart.
         tokens: by split, which tokens are rows, where each is one. own: get the model's own predictions.
-
-    Returns:
-        Activations of each layer but those that have none, as they hold NaN or Inf, or as the model does not call them
-        on every batch; why, by name of these; and how often modules were called at most, by name.
     """
     samples = {"fit": fit_inputs, "heldout": heldout_inputs}
     n, m = (len(inputs if tokens is None else tokens[split]) for split, inputs in samples.items())
     spools = {(layer.module, layer.call): _Spool(layer, n, m, folds, device, options.dtype) for layer in layers}
     current: dict[str, Any] = {}
-    calls: dict[str, int] = {}
+    found = Captured([], {}, {})
     of = Batch(0, None, None, options.axes(model, fit_inputs), device, fit_inputs.shape)
 
     def record(name: str, call: int, module: nn.Module, output: Any) -> None:
-        calls[name] = max(calls.get(name, 0), call + 1)
+        found.calls[name] = max(found.calls.get(name, 0), call + 1)
         if (spool := spools.get((name, call))) is None or spool.refused is not None:
             return
         try:
@@ -81,13 +90,12 @@ def capture(
                     del rows
                 del output
     totals = torch.stack([spool.totals for spool in spools.values()]).tolist() if spools else []
-    cells, problems = [], {}
     for spool, (*sums, squares) in zip(spools.values(), totals, strict=True):
         if (problem := spool.problem(dict(zip(samples, map(math.isfinite, sums), strict=True)))) is None:
-            cells.append(spool.finish(squares))
+            found.cells.append(spool.finish(squares))
         else:
-            problems[spool.layer.name] = problem
-    return cells, problems, calls
+            found.problems[spool.layer.name] = problem
+    return found
 
 
 class _Spool:
