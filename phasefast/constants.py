@@ -29,8 +29,9 @@ class Constants:
         """
         if self._found:
             now = constants_of(self._model)
-            self._found = {name: own for name, own in self._found.items() if now.get(name) == own}
-            keep_constants(self._out, self._found)
+            changing = {name for name, own in self._found.items() if now.get(name) != own}
+            self._found = {name: own for name, own in self._found.items() if name not in changing}
+            keep_constants(self._out, self._found, changing)
 
     def check(self) -> None:
         """Warn, once, if they differ from those that are known."""

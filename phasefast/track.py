@@ -94,7 +94,7 @@ class PhaseTracker:
         self._lost: dict[int, dict[str, str]] | None = None  # layers of stored steps, once it is asked for
         self._constants: Constants | None = None
         if self._out is not None and not _is_another_rank():
-            self._constants = Constants(model, self._out)
+            self._constants = Constants(self._engine.model, self._out)
             self._constants.check()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -150,9 +150,9 @@ class PhaseTracker:
             warn(f"step {step}: the weights are those of step {self._since}: {why}")
 
     def _untraced(self, step: int) -> Scores:
-        """Measure; the second time what updates have left as it was is known."""
-        scores = self._engine.measure(step)
-        if self._constants is not None and len(self._measured) == 1:
+        """Measure; the second, fourth, eighth time and so on, note which constants updates have left as they were."""
+        scores, count = self._engine.measure(step), len(self._measured) + 1
+        if self._constants is not None and count > 1 and count & (count - 1) == 0:
             with contextlib.suppress(StoreError):  # scores that cannot be written are told of
                 self._constants.keep()
         return scores

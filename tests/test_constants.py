@@ -122,6 +122,23 @@ def test_a_tracker_that_goes_on_with_other_constants_tells(
         assert told(recwarn) == expected
 
 
+def test_what_changes_only_now_and_then_is_no_constant(
+    probe_set: pf.ProbeSet, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    model = Projected(0)
+    tracker = tracked(model, probe_set, tmp_path)
+    for step in (0, 1, 2, 4):
+        if step == 4:
+            model.drawn += 1
+        tracker.step(step)
+        with torch.no_grad():
+            model.head.weight += 1
+    resumed = Projected(0)
+    resumed.load_state_dict(model.state_dict())
+    tracked(resumed, probe_set, tmp_path).step(8)
+    assert not told(recwarn)
+
+
 def test_where_no_scores_are_stored_constants_are_not_compared(
     probe_set: pf.ProbeSet, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:

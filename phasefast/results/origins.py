@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +51,23 @@ def read_origins(directory: str | Path) -> list[str]:
     return [str(each) for each in known] if isinstance(known, list) else []
 
 
-def keep_constants(directory: str | Path, constants: Mapping[str, str]) -> None:
+def keep_constants(directory: str | Path, constants: Mapping[str, str], changing: Collection[str]) -> None:
     """Keep the hashes, by name, of a model's tensors that no checkpoint has beside the scores, unless some are known.
+
+    Args:
+        changing: which of the known ones are none, as they change by themselves.
 
     Raises:
         StoreError: they cannot be written.
     """
     path = store_folder(directory) / _CONSTANTS
     with writing_alone(directory):
-        if not isinstance(read_json(path), dict) or not list_shards(directory):
+        known = read_json(path)
+        if not isinstance(known, dict) or not list_shards(directory):
             write_json(path, dict(constants), "the model's constants to")
+        elif not known.keys().isdisjoint(changing):
+            left = {name: own for name, own in known.items() if name not in changing}
+            write_json(path, left, "the model's constants to")
 
 
 def check_constants(directory: str | Path, constants: Mapping[str, str]) -> bool:
