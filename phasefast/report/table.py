@@ -35,43 +35,66 @@ _MOSTLY = 0.5  # of the samples are of one class, so that others hardly count
 _VISIBLE = 10  # times the last decimal: what a curve changes by
 INPUT = "input"  # of which the first layers keep most
 MOST_STEPS = 60  # in tables of curves
+_MOST_ROWS = 400  # of the phases of all targets
 
 
 def print_report(scores: Scores, report: PhaseReport, console: Console) -> None:
-    """Per target: the phases of its layers, then their curves, in as many parts as the console's width asks for."""
+    """Per target: the phases of its layers, then their curves, in as many parts as the console's width asks for.
+
+    Of so many targets that nobody would read them all the first ones; of the others what is best.
+    """
     there = [(cell.target, cell.metric) for cell in report]
     for metric in ACCURACIES:
         of_model = scores.filter(layer=MODEL_LAYER, metric=metric, split="heldout").values_of("target")
         there += [(target, LOSSES[metric]) for target in of_model]
+    rows, left = 0, list[str]()
     for target, metric in dict.fromkeys(there):
         cells = [cell for cell in report if (cell.target, cell.metric) == (target, metric)]
-        if cells:
-            _print_phases(cells, console)
-        shown = METRIC_OF_LOSS[metric]
-        curves = {cell.layer: _curve(scores, cell.layer, target, shown) for cell in cells}
-        if own := _curve(scores, MODEL_LAYER, target, shown):
-            curves[MODEL_LAYER] = own
-        heading(f"Held-out {spelled(shown)} of target {target}, by step", console)
-        say_thinned({step for curve in curves.values() for step in curve}, console)
-        for part, table in enumerate(curve_tables(curves, console.width)):
-            if part:
-                console.print()
-            console.print(table)
-        if shown in ACCURACIES and (baseline := scores.baseline(target, shown)) is not None:
-            console.print(Text(f"Always the most frequent fit class: {number(baseline)}", style="dim"))
-        if estimates := scores.approximations(target, shown):
-            console.print(f"~ estimates: {'; '.join(estimates)}. Intervals: columns low and high.", style="dim")
+        rows += len(cells)
+        if rows > _MOST_ROWS and rows > len(cells):
+            left.append(target)
+            continue
+        _print_target(scores, target, metric, cells, console)
         for best in report.best:
             if best.target == target and cells:
                 _print_best(scores, best, report, console)
+    if left:
+        heading(f"{len(left)} more targets; --target shows the tables of those that match a glob", console)
+        for best in report.best:
+            if best.target in left:
+                _print_best(scores, best, report, console, f"{best.target}: ")
     if report.failed:
         console.print()
     for note in failure_notes(report.failed):
         console.print(Text(note, style="yellow"))
 
 
-def _print_best(scores: Scores, best: BestCheckpoint, report: PhaseReport, console: Console) -> None:
-    """The layer and step that a target is decoded best from, and what held-out samples do not tell apart from that."""
+def _print_target(scores: Scores, target: str, metric: str, cells: Sequence[CellPhases], console: Console) -> None:
+    """The phases of a target's layers, if it has any, and their curves."""
+    if cells:
+        _print_phases(cells, console)
+    shown = METRIC_OF_LOSS[metric]
+    curves = {cell.layer: _curve(scores, cell.layer, target, shown) for cell in cells}
+    if own := _curve(scores, MODEL_LAYER, target, shown):
+        curves[MODEL_LAYER] = own
+    heading(f"Held-out {spelled(shown)} of target {target}, by step", console)
+    say_thinned({step for curve in curves.values() for step in curve}, console)
+    for part, table in enumerate(curve_tables(curves, console.width)):
+        if part:
+            console.print()
+        console.print(table)
+    if shown in ACCURACIES and (baseline := scores.baseline(target, shown)) is not None:
+        console.print(Text(f"Always the most frequent fit class: {number(baseline)}", style="dim"))
+    if estimates := scores.approximations(target, shown):
+        console.print(f"~ estimates: {'; '.join(estimates)}. Intervals: columns low and high.", style="dim")
+
+
+def _print_best(scores: Scores, best: BestCheckpoint, report: PhaseReport, console: Console, before: str = "") -> None:
+    """The layer and step that a target is decoded best from, and what held-out samples do not tell apart from that.
+
+    Args:
+        before: what the text begins with.
+    """
     target = best.target
     steps = scores.curve(best.layer, target, best.metric)[0].tolist()
     if not best.beats_constant:
@@ -79,10 +102,10 @@ def _print_best(scores: Scores, best: BestCheckpoint, report: PhaseReport, conso
         text = no_better(best.metric, number(share) if best.metric in ACCURACIES else "")
         rare = best.metric == ACCURACY and share >= _MOSTLY
         mend = "; classifier='balanced' counts all classes alike" if rare else ""
-        console.print(f"{text[0].upper()}{text[1:]}, so none is named best{mend}", soft_wrap=True)
+        console.print(Text(f"{before}{text[0].upper()}{text[1:]}, so none is named best{mend}"), soft_wrap=True)
         return
     value = number(best.value, 4 if best.metric == FVU else 3)
-    text = f"Best: {best.layer} at step {best.step}, {spelled(best.metric)} {value}"
+    text = f"{before}Best: {best.layer} at step {best.step}, {spelled(best.metric)} {value}"
     alike = [f"its steps {', '.join(_spans(best.steps, steps))}"] if len(best.steps) > 1 else []
     alike += [f"{layer} at {step}" for layer, step in best.others.items()]
     tells = best.metric not in ACCURACIES or best.samples >= FEWEST_SIGNS

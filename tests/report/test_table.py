@@ -173,3 +173,23 @@ def test_the_best_layer_and_step_are_told(steps: tuple[int, ...], shares: tuple[
     for text in texts:
         assert text in shown
     assert shown.endswith("by training") == (steps[0] == 0 and shares[0] == 0.9)
+
+
+def test_of_very_many_rows_the_first_targets_are_shown_and_what_is_best_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    luck = np.random.default_rng(0).random(300)
+    rows = [
+        {**row(step, layer, target, "accuracy", luck < 0.5 + 0.1 * step), "baseline": 0.5}
+        for step in range(3)
+        for layer in ("a", "b")
+        for target in ("x [red]", "y", "z")
+    ]
+    scores = Scores.from_rows(rows)
+    assert "more targets" not in printed(scores, 100)
+    assert printed(scores, 100).count("Phases of target") == 3
+    for most, tables in ((4, 2), (1, 1)):
+        monkeypatch.setattr("phasefast.report.table._MOST_ROWS", most)
+        text = printed(scores, 100)
+        assert text.count("Phases of target") == text.count(", by step") == tables
+        assert f"{3 - tables} more targets; --target shows the tables" in text
+        assert text.count("Best: a at step 2") == 3
+        assert "z: Best: a at step 2, accuracy" in text
