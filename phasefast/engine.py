@@ -59,7 +59,8 @@ class Engine:
         out: directory whose ``cache/`` keeps what takes long to make of the targets; None keeps nothing.
 
     Attributes:
-        lost: layers that the last measurement left out, and why.
+        lost: layers that the last measurement left out, and why. known: those that stored steps have, to which more
+            are to be added: one of them may be gone.
         names: of the modules that are probed. named: those of them that the user named. units: what rows are.
         target_set: what is decoded. targets: all columns of it.
         settings: what scores of one directory have in common; config_hash: of these. target_hashes: by target.
@@ -108,6 +109,7 @@ class Engine:
         self._keep = self.device if size <= _KEPT_SHARE * budget else torch.device("cpu")
         self._once = Once()
         self.lost: dict[str, PhasefastError] = {}
+        self.known: frozenset[str] = frozenset()
         self._workspace = Workspace(_FREE_SHARE * budget)
         self._measured = False
 
@@ -246,7 +248,10 @@ class Engine:
                     "in evaluation mode in a model in training: if they are frozen, give batchnorm='running'"
                 )
             with preserved(self.model, self.device, self._keep if keep else None) as changed:
-                self.lost, layers = {}, self._known_layers()
+                layers = self._known_layers()
+                there = {layer.module for layer in layers}
+                gone = {name: f"layer {name!r}: it has no rows any more" for name in (self.named & self.known) - there}
+                self.lost = {name: GoneError(text) for name, text in gone.items() if only is None or name in only}
                 layers = layers if only is None else [layer for layer in layers if layer.module in only]
                 fix_random_state(self.device)
                 batches = self._inputs.mixed_batches(self.model, self.batch_size)
@@ -272,7 +277,7 @@ class Engine:
         """The layers, as the first few samples show them."""
         batches = self._inputs.first(self.model)
         try:
-            how = self.rows, self.named, self.target_set.predictions
+            how = self.rows, self.named - self.known, self.target_set.predictions
             layers, places, some, first = discover_layers(self.model, self.names, batches, *how)
             if repeats(self.device, lambda: rows_in(self.model(first.clone())), self._once.warn):
                 warn_of_order(self.model, layers, first, some, self.rows)
@@ -299,11 +304,11 @@ class Engine:
         with several_rows(self.batchnorm):
             how = self.rows, self.device, self.units.tokens, own
             found = capture(self.model, group, *arguments, *how)
-        self._tell_more_calls(found.calls)
+        self._tell_more_calls({cell.layer.module: found.calls[cell.layer.module] for cell in found.cells})
         named = {layer.name for layer in group if layer.module in self.named}
         for name, error in found.problems.items():
             gone = name in named and isinstance(error, LayerError)
-            if gone and not self._measured:
+            if gone and not self._measured and name not in self.known:
                 raise error
             # Others are measured without it once it was there.
             self.lost[name] = GoneError(str(error)) if gone else error

@@ -131,6 +131,7 @@ class Sweeper:
         self.overwrites = overwrite and bool(list_shards(out))
         self._stored = {} if self.overwrites else open_store(engine.store(out), overwrite)
         self._lost = lost_layers(out) if self._stored else {}
+        engine.known = frozenset(layer for scores in self._stored.values() for layer in scores.layers)
         self.count = 0
         self._once = Once()
         self._measured = False

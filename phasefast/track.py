@@ -88,6 +88,7 @@ class PhaseTracker:
         if out is not None:
             store = self._engine.store(Path(out).absolute())  # a training may change its directory
             self._joined = Scores.concat([*open_store(store, overwrite).values()])
+            self._engine.known = frozenset(self._joined.layers)
             self._pending = Pending(store)
         self._steps, self._once = set(self._joined.steps), Once()
         self._measured = set[int]()  # by this tracker, so that they have all that can be asked for

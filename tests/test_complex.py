@@ -57,6 +57,32 @@ def test_double_precision_is_kept() -> None:
     assert decoder.dtype == torch.float64
 
 
+def test_maps_with_features_last_are_pooled_part_by_part() -> None:
+    class Mixed(nn.Module):
+        def __init__(self, split: bool) -> None:
+            super().__init__()
+            self.mix, self.split = nn.Linear(3, 5, dtype=torch.complex64), split
+            nn.init.ones_(self.mix.weight)
+            nn.init.zeros_(self.mix.bias)
+            self.turn = nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            found = self.mix(torch.complex(x, x.roll(1, 1)))
+            found = self.turn(torch.cat([found.real, found.imag], -1).movedim(-1, 1) if self.split else found)
+            return found.abs().flatten(1)
+
+    x = torch.randn(260, 8, 8, 3)
+    probe_set = pf.ProbeSet.from_tensors(x[:200], None, x[200:], None)
+    models = [Mixed(split) for split in (False, True)]
+    found, expected = (
+        pf.probe(model, probe_set, layers=[layer], pool=2, alphas=[0.1]).to_arrow().to_pylist()
+        for model, layer in zip(models, ("mix", "turn"), strict=True)
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert one["dim"] == other["dim"] == 2 * 5 * 4
+        assert (one["metric"], one["value"]) == (other["metric"], pytest.approx(other["value"], rel=1e-4))
+
+
 def test_maps_are_pooled_part_by_part() -> None:
     torch.manual_seed(1)
     x = torch.randn(260, 2, 8, 8)
@@ -87,3 +113,25 @@ def test_which_axis_of_sequences_has_the_features_is_not_guessed() -> None:
     probe_set = pf.ProbeSet.from_tensors(x[:40], None, x[40:], None)
     with pytest.raises(pf.PhasefastError, match=r"got torch\.complex64; tokens='flatten' takes"):
         pf.probe(Net(False), probe_set, layers=["spectrum"], tokens="mean")
+
+
+def test_complex_numbers_without_an_axis_of_features_are_told() -> None:
+    class Phase(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.c, self.h = nn.Linear(8, 6), _First(), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.a(x)
+            found: Tensor = self.h(z * self.c(z).abs()[:, None])
+            return found
+
+    x = torch.randn(90, 8)
+    probe_set = pf.ProbeSet.from_tensors(x[:60], None, x[60:], None)
+    with pytest.warns(RuntimeWarning, match=r"layer 'c': expected a floating.*complex64; give it a second axis"):
+        assert pf.probe(Phase(), probe_set, layers=["*"], alphas=[0.1]).layers == ["a", "h"]
+
+
+class _First(nn.Module):
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.complex(z, z)[:, 0]

@@ -186,3 +186,55 @@ def test_many_experts_are_left_out_with_one_reason() -> None:
     told = [str(each.message) for each in caught if "left out 24" in str(each.message)]
     assert len(told) == 1
     assert told[0].count("as experts are") == 1
+
+
+class Branched(nn.Module):
+    """One of its layers is called only where a buffer says so."""
+
+    def __init__(self, called: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(5, 6), nn.Linear(6, 6)
+        self.register_buffer("called", torch.tensor(called))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.a(x)
+        return self.b(out) if bool(self.called) else out
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_layer_that_is_gone_is_told_alike_when_a_sweep_is_resumed(tmp_path: Path, resumed: bool) -> None:
+    x = torch.randn(90, 5)
+    probe_set = pf.ProbeSet.from_tensors(x[:60], None, x[60:], None)
+    states = {step: Branched(step < 2).state_dict() for step in range(4)}
+    for step, state in states.items():
+        state["a.weight"] = state["a.weight"] + step
+
+    def swept(states: dict) -> pf.Scores:
+        return pf.sweep(Branched(), states, probe_set, out=tmp_path, layers=["a", "b"], targets="input")
+
+    if resumed:
+        swept({step: states[step] for step in (0, 1)})
+    with pytest.warns(RuntimeWarning, match="layers: left out 1 at step 2: layer 'b': "):
+        swept(states)
+    with no_warnings():
+        scores = swept(states)
+    assert scores.select(["a"]).steps == [0, 1, 2, 3]
+    assert scores.select(["b"]).steps == [0, 1]
+    failures = pf.read_failures(tmp_path)
+    assert [*failures] == [2, 3]
+    assert all("layer 'b': " in failure.error for failure in failures.values())
+
+
+def test_a_tracker_goes_on_without_a_layer_that_is_gone(tmp_path: Path) -> None:
+    x, model = torch.randn(90, 5), Branched()
+    probe_set = pf.ProbeSet.from_tensors(x[:60], None, x[60:], None)
+    options: dict = {"out": tmp_path, "layers": ["a", "b"], "targets": "input"}
+    pf.PhaseTracker(model, probe_set, **options).step(0)
+    model.called, model.a.weight.data = torch.tensor(False), model.a.weight.data + 1
+    with pytest.warns(RuntimeWarning, match="layers: left out 1 at step 1: layer 'b': it has no rows any more"):
+        scores = pf.PhaseTracker(model, probe_set, **options).step(1)
+    assert scores is not None
+    assert scores.layers == ["a"]
+    with pytest.raises(LayerError, match="layer 'b': its forward hook never fired"):  # where it never was
+        pf.PhaseTracker(model, probe_set, **(options | {"out": None})).step(0)

@@ -36,3 +36,20 @@ def test_calls_that_the_first_samples_did_not_make_are_told() -> None:
     assert scores.layers == ["cell", "last"]
     with no_warnings():
         pf.probe(Solver(1), probe_set)
+
+
+def test_calls_of_a_module_without_rows_of_all_samples_are_not_told() -> None:
+    class Parts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.head(torch.cat([self.part(each) for each in x.split(16)]))
+            return found
+
+    x = torch.randn(100, 4)
+    probe_set = pf.ProbeSet.from_tensors(x[:60], None, x[60:], None)
+    with pytest.warns(RuntimeWarning, match="left out 1: layer 'part'") as told:
+        assert pf.probe(Parts(), probe_set).layers == ["head"]
+    assert not [each for each in told if "called" in str(each.message) and "times" in str(each.message)]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 import phasefast as pf
@@ -293,3 +293,42 @@ def test_rounding_is_no_other_order() -> None:
     x = torch.randn(60, 16)
     with no_warnings():
         pf.probe(nn.Sequential(*parts), pf.ProbeSet.from_tensors(x[:40], None, x[40:], None), alphas=[0.1])
+
+
+class Near(nn.Module):
+    """Each sample looks for so many others."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.a, self.h, self.count = nn.Linear(8, 6), nn.Linear(6, 3), count
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.a(x)
+        near = torch.cdist(z, z).topk(self.count, largest=False).indices
+        found: Tensor = self.h(z + 0 * z[near].mean(1))
+        return found
+
+
+def test_a_model_that_takes_no_fewer_samples_is_measured() -> None:
+    x = torch.randn(90, 8)
+    probe_set = pf.ProbeSet.from_tensors(x[:60], None, x[60:], None)
+    with no_warnings():
+        assert pf.probe(Near(6), probe_set, alphas=[0.1]).layers == ["a", "h"]
+
+
+@pytest.mark.parametrize("norm", [nn.Identity, lambda: nn.InstanceNorm2d(2), lambda: nn.BatchNorm2d(2)])
+def test_means_of_a_batch_are_told_behind_any_norm(norm: Callable[[], nn.Module]) -> None:
+    class Centred(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.a = norm(), nn.Linear(18, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            z: Tensor = self.a(self.norm(x).flatten(1))
+            return z - z.mean(0)
+
+    x = torch.randn(90, 2, 3, 3)
+    probe_set = pf.ProbeSet.from_tensors(x[:60], None, x[60:], None)
+    outer = nn.Sequential(Centred())
+    with pytest.warns(RuntimeWarning, match=r"layers \['0'\]: their rows depend on the order"):
+        pf.probe(outer, probe_set, layers=["0"], alphas=[0.1], batchnorm="running")

@@ -85,7 +85,7 @@ def as_cell(
     Raises:
         LayerError: there is no row of numbers for each sample.
     """
-    output = _found(name, output, of, options, second)
+    output = _found(name, module, output, of, options, second)
     if isinstance(output, PackedSequence) and options.tokens not in ("flatten", "each"):
         rows, real = unpacked(name, output)
         if len(rows) != of.size:
@@ -96,8 +96,10 @@ def as_cell(
     if not isinstance(output, Tensor) or not output.is_floating_point():
         kind = output.dtype if isinstance(output, Tensor) else type(output).__name__
         mend = "; give tokens='mean', 'cls' or 'last'" if isinstance(output, PackedSequence) else ""
-        if isinstance(output, Tensor) and output.is_complex():
+        if isinstance(output, Tensor) and output.is_complex() and output.dim() > 2:
             mend = "; tokens='flatten' takes both parts of all numbers, or give torch.view_as_real(output).flatten(-2)"
+        elif isinstance(output, Tensor) and output.is_complex():
+            mend = f"; {_mend(output, of.size)}"
         raise LayerError(f"layer {name!r}: expected a floating-point tensor as output, got {kind}{mend}")
     if output.layout != torch.strided:
         raise LayerError(f"layer {name!r}: expected a dense tensor as output, got {output.layout}")
@@ -111,7 +113,6 @@ def as_cell(
         return as_tokens(name, module, output, of.tokens, of.axes), 0
     if output.dim() == 3 and options.tokens != "flatten":
         return as_one(name, module, output, options.tokens, of.real, of.axes)
-    output = features_first(module, output, of.axes) if options.pool else output
     sides = output.shape[2:] if output.dim() in POOLED else ()
     if max(sides, default=0) <= options.pool:
         return output, 0
@@ -122,10 +123,9 @@ def as_cell(
 
 
 def shape_of(name: str, module: nn.Module, output: Any, of: Batch, options: RowOptions, second: bool) -> torch.Size:
-    """That of the tensor of which ``as_cell`` makes rows; with its features first, if it is to be pooled."""
-    if isinstance(found := _found(name, output, of, options, second), PackedSequence):
-        found = unpacked(name, found)[0]
-    return (features_first(module, found, of.axes) if options.pool else found).shape
+    """That of the tensor of which ``as_cell`` makes rows."""
+    found = _found(name, module, output, of, options, second)
+    return (unpacked(name, found)[0] if isinstance(found, PackedSequence) else found).shape
 
 
 def samples_second(output: Any, samples: int) -> bool:
@@ -144,10 +144,11 @@ def _sequence(output: Any) -> Tensor | None:
     return found if isinstance(found, Tensor) and not found.is_nested and found.dim() == 3 else None
 
 
-def _found(name: str, output: Any, of: Batch, options: RowOptions, second: bool) -> Any:
+def _found(name: str, module: nn.Module, output: Any, of: Batch, options: RowOptions, second: bool) -> Any:
     """``rows_in``, samples first; a nested tensor [b, *, f] as nn.TransformerEncoder, which makes such, gives it back.
 
-    Complex numbers are two features each, of which the same can be decoded linearly, where it is known which are these.
+    What is to be pooled has its features first. Complex numbers are two features each, of which the same can be decoded
+    linearly, where it is known which are these.
 
     Raises:
         LayerError: it has more positions than the inputs, or other axes.
@@ -155,7 +156,10 @@ def _found(name: str, output: Any, of: Batch, options: RowOptions, second: bool)
     output = rows_in(output)
     if second and isinstance(output, Tensor) and output.dim() == 3:
         output = output.transpose(0, 1)
-    if isinstance(output, Tensor) and output.is_complex() and (output.dim() == 2 or options.tokens == "flatten"):
+    dense = isinstance(output, Tensor) and output.layout == torch.strided and not output.is_nested
+    if dense and options.pool and of.tokens is None:
+        output = features_first(module, output, of.axes)
+    if dense and output.is_complex() and (output.dim() == 2 or (output.dim() > 2 and options.tokens == "flatten")):
         return torch.cat([output.real, output.imag], 1)
     if not isinstance(output, Tensor) or not output.is_nested:
         return output

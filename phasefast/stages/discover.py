@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..common.hooks import hooked, places_of_calls
 from ..common.notices import few, listed_reasons, shown, warn
@@ -185,25 +185,33 @@ def warn_of_order(
         layers: that the samples show. before: ``some`` of :class:`Discovered`, of a model that gives the same each
             time.
     """
-    found = dict[str, None]()
     # Norms without running statistics take those of each batch, as whoever makes them knows.
     whole = len(batch) < _ALONE or any(
-        isinstance(own, _NormBase) and own.running_mean is None for own in model.modules()
+        isinstance(own, _BatchNorm) and own.running_mean is None for own in model.modules()
     )
-    other = batch.flip(0)[: len(batch) if whole else -_FEWER]
-    of = _first_batch(model, other, options)
     second = {(layer.module, layer.call): layer.second for layer in layers}
 
-    def record(name: str, call: int, module: nn.Module, output: Any) -> None:
-        if (name, call) not in second:
-            return
-        with contextlib.suppress(LayerError):
-            x, _ = as_cell(name, module, output, of, options, second[name, call])
-            if _are_others(before[name, call][-len(other) :], _some(x, len(other)).flip(0)):
-                found[name] = None
+    def others(batch: Tensor) -> dict[str, None]:
+        """The modules whose rows differ for these samples, which are the last of those before, in reversed order."""
+        of, found = _first_batch(model, batch, options), dict[str, None]()
 
-    with hooked(model, [*dict.fromkeys(module for module, _ in second)], record):
-        model(other.clone())
+        def record(name: str, call: int, module: nn.Module, output: Any) -> None:
+            if (name, call) not in second:
+                return
+            with contextlib.suppress(LayerError):
+                x, _ = as_cell(name, module, output, of, options, second[name, call])
+                if _are_others(before[name, call][-len(batch) :], _some(x, len(batch)).flip(0)):
+                    found[name] = None
+
+        with hooked(model, [*dict.fromkeys(module for module, _ in second)], record):
+            model(batch.clone())
+        return found
+
+    other = batch.flip(0)
+    try:
+        found = others(other if whole else other[:-_FEWER])
+    except Exception:  # of a model that takes no fewer, as where it looks for some neighbours of each
+        found = others(other)
     if found:
         warn(
             f"layers {shown(found)}: their rows depend on the order of the samples, or on the others in a batch, so "
