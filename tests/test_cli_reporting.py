@@ -201,7 +201,10 @@ def test_events_are_drawn(run: Path) -> None:
     drawn = invoke("report", run, "--event", "lower rate=32", "--event", "a=b=64")
     assert (drawn.exit_code, drawn.stdout) == (0, plain.stdout)
     assert (run / "phases.png").read_bytes() != before
-    for text in ("32", "rate=", "=32", "rate=x", "rate=-1"):
+    once = (run / "phases.png").read_bytes()
+    assert invoke("report", run, "--event", "lower rate=32", "--event", "lower rate=64").exit_code == 0
+    assert (run / "phases.png").read_bytes() not in (before, once)
+    for text in ("32", "rate=", "=32", " =32", "rate=x", "rate=-1", f"rate={'9' * 5000}"):
         assert f"--event: expected NAME=STEP, such as 'lower rate=30000', got {text!r}" in fails(
             "report", run, "--event", text
         )

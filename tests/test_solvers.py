@@ -50,6 +50,6 @@ def test_calls_of_a_module_without_rows_of_all_samples_are_not_told() -> None:
 
     x = torch.randn(100, 4)
     probe_set = pf.ProbeSet.from_tensors(x[:60], None, x[60:], None)
-    with pytest.warns(RuntimeWarning, match="left out 1: layer 'part'") as told:
+    with pytest.warns(RuntimeWarning, match="left out 1 at step 0: layer 'part'") as told:
         assert pf.probe(Parts(), probe_set).layers == ["head"]
     assert not [each for each in told if "called" in str(each.message) and "times" in str(each.message)]

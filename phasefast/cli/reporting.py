@@ -6,6 +6,7 @@ import io
 import math
 import os
 import platform
+import re
 from collections.abc import Callable, Mapping, Sequence
 from csv import writer as csv_writer
 from importlib.metadata import PackageNotFoundError, version
@@ -46,6 +47,7 @@ Place = Annotated[
     Path | None,
     typer.Option("--out", help="A directory to write into instead of the run's own; made if there is none."),
 ]
+_STEP = re.compile(r"[0-9]{1,18}")
 _EXTRAS = {
     "torchvision": "vision",
     "huggingface-hub": "hub",
@@ -105,14 +107,14 @@ def report(
     write_report(directory, layers=layer, targets=target, rules=rules, form=form, out=out, events=events)
 
 
-def _events(given: Sequence[str]) -> dict[str, int]:
+def _events(given: Sequence[str]) -> dict[str, list[int]]:
     """Steps by what happened there; ArgumentError names what is not ``NAME=STEP``."""
-    found = {}
+    found: dict[str, list[int]] = {}
     for text in given:
         name, _, step = text.rpartition("=")
-        if not name or not step.strip().isdecimal():
+        if not name.strip() or not _STEP.fullmatch(step.strip()):
             raise ArgumentError(f"--event: expected NAME=STEP, such as 'lower rate=30000', got {text!r}")
-        found[name.strip()] = int(step)
+        found.setdefault(name.strip(), []).append(int(step))
     return found
 
 

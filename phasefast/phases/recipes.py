@@ -17,12 +17,16 @@ from ..metrics import ACCURACIES, METRIC_OF_LOSS
 from .comparing import Agreement, compare_phases
 from .phase_report import PhaseReport, first_of, span_text
 
+_ROUNDING = 1e-12  # of numbers that are made of losses
 _WHERE = ("best", "last")  # at the lowest loss of a run's training, and at its end
 
 
 @dataclass(frozen=True)
 class Difference:
-    """By how much a mean over runs is above that of the first recipe, and the interval of that."""
+    """By how much a mean over runs is above that of the first recipe, and the interval of that.
+
+    NaN where the runs of both recipes are the same to rounding, which tells nothing of their scatter.
+    """
 
     value: float
     low: float
@@ -30,8 +34,13 @@ class Difference:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval does."""
+        """Whether the interval does; not where it is not known."""
         return self.low > 0 or self.high < 0
+
+    def text(self, between: str) -> str:
+        """As tables have it. Args: between: the number and the interval, and the ends of that."""
+        known = math.isfinite(self.low)
+        return f"{self.value:+.3g}{between}" + (f"[{self.low:+.2g},{between}{self.high:+.2g}]" if known else "[-]")
 
 
 @dataclass(frozen=True)
@@ -74,8 +83,7 @@ class RecipeCell:
         for where in _WHERE:
             mean, deviation = _spread(getattr(self, where))
             texts.append(f"{mean:.4g}{between}{sign} {deviation:.2g}")
-            found = self.differences.get(where)
-            texts.append(f"{found.value:+.3g}{between}[{found.low:+.2g},{between}{found.high:+.2g}]" if found else "")
+            texts.append(self.differences[where].text(between) if where in self.differences else "")
         row = self.row()
         return [*texts, f"{row['minimum']}{between}[{span_text(row['minimum_first'], row['minimum_last'])}]"]
 
@@ -110,11 +118,8 @@ class RecipeComparison(Printed):
     def to_json(self) -> str:
         """``{"recipes", "confidence", "cells": [...]}``: for each cell its row, and its values and steps by run."""
         cells = [
-            {
-                name: None if isinstance(value, float) and math.isnan(value) else value
-                for name, value in cell.row().items()
-            }
-            | {"best_of": cell.best, "last_of": cell.last}
+            _finite(cell.row())
+            | {"best_of": _finite(cell.best), "last_of": _finite(cell.last)}
             | {"minimum_of": cell.minimum_steps, "last_step_of": cell.last_steps}
             for cell in self
         ]
@@ -217,18 +222,29 @@ def _cell(
     return RecipeCell(*what, best, last, steps, ends, decreasing, differences)
 
 
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """With None in place of numbers that JSON has not."""
+    return {name: None if isinstance(own, float) and not math.isfinite(own) else own for name, own in values.items()}
+
+
 def _spread(values: Mapping[str, float]) -> tuple[float, float]:
-    """Mean and standard deviation (n - 1)."""
-    return statistics.fmean(values.values()), statistics.stdev(values.values())
+    """Mean and standard deviation (n - 1), NaN where a value is not finite."""
+    mean = statistics.fmean(values.values())
+    return mean, statistics.stdev(values.values()) if math.isfinite(mean) else math.nan
 
 
 def _difference(values: list[float], others: list[float], confidence: float) -> Difference:
     """Of two means, with Welch's interval; of his degrees of freedom the whole ones."""
     found = statistics.fmean(values) - statistics.fmean(others)
+    if not math.isfinite(found):
+        return Difference(math.nan, math.nan, math.nan)
+    rounding = _ROUNDING * max(map(abs, [*values, *others]))
+    found = found if abs(found) > rounding else 0.0
     parts = [(statistics.variance(each) / len(each), len(each) - 1) for each in (values, others)]
-    square = sum(part for part, _ in parts)
-    if square == 0:
-        return Difference(found, found, found)
-    freedom = square**2 / sum(part**2 / own for part, own in parts)
-    half = student((1 + confidence) / 2, math.floor(freedom * (1 + 1e-9))) * math.sqrt(square)
+    scatter = math.sqrt(sum(part for part, _ in parts))
+    if scatter <= rounding:
+        edge = math.nan if found else 0.0
+        return Difference(found, edge, edge)
+    freedom = 1 / sum((part / scatter**2) ** 2 / own for part, own in parts)
+    half = student((1 + confidence) / 2, math.floor(freedom * (1 + 1e-9))) * scatter
     return Difference(found, found - half, found + half)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,14 +32,19 @@ _ALL = "all runs"
 _FEW = 2  # runs whose curves stand beside each other
 
 
+def absolute(directory: str | Path) -> Path:
+    """The whole path of a directory, by the names of links in it, not of what these lead to."""
+    return Path(os.path.abspath(directory))
+
+
 def run_names(directories: Sequence[str | Path]) -> list[str]:
     """The ends of the paths, as long as it takes to tell them apart.
 
     Raises:
         ArgumentError: the same directory twice.
     """
-    paths = [Path(directory).resolve() for directory in directories]
-    if twice := [str(path) for path in paths if paths.count(path) > 1]:
+    paths, places = map(list, zip(*((absolute(each), Path(each).resolve()) for each in directories), strict=True))
+    if twice := [str(place) for place in places if places.count(place) > 1]:
         raise ArgumentError(f"{twice[0]} is given twice; give a directory for each run")
     names: list[str] = []
     for length in range(1, max((len(path.parts) for path in paths), default=0) + 1):
@@ -98,7 +104,7 @@ def _print_phases(agreements: Sequence[Agreement], console: Console) -> None:
         table.add_column(Text(title), justify="right", no_wrap=True)
     names = shortened(each.layer for each in agreements)
     for each in agreements:
-        table.add_row(names[each.layer], *map(Text, each.texts))
+        table.add_row(*map(Text, (names[each.layer], *each.texts)))
     console.print(table)
     for note in comparison_notes(agreements):
         console.print(Text(note, style="dim"))

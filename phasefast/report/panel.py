@@ -111,7 +111,8 @@ def draw_panel(
 
 def _name_event(axes: Axes, place: float, name: str, height: float) -> None:
     """What happened, along the upper end of its line, on the left of it."""
-    how: dict[str, Any] = {"rotation": 90, "ha": "right", "va": "top", "fontsize": 8, "color": MUTED, "zorder": 2}
+    how: dict[str, Any] = {"rotation": 90, "ha": "right", "va": "top", "fontsize": 8, "color": MUTED, "zorder": 4}
+    how["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5}  # over curves and cuts
     text = axes.text(place, 0.98, "", transform=axes.get_xaxis_transform(), parse_math=False, **how)
     fit(text, name, 0.5 * height)
 

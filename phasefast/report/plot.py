@@ -53,7 +53,7 @@ def plot_phases(
     title: str = "Learning phases",
     marks: Mapping[str, CellPhases] | None = None,
     layers: Sequence[str] | None = None,
-    events: Mapping[str, int] | None = None,
+    events: Mapping[str, int | Sequence[int]] | None = None,
 ) -> Figure:
     """A figure, shown by notebooks, of all layers of a run.
 
@@ -72,7 +72,7 @@ def plot_phases(
         marks: by target, the phases and stop window that go through the panels instead of that layer's.
         layers: names or globs; the first that was analysed is that layer, by default as described above. All layers
             are drawn: ``scores.select(layers)`` has some.
-        events: steps by name, such as ``{"lower rate": 30_000}``, each a line through the panels.
+        events: steps by name, such as ``{"lower rate": [30_000, 60_000]}``, each a line through the panels.
 
     Raises:
         LayerError: one of ``layers`` matches none.
@@ -139,16 +139,18 @@ def plot_phases(
     return written(page.figure, path)
 
 
-def _events(given: Mapping[str, int], first: int, last: int) -> dict[int, str]:
+def _events(given: Mapping[str, int | Sequence[int]], first: int, last: int) -> dict[int, str]:
     """The names of those that lie on the axis, by step.
 
     Raises:
-        ArgumentError: a step that is none.
+        ArgumentError: a step that is none, or no names.
     """
+    if not isinstance(given, Mapping):
+        raise ArgumentError(f"events: expected a mapping from names to steps, got {type(given).__name__}")
     found: dict[int, str] = {}
-    for name, step in given.items():
-        place = checked_step(step)
-        found[place] = f"{found[place]}, {name}" if place in found else str(name)
+    for name, steps in given.items():
+        for place in map(checked_step, steps if isinstance(steps, (list, tuple, range)) else [steps]):
+            found[place] = f"{found[place]}, {name}" if place in found else str(name)
     if beyond := {step: name for step, name in found.items() if not first <= step <= last}:
         warn(f"events: {beyond} are not drawn, as steps {first} to {last} were measured")
     return {step: name for step, name in found.items() if step not in beyond}

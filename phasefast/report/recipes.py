@@ -44,7 +44,7 @@ def split_runs(runs: Mapping[str, Path], patterns: Sequence[str]) -> dict[str, l
         raise ArgumentError(f"--recipe: expected a different glob for each recipe, got {list(patterns)}")
     found: dict[str, list[str]] = {pattern: [] for pattern in patterns}
     for name, path in runs.items():
-        of = [pattern for pattern in patterns if path.match(pattern)]
+        of = [pattern for pattern in patterns if _matches(path, pattern)]
         if len(of) != 1:
             what = f"both {' and '.join(map(repr, of))}" if of else f"none of {list(patterns)}"
             raise ArgumentError(f"--recipe: expected each run to match one glob, got {path}, which matches {what}")
@@ -52,6 +52,13 @@ def split_runs(runs: Mapping[str, Path], patterns: Sequence[str]) -> dict[str, l
     if few := [pattern for pattern, own in found.items() if len(own) < 2]:
         raise ArgumentError(f"--recipe {few[0]!r}: expected two runs or more, got {found[few[0]]} of {list(runs)}")
     return found
+
+
+def _matches(path: Path, pattern: str) -> bool:
+    try:
+        return path.match(pattern)
+    except ValueError as error:
+        raise ArgumentError(f"--recipe: expected a glob, such as 'wide-*', got {pattern!r} ({error})") from None
 
 
 def recipes_of(comparison: Comparison, recipes: Mapping[str, Sequence[str]]) -> RecipeComparison:
@@ -84,7 +91,7 @@ def _table(cells: Sequence[RecipeCell], titles: Sequence[str], sign: str, betwee
     names, before = shortened(cell.layer for cell in cells), ""
     for cell in cells:
         name, before = names[cell.layer] if cell.layer != before else "", cell.layer
-        table.add_row(name, Text(cell.recipe), *map(Text, cell.texts(sign, between)))
+        table.add_row(*map(Text, (name, cell.recipe, *cell.texts(sign, between))))
     return table
 
 
@@ -111,10 +118,12 @@ def plot_recipes(
         raise DataError("expected two recipes or more, each of the scores of two runs or more, {recipe: {run: Scores}}")
     for own in runs:
         own.check_one_run()
-    scores = {str(recipe): own for recipe, own in scores.items()}
+    if len(scores) > len(named := {str(recipe): own for recipe, own in scores.items()}):
+        raise DataError(f"expected a different name for each recipe, got {list(scores)}")
+    scores = named
     common = [each for each in telling_layers(runs[0]) if all(each in own.layers for own in runs)]
     layer = layer if layer is not None or not common else common[0]
-    if layer not in {*common, MODEL_LAYER}:
+    if layer not in [*common, MODEL_LAYER]:
         raise LayerError(f"layer {layer!r}: expected one of {common}, which all runs have")
     looks = {
         recipe: Look(name, _COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)], 1.8)
@@ -127,7 +136,8 @@ def plot_recipes(
     if (target := accuracy_target(runs[0])) is not None:
         metric = accuracy_metric(runs[0], target)
         if curves := _curves(scores, layer, target, metric, looks):
-            constant = runs[0].baseline(target, metric)
+            constants = {own.baseline(target, metric) for own in runs}
+            constant = constants.pop() if len(constants) == 1 else None
             axis, title = accuracy_axis(_edges(curves), constant), f"{{}}: {spelled(metric)}"
             panels.append(Panel(curves, axis, _PANEL, title, target, constant))
     if not panels:
@@ -147,31 +157,36 @@ def plot_recipes(
 
 
 def _edges(curves: Sequence[Curve]) -> list[Curve]:
-    """The edges of the bands as curves, for an axis that has room for them."""
-    return [replace(curve, values=edge) for curve in curves for edge in curve.band or ()]
+    """Curves with the edges of their bands among their values, for an axis with room for both and no cut between."""
+    return [
+        replace(curve, values=np.concatenate([curve.values, *(edge.clip(min=0) for edge in curve.band or ())]))
+        for curve in curves
+    ]
 
 
 def _curves(
     scores: Mapping[str, Mapping[str, Scores]], layer: str, target: str, metric: str, looks: Mapping[str, Look]
 ) -> list[Curve]:
     """Mean and band of each recipe, at the steps of which all runs have a finite value; none if there are none."""
-    tables = {
-        recipe: [
-            dict(zip(*(part.tolist() for part in own.curve(layer, target, metric)), strict=True))
-            if own.has_curve(layer, target, metric)
-            else {}
-            for own in of.values()
-        ]
-        for recipe, of in scores.items()
-    }
+    tables = {recipe: [_table_of(own, layer, target, metric) for own in of.values()] for recipe, of in scores.items()}
     first, *others = [table for own in tables.values() for table in own]
-    steps = [step for step in first if all(np.isfinite(table.get(step, np.nan)) for table in (first, *others))]
+    steps = [step for step in first if all(step in table for table in others)]
     if not steps:
         return []
     found = []
     for recipe, own in tables.items():
-        values = np.array([[table[step] for step in steps] for table in own])
-        none = np.zeros(len(steps), dtype=bool)
+        values, guesses = np.array([[table[step] for step in steps] for table in own]).transpose(2, 0, 1)
         mean, spread = values.mean(0), values.std(0, ddof=1)
-        found.append(Curve(np.array(steps), mean, none, none, looks[recipe], (mean - spread, mean + spread)))
+        what = np.array(steps), mean, guesses.any(0), np.zeros(len(steps), dtype=bool)
+        found.append(Curve(*what, looks[recipe], (mean - spread, mean + spread)))
     return found
+
+
+def _table_of(scores: Scores, layer: str, target: str, metric: str) -> dict[int, tuple[float, bool]]:
+    """The finite values by step, and whether they are estimates; none where there is no such metric."""
+    if not scores.has_curve(layer, target, metric):
+        return {}
+    steps, values = (part.tolist() for part in scores.curve(layer, target, metric))
+    guesses = scores.estimated(layer, target, metric).tolist()
+    found = zip(steps, values, guesses, strict=True)
+    return {step: (value, guess) for step, value, guess in found if np.isfinite(value)}

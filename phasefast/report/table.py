@@ -169,7 +169,7 @@ def phase_table(cells: Sequence[CellPhases], between: str) -> Table:
         phases = [_phase(cell.phase(kind), between) for kind in KINDS]
         minimum = Text(f"{cell.minimum_step}{between}[{span_text(*cell.minimum_ci)}]")
         window = Text(cell.window_text, style="" if cell.stop_window else "dim")
-        table.add_row(names[cell.layer], *phases, minimum, window)
+        table.add_row(Text(names[cell.layer]), *phases, minimum, window)
     return table
 
 
@@ -193,7 +193,7 @@ def curve_tables(curves: Mapping[str, Mapping[int, str]], width: int) -> Iterato
             table.add_column(str(step), justify="right", no_wrap=True)
             count += 1
         for name, curve in curves.items():
-            table.add_row(names[name], *(curve.get(step, "") for step in steps[:count]))
+            table.add_row(Text(names[name]), *(curve.get(step, "") for step in steps[:count]))
         yield table
         steps = steps[count:]
 

@@ -17,7 +17,7 @@ from ..phases.phase_report import PhaseReport
 from ..phases.recipes import RecipeComparison
 from ..phases.rules import DEFAULT_RULES, PhaseRules
 from ..results.store import FORMATS, PHASES, PICTURES, SELECTED
-from .compared import plot_comparison, print_comparison, run_names
+from .compared import absolute, plot_comparison, print_comparison, run_names
 from .curves import drawn_targets, telling_layers
 from .maps import MOST_MAPS, plot_maps
 from .page import picture_format
@@ -38,7 +38,7 @@ def write_report(
     rules: PhaseRules = DEFAULT_RULES,
     form: str = "png",
     out: str | Path | None = None,
-    events: Mapping[str, int] | None = None,
+    events: Mapping[str, int | Sequence[int]] | None = None,
 ) -> PhaseReport:
     """The tables of a run's phases on ``console``, then ``phases.json`` and two pictures in its directory, or ``out``.
 
@@ -113,8 +113,8 @@ def write_comparison(
     console = console or of_results()
     if picture is not None:
         check_picture(picture)
-    paths = [Path(directory).resolve() for directory in directories]
-    of = split_runs(dict(zip(run_names(directories), paths, strict=True)), recipes) if recipes else {}
+    paths = dict(zip(run_names(directories), map(absolute, directories), strict=True))
+    of = split_runs(paths, recipes) if recipes else {}
     comparison, scores, telling = read_runs(directories, layers, targets, rules)
     last = next(layer for layer in telling if layer in {each.layer for each in comparison})
     found = recipes_of(comparison, of) if of else comparison

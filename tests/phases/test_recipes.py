@@ -89,6 +89,28 @@ def test_equal_runs_differ_by_nothing() -> None:
     assert found.differences["best"] == pf.Difference(0.0, 0.0, 0.0)
 
 
+def test_runs_without_scatter_tell_nothing_of_chance() -> None:
+    alike = {"a": runs([0.2, 0.2], metric="error"), "b": runs([0.2, 0.2, 0.2], metric="error")}
+    assert pf.compare_recipes(alike).cell("a", "label", "b").differences["best"] == pf.Difference(0.0, 0.0, 0.0)
+    found = pf.compare_recipes({"a": runs([0.5, 0.5]), "b": runs([0.6, 0.6])})
+    difference = found.cell("a", "input", "b").differences["best"]
+    assert difference.value == pytest.approx(0.1)
+    assert math.isnan(difference.low)
+    assert math.isnan(difference.high)
+    assert not difference.excludes_zero
+    assert "+0.1 [-]" in str(found)
+    assert json.loads(found.to_json())["cells"][1]["best_low"] is None
+
+
+@pytest.mark.parametrize("lowest", [1e-90, 1e90, math.nan, math.inf])
+def test_losses_of_any_size_are_compared(lowest: float) -> None:
+    found = pf.compare_recipes({"a": runs([lowest, 2 * lowest]), "b": runs([lowest, 3 * lowest])})
+    difference = found.cell("a", "input", "b").differences["best"]
+    assert math.isfinite(difference.high) == math.isfinite(lowest)
+    assert not difference.excludes_zero
+    assert not {"NaN", "Infinity"} & {*found.to_json().replace(",", "").split()}
+
+
 def test_runs_without_a_decrease_are_told() -> None:
     flat = {"s0": run(0.5, 0.5, falls=False), "s1": run(0.5, 0.6)}
     found = pf.compare_recipes({"a": runs([0.3, 0.4]), "b": flat})

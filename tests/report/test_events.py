@@ -33,6 +33,16 @@ def test_what_happened_is_a_line_through_the_panels(steps: list[int]) -> None:
     assert not [text for text in lower.texts if text.get_rotation() == 90 and text.get_text()]
 
 
+def test_what_happened_several_times_is_drawn_each_time() -> None:
+    scores = make_scores(["stage1"], [8, 16, 32, 64])
+    upper = plot_phases(scores, NOTHING, events={"lower rate": [16, 32], "thaw": 64}).axes[-2]
+    named = [text for text in upper.texts if text.get_rotation() == 90]
+    assert [text.get_text() for text in named] == ["lower rate", "lower rate", "thaw"]
+    assert min(text.get_zorder() for text in named) > max(line.get_zorder() for line in upper.lines)
+    with pytest.raises(ArgumentError, match="events: expected a mapping from names to steps, got list"):
+        plot_phases(scores, NOTHING, events=[("thaw", 64)])  # type: ignore[arg-type]
+
+
 def test_events_that_are_not_on_the_axis_are_told() -> None:
     scores = make_scores(["stage1"], [8, 16, 32])
     with pytest.warns(RuntimeWarning, match=r"events: \{4: 'early', 64: 'late'\} are not drawn, as steps 8 to 32"):

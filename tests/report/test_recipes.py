@@ -14,7 +14,7 @@ from rich.console import Console
 
 import phasefast as pf
 from phasefast.errors import ArgumentError, DataError, LayerError
-from phasefast.report import write_comparison
+from phasefast.report import write_comparison, write_report
 from phasefast.report.recipes import split_runs
 from phasefast.results.scores import Scores
 from tests.quiet import no_warnings
@@ -84,6 +84,8 @@ def test_runs_are_told_apart_by_the_ends_of_their_paths() -> None:
         (["a/*", "*/*"], "got /data/wide/a/s0, which matches both 'a/\\*' and '\\*/\\*'"),
         (["a/*", "b/s0", "b/s1"], r"--recipe 'b/s0': expected two runs or more, got \['b/s0'\]"),
         (["a/*", "a/*"], "expected a different glob for each recipe"),
+        (["a/*", ""], "--recipe: expected a glob, such as 'wide-\\*', got ''"),
+        ([".", "b/*"], r"--recipe: expected a glob, such as 'wide-\*', got '\.'"),
     ):
         with pytest.raises(ArgumentError, match=text):
             split_runs(runs, patterns)
@@ -121,6 +123,32 @@ def test_the_picture_has_the_layer_that_is_asked_for(scores: dict[str, dict[str,
         pf.plot_recipes(scores, layer="stage2")
 
 
+def test_the_axis_has_room_for_means_beside_wide_bands() -> None:
+    scores = {
+        recipe: {f"s{seed}": make_scores(LAYERS, log2_steps(12), scale=scale) for seed, scale in enumerate(scales)}
+        for recipe, scales in (("wide", (1e-11, 0.6)), ("narrow", (1e-11, 0.55)))
+    }
+    upper = pf.plot_recipes(scores).axes[0]
+    assert upper.get_yscale() == "linear"
+    assert upper.get_ylim()[0] < 0 < 0.3 < upper.get_ylim()[1]
+
+
+def test_estimates_are_hollow_and_baselines_that_differ_left_out(
+    scores: dict[str, dict[str, Scores]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def legends() -> list[list[str]]:
+        found = [axes.get_legend() for axes in pf.plot_recipes(scores).axes]
+        return [[text.get_text() for text in each.get_texts()] if each else [] for each in found]
+
+    wide, constant = scores["wide"], "most frequent class"
+    monkeypatch.setattr(Scores, "baseline", lambda *_: 0.2)
+    assert legends() == [[], [constant]]
+    wide["wide-0"] = wide["wide-0"].with_column("approximation", "sketch of 8 of 64 features")
+    assert legends() == [["estimate"], ["estimate", constant]]
+    monkeypatch.setattr(Scores, "baseline", lambda own, *_: 0.1 if own is wide["wide-1"] else 0.2)
+    assert legends() == [["estimate"], ["estimate"]]
+
+
 def test_what_cannot_be_drawn_is_told(scores: dict[str, dict[str, Scores]]) -> None:
     for given in (
         {"wide": scores["wide"]},
@@ -131,6 +159,10 @@ def test_what_cannot_be_drawn_is_told(scores: dict[str, dict[str, Scores]]) -> N
     ):
         with pytest.raises(DataError, match="expected two recipes or more, each of the scores of two runs or more"):
             pf.plot_recipes(given)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"a different name for each recipe, got \[1, '1'\]"):
+        pf.plot_recipes({1: scores["wide"], "1": scores["narrow"]})  # type: ignore[dict-item]
+    with pytest.raises(LayerError, match=r"layer \['features'\]: expected one of"):
+        pf.plot_recipes(scores, layer=["features"])  # type: ignore[arg-type]
     late = {run: own.filter(step=own.steps[-1]) for run, own in scores["narrow"].items()}
     early = {run: own.filter(step=0) for run, own in scores["wide"].items()}
     with pytest.raises(DataError, match="no finite held-out 'fvu' or 'accuracy' of layer 'features' at a step of all"):
@@ -140,6 +172,27 @@ def test_what_cannot_be_drawn_is_told(scores: dict[str, dict[str, Scores]]) -> N
         pf.plot_recipes({"wide": {"a": mixed, "b": mixed}, "narrow": scores["narrow"]})
     with pytest.raises(ArgumentError, match="picture: expected a name that ends with"):
         pf.plot_recipes(scores, "recipes.txt")
+
+
+def test_runs_may_be_links(directories: list[Path], tmp_path: Path) -> None:
+    links = [tmp_path / f"{'AB'[i // 3]}{i % 3}" for i in range(6)]
+    for link, directory in zip(links, directories, strict=True):
+        link.symlink_to(directory)
+    text = invoke("compare", *links, "--recipe", "A*", "--recipe", "B*", "--target", "input").stdout
+    assert "A*: 3 runs, A0, A1, A2" in text
+    assert "is given twice" in fails("compare", *links, directories[0])
+
+
+def test_names_of_layers_are_no_markup(scores: dict[str, dict[str, Scores]], tmp_path: Path) -> None:
+    console, places = Console(width=140, file=io.StringIO()), []
+    for of in scores.values():
+        for run, own in of.items():
+            part = own.select(layers=["features"])
+            places.append(write_run(tmp_path / run, part.with_column("layer", "blk[red]x[/b]")))
+    for recipes in (GLOBS, None):
+        write_comparison(places, console, recipes=recipes, targets=["input"])
+    write_report(places[0], console, targets=["input"])
+    assert console.file.getvalue().count("blk[red]x[/b]") > 4  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("width", [80, 140])
