@@ -43,7 +43,7 @@ def run_names(directories: Sequence[str | Path]) -> list[str]:
     Raises:
         ArgumentError: the same directory twice.
     """
-    paths, places = map(list, zip(*((absolute(each), Path(each).resolve()) for each in directories), strict=True))
+    paths, places = [absolute(each) for each in directories], [Path(each).resolve() for each in directories]
     if twice := [str(place) for place in places if places.count(place) > 1]:
         raise ArgumentError(f"{twice[0]} is given twice; give a directory for each run")
     names: list[str] = []

@@ -50,10 +50,12 @@ class Versioned(nn.Linear):
 
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:TypedStorage is deprecated")
 def test_quantised_models_are_swept_and_known_apart(probe_set: pf.ProbeSet, tmp_path: Path) -> None:
+    quantisation = pytest.importorskip("torch.ao.quantization")  # which later releases may have elsewhere
+
     def quantised(seed: int) -> nn.Module:
         torch.manual_seed(seed)
         model = nn.Sequential(nn.Flatten(), nn.Linear(WIDTH, 4), nn.ReLU(), nn.Linear(4, 3))
-        quantised: nn.Module = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+        quantised: nn.Module = quantisation.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
         return quantised
 
     for step in range(3):
