@@ -4,50 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from ..common.tables import told_apart
-from .phase_report import PhaseKind
-from .rules import PhaseRules
-from .valley import Valleys, apart_together, noise_around, persistence, rarely_apart, rarely_gained, valleys
+from .changes import Changes, Span
+from .valley import Valleys, apart_together, noise_around, valleys
 
 
 @dataclass(frozen=True)
-class Span:
-    """A phase by the indices of its steps; ``before`` are those whose mean its change is counted from."""
-
-    kind: PhaseKind
-    first: int
-    last: int
-    before: slice
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A curve with all that its phases are read from.
+class Curve(Changes):
+    """A curve with its changes and valleys, which its phases are read from.
 
     Attributes:
-        loss, fit: [K] the mean losses and their valley fit. minimum: index of the lowest step of the valley.
-        gains: what a decrease and an increase explain, in squared errors.
-        replicates: [R, K] bootstrapped curves. tails: the percentiles that bound an interval.
-        noise, rough: standard deviation between neighbouring steps, without the curve's curvature and with it.
-        order_p: None where there are too few steps.
         other: index of the lowest step of a second valley that is not as deep; None where there is one valley.
     """
 
-    loss: np.ndarray
-    fit: np.ndarray
-    minimum: int
-    gains: dict[str, float]
-    replicates: np.ndarray
-    tails: tuple[float, float]
-    noise: float
-    rough: float
-    order_p: float | None
-    rules: PhaseRules
     other: int | None = None
 
     def at_lowest(self, found: Valleys) -> Curve:
@@ -107,14 +80,6 @@ class Curve:
         rise = self.replicates[:, top] - self.replicates[:, other]
         return two if high - level >= asked and np.percentile(rise, self.tails[0]) > 0 else None
 
-    def _beside_it(self, step: int) -> float:
-        """The lower one of a step's neighbours, which is not low by the choice of the step."""
-        return float(min(self.loss[each] for each in (step - 1, step + 1) if 0 <= each < len(self.loss)))
-
-    def _top(self, first: int, last: int) -> int:
-        """Index of the highest step between two others."""
-        return first + 1 + int(self.loss[first + 1 : last].argmax())
-
     def spans(self) -> tuple[list[Span], str | None]:
         """The phases, by index; and why neither a decrease nor an increase is among them, or no decrease, or None."""
         last, low = len(self.loss) - 1, self.minimum
@@ -132,17 +97,18 @@ class Curve:
             why = "steps in random order would look as regular (p = {}, more than {})".format(*texts)
             return ([], f"varies by {np.ptp(self.loss):.2g}, but {why}") if away > needed else self._steady(start, near)
         fall = self._descent()
-        falls, rises = self._fall(fall), self._counts(end)
-        rises |= bool(falls) and self._comes_down(end)
+        falls, up_to_last = self._fall(fall), self._counts(end)
+        rises = up_to_last or (bool(falls) and self._comes_down(end))
         if not falls and not rises:
             shaped = self.order_p is not None and away > max(self.rules.constant * level, self.rules.absolute)
             if away > needed or shaped:  # by what is no valley, and was taken for noise
                 return [], (self._unsure(fall, end) or self._small(fall, end)) + self._humped()
             return self._steady(start, self._unsure(fall, end) or near)
         if rises and not self._falls_again:
-            top = low + int(self.loss[low:].argmax())
-            # The rise ends at its top where the curve comes down again by an amount that counts.
-            end = replace(end, last=top if self.loss[top] - self.loss[last] >= self._needed(self.loss[low]) else last)
+            part = replace(end, last=low + int(self.loss[low:].argmax()))
+            # The rise ends at its top where the curve comes down again by an amount that counts, or too far to count.
+            down = self.loss[part.last] - self.loss[last] >= self._needed(self.loss[low])
+            end = part if not up_to_last or (down and self._sure(part)) else end
         if falls:
             return [*falls, end] if rises else falls, None
         why = f"no stop window: {self._failing_fall(fall)}"
@@ -195,9 +161,9 @@ class Curve:
         top, level = fall.first + int(self.loss[fall.first : self.minimum].argmax()), self.loss[fall.before].mean()
         # After a plateau the highest step is high by chance too.
         least = self.rules.bump * self._size(fall) if before else 0.0
-        if self.loss[top] - level >= max(self._needed(level), least):  # it first rises: that part has no name
-            return [*before, replace(fall, first=top, before=slice(top, top + 1))]
-        return [*before, fall]
+        whole = replace(fall, first=top, before=slice(top, top + 1))
+        rises = self.loss[top] - level >= max(self._needed(level), least)  # at first: that part has no name
+        return [*before, whole if rises and self._sure(whole) else fall]
 
     def _humped(self) -> str:
         """That the curve rises, then falls again, where both would be enough for a change; else nothing."""
@@ -239,77 +205,6 @@ class Curve:
             f"varies by {np.ptp(self.loss):.2g}, but {self._failing_fall(fall)}, and rises from there to the last step "
             f"by only {risen} ({asked} needed)"
         )
-
-    def change(self, span: Span) -> tuple[float, tuple[float, float]]:
-        """Change of the loss over a phase, and its interval."""
-        changes = self.replicates[:, span.last] - self.replicates[:, span.before].mean(axis=1)
-        low, high = np.percentile(changes, self.tails)
-        return self._amount(span), (float(low), float(high))
-
-    def _amount(self, span: Span) -> float:
-        return float(self.loss[span.last] - self.loss[span.before].mean())
-
-    def _counts(self, span: Span) -> bool:
-        """Whether a decrease or an increase is large enough, not of one step only, and its interval excludes 0."""
-        _, (low, high) = self.change(span)
-        excludes = high < 0 if span.kind == "decrease" else low > 0
-        return self._size(span) >= self._asked(span) and excludes and not self._rests_on_one(span)
-
-    def _rests_on_one(self, span: Span) -> bool:
-        """Whether a change to or from the minimum would not count to or from the lower of its neighbours.
-
-        Scatter dwindles as a training converges: the lowest of its early steps lies below all that comes later, by
-        much more than later steps scatter. Nor does a rise count that is the last step's alone: it may have diverged.
-        """
-        if len(self.loss) < self.rules.order_steps or self.minimum not in (span.first, span.last):
-            return False
-        left, asked = self._without_one(span)
-        return left < asked * (1 - 1e-9)
-
-    def _without_one(self, span: Span) -> tuple[float, float]:
-        """A change to or from the minimum without its one step, and what is asked of that."""
-        low, count = self.minimum, len(self.loss)
-        beside = min(self.loss[step] for step in (low - 1, low + 1) if 0 <= step < count)
-        deviations = 1.0 if self._of_many(span) else self.rules.noise
-        needed = self._needed(float(self.loss[span.before].mean()), deviations)
-        # Of a straight change that just counts, all steps but the last are that much less.
-        share = 1 - 1 / max(2, span.last - span.first)
-        alone = float(beside - self.loss[low])
-        if span.kind == "increase" and span.last == count - 1:
-            alone = max(alone, float(self.loss[-1] - self.loss[-2]))
-        return self._size(span) - alone, share * needed
-
-    def _size(self, span: Span) -> float:
-        """Of a decrease or an increase; negative where the loss goes the other way."""
-        return -self._amount(span) if span.kind == "decrease" else self._amount(span)
-
-    def _asked(self, span: Span) -> float:
-        """The smallest change to or from the minimum that counts.
-
-        The lowest of many steps is low by chance too; but not where many others go the same way.
-        """
-        level = self._needed(self.loss[span.before].mean())
-        return level if self._of_many(span) else max(level, self._low_by_chance)
-
-    def _of_many(self, span: Span) -> bool:
-        """Whether all steps of a change explain more of the curve than they would of scatter."""
-        return len(self.loss) >= self.rules.order_steps and self.gains[span.kind] > self._gain_by_chance
-
-    @cached_property
-    def _gain_by_chance(self) -> float:
-        """What a fall or a rise may explain of scatter as it is here."""
-        return rarely_gained(len(self.loss)) * self.noise**2 * persistence(self.loss, self.fit)
-
-    @cached_property
-    def _low_by_chance(self) -> float:
-        """How far a step may lie above the lowest one of those that are about as low."""
-        near = int((self.loss <= self.loss[self.minimum] + self.rules.noise * self.noise).sum())
-        return rarely_apart(near, self.rules.noise) * self.noise
-
-    def _needed(self, level: float, deviations: float | None = None) -> float:
-        """The smallest change that counts where the loss before it is ``level``; ``deviations``: of the step noise."""
-        deviations = self.rules.noise if deviations is None else deviations
-        return float(max(self.rules.change * level, self.rules.absolute, deviations * self.noise))
 
     def _plateau(self, stop: int) -> int | None:
         """Last index of the plateau before the change that ends at index ``stop``; None where there is none."""
@@ -381,6 +276,18 @@ class Curve:
         fall = next((span for span in spans if span.kind == "decrease"), None)
         start = spans[0].last if spans and spans[0].kind == "constant" else 0
         return (start, fall.first) if fall is not None and fall.first > start else None
+
+    def rise_within(self, spans: Sequence[Span]) -> Span | None:
+        """The largest rise within a decrease, if that is told: one of few steps is scatter to the step noise."""
+        fall = next((span for span in spans if span.kind == "decrease"), None)
+        if fall is None or (self.other is not None and self.other < self.minimum):  # which says it already
+            return None
+        part = self.loss[fall.first : fall.last + 1]
+        top = int((part - np.minimum.accumulate(part)).argmax())
+        low = fall.first + int(part[: top + 1].argmin())
+        rise = Span("increase", low, fall.first + top, slice(low, low + 1))
+        least = max(self.rules.bump * self._size(fall), self.rules.change * self.loss[low], self.rules.absolute)
+        return rise if self._size(rise) >= least and self._sure(rise) else None
 
     @property
     def _margin(self) -> float:

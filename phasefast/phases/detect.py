@@ -182,7 +182,7 @@ def detect_curve(
         rules=rules,
     ).at_lowest(found)
     spans, reason = curve.spans()
-    window, early = curve.stop_window(spans), curve.early_rise(spans)
+    window, early, within = curve.stop_window(spans), curve.early_rise(spans), curve.rise_within(spans)
     minima = valleys(plain).minima if curve.minimum == minimum else plain.argmin(axis=1)
     # A percentile that is a probed step, not a number between two of them.
     low, high = np.percentile(kept[minima], curve.tails, method="inverted_cdf")
@@ -199,6 +199,7 @@ def detect_curve(
             "reason": reason,
             "doubt": curve.doubt(spans),
             "early_rise": None if early is None else [int(kept[each]) for each in early],
+            "rise_within": None if within is None else [int(kept[within.first]), int(kept[within.last])],
             "other_minimum": int(kept[curve.other]) if spans and curve.other is not None else None,
             "steps": steps.tolist(),
             "left_out": steps[odd].tolist(),

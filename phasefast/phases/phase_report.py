@@ -163,6 +163,9 @@ def phase_notes(cells: Sequence[CellPhases]) -> list[str]:
     rises = [(cell, steps) for cell in cells if (steps := cell.evidence.get("early_rise"))]
     if rising := [f"{_named(cell, several)} {span_text(*steps)}" for cell, steps in rises]:
         notes.append(f"Rises before the decrease, which no phase names: {first_of(rising)}.")
+    rises = [(cell, steps) for cell in cells if (steps := cell.evidence.get("rise_within"))]
+    if rising := [f"{_named(cell, several)} {span_text(*steps)}" for cell, steps in rises]:
+        notes.append(f"Rises within the decrease, large beside it: {first_of(rising)}.")
     others = [(cell, step) for cell in cells if (step := cell.other_minimum) is not None]
     if again := [f"{_named(cell, several)} at {step}" for cell, step in others]:
         notes.append(

@@ -13,7 +13,7 @@ import numpy as np
 from ..phases.phase_report import CellPhases
 from .curves import INK, Curve, Label, end_labels
 from .page import BEST, LEADER, LINE, MUTED, NAME, PHASES, STOP, Page, fit
-from .scales import NARROW, ROOM, ValueAxis
+from .scales import APART, NARROW, ROOM, ValueAxis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -150,9 +150,13 @@ def _value_axis(axes: Axes, panel: Panel) -> None:
         axes.set_yscale("function", functions=(axis.at, axis.value))
         axes.set_ylim(bottom, top)
         ticks = axis.ticks(panel.height)
-        axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        texts = [f"{tick:g}" for tick in ticks]
+        if values.min() < floor:
+            ticks = [tick for tick in ticks if (axis.at(tick) - axis.at(floor)) * panel.height > APART]
+            least = f"\u2264{floor:.0e}".replace("e-0", "e-")  # in few letters, as there is no more room
+            ticks, texts = [floor, *ticks], [least, *texts[len(texts) - len(ticks) :]]
+        axes.set_yticks(ticks, texts)
         notes = ["log axis, empty parts cut out" if axis.cuts else "log axis", *notes]
-        notes += [f"values below {floor:g} are drawn there"] if values.min() < floor else []
         for place in axis.cuts:
             _cut(axes, place, panel.height)
     else:
@@ -191,18 +195,20 @@ def _curve(page: Page, axes: Axes, curve: Curve, axis: ValueAxis) -> None:
     """The line, cut at the ends of the axis; markers are full at exact values, hollow at estimates, else crosses."""
     places, look = np.array([page.axis.at(step) for step in curve.steps.tolist()]), curve.look
     values = np.clip(curve.values, *axis.shown)
-    crossed = not look.marker and len(curve.finite) == 1  # nothing else would be seen
-    marker = "x" if crossed else look.marker
-    edge = {"markeredgecolor": look.colour if crossed else "white", "markeredgewidth": 1.5 if crossed else 0.6}
+    finite = np.isfinite(values)
+    there = finite if look.marker else _alone(finite)  # of which nothing else would be seen
+    marker, edge = look.marker or "x", {"markeredgecolor": look.colour, "markeredgewidth": 1.5}
+    if look.marker:
+        edge = {"markeredgecolor": "white", "markeredgewidth": 0.6}
     drawn: dict[str, Any] = {"color": look.colour, "markersize": 3.5 + look.width, "clip_on": False, "zorder": 3}
     axes.plot(places, values, look.dashes, linewidth=look.width, **drawn)
     if curve.band is not None:
         low, high = (np.clip(edge, *axis.shown) for edge in curve.band)
         axes.fill_between(places, low, high, color=look.colour, alpha=_BAND, linewidth=0, zorder=1.5)
     taken, guessed, odd = ~curve.left_out, curve.estimated, {**_CROSS, "markeredgecolor": look.colour}
-    kinds = ((taken & ~guessed, marker, edge), (taken & guessed, marker, _HOLLOW), (~taken, "x", odd))
-    for kind, shape, how in kinds:
-        chosen = _marked(places, kind & np.isfinite(values))
+    kinds = ((there & taken & ~guessed, marker, edge), (there & taken & guessed, marker, _HOLLOW))
+    for kind, shape, how in (*kinds, (finite & ~taken, "x", odd)):
+        chosen = _marked(places, kind)
         if chosen.any():
             axes.plot(places[chosen], values[chosen], linestyle="none", marker=shape, **drawn, **how)
 
@@ -213,8 +219,13 @@ def _marked(places: np.ndarray, there: np.ndarray) -> np.ndarray:
         return there
     even, indices = np.linspace(places[0], places[-1], _MARKERS), np.flatnonzero(there)
     nearest = indices[np.abs(places[indices, None] - even).argmin(axis=0)]
+    return np.asarray(np.isin(np.arange(len(places)), nearest) | _alone(there))
+
+
+def _alone(there: np.ndarray) -> np.ndarray:
+    """Which of a curve's points [K] have none beside them."""
     around = np.pad(there, 1)
-    return np.asarray(np.isin(np.arange(len(places)), nearest) | (there & ~around[:-2] & ~around[2:]))
+    return np.asarray(there & ~around[:-2] & ~around[2:])
 
 
 def _names(page: Page, axes: Axes, panel: Panel) -> None:

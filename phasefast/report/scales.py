@@ -26,7 +26,7 @@ _END, _CUT = 0.1, 0.3  # inches: beyond the outermost values, and what a cut lea
 _PER_DECADE = 8.0  # inches, at most: a change of 2 %, the least that counts, is as high as a marker
 _HIGH, NARROW = 0.5, 0.75  # accuracy up to which an axis need not reach 1; share of an axis on which nothing lies
 ROOM, _LEAST = 0.06, 0.05  # shares: above and below what is drawn, and of the least span
-_APART = 0.24  # inches between the numbers of an axis
+APART = 0.24  # inches between the numbers of an axis
 _MANTISSAS: tuple[Sequence[float], ...] = (
     (1,),
     (1, 2, 5),
@@ -120,7 +120,7 @@ class ValueAxis:
         inner = self.places[1:-1]
         return [float(pair.mean()) for pair in inner[1:-1].reshape(-1, 2)] if self.log else []
 
-    def at(self, values: np.ndarray) -> np.ndarray:
+    def at(self, values: np.ndarray | float) -> np.ndarray:
         """Where values lie; those beyond an end at that end."""
         return np.asarray(np.interp(self._even(np.clip(values, *self.ends)), self._even(self.knots), self.places))
 
@@ -138,7 +138,7 @@ class ValueAxis:
                 decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
                 round_numbers = [float(f"{m:g}e{k}") for k in decades for m in mantissas]
                 finer = [number for number in round_numbers if low * (1 - 1e-9) <= number <= high * (1 + 1e-9)]
-                if (np.diff(self.at(np.array(finer))) * inches < _APART).any():
+                if (np.diff(self.at(np.array(finer))) * inches < APART).any():
                     break
                 chosen = finer or chosen
             found += chosen

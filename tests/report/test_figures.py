@@ -133,6 +133,15 @@ def test_a_name_of_no_picture_is_told_before_anything_is_drawn(monkeypatch: pyte
             draw(make_scores(["a"], log2_steps(4)), path="a.doc")
 
 
+def test_a_value_of_the_models_own_between_others_that_are_lost_is_a_cross() -> None:
+    whole = make_scores([], [0, 1, 2, 4, 8, 16])
+    lost = {step: Failure(f"step {step}", "", partial=True, layers={"model (label)": "NaN"}) for step in (4, 16)}
+    scores = pf.Scores.concat([whole.select(steps=[each]) for each in whole.steps if each not in lost])
+    figure = pf.plot_phases(scores, pf.PhaseReport((), failed=lost))
+    (crosses,) = (line for axes in figure.axes for line in axes.lines if line.get_marker() == "x")
+    assert crosses.get_ydata() == pytest.approx(scores.curve("model", "label", "accuracy")[1][-1:])
+
+
 def test_an_untrained_models_own_error_presses_no_curve_flat() -> None:
     scores = make_scores(["a"], log2_steps(8), network=False)
     untrained = [row(step, "model", "input", "fvu", np.full(200, 50.0 / (step + 1) + 0.1)) for step in log2_steps(8)]
