@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 
 from ..errors import CheckpointError, PhasefastError, UnreadableError
@@ -22,7 +23,10 @@ def damage_named(path: str | os.PathLike[str]) -> Iterator[None]:
     except FileNotFoundError as error:
         raise UnreadableError(f"{error.filename or name}: no such file") from error
     except Exception as error:  # a damaged pickle can raise anything
-        detail = str(error).splitlines()[0] if str(error) else type(error).__name__
+        text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        if not re.search("[a-z]", text):  # a key, such as 101, or nothing
+            text = f"{type(error).__name__} {text}".strip()
+        detail = text.splitlines()[0]
         if isinstance(error, MemoryError) or "allocate memory" in detail:  # of torch a RuntimeError, of maps an OSError
             raise UnreadableError(f"{name}: out of memory while it was read ({detail})") from error
         raise UnreadableError(f"{name}: cannot be read, perhaps truncated or still being written ({detail})") from error

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..common.console import of_results
+from ..errors import StoreError
 from ..reconstruction import reconstruct
 from ..report import check_picture, need_matplotlib, plot_reconstructions
 from ..results.store import RECONSTRUCTIONS
@@ -24,7 +25,7 @@ def reconstruct_command(
     model: Model,
     checkpoints: Checkpoints,
     probe_set: Samples,
-    out: Annotated[Path, typer.Option(help="File of the picture, or a folder for it.")] = Path(_PICTURE),
+    out: Annotated[Path, typer.Option(help="File of the picture, or a folder for it, which is made.")] = Path(_PICTURE),
     step: Annotated[
         list[int] | None, typer.Option("--step", help="Only this checkpoint; may be repeated. All by default.")
     ] = None,
@@ -37,7 +38,12 @@ def reconstruct_command(
     trust: Trust = False,
 ) -> None:
     """Draw held-out images as the decoders of each layer give them back, checkpoint after checkpoint."""
-    out = out / _PICTURE if out.is_dir() else out
+    if out.is_dir() or not out.suffix:
+        out = out / _PICTURE
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot make the folder {out.parent}: {error.strerror}; choose another place") from error
     check_picture(out)
     need_matplotlib()
     found = reconstruct(

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..common.notices import few
 from ..common.tables import Printed, aligned
 from ..errors import DataError
 from .best import CommonBest
@@ -194,4 +195,4 @@ def compare_phases(reports: Mapping[str, PhaseReport]) -> Comparison:
 
 
 def _listed(cells: Mapping[str, Mapping[tuple[str, str, str], CellPhases]]) -> str:
-    return "; ".join(f"{run} has {[f'{layer}/{target}' for layer, target, _ in own]}" for run, own in cells.items())
+    return "; ".join(f"{run} has {few([f'{layer}/{target}' for layer, target, _ in own])}" for run, own in cells.items())

@@ -293,7 +293,8 @@ def _warn_of_tokens(mode: TokenMode, shapes: Mapping[str, torch.Size], batch: Te
     if whole:
         warn(
             f"tokens={mode!r} needs outputs [b, t, f]; those of {shown(whole)} have other shapes, such as "
-            f"{tuple(shapes[whole[0]])}, and are decoded whole, with all tokens: leave these layers out"
+            f"{tuple(shapes[whole[0]])}, and are decoded whole, with all tokens; to leave them out, have "
+            f"{shown(f'!{each}' for each in whole)} in layers"
         )
 
 

@@ -222,7 +222,7 @@ def test_values_beyond_the_axis_are_drawn_at_its_ends_and_it_is_said(
     )
     (panel,) = drawn(scores, tmp_path, monkeypatch)
     assert panel.get_title(loc="left") == "log axis, empty parts cut out, values above 1.25 are drawn there"
-    assert [label.get_text() for label in panel.get_yticklabels()][0] == "\u22641e-4"
+    assert panel.get_yticklabels()[0].get_text() == "\u22641e-4"
     floor, ceiling = 1e-4, 1.25
     values = np.concatenate([line.get_ydata() for line in panel.lines if line.get_transform() == panel.transData])
     assert (values.min(), values.max()) == pytest.approx((floor, ceiling))
