@@ -195,4 +195,6 @@ def compare_phases(reports: Mapping[str, PhaseReport]) -> Comparison:
 
 
 def _listed(cells: Mapping[str, Mapping[tuple[str, str, str], CellPhases]]) -> str:
-    return "; ".join(f"{run} has {few([f'{layer}/{target}' for layer, target, _ in own])}" for run, own in cells.items())
+    return "; ".join(
+        f"{run} has {few([f'{layer}/{target}' for layer, target, _ in own])}" for run, own in cells.items()
+    )

@@ -20,7 +20,7 @@ from ..phases.comparing import Agreement, Comparison, compare_phases, comparison
 from ..phases.detect import detect_phases
 from ..phases.phase_report import KINDS, CellPhases, PhaseReport
 from ..results.scores import MODEL_LAYER, Scores
-from .curves import drawn_targets, headline, of_targets, telling_layers
+from .curves import drawn_targets, headline, of_targets, telling_layers, values_by_step
 from .names import shortened, spelled
 from .plot import plot_phases
 from .table import curve_tables, heading, numbers, plus_minus, say_thinned, simple_table, window_without
@@ -180,7 +180,8 @@ def _curves(
 ) -> Iterator[tuple[str, dict[int, str]]]:
     """Those of two runs, else mean and standard deviation, as texts, at the steps that all of them have."""
     curves = [
-        dict(zip(*(part.tolist() for part in own.curve(layer, target, metric)), strict=True)) for own in scores.values()
+        {step: value for step, (value, _) in values_by_step(own, layer, target, metric).items()}
+        for own in scores.values()
     ]
     steps = [step for step in curves[0] if all(step in curve for curve in curves)]
     values = np.array([[curve[step] for curve in curves] for step in steps]).reshape(len(steps), len(curves))

@@ -161,6 +161,15 @@ def curves_of(scores: Scores, target: str, metric: str, styles: Mapping[str, Loo
     return [curve for curve in found if len(curve.finite)]
 
 
+def values_by_step(scores: Scores, layer: str, target: str, metric: str) -> dict[int, tuple[float, bool]]:
+    """The held-out values of one metric, and whether they are estimates; none where there is no such metric."""
+    if not scores.has_curve(layer, target, metric):
+        return {}
+    steps, values = (part.tolist() for part in scores.curve(layer, target, metric))
+    guesses = scores.estimated(layer, target, metric).tolist()
+    return {step: (value, guess) for step, value, guess in zip(steps, values, guesses, strict=True)}
+
+
 def end_labels(curves: Sequence[Curve], most: int) -> list[Label]:
     """What is written at the ends, at most so many: curves that coincide share a name.
 

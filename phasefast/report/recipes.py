@@ -19,7 +19,7 @@ from ..phases.comparing import Comparison
 from ..phases.phase_report import PhaseReport
 from ..phases.recipes import RecipeCell, RecipeComparison, compare_recipes, recipe_notes
 from ..results.scores import MODEL_LAYER, Scores
-from .curves import Curve, Look, accuracy_metric, accuracy_target, fvu_target, telling_layers
+from .curves import Curve, Look, accuracy_metric, accuracy_target, fvu_target, telling_layers, values_by_step
 from .names import shortened, spelled
 from .page import EDGE, NAME, Page, picture, widest, written
 from .panel import Panel, draw_panel
@@ -168,7 +168,7 @@ def _curves(
     scores: Mapping[str, Mapping[str, Scores]], layer: str, target: str, metric: str, looks: Mapping[str, Look]
 ) -> list[Curve]:
     """Mean and band of each recipe, at the steps of which all runs have a finite value; none if there are none."""
-    tables = {recipe: [_table_of(own, layer, target, metric) for own in of.values()] for recipe, of in scores.items()}
+    tables = {recipe: [_finite_of(own, layer, target, metric) for own in of.values()] for recipe, of in scores.items()}
     first, *others = [table for own in tables.values() for table in own]
     steps = [step for step in first if all(step in table for table in others)]
     if not steps:
@@ -182,11 +182,7 @@ def _curves(
     return found
 
 
-def _table_of(scores: Scores, layer: str, target: str, metric: str) -> dict[int, tuple[float, bool]]:
-    """The finite values by step, and whether they are estimates; none where there is no such metric."""
-    if not scores.has_curve(layer, target, metric):
-        return {}
-    steps, values = (part.tolist() for part in scores.curve(layer, target, metric))
-    guesses = scores.estimated(layer, target, metric).tolist()
-    found = zip(steps, values, guesses, strict=True)
-    return {step: (value, guess) for step, value, guess in found if np.isfinite(value)}
+def _finite_of(scores: Scores, layer: str, target: str, metric: str) -> dict[int, tuple[float, bool]]:
+    """The finite ones of :func:`values_by_step`."""
+    found = values_by_step(scores, layer, target, metric)
+    return {step: (value, guess) for step, (value, guess) in found.items() if np.isfinite(value)}

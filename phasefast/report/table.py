@@ -26,7 +26,7 @@ from ..phases.phase_report import (
     span_text,
 )
 from ..results.scores import MODEL_LAYER, Scores
-from .curves import evenly
+from .curves import evenly, values_by_step
 from .names import shortened, spelled
 
 _COLOURS: dict[PhaseKind, str] = {"constant": "", "decrease": "green", "increase": "yellow"}
@@ -262,8 +262,6 @@ def _phase(phase: Phase | None, between: str) -> Text:
 
 def _curve(scores: Scores, layer: str, target: str, metric: str) -> dict[int, str]:
     """Text of each step's value, with ``~`` before an estimate; none where there is no such metric."""
-    if not scores.has_curve(layer, target, metric):
-        return {}
-    curve = *scores.curve(layer, target, metric), scores.estimated(layer, target, metric)
-    steps, values, guesses = (part.tolist() for part in curve)
-    return {step: "~" * guess + text for step, text, guess in zip(steps, numbers(values), guesses, strict=True)}
+    found = values_by_step(scores, layer, target, metric)
+    texts = numbers([value for value, _ in found.values()])
+    return {step: "~" * guess + text for (step, (_, guess)), text in zip(found.items(), texts, strict=True)}
