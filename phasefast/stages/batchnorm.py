@@ -118,9 +118,9 @@ def _averaging(norms: Mapping[str, _BatchNorm], tell: Callable[[str], None]) -> 
     if first is not None and _are_others(stored[first], norms[first], momenta[first]):
         tell(
             f"the running statistics of {first!r}, the first BatchNorm, are far from those that the probe set has: "
-            "are its inputs normalised and scaled as in the training? Averages of weights may also be stored with the "
-            "statistics of others. The statistics are recomputed, so scores may look as usual; batchnorm='running' shows "
-            "what the model makes of such inputs"
+            "are its inputs normalised and scaled as in the training? Averages of weights may also be stored with "
+            "others' statistics. They are recomputed, so scores may look as usual; batchnorm='running' shows what the "
+            "model makes of such inputs"
         )
     if uncalled := [name for name in norms if name not in calls]:
         tell(
