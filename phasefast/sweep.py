@@ -75,7 +75,7 @@ def sweep(
             of other weights, and no earlier step has the same weights.
     """
     every = order_checkpoints(checkpoints)
-    ordered = _share(every, shard)
+    ordered = share_of(every, shard)
     if shard is not None and overwrite:
         raise ArgumentError("overwrite=True with shard=: it would remove what other shards write; empty out= instead")
     if isinstance(model, nn.Module):  # else the engine says so
@@ -247,7 +247,7 @@ class Sweeper:
             return [*self._engine.names, MODEL_LAYER]
 
 
-def _share(ordered: Mapping[int, Source], shard: tuple[int, int] | None) -> dict[int, Source]:
+def share_of(ordered: Mapping[int, Source], shard: tuple[int, int] | None) -> dict[int, Source]:
     """Every n-th checkpoint from the i-th on, where a shard (i, n) is given."""
     if shard is None:
         return dict(ordered)

@@ -55,6 +55,23 @@ def test_gives_the_numbers_of_the_function(place: Path, probe_set: pf.ProbeSet) 
     assert invoke("report", place / "out").exit_code == 0
 
 
+def test_a_dry_run_lists_what_is_stored_and_measures_nothing(place: Path) -> None:
+    (place / "checkpoints/step_200.pt").rename(place / "kept.pt")
+    (place / "checkpoints/step_200.pt").write_bytes(b"damaged")
+    given = "sweep", NET, place / "checkpoints", "absent.pt", "--out", place / "out", "--dry-run"
+    assert "3 checkpoints: 0 stored" in invoke(*given).stdout
+    assert not (place / "out").exists()
+    invoke("sweep", NET, place / "checkpoints", place / "probe_set.pt", "--out", place / "out", "--layer", "hidden")
+    listed = invoke(*given).stdout.splitlines()
+    states = [line.split()[0] + " " + " ".join(line.split()[2:]) for line in listed if "step_" in line]
+    assert states == ["0 stored", "10 stored", "200 to measure, failed before"]
+    assert listed[-1].startswith("3 checkpoints: 2 stored in ")
+    assert listed[-1].endswith(", 1 to measure")
+    assert "3 to measure" in invoke(*given, "--overwrite").stdout
+    assert "1 checkpoint: 1 stored" in invoke(*given, "--shard", "1/3").stdout
+    assert "nothing matches it" in fails("sweep", NET, place / "nowhere", "absent.pt", "--dry-run")
+
+
 def test_targets_have_names(place: Path, probe_set: pf.ProbeSet, monkeypatch: pytest.MonkeyPatch) -> None:
     code = "import phasefast as pf\n\n\ndef bright(x):\n    return (x.mean((1, 2, 3)) > 0).long()\n\n\n"
     code += "task = pf.Function(bright, kind='classes')\nnothing = 3\nseveral = [task, 'input']\n"

@@ -5,18 +5,24 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
+from ..checkpoints import order_checkpoints
+from ..checkpoints.sources import Source
 from ..common.console import of_results
+from ..common.tables import aligned, counted
 from ..errors import ArgumentError
+from ..in_turn import name_of
 from ..phases.detect import detect_phases
+from ..results.failures import read_failures
 from ..results.shards import list_shards
-from ..sweep import sweep
+from ..sweep import share_of, sweep
 from ..watch import watch
 from .app import Checkpoints, Key, Load, Model, Samples, Targets, Trust, app
 from .measuring import measuring
@@ -44,10 +50,16 @@ def sweep_command(
         float | None, typer.Option("--watch", min=0, help="Keep looking for new checkpoints, every this many seconds.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list the checkpoints with their steps, and what --out has of them.")
+    ] = False,
     trust: Trust = False,
 ) -> None:
     """Measure every checkpoint of a training, once; several jobs may share the work."""
     share = _shard(shard)
+    if dry_run:
+        _list(share_of(order_checkpoints(checkpoints), share), out, overwrite, of_results())
+        return
     if watch_every is not None and (share is not None or overwrite):
         raise ArgumentError("--watch runs alone and keeps what is stored: leave out --shard, torchrun and --overwrite")
     samples = load_probe_set(probe_set)
@@ -73,6 +85,22 @@ def sweep_command(
             console.print(f"{len(scores.steps)} checkpoints to step {scores.steps[-1]}")
             if len(scores.steps) > 1:
                 console.print(str(detect_phases(scores)), soft_wrap=True)
+
+
+def _list(sources: Mapping[int, Source], out: Path, overwrite: bool, console: Console) -> None:
+    """The checkpoints by step, and what is known of each."""
+    stored = set() if overwrite else list_shards(out).keys() & sources.keys()
+    failed = {} if overwrite else read_failures(out)
+    lines = list[tuple[str, ...]]()
+    for step, source in sources.items():
+        state = "stored" if step in stored else "to measure"
+        if step in failed:
+            state += ", in part" if step in stored else ", failed before"
+        lines.append((str(step), name_of(step, source), state))
+    left = len(sources) - len(stored)
+    summary = f"{counted(len(sources), 'checkpoint')}: {len(stored)} stored in {out}, {left} to measure"
+    for line in [*aligned(lines, left={1, 2}), summary]:  # not a table, which would break paths where it is narrow
+        console.print(Text(line), soft_wrap=True)
 
 
 @contextlib.contextmanager
