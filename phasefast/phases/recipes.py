@@ -113,7 +113,8 @@ class RecipeComparison(Printed):
     def __str__(self) -> str:
         head = ["layer", "target", "metric", "recipe", *self.titles()]
         table = [[cell.layer, cell.target, cell.metric, cell.recipe, *cell.texts()] for cell in self]
-        return "\n".join([*self.about(), *aligned([head, *table], left={0, 1, 2, 3}), *recipe_notes(self.cells)])
+        notes = [*recipe_notes(self.cells), *self.by_chance()]
+        return "\n".join([*self.about(), *aligned([head, *table], left={0, 1, 2, 3}), *notes])
 
     def to_json(self) -> str:
         """``{"recipes", "confidence", "cells": [...]}``: for each cell its row, and its values and steps by run."""
@@ -128,6 +129,14 @@ class RecipeComparison(Printed):
     def about(self) -> list[str]:
         """Which runs the recipes have, in a line each."""
         return [f"{recipe}: {len(runs)} runs, {', '.join(runs)}" for recipe, runs in self.runs.items()]
+
+    def by_chance(self) -> list[str]:
+        """A line on how many intervals exclude 0, if they are so many that one or more would by chance."""
+        found = [each for cell in self for each in cell.differences.values() if math.isfinite(each.low)]
+        if (chance := (1 - self.confidence) * len(found)) < 1 - 1e-9:
+            return []
+        count = sum(each.excludes_zero for each in found)
+        return [f"{count} of {len(found)} intervals exclude 0; if nothing differed, some {chance:.0f} would by chance."]
 
     def titles(self, sign: str = "+-") -> list[str]:
         """Of the columns that ``RecipeCell.texts`` has."""

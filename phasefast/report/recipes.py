@@ -77,7 +77,7 @@ def print_recipes(comparison: RecipeComparison, console: Console) -> None:
         for note in recipe_notes(cells):
             console.print(Text(note, style="dim"))
     console.print()
-    for line in comparison.about():
+    for line in [*comparison.about(), *comparison.by_chance()]:
         console.print(Text(line), soft_wrap=True)
 
 

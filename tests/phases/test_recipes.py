@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,23 @@ def test_runs_that_end_at_different_steps_are_told() -> None:
     found = pf.compare_recipes({"a": runs([0.3, 0.4]), "b": short})
     assert str(found).splitlines()[-1] == "Runs end at different steps, 256 to 512: their last scores are of these."
     assert found.cell("a", "input", "b").last_steps == {"s0": 512, "s1": 256}
+
+
+@pytest.mark.parametrize(("layers", "told"), [(9, None), (10, "20 of 20"), (50, "100 of 100")])
+def test_how_many_intervals_would_exclude_0_by_chance_is_told(layers: int, told: str | None) -> None:
+    def of(values: list[float]) -> dict[str, PhaseReport]:
+        found = runs(values)
+        names = [f"layer{i}" for i in range(layers)]
+        return {
+            each: PhaseReport(tuple(replace(own.cells[0], layer=name) for name in names)) for each, own in found.items()
+        }
+
+    found = pf.compare_recipes({"a": of([0.1, 0.11, 0.12]), "b": of([0.5, 0.51, 0.52])})
+    line = str(found).splitlines()[-1]
+    expected = f"{told} intervals exclude 0; if nothing differed, some {layers // 10} would by chance."
+    assert (line == expected) is (told is not None)
+    alike = pf.compare_recipes({"a": of([0.1, 0.12, 0.13]), "b": of([0.11, 0.12, 0.13])})
+    assert ("0 of" in str(alike).splitlines()[-1]) is (told is not None)
 
 
 def test_it_is_printed_as_a_table_and_as_json() -> None:
