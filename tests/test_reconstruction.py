@@ -252,18 +252,14 @@ def test_command(net: SmallNet, probe_set: pf.ProbeSet, tmp_path: Path, monkeypa
     assert done.exit_code == 0, done.output
     assert "wrote reconstructions.png" in done.output
     assert (tmp_path / "reconstructions.png").is_file()
-    done = CliRunner().invoke(app, [*command, "--step", "0", "--out", "checkpoints"], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    assert (tmp_path / "checkpoints/reconstructions.png").is_file()
-    done = CliRunner().invoke(app, [*command, "--out", "nowhere/known.png"])
-    assert done.exit_code == 1
-    assert "expected an existing folder" in done.output
-    done = CliRunner().invoke(app, [*command, "--step", "0", "--out", "pictures/of last"], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    assert (tmp_path / "pictures/of last/reconstructions.png").is_file()
-    done = CliRunner().invoke(app, [*command, "--out", "probe_set.pt/last"])
-    assert done.exit_code == 1
-    assert "cannot make the folder" in done.output
+    for folder in ("checkpoints", "pictures/of last"):
+        done = CliRunner().invoke(app, [*command, "--step", "0", "--out", folder], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        assert (tmp_path / folder / "reconstructions.png").is_file()
+    for place, told in (("nowhere/known.png", "expected an existing folder"), ("probe_set.pt/last", "cannot make the")):
+        done = CliRunner().invoke(app, [*command, "--out", place])
+        assert done.exit_code == 1
+        assert told in done.output
 
 
 def test_images_are_as_they_were_given(probe_set: pf.ProbeSet, net: SmallNet) -> None:

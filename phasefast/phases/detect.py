@@ -20,7 +20,9 @@ A curve is the mean held-out loss at each probed step. What is asked of it, in t
   not correlated from step to step. With eight steps or more a change must be that large without the lowest step too,
   from or to the lower of its neighbours: noise dwindles as a training converges, and early steps are low by chance. A
   rise must be that large without the last step too, which may have diverged; where the last step alone comes down, as
-  after annealing, a rise after a decrease counts that is that large from and to neighbours of its ends.
+  after annealing, a rise after a decrease counts that is that large from and to neighbours of its ends, and ends at its
+  top if the whole of it would not count. A rise within a decrease, of a quarter of it or more, is no phase: it is told
+  if its interval excludes 0, as a hump of few steps is scatter to the step noise.
 * *What is the step noise?* What neighbouring steps scatter, by the median absolute second difference (Gasser et al.
   1986), or by the larger of the third one and the residual of the valley fit, if that is less; at least that residual
   where it changes its sign often; with fewer than seven steps, that residual. Where the six steps to both sides of the
