@@ -314,6 +314,29 @@ def test_a_listing_has_the_columns_of_each_target_together(net: SmallNet) -> Non
     assert len(set(routes)) == len(routes)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_decoders_of_samples_that_are_known_by_heart_mislead_about_others(seed: int) -> None:
+    """docs/numbers.md, "Samples of the training": what nothing can tell is decoded worse than by its mean."""
+    torch.manual_seed(seed)
+    x, drawn = torch.randn(300, 10), torch.randn(300)
+    net = nn.Sequential(nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 1))
+    optimizer = torch.optim.Adam(net.parameters(), 0.01)
+    for _ in range(300):
+        optimizer.zero_grad()
+        (net(x[:100])[:, 0] - drawn[:100]).square().mean().backward()
+        optimizer.step()
+
+    def decoded(some: slice) -> tuple[float, float]:
+        probe_set = pf.ProbeSet.from_tensors(x[some], None, x[200:], None, values={"own": (drawn[some], drawn[200:])})
+        scores = pf.probe(net, probe_set, layers=["3"], targets=["own", "input"], predicts="none")
+        own, given = (scores.value(target=name, metric="fvu", split="heldout") for name in ("own", "input"))
+        return own, given
+
+    known, others = decoded(slice(0, 100)), decoded(slice(100, 200))
+    assert known[0] > 1.5 > 1.1 > others[0]
+    assert known[1] == pytest.approx(others[1], rel=0.25)
+
+
 def test_a_listing_names_layers_that_do_worse_than_a_constant() -> None:
     x = torch.randn(90, 8, generator=torch.Generator().manual_seed(3))
     noise = torch.randn(90, generator=torch.Generator().manual_seed(4))
