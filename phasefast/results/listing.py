@@ -72,6 +72,6 @@ def _remarks(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             worse.setdefault(row["target"], []).append(row["layer"])
     for target, layers in worse.items():
         yield (
-            f"{target} fvu above 1, worse than a constant, in {shown(layers)}: typical of too few fit rows, of fit rows "
-            "that the model was trained on, or of held-out rows of another kind"
+            f"{target} fvu above 1, worse than a constant, in {shown(layers)}: typical of too few fit rows, of fit "
+            "rows that the model was trained on, or of held-out rows of another kind"
         )
