@@ -26,9 +26,7 @@ class PhaseRules:
     constant: float = 0.10  # a curve in order that goes farther from its mean than this fraction of it is not constant
     plateau: float = 0.20  # a plateau's losses differ from their mean by at most this fraction of the change after it,
     slope: float = 1 / 3  # and its slope is at most this fraction of the slope after it
-    bump: float = (
-        0.25  # a rise between a plateau and its decrease is left out, one within it told, from this fraction on
-    )
+    bump: float = 0.25  # rises of this fraction of a decrease are told: within it, or between a plateau and it
     window: float = 0.25  # the stop window's losses exceed the minimum by this fraction of the fall to it
     fewest: int = 4  # steps that phases take: a plateau of three and a change after it
     odd: float = 6.0  # a step this many standard deviations of the step noise above both neighbours is left out
