@@ -25,6 +25,7 @@ from ..phases.phase_report import (
     phase_notes,
     span_text,
 )
+from ..results.listing import worse_than_constant
 from ..results.scores import MODEL_LAYER, Scores
 from .curves import evenly, values_by_step
 from .names import shortened, spelled
@@ -35,6 +36,7 @@ _MOSTLY = 0.5  # of the samples are of one class, so that others hardly count
 _VISIBLE = 10  # times the last decimal: what a curve changes by
 INPUT = "input"  # of which the first layers keep most
 MOST_STEPS = 60  # in tables of curves
+_WORSE = 1.05  # fvu at some step that is told, as it is no scatter around 1
 _MOST_ROWS = 400  # of the phases of all targets
 
 
@@ -83,6 +85,9 @@ def _print_target(scores: Scores, target: str, metric: str, cells: Sequence[Cell
         if part:
             console.print()
         console.print(table)
+    worse = [cell.layer for cell in cells if shown == FVU and _worst(scores, cell.layer, target) > _WORSE]
+    if worse:
+        console.print(Text(worse_than_constant(target, worse), style="dim"))
     if shown in ACCURACIES and (baseline := scores.baseline(target, shown)) is not None:
         console.print(Text(f"Always the most frequent fit class: {number(baseline)}", style="dim"))
     if estimates := scores.approximations(target, shown):
@@ -258,6 +263,12 @@ def _phase(phase: Phase | None, between: str) -> Text:
         return Text(NOT_THERE, style="dim")
     change = ("+" if phase.change > 0 else "") + number(phase.change)
     return Text(f"{span_text(phase.start_step, phase.end_step)}{between}{change}", style=_COLOURS[phase.kind])
+
+
+def _worst(scores: Scores, layer: str, target: str) -> float:
+    """The highest FVU that a layer has at any step; 0 without a finite one."""
+    found = [value for value, _ in values_by_step(scores, layer, target, FVU).values()]
+    return max(filter(math.isfinite, found), default=0.0)
 
 
 def _curve(scores: Scores, layer: str, target: str, metric: str) -> dict[int, str]:

@@ -71,7 +71,12 @@ def _remarks(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
                 continue
             worse.setdefault(row["target"], []).append(row["layer"])
     for target, layers in worse.items():
-        yield (
-            f"{target} fvu above 1, worse than a constant, in {shown(layers)}: typical of too few fit rows, of fit "
-            "rows that the model was trained on, or of held-out rows of another kind"
-        )
+        yield worse_than_constant(target, layers)
+
+
+def worse_than_constant(target: str, layers: Sequence[str]) -> str:
+    """What may have made the FVU of these layers so high."""
+    return (
+        f"{target} fvu above 1, worse than a constant, in {shown(layers)}: typical of too few fit rows, of fit rows "
+        "that the model was trained on, or of held-out rows of another kind"
+    )

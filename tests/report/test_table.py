@@ -193,3 +193,18 @@ def test_of_very_many_rows_the_first_targets_are_shown_and_what_is_best_of_all(m
         assert f"{3 - tables} more targets; --target shows the tables" in text
         assert text.count("Best: a at step 2") == 3
         assert "z: Best: a at step 2, accuracy" in text
+
+
+def test_layers_that_do_worse_than_a_constant_at_some_step_are_told() -> None:
+    levels = {"a": [1.0, 1.04, 0.9, 0.8], "b": [1.0, 1.06, 0.9, 0.8], "c": [1.0, math.nan, 2.0, 0.5]}
+    rows = [
+        row(step, layer, "age", "fvu", np.full(30, value))
+        for layer, values in levels.items()
+        for step, value in enumerate(values)
+    ]
+    scores = Scores.from_rows(rows)
+    console = Console(width=200, file=io.StringIO())
+    print_report(scores, detect_phases(scores, layers=["a", "b"]), console)
+    told = "age fvu above 1, worse than a constant, in ['b']: typical of too few fit rows"
+    assert told in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "worse than a constant" not in printed(make_scores(["a"], log2_steps(8)), 200)
